@@ -1,0 +1,124 @@
+import { availableParallelism } from "node:os";
+import koffi from "koffi";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import type { Functions, Pointer } from "./functions.js";
+import { DEVICE_KINDS, type DeviceKind, type Library, loadLibrary } from "./library.js";
+
+/** A compute device that ggml found. */
+export interface Device {
+  readonly kind: DeviceKind;
+  /** ggml's name, for example `CPU` or `Vulkan0`. */
+  readonly name: string;
+  readonly description: string;
+  readonly memoryTotalBytes: number;
+  readonly memoryFreeBytes: number;
+  readonly handle: Pointer;
+}
+
+const PREFIXES: readonly [RegExp, DeviceKind][] = [
+  [/^cuda|^rocm|^musa/i, "cuda"],
+  [/^metal|^mtl/i, "metal"],
+  [/^vulkan/i, "vulkan"],
+  [/^cpu/i, "cpu"],
+];
+
+/** Lists the devices, fastest kind first. */
+export function listDevices(library: Library = loadLibrary()): Device[] {
+  const f = library.functions;
+  const devices: Device[] = [];
+  for (let i = 0; i < f.ggml_backend_dev_count(); i++) {
+    const handle = f.ggml_backend_dev_get(i);
+    const name = f.ggml_backend_dev_name(handle);
+    const kind = PREFIXES.find(([pattern]) => pattern.test(name))?.[1];
+    if (kind === undefined) continue; // accelerators such as BLAS that only assist another device
+    const free = new BigUint64Array(1);
+    const total = new BigUint64Array(1);
+    f.ggml_backend_dev_memory(handle, free, total);
+    devices.push({
+      kind,
+      name,
+      description: f.ggml_backend_dev_description(handle).trim(),
+      memoryFreeBytes: Number(free[0]),
+      memoryTotalBytes: Number(total[0]),
+      handle,
+    });
+  }
+  return devices.sort((a, b) => DEVICE_KINDS.indexOf(a.kind) - DEVICE_KINDS.indexOf(b.kind));
+}
+
+export interface BackendOptions {
+  /** Which kind of device; `auto` takes the fastest found. */
+  readonly device?: DeviceKind | "auto";
+  /** CPU threads; all cores by default. */
+  readonly threads?: number;
+}
+
+/** An initialised device: it allocates buffers and computes graphs, one at a time. */
+export class Backend {
+  private released = false;
+  private constructor(
+    readonly library: Library,
+    readonly device: Device,
+    readonly handle: Pointer,
+    readonly threads: number,
+  ) {}
+
+  /**
+   * Opens a device.
+   * @throws UsageError when no device of the wished kind is there, with those that are
+   */
+  static open(options: BackendOptions = {}): Backend {
+    const wish = options.device ?? "auto";
+    const threads = options.threads ?? availableParallelism();
+    if (!Number.isInteger(threads) || threads < 1)
+      throw new UsageError(`threads must be a positive integer, not ${threads}`);
+    const library = loadLibrary(wish);
+    const devices = listDevices(library);
+    const device = wish === "auto" ? devices[0] : devices.find(({ kind }) => kind === wish);
+    if (device === undefined)
+      throw new UsageError(
+        `no ${wish === "auto" ? "compute" : wish} device was found; there is ${devices.map((d) => d.name).join(", ") || "none"} (see \`coppice doctor\`)`,
+      );
+    const handle = library.functions.ggml_backend_dev_init(device.handle, null);
+    if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialised`);
+    const backend = new Backend(library, device, handle, threads);
+    backend.setThreads(threads);
+    return backend;
+  }
+
+  get functions(): Functions {
+    return this.library.functions;
+  }
+
+  private setThreads(threads: number): void {
+    const f = this.functions;
+    const registry = f.ggml_backend_dev_backend_reg(this.device.handle);
+    const address = f.ggml_backend_reg_get_proc_address(registry, "ggml_backend_set_n_threads");
+    if (address === null) return; // a GPU has no such setting
+    koffi.call(address, koffi.proto("void", ["intptr_t", "int"]), this.handle, threads);
+  }
+
+  /** Whether the device has a kernel for this node (its operation, types and shapes). */
+  supports(node: Pointer): boolean {
+    return this.functions.ggml_backend_dev_supports_op(this.device.handle, node);
+  }
+
+  /** Computes a graph on a native thread; the event loop stays free. */
+  compute(graph: Pointer): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.functions.ggml_backend_graph_compute.async(this.handle, graph, (error: Error | null, status: number) => {
+        if (error !== null) reject(error);
+        else if (status !== 0)
+          reject(new CoppiceError(`computing on ${this.device.name} failed with status ${status} (out of memory?)`));
+        else resolve();
+      });
+    });
+  }
+
+  /** Gives the device back. Its buffers must be freed before. */
+  free(): void {
+    if (this.released) return;
+    this.released = true;
+    this.functions.ggml_backend_free(this.handle);
+  }
+}

@@ -1,0 +1,4 @@
+export { Backend, type BackendOptions, type Device, listDevices } from "./device.js";
+export { bytesOf, DTYPE_BYTES, type DType, type FloatDType, fromFloat32, toFloat32 } from "./dtype.js";
+export type { Functions, Pointer } from "./functions.js";
+export { DEVICE_KINDS, type DeviceKind, type Library, libraryDirectories, loadLibrary } from "./library.js";

@@ -1,0 +1,128 @@
+import { existsSync, readdirSync } from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import koffi from "koffi";
+import { CoppiceError } from "../system/errors.js";
+import { bindFunctions, type Functions } from "./functions.js";
+
+/** Kinds of compute device, fastest first. */
+export const DEVICE_KINDS = ["cuda", "metal", "vulkan", "cpu"] as const;
+export type DeviceKind = (typeof DEVICE_KINDS)[number];
+
+/** The loaded ggml libraries. */
+export interface Library {
+  readonly functions: Functions;
+  /** Where the libraries lie. */
+  readonly directory: string;
+  readonly version: string;
+  readonly commit: string;
+}
+
+const PLATFORM = { linux: "linux", darwin: "mac", win32: "win" }[process.platform as string] ?? process.platform;
+
+/** npm packages that carry ggml for this platform and can drive the kind of device. */
+function packagesFor(kind: DeviceKind): string[] {
+  const base = `@node-llama-cpp/${PLATFORM}-${process.arch}`;
+  if (kind === "cuda" || kind === "vulkan") return [`${base}-${kind}`];
+  if (kind === "metal") return process.platform === "darwin" ? [`${base}-metal`] : [];
+  return [base, `${base}-metal`];
+}
+
+/** The folder of a package's libraries, or undefined when it is not installed. */
+function packageDirectory(name: string): string | undefined {
+  const require = createRequire(import.meta.url);
+  for (const modules of require.resolve.paths(name) ?? []) {
+    const bins = path.join(modules, name, "bins");
+    if (!existsSync(bins)) continue;
+    const folder = readdirSync(bins).find((entry) => !entry.startsWith("_"));
+    if (folder !== undefined) return path.join(bins, folder);
+  }
+  return undefined;
+}
+
+/** Folders that may hold the libraries for a wish, best first. */
+export function libraryDirectories(wish: DeviceKind | "auto"): string[] {
+  const named = process.env.COPPICE_GGML_DIR;
+  if (named !== undefined && named !== "") return [path.resolve(named)];
+  const kinds = wish === "auto" ? DEVICE_KINDS : [wish, "cpu" as const];
+  const folders = kinds.flatMap(packagesFor).map(packageDirectory);
+  return [...new Set(folders.filter((folder) => folder !== undefined))];
+}
+
+function findLibrary(directory: string, stem: RegExp): string | undefined {
+  const file = readdirSync(directory).find((entry) => stem.test(entry));
+  return file === undefined ? undefined : path.join(directory, file);
+}
+
+// Native calls run on stacks of koffi's own. A Vulkan driver compiles shaders inside a call, which overflows the default
+// of 256 KiB and corrupts the heap.
+const STACK_BYTES = 8 << 20;
+
+const loaded = new Map<string, Library>();
+
+/**
+ * Loads ggml from a folder: first `ggml-base`, then the loader `ggml`, then every backend found beside them.
+ * @throws CoppiceError when the folder lacks the libraries or they are of another release
+ */
+function loadFrom(directory: string): Library {
+  const known = loaded.get(directory);
+  if (known !== undefined) return known;
+  if (!existsSync(directory))
+    throw new CoppiceError(`ggml: ${directory} does not exist (COPPICE_GGML_DIR names the folder of libggml-base)`);
+  const extension = "(\\.so|\\.dylib|\\.dll)(\\.\\d+)*$";
+  const basePath = findLibrary(directory, new RegExp(`^(lib)?ggml-base${extension}`));
+  const loaderPath = findLibrary(
+    directory,
+    new RegExp(`^(lib)?ggml(\\.(cuda|vulkan|metal))?(\\.v[\\d.]+)?${extension}`),
+  );
+  if (basePath === undefined || loaderPath === undefined)
+    throw new CoppiceError(
+      `ggml: ${directory} holds no libggml-base and libggml; COPPICE_GGML_DIR must name their folder`,
+    );
+  koffi.config({ ...koffi.config(), sync_stack_size: STACK_BYTES, async_stack_size: STACK_BYTES });
+  let functions: Functions;
+  try {
+    functions = bindFunctions(koffi.load(basePath, { global: true }), koffi.load(loaderPath, { global: true }));
+  } catch (error) {
+    throw new CoppiceError(
+      `ggml: the libraries in ${directory} do not fit this version of Coppice (${error instanceof Error ? error.message : error})`,
+    );
+  }
+  // ggml logs to standard error by default. A native function without effect stands in for a log call-back, because one
+  // in JavaScript could not be called from ggml's threads.
+  if (process.env.COPPICE_DEBUG === undefined) {
+    const silent = BigInt(koffi.load(basePath).symbol("ggml_time_init") as bigint);
+    functions.ggml_log_set(silent as never, null);
+  }
+  functions.ggml_backend_load_all_from_path(directory);
+  const library = {
+    functions,
+    directory,
+    version: functions.ggml_version(),
+    commit: functions.ggml_commit(),
+  };
+  loaded.set(directory, library);
+  return library;
+}
+
+let current: Library | undefined;
+
+/**
+ * Loads ggml once per process. Two builds of it cannot live in one process, so the first wish decides.
+ * @throws CoppiceError when none is installed, with what to install
+ */
+export function loadLibrary(wish: DeviceKind | "auto" = "auto"): Library {
+  if (current !== undefined) return current;
+  const [directory] = libraryDirectories(wish);
+  if (directory === undefined)
+    throw new CoppiceError(
+      `no compute library is installed for ${process.platform} ${process.arch}: run \`npm install @node-llama-cpp/${PLATFORM}-${process.arch}\`, ` +
+        `or set COPPICE_GGML_DIR to a folder that holds libggml-base, libggml and their backends`,
+    );
+  current = loadFrom(directory);
+  return current;
+}
+
+/** This package's own folder (where package.json lies). */
+export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");

@@ -1,0 +1,28 @@
+/**
+ * An error meant for the person who ran the command: it says what was wrong, with the value and the place, and what to
+ * do. The command line prints its message without a stack trace and exits with code 1.
+ */
+export class CoppiceError extends Error {
+  override readonly name: string = "CoppiceError";
+}
+
+/** The command was called wrongly (unknown option, unparsable target): exit code 2. */
+export class UsageError extends CoppiceError {
+  override readonly name = "UsageError";
+}
+
+/** A file or response from outside is not what it claims to be. */
+export class FormatError extends CoppiceError {
+  override readonly name = "FormatError";
+}
+
+/** Tensors of the wrong shape or type met; the message names them. Raised before anything reaches native code. */
+export class ShapeError extends CoppiceError {
+  override readonly name = "ShapeError";
+}
+
+/** Returns `value`, or throws what `complaint` says when it is undefined or null. */
+export function required<T>(value: T | undefined | null, complaint: string): T {
+  if (value === undefined || value === null) throw new CoppiceError(complaint);
+  return value;
+}

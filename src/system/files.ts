@@ -1,0 +1,70 @@
+import { createHash, randomBytes } from "node:crypto";
+import {
+  closeSync,
+  createReadStream,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import path from "node:path";
+
+/** Flushes a directory entry, so that a rename in it survives a power cut. Not every platform allows it. */
+export function syncDirectory(directory: string): void {
+  try {
+    const handle = openSync(directory, "r");
+    try {
+      fsyncSync(handle);
+    } finally {
+      closeSync(handle);
+    }
+  } catch {
+    // Windows cannot open a directory; the rename itself is atomic there.
+  }
+}
+
+/** A name beside `file` that no other process uses, for writing before the rename. */
+export function temporaryBeside(file: string): string {
+  return `${file}.partial-${process.pid}-${randomBytes(4).toString("hex")}`;
+}
+
+/** Puts a finished temporary file or directory in its place: flush, rename, flush the parent. */
+export function moveIntoPlace(temporary: string, file: string): void {
+  renameSync(temporary, file);
+  syncDirectory(path.dirname(file));
+}
+
+/** Writes a whole small file atomically: beside it, flushed, then renamed. */
+export function writeFileAtomic(file: string, content: string | Uint8Array): void {
+  mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
+  const temporary = temporaryBeside(file);
+  const handle = openSync(temporary, "w");
+  try {
+    writeFileSync(handle, content);
+    fsyncSync(handle);
+    closeSync(handle);
+    moveIntoPlace(temporary, file);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+}
+
+/** Writes a value as indented JSON, atomically. */
+export function writeJson(file: string, value: unknown): void {
+  writeFileAtomic(file, `${JSON.stringify(value, null, 2)}\n`);
+}
+
+/** SHA-256 of a file's bytes, streamed, in hexadecimal. */
+export async function hashFile(file: string): Promise<string> {
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(file, { highWaterMark: 1 << 20 })) hash.update(chunk);
+  return hash.digest("hex");
+}
+
+/** SHA-256 of a string or bytes, in hexadecimal. */
+export function hashBytes(content: string | Uint8Array): string {
+  return createHash("sha256").update(content).digest("hex");
+}

@@ -1,0 +1,131 @@
+import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+import koffi from "koffi";
+import { CoppiceError } from "./errors.js";
+
+/** Bytes of a file, brought in by the operating system when they are touched. */
+export interface MappedFile {
+  readonly path: string;
+  readonly byteLength: number;
+  /** The bytes of a range, without copying where the platform can map files. Read-only: writing to it faults. */
+  bytes(offset: number, length: number): Uint8Array;
+  /** Tells the system that a range is not needed for now, so that it leaves this process's resident memory. */
+  release(offset: number, length: number): void;
+}
+
+const PAGE = 4096;
+const PROT_READ = 1;
+const MAP_SHARED = 1;
+const MADV_DONTNEED = 4;
+
+interface Libc {
+  mmap(address: null, length: number, protection: number, flags: number, file: number, offset: number): bigint;
+  munmap(address: bigint, length: number): number;
+  madvise(address: bigint, length: number, advice: number): number;
+}
+
+let libc: Libc | undefined | null;
+
+function loadLibc(): Libc | null {
+  if (libc !== undefined) return libc;
+  libc = null;
+  for (const name of process.platform === "darwin" ? ["libSystem.B.dylib"] : ["libc.so.6", "libc.so"]) {
+    if (process.platform === "win32") break;
+    try {
+      const library = koffi.load(name);
+      libc = {
+        mmap: library.func("intptr_t mmap(void *a, size_t n, int prot, int flags, int fd, int64_t off)"),
+        munmap: library.func("int munmap(intptr_t a, size_t n)"),
+        madvise: library.func("int madvise(intptr_t a, size_t n, int advice)"),
+      };
+      break;
+    } catch {
+      // try the next name; without one, files are read instead of mapped
+    }
+  }
+  return libc;
+}
+
+/** Unmaps once nothing in the program refers to the bytes any more: no view can ever dangle. */
+const unmapper = new FinalizationRegistry<{ address: bigint; length: number }>(({ address, length }) => {
+  loadLibc()?.munmap(address, length);
+});
+
+/**
+ * Opens a file for random access.
+ * @throws CoppiceError when it cannot be opened or is not a regular file
+ */
+export function mapFile(path: string): MappedFile {
+  let handle: number;
+  try {
+    handle = openSync(path, "r");
+  } catch (error) {
+    throw new CoppiceError(`cannot open ${path}: ${(error as NodeJS.ErrnoException).code ?? error}`);
+  }
+  const status = fstatSync(handle);
+  if (!status.isFile()) {
+    closeSync(handle);
+    throw new CoppiceError(`${path} is not a regular file`);
+  }
+  const native = loadLibc();
+  if (status.size === 0 || native === null) return new ReadFile(path, status.size, handle);
+  const address = BigInt(native.mmap(null, status.size, PROT_READ, MAP_SHARED, handle, 0));
+  closeSync(handle);
+  if (address === -1n) throw new CoppiceError(`cannot map ${path} (${status.size} bytes) into memory`);
+  const buffer = koffi.view(address, status.size);
+  unmapper.register(buffer, { address, length: status.size });
+  return new Mapping(path, buffer, address, native);
+}
+
+function checkRange(file: MappedFile, offset: number, length: number): void {
+  if (!(offset >= 0 && length >= 0 && offset + length <= file.byteLength))
+    throw new CoppiceError(
+      `${file.path}: bytes ${offset} to ${offset + length} lie outside its ${file.byteLength} bytes; is it truncated?`,
+    );
+}
+
+class Mapping implements MappedFile {
+  readonly byteLength: number;
+  constructor(
+    readonly path: string,
+    private readonly buffer: ArrayBuffer,
+    private readonly address: bigint,
+    private readonly native: Libc,
+  ) {
+    this.byteLength = buffer.byteLength;
+  }
+
+  bytes(offset: number, length: number): Uint8Array {
+    checkRange(this, offset, length);
+    return new Uint8Array(this.buffer, offset, length);
+  }
+
+  release(offset: number, length: number): void {
+    checkRange(this, offset, length);
+    const start = Math.floor(offset / PAGE) * PAGE;
+    // A page shared with a neighbour comes back by itself when the neighbour is read.
+    if (length > 0) this.native.madvise(this.address + BigInt(start), offset + length - start, MADV_DONTNEED);
+  }
+}
+
+/** The same interface by plain positioned reads, where files cannot be mapped. */
+class ReadFile implements MappedFile {
+  constructor(
+    readonly path: string,
+    readonly byteLength: number,
+    private readonly handle: number,
+  ) {}
+
+  bytes(offset: number, length: number): Uint8Array {
+    checkRange(this, offset, length);
+    const bytes = new Uint8Array(length);
+    let done = 0;
+    while (done < length) {
+      const count = readSync(this.handle, bytes, done, Math.min(length - done, 1 << 30), offset + done);
+      if (count === 0) throw new CoppiceError(`${this.path} ended at byte ${offset + done} while it was read`);
+      done += count;
+    }
+    return bytes;
+  }
+
+  release(): void {}
+}

@@ -1,0 +1,196 @@
+import type { Backend } from "../ggml/device.js";
+import type { DType } from "../ggml/dtype.js";
+import type { Functions, Pointer } from "../ggml/functions.js";
+import { CoppiceError, ShapeError } from "../system/errors.js";
+import type { Gradient } from "./op.js";
+import { TensorStore } from "./store.js";
+import {
+  describe,
+  readFloat32,
+  readTensorBytes,
+  type Shape,
+  type Tensor,
+  type TensorData,
+  writeTensor,
+} from "./tensor.js";
+
+/** One recorded forward step, with how to go back through it. */
+export interface TapeEntry {
+  readonly output: Tensor;
+  readonly inputs: readonly Tensor[];
+  readonly vjp: (dy: Tensor) => readonly Gradient[];
+}
+
+/** Number type that matrix products read their right operand in. Accumulation and everything else is f32. */
+export type ComputeType = "f32" | "bf16";
+
+export interface GraphOptions {
+  readonly computeType?: ComputeType;
+}
+
+const TENSORS_PER_CONTEXT = 2048;
+/** No op creates more native tensors than this at once. */
+const TENSORS_PER_OP = 16;
+const MAX_INPUTS = 512;
+
+/**
+ * A computation: recorded once, compiled once (memory planned), run many times. Inputs and constants keep their
+ * contents between runs; everything else is scratch unless it is an output.
+ */
+export class Graph {
+  readonly computeType: ComputeType;
+  readonly tape: TapeEntry[] = [];
+  private readonly inputs: TensorStore;
+  private readonly constants: [Tensor, TensorData][] = [];
+  private readonly memos = new Map<string, Tensor>();
+  private readonly contexts: Pointer[] = [];
+  private readonly roots: Pointer[] = [];
+  private tensorsInContext = TENSORS_PER_CONTEXT;
+  private recording = true;
+  private compiled: { readonly handle: Pointer; readonly context: Pointer; readonly allocator: Pointer } | undefined;
+
+  constructor(
+    readonly backend: Backend,
+    options: GraphOptions = {},
+  ) {
+    this.computeType = options.computeType ?? "f32";
+    this.inputs = new TensorStore(backend, MAX_INPUTS);
+  }
+
+  get functions(): Functions {
+    return this.backend.functions;
+  }
+
+  /** Where ops put their native tensor records. */
+  nativeContext(): Pointer {
+    if (this.tensorsInContext + TENSORS_PER_OP > TENSORS_PER_CONTEXT) {
+      const f = this.functions;
+      this.contexts.push(f.ggml_init(f.ggml_tensor_overhead() * TENSORS_PER_CONTEXT));
+      this.tensorsInContext = 0;
+    }
+    this.tensorsInContext += TENSORS_PER_OP;
+    return this.contexts[this.contexts.length - 1] as Pointer;
+  }
+
+  /** Declares an input; fill it with {@link write} after {@link compile}. */
+  input(name: string, dtype: DType, shape: Shape): Tensor {
+    return this.inputs.add(name, shape, dtype);
+  }
+
+  /** Declares an input whose content never changes. */
+  constant(name: string, dtype: DType, shape: Shape, data: TensorData): Tensor {
+    const key = `constant ${name}`;
+    const known = this.memos.get(key);
+    if (known !== undefined) return known;
+    const tensor = this.inputs.add(name, shape, dtype);
+    this.constants.push([tensor, data]);
+    this.memos.set(key, tensor);
+    return tensor;
+  }
+
+  /** Derives something from a tensor once per graph, for example its transpose. */
+  memo(tensor: Tensor, kind: string, make: () => Tensor): Tensor {
+    const key = `${kind} ${tensor.handle}`;
+    const known = this.memos.get(key);
+    if (known !== undefined) return known;
+    const made = make();
+    this.memos.set(key, made);
+    return made;
+  }
+
+  /** Records a step for reverse-mode differentiation. */
+  record(entry: TapeEntry): void {
+    if (this.recording && entry.output.requiresGrad) this.tape.push(entry);
+  }
+
+  /** Runs `build` without recording, for what no gradient flows through. */
+  withoutGradient<T>(build: () => T): T {
+    const before = this.recording;
+    this.recording = false;
+    try {
+      return build();
+    } finally {
+      this.recording = before;
+    }
+  }
+
+  get isRecording(): boolean {
+    return this.recording;
+  }
+
+  /** Keeps a tensor's value to be read after a run. */
+  output<T extends Tensor>(tensor: T): T {
+    if (this.compiled !== undefined) throw new ShapeError(`${describe(tensor)} was made an output after compilation`);
+    this.functions.ggml_set_output(tensor.handle);
+    this.roots.push(tensor.handle);
+    return tensor;
+  }
+
+  /** Adds a step that is run for its effect (an assignment, an optimizer step), after all outputs named before it. */
+  effect(tensor: Tensor): void {
+    this.roots.push(tensor.handle);
+  }
+
+  /** Plans memory and fills constants. @throws CoppiceError when the device has too little memory */
+  compile(): this {
+    if (this.compiled !== undefined) return this;
+    const f = this.functions;
+    this.inputs.allocate();
+    for (const [tensor, data] of this.constants) writeTensor(f, tensor, data);
+    const size = this.contexts.length * TENSORS_PER_CONTEXT + MAX_INPUTS + 4096;
+    const context = f.ggml_init(f.ggml_graph_overhead_custom(size, false) + 1024);
+    const handle = f.ggml_new_graph_custom(context, size, false);
+    for (const root of this.roots) f.ggml_build_forward_expand(handle, root);
+    const allocator = f.ggml_gallocr_new(f.ggml_backend_get_default_buffer_type(this.backend.handle));
+    this.compiled = { handle, context, allocator };
+    if (!f.ggml_gallocr_alloc_graph(allocator, handle))
+      throw new CoppiceError(
+        `${this.backend.device.name} has too little memory for the activations: use a smaller batch or sequence length`,
+      );
+    return this;
+  }
+
+  /** Computes everything, off the event loop. */
+  async run(): Promise<void> {
+    this.compile();
+    if (this.compiled !== undefined) await this.backend.compute(this.compiled.handle);
+  }
+
+  write(tensor: Tensor, data: TensorData): void {
+    this.compile();
+    writeTensor(this.functions, tensor, data);
+  }
+
+  /** Reads an f32 output. */
+  read(tensor: Tensor): Float32Array {
+    return readFloat32(this.functions, tensor);
+  }
+
+  /** Reads an i32 output. */
+  readInt32(tensor: Tensor): Int32Array {
+    return new Int32Array(readTensorBytes(this.functions, tensor).buffer);
+  }
+
+  /** Bytes of scratch memory planned for intermediate results. */
+  get scratchBytes(): number {
+    return this.compiled === undefined ? 0 : this.functions.ggml_gallocr_get_buffer_size(this.compiled.allocator, 0);
+  }
+
+  /** Number of native operations. */
+  get nodeCount(): number {
+    return this.compiled === undefined ? 0 : this.functions.ggml_graph_n_nodes(this.compiled.handle);
+  }
+
+  free(): void {
+    const f = this.functions;
+    if (this.compiled !== undefined) {
+      f.ggml_gallocr_free(this.compiled.allocator);
+      f.ggml_free(this.compiled.context);
+      this.compiled = undefined;
+    }
+    for (const context of this.contexts.splice(0)) f.ggml_free(context);
+    this.inputs.free();
+    this.memos.clear();
+    this.tape.length = 0;
+  }
+}

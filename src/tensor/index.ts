@@ -1,0 +1,7 @@
+export { gradients } from "./autodiff.js";
+export { type ComputeType, Graph, type GraphOptions } from "./graph.js";
+export { defineOp, type Gradient, type Native, type OpDefinition, type Step } from "./op.js";
+export * as ops from "./ops/index.js";
+export { ADAMW_DEFAULTS, AdamW, type AdamWOptions, learningRateAt, type Schedule } from "./optimizer.js";
+export { TensorStore } from "./store.js";
+export { describe, elementCount, type Shape, type Tensor, type TensorData } from "./tensor.js";

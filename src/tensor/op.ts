@@ -1,0 +1,83 @@
+import { DTYPE_ID, type DType } from "../ggml/dtype.js";
+import type { Functions, Pointer } from "../ggml/functions.js";
+import { CoppiceError } from "../system/errors.js";
+import type { Graph } from "./graph.js";
+import { checkShape, nativeSizes, type Shape, type Tensor } from "./tensor.js";
+
+/** How to compute the gradient for one input; called only where one is wanted. */
+export type Gradient = (() => Tensor) | null;
+
+/** What an op's `build` sees: ggml's functions and the context that owns new tensor records. */
+export interface Native {
+  readonly f: Functions;
+  readonly context: Pointer;
+}
+
+/** Inputs, output and attributes of a recorded step, for its gradient. */
+export interface Step<Inputs extends readonly Tensor[], Attributes> {
+  readonly inputs: Inputs;
+  readonly output: Tensor;
+  readonly attributes: Attributes;
+}
+
+export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
+  /** The result's shape. @throws ShapeError that names the inputs when they do not fit */
+  readonly shape: (inputs: Inputs, attributes: Attributes) => Shape;
+  /** The result's type; f32 unless said otherwise. */
+  readonly dtype?: (inputs: Inputs, attributes: Attributes) => DType;
+  /** Makes the native node. The shape rule has passed. */
+  readonly build: (native: Native, inputs: Inputs, attributes: Attributes) => Pointer;
+  /** The same from other ops, for devices without the kernel. */
+  readonly composed?: (g: Graph, inputs: Inputs, attributes: Attributes) => Tensor;
+  /** Vector-Jacobian product: given the gradient of the output, that of each input. */
+  readonly vjp?: (g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[];
+}
+
+/** A defined op: `(graph, ...inputs, attributes) => tensor`. */
+export type Op<Inputs extends readonly Tensor[], Attributes = undefined> = (
+  g: Graph,
+  ...rest: Attributes extends undefined ? Inputs : [...Inputs, Attributes]
+) => Tensor;
+
+/**
+ * Defines an op: its shape rule, its forward node and its gradient, side by side. The result is a function
+ * `(graph, ...inputs, attributes) => tensor`. Reads as the row of a table; see the files in `ops/`.
+ */
+export function defineOp<Inputs extends readonly Tensor[], Attributes = undefined>(
+  name: string,
+  arity: Inputs["length"],
+  definition: OpDefinition<Inputs, Attributes>,
+): Op<Inputs, Attributes> {
+  return (g, ...rest) => {
+    const inputs = rest.slice(0, arity) as unknown as Inputs;
+    const attributes = rest[arity] as Attributes;
+    const shape = definition.shape(inputs, attributes);
+    checkShape(name, shape);
+    const requiresGrad = definition.vjp !== undefined && g.isRecording && inputs.some((input) => input.requiresGrad);
+    const handle = definition.build({ f: g.functions, context: g.nativeContext() }, inputs, attributes);
+    let output: Tensor = {
+      name: `${name}(${inputs.map((input) => input.name).join(", ")})`.slice(0, 120),
+      shape,
+      dtype: definition.dtype?.(inputs, attributes) ?? "f32",
+      handle,
+      requiresGrad,
+    };
+    if (!g.backend.supports(handle)) {
+      const { composed } = definition;
+      if (composed === undefined)
+        throw new CoppiceError(`${g.backend.device.name} cannot compute ${output.name} [${shape.join(", ")}]`);
+      output = { ...g.withoutGradient(() => composed(g, inputs, attributes)), requiresGrad, name: output.name };
+    }
+    const { vjp } = definition;
+    if (vjp !== undefined) g.record({ output, inputs, vjp: (dy) => vjp(g, dy, { inputs, output, attributes }) });
+    return output;
+  };
+}
+
+/** A native view of a tensor with another shape of as many elements. */
+export const reshaped = ({ f, context }: Native, handle: Pointer, shape: Shape): Pointer =>
+  f.ggml_reshape_4d(context, handle, ...nativeSizes(shape));
+
+/** An uninitialised native tensor that only lends its shape (as ggml's `repeat` wants it). */
+export const shapeOnly = ({ f, context }: Native, shape: Shape): Pointer =>
+  f.ggml_new_tensor_4d(context, DTYPE_ID.f32, ...nativeSizes(shape));

@@ -1,0 +1,159 @@
+import { ShapeError } from "../../system/errors.js";
+import type { Graph } from "../graph.js";
+import { defineOp, type Native, type Op, reshaped, shapeOnly } from "../op.js";
+import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
+
+/** b must equal a, or be 1, on every axis (numpy's rule, broadcasting only b). The result has a's shape. */
+function broadcastShape([a, b]: readonly [Tensor, Tensor]): Shape {
+  for (let n = 1; n <= 4; n++) {
+    const size = axisFromEnd(b.shape, n);
+    if (size !== 1 && size !== axisFromEnd(a.shape, n))
+      throw new ShapeError(`${describe(b)} does not broadcast to ${describe(a)}`);
+  }
+  return a.shape;
+}
+
+/** Sums what was broadcast: a tensor of `like`'s shape from one it broadcasts to. */
+export const sumTo: Op<[x: Tensor, like: Tensor]> = defineOp("sumTo", 2, {
+  shape: ([x, like]) => broadcastShape([x, like]) && like.shape,
+  build: (native, [x, like]) => native.f.ggml_repeat_back(native.context, x.handle, shapeOnly(native, like.shape)),
+  vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x), null],
+});
+
+/** Repeats x along the axes where it has size 1, to the shape of `like`. */
+export const broadcastTo: Op<[x: Tensor, like: Tensor]> = defineOp("broadcastTo", 2, {
+  shape: ([x, like]) => broadcastShape([like, x]),
+  build: (native, [x, like]) => native.f.ggml_repeat(native.context, x.handle, shapeOnly(native, like.shape)),
+  vjp: (g, dy, { inputs: [x] }) => [() => sumTo(g, dy, x), null],
+});
+
+const unbroadcast = (g: Graph, gradient: Tensor, b: Tensor): Tensor =>
+  sameShape(gradient.shape, b.shape) ? gradient : sumTo(g, gradient, b);
+
+/** a + b, b broadcast to a. */
+export const add: Op<[a: Tensor, b: Tensor]> = defineOp("add", 2, {
+  shape: broadcastShape,
+  build: ({ f, context }, [a, b]) => f.ggml_add(context, a.handle, b.handle),
+  vjp: (g, dy, { inputs: [, b] }) => [() => dy, () => unbroadcast(g, dy, b)],
+});
+
+/** a - b, b broadcast to a. */
+export const sub: Op<[a: Tensor, b: Tensor]> = defineOp("sub", 2, {
+  shape: broadcastShape,
+  build: ({ f, context }, [a, b]) => f.ggml_sub(context, a.handle, b.handle),
+  vjp: (g, dy, { inputs: [, b] }) => [() => dy, () => unbroadcast(g, scale(g, dy, { factor: -1 }), b)],
+});
+
+/** a * b elementwise, b broadcast to a. */
+export const mul: Op<[a: Tensor, b: Tensor]> = defineOp("mul", 2, {
+  shape: broadcastShape,
+  build: ({ f, context }, [a, b]) => f.ggml_mul(context, a.handle, b.handle),
+  vjp: (g, dy, { inputs: [a, b] }) => [() => mul(g, dy, b), () => unbroadcast(g, mul(g, dy, a), b)],
+});
+
+/** a / b elementwise, b broadcast to a. */
+export const div: Op<[a: Tensor, b: Tensor]> = defineOp("div", 2, {
+  shape: broadcastShape,
+  build: ({ f, context }, [a, b]) => f.ggml_div(context, a.handle, b.handle),
+  vjp: (g, dy, { inputs: [, b], output }) => [
+    () => div(g, dy, b),
+    () => unbroadcast(g, div(g, mul(g, scale(g, dy, { factor: -1 }), output), b), b), // -dy (a/b) / b
+  ],
+});
+
+/** x * factor + bias, with numbers. */
+export const scale: Op<[x: Tensor], { readonly factor: number; readonly bias?: number }> = defineOp("scale", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x], { factor, bias }) => f.ggml_scale_bias(context, x.handle, factor, bias ?? 0),
+  vjp: (g, dy, { attributes: { factor } }) => [() => scale(g, dy, { factor })],
+});
+
+/** x². */
+export const square: Op<[x: Tensor]> = defineOp("square", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_sqr(context, x.handle),
+  vjp: (g, dy, { inputs: [x] }) => [() => scale(g, mul(g, dy, x), { factor: 2 })],
+});
+
+/** √x. */
+export const sqrt: Op<[x: Tensor]> = defineOp("sqrt", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_sqrt(context, x.handle),
+  vjp: (g, dy, { output }) => [() => scale(g, div(g, dy, output), { factor: 0.5 })],
+});
+
+/** Natural logarithm. */
+export const log: Op<[x: Tensor]> = defineOp("log", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_log(context, x.handle),
+  vjp: (g, dy, { inputs: [x] }) => [() => div(g, dy, x)],
+});
+
+/** eˣ. */
+export const exp: Op<[x: Tensor]> = defineOp("exp", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_exp(context, x.handle),
+  vjp: (g, dy, { output }) => [() => mul(g, dy, output)],
+});
+
+/** |x|. */
+export const abs: Op<[x: Tensor]> = defineOp("abs", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_abs(context, x.handle),
+  vjp: (g, dy, { inputs: [x] }) => [() => mul(g, dy, sign(g, x))],
+});
+
+/** -1, 0 or 1. Piecewise constant: no gradient. */
+export const sign: Op<[x: Tensor]> = defineOp("sign", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_sgn(context, x.handle),
+});
+
+/** x limited to [low, high]. Used where no gradient flows. */
+export const clamp: Op<[x: Tensor], { readonly low: number; readonly high: number }> = defineOp("clamp", 1, {
+  // ggml clamps in place, so it gets a copy of its own
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x], { low, high }) =>
+    f.ggml_clamp(context, f.ggml_scale_bias(context, x.handle, 1, 0), low, high),
+});
+
+/** Sum of all elements, as one. */
+export const sum: Op<[x: Tensor]> = defineOp("sum", 1, {
+  shape: () => [1],
+  build: ({ f, context }, [x]) => f.ggml_sum(context, x.handle),
+  vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x)],
+});
+
+/** Sum over the last axis, kept with size 1. */
+export const sumLast: Op<[x: Tensor]> = defineOp("sumLast", 1, {
+  shape: ([x]) => [...x.shape.slice(0, -1), 1],
+  build: ({ f, context }, [x]) => f.ggml_sum_rows(context, x.handle),
+  vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x)],
+});
+
+/** Mean of all elements. */
+export const mean = (g: Graph, x: Tensor): Tensor => scale(g, sum(g, x), { factor: 1 / elementCount(x.shape) });
+
+/** Sum over axis -2, kept with size 1: [..., n, c] -> [..., 1, c]. */
+export const sumRows: Op<[x: Tensor]> = defineOp("sumRows", 1, {
+  shape: ([x]) => [...x.shape.slice(0, -2), 1, axisFromEnd(x.shape, 1)],
+  build: (native: Native, [x]) =>
+    native.f.ggml_repeat_back(
+      native.context,
+      x.handle,
+      shapeOnly(native, [...x.shape.slice(0, -2), 1, axisFromEnd(x.shape, 1)]),
+    ),
+  vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x)],
+});
+
+/** Copies `value` into `target`, which lives in a store. Make it an effect of the graph. */
+export const assign: Op<[value: Tensor, target: Tensor]> = defineOp("assign", 2, {
+  shape: ([value, target]) => {
+    if (elementCount(value.shape) !== elementCount(target.shape))
+      throw new ShapeError(`${describe(value)} cannot be assigned to ${describe(target)}`);
+    return target.shape;
+  },
+  dtype: ([, target]) => target.dtype,
+  build: (native, [value, target]) =>
+    native.f.ggml_cpy(native.context, reshaped(native, value.handle, target.shape), target.handle),
+});

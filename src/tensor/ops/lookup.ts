@@ -1,0 +1,57 @@
+import { ShapeError } from "../../system/errors.js";
+import { defineOp, type Op, reshaped } from "../op.js";
+import { describe, elementCount, type Tensor } from "../tensor.js";
+
+/** Rows of a table: table [rows, width], ids i32 [n] -> [n, width]. The ids must be in range. */
+export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding", 2, {
+  shape: ([table, ids]) => {
+    if (table.shape.length !== 2 || ids.dtype !== "i32" || ids.shape.length !== 1)
+      throw new ShapeError(`${describe(ids)} cannot look up rows of ${describe(table)}`);
+    return [elementCount(ids.shape), table.shape[1] ?? 1];
+  },
+  build: ({ f, context }, [table, ids]) => f.ggml_get_rows(context, table.handle, ids.handle),
+  vjp: (g, dy, { inputs: [table, ids] }) => [() => embeddingBack(g, dy, ids, table), null],
+});
+
+const embeddingBack: Op<[dy: Tensor, ids: Tensor, table: Tensor]> = defineOp("embeddingBack", 3, {
+  shape: ([, , table]) => table.shape,
+  build: ({ f, context }, [dy, ids, table]) => f.ggml_get_rows_back(context, dy.handle, ids.handle, table.handle),
+});
+
+/**
+ * Single elements: x of any shape, indices i32 [n] into its elements in order -> [n]. For element j of row r of a
+ * [rows, width] tensor the index is r · width + j.
+ */
+export const gather: Op<[x: Tensor, indices: Tensor]> = defineOp("gather", 2, {
+  shape: ([x, indices]) => {
+    if (indices.dtype !== "i32" || indices.shape.length !== 1 || elementCount(x.shape) > 0x7fffffff)
+      throw new ShapeError(`${describe(indices)} cannot gather from ${describe(x)}`);
+    return indices.shape;
+  },
+  build: (native, [x, indices]) => {
+    const column = reshaped(native, x.handle, [elementCount(x.shape), 1]);
+    const picked = native.f.ggml_get_rows(native.context, column, indices.handle);
+    return reshaped(native, picked, indices.shape);
+  },
+  vjp: (g, dy, { inputs: [x, indices] }) => [() => scatter(g, dy, indices, x), null],
+});
+
+const scatter: Op<[dy: Tensor, indices: Tensor, like: Tensor]> = defineOp("scatter", 3, {
+  shape: ([, , like]) => like.shape,
+  build: (native, [dy, indices, like]) => {
+    const column = reshaped(native, dy.handle, [elementCount(dy.shape), 1]);
+    const shape = native.f.ggml_new_tensor_4d(native.context, 0, 1, elementCount(like.shape), 1, 1);
+    return reshaped(native, native.f.ggml_get_rows_back(native.context, column, indices.handle, shape), like.shape);
+  },
+});
+
+/** Indices of the k largest elements of each row, largest first: [rows, width] -> i32 [rows, k]. No gradient. */
+export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("topKIndices", 1, {
+  shape: ([x], { k }) => {
+    if (x.shape.length !== 2 || !(k >= 1 && k <= (x.shape[1] ?? 0)))
+      throw new ShapeError(`the ${k} largest of each row of ${describe(x)} cannot be taken`);
+    return [x.shape[0] ?? 1, k];
+  },
+  dtype: () => "i32",
+  build: ({ f, context }, [x], { k }) => f.ggml_cont(context, f.ggml_argsort_top_k(context, x.handle, k)),
+});

@@ -1,0 +1,142 @@
+import type { Pointer } from "../../ggml/functions.js";
+import { ShapeError } from "../../system/errors.js";
+import type { Native } from "../op.js";
+import { defineOp, type Op } from "../op.js";
+import { axisFromEnd, describe, sameShape, type Tensor } from "../tensor.js";
+import { div, mul, sub, sumLast } from "./elementwise.js";
+
+/** Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019, eq. 4), without a gain. */
+export const rmsNorm: Op<[x: Tensor], { readonly epsilon: number }> = defineOp("rmsNorm", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x], { epsilon }) => f.ggml_rms_norm(context, x.handle, epsilon),
+  vjp: (g, dy, { inputs: [x], attributes }) => [() => rmsNormBack(g, dy, x, attributes)],
+});
+
+const rmsNormBack: Op<[dy: Tensor, x: Tensor], { readonly epsilon: number }> = defineOp("rmsNormBack", 2, {
+  shape: ([dy]) => dy.shape,
+  build: ({ f, context }, [dy, x], { epsilon }) => f.ggml_rms_norm_back(context, dy.handle, x.handle, epsilon),
+});
+
+/** x · sigmoid(x). */
+export const silu: Op<[x: Tensor]> = defineOp("silu", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_silu(context, x.handle),
+  vjp: (g, dy, { inputs: [x] }) => [() => siluBack(g, dy, x)],
+});
+
+const siluBack: Op<[dy: Tensor, x: Tensor]> = defineOp("siluBack", 2, {
+  shape: ([dy]) => dy.shape,
+  build: ({ f, context }, [dy, x]) => f.ggml_silu_back(context, dy.handle, x.handle),
+});
+
+/** silu(gate) · up, the gated FFN activation (Shazeer 2020, eq. 6). */
+export const swiglu: Op<[gate: Tensor, up: Tensor]> = defineOp("swiglu", 2, {
+  shape: ([gate, up]) => {
+    if (!sameShape(gate.shape, up.shape))
+      throw new ShapeError(`${describe(gate)} gates ${describe(up)}: shapes differ`);
+    return gate.shape;
+  },
+  build: ({ f, context }, [gate, up]) => f.ggml_swiglu_split(context, gate.handle, up.handle),
+  vjp: (g, dy, { inputs: [gate, up] }) => [() => siluBack(g, mul(g, dy, up), gate), () => mul(g, dy, silu(g, gate))],
+});
+
+/**
+ * softmax(x · scale + mask) over the last axis. x: [..., q, k]; mask: [q, k], 0 or -infinity.
+ */
+export const maskedSoftmax: Op<[x: Tensor, mask: Tensor], { readonly scale: number }> = defineOp("maskedSoftmax", 2, {
+  shape: ([x, mask]) => {
+    if (!sameShape(mask.shape, x.shape.slice(-2)))
+      throw new ShapeError(`${describe(mask)} does not mask ${describe(x)}`);
+    return x.shape;
+  },
+  build: ({ f, context }, [x, mask], { scale }) => f.ggml_soft_max_ext(context, x.handle, mask.handle, scale, 0),
+  vjp: (g, dy, { output, attributes }) => [() => softmaxBack(g, dy, output, attributes), null],
+});
+
+/** softmax(x · scale) over the last axis. */
+export const softmax: Op<[x: Tensor], { readonly scale: number }> = defineOp("softmax", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x], { scale }) => f.ggml_soft_max_ext(context, x.handle, null, scale, 0),
+  vjp: (g, dy, { output, attributes }) => [() => softmaxBack(g, dy, output, attributes)],
+});
+
+const softmaxBack: Op<[dy: Tensor, y: Tensor], { readonly scale: number }> = defineOp("softmaxBack", 2, {
+  shape: ([dy]) => dy.shape,
+  build: ({ f, context }, [dy, y], { scale }) => f.ggml_soft_max_ext_back(context, dy.handle, y.handle, scale, 0),
+});
+
+/** Below this probability its logarithm is cut off: e^-80, which f32 still represents. */
+const SMALLEST_PROBABILITY = 1.8e-35;
+
+/** log softmax(x · scale) over the last axis. */
+export const logSoftmax: Op<[x: Tensor], { readonly scale: number }> = defineOp("logSoftmax", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x], { scale }) => {
+    const probabilities = f.ggml_soft_max_ext(context, x.handle, null, scale, 0);
+    return f.ggml_log(context, f.ggml_clamp(context, probabilities, SMALLEST_PROBABILITY, 1));
+  },
+  vjp: (g, dy, { inputs: [x], attributes: { scale } }) => [
+    () => {
+      const spread = mul(g, softmax(g, x, { scale }), sumLast(g, dy));
+      const gradient = sub(g, dy, spread); // dy - softmax(x) Σ dy
+      return scale === 1
+        ? gradient
+        : div(g, gradient, g.constant(`1/${scale}`, "f32", [1], Float32Array.of(1 / scale)));
+    },
+  ],
+});
+
+/** How positions become rotation angles: the first `rotaryDim` channels of each head, split-half layout. */
+export interface RotaryAttributes {
+  readonly rotaryDim: number;
+  readonly theta: number;
+  /** Multiplies cosine and sine (YaRN's attention factor). */
+  readonly attentionFactor: number;
+}
+
+/** GPT-NeoX layout: channel i turns with channel i + rotaryDim / 2. */
+const SPLIT_HALF = 2;
+
+/**
+ * Rotary position embedding (Su et al. 2021, eq. 34): channel pair i at position p turns by
+ * p · theta^(-2i/rotaryDim) / factors[i].
+ * x: [batch, sequence, heads, headDim]; positions: i32 [sequence]; factors: [rotaryDim / 2].
+ */
+export const rope: Op<[x: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("rope", 3, {
+  shape: ([x, positions, factors], { rotaryDim }) => {
+    const fits =
+      x.shape.length === 4 &&
+      positions.dtype === "i32" &&
+      positions.shape[0] === x.shape[1] &&
+      rotaryDim % 2 === 0 &&
+      rotaryDim <= axisFromEnd(x.shape, 1) &&
+      factors.shape[0] === rotaryDim / 2;
+    if (!fits)
+      throw new ShapeError(
+        `rotating ${rotaryDim} channels of ${describe(x)} by ${describe(positions)} and ${describe(factors)} does not fit`,
+      );
+    return x.shape;
+  },
+  build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext", inputs, attributes),
+  vjp: (g, dy, { inputs: [, positions, factors], attributes }) => [
+    () => ropeBack(g, dy, positions, factors, attributes),
+    null,
+    null,
+  ],
+});
+
+const ropeBack: Op<[dy: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("ropeBack", 3, {
+  shape: ([dy]) => dy.shape,
+  build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext_back", inputs, attributes),
+});
+
+const rotate = (
+  { f, context }: Native,
+  direction: "ggml_rope_ext" | "ggml_rope_ext_back",
+  [x, positions, factors]: readonly [Tensor, Tensor, Tensor],
+  { rotaryDim, theta, attentionFactor }: RotaryAttributes,
+): Pointer =>
+  f[direction](
+    ...([context, x.handle, positions.handle, factors.handle, rotaryDim, SPLIT_HALF, 0] as const),
+    ...([theta, 1, 0, attentionFactor, 0, 0] as const),
+  );

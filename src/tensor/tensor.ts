@@ -1,0 +1,66 @@
+import { bytesOf, DTYPE_BYTES, type DType } from "../ggml/dtype.js";
+import type { Functions, Pointer } from "../ggml/functions.js";
+import { ShapeError } from "../system/errors.js";
+
+/** Sizes of the axes, outermost first as in PyTorch: [batch, sequence, hidden]. At most four. */
+export type Shape = readonly number[];
+
+/** A tensor of the engine: a description here, its elements on the device. */
+export interface Tensor {
+  readonly name: string;
+  readonly shape: Shape;
+  readonly dtype: DType;
+  readonly handle: Pointer;
+  /** Whether gradients flow into it. */
+  readonly requiresGrad: boolean;
+}
+
+/** Number of elements of a shape. */
+export const elementCount = (shape: Shape): number => shape.reduce((product, size) => product * size, 1);
+
+export const sameShape = (a: Shape, b: Shape): boolean => a.length === b.length && a.every((size, i) => size === b[i]);
+
+export const describe = (tensor: Tensor): string => `${tensor.name} ${tensor.dtype} [${tensor.shape.join(", ")}]`;
+
+/** The last `n`-th axis' size (n = 1 is the innermost); 1 where the tensor has fewer axes. */
+export const axisFromEnd = (shape: Shape, n: number): number => shape[shape.length - n] ?? 1;
+
+/** ggml's order: four sizes, innermost first. */
+export function nativeSizes(shape: Shape): [number, number, number, number] {
+  return [axisFromEnd(shape, 1), axisFromEnd(shape, 2), axisFromEnd(shape, 3), axisFromEnd(shape, 4)];
+}
+
+/** @throws ShapeError naming the tensor when a shape cannot be a tensor's */
+export function checkShape(name: string, shape: Shape): void {
+  if (shape.length < 1 || shape.length > 4 || !shape.every((size) => Number.isSafeInteger(size) && size > 0))
+    throw new ShapeError(`${name}: [${shape.join(", ")}] is no shape; one to four positive sizes are needed`);
+  if (!Number.isSafeInteger(elementCount(shape) * 4))
+    throw new ShapeError(`${name}: [${shape.join(", ")}] is too large`);
+}
+
+/** Data as it is written to a tensor. */
+export type TensorData = Float32Array | Int32Array | Uint16Array | Uint8Array;
+
+/**
+ * Copies data onto the device.
+ * @throws ShapeError when its byte count is not the tensor's
+ */
+export function writeTensor(functions: Functions, tensor: Tensor, data: TensorData): void {
+  const expected = elementCount(tensor.shape) * DTYPE_BYTES[tensor.dtype];
+  if (data.byteLength !== expected)
+    throw new ShapeError(`${describe(tensor)} takes ${expected} bytes, ${data.byteLength} were given`);
+  functions.ggml_backend_tensor_set(tensor.handle, bytesOf(data), 0, expected);
+}
+
+/** Copies a tensor's bytes from the device. */
+export function readTensorBytes(functions: Functions, tensor: Tensor): Uint8Array {
+  const bytes = new Uint8Array(elementCount(tensor.shape) * DTYPE_BYTES[tensor.dtype]);
+  functions.ggml_backend_tensor_get(tensor.handle, bytes, 0, bytes.byteLength);
+  return bytes;
+}
+
+/** Copies an f32 tensor from the device. @throws ShapeError for other types */
+export function readFloat32(functions: Functions, tensor: Tensor): Float32Array {
+  if (tensor.dtype !== "f32") throw new ShapeError(`${describe(tensor)} is not f32`);
+  return new Float32Array(readTensorBytes(functions, tensor).buffer);
+}

@@ -1,0 +1,155 @@
+import { afterAll, describe, expect, it } from "vitest";
+import { Backend } from "../../src/ggml/index.js";
+import { Random } from "../../src/system/random.js";
+import { elementCount, Graph, gradients, ops, type Shape, type Tensor, TensorStore } from "../../src/tensor/index.js";
+import { testDevices } from "../devices.js";
+
+/** An op under test: its differentiable inputs' shapes, and how it is applied to them. */
+interface Case {
+  readonly shapes: readonly Shape[];
+  readonly apply: (g: Graph, inputs: readonly Tensor[]) => Tensor;
+  /** Inputs are drawn from [low, low + 2). */
+  readonly low?: number;
+}
+
+const unary = (apply: (g: Graph, x: Tensor) => Tensor, low = -1): Case => ({
+  shapes: [[2, 3, 4]],
+  apply: (g, [x]) => apply(g, x!),
+  low,
+});
+const binary = (apply: (g: Graph, a: Tensor, b: Tensor) => Tensor, shapes: readonly Shape[], low = -1): Case => ({
+  shapes,
+  apply: (g, [a, b]) => apply(g, a!, b!),
+  low,
+});
+const ids = (g: Graph, ...values: number[]) =>
+  g.constant(`ids ${values}`, "i32", [values.length], Int32Array.from(values));
+const causalMask = (g: Graph, size: number) =>
+  g.constant(
+    "mask",
+    "f32",
+    [size, size],
+    Float32Array.from({ length: size * size }, (_, i) => (i % size > Math.floor(i / size) ? -Infinity : 0)),
+  );
+
+const CASES: Record<string, Case> = {
+  add: binary(ops.add, [[2, 3, 4], [2, 3, 4]]),
+  "add, broadcast": binary(ops.add, [[2, 3, 4], [4]]),
+  sub: binary(ops.sub, [[3, 4], [1, 4]]),
+  mul: binary(ops.mul, [[2, 3, 4], [2, 3, 4]]),
+  "mul, broadcast over rows": binary(ops.mul, [[2, 3, 4], [4]]),
+  "mul, broadcast along rows": binary(ops.mul, [[3, 4], [3, 1]]),
+  "mul, by itself": unary((g, x) => ops.mul(g, x, x)),
+  div: binary(ops.div, [[3, 4], [3, 4]], 1),
+  "div, broadcast": binary(ops.div, [[3, 4], [3, 1]], 1),
+  scale: unary((g, x) => ops.scale(g, x, { factor: -2.5, bias: 0.5 })),
+  square: unary((g, x) => ops.square(g, x)),
+  sqrt: unary((g, x) => ops.sqrt(g, x), 0.5),
+  log: unary((g, x) => ops.log(g, x), 0.5),
+  exp: unary((g, x) => ops.exp(g, x)),
+  abs: unary((g, x) => ops.abs(g, x), 0.1),
+  sum: unary((g, x) => ops.sum(g, x)),
+  mean: unary((g, x) => ops.mean(g, x)),
+  sumLast: unary((g, x) => ops.sumLast(g, x)),
+  sumRows: unary((g, x) => ops.sumRows(g, x)),
+  broadcastTo: binary(ops.broadcastTo, [[3, 1], [3, 4]]),
+  sumTo: binary(ops.sumTo, [[3, 4], [1, 4]]),
+  reshape: unary((g, x) => ops.reshape(g, x, { to: [4, 6] })),
+  permute: unary((g, x) => ops.permute(g, x, { order: [2, 0, 1] })),
+  cast: unary((g, x) => ops.cast(g, x, { to: "f32" })),
+  matmul: binary(ops.matmul, [[3, 5], [4, 5]]),
+  "matmul, batched": binary(ops.matmul, [[2, 2, 3, 5], [2, 2, 4, 5]]),
+  "matmul, by itself": unary((g, x) => ops.matmul(g, x, x)),
+  linear: binary(ops.linear, [[2, 3, 4], [5, 4]]),
+  rmsNorm: unary((g, x) => ops.rmsNorm(g, x, { epsilon: 1e-3 })),
+  silu: unary((g, x) => ops.silu(g, x)),
+  swiglu: binary(ops.swiglu, [[3, 4], [3, 4]]),
+  softmax: unary((g, x) => ops.softmax(g, x, { scale: 1.5 })),
+  maskedSoftmax: { shapes: [[2, 3, 3]], apply: (g, [x]) => ops.maskedSoftmax(g, x!, causalMask(g, 3), { scale: 0.7 }) },
+  logSoftmax: unary((g, x) => ops.logSoftmax(g, x, { scale: 1 })),
+  "logSoftmax, scaled": unary((g, x) => ops.logSoftmax(g, x, { scale: 0.5 })),
+  rope: {
+    shapes: [[2, 3, 2, 6]],
+    apply: (g, [x]) =>
+      ops.rope(g, x!, ids(g, 0, 1, 5), g.constant("factors", "f32", [2], Float32Array.of(1, 2)), {
+        rotaryDim: 4,
+        theta: 100,
+        attentionFactor: 1.25,
+      }),
+  },
+  embedding: { shapes: [[5, 3]], apply: (g, [table]) => ops.embedding(g, table!, ids(g, 4, 0, 4, 2)) },
+  gather: { shapes: [[3, 4]], apply: (g, [x]) => ops.gather(g, x!, ids(g, 1, 11, 1, 6)) },
+  softCrossEntropy: {
+    shapes: [[3, 4]],
+    apply: (g, [x]) => {
+      const labels = g.constant(
+        "labels",
+        "f32",
+        [3, 4],
+        Float32Array.of(0.1, 0.2, 0.3, 0.4, 1, 0, 0, 0, 0.25, 0.25, 0.25, 0.25),
+      );
+      return ops.softCrossEntropy(g, x!, labels);
+    },
+  },
+  attention: {
+    shapes: [
+      [2, 3, 4, 2],
+      [2, 3, 2, 2],
+      [2, 3, 2, 2],
+    ],
+    apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, causalMask(g, 3), 0.7),
+  },
+};
+
+describe.each(testDevices)("on %s", (device) => {
+  const backend = Backend.open({ device, threads: 2 });
+  // Debian's software Vulkan driver corrupts memory when buffers are freed between computations, so they are freed last.
+  const finished: { free(): void }[] = [];
+  afterAll(() => {
+    for (const item of finished) item.free();
+    backend.free();
+  });
+
+  it.each(Object.entries(CASES))("the gradient of %s is that of finite differences", async (name, test) => {
+    const random = new Random(7);
+    const store = new TensorStore(backend, test.shapes.length);
+    const inputs = test.shapes.map((shape, i) => store.add(`x${i}`, shape, "f32", { trainable: true }));
+    store.allocate();
+    const values = test.shapes.map((shape) =>
+      Float32Array.from({ length: elementCount(shape) }, () => (test.low ?? -1) + 2 * random.uniform()),
+    );
+    inputs.forEach((input, i) => store.write(input, values[i]!));
+
+    const g = new Graph(backend);
+    const result = test.apply(g, inputs);
+    const weights = Float32Array.from({ length: elementCount(result.shape) }, () => random.normal());
+    const loss = g.output(ops.sum(g, ops.mul(g, result, g.constant("weights", "f32", result.shape, weights))));
+    // shape-only arguments have no gradient
+    const differentiable = inputs.filter((_, i) => !((name === "broadcastTo" || name === "sumTo") && i === 1));
+    const derived = gradients(g, loss, differentiable).map((gradient) => g.output(gradient));
+    await g.run();
+    const analytic = derived.map((gradient) => g.read(gradient));
+
+    const step = 1 / 64;
+    for (const [which, input] of differentiable.entries()) {
+      const at = values[which]!;
+      const largest = Math.max(...analytic[which]!.map(Math.abs));
+      for (let i = 0; i < at.length; i++) {
+        const lossAt = async (offset: number) => {
+          const moved = at.slice();
+          moved[i]! += offset;
+          store.write(input, moved);
+          await g.run();
+          return g.read(loss)[0]!;
+        };
+        // Richardson extrapolation of central differences: the error is of fourth order in the step
+        const coarse = ((await lossAt(2 * step)) - (await lossAt(-2 * step))) / (4 * step);
+        const fine = ((await lossAt(step)) - (await lossAt(-step))) / (2 * step);
+        const numeric = (4 * fine - coarse) / 3;
+        expect(Math.abs(analytic[which]![i]! - numeric), `d/dx${which}[${i}]`).toBeLessThan(2e-3 + 4e-3 * largest);
+      }
+      store.write(input, at);
+    }
+    finished.push(g, store);
+  });
+});
