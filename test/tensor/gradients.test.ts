@@ -33,15 +33,41 @@ const causalMask = (g: Graph, size: number) =>
   );
 
 const CASES: Record<string, Case> = {
-  add: binary(ops.add, [[2, 3, 4], [2, 3, 4]]),
+  add: binary(ops.add, [
+    [2, 3, 4],
+    [2, 3, 4],
+  ]),
   "add, broadcast": binary(ops.add, [[2, 3, 4], [4]]),
-  sub: binary(ops.sub, [[3, 4], [1, 4]]),
-  mul: binary(ops.mul, [[2, 3, 4], [2, 3, 4]]),
+  sub: binary(ops.sub, [
+    [3, 4],
+    [1, 4],
+  ]),
+  mul: binary(ops.mul, [
+    [2, 3, 4],
+    [2, 3, 4],
+  ]),
   "mul, broadcast over rows": binary(ops.mul, [[2, 3, 4], [4]]),
-  "mul, broadcast along rows": binary(ops.mul, [[3, 4], [3, 1]]),
+  "mul, broadcast along rows": binary(ops.mul, [
+    [3, 4],
+    [3, 1],
+  ]),
   "mul, by itself": unary((g, x) => ops.mul(g, x, x)),
-  div: binary(ops.div, [[3, 4], [3, 4]], 1),
-  "div, broadcast": binary(ops.div, [[3, 4], [3, 1]], 1),
+  div: binary(
+    ops.div,
+    [
+      [3, 4],
+      [3, 4],
+    ],
+    1,
+  ),
+  "div, broadcast": binary(
+    ops.div,
+    [
+      [3, 4],
+      [3, 1],
+    ],
+    1,
+  ),
   scale: unary((g, x) => ops.scale(g, x, { factor: -2.5, bias: 0.5 })),
   square: unary((g, x) => ops.square(g, x)),
   sqrt: unary((g, x) => ops.sqrt(g, x), 0.5),
@@ -52,18 +78,36 @@ const CASES: Record<string, Case> = {
   mean: unary((g, x) => ops.mean(g, x)),
   sumLast: unary((g, x) => ops.sumLast(g, x)),
   sumRows: unary((g, x) => ops.sumRows(g, x)),
-  broadcastTo: binary(ops.broadcastTo, [[3, 1], [3, 4]]),
-  sumTo: binary(ops.sumTo, [[3, 4], [1, 4]]),
+  broadcastTo: binary(ops.broadcastTo, [
+    [3, 1],
+    [3, 4],
+  ]),
+  sumTo: binary(ops.sumTo, [
+    [3, 4],
+    [1, 4],
+  ]),
   reshape: unary((g, x) => ops.reshape(g, x, { to: [4, 6] })),
   permute: unary((g, x) => ops.permute(g, x, { order: [2, 0, 1] })),
   cast: unary((g, x) => ops.cast(g, x, { to: "f32" })),
-  matmul: binary(ops.matmul, [[3, 5], [4, 5]]),
-  "matmul, batched": binary(ops.matmul, [[2, 2, 3, 5], [2, 2, 4, 5]]),
+  matmul: binary(ops.matmul, [
+    [3, 5],
+    [4, 5],
+  ]),
+  "matmul, batched": binary(ops.matmul, [
+    [2, 2, 3, 5],
+    [2, 2, 4, 5],
+  ]),
   "matmul, by itself": unary((g, x) => ops.matmul(g, x, x)),
-  linear: binary(ops.linear, [[2, 3, 4], [5, 4]]),
+  linear: binary(ops.linear, [
+    [2, 3, 4],
+    [5, 4],
+  ]),
   rmsNorm: unary((g, x) => ops.rmsNorm(g, x, { epsilon: 1e-3 })),
   silu: unary((g, x) => ops.silu(g, x)),
-  swiglu: binary(ops.swiglu, [[3, 4], [3, 4]]),
+  swiglu: binary(ops.swiglu, [
+    [3, 4],
+    [3, 4],
+  ]),
   softmax: unary((g, x) => ops.softmax(g, x, { scale: 1.5 })),
   maskedSoftmax: { shapes: [[2, 3, 3]], apply: (g, [x]) => ops.maskedSoftmax(g, x!, causalMask(g, 3), { scale: 0.7 }) },
   logSoftmax: unary((g, x) => ops.logSoftmax(g, x, { scale: 1 })),
@@ -118,7 +162,7 @@ describe.each(testDevices)("on %s", (device) => {
     const values = test.shapes.map((shape) =>
       Float32Array.from({ length: elementCount(shape) }, () => (test.low ?? -1) + 2 * random.uniform()),
     );
-    inputs.forEach((input, i) => store.write(input, values[i]!));
+    for (const [i, input] of inputs.entries()) store.write(input, values[i]!);
 
     const g = new Graph(backend);
     const result = test.apply(g, inputs);

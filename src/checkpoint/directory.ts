@@ -1,0 +1,225 @@
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import path from "node:path";
+import { z } from "zod";
+import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { loadLibrary } from "../ggml/library.js";
+import type { ConfigJson } from "../models/architecture.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
+import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
+import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
+import { blocks, sourceBytes, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
+
+/** A model directory in Hugging Face's layout, opened lazily. */
+export interface Checkpoint {
+  readonly directory: string;
+  readonly config: ConfigJson;
+  readonly source: TensorSource;
+  /** Bytes of its tensors. */
+  readonly bytes: number;
+}
+
+const WEIGHTS = "model.safetensors";
+const INDEX = "model.safetensors.index.json";
+const MAX_JSON_BYTES = 256 << 20;
+
+/** Files that describe the tokenizer and the generation settings: they go with the weights wherever these go. */
+const CARRIED = [
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "tokenizer.model",
+  "tekken.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
+  "chat_template.json",
+];
+
+const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
+
+/** Reads a JSON object from a file of limited size. @throws FormatError when it is none */
+export function readJsonObject(file: string): Record<string, unknown> {
+  const bytes = statSync(file).size;
+  if (bytes > MAX_JSON_BYTES) throw new FormatError(`${file} has ${bytes} bytes; at most ${MAX_JSON_BYTES} are read`);
+  let value: unknown;
+  try {
+    value = JSON.parse(readFileSync(file, "utf8"));
+  } catch (error) {
+    throw new FormatError(`${file} is no valid JSON (${error instanceof Error ? error.message : error})`);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new FormatError(`${file} is no JSON object`);
+  return value as Record<string, unknown>;
+}
+
+/**
+ * Opens a model directory: `config.json` and either `model.safetensors` or the shards of its index.
+ * @throws CoppiceError when files are missing, FormatError when they are not what they claim
+ */
+export function openCheckpoint(directory: string): Checkpoint {
+  const configFile = path.join(directory, "config.json");
+  if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
+  const config = readJsonObject(configFile);
+  const source = openWeights(directory);
+  return { directory, config, source, bytes: sourceBytes(source) };
+}
+
+function openWeights(directory: string): TensorSource {
+  const single = path.join(directory, WEIGHTS);
+  if (existsSync(single)) return new ShardedSource([openSafetensors(single)]);
+  const index = path.join(directory, INDEX);
+  if (existsSync(index)) return openShards(directory, index);
+  const others = readdirSync(directory).filter((name) => /\.(bin|pth?|gguf|safetensors)$/.test(name));
+  throw new CoppiceError(
+    `${directory} has neither ${WEIGHTS} nor ${INDEX}${others.length > 0 ? `; it has ${others.slice(0, 4).join(", ")}, which are not read` : ""}`,
+  );
+}
+
+const indexSchema = z.looseObject({ weight_map: z.record(z.string(), z.string()) });
+
+function openShards(directory: string, index: string): TensorSource {
+  const parsed = indexSchema.safeParse(readJsonObject(index));
+  if (!parsed.success) throw new FormatError(`${index} has no weight_map of names to files`);
+  const map = parsed.data.weight_map;
+  const shards = new Map<string, SafetensorsFile>();
+  for (const [name, file] of Object.entries(map)) {
+    if (path.basename(file) !== file || file === "" || file === "..")
+      throw new FormatError(`${index}: ${name} is said to be in "${file}", which is no file name beside it`);
+    let shard = shards.get(file);
+    if (shard === undefined) {
+      const full = path.join(directory, file);
+      if (!existsSync(full))
+        throw new CoppiceError(`${index} names ${file}, which is missing; was the download complete?`);
+      shard = openSafetensors(full);
+      shards.set(file, shard);
+    }
+    if (!shard.tensors.has(name) && !shard.unreadable.has(name))
+      throw new FormatError(`${index}: ${name} is not in ${file} as it says`);
+  }
+  return new ShardedSource([...shards.values()]);
+}
+
+/** The tensors of several files as one. */
+class ShardedSource implements TensorSource {
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  private readonly home = new Map<string, SafetensorsFile>();
+
+  constructor(files: readonly SafetensorsFile[]) {
+    const tensors = new Map<string, TensorInfo>();
+    for (const file of files) {
+      for (const [name, info] of file.tensors) {
+        if (tensors.has(name))
+          throw new FormatError(`${name} is in ${this.home.get(name)?.path} and again in ${file.path}`);
+        tensors.set(name, info);
+        this.home.set(name, file);
+      }
+    }
+    this.tensors = tensors;
+  }
+
+  private file(name: string): SafetensorsFile {
+    const file = this.home.get(name);
+    if (file === undefined) throw new FormatError(`the checkpoint has no tensor ${name}`);
+    return file;
+  }
+
+  readRows(name: string, from: number, to: number): Uint8Array {
+    return this.file(name).readRows(name, from, to);
+  }
+
+  releaseRows(name: string, from: number, to: number): void {
+    this.file(name).releaseRows(name, from, to);
+  }
+}
+
+export interface WriteOptions {
+  /** Stored element type; each tensor's own by default. */
+  readonly dtype?: FloatDType;
+  /** Weights are split into files of at most about this size. */
+  readonly shardBytes?: number;
+  /** Directory whose tokenizer, generation settings and licence go along. */
+  readonly carryFrom?: string;
+  readonly onBytes?: (count: number) => void;
+}
+
+/** As transformers writes: 5 GB. */
+const DEFAULT_SHARD_BYTES = 5e9;
+
+/**
+ * Writes a model directory that loads in transformers. The weights come first and `config.json` last, each file
+ * atomically, so a directory with a `config.json` is whole.
+ */
+export function writeCheckpoint(
+  directory: string,
+  config: ConfigJson,
+  source: TensorSource,
+  options: WriteOptions = {},
+): void {
+  mkdirSync(directory, { recursive: true });
+  for (const name of readdirSync(directory))
+    if (/^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/.test(name) || name === "config.json")
+      rmSync(path.join(directory, name));
+  const tensors = [...source.tensors.keys()].map((name) => convertedTensor(source, name, options.dtype));
+  writeShards(directory, tensors, options);
+  if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
+    carryFiles(options.carryFrom, directory);
+  writeJson(path.join(directory, "config.json"), withDtype(config, tensors));
+}
+
+/** States the stored type under the name that the configuration already uses for it. */
+function withDtype(config: ConfigJson, tensors: readonly TensorInfo[]): ConfigJson {
+  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[tensors[0]?.dtype ?? "f32"];
+  const field = "dtype" in config ? "dtype" : "torch_dtype";
+  return { ...config, [field]: stored };
+}
+
+function convertedTensor(source: TensorSource, name: string, wish: FloatDType | undefined): TensorToWrite {
+  const info = tensorInfo(source, name);
+  const dtype = wish ?? info.dtype;
+  const { functions } = loadLibrary();
+  return {
+    name,
+    dtype,
+    shape: info.shape,
+    *chunks() {
+      for (const { bytes } of blocks(source, name))
+        yield dtype === info.dtype ? bytes : fromFloat32(functions, toFloat32(functions, bytes, info.dtype), dtype);
+    },
+  };
+}
+
+function writeShards(directory: string, tensors: readonly TensorToWrite[], options: WriteOptions): void {
+  const limit = options.shardBytes ?? DEFAULT_SHARD_BYTES;
+  const shards: TensorToWrite[][] = [];
+  let size = Number.POSITIVE_INFINITY;
+  for (const tensor of tensors) {
+    if (size + tensorBytes(tensor) > limit) {
+      shards.push([]);
+      size = 0;
+    }
+    shards.at(-1)?.push(tensor);
+    size += tensorBytes(tensor);
+  }
+  const digits = (n: number) => String(n).padStart(5, "0");
+  const weightMap: Record<string, string> = {};
+  shards.forEach((shard, i) => {
+    const name = shards.length === 1 ? WEIGHTS : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`;
+    writeSafetensors(path.join(directory, name), shard, {}, options.onBytes);
+    for (const tensor of shard) weightMap[tensor.name] = name;
+  });
+  if (shards.length > 1) {
+    const total = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0);
+    writeJson(path.join(directory, INDEX), { metadata: { total_size: total }, weight_map: weightMap });
+  }
+}
+
+function carryFiles(from: string, to: string): void {
+  for (const name of readdirSync(from)) {
+    if (!CARRIED.includes(name) && !isLicence(name)) continue;
+    const temporary = temporaryBeside(path.join(to, name));
+    copyFileSync(path.join(from, name), temporary);
+    moveIntoPlace(temporary, path.join(to, name));
+  }
+}

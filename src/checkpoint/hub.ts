@@ -1,0 +1,176 @@
+import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { homedir } from "node:os";
+import path from "node:path";
+import { downloadFileToCacheDir, type ListFileEntry, listFiles } from "@huggingface/hub";
+import picomatch from "picomatch";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import { writeFileAtomic } from "../system/files.js";
+
+/** How to reach a hub. Defaults come from the environment, under the names that huggingface_hub uses. */
+export interface HubOptions {
+  /** Branch, tag or commit; `main` by default. */
+  readonly revision?: string;
+  /** Access token for private or gated repositories (HF_TOKEN, or the file that `hf auth login` writes). */
+  readonly token?: string;
+  /** HF_HUB_CACHE, or HF_HOME/hub, or ~/.cache/huggingface/hub: shared with the Python library. */
+  readonly cacheDir?: string;
+  /** Use only what is cached (HF_HUB_OFFLINE=1). */
+  readonly offline?: boolean;
+  /** HF_ENDPOINT, or https://huggingface.co. */
+  readonly endpoint?: string;
+  /** Called as bytes arrive. */
+  readonly onProgress?: (progress: DownloadProgress) => void;
+}
+
+export interface DownloadProgress {
+  readonly file: string;
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+}
+
+type RepoType = "model" | "dataset";
+
+const home = (): string => process.env.HF_HOME ?? path.join(homedir(), ".cache", "huggingface");
+
+function resolveOptions(options: HubOptions) {
+  const tokenFile = path.join(home(), "token");
+  const stored = existsSync(tokenFile) ? readFileSync(tokenFile, "utf8").trim() : undefined;
+  const token = options.token ?? process.env.HF_TOKEN ?? stored;
+  return {
+    revision: options.revision ?? "main",
+    token: token === "" ? undefined : token,
+    cacheDir: options.cacheDir ?? process.env.HF_HUB_CACHE ?? path.join(home(), "hub"),
+    offline: options.offline ?? ["1", "true", "yes", "on"].includes((process.env.HF_HUB_OFFLINE ?? "").toLowerCase()),
+    endpoint: (options.endpoint ?? process.env.HF_ENDPOINT ?? "https://huggingface.co").replace(/\/+$/, ""),
+  };
+}
+
+/** Whether a text has the form of a repository's name, `organisation/name`. */
+export const isRepoName = (text: string): boolean =>
+  /^[\w.-]+\/[\w.-]+$/.test(text) && !/(^|\/)\.{1,2}($|\/)/.test(text);
+
+/** The newest commit that a revision names. */
+async function resolveCommit(
+  type: RepoType,
+  repo: string,
+  options: ReturnType<typeof resolveOptions>,
+): Promise<string> {
+  if (/^[0-9a-f]{40}$/.test(options.revision)) return options.revision;
+  const url = `${options.endpoint}/api/${type}s/${repo}/revision/${encodeURIComponent(options.revision)}`;
+  const response = await fetch(
+    url,
+    options.token === undefined ? {} : { headers: { authorization: `Bearer ${options.token}` } },
+  );
+  if (response.status === 401 || response.status === 403)
+    throw new CoppiceError(
+      `${repo} is private or gated: set HF_TOKEN to a token that may read it (${response.status} from ${options.endpoint})`,
+    );
+  if (response.status === 404)
+    throw new CoppiceError(`${options.endpoint} has no ${type} ${repo} at revision ${options.revision}`);
+  if (!response.ok) throw new CoppiceError(`${url} answered ${response.status}`);
+  const body: unknown = await response.json();
+  const sha = typeof body === "object" && body !== null && "sha" in body ? body.sha : undefined;
+  if (typeof sha !== "string" || !/^[0-9a-f]{40}$/.test(sha))
+    throw new CoppiceError(`${url} answered without a commit`);
+  return sha;
+}
+
+/**
+ * Downloads the files of a repository that match one of `patterns` into the shared cache.
+ * @returns the snapshot's directory and the files in it, relative
+ * @throws CoppiceError saying what to do when the hub or the repository cannot be reached
+ */
+export async function downloadRepo(
+  type: RepoType,
+  repo: string,
+  patterns: readonly string[],
+  given: HubOptions = {},
+): Promise<{ readonly directory: string; readonly commit: string }> {
+  if (!isRepoName(repo)) throw new UsageError(`${repo} is no repository name (organisation/name)`);
+  const options = resolveOptions(given);
+  const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
+  const reference = path.join(storage, "refs", options.revision);
+  if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
+  try {
+    const commit = await resolveCommit(type, repo, options);
+    const access = {
+      repo: { type, name: repo },
+      revision: commit,
+      hubUrl: options.endpoint,
+      ...(options.token === undefined ? {} : { accessToken: options.token }),
+    };
+    const wanted = picomatch([...patterns]);
+    const files: ListFileEntry[] = [];
+    for await (const entry of listFiles({ ...access, recursive: true }))
+      if (entry.type === "file" && wanted(entry.path)) files.push(entry);
+    if (files.length === 0) throw new CoppiceError(`${repo} has no file that matches ${patterns.join(", ")}`);
+    mkdirSync(options.cacheDir, { recursive: true });
+    const totalBytes = files.reduce((sum, file) => sum + file.size, 0);
+    let doneBytes = 0;
+    for (const file of files) {
+      const watch = watchDownload(path.join(storage, "blobs"), file, (bytes) =>
+        given.onProgress?.({ file: file.path, doneBytes: doneBytes + bytes, totalBytes }),
+      );
+      try {
+        await downloadFileToCacheDir({ ...access, path: file.path, cacheDir: options.cacheDir });
+      } finally {
+        clearInterval(watch);
+      }
+      doneBytes += file.size;
+      given.onProgress?.({ file: file.path, doneBytes, totalBytes });
+    }
+    writeFileAtomic(reference, commit);
+    return { directory: path.join(storage, "snapshots", commit), commit };
+  } catch (error) {
+    if (error instanceof CoppiceError) throw error;
+    const cause =
+      error instanceof Error
+        ? `${error.message}${error.cause instanceof Error ? `: ${error.cause.message}` : ""}`
+        : error;
+    throw new CoppiceError(
+      `${repo} could not be downloaded from ${options.endpoint} (${cause}); with --offline what is cached is used`,
+    );
+  }
+}
+
+/** Reports how much of a file has arrived, by looking at the partial file. */
+function watchDownload(blobs: string, file: ListFileEntry, report: (bytes: number) => void): NodeJS.Timeout {
+  const partial = path.join(blobs, `${file.lfs?.oid ?? file.xetHash ?? file.oid}.incomplete`);
+  return setInterval(() => {
+    if (existsSync(partial)) report(statSync(partial).size);
+  }, 500).unref();
+}
+
+function cachedSnapshot(repo: string, storage: string, reference: string, revision: string) {
+  const commit = existsSync(reference) ? readFileSync(reference, "utf8").trim() : revision;
+  const directory = path.join(storage, "snapshots", commit);
+  if (!/^[0-9a-f]{40}$/.test(commit) || !existsSync(directory))
+    throw new CoppiceError(
+      `${repo} at ${revision} is not in the cache (${storage}); download it once without --offline`,
+    );
+  return { directory, commit };
+}
+
+/** What of a model repository is needed: configuration, tokenizer, safetensors weights, licence. */
+const MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*"];
+
+/**
+ * Finds a model: a local directory as it is, or a hub id (`org/name`, `org/name@revision`), downloaded if need be.
+ * @returns a directory in Hugging Face's layout
+ */
+export async function resolveModelDirectory(model: string, options: HubOptions = {}): Promise<string> {
+  if (existsSync(model)) {
+    if (!statSync(model).isDirectory()) throw new UsageError(`${model} is a file; a MODEL is a directory or a hub id`);
+    return model;
+  }
+  const [repo = "", revision] = model.split("@");
+  if (!isRepoName(repo))
+    throw new UsageError(`there is no model directory ${model}, and it is no hub id (organisation/name)`);
+  const { directory } = await downloadRepo(
+    "model",
+    repo,
+    MODEL_FILES,
+    revision === undefined ? options : { ...options, revision },
+  );
+  return directory;
+}

@@ -1,0 +1,240 @@
+import { closeSync, fsyncSync, mkdirSync, openSync, rmSync, writeSync } from "node:fs";
+import path from "node:path";
+import type { FloatDType } from "../ggml/dtype.js";
+import { FormatError } from "../system/errors.js";
+import { moveIntoPlace, temporaryBeside } from "../system/files.js";
+import { type MappedFile, mapFile } from "../system/mapped-file.js";
+import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./tensor-source.js";
+
+/**
+ * The safetensors format: 8 bytes header length (little-endian), a JSON header, then the elements. See
+ * https://huggingface.co/docs/safetensors.
+ */
+
+/** The format's own limit. */
+const MAX_HEADER_BYTES = 100_000_000;
+
+const DTYPES: Readonly<Record<string, { readonly bytes: number; readonly dtype?: FloatDType }>> = {
+  F64: { bytes: 8 },
+  F32: { bytes: 4, dtype: "f32" },
+  F16: { bytes: 2, dtype: "f16" },
+  BF16: { bytes: 2, dtype: "bf16" },
+  I64: { bytes: 8 },
+  U64: { bytes: 8 },
+  I32: { bytes: 4 },
+  U32: { bytes: 4 },
+  I16: { bytes: 2 },
+  U16: { bytes: 2 },
+  I8: { bytes: 1 },
+  U8: { bytes: 1 },
+  BOOL: { bytes: 1 },
+  F8_E4M3: { bytes: 1 },
+  F8_E5M2: { bytes: 1 },
+  F8_E8M0: { bytes: 1 },
+};
+const NAMES: Record<FloatDType, string> = { f32: "F32", f16: "F16", bf16: "BF16" };
+
+interface Entry extends TensorInfo {
+  readonly offset: number;
+}
+
+/** A safetensors file, opened: its header checked, its elements left on disk. */
+export interface SafetensorsFile extends TensorSource {
+  readonly path: string;
+  readonly metadata: Readonly<Record<string, string>>;
+  /** Tensors of element types that are not floating point, or wider than 32 bits: present but not readable here. */
+  readonly unreadable: ReadonlyMap<string, string>;
+}
+
+/**
+ * Opens a file and checks its whole header before anything else is believed: lengths, types, shapes, offsets inside the
+ * file, without overlaps or holes.
+ * @throws FormatError saying what is wrong with the file
+ */
+export function openSafetensors(file: string): SafetensorsFile {
+  const mapped = mapFile(file);
+  const { header, dataStart } = readHeader(mapped);
+  const tensors = new Map<string, Entry>();
+  const unreadable = new Map<string, string>();
+  const ranges: { readonly name: string; readonly begin: number; readonly end: number }[] = [];
+  let metadata: Readonly<Record<string, string>> = {};
+  for (const [name, value] of Object.entries(header)) {
+    if (name === "__metadata__") {
+      metadata = parseMetadata(file, value);
+      continue;
+    }
+    const { type, shape, begin, end } = parseEntry(file, name, value);
+    const kind = DTYPES[type];
+    if (kind === undefined) throw new FormatError(`${file}: tensor ${name} has the unknown type ${type}`);
+    const expected = shape.reduce((product, size) => product * size, kind.bytes);
+    if (!Number.isSafeInteger(expected) || end - begin !== expected)
+      throw new FormatError(
+        `${file}: tensor ${name} of ${type} [${shape.join(", ")}] needs ${expected} bytes, its offsets span ${end - begin}`,
+      );
+    if (dataStart + end > mapped.byteLength)
+      throw new FormatError(
+        `${file}: tensor ${name} ends at byte ${dataStart + end} of a file of ${mapped.byteLength}; it is truncated or its header lies`,
+      );
+    ranges.push({ name, begin, end });
+    if (kind.dtype === undefined) unreadable.set(name, type);
+    else tensors.set(name, { dtype: kind.dtype, shape, offset: dataStart + begin });
+  }
+  checkCoverage(file, ranges, mapped.byteLength - dataStart);
+  return new OpenFile(file, mapped, metadata, tensors, unreadable);
+}
+
+class OpenFile implements SafetensorsFile {
+  constructor(
+    readonly path: string,
+    private readonly mapped: MappedFile,
+    readonly metadata: Readonly<Record<string, string>>,
+    readonly tensors: ReadonlyMap<string, Entry>,
+    readonly unreadable: ReadonlyMap<string, string>,
+  ) {}
+
+  private range(name: string, from: number, to: number): [offset: number, length: number] {
+    const entry = this.tensors.get(name);
+    if (entry === undefined) throw new FormatError(`${this.path} has no tensor ${name}`);
+    const width = rowBytes(entry);
+    return [entry.offset + from * width, (to - from) * width];
+  }
+
+  readRows(name: string, from: number, to: number): Uint8Array {
+    return this.mapped.bytes(...this.range(name, from, to));
+  }
+
+  releaseRows(name: string, from: number, to: number): void {
+    this.mapped.release(...this.range(name, from, to));
+  }
+}
+
+function readHeader(mapped: MappedFile): {
+  readonly header: Readonly<Record<string, unknown>>;
+  readonly dataStart: number;
+} {
+  const { path: file, byteLength } = mapped;
+  if (byteLength < 10) throw new FormatError(`${file}: ${byteLength} bytes are too few for a safetensors file`);
+  const start = mapped.bytes(0, 8);
+  const length = new DataView(start.buffer, start.byteOffset, 8).getBigUint64(0, true);
+  if (length > BigInt(MAX_HEADER_BYTES) || length > BigInt(byteLength - 8) || length < 2n)
+    throw new FormatError(
+      `${file}: its header claims ${length} bytes, the file has ${byteLength}; it is truncated or no safetensors file`,
+    );
+  const text = new TextDecoder("utf-8", { fatal: true });
+  let header: unknown;
+  try {
+    header = JSON.parse(text.decode(mapped.bytes(8, Number(length))));
+  } catch (error) {
+    throw new FormatError(`${file}: its header is no valid JSON (${error instanceof Error ? error.message : error})`);
+  }
+  if (typeof header !== "object" || header === null || Array.isArray(header))
+    throw new FormatError(`${file}: its header is no JSON object`);
+  return { header: header as Record<string, unknown>, dataStart: 8 + Number(length) };
+}
+
+function parseMetadata(file: string, value: unknown): Record<string, string> {
+  const valid =
+    typeof value === "object" && value !== null && Object.values(value).every((item) => typeof item === "string");
+  if (!valid) throw new FormatError(`${file}: __metadata__ is no map of strings`);
+  return value as Record<string, string>;
+}
+
+const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+
+function parseEntry(file: string, name: string, value: unknown) {
+  const { dtype, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
+  const [begin, end] = Array.isArray(offsets) ? offsets : [];
+  const valid =
+    typeof dtype === "string" &&
+    Array.isArray(shape) &&
+    shape.length <= 8 &&
+    shape.every(isCount) &&
+    (offsets as unknown[] | undefined)?.length === 2 &&
+    isCount(begin) &&
+    isCount(end) &&
+    begin <= end;
+  if (!valid)
+    throw new FormatError(
+      `${file}: tensor ${name} has no valid dtype, shape and data_offsets (${JSON.stringify(value)?.slice(0, 200)})`,
+    );
+  return { type: dtype as string, shape: shape as number[], begin: begin as number, end: end as number };
+}
+
+/** Tensors must lie one after another and fill the file: the format allows neither overlaps nor holes. */
+function checkCoverage(
+  file: string,
+  ranges: { readonly name: string; readonly begin: number; readonly end: number }[],
+  dataBytes: number,
+): void {
+  let position = 0;
+  for (const { name, begin, end } of ranges.sort((a, b) => a.begin - b.begin || a.end - b.end)) {
+    if (begin !== position)
+      throw new FormatError(
+        `${file}: tensor ${name} begins at ${begin}, ${begin < position ? "inside" : "with a hole after"} the tensor before it, which ends at ${position}`,
+      );
+    position = end;
+  }
+  if (position !== dataBytes)
+    throw new FormatError(
+      `${file}: its tensors end at byte ${position} of ${dataBytes}; it is truncated or has trailing bytes`,
+    );
+}
+
+/** A tensor to be written: its elements come in pieces, in order. */
+export interface TensorToWrite extends TensorInfo {
+  readonly name: string;
+  readonly chunks: () => Iterable<Uint8Array>;
+}
+
+/**
+ * Writes a safetensors file atomically, streaming: only one piece of one tensor is in memory at a time.
+ * @throws FormatError when a tensor's pieces do not add up to its shape
+ */
+export function writeSafetensors(
+  file: string,
+  tensors: readonly TensorToWrite[],
+  metadata: Readonly<Record<string, string>> = {},
+  onBytes: (count: number) => void = () => {},
+): void {
+  mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
+  const temporary = temporaryBeside(file);
+  const handle = openSync(temporary, "w");
+  try {
+    const write = (bytes: Uint8Array): void => {
+      for (let done = 0; done < bytes.length; )
+        done += writeSync(handle, bytes, done, Math.min(bytes.length - done, 1 << 30));
+    };
+    write(encodeHeader(tensors, metadata));
+    for (const tensor of tensors) {
+      let written = 0;
+      for (const chunk of tensor.chunks()) {
+        write(chunk);
+        written += chunk.byteLength;
+        onBytes(chunk.byteLength);
+      }
+      if (written !== tensorBytes(tensor))
+        throw new FormatError(`${tensor.name}: ${written} bytes came for a shape of ${tensorBytes(tensor)}`);
+    }
+    fsyncSync(handle);
+    closeSync(handle);
+    moveIntoPlace(temporary, file);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+}
+
+function encodeHeader(tensors: readonly TensorToWrite[], metadata: Readonly<Record<string, string>>): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: { format: "pt", ...metadata } };
+  let offset = 0;
+  for (const tensor of tensors) {
+    const end = offset + tensorBytes(tensor);
+    header[tensor.name] = { dtype: NAMES[tensor.dtype], shape: tensor.shape, data_offsets: [offset, end] };
+    offset = end;
+  }
+  const text = JSON.stringify(header);
+  const padded = Buffer.from(text + " ".repeat((8 - (Buffer.byteLength(text) % 8)) % 8)); // elements start aligned
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(padded.length));
+  return Buffer.concat([length, padded]);
+}

@@ -1,0 +1,66 @@
+import type { FloatDType } from "../ggml/dtype.js";
+import { DTYPE_BYTES } from "../ggml/dtype.js";
+import { FormatError } from "../system/errors.js";
+
+/** A stored tensor: its type and shape, outermost axis first. */
+export interface TensorInfo {
+  readonly dtype: FloatDType;
+  readonly shape: readonly number[];
+}
+
+/**
+ * Tensors by name, read piece by piece: a file on disk, or one derived from another (pruned). Nothing is read before it
+ * is asked for.
+ */
+export interface TensorSource {
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  /** Little-endian elements of the rows [from, to) of the first axis. May be a view of a mapped file: read-only. */
+  readRows(name: string, from: number, to: number): Uint8Array;
+  /** Says that these rows are not needed for now, so that they leave resident memory. */
+  releaseRows(name: string, from: number, to: number): void;
+}
+
+/** Describes one tensor. @throws FormatError when the source has none of that name */
+export function tensorInfo(source: Pick<TensorSource, "tensors">, name: string): TensorInfo {
+  const info = source.tensors.get(name);
+  if (info === undefined) throw new FormatError(`the checkpoint has no tensor ${name}`);
+  return info;
+}
+
+/** Bytes of one row: all but the first axis. */
+export const rowBytes = ({ dtype, shape }: TensorInfo): number =>
+  shape.slice(1).reduce((product, size) => product * size, DTYPE_BYTES[dtype]);
+
+/** Bytes of a whole tensor. */
+export const tensorBytes = (info: TensorInfo): number => rowBytes(info) * (info.shape[0] ?? 1);
+
+/** Bytes of all tensors of a source. */
+export const sourceBytes = (source: TensorSource): number =>
+  [...source.tensors.values()].reduce((total, info) => total + tensorBytes(info), 0);
+
+/** How much of a tensor is handled at a time. */
+const BLOCK_BYTES = 16 << 20;
+
+/** Reads a tensor in blocks of rows, releasing each when the next is asked for. */
+export function* blocks(
+  source: TensorSource,
+  name: string,
+): Generator<{ readonly row: number; readonly bytes: Uint8Array }> {
+  const info = tensorInfo(source, name);
+  const rows = info.shape[0] ?? 1;
+  const step = Math.max(1, Math.floor(BLOCK_BYTES / Math.max(1, rowBytes(info))));
+  for (let row = 0; row < rows; row += step) {
+    const end = Math.min(rows, row + step);
+    yield { row, bytes: source.readRows(name, row, end) };
+    source.releaseRows(name, row, end);
+  }
+}
+
+/** A whole tensor in memory, copied. */
+export function readTensor(source: TensorSource, name: string): Uint8Array {
+  const info = tensorInfo(source, name);
+  const result = new Uint8Array(tensorBytes(info));
+  const width = rowBytes(info);
+  for (const { row, bytes } of blocks(source, name)) result.set(bytes, row * width);
+  return result;
+}

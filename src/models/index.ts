@@ -1,0 +1,15 @@
+export type { Architecture, ConfigJson, ForwardOptions, ForwardResult, Model, Tap, Weights } from "./architecture.js";
+export {
+  type Axis,
+  axisSize,
+  countParameters,
+  type DimensionName,
+  factorsOf,
+  layerDimension,
+  type ParameterSpec,
+  type Sizes,
+  shapeOf,
+  splitLayer,
+} from "./dimensions.js";
+export { knownModelTypes, modelFromConfig } from "./registry.js";
+export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

@@ -1,0 +1,117 @@
+import { blocks, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import type { Backend } from "../ggml/device.js";
+import { DTYPE_BYTES, type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { FormatError } from "../system/errors.js";
+import { Random } from "../system/random.js";
+import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
+import type { Model } from "./architecture.js";
+import { shapeOf } from "./dimensions.js";
+
+/** A model's parameters on a device. */
+export class ModelWeights {
+  constructor(
+    readonly model: Model,
+    readonly store: TensorStore,
+  ) {}
+
+  /** By checkpoint name; pass it to `model.forward`. */
+  readonly get = (name: string): Tensor => this.store.get(name);
+
+  /** In the order of the model's parameter table. */
+  get all(): Tensor[] {
+    return this.model.parameters.map(({ name }) => this.store.get(name));
+  }
+
+  /** The weights as they are now, as a source to be written to a checkpoint. f32 weights only. */
+  source(): TensorSource {
+    const tensors = new Map<string, TensorInfo>();
+    for (const { name, shape } of this.all) tensors.set(name, { dtype: "f32", shape });
+    const f = this.store.backend.functions;
+    return {
+      tensors,
+      readRows: (name, from, to) => {
+        const width = rowBytes(tensorInfo({ tensors }, name));
+        const bytes = new Uint8Array((to - from) * width);
+        f.ggml_backend_tensor_get(this.store.get(name).handle, bytes, from * width, bytes.byteLength);
+        return bytes;
+      },
+      releaseRows: () => {},
+    };
+  }
+
+  free(): void {
+    this.store.free();
+  }
+}
+
+export interface LoadOptions {
+  /** Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. */
+  readonly dtype: FloatDType;
+  readonly trainable: boolean;
+}
+
+function declare(backend: Backend, model: Model, { dtype, trainable }: LoadOptions): TensorStore {
+  const store = new TensorStore(backend, model.parameters.length);
+  for (const spec of model.parameters) {
+    // gains and biases stay f32: they are small, and ggml adds and multiplies only that
+    const stored = spec.axes.length > 1 ? dtype : "f32";
+    store.add(spec.name, shapeOf(spec, model.sizes), stored, { trainable });
+  }
+  return store.allocate();
+}
+
+/**
+ * Checks that a source has every parameter of a model, in the right shape.
+ * @throws FormatError naming what is missing or of another shape
+ */
+export function checkTensors(model: Model, source: TensorSource): void {
+  const missing = model.parameters.filter(({ name }) => !source.tensors.has(name)).map(({ name }) => name);
+  if (missing.length > 0)
+    throw new FormatError(
+      `the checkpoint lacks ${missing.length} of ${model.parameters.length} tensors that its config.json asks for: ${missing.slice(0, 3).join(", ")}${missing.length > 3 ? ", ..." : ""}`,
+    );
+  for (const spec of model.parameters) {
+    const { shape } = tensorInfo(source, spec.name);
+    const expected = shapeOf(spec, model.sizes);
+    if (shape.join() !== expected.join())
+      throw new FormatError(
+        `${spec.name} has the shape [${shape.join(", ")}], config.json makes it [${expected.join(", ")}] (${spec.axes.join(", ")})`,
+      );
+  }
+}
+
+/** Brings a model's parameters onto a device, converting block by block. @throws FormatError for missing tensors */
+export function loadWeights(backend: Backend, model: Model, source: TensorSource, options: LoadOptions): ModelWeights {
+  checkTensors(model, source);
+  const store = declare(backend, model, options);
+  const f = backend.functions;
+  for (const tensor of store) {
+    const { dtype } = tensorInfo(source, tensor.name);
+    const target = tensor.dtype as FloatDType;
+    const columns = elementCount(tensor.shape.slice(1));
+    for (const { row, bytes } of blocks(source, tensor.name)) {
+      const converted = dtype === target ? bytes : fromFloat32(f, toFloat32(f, bytes, dtype), target);
+      f.ggml_backend_tensor_set(tensor.handle, converted, row * columns * DTYPE_BYTES[target], converted.byteLength);
+    }
+  }
+  return new ModelWeights(model, store);
+}
+
+/** Standard deviation of fresh weights (GPT-2's and Llama's). */
+const INITIAL_DEVIATION = 0.02;
+
+/** A model with random weights: normal matrices, gains of one. Same seed, same weights. */
+export function initialise(backend: Backend, model: Model, seed: number): ModelWeights {
+  const store = declare(backend, model, { dtype: "f32", trainable: true });
+  model.parameters.forEach((spec, index) => {
+    const tensor = store.get(spec.name);
+    const values = new Float32Array(elementCount(tensor.shape));
+    if (spec.initialisation === "ones") values.fill(1);
+    if (spec.initialisation === "normal") {
+      const random = new Random(seed, index + 1);
+      for (let i = 0; i < values.length; i++) values[i] = INITIAL_DEVIATION * random.normal();
+    }
+    store.write(tensor, values);
+  });
+  return new ModelWeights(model, store);
+}
