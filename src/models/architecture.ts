@@ -1,5 +1,5 @@
 import type { Graph, Tensor } from "../tensor/index.js";
-import type { ParameterSpec, Sizes } from "./dimensions.js";
+import type { DimensionName, ParameterSpec, Sizes } from "./dimensions.js";
 
 /** The parsed content of a checkpoint's `config.json`. */
 export type ConfigJson = Readonly<Record<string, unknown>>;
@@ -38,8 +38,10 @@ export interface Model {
   /** Longest sequence the positions allow. */
   readonly maxPositions: number;
   readonly tiedEmbeddings: boolean;
-  /** Names of normalisations' outputs: the taps whose activations score the hidden channels. */
-  readonly hiddenTaps: readonly string[];
+  /** Which tapped activations score which dimension. The channels of a tap are the dimension's, in equal runs. */
+  readonly scoredBy: readonly { readonly dimension: DimensionName; readonly tap: string }[];
+  /** Query heads and the key-value heads that groups of them share. */
+  readonly headGroups: readonly { readonly heads: DimensionName; readonly kvHeads: DimensionName }[];
   /** tokens: i32 [batch, seq]. */
   forward(g: Graph, weights: Weights, tokens: Tensor, options?: ForwardOptions): ForwardResult;
   /** The same architecture at other sizes; `layers` in `sizes` is how many there are. */

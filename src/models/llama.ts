@@ -268,10 +268,16 @@ function modelOf(json: ConfigJson): Model {
     vocabSize: config.vocabSize,
     maxPositions: config.maxPositions,
     tiedEmbeddings: config.tiedEmbeddings,
-    hiddenTaps: [
-      ...layers.flatMap((at) => [`${at}.input_layernorm.output`, `${at}.post_attention_layernorm.output`]),
-      "norm.output",
+    scoredBy: [
+      ...layers.flatMap((at) => [
+        { dimension: "hidden", tap: `${at}.input_layernorm.output` },
+        { dimension: "hidden", tap: `${at}.post_attention_layernorm.output` },
+        { dimension: `${at}.heads`, tap: `${at}.self_attn.o_proj.input` },
+        { dimension: `${at}.ffn`, tap: `${at}.mlp.down_proj.input` },
+      ]),
+      { dimension: "hidden", tap: "norm.output" },
     ],
+    headGroups: layers.map((at) => ({ heads: `${at}.heads`, kvHeads: `${at}.kvHeads` })),
     forward: (g, weights, tokens, options = {}) => forward(config, g, weights, tokens, options),
     resized: (sizes) => modelOf(configWith(json, sizes)),
   };

@@ -31,7 +31,11 @@ async function logitsOf(backend: Backend, directory: string, tokens: number[][],
   const logits = g.output(model.forward(g, weights.get, input).logits());
   g.write(input, Int32Array.from(tokens.flat()));
   await g.run();
-  return { values: g.read(logits), model, free: () => (g.free(), weights.free()) };
+  const free = () => {
+    g.free();
+    weights.free();
+  };
+  return { values: g.read(logits), free };
 }
 
 function expected(name: string) {

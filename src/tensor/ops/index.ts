@@ -1,6 +1,6 @@
 export { attention } from "./attention.js";
 export * from "./elementwise.js";
-export { embedding, gather, topKIndices } from "./lookup.js";
+export { embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export { softCrossEntropy } from "./loss.js";
 export { linear, matmul } from "./matmul.js";
 export { cast, permute, reshape } from "./shape.js";

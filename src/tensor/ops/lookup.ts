@@ -55,3 +55,21 @@ export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("to
   dtype: () => "i32",
   build: ({ f, context }, [x], { k }) => f.ggml_cont(context, f.ggml_argsort_top_k(context, x.handle, k)),
 });
+
+/** The elements that each row's indices name: x [rows, width], indices i32 [rows, k] -> [rows, k]. No gradient. */
+export const takeAlongRows: Op<[x: Tensor, indices: Tensor]> = defineOp("takeAlongRows", 2, {
+  shape: ([x, indices]) => {
+    if (
+      x.shape.length !== 2 ||
+      indices.shape.length !== 2 ||
+      x.shape[0] !== indices.shape[0] ||
+      indices.dtype !== "i32"
+    )
+      throw new ShapeError(`${describe(indices)} cannot pick from the rows of ${describe(x)}`);
+    return indices.shape;
+  },
+  build: (native, [x, indices]) => {
+    const columns = reshaped(native, x.handle, [x.shape[0] ?? 1, x.shape[1] ?? 1, 1]);
+    return reshaped(native, native.f.ggml_get_rows(native.context, columns, indices.handle), indices.shape);
+  },
+});

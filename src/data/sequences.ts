@@ -1,0 +1,83 @@
+import { CoppiceError } from "../system/errors.js";
+import { Permutation } from "../system/random.js";
+import type { TokenStream } from "./tokens.js";
+
+/** Token ids of a batch and, for every position, the id that follows. */
+export interface Batch {
+  /** [batch · sequenceLength] */
+  readonly tokens: Int32Array;
+  readonly targets: Int32Array;
+}
+
+/**
+ * A stream cut into packed sequences: sequence i holds `length` tokens and predicts the `length` that follow each, so that
+ * every token but the first of the stream is predicted exactly once.
+ */
+export class Sequences {
+  readonly count: number;
+
+  /** @throws CoppiceError when the stream is shorter than one sequence */
+  constructor(
+    readonly stream: TokenStream,
+    readonly length: number,
+  ) {
+    this.count = Math.floor((stream.length - 1) / length);
+    if (this.count < 1)
+      throw new CoppiceError(
+        `the data has ${stream.length} tokens, fewer than one sequence of ${length} and its successor: give more data or a shorter --sequence-length`,
+      );
+  }
+
+  /** The sequences of the given numbers. */
+  batch(numbers: readonly number[]): Batch {
+    const tokens = new Int32Array(numbers.length * this.length);
+    const targets = new Int32Array(tokens.length);
+    numbers.forEach((number, row) => {
+      this.stream.copy(number * this.length, this.length, tokens, row * this.length);
+      this.stream.copy(number * this.length + 1, this.length, targets, row * this.length);
+    });
+    return { tokens, targets };
+  }
+}
+
+/**
+ * Checks that a model knows every token of a stream, before any reaches native code.
+ * @throws CoppiceError when an id lies outside the vocabulary
+ */
+export function checkVocabulary(stream: TokenStream, vocabSize: number): void {
+  if (stream.length > 0 && stream.largestId >= vocabSize)
+    throw new CoppiceError(
+      `the data has the token id ${stream.largestId}, the model's vocabulary ends at ${vocabSize - 1}: its tokenizer.json is not this model's`,
+    );
+}
+
+/**
+ * The order of training: position n of an endless series of epochs, each a permutation of all sequences made of the seed
+ * and the epoch's number. A run's place in the data is thus one number.
+ */
+export class TrainingOrder {
+  private epoch = -1;
+  private permutation: Permutation;
+
+  constructor(
+    private readonly count: number,
+    private readonly seed: number,
+  ) {
+    this.permutation = new Permutation(count, seed, 0);
+  }
+
+  /** The number of the sequence at position n. */
+  at(n: number): number {
+    const epoch = Math.floor(n / this.count);
+    if (epoch !== this.epoch) {
+      this.permutation = new Permutation(this.count, this.seed, epoch);
+      this.epoch = epoch;
+    }
+    return this.permutation.at(n % this.count);
+  }
+
+  /** The numbers of `size` sequences from position n on. */
+  range(n: number, size: number): number[] {
+    return Array.from({ length: size }, (_, i) => this.at(n + i));
+  }
+}

@@ -1,0 +1,62 @@
+import { existsSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { Tokenizer as NativeTokenizer } from "tokenizers";
+import { readJsonObject } from "../checkpoint/directory.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
+import { hashBytes } from "../system/files.js";
+
+/** A checkpoint's tokenizer: text to token ids and back. */
+export class Tokenizer {
+  private constructor(
+    private readonly native: NativeTokenizer,
+    /** Hash of its definition: the same hash gives the same ids. */
+    readonly hash: string,
+    readonly vocabSize: number,
+    /** Whether encoding a text puts a begin-of-sequence token before it. */
+    readonly addsBos: boolean,
+    readonly eosId: number | undefined,
+  ) {}
+
+  /** Reads `tokenizer.json` of a model directory. @throws CoppiceError when there is none or it is invalid */
+  static async load(directory: string): Promise<Tokenizer> {
+    const file = path.join(directory, "tokenizer.json");
+    if (!existsSync(file))
+      throw new CoppiceError(
+        `${directory} has no tokenizer.json; convert its tokenizer with transformers' \`save_pretrained\``,
+      );
+    const definition = readFileSync(file, "utf8");
+    let native: NativeTokenizer;
+    try {
+      native = NativeTokenizer.fromString(definition);
+      native.disableTruncation();
+      native.disablePadding();
+    } catch (error) {
+      throw new FormatError(`${file} is no tokenizer (${error instanceof Error ? error.message : error})`);
+    }
+    const plain = (await native.encode("a", null, { addSpecialTokens: false })).getIds();
+    const special = (await native.encode("a", null, { addSpecialTokens: true })).getIds();
+    const addsBos = special.length > plain.length && special[0] !== plain[0];
+    const vocab = Object.values(native.getVocab(true));
+    const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
+    return new Tokenizer(native, hashBytes(definition), largest + 1, addsBos, endOfSequence(directory, native));
+  }
+
+  /** Token ids of each text. Runs on native threads. */
+  async encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]> {
+    const encodings = await this.native.encodeBatch([...texts], { addSpecialTokens });
+    return encodings.map((encoding) => encoding.getIds());
+  }
+
+  decode(ids: readonly number[]): Promise<string> {
+    return this.native.decode([...ids], true);
+  }
+}
+
+/** The end-of-sequence token that tokenizer_config.json names. */
+function endOfSequence(directory: string, native: NativeTokenizer): number | undefined {
+  const file = path.join(directory, "tokenizer_config.json");
+  if (!existsSync(file)) return undefined;
+  const { eos_token: token } = readJsonObject(file);
+  const content = typeof token === "object" && token !== null ? (token as Record<string, unknown>).content : token;
+  return typeof content === "string" ? (native.tokenToId(content) ?? undefined) : undefined;
+}

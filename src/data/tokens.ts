@@ -1,0 +1,274 @@
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { homedir } from "node:os";
+import path from "node:path";
+import type { HubOptions } from "../checkpoint/hub.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
+import { hashBytes, hashFile, moveIntoPlace, temporaryBeside, writeFileAtomic, writeJson } from "../system/files.js";
+import { type MappedFile, mapFile } from "../system/mapped-file.js";
+import { type Document, type DocumentOptions, findDataFiles, readDocuments } from "./documents.js";
+import type { Tokenizer } from "./tokenizer.js";
+
+/** Changes when the same data would give other shards. */
+const FORMAT = 2;
+/** Tokens per shard file. */
+const SHARD_TOKENS = 2 ** 28;
+
+/** A long sequence of token ids in memory-mapped shards of 16 or 32 bits each. */
+export class TokenStream {
+  private constructor(
+    private readonly shards: readonly MappedFile[],
+    private readonly bytesPerToken: 2 | 4,
+    readonly length: number,
+    /** The largest id in it. */
+    readonly largestId: number,
+    /** Names the content: equal ids mean equal tokens. */
+    readonly id: string,
+  ) {}
+
+  /** Opens the shards that `part` describes. @throws FormatError when they are not as long as it says */
+  static open(directory: string, part: Part, bytesPerToken: 2 | 4, id: string): TokenStream {
+    const shards = part.files.map((name) => mapFile(path.join(directory, name)));
+    const stored = shards.reduce((sum, shard) => sum + shard.byteLength, 0) / bytesPerToken;
+    if (stored !== part.length)
+      throw new FormatError(`${directory}: ${stored} tokens are stored, ${part.length} were expected; delete it`);
+    return new TokenStream(shards, bytesPerToken, part.length, part.largestId, id);
+  }
+
+  /** Copies `count` ids from position `start` into `target` at `offset`. */
+  copy(start: number, count: number, target: Int32Array, offset: number): void {
+    if (start < 0 || start + count > this.length)
+      throw new CoppiceError(`tokens ${start} to ${start + count} lie outside the ${this.length} there are`);
+    let done = 0;
+    while (done < count) {
+      const shard = this.shards[Math.floor((start + done) / SHARD_TOKENS)] as MappedFile;
+      const within = (start + done) % SHARD_TOKENS;
+      const take = Math.min(count - done, SHARD_TOKENS - within);
+      const bytes = shard.bytes(within * this.bytesPerToken, take * this.bytesPerToken);
+      const view =
+        this.bytesPerToken === 2
+          ? new Uint16Array(bytes.buffer, bytes.byteOffset, take)
+          : new Uint32Array(bytes.buffer, bytes.byteOffset, take);
+      target.set(view, offset + done);
+      done += take;
+    }
+  }
+}
+
+/** Writes ids to consecutive shard files. */
+class ShardWriter {
+  readonly files: string[] = [];
+  length = 0;
+  largestId = 0;
+  private handle: number | undefined;
+  private readonly buffer: Uint16Array | Uint32Array;
+  private filled = 0;
+
+  constructor(
+    private readonly directory: string,
+    private readonly name: string,
+    bytesPerToken: 2 | 4,
+  ) {
+    this.buffer = bytesPerToken === 2 ? new Uint16Array(1 << 16) : new Uint32Array(1 << 16);
+  }
+
+  append(ids: readonly number[]): void {
+    for (const id of ids) {
+      if (this.filled === this.buffer.length) this.flush();
+      this.buffer[this.filled++] = id;
+      this.length++;
+      if (id > this.largestId) this.largestId = id;
+      if (this.length % SHARD_TOKENS === 0) this.close();
+    }
+  }
+
+  private flush(): void {
+    if (this.filled === 0) return;
+    if (this.handle === undefined) {
+      const file = `${this.name}-${String(this.files.length).padStart(5, "0")}.bin`;
+      this.handle = openSync(path.join(this.directory, file), "w");
+      this.files.push(file);
+    }
+    writeSync(this.handle, new Uint8Array(this.buffer.buffer, 0, this.filled * this.buffer.BYTES_PER_ELEMENT));
+    this.filled = 0;
+  }
+
+  close(): void {
+    this.flush();
+    if (this.handle === undefined) return;
+    fsyncSync(this.handle);
+    closeSync(this.handle);
+    this.handle = undefined;
+  }
+}
+
+export interface CorpusOptions extends Partial<DocumentOptions> {
+  /** Share of the documents held out for validation, chosen by a hash of their text; 0 by default. */
+  readonly heldOutShare?: number;
+  /** COPPICE_CACHE, or ~/.cache/coppice. */
+  readonly cacheDir?: string;
+  readonly hub?: HubOptions;
+  /** Called while new data is tokenised. */
+  readonly onProgress?: (progress: {
+    readonly tokens: number;
+    readonly bytes: number;
+    readonly totalBytes: number;
+  }) => void;
+}
+
+/** A tokenised corpus. */
+export interface Corpus {
+  readonly train: TokenStream;
+  /** What was held out; empty unless a share was asked for. */
+  readonly heldOut: TokenStream;
+  readonly files: readonly string[];
+}
+
+/** One of the two streams of a corpus on disk. */
+interface Part {
+  readonly files: readonly string[];
+  readonly length: number;
+  readonly largestId: number;
+}
+
+/** What the shards' index file holds. */
+interface Index {
+  readonly bytesPerToken: 2 | 4;
+  readonly train: Part;
+  readonly heldOut: Part;
+}
+
+export const cacheDirectory = (given?: string): string =>
+  given ?? process.env.COPPICE_CACHE ?? path.join(homedir(), ".cache", "coppice");
+
+/**
+ * Tokenises data once: the shards are kept in a cache under a key made of the files' contents, the tokenizer and the
+ * options. A corpus may be larger than memory.
+ */
+export async function openCorpus(
+  inputs: readonly string[],
+  tokenizer: Tokenizer,
+  options: CorpusOptions = {},
+): Promise<Corpus> {
+  const reading: DocumentOptions = { field: options.field ?? "text", separator: options.separator ?? "<|endoftext|>" };
+  const heldOutShare = options.heldOutShare ?? 0;
+  const cache = cacheDirectory(options.cacheDir);
+  const files = await findDataFiles(inputs, options.hub);
+  const contents = [];
+  for (const file of files) contents.push(await contentHash(cache, file));
+  const key = hashBytes(JSON.stringify([FORMAT, tokenizer.hash, reading, heldOutShare, contents])).slice(0, 32);
+  const directory = path.join(cache, "tokens", key);
+  if (!existsSync(path.join(directory, "index.json")))
+    await tokenise(directory, files, tokenizer, reading, heldOutShare, options);
+  const index = JSON.parse(readFileSync(path.join(directory, "index.json"), "utf8")) as Index;
+  const stream = (part: "train" | "heldOut"): TokenStream =>
+    TokenStream.open(directory, index[part], index.bytesPerToken, `${key}-${part}`);
+  return { train: stream("train"), heldOut: stream("heldOut"), files };
+}
+
+/** A file's hash, remembered for as long as its size and modification time stay. */
+async function contentHash(cache: string, file: string): Promise<string> {
+  const { size, mtimeMs, ino } = statSync(file);
+  const memo = path.join(
+    cache,
+    "hashes",
+    hashBytes(JSON.stringify([path.resolve(file), size, mtimeMs, ino])).slice(0, 32),
+  );
+  if (existsSync(memo)) return readFileSync(memo, "utf8");
+  const hash = await hashFile(file);
+  writeFileAtomic(memo, hash);
+  return hash;
+}
+
+/** Texts are encoded in batches of about this many characters. */
+const BATCH_CHARACTERS = 1 << 20;
+
+async function tokenise(
+  directory: string,
+  files: readonly string[],
+  tokenizer: Tokenizer,
+  reading: DocumentOptions,
+  heldOutShare: number,
+  options: CorpusOptions,
+): Promise<void> {
+  const temporary = temporaryBeside(directory);
+  mkdirSync(temporary, { recursive: true });
+  const bytesPerToken = tokenizer.vocabSize <= 2 ** 16 ? 2 : 4;
+  const train = new ShardWriter(temporary, "train", bytesPerToken);
+  const heldOut = new ShardWriter(temporary, "held-out", bytesPerToken);
+  const totalBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
+  let bytesBefore = 0;
+  try {
+    let batch: Document[] = [];
+    let characters = 0;
+    const flush = async (): Promise<void> => {
+      await encodeBatch(batch, tokenizer, (document) => (isHeldOut(document, heldOutShare) ? heldOut : train));
+      batch = [];
+      characters = 0;
+      options.onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
+    };
+    for (const file of files) {
+      for await (const document of readDocuments(file, reading)) {
+        batch.push(document);
+        characters += document.text.length;
+        if (characters >= BATCH_CHARACTERS) await flush();
+      }
+      bytesBefore += statSync(file).size;
+    }
+    await flush();
+    train.close();
+    heldOut.close();
+    const part = ({ files: names, length, largestId }: ShardWriter): Part => ({ files: names, length, largestId });
+    writeJson(path.join(temporary, "index.json"), {
+      bytesPerToken,
+      train: part(train),
+      heldOut: part(heldOut),
+    } satisfies Index);
+    if (existsSync(directory)) rmSync(temporary, { recursive: true });
+    else moveIntoPlace(temporary, directory);
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/** Chosen by content, so that copies of a document never fall on both sides. */
+function isHeldOut(document: Document, share: number): boolean {
+  return share > 0 && Number.parseInt(hashBytes(document.text).slice(0, 8), 16) / 2 ** 32 < share;
+}
+
+async function encodeBatch(
+  batch: readonly Document[],
+  tokenizer: Tokenizer,
+  writerOf: (document: Document) => ShardWriter,
+): Promise<void> {
+  const begins = batch.filter(({ continues }) => !continues);
+  const goesOn = batch.filter(({ continues }) => continues);
+  const encodedBegins = await tokenizer.encode(
+    begins.map(({ text }) => text),
+    true,
+  );
+  const encodedRest = await tokenizer.encode(
+    goesOn.map(({ text }) => text),
+    false,
+  );
+  // Documents are told apart by the begin token where the tokenizer puts one, else by an end token.
+  const end = tokenizer.addsBos || tokenizer.eosId === undefined ? undefined : tokenizer.eosId;
+  const written = new Set<ShardWriter>();
+  for (const document of batch) {
+    const ids = (document.continues ? encodedRest : encodedBegins).shift() ?? [];
+    const writer = writerOf(document);
+    if (!document.continues && end !== undefined && (written.has(writer) || writer.length > 0)) writer.append([end]);
+    writer.append(ids);
+    written.add(writer);
+  }
+}

@@ -1,0 +1,22 @@
+export { DIVERGENCES, type Divergence, denseDivergence, topKDivergence } from "./losses.js";
+export {
+  crossEntropyObjective,
+  DISTILLATION_DEFAULTS,
+  type DistillationOptions,
+  defaultIntermediatePairs,
+  distillationObjective,
+  type Objective,
+  type Teacher,
+} from "./objective.js";
+export { type MetricsRecord, RunDirectory } from "./run-directory.js";
+export { TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
+export {
+  checkTrainOptions,
+  defaultTrainOptions,
+  InterruptedError,
+  type TrainJob,
+  type TrainOptions,
+  type TrainProgress,
+  type TrainResult,
+  train,
+} from "./trainer.js";

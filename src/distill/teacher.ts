@@ -1,0 +1,157 @@
+import { closeSync, existsSync, mkdirSync, openSync, readSync, writeSync } from "node:fs";
+import path from "node:path";
+import type { Batch, Sequences } from "../data/index.js";
+import type { Backend } from "../ggml/device.js";
+import { bytesOf, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { loadLibrary } from "../ggml/library.js";
+import type { ModelWeights } from "../models/index.js";
+import { hashBytes, writeJson } from "../system/files.js";
+import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
+import type { TopKTargets } from "./losses.js";
+import type { ObjectiveContext } from "./objective.js";
+
+export interface TopKTeacherOptions {
+  readonly k: number;
+  readonly temperature: number;
+  readonly computeType: ComputeType;
+  /** Where computed logits are kept for later runs; nowhere by default. */
+  readonly cacheDirectory?: string;
+  /** Names the teacher's weights in the cache. */
+  readonly teacherId: string;
+  readonly vocabSize: number;
+}
+
+/** Feeds a training graph with the teacher's k most probable tokens, computed at first use and kept on disk if wanted. */
+export class TopKTeacher {
+  private readonly cache: LogitCache | undefined;
+  private graph:
+    | { readonly g: Graph; readonly tokens: Tensor; readonly ids: Tensor; readonly values: Tensor }
+    | undefined;
+
+  constructor(
+    private readonly backend: Backend,
+    /** Called when logits are missing in the cache: a teacher that is not needed is not loaded. */
+    private readonly weights: () => ModelWeights,
+    private readonly sequences: Sequences,
+    readonly options: TopKTeacherOptions,
+  ) {
+    const { cacheDirectory, teacherId, k, temperature } = options;
+    if (cacheDirectory !== undefined) {
+      const key = hashBytes(
+        JSON.stringify([1, teacherId, sequences.stream.id, sequences.length, k, temperature]),
+      ).slice(0, 32);
+      this.cache = new LogitCache(path.join(cacheDirectory, key), sequences, k);
+    }
+  }
+
+  /** Inputs for a batch's targets. */
+  declareInputs({ g, tokens }: ObjectiveContext): TopKTargets {
+    const rows = tokens.shape.reduce((a, b) => a * b, 1);
+    const { k } = this.options;
+    return {
+      k,
+      indices: g.input("teacher.indices", "i32", [rows * k]),
+      logProbabilities: g.input("teacher.logProbabilities", "f32", [rows * k]),
+    };
+  }
+
+  /** Fills the targets for a batch, from the cache or by computing them. */
+  async feed(g: Graph, targets: TopKTargets, batch: Batch, numbers: readonly number[]): Promise<void> {
+    const perSequence = this.sequences.length * this.options.k;
+    const ids = new Int32Array(numbers.length * perSequence);
+    const values = new Float32Array(ids.length);
+    const missing = numbers.filter((number) => !this.cache?.has(number));
+    if (missing.length > 0) {
+      const computed = await this.compute(batch, numbers.length);
+      numbers.forEach((number, row) => {
+        const range = [row * perSequence, (row + 1) * perSequence] as const;
+        if (missing.includes(number))
+          this.cache?.put(number, computed.ids.subarray(...range), computed.values.subarray(...range));
+      });
+      ids.set(computed.ids);
+      values.set(computed.values);
+    }
+    // What is cached is rounded; it is always used, so that a first run and a later one see the same numbers.
+    for (const [row, number] of numbers.entries()) this.cache?.get(number, ids, values, row * perSequence);
+    const vocab = this.options.vocabSize;
+    for (let i = 0; i < ids.length; i++) ids[i] = (ids[i] ?? 0) + Math.floor(i / this.options.k) * vocab;
+    g.write(targets.indices, ids);
+    g.write(targets.logProbabilities, values);
+  }
+
+  private async compute(batch: Batch, batchSize: number) {
+    if (this.graph === undefined) {
+      const { model, get } = this.weights();
+      const g = new Graph(this.backend, { computeType: this.options.computeType });
+      const tokens = g.input("tokens", "i32", [batchSize, this.sequences.length]);
+      const logP = ops.logSoftmax(g, model.forward(g, get, tokens).logits(), { scale: 1 / this.options.temperature });
+      const ids = g.output(ops.topKIndices(g, logP, { k: this.options.k }));
+      const values = g.output(ops.takeAlongRows(g, logP, ids));
+      this.graph = { g, tokens, ids, values };
+    }
+    const { g, tokens, ids, values } = this.graph;
+    g.write(tokens, batch.tokens);
+    await g.run();
+    return { ids: g.readInt32(ids), values: g.read(values) };
+  }
+
+  free(): void {
+    this.graph?.g.free();
+    this.graph = undefined;
+    this.cache?.close();
+  }
+}
+
+/**
+ * Logits on disk: for each sequence of a corpus, its positions' k token ids (i32) and log-probabilities (f16), and a byte
+ * that says that they are there. A sequence's byte is written after its data, so a killed run leaves no half entry.
+ */
+class LogitCache {
+  private readonly data: number;
+  private readonly present: number;
+  private readonly entryBytes: number;
+  private readonly entries: number;
+  private readonly known = new Set<number>();
+  private readonly functions = loadLibrary().functions;
+
+  constructor(directory: string, sequences: Sequences, k: number) {
+    this.entries = sequences.length * k;
+    this.entryBytes = this.entries * 6;
+    mkdirSync(directory, { recursive: true });
+    writeJson(path.join(directory, "cache.json"), { sequences: sequences.count, sequenceLength: sequences.length, k });
+    const open = (name: string) =>
+      openSync(path.join(directory, name), existsSync(path.join(directory, name)) ? "r+" : "w+");
+    this.data = open("logits.bin");
+    this.present = open("present.bin");
+  }
+
+  has(number: number): boolean {
+    if (this.known.has(number)) return true;
+    const flag = new Uint8Array(1);
+    if (readSync(this.present, flag, 0, 1, number) !== 1 || flag[0] !== 1) return false;
+    this.known.add(number);
+    return true;
+  }
+
+  put(number: number, ids: Int32Array, values: Float32Array): void {
+    const entry = new Uint8Array(this.entryBytes);
+    entry.set(bytesOf(ids));
+    entry.set(fromFloat32(this.functions, values.slice(), "f16"), this.entries * 4);
+    writeSync(this.data, entry, 0, entry.length, number * this.entryBytes);
+    writeSync(this.present, Uint8Array.of(1), 0, 1, number);
+    this.known.add(number);
+  }
+
+  /** Reads an entry into `ids` and `values` at `offset`. */
+  get(number: number, ids: Int32Array, values: Float32Array, offset: number): void {
+    const entry = new Uint8Array(this.entryBytes);
+    readSync(this.data, entry, 0, entry.length, number * this.entryBytes);
+    ids.set(new Int32Array(entry.buffer, 0, this.entries), offset);
+    values.set(toFloat32(this.functions, entry.subarray(this.entries * 4), "f16"), offset);
+  }
+
+  close(): void {
+    closeSync(this.data);
+    closeSync(this.present);
+  }
+}

@@ -1,0 +1,321 @@
+import { type Sequences, TrainingOrder } from "../data/index.js";
+import type { Backend } from "../ggml/device.js";
+import type { ModelWeights } from "../models/index.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import { Random } from "../system/random.js";
+import {
+  ADAMW_DEFAULTS,
+  AdamW,
+  type AdamWOptions,
+  type ComputeType,
+  elementCount,
+  Graph,
+  gradients,
+  learningRateAt,
+  ops,
+  type Schedule,
+  type Tensor,
+  TensorStore,
+} from "../tensor/index.js";
+import type { BuiltObjective, Objective } from "./objective.js";
+import type { MetricsRecord, RunDirectory } from "./run-directory.js";
+
+export interface TrainOptions extends AdamWOptions {
+  /** How many tokens to train on; rounded up to whole steps. */
+  readonly tokens: number;
+  /** Tokens per sequence. */
+  readonly sequenceLength: number;
+  /** Sequences per optimizer step. */
+  readonly batchSize: number;
+  /** Sequences computed at once; gradients of several such are added up for a step. Divides the batch size. */
+  readonly microBatchSize: number;
+  readonly learningRate: number;
+  readonly minimumLearningRate: number;
+  readonly schedule: Schedule["kind"];
+  readonly warmupSteps: number;
+  readonly seed: number;
+  readonly computeType: ComputeType;
+  /** Steps between checkpoints. */
+  readonly saveEverySteps: number;
+  /** Steps between measurements on the validation data; 0 for none before the end. */
+  readonly validateEverySteps: number;
+}
+
+/**
+ * Settings that suit a model of a width where nothing else is said: the learning rate falls with the square root of the width,
+ * through arXiv 2408.11796's 1e-4 at 4096, and ends at a tenth; the first tenth of the steps, 40 at most, warm up.
+ */
+export function defaultTrainOptions(
+  hidden: number,
+  tokens: number,
+  sequenceLength: number,
+  batchSize: number,
+): TrainOptions {
+  const steps = Math.ceil(tokens / (batchSize * sequenceLength));
+  const learningRate = Number((1e-4 * Math.sqrt(4096 / hidden)).toPrecision(2));
+  return {
+    ...ADAMW_DEFAULTS,
+    tokens,
+    sequenceLength,
+    batchSize,
+    microBatchSize: batchSize,
+    learningRate,
+    minimumLearningRate: learningRate / 10,
+    schedule: "cosine",
+    warmupSteps: Math.min(40, Math.ceil(steps / 10)),
+    seed: 0,
+    computeType: "bf16",
+    saveEverySteps: Math.max(10, Math.ceil(steps / 20)),
+    validateEverySteps: 0,
+  };
+}
+
+export interface TrainProgress {
+  readonly record: MetricsRecord;
+  readonly totalTokens: number;
+}
+
+export interface TrainJob {
+  readonly backend: Backend;
+  /** f32 and trainable; changed in place. */
+  readonly student: ModelWeights;
+  readonly objective: Objective;
+  readonly sequences: Sequences;
+  readonly options: TrainOptions;
+  /** Where metrics and checkpoints go. Without one nothing is kept and nothing resumed. */
+  readonly run?: RunDirectory;
+  readonly onProgress?: (progress: TrainProgress) => void;
+  /** Measures the validation loss of the student as it is. */
+  readonly validate?: () => Promise<number>;
+  /** Stops after the current step, with a checkpoint, when it is aborted. */
+  readonly signal?: AbortSignal;
+}
+
+export interface TrainResult {
+  readonly steps: number;
+  readonly tokens: number;
+  readonly seconds: number;
+  readonly tokensPerSecond: number;
+  /** Mean training loss over the last tenth of the steps. */
+  readonly finalLoss: number;
+}
+
+/** A run was asked to stop; its checkpoint is written. */
+export class InterruptedError extends CoppiceError {
+  override readonly name = "InterruptedError";
+}
+
+/** @throws UsageError for settings that cannot be */
+export function checkTrainOptions(options: TrainOptions): void {
+  const positive = [
+    "tokens",
+    "sequenceLength",
+    "batchSize",
+    "microBatchSize",
+    "learningRate",
+    "saveEverySteps",
+  ] as const;
+  for (const name of positive)
+    if (!(options[name] > 0)) throw new UsageError(`${name} must be positive, not ${options[name]}`);
+  if (options.batchSize % options.microBatchSize !== 0)
+    throw new UsageError(
+      `the batch of ${options.batchSize} sequences cannot be computed ${options.microBatchSize} at a time`,
+    );
+}
+
+/**
+ * Trains a model towards an objective. Everything that the numbers depend on is in the weights, the optimizer's state and the
+ * step number, so a run that was killed and resumed ends bit-equal to one that was not.
+ * @throws InterruptedError when the signal aborts, CoppiceError when the loss stops being a number
+ */
+export async function train(job: TrainJob): Promise<TrainResult> {
+  checkTrainOptions(job.options);
+  const trainer = new Trainer(job);
+  try {
+    return await trainer.run();
+  } finally {
+    trainer.free();
+  }
+}
+
+class Trainer {
+  private readonly auxiliary: TensorStore;
+  private readonly state: TensorStore;
+  private readonly optimizer: AdamW;
+  private readonly steps: number;
+  private readonly tokensPerStep: number;
+  private readonly order: TrainingOrder;
+  private readonly weights: readonly Tensor[];
+  private readonly forward: Graph;
+  /** Gradient sums and the step on them, apart from the forward graph when gradients are accumulated. */
+  private readonly accumulated: { readonly sums: TensorStore; readonly update: Graph } | undefined;
+  private readonly tokens: Tensor;
+  private readonly objective: BuiltObjective;
+  private readonly norm: Tensor;
+
+  constructor(private readonly job: TrainJob) {
+    const { backend, student, options } = job;
+    this.tokensPerStep = options.batchSize * options.sequenceLength;
+    this.steps = Math.ceil(options.tokens / this.tokensPerStep);
+    this.order = new TrainingOrder(job.sequences.count, options.seed);
+    this.auxiliary = this.initialiseAuxiliary();
+    this.weights = [...student.all, ...this.auxiliary];
+    this.state = new TensorStore(backend, AdamW.stateTensors(this.weights.length));
+    this.optimizer = new AdamW(this.state, this.weights, options);
+    this.state.allocate();
+
+    const g = new Graph(backend, { computeType: options.computeType });
+    this.forward = g;
+    this.tokens = g.input("tokens", "i32", [options.microBatchSize, options.sequenceLength]);
+    const taps = new Map<string, Tensor>();
+    const result = student.model.forward(g, student.get, this.tokens, {
+      tap: (name, tensor) => void taps.set(name, tensor),
+    });
+    this.objective = job.objective.build({
+      g,
+      model: student.model,
+      tokens: this.tokens,
+      student: result,
+      taps,
+      auxiliary: (name) => this.auxiliary.get(name),
+    });
+    g.output(this.objective.loss);
+    for (const term of Object.values(this.objective.terms)) g.output(term);
+    const derived = gradients(g, this.objective.loss, this.weights);
+    if (options.batchSize === options.microBatchSize) {
+      // Every step waits for the norm and so for all gradients: no weight changes before its last use.
+      this.norm = this.optimizer.apply(g, derived);
+      g.output(this.norm);
+    } else {
+      this.accumulated = this.accumulate(derived);
+      this.norm = this.optimizer.apply(this.accumulated.update, [...this.accumulated.sums]);
+      this.accumulated.update.output(this.norm);
+      this.accumulated.update.compile();
+    }
+    g.compile();
+  }
+
+  /** Adds the mean gradient of a micro-batch to sums that live until the step. */
+  private accumulate(derived: readonly Tensor[]) {
+    const { backend, options } = this.job;
+    const factor = options.microBatchSize / options.batchSize;
+    const sums = new TensorStore(backend, derived.length);
+    for (const weight of this.weights) sums.add(`${weight.name}.gradient`, weight.shape, "f32");
+    sums.allocate();
+    const g = this.forward;
+    g.withoutGradient(() => {
+      [...sums].forEach((sum, i) => {
+        const gradient = derived[i] as Tensor;
+        g.effect(ops.assign(g, ops.add(g, ops.scale(g, gradient, { factor }), sum), sum));
+      });
+    });
+    return { sums, update: new Graph(backend) };
+  }
+
+  private initialiseAuxiliary(): TensorStore {
+    const { backend, student, objective, options } = this.job;
+    const specs = objective.auxiliary(student.model);
+    const store = new TensorStore(backend, specs.length);
+    for (const { name, shape } of specs) store.add(name, shape, "f32", { trainable: true });
+    store.allocate();
+    [...store].forEach((tensor, i) => {
+      const random = new Random(options.seed, 1000 + i);
+      const deviation = 1 / Math.sqrt(tensor.shape.at(-1) ?? 1);
+      store.write(
+        tensor,
+        Float32Array.from({ length: elementCount(tensor.shape) }, () => deviation * random.normal()),
+      );
+    });
+    return store;
+  }
+
+  async run(): Promise<TrainResult> {
+    const { run, options } = this.job;
+    const stores = [this.job.student.store, this.auxiliary, this.state];
+    const restored = run?.restore(stores);
+    run?.truncateMetrics(restored?.step ?? 0);
+    const secondsBefore = restored?.seconds ?? 0;
+    const started = performance.now();
+    const seconds = () => secondsBefore + (performance.now() - started) / 1000;
+    const losses: number[] = (run?.readMetrics() ?? []).map((record) => record.loss);
+    for (let step = (restored?.step ?? 0) + 1; step <= this.steps; step++) {
+      const stepStarted = performance.now();
+      const outcome = await this.step(step);
+      const elapsed = (performance.now() - stepStarted) / 1000;
+      if (!Number.isFinite(outcome.loss) || !Number.isFinite(outcome.gradientNorm))
+        throw new CoppiceError(
+          `the loss became ${outcome.loss} (gradient norm ${outcome.gradientNorm}) at step ${step}: try a lower learning rate than ${options.learningRate}`,
+        );
+      losses.push(outcome.loss);
+      const measure =
+        options.validateEverySteps > 0 && (step % options.validateEverySteps === 0 || step === this.steps);
+      const validationLoss = measure ? await this.job.validate?.() : undefined;
+      const record: MetricsRecord = {
+        step,
+        tokens: step * this.tokensPerStep,
+        ...outcome,
+        tokensPerSecond: this.tokensPerStep / elapsed,
+        seconds: seconds(),
+        ...(validationLoss === undefined ? {} : { validationLoss }),
+      };
+      run?.appendMetrics(record);
+      this.job.onProgress?.({ record, totalTokens: this.steps * this.tokensPerStep });
+      const stop = this.job.signal?.aborted === true;
+      if (step % options.saveEverySteps === 0 || stop || step === this.steps)
+        run?.save({ step, seconds: seconds() }, stores);
+      if (stop && step < this.steps)
+        throw new InterruptedError(`stopped at step ${step} of ${this.steps}; the same command goes on from there`);
+    }
+    const tokens = this.steps * this.tokensPerStep;
+    const tail = losses.slice(-Math.max(1, Math.ceil(losses.length / 10)));
+    const total = seconds();
+    return {
+      steps: this.steps,
+      tokens,
+      seconds: total,
+      tokensPerSecond: tokens / total,
+      finalLoss: tail.reduce((a, b) => a + b, 0) / tail.length,
+    };
+  }
+
+  private async step(step: number) {
+    const { options, sequences } = this.job;
+    const learningRate = learningRateAt(
+      {
+        kind: options.schedule,
+        peak: options.learningRate,
+        minimum: options.minimumLearningRate,
+        warmupSteps: options.warmupSteps,
+        totalSteps: this.steps,
+      },
+      step,
+    );
+    this.optimizer.prepare(learningRate, step);
+    this.accumulated?.sums.clear();
+    const parts = options.batchSize / options.microBatchSize;
+    let loss = 0;
+    const terms: Record<string, number> = {};
+    for (let part = 0; part < parts; part++) {
+      const position = (step - 1) * options.batchSize + part * options.microBatchSize;
+      const numbers = this.order.range(position, options.microBatchSize);
+      const batch = sequences.batch(numbers);
+      this.forward.write(this.tokens, batch.tokens);
+      await this.objective.feed(batch, numbers);
+      await this.forward.run();
+      const value = (tensor: Tensor) => (this.forward.read(tensor)[0] ?? Number.NaN) / parts;
+      loss += value(this.objective.loss);
+      for (const [name, term] of Object.entries(this.objective.terms)) terms[name] = (terms[name] ?? 0) + value(term);
+    }
+    await this.accumulated?.update.run();
+    const gradientNorm = (this.accumulated?.update ?? this.forward).read(this.norm)[0] ?? Number.NaN;
+    return { loss, terms, learningRate, gradientNorm };
+  }
+
+  free(): void {
+    this.forward.free();
+    this.accumulated?.update.free();
+    this.accumulated?.sums.free();
+    this.state.free();
+    this.auxiliary.free();
+  }
+}

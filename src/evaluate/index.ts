@@ -1,0 +1,8 @@
+export {
+  defaultSequenceLength,
+  type Perplexity,
+  type PerplexityOptions,
+  perplexity,
+  targetIndices,
+  tokenLosses,
+} from "./perplexity.js";

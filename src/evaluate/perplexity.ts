@@ -1,0 +1,101 @@
+import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
+import type { Backend } from "../ggml/device.js";
+import type { ForwardOptions, Model, ModelWeights } from "../models/index.js";
+import { CoppiceError } from "../system/errors.js";
+import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
+
+/** Loss of a model on a text. */
+export interface Perplexity {
+  /** Mean negative log-likelihood per predicted token, in nats. */
+  readonly loss: number;
+  /** e^loss. */
+  readonly perplexity: number;
+  /** How many tokens were predicted. */
+  readonly tokens: number;
+}
+
+export interface PerplexityOptions {
+  readonly sequenceLength?: number;
+  /** Sequences computed at once. */
+  readonly batchSize?: number;
+  /** At most so many sequences; all by default. */
+  readonly maxSequences?: number;
+  readonly computeType?: ComputeType;
+  readonly forward?: ForwardOptions;
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
+/** Sequences no longer than this by default: longer contexts cost quadratically more memory. */
+export const DEFAULT_SEQUENCE_LENGTH = 512;
+/** About this many tokens are computed at once. */
+const BATCH_TOKENS = 2048;
+
+export const defaultSequenceLength = (model: Model): number => Math.min(model.maxPositions, DEFAULT_SEQUENCE_LENGTH);
+
+/** Negative log-likelihood of each target token: logits [n, vocab], flat target indices i32 [n] -> [n]. */
+export const tokenLosses = (g: Graph, logits: Tensor, targetIndices: Tensor): Tensor =>
+  ops.scale(g, ops.gather(g, ops.logSoftmax(g, logits, { scale: 1 }), targetIndices), { factor: -1 });
+
+/** Where each target lies in a flattened [n, vocab] array; see {@link tokenLosses}. */
+export const targetIndices = (targets: Int32Array, vocabSize: number): Int32Array =>
+  targets.map((target, row) => row * vocabSize + target);
+
+/**
+ * Measures a model on a stream of tokens, cut into sequences that each start afresh. Every token but the first is predicted
+ * once.
+ * @throws CoppiceError when the stream has fewer than two tokens
+ */
+export async function perplexity(
+  backend: Backend,
+  model: Model,
+  weights: ModelWeights,
+  stream: TokenStream,
+  options: PerplexityOptions = {},
+): Promise<Perplexity> {
+  if (stream.length < 2) throw new CoppiceError("the data has fewer than two tokens: there is nothing to predict");
+  checkVocabulary(stream, model.vocabSize);
+  const length = Math.min(options.sequenceLength ?? defaultSequenceLength(model), stream.length - 1);
+  const sequences = new Sequences(stream, length);
+  const available = Math.ceil((stream.length - 1) / length); // the last one may be shorter
+  const total = Math.min(available, options.maxSequences ?? available);
+  const batchSize = Math.max(1, Math.min(total, options.batchSize ?? Math.floor(BATCH_TOKENS / length)));
+  const rows = batchSize * length;
+
+  const g = new Graph(backend, { computeType: options.computeType ?? "f32" });
+  const tokens = g.input("tokens", "i32", [batchSize, length]);
+  const indices = g.input("targets", "i32", [rows]);
+  const losses = g.output(tokenLosses(g, model.forward(g, weights.get, tokens, options.forward).logits(), indices));
+  try {
+    let sum = 0;
+    let count = 0;
+    for (let first = 0; first < total; first += batchSize) {
+      const numbers = Array.from({ length: Math.min(batchSize, total - first) }, (_, i) => first + i);
+      const { tokens: ids, targets, valid } = padded(sequences, numbers, batchSize);
+      g.write(tokens, ids);
+      g.write(indices, targetIndices(targets, model.vocabSize));
+      await g.run();
+      for (const loss of g.read(losses).subarray(0, valid)) sum += loss;
+      count += valid;
+      options.onProgress?.(first + numbers.length, total);
+    }
+    const loss = sum / count;
+    return { loss, perplexity: Math.exp(loss), tokens: count };
+  } finally {
+    g.free();
+  }
+}
+
+/** A batch of fixed size: missing sequences and the missing end of the last are zeros that do not count. */
+function padded(sequences: Sequences, numbers: readonly number[], batchSize: number) {
+  const { length, stream } = sequences;
+  const tokens = new Int32Array(batchSize * length);
+  const targets = new Int32Array(batchSize * length);
+  let valid = 0;
+  numbers.forEach((number, row) => {
+    const count = Math.min(length, stream.length - 1 - number * length);
+    stream.copy(number * length, count, tokens, row * length);
+    stream.copy(number * length + 1, count, targets, row * length);
+    valid += count; // only the very last sequence is short, so the valid positions come first
+  });
+  return { tokens, targets, valid };
+}

@@ -1,0 +1,88 @@
+import type { TensorSource } from "../checkpoint/index.js";
+import type { TokenStream } from "../data/index.js";
+import { perplexity } from "../evaluate/index.js";
+import type { Backend } from "../ggml/device.js";
+import { loadWeights, type Model, type ModelWeights } from "../models/index.js";
+import type { ComputeType } from "../tensor/index.js";
+import { type Candidate, mostPromising } from "./candidates.js";
+import { type DepthMethod, layerOrder } from "./depth.js";
+import type { Scores } from "./importance.js";
+import { keptIndices, type PrunePlan, uniformPlan } from "./plan.js";
+import { type PrunedModel, prune } from "./surgery.js";
+
+/** A candidate with what was measured of it. */
+export interface RankedCandidate extends Candidate {
+  readonly plan: PrunePlan;
+  /** Mean nats per token on the validation data, as pruned. */
+  readonly loss: number;
+  /** The same after a short distillation, where there was one. */
+  readonly distilledLoss?: number;
+}
+
+export interface SearchOptions {
+  /** At most so many candidates are measured: those that keep most importance. */
+  readonly maxCandidates: number;
+  readonly depthMethod: DepthMethod;
+  readonly computeType: ComputeType;
+  readonly sequenceLength: number;
+  /** How much of the validation data each is measured on. */
+  readonly maxSequences: number;
+  readonly onProgress?: (done: number, total: number) => void;
+  /** Distils a candidate briefly and returns its validation loss; the best `distilled` candidates are ranked anew by it. */
+  readonly distill?: (pruned: PrunedModel) => Promise<number>;
+  readonly distilled?: number;
+}
+
+/**
+ * Ranks candidates by validation loss as pruned, and the best of them again after a short distillation, because the order
+ * before it is not the order after it (arXiv 2407.14679, section 2.3).
+ * @returns best first
+ */
+export async function rankCandidates(
+  backend: Backend,
+  model: Model,
+  source: TensorSource,
+  weights: ModelWeights,
+  candidates: readonly Candidate[],
+  scores: Scores,
+  validation: TokenStream,
+  options: SearchOptions,
+): Promise<RankedCandidate[]> {
+  const orders = new Map<number, number[]>();
+  const orderFor = async (layers: number): Promise<number[]> => {
+    const cut = model.layerCount - layers;
+    const known = orders.get(cut);
+    if (known !== undefined) return known;
+    const order = await layerOrder(backend, weights, validation, scores, cut, {
+      ...options,
+      method: options.depthMethod,
+    });
+    orders.set(cut, order);
+    return order;
+  };
+  const byInfluence = [...(scores.get("layers") ?? [])].map((_, i) => i);
+  const chosen = mostPromising(model, candidates, scores, byInfluence, options.maxCandidates);
+  const ranked: RankedCandidate[] = [];
+  for (const candidate of chosen) {
+    const plan = uniformPlan(model, candidate.sizes, await orderFor(candidate.sizes.layers));
+    const pruned = prune(model, source, plan, keptIndices(model, plan, scores));
+    const loaded = loadWeights(backend, pruned.model, pruned.source, { dtype: "bf16", trainable: false });
+    try {
+      const { loss } = await perplexity(backend, pruned.model, loaded, validation, options);
+      ranked.push({ ...candidate, plan, loss });
+    } finally {
+      loaded.free();
+    }
+    options.onProgress?.(ranked.length, chosen.length);
+  }
+  ranked.sort((a, b) => a.loss - b.loss);
+  if (options.distill === undefined) return ranked;
+  const best = ranked.splice(0, options.distilled ?? 4);
+  const distilled: RankedCandidate[] = [];
+  for (const candidate of best) {
+    const pruned = prune(model, source, candidate.plan, keptIndices(model, candidate.plan, scores));
+    distilled.push({ ...candidate, distilledLoss: await options.distill(pruned) });
+  }
+  distilled.sort((a, b) => (a.distilledLoss ?? 0) - (b.distilledLoss ?? 0));
+  return [...distilled, ...ranked];
+}

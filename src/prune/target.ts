@@ -1,0 +1,60 @@
+import { countParameters, type Model } from "../models/index.js";
+import { UsageError } from "../system/errors.js";
+import { UNIFORM_AXES, type UniformAxis, type UniformSizes } from "./plan.js";
+
+/** What the smaller model should be. */
+export type Target =
+  | { readonly kind: "parameters"; readonly parameters: number }
+  | { readonly kind: "sizes"; readonly sizes: Partial<UniformSizes> };
+
+const COUNT_UNITS: Readonly<Record<string, number>> = { "": 1, k: 1e3, m: 1e6, b: 1e9, t: 1e12 };
+const BYTE_UNITS: Readonly<Record<string, number>> = {
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+};
+
+/**
+ * Reads a target: `8.4B` (parameters), `0.67x` (of the original's), `4GiB` (memory of the weights at `bitsPerWeight`), or
+ * `hidden=4096,ffn=11520` (sizes).
+ * @throws UsageError saying what is accepted
+ */
+export function parseTarget(text: string, model: Model, bitsPerWeight: number): Target {
+  if (text.includes("=")) return { kind: "sizes", sizes: parseSizes(text) };
+  const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
+  const value = Number(match?.[1]);
+  const unit = match?.[2]?.toLowerCase() ?? "?";
+  const original = countParameters(model.parameters, model.sizes);
+  let parameters: number | undefined;
+  if (unit === "x") parameters = value * original;
+  else if (unit in BYTE_UNITS) parameters = (value * (BYTE_UNITS[unit] ?? 0) * 8) / bitsPerWeight;
+  else if (unit in COUNT_UNITS) parameters = value * (COUNT_UNITS[unit] ?? 0);
+  if (parameters === undefined || !(parameters > 0))
+    throw new UsageError(
+      `the target "${text}" is not understood: give parameters (8.4B), a share (0.67x), memory (4GiB) or sizes (hidden=4096,ffn=11520)`,
+    );
+  if (parameters > original)
+    throw new UsageError(
+      `the target "${text}" is ${Math.round(parameters)} parameters, more than the model's ${original}`,
+    );
+  return { kind: "parameters", parameters: Math.round(parameters) };
+}
+
+const isAxis = (name: string): name is UniformAxis => UNIFORM_AXES.some((axis) => axis === name);
+
+/** Reads `hidden=4096,ffn=11520`. */
+export function parseSizes(text: string): Partial<UniformSizes> {
+  const sizes: Partial<Record<UniformAxis, number>> = {};
+  for (const part of text.split(",")) {
+    const [name = "", value = ""] = part.split("=").map((piece) => piece.trim());
+    if (!isAxis(name) || !/^\d+$/.test(value))
+      throw new UsageError(
+        `the size "${part}" is not understood; sizes are ${UNIFORM_AXES.map((axis) => `${axis}=N`).join(", ")}`,
+      );
+    sizes[name] = Number(value);
+  }
+  return sizes;
+}
