@@ -86,6 +86,7 @@ export const SIGNATURES = {
   // transformer
   ggml_mul_mat: c("pointer", "pointer", "pointer", "pointer"),
   ggml_mul_mat_set_prec: c("void", "pointer", "int"),
+  ggml_out_prod: c("pointer", "pointer", "pointer", "pointer"),
   ggml_get_rows: c("pointer", "pointer", "pointer", "pointer"),
   ggml_get_rows_back: c("pointer", "pointer", "pointer", "pointer", "pointer"),
   ggml_rms_norm: c("pointer", "pointer", "pointer", "float"),
@@ -134,6 +135,7 @@ export const SIGNATURES = {
   ggml_backend_graph_compute: c("int", "pointer", "pointer"),
   ggml_backend_tensor_set: c("void", "pointer", "bytes", "size", "size"),
   ggml_backend_tensor_get: c("void", "pointer", "bytes", "size", "size"),
+  ggml_threadpool_params_init: c("void", "bytes", "int"),
   // conversions
   ggml_fp32_to_bf16_row: c("void", "bytes", "bytes", "int64"),
   ggml_fp32_to_fp16_row: c("void", "bytes", "bytes", "int64"),

@@ -1,13 +1,13 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, type Op } from "../op.js";
-import { axisFromEnd, describe, elementCount, sameShape, type Tensor } from "../tensor.js";
+import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
 
 const PRECISION_F32 = 10;
 
-/** The product itself, operands as they are. Not recorded: {@link matmul} holds the gradient. */
-const product: Op<[a: Tensor, b: Tensor]> = defineOp("matmul", 2, {
+/** a bᵀ by dot products: [..., n, k] x [..., m, k] -> [..., n, m]. */
+const dotProducts: Op<[a: Tensor, b: Tensor]> = defineOp("matmul", 2, {
   shape: ([a, b]) => [...a.shape.slice(0, -1), axisFromEnd(b.shape, 2)],
   build: ({ f, context }, [a, b]) => {
     const node = f.ggml_mul_mat(context, b.handle, a.handle);
@@ -16,19 +16,58 @@ const product: Op<[a: Tensor, b: Tensor]> = defineOp("matmul", 2, {
   },
 });
 
+const outerShape = (a: Tensor, n: number): Shape => [...a.shape.slice(0, -2), n, axisFromEnd(a.shape, 1)];
+
+/** bᵀ a by adding up rows: a [..., k, m], b [..., k, n] -> [..., n, m]. f32. */
+const outerProducts: Op<[a: Tensor, b: Tensor]> = defineOp("outerProducts", 2, {
+  shape: ([a, b]) => outerShape(a, axisFromEnd(b.shape, 1)),
+  build: ({ f, context }, [a, b]) => f.ggml_out_prod(context, a.handle, b.handle),
+});
+
+/** The same with b given transposed, [..., n, k], read in place. */
+const outerProductsTransposed: Op<[a: Tensor, b: Tensor]> = defineOp("outerProductsTransposed", 2, {
+  shape: ([a, b]) => outerShape(a, axisFromEnd(b.shape, 2)),
+  build: ({ f, context }, [a, b]) => f.ggml_out_prod(context, a.handle, f.ggml_permute(context, b.handle, 1, 0, 2, 3)),
+});
+
+/** On the CPU, sums over at most so many terms are faster by rows than by dot products (measured: 10x at 8, 2x at 32). */
+const SHORT_SUM = 32;
+/** And batches of matrices so narrow are cheaper to add up by rows than to transpose. */
+const NARROW = 64;
+
+const rowwise = (g: Graph, ...tensors: readonly Tensor[]): boolean =>
+  g.backend.device.kind === "cpu" && tensors.every(({ dtype }) => dtype === "f32");
+
+/** The product with its gradient. `value` was computed already, the way that suits the operands. */
 const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3, {
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
-  vjp: (g, dy, { inputs: [a, b] }) => [
-    () => product(g, dy, transposedOperand(g, b)), // dA = dC B
-    () => product(g, transpose(g, dy), transposedOperand(g, a)), // dB = dCᵀ A
-    null,
-  ],
+  vjp: (g, dy, { inputs: [a, b] }) => [() => leftGradient(g, dy, b), () => rightGradient(g, dy, a), null],
 });
 
+/** a bᵀ, with the way to compute it chosen by the length of the sum. */
+function product(g: Graph, a: Tensor, b: Tensor): Tensor {
+  if (axisFromEnd(a.shape, 1) <= SHORT_SUM && rowwise(g, a, b)) return outerProductsTransposed(g, transpose(g, b), a);
+  return dotProducts(g, a, operand(g, b));
+}
+
+/** dA = dC B: [..., n, m] x [..., m, k] -> [..., n, k]. */
+function leftGradient(g: Graph, dy: Tensor, b: Tensor): Tensor {
+  if (axisFromEnd(dy.shape, 1) <= SHORT_SUM && rowwise(g, dy, b)) return outerProductsTransposed(g, b, dy);
+  return dotProducts(g, dy, transposedOperand(g, b));
+}
+
+/** dB = dCᵀ A: [..., n, m], [..., n, k] -> [..., m, k]. */
+function rightGradient(g: Graph, dy: Tensor, a: Tensor): Tensor {
+  const [m, k] = [axisFromEnd(dy.shape, 1), axisFromEnd(a.shape, 1)];
+  if (a.shape.length > 2 && Math.min(m, k) <= NARROW && rowwise(g, dy, a))
+    return m <= k ? outerProducts(g, a, dy) : transpose(g, outerProducts(g, dy, a));
+  return dotProducts(g, transpose(g, dy), transposedOperand(g, a));
+}
+
 /**
- * a bᵀ over the last two axes: [..., n, k] x [..., m, k] -> [..., n, m]. The leading axes must agree. b is read in the
- * graph's compute type (bf16 for speed), the sum is f32.
+ * a bᵀ over the last two axes: [..., n, k] x [..., m, k] -> [..., n, m]. The leading axes must agree. Long sums read b in the
+ * graph's compute type (bf16 for speed) and add up in f32.
  */
 export function matmul(g: Graph, a: Tensor, b: Tensor): Tensor {
   const fits =
@@ -37,7 +76,7 @@ export function matmul(g: Graph, a: Tensor, b: Tensor): Tensor {
     throw new ShapeError(
       `${describe(a)} times the transpose of ${describe(b)}: the last axes and the leading ones must agree`,
     );
-  const value = g.withoutGradient(() => product(g, a, operand(g, b)));
+  const value = g.withoutGradient(() => product(g, a, b));
   return recorded(g, a, b, value);
 }
 

@@ -50,17 +50,25 @@ export const cast: Op<[x: Tensor], { readonly to: DType }> = defineOp("cast", 1,
 });
 
 /** x with its last two axes swapped, as a right operand of a product: in the graph's compute type, made once. */
-export const transposedOperand = (g: Graph, x: Tensor): Tensor =>
-  g.memo(x, "transposed operand", () => g.withoutGradient(() => transposeCast(g, x, { to: operandType(g, x) })));
+export function transposedOperand(g: Graph, x: Tensor): Tensor {
+  const to = operandType(g, x, axisFromEnd(x.shape, 2));
+  return g.memo(x, "transposed operand", () => g.withoutGradient(() => transposeCast(g, x, { to })));
+}
 
 /** x as a right operand of a product: in the graph's compute type, made once. */
-export const operand = (g: Graph, x: Tensor): Tensor =>
-  x.dtype === operandType(g, x)
-    ? x
-    : g.memo(x, "operand", () => g.withoutGradient(() => cast(g, x, { to: operandType(g, x) })));
+export function operand(g: Graph, x: Tensor): Tensor {
+  const to = operandType(g, x, axisFromEnd(x.shape, 1));
+  return x.dtype === to ? x : g.memo(x, "operand", () => g.withoutGradient(() => cast(g, x, { to })));
+}
 
-/** What is stored smaller than f32 is read as it is. */
-const operandType = (g: Graph, x: Tensor): DType => (x.dtype === "f32" ? g.computeType : x.dtype);
+/** ggml's bf16 kernels are fast only where the summed axis is a multiple of this; f32 is faster elsewhere. */
+const BF16_BLOCK = 32;
+
+/** The type to read an operand in, whose axis of size `summed` is summed over. What is stored small is read as it is. */
+function operandType(g: Graph, x: Tensor, summed: number): DType {
+  if (x.dtype !== "f32") return x.dtype;
+  return summed % BF16_BLOCK === 0 ? g.computeType : "f32";
+}
 
 const transposeCast: Op<[x: Tensor], { readonly to: DType }> = defineOp("transpose", 1, {
   shape: ([x]) => [...x.shape.slice(0, -2), axisFromEnd(x.shape, 1), axisFromEnd(x.shape, 2)],
