@@ -62,7 +62,12 @@ export const softmax: Op<[x: Tensor], { readonly scale: number }> = defineOp("so
 
 const softmaxBack: Op<[dy: Tensor, y: Tensor], { readonly scale: number }> = defineOp("softmaxBack", 2, {
   shape: ([dy]) => dy.shape,
-  build: ({ f, context }, [dy, y], { scale }) => f.ggml_soft_max_ext_back(context, dy.handle, y.handle, scale, 0),
+  build: ({ f, context }, [dy, y], { scale }) => {
+    // ggml's planner may put the result where y is, and its kernel then reads what it has overwritten; an output's memory
+    // is never given away
+    f.ggml_set_output(y.handle);
+    return f.ggml_soft_max_ext_back(context, dy.handle, y.handle, scale, 0);
+  },
 });
 
 /** Below this probability its logarithm is cut off: e^-80, which f32 still represents. */
