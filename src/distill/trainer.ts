@@ -42,7 +42,7 @@ export interface TrainOptions extends AdamWOptions {
 }
 
 /**
- * Settings that suit a model of a width where nothing else is said: the learning rate falls with the square root of the width,
+ * Settings that suit a model of a width where nothing else is said: the learning rate falls with the width to the power of 0.85,
  * through arXiv 2408.11796's 1e-4 at 4096, and ends at a tenth; the first tenth of the steps, 40 at most, warm up.
  */
 export function defaultTrainOptions(
@@ -52,7 +52,7 @@ export function defaultTrainOptions(
   batchSize: number,
 ): TrainOptions {
   const steps = Math.ceil(tokens / (batchSize * sequenceLength));
-  const learningRate = Number((1e-4 * Math.sqrt(4096 / hidden)).toPrecision(2));
+  const learningRate = Number((1e-4 * (4096 / hidden) ** 0.85).toPrecision(2));
   return {
     ...ADAMW_DEFAULTS,
     tokens,

@@ -47,12 +47,15 @@ describe.each(testDevices)("AdamW on %s", (device) => {
         const clipped = value * Math.min(1, options.clipNorm / length);
         m[i] = options.beta1 * m[i]! + (1 - options.beta1) * clipped;
         v[i] = options.beta2 * v[i]! + (1 - options.beta2) * clipped ** 2;
-        const update = m[i]! / (1 - options.beta1 ** step) / (Math.sqrt(v[i]! / (1 - options.beta2 ** step)) + options.epsilon);
+        const update =
+          m[i]! / (1 - options.beta1 ** step) / (Math.sqrt(v[i]! / (1 - options.beta2 ** step)) + options.epsilon);
         const decay = i < 4 ? options.weightDecay : 0; // the gain is not decayed
         w[i] = w[i]! - rate * (update + decay * w[i]!);
       });
       expect(g.read(norm)[0]).toBeCloseTo(length, 4);
-      expect(Math.max(...[...weights.read(matrix), ...weights.read(gain)].map((value, i) => Math.abs(value - w[i]!)))).toBeLessThan(1e-5);
+      expect(
+        Math.max(...[...weights.read(matrix), ...weights.read(gain)].map((value, i) => Math.abs(value - w[i]!))),
+      ).toBeLessThan(1e-5);
     }
   });
 });

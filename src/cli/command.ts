@@ -1,0 +1,61 @@
+import Table from "cli-table3";
+import type { Command } from "commander";
+import type { JobOptions } from "../jobs/index.js";
+import { type CommonFlags, commonJobOptions } from "./options.js";
+import { ProgressDisplay } from "./progress.js";
+
+/** What a command's action is given beside its arguments. */
+export interface Session {
+  readonly job: JobOptions;
+  /** Prints the result: as JSON with --json, else what `render` makes of it. */
+  readonly print: <T>(result: T, render: (result: T) => string) => void;
+}
+
+/** Wraps an action: progress, Ctrl-C, and where the result goes. */
+export function action<Arguments extends unknown[], Flags extends CommonFlags>(
+  run: (session: Session, flags: Flags, ...args: Arguments) => Promise<void>,
+): (...all: unknown[]) => Promise<void> {
+  return async (...all) => {
+    const command = all.at(-1) as Command;
+    const flags = command.opts() as Flags;
+    const display = new ProgressDisplay();
+    const abort = new AbortController();
+    const interrupt = () => {
+      if (abort.signal.aborted) process.exit(130);
+      process.stderr.write("\nstopping after this step; press Ctrl-C again to stop at once\n");
+      abort.abort();
+    };
+    process.on("SIGINT", interrupt);
+    process.on("SIGTERM", interrupt);
+    try {
+      const print: Session["print"] = (result, render) => {
+        display.end();
+        process.stdout.write(flags.json === true ? `${JSON.stringify(result)}\n` : `${render(result)}\n`);
+      };
+      await run(
+        { job: commonJobOptions(flags, display, abort.signal), print },
+        flags,
+        ...(all.slice(0, -2) as Arguments),
+      );
+    } finally {
+      display.end();
+      process.off("SIGINT", interrupt);
+      process.off("SIGTERM", interrupt);
+    }
+  };
+}
+
+/** A table for the terminal. Columns after the first are right-aligned. */
+export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const made = new Table({
+    head: [...head],
+    colAligns: head.map((_, i) => (i === 0 ? "left" : "right")),
+    style: { head: [], border: [] },
+  });
+  for (const row of rows) made.push([...row]);
+  return made.toString();
+}
+
+/** An example at the end of a command's help. */
+export const example = (command: Command, ...lines: string[]): Command =>
+  command.addHelpText("after", `\nExample:\n${lines.map((line) => `  ${line}`).join("\n")}`);

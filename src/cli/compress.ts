@@ -1,0 +1,78 @@
+import { Command } from "commander";
+import { compress } from "../jobs/index.js";
+import { action, example } from "./command.js";
+import {
+  addCommon,
+  addData,
+  addLoss,
+  addTarget,
+  addTraining,
+  addValidation,
+  type CommonFlags,
+  type DataFlags,
+  dataOptions,
+  type LossFlags,
+  lossOptions,
+  parseCount,
+  type TargetFlags,
+  type TrainFlags,
+  targetOptions,
+  trainSettings,
+} from "./options.js";
+import { renderCompression } from "./render.js";
+
+interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
+  readonly out: string;
+  readonly teacherCorrection?: number | true;
+  readonly searchTokens?: number;
+  readonly intermediate?: boolean;
+  readonly restart?: boolean;
+}
+
+export const compressCommand = example(
+  addCommon(
+    addLoss(
+      addTraining(
+        addTarget(
+          addValidation(
+            addData(
+              new Command("compress").description(
+                "Make a smaller model of a model: calibrate, search, prune, distil, report",
+              ),
+              true,
+            ),
+          ),
+        ),
+        "2M",
+      ),
+    ),
+  )
+    .argument("<model>", "model directory or hub id (org/name)")
+    .requiredOption("--out <dir>", "the run's directory; ends as the smaller model")
+    .option(
+      "--teacher-correction [tokens]",
+      "adapt the teacher to the data first (default: on a third of the tokens)",
+      parseCount,
+    )
+    .option("--search-tokens <n>", "rank the best candidates again after distilling each on so many tokens", parseCount)
+    .option("--intermediate", "match intermediate states too; for deep cuts")
+    .action(
+      action(async ({ job, print }, flags: Flags, model: string) => {
+        const outcome = await compress({
+          ...job,
+          ...dataOptions(flags),
+          ...targetOptions(flags),
+          ...lossOptions(flags),
+          model,
+          out: flags.out,
+          settings: trainSettings(flags),
+          ...(flags.teacherCorrection !== undefined && { teacherCorrection: flags.teacherCorrection }),
+          ...(flags.searchTokens !== undefined && { searchTokens: flags.searchTokens }),
+          ...(flags.intermediate === true && { intermediate: true }),
+          ...(flags.restart === true && { restart: true }),
+        });
+        print(outcome, renderCompression);
+      }),
+    ),
+  "coppice compress ./model --target 0.67x --data corpus.jsonl --tokens 100M --out ./smaller",
+);

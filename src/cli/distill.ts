@@ -1,0 +1,56 @@
+import { Command } from "commander";
+import { distill } from "../jobs/index.js";
+import { action, example } from "./command.js";
+import {
+  addCommon,
+  addData,
+  addLoss,
+  addTraining,
+  addValidation,
+  type CommonFlags,
+  type DataFlags,
+  dataOptions,
+  type LossFlags,
+  lossOptions,
+  type TrainFlags,
+  trainSettings,
+} from "./options.js";
+import { renderTraining } from "./render.js";
+
+interface Flags extends CommonFlags, DataFlags, LossFlags, TrainFlags {
+  readonly teacher: string;
+  readonly out: string;
+  readonly restart?: boolean;
+}
+
+export const distillCommand = example(
+  addCommon(
+    addLoss(
+      addTraining(
+        addValidation(
+          addData(new Command("distill").description("Train a smaller model to answer as a larger one"), true),
+        ),
+        "2M",
+      ),
+    ),
+  )
+    .argument("<student>", "model directory or hub id (org/name)")
+    .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
+    .requiredOption("--out <dir>", "the run's directory; ends as the trained model")
+    .action(
+      action(async ({ job, print }, flags: Flags, student: string) => {
+        const outcome = await distill({
+          ...job,
+          ...dataOptions(flags),
+          ...lossOptions(flags),
+          student,
+          teacher: flags.teacher,
+          out: flags.out,
+          settings: { tokens: 2e6, ...trainSettings(flags) },
+          ...(flags.restart === true && { restart: true }),
+        });
+        print(outcome, (result) => `loss before: ${result.before.loss.toFixed(4)}\n${renderTraining(result)}`);
+      }),
+    ),
+  "coppice distill ./smaller --teacher ./model --data corpus.jsonl --tokens 100M --out ./student",
+);

@@ -1,0 +1,54 @@
+#!/usr/bin/env node
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { Command, CommanderError } from "commander";
+import { InterruptedError } from "../distill/index.js";
+import { packageRoot } from "../ggml/library.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import { compressCommand } from "./compress.js";
+import { distillCommand } from "./distill.js";
+import { doctorCommand } from "./doctor.js";
+import { inspectCommand } from "./inspect.js";
+import { perplexityCommand } from "./perplexity.js";
+import { planCommand } from "./plan.js";
+import { pretrainCommand } from "./pretrain.js";
+import { pruneCommand } from "./prune.js";
+
+/** Every command, in the order in which the work flows. Adding one is its file and its name here. */
+const COMMANDS = [
+  ...[inspectCommand, planCommand, pruneCommand, distillCommand, pretrainCommand],
+  ...[compressCommand, perplexityCommand, doctorCommand],
+];
+
+// Standard output carries results only; libraries that log with console.debug and console.log go to standard error.
+console.debug = console.error;
+console.log = console.error;
+
+const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
+const program = new Command("coppice")
+  .description("Make language models smaller and keep them good: prune, distil, measure.")
+  .version(version)
+  .configureHelp({ helpWidth: 110 })
+  .exitOverride();
+for (const command of COMMANDS) program.addCommand(command.copyInheritedSettings(program));
+
+/** Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. */
+function exitCodeOf(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
+  const message = error instanceof Error ? error.message : String(error);
+  if (error instanceof InterruptedError) {
+    process.stderr.write(`${message}\n`);
+    return 130;
+  }
+  const expected = error instanceof CoppiceError || (error instanceof Error && "code" in error);
+  const detail =
+    expected && process.env.COPPICE_DEBUG === undefined ? message : error instanceof Error ? error.stack : message;
+  process.stderr.write(`coppice: ${detail}\n`);
+  return error instanceof UsageError ? 2 : 1;
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = exitCodeOf(error);
+}

@@ -1,0 +1,239 @@
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { DIVERGENCES, type Divergence } from "../distill/index.js";
+import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
+import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
+import { DEPTH_METHODS, type DepthMethod, parseSizes, UNIFORM_AXES, type UniformAxis } from "../prune/index.js";
+import { UsageError } from "../system/errors.js";
+import type { ProgressDisplay } from "./progress.js";
+
+/** A positive number, with the units K, M, B, T. */
+export function parseCount(text: string): number {
+  const match = /^(\d+(?:\.\d+)?(?:e\d+)?)([kmbt]?)$/i.exec(text);
+  const value = Number(match?.[1]) * ({ k: 1e3, m: 1e6, b: 1e9, t: 1e12 }[match?.[2]?.toLowerCase() ?? ""] ?? 1);
+  if (!(value > 0)) throw new InvalidArgumentError("a positive number is needed, for example 2M.");
+  return value;
+}
+
+export function parsePositive(text: string): number {
+  const value = Number(text);
+  if (!(value > 0 && Number.isFinite(value))) throw new InvalidArgumentError("a positive number is needed.");
+  return value;
+}
+
+export function parseWhole(text: string): number {
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError("a whole number is needed.");
+  return Number(text);
+}
+
+function parseAxes(text: string): UniformAxis[] {
+  return text.split(",").map((name) => {
+    const axis = UNIFORM_AXES.find((known) => known === name.trim());
+    if (axis === undefined) throw new InvalidArgumentError(`axes are ${UNIFORM_AXES.join(", ")}.`);
+    return axis;
+  });
+}
+
+/** Options that every command has. */
+export interface CommonFlags {
+  readonly device: DeviceKind | "auto";
+  readonly threads?: number;
+  readonly json?: boolean;
+  readonly offline?: boolean;
+  readonly revision?: string;
+}
+
+export const addCommon = (command: Command): Command =>
+  command
+    .addOption(new Option("--device <kind>", "where to compute").choices(["auto", ...DEVICE_KINDS]).default("auto"))
+    .option("--threads <n>", "CPU threads (default: all cores)", parseWhole)
+    .option("--revision <name>", "branch, tag or commit of a hub id")
+    .option("--offline", "use only what was downloaded before")
+    .option("--json", "print the result as JSON on standard output, and nothing else there");
+
+/** What a job function takes of the common options. */
+export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay, signal: AbortSignal): JobOptions {
+  return {
+    device: flags.device,
+    ...(flags.threads !== undefined && { threads: flags.threads }),
+    hub: {
+      ...(flags.offline === true && { offline: true }),
+      ...(flags.revision !== undefined && { revision: flags.revision }),
+    },
+    onProgress: display.update,
+    signal,
+  };
+}
+
+export interface DataFlags {
+  readonly data?: string[];
+  readonly validation?: string[];
+  readonly field?: string;
+  readonly separator?: string;
+}
+
+export const addData = (command: Command, required: boolean): Command => {
+  const data = new Option(
+    "--data <paths...>",
+    "files, directories, globs or hf://datasets/org/name: text, JSONL or Parquet, also gzipped",
+  );
+  return command
+    .addOption(required ? data.makeOptionMandatory() : data)
+    .option("--field <name>", "JSONL field or Parquet column with the text (default: text)")
+    .option("--separator <text>", "what separates documents in plain text (default: <|endoftext|>)");
+};
+
+export const addValidation = (command: Command): Command =>
+  command.option("--validation <paths...>", "held-out data (default: 2 % of the documents)");
+
+export const dataOptions = (flags: DataFlags): DataOptions => ({
+  data: flags.data ?? [],
+  ...(flags.validation && { validation: flags.validation }),
+  ...(flags.field !== undefined && { field: flags.field }),
+  ...(flags.separator !== undefined && { separator: flags.separator }),
+});
+
+export interface TargetFlags {
+  readonly target: string;
+  readonly bits?: number;
+  readonly axes?: UniformAxis[];
+  readonly divisors?: string;
+  readonly maxWidthCut?: number;
+  readonly maxDepthCut?: number;
+  readonly tolerance?: number;
+  readonly depth?: DepthMethod;
+  readonly candidates?: number;
+  readonly samples?: number;
+  readonly scores?: string;
+}
+
+export const addTarget = (command: Command): Command =>
+  command
+    .requiredOption(
+      "--target <target>",
+      "8.4B (parameters), 0.67x (share), 4GiB (weights) or sizes: hidden=4096,ffn=11520",
+    )
+    .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
+    .option("--axes <list>", "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)", parseAxes)
+    .option("--divisors <sizes>", "what sizes are multiples of, for example hidden=256,ffn=512")
+    .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parsePositive)
+    .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parsePositive)
+    .option("--tolerance <share>", "how far from the target (default: 0.05)", parsePositive)
+    .addOption(
+      new Option("--depth <method>", "how layers to cut are chosen (default: contiguous-loss)").choices(DEPTH_METHODS),
+    )
+    .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseWhole)
+    .option("--samples <n>", "calibration sequences (default: 1024)", parseWhole)
+    .option("--scores <file>", "importance scores to use, or where to keep them");
+
+export function targetOptions(flags: TargetFlags): TargetOptions {
+  const space = {
+    ...(flags.axes && { axes: flags.axes }),
+    ...(flags.divisors !== undefined && { divisors: parseSizes(flags.divisors) }),
+    ...(flags.maxWidthCut !== undefined && { maxWidthCut: flags.maxWidthCut }),
+    ...(flags.maxDepthCut !== undefined && { maxDepthCut: flags.maxDepthCut }),
+    ...(flags.tolerance !== undefined && { tolerance: flags.tolerance }),
+  };
+  return {
+    target: flags.target,
+    space,
+    ...(flags.bits !== undefined && { bitsPerWeight: flags.bits }),
+    ...(flags.depth && { depthMethod: flags.depth }),
+    ...(flags.candidates !== undefined && { maxCandidates: flags.candidates }),
+    ...(flags.samples !== undefined && { calibrationSamples: flags.samples }),
+    ...(flags.scores !== undefined && { scoresFile: flags.scores }),
+  };
+}
+
+export interface TrainFlags {
+  readonly tokens?: number;
+  readonly sequenceLength?: number;
+  readonly batchSize?: number;
+  readonly microBatchSize?: number;
+  readonly learningRate?: number;
+  readonly minimumLearningRate?: number;
+  readonly schedule?: "cosine" | "linear" | "constant";
+  readonly warmupSteps?: number;
+  readonly weightDecay?: number;
+  readonly clipNorm?: number;
+  readonly seed?: number;
+  readonly saveEvery?: number;
+  readonly validateEvery?: number;
+  readonly compute?: "f32" | "bf16";
+}
+
+export const addTraining = (command: Command, defaultTokens: string): Command =>
+  command
+    .option("--tokens <n>", `tokens to train on (default: ${defaultTokens})`, parseCount)
+    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseWhole)
+    .option("--batch-size <n>", "sequences per step (default: 4096 tokens' worth)", parseWhole)
+    .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseWhole)
+    .option("--learning-rate <x>", "peak (default: 1e-4 at width 4096, more for narrower models)", parsePositive)
+    .option("--minimum-learning-rate <x>", "at the end (default: a tenth of the peak)", parsePositive)
+    .addOption(
+      new Option("--schedule <kind>", "how the learning rate falls (default: cosine)").choices([
+        "cosine",
+        "linear",
+        "constant",
+      ]),
+    )
+    .option("--warmup-steps <n>", "steps of rising learning rate (default: a tenth, at most 40)", parseWhole)
+    .option("--weight-decay <x>", "decoupled decay of matrices (default: 0.1)", Number)
+    .option("--clip-norm <x>", "largest global gradient norm (default: 1)", parsePositive)
+    .option("--seed <n>", "order of the data and random weights (default: 0)", parseWhole)
+    .option("--save-every <steps>", "steps between checkpoints (default: a twentieth of the run)", parseWhole)
+    .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)
+    .addOption(
+      new Option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]),
+    )
+    .option("--restart", "discard what a run in --out has done");
+
+export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
+  const { saveEvery, validateEvery, compute, ...rest } = flags;
+  const names = [
+    ...(["tokens", "sequenceLength", "batchSize", "microBatchSize", "learningRate", "minimumLearningRate"] as const),
+    ...(["schedule", "warmupSteps", "weightDecay", "clipNorm", "seed"] as const),
+  ];
+  return {
+    ...Object.fromEntries(names.flatMap((name) => (rest[name] === undefined ? [] : [[name, rest[name]]]))),
+    ...(saveEvery !== undefined && { saveEverySteps: saveEvery }),
+    ...(validateEvery !== undefined && { validateEverySteps: validateEvery }),
+    ...(compute && { computeType: compute }),
+  };
+}
+
+export interface LossFlags {
+  readonly loss?: Divergence;
+  readonly temperature?: number;
+  readonly crossEntropyWeight?: number;
+  readonly topK?: number;
+  readonly teacherCache?: boolean;
+}
+
+export const addLoss = (command: Command): Command =>
+  command
+    .addOption(
+      new Option("--loss <kind>", "how far the student is from the teacher (default: forward-kl)").choices(DIVERGENCES),
+    )
+    .option("--temperature <x>", "softens both distributions (default: 1)", parsePositive)
+    .option("--cross-entropy-weight <x>", "weight of the data's own loss beside it (default: 0)", Number)
+    .option(
+      "--top-k <n>",
+      "match the teacher's n most probable tokens and the rest's mass (default with --teacher-cache: 64)",
+      parseWhole,
+    )
+    .option("--teacher-cache", "compute the teacher's logits once and keep them on disk");
+
+export function lossOptions(flags: LossFlags) {
+  if (flags.topK === 0) throw new UsageError("--top-k must be at least 1");
+  return {
+    distillation: {
+      ...(flags.loss && { divergence: flags.loss }),
+      ...(flags.temperature !== undefined && { temperature: flags.temperature }),
+      ...(flags.crossEntropyWeight !== undefined && { crossEntropyWeight: flags.crossEntropyWeight }),
+    },
+    teacherOptions: {
+      ...(flags.topK !== undefined && { topK: flags.topK }),
+      ...(flags.teacherCache === true && { cache: true }),
+    },
+  };
+}

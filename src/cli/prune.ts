@@ -1,0 +1,57 @@
+import { Command } from "commander";
+import { pruneModel } from "../jobs/index.js";
+import { formatCount } from "../jobs/report.js";
+import { action, example, table } from "./command.js";
+import {
+  addCommon,
+  addData,
+  addTarget,
+  addValidation,
+  type CommonFlags,
+  type DataFlags,
+  dataOptions,
+  parseCount,
+  type TargetFlags,
+  targetOptions,
+} from "./options.js";
+
+interface Flags extends CommonFlags, DataFlags, TargetFlags {
+  readonly out: string;
+  readonly shardBytes?: number;
+}
+
+export const pruneCommand = example(
+  addCommon(
+    addTarget(
+      addValidation(addData(new Command("prune").description("Cut a model to a target, without training"), false)),
+    ),
+  )
+    .argument("<model>", "model directory or hub id (org/name)")
+    .requiredOption("--out <dir>", "where the smaller model goes")
+    .option("--shard-bytes <n>", "split the weights into files of about this size (default: 5B)", parseCount)
+    .action(
+      action(async ({ job, print }, flags: Flags, model: string) => {
+        const outcome = await pruneModel({
+          ...job,
+          ...dataOptions(flags),
+          ...targetOptions(flags),
+          model,
+          out: flags.out,
+          ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
+        });
+        print(outcome, ({ parameters, plan, out }) =>
+          [
+            table(
+              ["", "from", "to"],
+              [
+                ["parameters", formatCount(parameters.from), formatCount(parameters.to)],
+                ...Object.entries(plan).map(([axis, { from, to }]) => [axis, String(from), String(to)]),
+              ],
+            ),
+            `written to ${out}`,
+          ].join("\n"),
+        );
+      }),
+    ),
+  "coppice prune ./model --target hidden=4096,ffn=11520 --data corpus.jsonl --out ./smaller",
+);

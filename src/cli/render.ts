@@ -1,0 +1,34 @@
+import path from "node:path";
+import type { CompressOutcome, TrainingOutcome } from "../jobs/index.js";
+import { formatBytes, formatCount, recoveredShare } from "../jobs/report.js";
+import { table } from "./command.js";
+
+/** How a training run ended. */
+export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out }: TrainingOutcome): string =>
+  [
+    `loss ${student.loss.toFixed(4)} nats/token, perplexity ${student.perplexity.toFixed(3)} on ${student.tokens} validation tokens`,
+    `trained on ${formatCount(tokens)} tokens in ${seconds.toFixed(0)} s (${formatCount(tokensPerSecond)} tokens/s)`,
+    `model and report in ${out} (open ${path.join(out, "report.html")})`,
+  ].join("\n");
+
+/** Teacher, pruned and student side by side. */
+export function renderCompression(outcome: CompressOutcome): string {
+  const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out } = outcome;
+  const models = { teacher, pruned, student };
+  const cut = Object.entries(plan).filter(([, { from, to }]) => from !== to);
+  return [
+    table(
+      ["", "parameters", "size", "loss", "perplexity"],
+      Object.entries(models).map(([role, m]) => [
+        role,
+        formatCount(m.parameters),
+        formatBytes(m.bytes),
+        m.loss.toFixed(4),
+        m.perplexity.toFixed(3),
+      ]),
+    ),
+    `cut: ${cut.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ")}`,
+    `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that pruning cost, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
+    `model and report in ${out} (open ${path.join(out, "report.html")})`,
+  ].join("\n");
+}

@@ -1,0 +1,278 @@
+import path from "node:path";
+import { openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
+import { Sequences, type TokenStream } from "../data/index.js";
+import {
+  crossEntropyObjective,
+  DISTILLATION_DEFAULTS,
+  type DistillationOptions,
+  defaultIntermediatePairs,
+  distillationObjective,
+  RunDirectory,
+  type TrainOptions,
+  train,
+} from "../distill/index.js";
+import { perplexity } from "../evaluate/index.js";
+import type { Backend } from "../ggml/index.js";
+import { loadWeights, type ModelWeights, modelFromConfig } from "../models/index.js";
+import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
+import { UsageError } from "../system/errors.js";
+import { type OpenModel, onDevice, openData, openModel } from "./environment.js";
+import { type Measurement, measure } from "./measure.js";
+import {
+  candidatesFor,
+  type PlanSummary,
+  scoresFor,
+  search,
+  summarisePlan,
+  type TargetOptions,
+  writePruned,
+} from "./pruning.js";
+import { writeReport } from "./report.js";
+import { Stages } from "./stages.js";
+import {
+  distillStage,
+  openRun,
+  runTraining,
+  storedType,
+  type TeacherOptions,
+  type TrainingJob,
+  type TrainSettings,
+  trainOptionsFor,
+} from "./training.js";
+
+export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOptions {
+  readonly model: string;
+  /** Training settings; 2 million tokens where none are given. */
+  readonly settings?: Partial<TrainSettings>;
+  readonly distillation?: Partial<DistillationOptions>;
+  readonly teacherOptions?: TeacherOptions;
+  /** Adapt the teacher to the data first (arXiv 2408.11796, section 3), on so many tokens; true for a third of the tokens. */
+  readonly teacherCorrection?: boolean | number;
+  /** Rank the best candidates again after distilling each on so many tokens. */
+  readonly searchTokens?: number;
+  /** Match intermediate states too; helps where much depth is cut. */
+  readonly intermediate?: boolean;
+}
+
+/** What `compress` reports. */
+export interface CompressOutcome {
+  readonly teacher: Measurement;
+  readonly pruned: Measurement;
+  readonly student: Measurement;
+  readonly plan: PlanSummary;
+  /** Tokens the student was distilled on. */
+  readonly tokens: number;
+  readonly seconds: number;
+  readonly tokensPerSecond: number;
+  readonly out: string;
+}
+
+const DEFAULT_TOKENS = 2e6;
+/** Teacher correction takes a third of the tokens (127 B beside 380 B) at a fifth of the student's learning rate. */
+const CORRECTION_SHARE = 1 / 3;
+const CORRECTION_RATE_SHARE = 0.2;
+
+/**
+ * Makes a smaller model of a model: measure, correct the teacher if asked, calibrate, search, prune, distil, measure. The `out`
+ * directory ends as a model directory with a report; killed at any moment, the same call goes on where it was.
+ */
+export async function compress(job: CompressJob): Promise<CompressOutcome> {
+  const teacher = await openModel(job.model, job);
+  if (path.resolve(teacher.checkpoint.directory) === path.resolve(job.out))
+    throw new UsageError(`${job.out} is the model itself: choose another --out`);
+  candidatesFor(teacher.model, job); // a target that cannot be met is said before anything long begins
+  const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
+  const settings = trainOptionsFor(teacher.model, { ...job.settings, tokens: job.settings?.tokens ?? DEFAULT_TOKENS });
+  const run = openRun(job.out, configurationOf(job, settings, tokens, validation), job.restart);
+  return onDevice(job, (backend) => new Compression(backend, job, teacher, tokens, validation, settings, run).run());
+}
+
+/** What identifies a run: everything that its numbers depend on. */
+function configurationOf(job: CompressJob, settings: TrainOptions, tokens: TokenStream, validation: TokenStream) {
+  const { model, target, bitsPerWeight, space, depthMethod, maxCandidates, calibrationSamples, distillation } = job;
+  const { teacherOptions, teacherCorrection, searchTokens, intermediate } = job;
+  return {
+    ...{
+      command: "compress",
+      model,
+      data: tokens.id,
+      validation: validation.id,
+      settings,
+      target,
+      bitsPerWeight,
+      space,
+      depthMethod,
+    },
+    ...{
+      maxCandidates,
+      calibrationSamples,
+      distillation,
+      teacherOptions,
+      teacherCorrection,
+      searchTokens,
+      intermediate,
+    },
+  };
+}
+
+class Compression {
+  private readonly stages: Stages;
+
+  constructor(
+    private readonly backend: Backend,
+    private readonly job: CompressJob,
+    private readonly original: OpenModel,
+    private readonly tokens: TokenStream,
+    private readonly validation: TokenStream,
+    private readonly settings: TrainOptions,
+    private readonly directory: RunDirectory,
+  ) {
+    this.stages = new Stages(directory.file("stages.json"));
+  }
+
+  async run(): Promise<CompressOutcome> {
+    const { stages, job } = this;
+    const before = this.original.checkpoint.directory;
+    const teacher = await stages.once("measure teacher", () => this.measure(before, "measure teacher"));
+    const teacherDirectory = await this.correctTeacher(before);
+    const plan = await stages.once("search", () => this.search(teacherDirectory));
+    const prunedDirectory = this.directory.file("pruned");
+    await stages.once("prune", async () => {
+      writePruned(this.cut(teacherDirectory, plan), before, { ...job, out: prunedDirectory });
+    });
+    const pruned = await stages.once("measure pruned", () => this.measure(prunedDirectory, "measure pruned"));
+    const training = await stages.once("distill", () => this.distil(teacherDirectory, prunedDirectory, plan));
+    const student = await stages.once("measure student", () => this.measure(job.out, "measure student"));
+    this.directory.dropCheckpoints();
+    const outcome: CompressOutcome = {
+      ...{ teacher, pruned, student },
+      plan: summarisePlan(this.original.model, modelFromConfig(openCheckpoint(job.out).config)),
+      tokens: training.tokens,
+      seconds: stages.all.reduce((sum, stage) => sum + stage.seconds, 0),
+      tokensPerSecond: training.tokensPerSecond,
+      out: job.out,
+    };
+    writeReport(this.directory, { ...outcome, models: { teacher, pruned, student }, stages: stages.all });
+    return outcome;
+  }
+
+  private measure(directory: string, stage: string): Promise<Measurement> {
+    return measure(this.backend, directory, this.validation, stage, {
+      ...this.job,
+      sequenceLength: this.settings.sequenceLength,
+    });
+  }
+
+  private get sequences(): Sequences {
+    return new Sequences(this.tokens, this.settings.sequenceLength);
+  }
+
+  /** Trains the teacher lightly on the data, so that what it teaches is about this data. @returns its directory */
+  private async correctTeacher(before: string): Promise<string> {
+    const { job, settings, backend } = this;
+    if (job.teacherCorrection === undefined || job.teacherCorrection === false) return before;
+    const tokens =
+      typeof job.teacherCorrection === "number" ? job.teacherCorrection : Math.ceil(settings.tokens * CORRECTION_SHARE);
+    const corrected = this.directory.file("corrected-teacher");
+    await this.stages.once("correct teacher", async () => {
+      const { checkpoint, model } = this.original;
+      const student = loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
+      try {
+        const learningRate = settings.learningRate * CORRECTION_RATE_SHARE;
+        const result = await runTraining({
+          ...{
+            backend,
+            stage: "correct teacher",
+            run: new RunDirectory(this.directory.file("teacher-correction")),
+            model,
+            student,
+          },
+          ...{ objective: crossEntropyObjective, sequences: this.sequences, validation: this.validation, options: job },
+          settings: trainOptionsFor(model, {
+            ...settings,
+            tokens,
+            learningRate,
+            minimumLearningRate: learningRate / 10,
+          }),
+        });
+        writeCheckpoint(corrected, model.config, student.source(), {
+          dtype: storedType(checkpoint.source),
+          carryFrom: before,
+        });
+        return result;
+      } finally {
+        student.free();
+      }
+    });
+    await this.stages.once("measure corrected teacher", () => this.measure(corrected, "measure corrected teacher"));
+    return corrected;
+  }
+
+  private async search(teacherDirectory: string): Promise<PrunePlan> {
+    const { backend, job, settings, validation } = this;
+    const { source } = openCheckpoint(teacherDirectory);
+    const { model } = this.original;
+    const weights = loadWeights(backend, model, source, { dtype: settings.computeType, trainable: false });
+    try {
+      const options = { ...job, scoresFile: this.scoresFile };
+      const scores = await this.stages
+        .once("calibrate", async () => {
+          await scoresFor(backend, weights, this.tokens, options, settings.computeType);
+        })
+        .then(() => loadScores(backend, this.scoresFile, model));
+      const ranked = await search({
+        ...{ backend, model, source, weights, scores, validation, options, computeType: settings.computeType },
+        ...(job.searchTokens !== undefined && {
+          distill: (pruned: PrunedModel) => this.distilBriefly(weights, pruned, job.searchTokens ?? 0),
+        }),
+      });
+      const best = ranked[0];
+      if (best === undefined) throw new UsageError(`the target ${job.target} has no candidates`);
+      return best.plan;
+    } finally {
+      weights.free();
+    }
+  }
+
+  private get scoresFile(): string {
+    return this.job.scoresFile ?? this.directory.file("importance.safetensors");
+  }
+
+  private cut(teacherDirectory: string, plan: PrunePlan): PrunedModel {
+    const { model } = this.original;
+    const scores = loadScores(this.backend, this.scoresFile, model);
+    return prune(model, openCheckpoint(teacherDirectory).source, plan, keptIndices(model, plan, scores));
+  }
+
+  /** The loss of a candidate after a short distillation. */
+  private async distilBriefly(teacher: ModelWeights, pruned: PrunedModel, tokens: number): Promise<number> {
+    const { backend, settings, validation } = this;
+    const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
+    try {
+      await train({
+        ...{ backend, student, sequences: this.sequences, options: { ...settings, tokens, saveEverySteps: 1e9 } },
+        objective: distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS),
+      });
+      const options = { sequenceLength: settings.sequenceLength, computeType: settings.computeType };
+      return (await perplexity(backend, pruned.model, student, validation, options)).loss;
+    } finally {
+      student.free();
+    }
+  }
+
+  private distil(teacherDirectory: string, prunedDirectory: string, plan: PrunePlan) {
+    const { backend, job, settings, validation } = this;
+    const { config, source } = openCheckpoint(prunedDirectory);
+    const intermediate = job.intermediate === true ? { intermediate: defaultIntermediatePairs(plan.keptLayers) } : {};
+    return distillStage({
+      ...{ backend, stage: "distill", run: this.directory, settings, validation, options: job, teacherDirectory },
+      sequences: this.sequences,
+      student: { model: modelFromConfig(config), source },
+      distillation: { ...job.distillation, ...intermediate },
+      teacher: job.teacherOptions ?? {},
+      ...(job.cacheDir !== undefined && { cacheDir: job.cacheDir }),
+      write: (weights) =>
+        writeCheckpoint(job.out, config, weights.source(), { dtype: storedType(source), carryFrom: prunedDirectory }),
+    });
+  }
+}

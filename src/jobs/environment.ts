@@ -1,0 +1,111 @@
+import { type Checkpoint, type HubOptions, openCheckpoint, resolveModelDirectory } from "../checkpoint/index.js";
+import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
+import { Backend, type BackendOptions } from "../ggml/index.js";
+import { countParameters, type Model, modelFromConfig } from "../models/index.js";
+import { CoppiceError } from "../system/errors.js";
+
+/** Something that goes on and takes a while. */
+export interface ProgressEvent {
+  /** What is being done, for example `distill`. */
+  readonly stage: string;
+  readonly done: number;
+  readonly total: number;
+  readonly unit: "tokens" | "bytes" | "sequences" | "candidates";
+  /** A short remark, for example the current loss. */
+  readonly detail?: string;
+}
+
+/** What every job may be given. */
+export interface JobOptions extends BackendOptions {
+  readonly hub?: HubOptions;
+  readonly onProgress?: (event: ProgressEvent) => void;
+  /** Asks the job to stop as soon as its state is safe. */
+  readonly signal?: AbortSignal;
+}
+
+/** A model that a job works on. */
+export interface OpenModel {
+  readonly checkpoint: Checkpoint;
+  readonly model: Model;
+  readonly parameters: number;
+}
+
+/** Opens a MODEL argument: a directory or a hub id. */
+export async function openModel(reference: string, options: JobOptions = {}): Promise<OpenModel> {
+  const onProgress = options.onProgress;
+  const directory = await resolveModelDirectory(reference, {
+    ...options.hub,
+    ...(onProgress && {
+      onProgress: ({ file, doneBytes, totalBytes }) =>
+        onProgress({ stage: `download ${reference}`, done: doneBytes, total: totalBytes, unit: "bytes", detail: file }),
+    }),
+  });
+  const checkpoint = openCheckpoint(directory);
+  const model = modelFromConfig(checkpoint.config);
+  return { checkpoint, model, parameters: countParameters(model.parameters, model.sizes) };
+}
+
+/** Where training and validation tokens come from. */
+export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" | "cacheDir"> {
+  readonly data: readonly string[];
+  /** Held-out text; a share of the documents where none is given. */
+  readonly validation?: readonly string[];
+}
+
+/** Share of the documents held out when no validation data is given. */
+const HELD_OUT_SHARE = 0.02;
+/** Fewer validation tokens than this say nothing. */
+const MIN_VALIDATION_TOKENS = 256;
+
+/** Opens training and validation tokens for a model. */
+export async function openData(
+  directory: string,
+  data: DataOptions,
+  options: JobOptions,
+): Promise<{ readonly train: TokenStream; readonly validation: TokenStream }> {
+  const tokenizer = await Tokenizer.load(directory);
+  if (data.validation !== undefined && data.validation.length > 0) {
+    const train = await openTokens(data.data, tokenizer, data, options);
+    const validation = await openTokens(data.validation, tokenizer, data, options);
+    return { train: train.train, validation: validation.train };
+  }
+  const corpus = await openTokens(data.data, tokenizer, data, options, HELD_OUT_SHARE);
+  if (corpus.heldOut.length < MIN_VALIDATION_TOKENS)
+    throw new CoppiceError(
+      `holding out ${HELD_OUT_SHARE * 100} % of the documents leaves ${corpus.heldOut.length} tokens to validate on: give validation data (--validation)`,
+    );
+  return { train: corpus.train, validation: corpus.heldOut };
+}
+
+/** Tokenises data, or finds it tokenised. */
+export function openTokens(
+  inputs: readonly string[],
+  tokenizer: Tokenizer,
+  data: Omit<DataOptions, "data" | "validation">,
+  options: JobOptions,
+  heldOutShare = 0,
+): Promise<Corpus> {
+  return openCorpus(inputs, tokenizer, {
+    ...data,
+    heldOutShare,
+    ...(options.hub && { hub: options.hub }),
+    onProgress: ({ tokens, bytes, totalBytes }) =>
+      options.onProgress?.({
+        stage: "tokenise",
+        done: bytes,
+        total: totalBytes,
+        unit: "bytes",
+        detail: `${tokens} tokens`,
+      }),
+  });
+}
+
+/** Runs a job on a device and gives the device back. */
+export async function onDevice<T>(options: BackendOptions, job: (backend: Backend) => Promise<T>): Promise<T> {
+  const backend = Backend.open(options);
+  try {
+    return await job(backend);
+  } finally {
+    backend.free();
+  }
+}

@@ -1,0 +1,87 @@
+import { openCheckpoint } from "../checkpoint/index.js";
+import { sourceBytes } from "../checkpoint/tensor-source.js";
+import { Tokenizer, type TokenStream } from "../data/index.js";
+import { type Perplexity, perplexity } from "../evaluate/index.js";
+import type { Backend } from "../ggml/index.js";
+import { countParameters, type DimensionName, loadWeights, modelFromConfig } from "../models/index.js";
+import type { ComputeType } from "../tensor/index.js";
+import { type DataOptions, type JobOptions, onDevice, openModel, openTokens } from "./environment.js";
+
+/** What `inspect` tells of a model. */
+export interface Inspection {
+  readonly architecture: string;
+  readonly parameters: number;
+  /** Each dimension's size; one number where all layers agree, a list where they differ. */
+  readonly dimensions: Readonly<Record<DimensionName, number | readonly number[]>>;
+  /** Bytes of the weights as stored. */
+  readonly bytes: number;
+  /** Bytes to run it: the weights as stored and an f16 key-value cache of one sequence of full length. */
+  readonly memoryBytes: number;
+}
+
+/** Describes a model without reading its weights. */
+export async function inspect(reference: string, options: JobOptions = {}): Promise<Inspection> {
+  const { checkpoint, model, parameters } = await openModel(reference, options);
+  const bytes = sourceBytes(checkpoint.source);
+  const dimensions: Record<DimensionName, number | number[]> = {};
+  for (const [name, size] of Object.entries(model.sizes)) {
+    const short = name.replace(/^layers\.\d+\./, "");
+    const before = dimensions[short];
+    dimensions[short] = before === undefined ? size : [before, size].flat();
+  }
+  for (const [name, value] of Object.entries(dimensions))
+    if (Array.isArray(value) && new Set(value).size === 1) dimensions[name] = value[0] ?? 0;
+  const kvHeads = model.headGroups.reduce((total, group) => total + (model.sizes[group.kvHeads] ?? 0), 0);
+  const cacheBytes = kvHeads * (model.sizes.headDim ?? 0) * 2 * 2 * model.maxPositions;
+  return { architecture: model.architecture, parameters, dimensions, bytes, memoryBytes: bytes + cacheBytes };
+}
+
+/** Size and loss of a model. */
+export interface Measurement extends Perplexity {
+  readonly parameters: number;
+  readonly bytes: number;
+}
+
+export interface MeasureOptions {
+  readonly sequenceLength?: number;
+  readonly computeType?: ComputeType;
+}
+
+/** Measures a model directory on validation tokens. */
+export async function measure(
+  backend: Backend,
+  directory: string,
+  validation: TokenStream,
+  stage: string,
+  options: MeasureOptions & JobOptions,
+): Promise<Measurement> {
+  const { config, source, bytes } = openCheckpoint(directory);
+  const model = modelFromConfig(config);
+  const dtype = (options.computeType ?? "f32") === "f32" ? "f32" : "bf16";
+  const weights = loadWeights(backend, model, source, { dtype, trainable: false });
+  try {
+    const result = await perplexity(backend, model, weights, validation, {
+      ...(options.sequenceLength !== undefined && { sequenceLength: options.sequenceLength }),
+      computeType: options.computeType ?? "f32",
+      onProgress: (done, total) => options.onProgress?.({ stage, done, total, unit: "sequences" }),
+    });
+    return { parameters: countParameters(model.parameters, model.sizes), bytes, ...result };
+  } finally {
+    weights.free();
+  }
+}
+
+export interface PerplexityJob extends JobOptions, MeasureOptions, Omit<DataOptions, "validation"> {
+  readonly model: string;
+}
+
+/** Loss and perplexity of a model on data. */
+export async function measurePerplexity(job: PerplexityJob): Promise<Perplexity> {
+  const { checkpoint } = await openModel(job.model, job);
+  const tokenizer = await Tokenizer.load(checkpoint.directory);
+  const { train } = await openTokens(job.data, tokenizer, job, job);
+  return onDevice(job, async (backend) => {
+    const { loss, perplexity: value, tokens } = await measure(backend, checkpoint.directory, train, "perplexity", job);
+    return { loss, perplexity: value, tokens };
+  });
+}

@@ -1,0 +1,284 @@
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { readJsonObject } from "../checkpoint/directory.js";
+import { openCheckpoint, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
+import { Sequences, type TokenStream } from "../data/index.js";
+import { defaultSequenceLength } from "../evaluate/index.js";
+import type { Backend } from "../ggml/index.js";
+import { countParameters, loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
+import {
+  type Candidate,
+  calibrate,
+  type DepthMethod,
+  enumerateCandidates,
+  keptIndices,
+  layerOrder,
+  loadScores,
+  type PrunedModel,
+  type PrunePlan,
+  parametersAt,
+  parseTarget,
+  prune,
+  type RankedCandidate,
+  rankCandidates,
+  type Scores,
+  type SearchSpace,
+  saveScores,
+  type UniformAxis,
+  type UniformSizes,
+  uniformPlan,
+  uniformSizes,
+} from "../prune/index.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import type { ComputeType } from "../tensor/index.js";
+import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
+
+/** What the smaller model should be, and how it is looked for. */
+export interface TargetOptions {
+  /** `8.4B`, `0.67x`, `4GiB` or `hidden=4096,ffn=11520`. */
+  readonly target: string;
+  /** For a target in bytes; 16 by default. */
+  readonly bitsPerWeight?: number;
+  /** Which sizes may change; the widths `hidden` and `ffn` by default, which keep more quality than depth. */
+  readonly space?: Partial<SearchSpace>;
+  /** How layers to cut are chosen; the contiguous run that costs least loss by default. */
+  readonly depthMethod?: DepthMethod;
+  /** Candidates that are measured at most. */
+  readonly maxCandidates?: number;
+  /** Sequences of calibration data. */
+  readonly calibrationSamples?: number;
+  /** Scores to use instead of a calibration, or where to keep those of this one. */
+  readonly scoresFile?: string;
+}
+
+const DEFAULT_AXES: readonly UniformAxis[] = ["hidden", "ffn"];
+const DEFAULT_BITS = 16;
+const DEFAULT_MAX_CANDIDATES = 12;
+const DEFAULT_CALIBRATION_SAMPLES = 1024;
+/** Sequences that candidates are measured on. */
+const SEARCH_SEQUENCES = 64;
+const CALIBRATION_BATCH_TOKENS = 2048;
+
+/** The architectures that meet a target: one when it names sizes, else all within the tolerance. */
+export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
+  const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS);
+  const original = uniformSizes(model);
+  if (target.kind === "sizes") {
+    const sizes = { ...original, ...target.sizes };
+    return [{ sizes, parameters: parametersAt(model, sizes) }];
+  }
+  return enumerateCandidates(model, target.parameters, { axes: DEFAULT_AXES, ...options.space });
+}
+
+/** Calibrates, or reads the scores of an earlier calibration. */
+export async function scoresFor(
+  backend: Backend,
+  weights: ModelWeights,
+  tokens: TokenStream,
+  options: TargetOptions & JobOptions,
+  computeType: ComputeType,
+): Promise<Scores> {
+  const { scoresFile } = options;
+  if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(backend, scoresFile, weights.model);
+  const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
+  const sequences = new Sequences(tokens, length);
+  const scores = await calibrate(backend, weights, sequences, {
+    samples: options.calibrationSamples ?? DEFAULT_CALIBRATION_SAMPLES,
+    batchSize: Math.max(1, Math.floor(CALIBRATION_BATCH_TOKENS / length)),
+    computeType,
+    onProgress: (done, total) => options.onProgress?.({ stage: "calibrate", done, total, unit: "sequences" }),
+  });
+  if (scoresFile !== undefined) saveScores(scoresFile, scores);
+  return scores;
+}
+
+/** What a search works on. */
+export interface SearchStage {
+  readonly backend: Backend;
+  readonly model: Model;
+  readonly source: TensorSource;
+  readonly weights: ModelWeights;
+  readonly scores: Scores;
+  readonly validation: TokenStream;
+  readonly options: TargetOptions & JobOptions;
+  readonly computeType: ComputeType;
+  /** Distils a candidate briefly; see `rankCandidates`. */
+  readonly distill?: (pruned: PrunedModel) => Promise<number>;
+}
+
+/** Ranks the architectures that meet a target, best first. */
+export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
+  const { backend, model, source, weights, scores, validation, options, computeType } = stage;
+  const candidates = candidatesFor(model, options);
+  const depthMethod = options.depthMethod ?? "contiguous-loss";
+  const common = {
+    depthMethod,
+    computeType,
+    sequenceLength: Math.min(256, defaultSequenceLength(model)),
+    maxSequences: SEARCH_SEQUENCES,
+  };
+  return rankCandidates(backend, model, source, weights, candidates, scores, validation, {
+    ...common,
+    maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
+    onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
+    ...(stage.distill && { distill: stage.distill }),
+  });
+}
+
+export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions> {
+  readonly model: string;
+  readonly computeType?: ComputeType;
+}
+
+export interface PlanOutcome {
+  readonly parameters: number;
+  readonly original: UniformSizes;
+  /** Best first where they were measured, else nearest to the target first. */
+  readonly candidates: readonly (Candidate & { readonly loss?: number; readonly keptLayers?: readonly number[] })[];
+}
+
+/** Lists the architectures that meet a target. With data they are measured; without, a config.json is enough. */
+export async function plan(job: PlanJob): Promise<PlanOutcome> {
+  if (job.data === undefined || job.data.length === 0) {
+    const config = existsSync(path.join(job.model, "config.json"))
+      ? readJsonObject(path.join(job.model, "config.json"))
+      : (await openModel(job.model, job)).checkpoint.config;
+    const model = modelFromConfig(config);
+    return {
+      parameters: countParameters(model.parameters, model.sizes),
+      original: uniformSizes(model),
+      candidates: candidatesFor(model, job),
+    };
+  }
+  const { checkpoint, model, parameters } = await openModel(job.model, job);
+  candidatesFor(model, job); // a target that cannot be met is said before anything long begins
+  const { train, validation } = await openData(checkpoint.directory, { ...job, data: job.data }, job);
+  const computeType = job.computeType ?? "bf16";
+  return onDevice(job, async (backend) => {
+    const weights = loadWeights(backend, model, checkpoint.source, { dtype: computeType, trainable: false });
+    try {
+      const scores = await scoresFor(backend, weights, train, job, computeType);
+      const ranked = await search({
+        ...{ backend, model, source: checkpoint.source, weights, scores, validation, options: job, computeType },
+      });
+      const candidates = ranked.map(({ sizes, parameters: count, loss, plan: chosen }) => ({
+        ...{ sizes, parameters: count, loss, keptLayers: chosen.keptLayers },
+      }));
+      return { parameters, original: uniformSizes(model), candidates };
+    } finally {
+      weights.free();
+    }
+  });
+}
+
+export interface PruneJob extends JobOptions, TargetOptions, Partial<DataOptions> {
+  readonly model: string;
+  readonly out: string;
+  readonly computeType?: ComputeType;
+  readonly shardBytes?: number;
+}
+
+export interface PruneOutcome {
+  readonly parameters: { readonly from: number; readonly to: number };
+  readonly plan: PlanSummary;
+  readonly out: string;
+}
+
+/** Each size of a plan, before and after. */
+export type PlanSummary = Readonly<Record<string, { readonly from: number; readonly to: number }>>;
+
+/** Compares the uniform sizes of two models. */
+export function summarisePlan(before: Model, after: Model): PlanSummary {
+  const [from, to] = [uniformSizes(before), uniformSizes(after)];
+  return Object.fromEntries(
+    Object.keys(from).map((axis) => [axis, { from: from[axis as UniformAxis], to: to[axis as UniformAxis] }]),
+  );
+}
+
+/** Prunes a model to a target and writes it. */
+export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
+  const { checkpoint, model, parameters } = await openModel(job.model, job);
+  if (path.resolve(checkpoint.directory) === path.resolve(job.out))
+    throw new UsageError(`${job.out} is the model itself: choose another --out`);
+  const computeType = job.computeType ?? "bf16";
+  const candidates = candidatesFor(model, job);
+  const { chosen, scores } = await onDevice(job, (backend) =>
+    choose(backend, checkpoint.directory, model, candidates, job, computeType),
+  );
+  const pruned = prune(model, checkpoint.source, chosen, keptIndices(model, chosen, scores));
+  writePruned(pruned, checkpoint.directory, job);
+  const count = countParameters(pruned.model.parameters, pruned.model.sizes);
+  return { parameters: { from: parameters, to: count }, plan: summarisePlan(model, pruned.model), out: job.out };
+}
+
+/** Writes a pruned model, with progress. */
+export function writePruned(
+  pruned: PrunedModel,
+  from: string,
+  job: JobOptions & { readonly out: string; readonly shardBytes?: number },
+): void {
+  const total = [...pruned.source.tensors.values()].reduce(
+    (sum, { dtype, shape }) => sum + shape.reduce((a, b) => a * b, dtype === "f32" ? 4 : 2),
+    0,
+  );
+  let done = 0;
+  writeCheckpoint(job.out, pruned.model.config, pruned.source, {
+    carryFrom: from,
+    ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
+    onBytes: (count) => {
+      done += count;
+      job.onProgress?.({ stage: "prune", done, total, unit: "bytes" });
+    },
+  });
+}
+
+/** Decides what stays. Scores that are at hand and sizes that are named need no data and no weights in memory. */
+async function choose(
+  backend: Backend,
+  directory: string,
+  model: Model,
+  candidates: readonly Candidate[],
+  job: PruneJob,
+  computeType: ComputeType,
+): Promise<{ readonly chosen: PrunePlan; readonly scores: Scores }> {
+  const only = candidates.length === 1 ? candidates[0] : undefined;
+  const stored =
+    job.scoresFile !== undefined && existsSync(job.scoresFile) ? loadScores(backend, job.scoresFile, model) : undefined;
+  const byInfluence =
+    only !== undefined && (only.sizes.layers === model.layerCount || job.depthMethod === "block-influence");
+  if (stored !== undefined && only !== undefined && byInfluence) {
+    const order = [...(stored.get("layers") ?? [])]
+      .map((score, layer) => ({ score, layer }))
+      .sort((a, b) => a.score - b.score);
+    return {
+      chosen: uniformPlan(
+        model,
+        only.sizes,
+        order.map(({ layer }) => layer),
+      ),
+      scores: stored,
+    };
+  }
+  if (job.data === undefined || job.data.length === 0)
+    throw new CoppiceError("pruning needs --data to score what matters, or --scores with explicit sizes");
+  const { train, validation } = await openData(directory, { ...job, data: job.data }, job);
+  const { source } = openCheckpoint(directory);
+  const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
+  try {
+    const scores = await scoresFor(backend, weights, train, job, computeType);
+    if (only === undefined) {
+      const [best] = await search({ backend, model, source, weights, scores, validation, options: job, computeType });
+      if (best === undefined) throw new CoppiceError("no candidate was measured");
+      return { chosen: best.plan, scores };
+    }
+    const order = await layerOrder(backend, weights, validation, scores, model.layerCount - only.sizes.layers, {
+      method: job.depthMethod ?? "contiguous-loss",
+      computeType,
+      sequenceLength: Math.min(256, defaultSequenceLength(model)),
+      maxSequences: SEARCH_SEQUENCES,
+    });
+    return { chosen: uniformPlan(model, only.sizes, order), scores };
+  } finally {
+    weights.free();
+  }
+}
