@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
-import koffi from "koffi";
 import { CoppiceError, UsageError } from "../system/errors.js";
+import koffi from "../system/ffi.js";
 import type { Functions, Pointer } from "./functions.js";
 import { DEVICE_KINDS, type DeviceKind, type Library, loadLibrary } from "./library.js";
 

@@ -1,4 +1,5 @@
-import koffi, { type LibraryHandle } from "koffi";
+import type { LibraryHandle } from "koffi";
+import koffi from "../system/ffi.js";
 
 /** The address of something native. Never dereferenced here: all access goes through ggml's own functions. */
 export type Pointer = bigint & { readonly __native: unique symbol };

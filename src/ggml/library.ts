@@ -2,8 +2,8 @@ import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import koffi from "koffi";
 import { CoppiceError } from "../system/errors.js";
+import koffi from "../system/ffi.js";
 import { bindFunctions, type Functions } from "./functions.js";
 
 /** Kinds of compute device, fastest first. */
@@ -55,10 +55,6 @@ function findLibrary(directory: string, stem: RegExp): string | undefined {
   return file === undefined ? undefined : path.join(directory, file);
 }
 
-// Native calls run on stacks of koffi's own. A Vulkan driver compiles shaders inside a call, which overflows the default
-// of 256 KiB and corrupts the heap.
-const STACK_BYTES = 8 << 20;
-
 const loaded = new Map<string, Library>();
 
 /**
@@ -80,7 +76,6 @@ function loadFrom(directory: string): Library {
     throw new CoppiceError(
       `ggml: ${directory} holds no libggml-base and libggml; COPPICE_GGML_DIR must name their folder`,
     );
-  koffi.config({ ...koffi.config(), sync_stack_size: STACK_BYTES, async_stack_size: STACK_BYTES });
   let functions: Functions;
   try {
     functions = bindFunctions(koffi.load(basePath, { global: true }), koffi.load(loaderPath, { global: true }));

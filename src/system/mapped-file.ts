@@ -1,6 +1,6 @@
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
-import koffi from "koffi";
 import { CoppiceError } from "./errors.js";
+import koffi from "./ffi.js";
 
 /** Bytes of a file, brought in by the operating system when they are touched. */
 export interface MappedFile {
