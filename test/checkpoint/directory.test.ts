@@ -1,0 +1,95 @@
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { openCheckpoint, readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
+import { modelFromConfig } from "../../src/models/index.js";
+import { checkTensors } from "../../src/models/weights.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const fixtures = path.resolve(import.meta.dirname, "../fixtures/models");
+const directory = temporaryDirectory();
+
+function copyOf(name: string): string {
+  const target = path.join(directory, `${name}-${Math.random().toString(36).slice(2)}`);
+  cpSync(path.join(fixtures, name), target, { recursive: true });
+  return target;
+}
+
+describe("a model directory", () => {
+  it("is written sharded, and read back bit by bit", () => {
+    const { config, source } = openCheckpoint(path.join(fixtures, "llama-3-bf16-sharded"));
+    const target = path.join(directory, "sharded");
+    writeCheckpoint(target, config, source, {
+      shardBytes: 15_000,
+      carryFrom: path.join(fixtures, "llama-3-bf16-sharded"),
+    });
+    expect(readdirSync(target).filter((name) => name.endsWith(".safetensors")).length).toBeGreaterThan(2);
+    expect(existsSync(path.join(target, "generation_config.json"))).toBe(true);
+    const again = openCheckpoint(target);
+    expect(again.config).toEqual(config);
+    expect([...again.source.tensors.keys()].sort()).toEqual([...source.tensors.keys()].sort());
+    for (const name of source.tensors.keys())
+      expect(Buffer.from(readTensor(again.source, name)).equals(readTensor(source, name))).toBe(true);
+  });
+
+  it("is converted to another type when asked, and says so in its configuration", () => {
+    const { config, source } = openCheckpoint(path.join(fixtures, "llama-1"));
+    const target = path.join(directory, "converted");
+    writeCheckpoint(target, config, source, { dtype: "bf16" });
+    const again = openCheckpoint(target);
+    expect(again.config.dtype).toBe("bfloat16");
+    const name = "model.layers.0.self_attn.q_proj.weight";
+    const before = new Float32Array(readTensor(source, name).buffer);
+    const after = new Uint16Array(readTensor(again.source, name).buffer);
+    for (let i = 0; i < before.length; i++) {
+      const bits = new Uint32Array(before.buffer, i * 4, 1)[0]!;
+      const rounded = (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16; // to nearest, ties to even
+      expect(after[i]).toBe(rounded);
+    }
+  });
+
+  it.each([
+    ["no configuration", (d: string) => rmSync(path.join(d, "config.json")), /has no config.json/],
+    [
+      "a configuration that is no JSON",
+      (d: string) => writeFileSync(path.join(d, "config.json"), "{"),
+      /no valid JSON/,
+    ],
+    [
+      "a configuration that is a list",
+      (d: string) => writeFileSync(path.join(d, "config.json"), "[]"),
+      /no JSON object/,
+    ],
+    ["a missing shard", (d: string) => rmSync(path.join(d, "model-00002-of-00003.safetensors")), /which is missing/],
+    [
+      "an index that points elsewhere",
+      (d: string) => writeFileSync(path.join(d, "model.safetensors.index.json"), '{"weight_map":{"x":"../../secret"}}'),
+      /no file name beside it/,
+    ],
+    [
+      "an index that lies",
+      (d: string) =>
+        writeFileSync(
+          path.join(d, "model.safetensors.index.json"),
+          '{"weight_map":{"x":"model-00001-of-00003.safetensors"}}',
+        ),
+      /is not in model-00001/,
+    ],
+  ])("with %s is refused", (_, damage, message) => {
+    const copy = copyOf("llama-3-bf16-sharded");
+    damage(copy);
+    expect(() => openCheckpoint(copy)).toThrow(message);
+  });
+
+  it("that lacks tensors, or has them in other shapes, is refused by name", () => {
+    const copy = copyOf("llama-1");
+    const config = JSON.parse(readFileSync(path.join(copy, "config.json"), "utf8"));
+    const { source } = openCheckpoint(copy);
+    expect(() => checkTensors(modelFromConfig({ ...config, num_hidden_layers: 3 }), source)).toThrow(
+      /lacks 9 of 30 tensors.*model.layers.2/,
+    );
+    expect(() => checkTensors(modelFromConfig({ ...config, intermediate_size: 40 }), source)).toThrow(
+      /gate_proj.weight has the shape \[48, 32\], config.json makes it \[40, 32\]/,
+    );
+  });
+});

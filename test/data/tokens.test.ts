@@ -1,0 +1,82 @@
+import { readdirSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { openCorpus, Sequences, Tokenizer, type TokenStream, TrainingOrder } from "../../src/data/index.js";
+import { temporaryDirectory } from "../temporary.js";
+import { streamOf } from "../tokens.js";
+
+const tiny = path.resolve(import.meta.dirname, "../../examples/tiny-config");
+const directory = temporaryDirectory();
+const cacheDir = path.join(directory, "cache");
+
+const all = (stream: TokenStream): number[] => {
+  const ids = new Int32Array(stream.length);
+  stream.copy(0, stream.length, ids, 0);
+  return [...ids];
+};
+
+describe("a corpus", () => {
+  const file = path.join(directory, "corpus.txt");
+  const documents = Array.from({ length: 400 }, (_, i) => `Story ${i}: Mira had ${i} kites.`);
+  writeFileSync(file, documents.join("<|endoftext|>"));
+
+  it("is its documents' tokens in order, each with the begin token", async () => {
+    const tokenizer = await Tokenizer.load(tiny);
+    const { train, heldOut } = await openCorpus([file], tokenizer, { cacheDir });
+    expect(all(train)).toEqual((await tokenizer.encode(documents, true)).flat());
+    expect(all(train)[0]).toBe(0);
+    expect(heldOut.length).toBe(0);
+    expect(await tokenizer.decode(all(train).slice(0, 40))).toMatch(/^Story 0: Mira had 0 kites\.Story 1/);
+  });
+
+  it("is tokenised once, and anew when its content or the options change", async () => {
+    const tokenizer = await Tokenizer.load(tiny);
+    const opened = () => readdirSync(path.join(cacheDir, "tokens")).length;
+    const first = await openCorpus([file], tokenizer, { cacheDir });
+    const before = opened();
+    let tokenised = false;
+    const again = await openCorpus([file], tokenizer, { cacheDir, onProgress: () => (tokenised = true) });
+    expect(tokenised).toBe(false);
+    expect(again.train.id).toBe(first.train.id);
+    await openCorpus([file], tokenizer, { cacheDir, separator: "kites" });
+    const changed = path.join(directory, "changed.txt");
+    writeFileSync(changed, `${documents.join("<|endoftext|>")}!`);
+    expect((await openCorpus([changed], tokenizer, { cacheDir })).train.id).not.toBe(first.train.id);
+    expect(opened()).toBe(before + 2);
+  });
+
+  it("holds out whole documents by their content, copies together", async () => {
+    const tokenizer = await Tokenizer.load(tiny);
+    const doubled = path.join(directory, "doubled.txt");
+    writeFileSync(doubled, [...documents, ...documents].join("<|endoftext|>"));
+    const { train, heldOut } = await openCorpus([doubled], tokenizer, { cacheDir, heldOutShare: 0.2 });
+    const texts = async (stream: TokenStream) => (await tokenizer.decode(all(stream))).match(/Story \d+:/g) ?? [];
+    const [kept, out] = [await texts(train), await texts(heldOut)];
+    expect(kept.length + out.length).toBe(800);
+    expect(out.length).toBeGreaterThan(80);
+    expect(out.length).toBeLessThan(240);
+    expect(kept.filter((text) => out.includes(text))).toEqual([]);
+  });
+});
+
+describe("sequences", () => {
+  it("predict every token but the first once", () => {
+    const ids = Array.from({ length: 101 }, (_, i) => i);
+    const sequences = new Sequences(streamOf(ids, directory), 10);
+    expect(sequences.count).toBe(10);
+    const { tokens, targets } = sequences.batch([...Array(10).keys()]);
+    expect([...tokens]).toEqual(ids.slice(0, -1));
+    expect([...targets]).toEqual(ids.slice(1));
+    expect(() => new Sequences(streamOf([1, 2, 3], directory, "short"), 3)).toThrow(
+      /3 tokens, fewer than one sequence of 3/,
+    );
+  });
+
+  it("are trained on in an order that each epoch permutes anew", () => {
+    const order = new TrainingOrder(50, 7);
+    const epochs = [0, 1].map((epoch) => order.range(epoch * 50, 50));
+    for (const epoch of epochs) expect([...epoch].sort((a, b) => a - b)).toEqual([...Array(50).keys()]);
+    expect(epochs[0]).not.toEqual(epochs[1]);
+    expect(new TrainingOrder(50, 7).range(73, 5)).toEqual(epochs[1]!.slice(23, 28));
+  });
+});
