@@ -5,6 +5,7 @@
  *     npm run claims -- [--teacher DIR] [--data FILE] [--validation FILE] [--shifted FILE] [--tokens 200000] [--seeds 3]
  */
 import { mkdirSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { openCheckpoint, type TensorSource } from "../src/checkpoint/index.js";
@@ -49,6 +50,7 @@ const { values } = parseArgs({
     shifted: { type: "string", default: path.join(shared, "corpora/tinyshakespeare.txt.gz") },
     tokens: { type: "string", default: "200000" },
     seeds: { type: "string", default: "3" },
+    threads: { type: "string", default: String(availableParallelism()) },
     out: { type: "string", default: path.resolve(import.meta.dirname, "results") },
   },
 });
@@ -60,7 +62,7 @@ const BATCH = 16;
 const LEARNING_RATES = [3e-3, 1e-2];
 const SCRATCH_FACTOR = 40;
 
-const backend = Backend.open({ device: "auto" });
+const backend = Backend.open({ device: "auto", threads: Number(values.threads) });
 const checkpoint = openCheckpoint(values.teacher);
 const model = modelFromConfig(checkpoint.config);
 const tokenizer = await Tokenizer.load(values.teacher);

@@ -247,7 +247,7 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
         student.free();
       }
     });
-    return finish(backend, run, stages, result, validation, job);
+    return finish(backend, run, stages, result, validation, settings.sequenceLength, job);
   });
 }
 
@@ -258,9 +258,12 @@ async function finish(
   stages: Stages,
   result: TrainResult,
   validation: TokenStream,
+  sequenceLength: number,
   job: TrainingJob,
 ): Promise<TrainingOutcome> {
-  const student = await stages.once("measure", () => measure(backend, job.out, validation, "measure", job));
+  const student = await stages.once("measure", () =>
+    measure(backend, job.out, validation, "measure", { ...job, sequenceLength }),
+  );
   const { tokens, seconds, tokensPerSecond } = result;
   const outcome = { student, tokens, seconds, tokensPerSecond, out: job.out };
   run.dropCheckpoints();
@@ -300,7 +303,10 @@ export async function distill(job: DistillJob): Promise<TrainingOutcome & { read
   const stages = new Stages(run.file("stages.json"));
   return onDevice(job, async (backend) => {
     const before = await stages.once("measure student", () =>
-      measure(backend, student.checkpoint.directory, validation, "measure student", job),
+      measure(backend, student.checkpoint.directory, validation, "measure student", {
+        ...job,
+        sequenceLength: settings.sequenceLength,
+      }),
     );
     const result = await stages.once("distill", () =>
       distillStage({
@@ -325,6 +331,6 @@ export async function distill(job: DistillJob): Promise<TrainingOutcome & { read
           }),
       }),
     );
-    return { ...(await finish(backend, run, stages, result, validation, job)), before };
+    return { ...(await finish(backend, run, stages, result, validation, settings.sequenceLength, job)), before };
   });
 }

@@ -34,14 +34,14 @@ function countingSource(elementBytes: 2 | 4): TensorSource {
       const info = tensorInfo({ tensors }, name);
       const width = rowBytes(info) / elementBytes;
       const values = Array.from({ length: (to - from) * width }, (_, i) =>
-        valueOf(names.indexOf(name), from * width + i),
+        elementAt(names.indexOf(name), from * width + i),
       );
       return new Uint8Array((elementBytes === 2 ? Uint16Array.from(values) : Uint32Array.from(values)).buffer);
     },
     releaseRows: () => {},
   };
 }
-const valueOf = (tensor: number, index: number) => (tensor * 251 + index * 7) % 65_521;
+const elementAt = (tensor: number, index: number) => (tensor * 251 + index * 7) % 65_521;
 
 const randomScores = (seed: number): Scores => {
   const random = new Random(seed);
@@ -90,7 +90,7 @@ describe("surgery", () => {
           const [rows, columns = [0]] = axes as [number[], number[]?];
           const width = spec.axes.length > 1 ? source.tensors.get(originalName)!.shape[1]! : 1;
           const expected = rows.flatMap((row) =>
-            columns.map((column) => valueOf(originals.indexOf(originalName), row * width + column)),
+            columns.map((column) => elementAt(originals.indexOf(originalName), row * width + column)),
           );
           expect([...values]).toEqual(expected);
           expect(shape.reduce((a, b) => a * b, 1)).toBe(expected.length);

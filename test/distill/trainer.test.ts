@@ -1,0 +1,223 @@
+import { appendFileSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { Sequences } from "../../src/data/index.js";
+import {
+  crossEntropyObjective,
+  DISTILLATION_DEFAULTS,
+  defaultTrainOptions,
+  distillationObjective,
+  type Objective,
+  RunDirectory,
+  TopKTeacher,
+  type TrainOptions,
+  train,
+} from "../../src/distill/index.js";
+import { Backend } from "../../src/ggml/index.js";
+import { initialise, type ModelWeights, modelFromConfig } from "../../src/models/index.js";
+import { Random } from "../../src/system/random.js";
+import { temporaryDirectory } from "../temporary.js";
+import { streamOf } from "../tokens.js";
+
+const config = {
+  model_type: "llama",
+  vocab_size: 24,
+  hidden_size: 32,
+  intermediate_size: 32,
+  num_hidden_layers: 2,
+  num_attention_heads: 2,
+};
+const model = modelFromConfig(config);
+const directory = temporaryDirectory();
+const backend = Backend.open({ device: "cpu", threads: 2 });
+afterAll(() => backend.free());
+
+/** Text that can be learnt: each token follows from the one before, with some noise. */
+const random = new Random(8);
+const ids = [0];
+while (ids.length < 4001) ids.push(random.uniform() < 0.9 ? (ids.at(-1)! * 5 + 3) % 24 : random.integer(24));
+const sequences = new Sequences(streamOf(ids, directory), 16);
+
+const options: TrainOptions = {
+  ...defaultTrainOptions(32, 16 * 8 * 30, 16, 8),
+  ...{ learningRate: 5e-3, minimumLearningRate: 5e-4, saveEverySteps: 4, computeType: "f32" },
+};
+const bytes = (weights: ModelWeights) => weights.all.map((tensor) => Buffer.from(weights.store.read(tensor).buffer));
+const same = (a: ModelWeights, b: ModelWeights) => {
+  const [left, right] = [bytes(a), bytes(b)];
+  return left.every((buffer, i) => buffer.equals(right[i]!));
+};
+const fresh = () => initialise(backend, model, 3);
+const teacher = initialise(backend, model, 4);
+const distilled: Objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
+
+describe("training", () => {
+  it("learns what the data holds", async () => {
+    const student = fresh();
+    const losses: number[] = [];
+    await train({
+      ...{ backend, student, objective: crossEntropyObjective, sequences },
+      options: { ...options, tokens: 16 * 8 * 150 },
+      onProgress: ({ record }) => void losses.push(record.loss),
+    });
+    expect(losses[0]).toBeCloseTo(Math.log(24), 0);
+    // the entropy of the source: 0.9 + 0.1/24 on one token, 0.1/24 on the others
+    const [p, q] = [0.9 + 0.1 / 24, 0.1 / 24];
+    const entropy = -p * Math.log(p) - 23 * q * Math.log(q);
+    expect(losses.at(-1)).toBeLessThan(entropy + 0.3);
+    expect(losses.at(-1)).toBeGreaterThan(entropy - 0.2);
+    student.free();
+  });
+
+  it.each(["forward-kl", "reverse-kl", "jensen-shannon"] as const)(
+    "brings the student to the teacher by %s",
+    async (divergence) => {
+      const student = fresh();
+      const losses: number[] = [];
+      await train({
+        ...{ backend, student, sequences, options: { ...options, tokens: 16 * 8 * 60 } },
+        objective: distillationObjective(
+          { kind: "online", weights: teacher },
+          { ...DISTILLATION_DEFAULTS, divergence },
+        ),
+        onProgress: ({ record }) => void losses.push(record.loss),
+      });
+      expect(losses.at(-1)).toBeLessThan(0.6 * losses[0]!);
+      student.free();
+    },
+  );
+
+  it("gives the same weights for the same seed, others for another", async () => {
+    const [a, b, c] = [fresh(), fresh(), fresh()];
+    for (const [student, seed] of [
+      [a, 1],
+      [b, 1],
+      [c, 2],
+    ] as const)
+      await train({ backend, student, objective: distilled, sequences, options: { ...options, seed } });
+    expect(same(a, b)).toBe(true);
+    expect(same(a, c)).toBe(false);
+  });
+
+  it("adds up gradients of parts of a batch to those of the whole", async () => {
+    const [whole, parts] = [fresh(), fresh()];
+    const few = { ...options, tokens: 16 * 8 * 3 };
+    await train({ backend, student: whole, objective: distilled, sequences, options: few });
+    await train({ backend, student: parts, objective: distilled, sequences, options: { ...few, microBatchSize: 2 } });
+    const [a, b] = [bytes(whole), bytes(parts)].map((all) => new Float32Array(Buffer.concat(all).buffer));
+    const worst = a!.reduce((largest, value, i) => Math.max(largest, Math.abs(value - b![i]!)), 0);
+    expect(worst).toBeGreaterThan(0); // added up in another order
+    expect(worst).toBeLessThan(1e-3);
+  });
+
+  it("goes on after a stop at any step to the very same weights", async () => {
+    const uninterrupted = fresh();
+    await train({ backend, student: uninterrupted, objective: distilled, sequences, options });
+    const run = new RunDirectory(path.join(directory, "interrupted"));
+    for (const stopAt of [3, 9, 20, Number.POSITIVE_INFINITY]) {
+      const student = fresh();
+      const abort = new AbortController();
+      const attempt = train({
+        ...{ backend, student, objective: distilled, sequences, options, run, signal: abort.signal },
+        onProgress: ({ record }) => void (record.step >= stopAt && abort.abort()),
+      });
+      if (Number.isFinite(stopAt)) await expect(attempt).rejects.toThrow(/stopped at step \d+ of 30/);
+      else {
+        await attempt;
+        expect(same(student, uninterrupted)).toBe(true);
+      }
+      student.free();
+    }
+    const steps = run.readMetrics().map(({ step }) => step);
+    expect(steps).toEqual(Array.from({ length: 30 }, (_, i) => i + 1));
+    expect(readdirSync(run.file("checkpoints")).length).toBeLessThanOrEqual(2);
+  });
+
+  it("stops with advice when the loss is no number any more", async () => {
+    const student = fresh();
+    const wild = { ...options, learningRate: 1e30, warmupSteps: 0, tokens: 16 * 8 * 20 };
+    await expect(train({ backend, student, objective: distilled, sequences, options: wild })).rejects.toThrow(
+      /try a lower learning rate/,
+    );
+    student.free();
+  });
+
+  it("refuses settings that cannot be", async () => {
+    const student = fresh();
+    const attempt = (change: Partial<TrainOptions>) =>
+      train({ backend, student, objective: distilled, sequences, options: { ...options, ...change } });
+    await expect(attempt({ tokens: 0 })).rejects.toThrow(/tokens must be positive, not 0/);
+    await expect(attempt({ microBatchSize: 3 })).rejects.toThrow(/8 sequences cannot be computed 3 at a time/);
+    student.free();
+  });
+});
+
+describe("a top-k teacher", () => {
+  const topK = (cacheDirectory?: string, weights: () => ModelWeights = () => teacher) =>
+    new TopKTeacher(backend, weights, sequences, {
+      ...{ k: 24, temperature: 1, computeType: "f32", teacherId: "test", vocabSize: 24 },
+      ...(cacheDirectory !== undefined && { cacheDirectory }),
+    });
+  const objective = (source: TopKTeacher) =>
+    distillationObjective({ kind: "top-k", source }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" });
+
+  it("with every token is the whole teacher", async () => {
+    const [dense, sparse] = [fresh(), fresh()];
+    const losses: number[][] = [[], []];
+    for (const [i, [student, towards]] of (
+      [
+        [dense, distilled],
+        [sparse, objective(topK())],
+      ] as const
+    ).entries())
+      await train({
+        ...{ backend, student, objective: towards, sequences, options },
+        onProgress: ({ record }) => void losses[i]!.push(record.loss),
+      });
+    for (const [i, loss] of losses[0]!.entries()) expect(losses[1]![i]).toBeCloseTo(loss, 3);
+  });
+
+  it("is computed once: a second run reads the cache, needs no teacher and ends with the same weights", async () => {
+    const cache = path.join(directory, "logits");
+    const [first, second] = [fresh(), fresh()];
+    const computing = topK(cache);
+    await train({ backend, student: first, objective: objective(computing), sequences, options });
+    computing.free();
+    const reading = topK(cache, () => {
+      throw new Error("the teacher was asked");
+    });
+    await train({ backend, student: second, objective: objective(reading), sequences, options });
+    reading.free();
+    expect(same(first, second)).toBe(true);
+  });
+});
+
+describe("a run's directory", () => {
+  it("belongs to one configuration and says what differs", () => {
+    const run = new RunDirectory(path.join(directory, "claimed"));
+    run.claim({ tokens: 5, seed: 1 });
+    run.claim({ tokens: 5, seed: 1 });
+    expect(() => run.claim({ tokens: 6, seed: 1 })).toThrow(/other settings \(tokens 5 -> 6\)/);
+    run.discard();
+    expect(existsSync(run.file("run.json"))).toBe(false);
+  });
+
+  it("survives a metrics line that a kill has cut short", () => {
+    const run = new RunDirectory(path.join(directory, "cut"));
+    const record = {
+      step: 1,
+      tokens: 1,
+      loss: 1,
+      learningRate: 1,
+      gradientNorm: 1,
+      tokensPerSecond: 1,
+      seconds: 1,
+      terms: {},
+    };
+    run.appendMetrics(record);
+    appendFileSync(run.file("metrics.jsonl"), '{"step":2,"tok');
+    expect(run.readMetrics()).toEqual([record]);
+    run.truncateMetrics(1);
+    expect(readFileSync(run.file("metrics.jsonl"), "utf8")).toBe(`${JSON.stringify(record)}\n`);
+  });
+});

@@ -1,0 +1,68 @@
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { openCheckpoint } from "../../src/checkpoint/index.js";
+import { crossEntropyObjective } from "../../src/distill/index.js";
+import { Backend } from "../../src/ggml/index.js";
+import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { Random } from "../../src/system/random.js";
+import { elementCount, Graph, gradients } from "../../src/tensor/index.js";
+import { testDevices } from "../devices.js";
+
+const fixtures = path.resolve(import.meta.dirname, "../fixtures/models");
+
+describe.each(testDevices)("the gradient of a whole model on %s", (device) => {
+  const backend = Backend.open({ device });
+  const finished: { free(): void }[] = [];
+  afterAll(() => {
+    for (const item of finished) item.free();
+    backend.free();
+  });
+
+  it.each(["llama-2-tied-gqa", "llama-biases", "mistral-window", "llama-rope-yarn"])(
+    "is the slope of the loss along random directions of every parameter: %s",
+    async (name) => {
+      const { config, source } = openCheckpoint(path.join(fixtures, name));
+      const model = modelFromConfig(config);
+      const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: true });
+      const random = new Random(2);
+      const [batch, length] = [2, 40];
+      const draw = () => Int32Array.from({ length: batch * length }, () => random.integer(model.vocabSize));
+      const g = new Graph(backend);
+      finished.push(g, weights);
+      const input = g.input("tokens", "i32", [batch, length]);
+      const { loss, feed } = crossEntropyObjective.build({
+        ...{ g, model, tokens: input, student: model.forward(g, weights.get, input), taps: new Map() },
+        auxiliary: () => {
+          throw new Error("not needed");
+        },
+      });
+      g.output(loss);
+      const derived = gradients(g, loss, weights.all).map((gradient) => g.output(gradient));
+      const tokens = draw();
+      g.write(input, tokens);
+      await feed({ tokens, targets: draw() }, [0, 1]);
+      await g.run();
+      const analytic = derived.map((gradient) => g.read(gradient));
+      for (const [i, weight] of weights.all.entries()) {
+        const at = weights.store.read(weight);
+        const direction = Float32Array.from({ length: elementCount(weight.shape) }, () => random.normal());
+        const lossAt = async (step: number) => {
+          weights.store.write(
+            weight,
+            at.map((value, j) => value + step * direction[j]!),
+          );
+          await g.run();
+          return g.read(loss)[0]!;
+        };
+        const step = 2e-3;
+        const coarse = ((await lossAt(2 * step)) - (await lossAt(-2 * step))) / (4 * step);
+        const fine = ((await lossAt(step)) - (await lossAt(-step))) / (2 * step);
+        weights.store.write(weight, at);
+        const numeric = (4 * fine - coarse) / 3;
+        const slope = analytic[i]!.reduce((sum, value, j) => sum + value * direction[j]!, 0);
+        const norm = Math.sqrt(analytic[i]!.reduce((sum, value) => sum + value * value, 0));
+        expect(Math.abs(slope - numeric), weight.name).toBeLessThan(2e-3 + 0.02 * norm);
+      }
+    },
+  );
+});
