@@ -73,6 +73,7 @@ export class TopKTeacher {
     }
     // What is cached is rounded; it is always used, so that a first run and a later one see the same numbers.
     for (const [row, number] of numbers.entries()) this.cache?.get(number, ids, values, row * perSequence);
+    normalise(values, this.options.k);
     const vocab = this.options.vocabSize;
     for (let i = 0; i < ids.length; i++) ids[i] = (ids[i] ?? 0) + Math.floor(i / this.options.k) * vocab;
     g.write(targets.indices, ids);
@@ -99,6 +100,15 @@ export class TopKTeacher {
     this.graph?.g.free();
     this.graph = undefined;
     this.cache?.close();
+  }
+}
+
+/** Rounding can lift the sum of a row's probabilities above 1; such rows are scaled back, so that none is left negative. */
+function normalise(logProbabilities: Float32Array, k: number): void {
+  for (let row = 0; row < logProbabilities.length; row += k) {
+    const values = logProbabilities.subarray(row, row + k);
+    const total = values.reduce((sum, value) => sum + Math.exp(value), 0);
+    if (total > 1) for (let i = 0; i < k; i++) values[i] = (values[i] ?? 0) - Math.log(total);
   }
 }
 

@@ -33,9 +33,15 @@ export async function layerOrder(
 ): Promise<number[]> {
   const all = Array.from({ length: weights.model.layerCount }, (_, i) => i);
   if (cut === 0) return all;
+  const { computeType, sequenceLength, maxSequences } = options;
   const lossWithout = async (removed: readonly number[]): Promise<number> => {
     const layers = all.filter((layer) => !removed.includes(layer));
-    const { loss } = await perplexity(backend, weights.model, weights, validation, { ...options, forward: { layers } });
+    const { loss } = await perplexity(backend, weights.model, weights, validation, {
+      computeType,
+      sequenceLength,
+      maxSequences,
+      forward: { layers },
+    });
     return loss;
   };
   const ordered = (costs: readonly number[]) => [...all].sort((a, b) => (costs[a] ?? 0) - (costs[b] ?? 0) || a - b);

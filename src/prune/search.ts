@@ -48,13 +48,15 @@ export async function rankCandidates(
   validation: TokenStream,
   options: SearchOptions,
 ): Promise<RankedCandidate[]> {
+  const { computeType, sequenceLength, maxSequences } = options;
+  const measuring = { computeType, sequenceLength, maxSequences };
   const orders = new Map<number, number[]>();
   const orderFor = async (layers: number): Promise<number[]> => {
     const cut = model.layerCount - layers;
     const known = orders.get(cut);
     if (known !== undefined) return known;
     const order = await layerOrder(backend, weights, validation, scores, cut, {
-      ...options,
+      ...measuring,
       method: options.depthMethod,
     });
     orders.set(cut, order);
@@ -68,7 +70,7 @@ export async function rankCandidates(
     const pruned = prune(model, source, plan, keptIndices(model, plan, scores));
     const loaded = loadWeights(backend, pruned.model, pruned.source, { dtype: "bf16", trainable: false });
     try {
-      const { loss } = await perplexity(backend, pruned.model, loaded, validation, options);
+      const { loss } = await perplexity(backend, pruned.model, loaded, validation, measuring);
       ranked.push({ ...candidate, plan, loss });
     } finally {
       loaded.free();
