@@ -4,7 +4,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     pool: "forks", // one process a file: the native engine is loaded once per process
-    testTimeout: 60_000,
+    testTimeout: 120_000,
     hookTimeout: 60_000,
     // Lets ggml use a software Vulkan driver, as on machines without a GPU, and compute in f32 where f32 is asked for.
     env: { GGML_VK_VISIBLE_DEVICES: "0", GGML_VK_DISABLE_F16: "1" },

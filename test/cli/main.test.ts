@@ -1,0 +1,231 @@
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { openCheckpoint } from "../../src/checkpoint/index.js";
+import type { CompressOutcome } from "../../src/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const main = path.join(root, "dist/cli/main.js");
+const teacher = path.join(root, "examples/tiny-teacher");
+const directory = temporaryDirectory();
+const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), HF_HUB_OFFLINE: "1" };
+const data = path.join(directory, "stories.txt");
+writeFileSync(data, corpus(5, 900));
+
+const coppice = (...args: string[]) => spawnSync(process.execPath, [main, ...args], { env, encoding: "utf8" });
+const json = <T>(...args: string[]): T => {
+  const { stdout, stderr, status } = coppice(...args, "--json");
+  expect(status, stderr).toBe(0);
+  return JSON.parse(stdout) as T;
+};
+const small = ["--sequence-length", "64", "--batch-size", "8", "--save-every", "3"];
+const compression = [
+  "--target",
+  "0.67x",
+  "--data",
+  data,
+  "--tokens",
+  "20K",
+  "--samples",
+  "32",
+  "--candidates",
+  "3",
+  ...small,
+];
+
+describe("coppice compress", () => {
+  const out = path.join(directory, "out");
+
+  it("makes a smaller model that is nearly as good, and reports it", () => {
+    const result = json<CompressOutcome>("compress", teacher, ...compression, "--out", out);
+    expect(result.student.parameters / result.teacher.parameters).toBeGreaterThan(0.67 * 0.95);
+    expect(result.student.parameters / result.teacher.parameters).toBeLessThan(0.67 * 1.05);
+    expect(result.student.bytes).toBe(result.pruned.bytes);
+    expect(result.pruned.loss).toBeGreaterThan(result.teacher.loss);
+    expect(result.student.loss).toBeLessThan((result.pruned.loss + result.teacher.loss) / 2);
+    expect(result.student.perplexity).toBeCloseTo(Math.exp(result.student.loss), 6);
+    expect(result.plan.hidden!.from).toBe(128);
+    expect(result.plan.layers).toEqual({ from: 4, to: 4 });
+    expect(result.tokens).toBeGreaterThanOrEqual(20_000);
+    expect(result.tokensPerSecond).toBeGreaterThan(0);
+    expect(result.out).toBe(out);
+
+    const { config, source } = openCheckpoint(out);
+    expect(config.hidden_size).toBe(result.plan.hidden!.to);
+    expect(source.tensors.get("model.embed_tokens.weight")).toEqual(expect.objectContaining({ dtype: "bf16" }));
+    expect(existsSync(path.join(out, "tokenizer.json"))).toBe(true);
+    const report = readFileSync(path.join(out, "report.html"), "utf8");
+    expect(report).toContain("<polyline");
+    expect(report).not.toMatch(/(src|href)="?http/); // self-contained
+    const stages = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8")).stages as {
+      peakMemoryBytes: number;
+    }[];
+    expect(stages.length).toBeGreaterThan(5);
+    for (const { peakMemoryBytes } of stages) expect(peakMemoryBytes).toBeGreaterThan(1e7);
+
+    // what it says of the student is what one measures
+    const measured = json<{ loss: number; tokens: number }>(
+      "perplexity",
+      out,
+      "--data",
+      data,
+      "--sequence-length",
+      "64",
+    );
+    expect(Math.abs(measured.loss - result.student.loss)).toBeLessThan(0.15);
+    expect(json<{ parameters: number }>("inspect", out).parameters).toBe(result.student.parameters);
+  });
+
+  it("killed again and again, ends with the same bits as a run that was never stopped", async () => {
+    const killed = path.join(directory, "killed");
+    const lines = () => {
+      const file = path.join(killed, "metrics.jsonl");
+      return existsSync(file) ? readFileSync(file, "utf8").split("\n").length - 1 : 0;
+    };
+    for (const steps of [4, 17, 31]) {
+      const child = spawn(process.execPath, [main, "compress", teacher, ...compression, "--out", killed], {
+        env,
+        stdio: "ignore",
+      });
+      const ended = new Promise((resolve) => child.on("exit", resolve));
+      while (lines() < steps && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 5));
+      child.kill("SIGKILL");
+      await ended;
+    }
+    expect(existsSync(path.join(killed, "config.json"))).toBe(false); // not finished yet
+    const result = json<CompressOutcome>("compress", teacher, ...compression, "--out", killed);
+    const weights = (where: string) => readFileSync(path.join(where, "model.safetensors"));
+    expect(weights(killed).equals(weights(out))).toBe(true);
+    const first = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8"));
+    expect(result.student.loss).toBe(first.models.student.loss);
+    // a finished run is not run again
+    expect(json<CompressOutcome>("compress", teacher, ...compression, "--out", killed)).toEqual(result);
+  });
+
+  it("refuses to go on with other settings in the same directory", () => {
+    const { status, stderr } = coppice("compress", teacher, ...compression, "--seed", "9", "--out", out);
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/holds a run with other settings .*--restart/);
+  });
+});
+
+describe("other commands", () => {
+  it("plan lists candidates, ranked by loss when there is data", () => {
+    const listed = json<{ candidates: { parameters: number; loss?: number }[] }>("plan", teacher, "--target", "0.67x");
+    expect(listed.candidates.length).toBeGreaterThan(5);
+    const ranked = json<{ candidates: { loss: number }[] }>(
+      ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
+      ...["--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
+    );
+    const losses = ranked.candidates.map(({ loss }) => loss);
+    expect(losses.length).toBe(4);
+    expect(losses).toEqual([...losses].sort((a, b) => a - b));
+  });
+
+  it("prune, distill and pretrain do one stage each", () => {
+    const pruned = path.join(directory, "pruned");
+    const cut = json<{ parameters: { to: number } }>(
+      ...[
+        "prune",
+        teacher,
+        "--target",
+        "hidden=96,ffn=256,layers=3",
+        "--data",
+        data,
+        "--samples",
+        "16",
+        "--out",
+        pruned,
+      ],
+    );
+    expect(json<{ parameters: number }>("inspect", pruned).parameters).toBe(cut.parameters.to);
+    const student = path.join(directory, "student");
+    const distilled = json<{ before: { loss: number }; student: { loss: number } }>(
+      ...["distill", pruned, "--teacher", teacher, "--data", data, "--tokens", "10K", "--out", student, ...small],
+      ...["--teacher-cache", "--top-k", "16", "--cross-entropy-weight", "0.1", "--micro-batch-size", "4"],
+    );
+    expect(distilled.student.loss).toBeLessThan(distilled.before.loss);
+    const trained = json<{ student: { loss: number } }>(
+      ...["pretrain", path.join(root, "examples/tiny-config"), "--from-scratch", "--data", data, "--tokens", "10K"],
+      ...["--out", path.join(directory, "trained"), ...small],
+    );
+    expect(trained.student.loss).toBeLessThan(Math.log(512));
+  });
+
+  it("compress corrects the teacher and searches by short distillations when asked", () => {
+    const result = json<CompressOutcome>(
+      ...[
+        "compress",
+        teacher,
+        ...compression.slice(0, 4),
+        "--tokens",
+        "5K",
+        "--samples",
+        "16",
+        "--candidates",
+        "2",
+        ...small,
+      ],
+      ...["--teacher-correction", "4K", "--search-tokens", "2K", "--out", path.join(directory, "corrected")],
+    );
+    expect(result.student.loss).toBeLessThan(result.pruned.loss);
+    expect(existsSync(path.join(directory, "corrected", "corrected-teacher", "config.json"))).toBe(true);
+  });
+
+  it("doctor says what is in use", () => {
+    const found = json<{ devices: { kind: string }[]; ggml: { version: string } }>("doctor");
+    expect(found.devices.map(({ kind }) => kind)).toContain("cpu");
+    expect(found.ggml.version).toMatch(/^\d+\.\d+/);
+  });
+
+  it("each explain themselves with an example", () => {
+    for (const command of ["inspect", "plan", "prune", "distill", "pretrain", "compress", "perplexity", "doctor"]) {
+      const { stdout, status } = coppice(command, "--help");
+      expect(status).toBe(0);
+      expect(stdout).toContain(`Example:\n  coppice ${command}`);
+    }
+  });
+});
+
+describe("mistakes", () => {
+  const empty = path.join(directory, "empty");
+  mkdirSync(empty);
+  it.each([
+    ["an unknown command", ["shrink"], 2, /unknown command 'shrink'/],
+    ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
+    ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
+    ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
+    ["a target out of reach", ["plan", teacher, "--target", "0.1x"], 2, /no architecture has/],
+    ["a directory without a model", ["inspect", empty], 1, /is no model directory: it has no config.json/],
+    ["a model that is nowhere", ["inspect", "/nowhere/at/all"], 2, /there is no model directory/],
+    ["a hub id that is not cached, offline", ["inspect", "org/name"], 1, /is not in the cache/],
+    ["data that is nowhere", ["perplexity", teacher, "--data", "/nowhere.txt"], 2, /no data found at \/nowhere.txt/],
+    [
+      "a device that is not there",
+      ["perplexity", teacher, "--data", data, "--device", "metal"],
+      2,
+      /no metal device was found/,
+    ],
+    [
+      "pruning without data",
+      ["prune", teacher, "--target", "0.67x", "--out", path.join(directory, "x")],
+      1,
+      /pruning needs --data/,
+    ],
+    [
+      "writing over the model",
+      ["prune", teacher, "--target", "0.67x", "--data", data, "--out", teacher],
+      2,
+      /is the model itself/,
+    ],
+  ])("%s: says what is wrong, without a stack trace", (_, args, code, message) => {
+    const { status, stderr, stdout } = coppice(...args);
+    expect(stderr).toMatch(message);
+    expect(stderr).not.toMatch(/\n {4}at /);
+    expect(status).toBe(code);
+    expect(stdout).toBe("");
+  });
+});
