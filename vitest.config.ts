@@ -4,6 +4,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     pool: "forks", // one process a file: the native engine is loaded once per process
+    fileParallelism: false, // each file computes on all cores
     testTimeout: 120_000,
     hookTimeout: 60_000,
     // Lets ggml use a software Vulkan driver, as on machines without a GPU, and compute in f32 where f32 is asked for.

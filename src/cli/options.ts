@@ -45,7 +45,7 @@ export interface CommonFlags {
 export const addCommon = (command: Command): Command =>
   command
     .addOption(new Option("--device <kind>", "where to compute").choices(["auto", ...DEVICE_KINDS]).default("auto"))
-    .option("--threads <n>", "CPU threads (default: all cores)", parseWhole)
+    .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseWhole)
     .option("--revision <name>", "branch, tag or commit of a hub id")
     .option("--offline", "use only what was downloaded before")
     .option("--json", "print the result as JSON on standard output, and nothing else there");

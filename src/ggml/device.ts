@@ -49,7 +49,7 @@ export function listDevices(library: Library = loadLibrary()): Device[] {
 export interface BackendOptions {
   /** Which kind of device; `auto` takes the fastest found. */
   readonly device?: DeviceKind | "auto";
-  /** CPU threads; all cores by default. */
+  /** CPU threads; COPPICE_THREADS, or all cores, by default. */
   readonly threads?: number;
 }
 
@@ -74,7 +74,7 @@ export class Backend {
    */
   static open(options: BackendOptions = {}): Backend {
     const wish = options.device ?? "auto";
-    const threads = options.threads ?? availableParallelism();
+    const threads = options.threads ?? Number(process.env.COPPICE_THREADS || availableParallelism());
     if (!Number.isInteger(threads) || threads < 1)
       throw new UsageError(`threads must be a positive integer, not ${threads}`);
     const library = loadLibrary(wish);
