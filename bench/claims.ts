@@ -2,7 +2,8 @@
  * Re-examines at small scale the claims that structured pruning and distillation rest on (arXiv 2407.14679 and 2408.11796):
  * what a pruned start, a teacher, width against depth and a corrected teacher are worth. Three seeds, mean and spread.
  *
- *     npm run claims -- [--teacher DIR] [--data FILE] [--validation FILE] [--shifted FILE] [--tokens 200000] [--seeds 3]
+ *     npm run claims -- [--tokens 100000] [--seeds 3] [--only REGEX] [--threads N]
+ *         [--teacher DIR] [--data FILE] [--validation FILE] [--shifted FILE]
  */
 import { mkdirSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -48,8 +49,9 @@ const { values } = parseArgs({
     data: { type: "string", default: path.join(shared, "corpora/stories260K-sampled-train.jsonl.gz") },
     validation: { type: "string", default: path.join(shared, "corpora/tinystories-excerpt.txt.gz") },
     shifted: { type: "string", default: path.join(shared, "corpora/tinyshakespeare.txt.gz") },
-    tokens: { type: "string", default: "200000" },
+    tokens: { type: "string", default: "100000" },
     seeds: { type: "string", default: "3" },
+    only: { type: "string", default: "" }, // a regular expression of the methods' names
     threads: { type: "string", default: String(availableParallelism()) },
     out: { type: "string", default: path.resolve(import.meta.dirname, "results") },
   },
@@ -122,7 +124,8 @@ async function runOnce(
 
 const results: Result[] = [];
 
-async function examine(method: Method): Promise<Result> {
+async function examine(method: Method): Promise<void> {
+  if (!new RegExp(values.only).test(method.name)) return;
   const inherited = results.find(({ name }) => name === method.rateOf)?.learningRate;
   const tried: { rate: number; loss: number; parameters: number }[] = [];
   for (const rate of inherited === undefined ? LEARNING_RATES : [inherited])
@@ -140,7 +143,6 @@ async function examine(method: Method): Promise<Result> {
   };
   results.push(result);
   console.log(row(result));
-  return result;
 }
 
 const mean = (x: readonly number[]) => x.reduce((a, b) => a + b, 0) / x.length;

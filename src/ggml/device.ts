@@ -53,6 +53,9 @@ export interface BackendOptions {
   readonly threads?: number;
 }
 
+/** Drivers that only imitate a GPU on the processor: slower than the processor itself, so never chosen unasked. */
+const SOFTWARE_DRIVER = /llvmpipe|lavapipe|swiftshader/i;
+
 /** Room for ggml's record of a thread pool's settings (528 bytes in 0.25: a mask of 512 CPUs and five fields). */
 const THREADPOOL_PARAMETER_BYTES = 1024;
 
@@ -79,7 +82,10 @@ export class Backend {
       throw new UsageError(`threads must be a positive integer, not ${threads}`);
     const library = loadLibrary(wish);
     const devices = listDevices(library);
-    const device = wish === "auto" ? devices[0] : devices.find(({ kind }) => kind === wish);
+    const device =
+      wish === "auto"
+        ? devices.find(({ description }) => !SOFTWARE_DRIVER.test(description))
+        : devices.find(({ kind }) => kind === wish);
     if (device === undefined)
       throw new UsageError(
         `no ${wish === "auto" ? "compute" : wish} device was found; there is ${devices.map((d) => d.name).join(", ") || "none"} (see \`coppice doctor\`)`,

@@ -35,13 +35,15 @@ export function writeReport(run: RunDirectory, content: ReportContent): void {
 const escapeHtml = (text: string): string =>
   text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] ?? c);
 
+const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
+
 export const formatCount = (value: number): string => {
   for (const [unit, size] of [
     ["B", 1e9],
     ["M", 1e6],
     ["K", 1e3],
   ] as const)
-    if (value >= size) return `${(value / size).toPrecision(3)} ${unit}`;
+    if (value >= size) return `${threeDigits(value / size)} ${unit}`;
   return String(Math.round(value));
 };
 
@@ -51,7 +53,7 @@ export const formatBytes = (bytes: number): string => {
     ["MiB", 2 ** 20],
     ["KiB", 2 ** 10],
   ] as const)
-    if (bytes >= size) return `${(bytes / size).toPrecision(3)} ${unit}`;
+    if (bytes >= size) return `${threeDigits(bytes / size)} ${unit}`;
   return `${bytes} B`;
 };
 
