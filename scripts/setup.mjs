@@ -22,7 +22,8 @@ function run(command, args) {
 
 const modified = (file) => (existsSync(path.join(root, file)) ? statSync(path.join(root, file)).mtimeMs : 0);
 
-// npm writes this file when an installation is complete
+// npm writes this file when an installation is complete. Not `npm ci`: it refuses a lock file without the packages of other
+// platforms, which npm leaves out where it cannot see them.
 if (modified("node_modules/.package-lock.json") < modified("package-lock.json"))
-  run("npm", ["ci", "--no-audit", "--no-fund"]);
+  run("npm", ["install", "--no-audit", "--no-fund"]);
 else run("npm", ["run", "--silent", "build"]);
