@@ -45,7 +45,8 @@ function packageDirectory(name: string): string | undefined {
 export function libraryDirectories(wish: DeviceKind | "auto"): string[] {
   const named = process.env.COPPICE_GGML_DIR;
   if (named !== undefined && named !== "") return [path.resolve(named)];
-  const kinds = wish === "auto" ? DEVICE_KINDS : [wish, "cpu" as const];
+  // every package can also drive the processor
+  const kinds = wish === "auto" ? DEVICE_KINDS : [wish, "cpu" as const, ...DEVICE_KINDS];
   const folders = kinds.flatMap(packagesFor).map(packageDirectory);
   return [...new Set(folders.filter((folder) => folder !== undefined))];
 }
