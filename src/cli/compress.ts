@@ -24,7 +24,6 @@ import { renderCompression } from "./render.js";
 interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
   readonly out: string;
   readonly teacherCorrection?: number | true;
-  readonly searchTokens?: number;
   readonly intermediate?: boolean;
   readonly restart?: boolean;
 }
@@ -54,7 +53,6 @@ export const compressCommand = example(
       "adapt the teacher to the data first (default: on a third of the tokens)",
       parseCount,
     )
-    .option("--search-tokens <n>", "rank the best candidates again after distilling each on so many tokens", parseCount)
     .option("--intermediate", "match intermediate states too; for deep cuts")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
@@ -67,7 +65,6 @@ export const compressCommand = example(
           out: flags.out,
           settings: trainSettings(flags),
           ...(flags.teacherCorrection !== undefined && { teacherCorrection: flags.teacherCorrection }),
-          ...(flags.searchTokens !== undefined && { searchTokens: flags.searchTokens }),
           ...(flags.intermediate === true && { intermediate: true }),
           ...(flags.restart === true && { restart: true }),
         });

@@ -102,6 +102,7 @@ export interface TargetFlags {
   readonly tolerance?: number;
   readonly depth?: DepthMethod;
   readonly candidates?: number;
+  readonly searchTokens?: number;
   readonly samples?: number;
   readonly scores?: string;
 }
@@ -122,6 +123,7 @@ export const addTarget = (command: Command): Command =>
       new Option("--depth <method>", "how layers to cut are chosen (default: contiguous-loss)").choices(DEPTH_METHODS),
     )
     .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseWhole)
+    .option("--search-tokens <n>", "rank the best candidates again after distilling each on so many tokens", parseCount)
     .option("--samples <n>", "calibration sequences (default: 1024)", parseWhole)
     .option("--scores <file>", "importance scores to use, or where to keep them");
 
@@ -139,6 +141,7 @@ export function targetOptions(flags: TargetFlags): TargetOptions {
     ...(flags.bits !== undefined && { bitsPerWeight: flags.bits }),
     ...(flags.depth && { depthMethod: flags.depth }),
     ...(flags.candidates !== undefined && { maxCandidates: flags.candidates }),
+    ...(flags.searchTokens !== undefined && { searchTokens: flags.searchTokens }),
     ...(flags.samples !== undefined && { calibrationSamples: flags.samples }),
     ...(flags.scores !== undefined && { scoresFile: flags.scores }),
   };

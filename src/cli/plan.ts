@@ -38,11 +38,12 @@ export const planCommand = example(
           [
             `${formatCount(parameters)} parameters now: ${UNIFORM_AXES.map((axis) => `${axis}=${original[axis]}`).join(", ")}`,
             table(
-              [...UNIFORM_AXES, "parameters", "loss as pruned"],
+              [...UNIFORM_AXES, "parameters", "loss as pruned", "distilled briefly"],
               candidates.map((c) => [
                 ...UNIFORM_AXES.map((axis) => String(c.sizes[axis])),
                 String(c.parameters),
                 c.loss?.toFixed(4) ?? "-",
+                c.distilledLoss?.toFixed(4) ?? "-",
               ]),
             ),
           ].join("\n"),

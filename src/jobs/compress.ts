@@ -3,17 +3,13 @@ import { openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
 import { Sequences, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
-  DISTILLATION_DEFAULTS,
   type DistillationOptions,
   defaultIntermediatePairs,
-  distillationObjective,
   RunDirectory,
   type TrainOptions,
-  train,
 } from "../distill/index.js";
-import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, type ModelWeights, modelFromConfig } from "../models/index.js";
+import { loadWeights, modelFromConfig } from "../models/index.js";
 import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { type OpenModel, onDevice, openData, openModel } from "./environment.js";
@@ -30,6 +26,7 @@ import {
 import { writeReport } from "./report.js";
 import { Stages } from "./stages.js";
 import {
+  distilBriefly,
   distillStage,
   openRun,
   runTraining,
@@ -48,8 +45,6 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly teacherOptions?: TeacherOptions;
   /** Adapt the teacher to the data first (arXiv 2408.11796, section 3), on so many tokens; true for a third of the tokens. */
   readonly teacherCorrection?: boolean | number;
-  /** Rank the best candidates again after distilling each on so many tokens. */
-  readonly searchTokens?: number;
   /** Match intermediate states too; helps where much depth is cut. */
   readonly intermediate?: boolean;
 }
@@ -223,7 +218,11 @@ class Compression {
       const ranked = await search({
         ...{ backend, model, source, weights, scores, validation, options, computeType: settings.computeType },
         ...(job.searchTokens !== undefined && {
-          distill: (pruned: PrunedModel) => this.distilBriefly(weights, pruned, job.searchTokens ?? 0),
+          distill: (pruned: PrunedModel) =>
+            distilBriefly(backend, weights, pruned, this.sequences, validation, {
+              ...settings,
+              tokens: job.searchTokens ?? 0,
+            }),
         }),
       });
       const best = ranked[0];
@@ -242,22 +241,6 @@ class Compression {
     const { model } = this.original;
     const scores = loadScores(this.backend, this.scoresFile, model);
     return prune(model, openCheckpoint(teacherDirectory).source, plan, keptIndices(model, plan, scores));
-  }
-
-  /** The loss of a candidate after a short distillation. */
-  private async distilBriefly(teacher: ModelWeights, pruned: PrunedModel, tokens: number): Promise<number> {
-    const { backend, settings, validation } = this;
-    const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
-    try {
-      await train({
-        ...{ backend, student, sequences: this.sequences, options: { ...settings, tokens, saveEverySteps: 1e9 } },
-        objective: distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS),
-      });
-      const options = { sequenceLength: settings.sequenceLength, computeType: settings.computeType };
-      return (await perplexity(backend, pruned.model, student, validation, options)).loss;
-    } finally {
-      student.free();
-    }
   }
 
   private distil(teacherDirectory: string, prunedDirectory: string, plan: PrunePlan) {

@@ -10,6 +10,7 @@ import {
   type Candidate,
   calibrate,
   type DepthMethod,
+  describeSizes,
   enumerateCandidates,
   keptIndices,
   layerOrder,
@@ -32,6 +33,7 @@ import {
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
+import { distilBriefly, trainOptionsFor } from "./training.js";
 
 /** What the smaller model should be, and how it is looked for. */
 export interface TargetOptions {
@@ -45,6 +47,8 @@ export interface TargetOptions {
   readonly depthMethod?: DepthMethod;
   /** Candidates that are measured at most. */
   readonly maxCandidates?: number;
+  /** Rank the best candidates again after distilling each on so many tokens. */
+  readonly searchTokens?: number;
   /** Sequences of calibration data. */
   readonly calibrationSamples?: number;
   /** Scores to use instead of a calibration, or where to keep those of this one. */
@@ -125,6 +129,21 @@ export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
   });
 }
 
+/** How candidates are distilled briefly, where that was asked for. */
+function briefDistiller(
+  backend: Backend,
+  teacher: ModelWeights,
+  tokens: TokenStream,
+  validation: TokenStream,
+  { searchTokens }: TargetOptions,
+  computeType: ComputeType,
+): Pick<SearchStage, "distill"> {
+  if (searchTokens === undefined) return {};
+  const settings = trainOptionsFor(teacher.model, { tokens: searchTokens, computeType });
+  const sequences = new Sequences(tokens, settings.sequenceLength);
+  return { distill: (pruned) => distilBriefly(backend, teacher, pruned, sequences, validation, settings) };
+}
+
 export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions> {
   readonly model: string;
   readonly computeType?: ComputeType;
@@ -133,8 +152,8 @@ export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions>
 export interface PlanOutcome {
   readonly parameters: number;
   readonly original: UniformSizes;
-  /** Best first where they were measured, else nearest to the target first. */
-  readonly candidates: readonly (Candidate & { readonly loss?: number; readonly keptLayers?: readonly number[] })[];
+  /** Those that were measured, best first; then the others, nearest to the target first. */
+  readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
 }
 
 /** Lists the architectures that meet a target. With data they are measured; without, a config.json is enough. */
@@ -160,11 +179,15 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
       const scores = await scoresFor(backend, weights, train, job, computeType);
       const ranked = await search({
         ...{ backend, model, source: checkpoint.source, weights, scores, validation, options: job, computeType },
+        ...briefDistiller(backend, weights, train, validation, job, computeType),
       });
-      const candidates = ranked.map(({ sizes, parameters: count, loss, plan: chosen }) => ({
-        ...{ sizes, parameters: count, loss, keptLayers: chosen.keptLayers },
-      }));
-      return { parameters, original: uniformSizes(model), candidates };
+      const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
+      const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
+      return {
+        parameters,
+        original: uniformSizes(model),
+        candidates: [...ranked.map(({ plan: _, ...rest }) => rest), ...others],
+      };
     } finally {
       weights.free();
     }
@@ -267,7 +290,10 @@ async function choose(
   try {
     const scores = await scoresFor(backend, weights, train, job, computeType);
     if (only === undefined) {
-      const [best] = await search({ backend, model, source, weights, scores, validation, options: job, computeType });
+      const [best] = await search({
+        ...{ backend, model, source, weights, scores, validation, options: job, computeType },
+        ...briefDistiller(backend, weights, train, validation, job, computeType),
+      });
       if (best === undefined) throw new CoppiceError("no candidate was measured");
       return { chosen: best.plan, scores };
     }

@@ -19,6 +19,7 @@ import {
 import { defaultSequenceLength, type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend, FloatDType } from "../ggml/index.js";
 import { initialise, loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
+import type { PrunedModel } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { hashFile } from "../system/files.js";
 import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
@@ -170,6 +171,26 @@ export async function distillStage(
 }
 
 const DEFAULT_TOP_K = 64;
+
+/** The validation loss of a pruned model after a short distillation, of which nothing is kept. */
+export async function distilBriefly(
+  backend: Backend,
+  teacher: ModelWeights,
+  pruned: PrunedModel,
+  sequences: Sequences,
+  validation: TokenStream,
+  settings: TrainOptions,
+): Promise<number> {
+  const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
+  try {
+    const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
+    await train({ backend, student, sequences, options: settings, objective });
+    const { sequenceLength, computeType } = settings;
+    return (await perplexity(backend, pruned.model, student, validation, { sequenceLength, computeType })).loss;
+  } finally {
+    student.free();
+  }
+}
 
 /** The type that a checkpoint's matrices are stored in. */
 export const storedType = (source: TensorSource): FloatDType => {

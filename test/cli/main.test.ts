@@ -116,13 +116,15 @@ describe("other commands", () => {
   it("plan lists candidates, ranked by loss when there is data", () => {
     const listed = json<{ candidates: { parameters: number; loss?: number }[] }>("plan", teacher, "--target", "0.67x");
     expect(listed.candidates.length).toBeGreaterThan(5);
-    const ranked = json<{ candidates: { loss: number }[] }>(
+    const ranked = json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
       ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
-      ...["--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
+      ...["--search-tokens", "8K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
     );
-    const losses = ranked.candidates.map(({ loss }) => loss);
+    const losses = ranked.candidates.flatMap(({ distilledLoss }) => distilledLoss ?? []);
     expect(losses.length).toBe(4);
     expect(losses).toEqual([...losses].sort((a, b) => a - b));
+    expect(ranked.candidates.filter(({ loss }) => loss !== undefined).length).toBe(4);
+    expect(ranked.candidates.length).toBeGreaterThan(4); // the others are listed too
   });
 
   it("prune, distill and pretrain do one stage each", () => {
