@@ -1,8 +1,8 @@
 import { DTYPE_ID, type DType } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
-import { CoppiceError } from "../system/errors.js";
+import { CoppiceError, ShapeError } from "../system/errors.js";
 import type { Graph } from "./graph.js";
-import { checkShape, nativeSizes, type Shape, type Tensor } from "./tensor.js";
+import { checkShape, describe, nativeSizes, type Shape, type Tensor } from "./tensor.js";
 
 /** How to compute the gradient for one input; called only where one is wanted. */
 export type Gradient = (() => Tensor) | null;
@@ -21,6 +21,8 @@ export interface Step<Inputs extends readonly Tensor[], Attributes> {
 }
 
 export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
+  /** Element types each input may have; f32 alone where nothing is said. */
+  readonly accepts?: readonly (readonly DType[] | undefined)[];
   /** The result's shape. @throws ShapeError that names the inputs when they do not fit */
   readonly shape: (inputs: Inputs, attributes: Attributes) => Shape;
   /** The result's type; f32 unless said otherwise. */
@@ -51,6 +53,7 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
   return (g, ...rest) => {
     const inputs = rest.slice(0, arity) as unknown as Inputs;
     const attributes = rest[arity] as Attributes;
+    checkTypes(name, inputs, definition.accepts);
     const shape = definition.shape(inputs, attributes);
     checkShape(name, shape);
     const requiresGrad = definition.vjp !== undefined && g.isRecording && inputs.some((input) => input.requiresGrad);
@@ -72,6 +75,24 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
     if (vjp !== undefined) g.record({ output, inputs, vjp: (dy) => vjp(g, dy, { inputs, output, attributes }) });
     return output;
   };
+}
+
+export const FLOATS: readonly DType[] = ["f32", "f16", "bf16"];
+export const INDICES: readonly DType[] = ["i32"];
+export const ANY: readonly DType[] = [...FLOATS, ...INDICES];
+const F32: readonly DType[] = ["f32"];
+
+/** ggml ends the process over a type it does not expect, so none reaches it. @throws ShapeError naming the tensor */
+function checkTypes(
+  name: string,
+  inputs: readonly Tensor[],
+  accepts: OpDefinition<readonly Tensor[], unknown>["accepts"],
+): void {
+  inputs.forEach((input, i) => {
+    const allowed = accepts?.[i] ?? F32;
+    if (!allowed.includes(input.dtype))
+      throw new ShapeError(`${name}: ${describe(input)} must be ${allowed.join(" or ")}`);
+  });
 }
 
 /** A native view of a tensor with another shape of as many elements. */

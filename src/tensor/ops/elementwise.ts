@@ -1,6 +1,6 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, type Native, type Op, reshaped, shapeOnly } from "../op.js";
+import { ANY, defineOp, type Native, type Op, reshaped, shapeOnly } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
 
 /** b must equal a, or be 1, on every axis (numpy's rule, broadcasting only b). The result has a's shape. */
@@ -15,6 +15,7 @@ function broadcastShape([a, b]: readonly [Tensor, Tensor]): Shape {
 
 /** Sums what was broadcast: a tensor of `like`'s shape from one it broadcasts to. */
 export const sumTo: Op<[x: Tensor, like: Tensor]> = defineOp("sumTo", 2, {
+  accepts: [undefined, ANY],
   shape: ([x, like]) => broadcastShape([x, like]) && like.shape,
   build: (native, [x, like]) => native.f.ggml_repeat_back(native.context, x.handle, shapeOnly(native, like.shape)),
   vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x), null],
@@ -22,6 +23,7 @@ export const sumTo: Op<[x: Tensor, like: Tensor]> = defineOp("sumTo", 2, {
 
 /** Repeats x along the axes where it has size 1, to the shape of `like`. */
 export const broadcastTo: Op<[x: Tensor, like: Tensor]> = defineOp("broadcastTo", 2, {
+  accepts: [undefined, ANY],
   shape: ([x, like]) => broadcastShape([like, x]),
   build: (native, [x, like]) => native.f.ggml_repeat(native.context, x.handle, shapeOnly(native, like.shape)),
   vjp: (g, dy, { inputs: [x] }) => [() => sumTo(g, dy, x), null],
@@ -148,8 +150,9 @@ export const sumRows: Op<[x: Tensor]> = defineOp("sumRows", 1, {
 
 /** Copies `value` into `target`, which lives in a store. Make it an effect of the graph. */
 export const assign: Op<[value: Tensor, target: Tensor]> = defineOp("assign", 2, {
+  accepts: [ANY, ANY],
   shape: ([value, target]) => {
-    if (elementCount(value.shape) !== elementCount(target.shape))
+    if (elementCount(value.shape) !== elementCount(target.shape) || value.dtype !== target.dtype)
       throw new ShapeError(`${describe(value)} cannot be assigned to ${describe(target)}`);
     return target.shape;
   },

@@ -1,9 +1,10 @@
 import { ShapeError } from "../../system/errors.js";
-import { defineOp, type Op, reshaped } from "../op.js";
+import { defineOp, FLOATS, INDICES, type Op, reshaped } from "../op.js";
 import { describe, elementCount, type Tensor } from "../tensor.js";
 
 /** Rows of a table: table [rows, width], ids i32 [n] -> [n, width]. The ids must be in range. */
 export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding", 2, {
+  accepts: [FLOATS, INDICES],
   shape: ([table, ids]) => {
     if (table.shape.length !== 2 || ids.dtype !== "i32" || ids.shape.length !== 1)
       throw new ShapeError(`${describe(ids)} cannot look up rows of ${describe(table)}`);
@@ -14,6 +15,7 @@ export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding",
 });
 
 const embeddingBack: Op<[dy: Tensor, ids: Tensor, table: Tensor]> = defineOp("embeddingBack", 3, {
+  accepts: [undefined, INDICES, FLOATS],
   shape: ([, , table]) => table.shape,
   build: ({ f, context }, [dy, ids, table]) => f.ggml_get_rows_back(context, dy.handle, ids.handle, table.handle),
 });
@@ -23,6 +25,7 @@ const embeddingBack: Op<[dy: Tensor, ids: Tensor, table: Tensor]> = defineOp("em
  * [rows, width] tensor the index is r · width + j.
  */
 export const gather: Op<[x: Tensor, indices: Tensor]> = defineOp("gather", 2, {
+  accepts: [undefined, INDICES],
   shape: ([x, indices]) => {
     if (indices.dtype !== "i32" || indices.shape.length !== 1 || elementCount(x.shape) > 0x7fffffff)
       throw new ShapeError(`${describe(indices)} cannot gather from ${describe(x)}`);
@@ -37,6 +40,7 @@ export const gather: Op<[x: Tensor, indices: Tensor]> = defineOp("gather", 2, {
 });
 
 const scatter: Op<[dy: Tensor, indices: Tensor, like: Tensor]> = defineOp("scatter", 3, {
+  accepts: [undefined, INDICES],
   shape: ([, , like]) => like.shape,
   build: (native, [dy, indices, like]) => {
     const column = reshaped(native, dy.handle, [elementCount(dy.shape), 1]);
@@ -58,6 +62,7 @@ export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("to
 
 /** The elements that each row's indices name: x [rows, width], indices i32 [rows, k] -> [rows, k]. No gradient. */
 export const takeAlongRows: Op<[x: Tensor, indices: Tensor]> = defineOp("takeAlongRows", 2, {
+  accepts: [undefined, INDICES],
   shape: ([x, indices]) => {
     if (
       x.shape.length !== 2 ||

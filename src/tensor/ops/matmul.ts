@@ -1,6 +1,6 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, type Op } from "../op.js";
+import { defineOp, FLOATS, type Op } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
 
@@ -8,6 +8,7 @@ const PRECISION_F32 = 10;
 
 /** a bᵀ by dot products: [..., n, k] x [..., m, k] -> [..., n, m]. */
 const dotProducts: Op<[a: Tensor, b: Tensor]> = defineOp("matmul", 2, {
+  accepts: [undefined, FLOATS],
   shape: ([a, b]) => [...a.shape.slice(0, -1), axisFromEnd(b.shape, 2)],
   build: ({ f, context }, [a, b]) => {
     const node = f.ggml_mul_mat(context, b.handle, a.handle);
@@ -40,6 +41,7 @@ const rowwise = (g: Graph, ...tensors: readonly Tensor[]): boolean =>
 
 /** The product with its gradient. `value` was computed already, the way that suits the operands. */
 const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3, {
+  accepts: [undefined, FLOATS],
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
   vjp: (g, dy, { inputs: [a, b] }) => [() => leftGradient(g, dy, b), () => rightGradient(g, dy, a), null],

@@ -1,11 +1,12 @@
 import { DTYPE_ID, type DType } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, type Op, reshaped } from "../op.js";
+import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, type Tensor } from "../tensor.js";
 
 /** The same elements in another shape. */
 export const reshape: Op<[x: Tensor], { readonly to: Shape }> = defineOp("reshape", 1, {
+  accepts: [ANY],
   shape: ([x], { to }) => {
     if (elementCount(to) !== elementCount(x.shape))
       throw new ShapeError(`${describe(x)} cannot be reshaped to [${to.join(", ")}]`);
@@ -18,6 +19,7 @@ export const reshape: Op<[x: Tensor], { readonly to: Shape }> = defineOp("reshap
 
 /** Reorders the axes, as numpy's `transpose(order)`: axis i of the result is axis order[i] of x. Copies. */
 export const permute: Op<[x: Tensor], { readonly order: readonly number[] }> = defineOp("permute", 1, {
+  accepts: [ANY],
   shape: ([x], { order }) => {
     if (order.length !== x.shape.length || [...order].sort().some((axis, i) => axis !== i))
       throw new ShapeError(`${describe(x)}: [${order.join(", ")}] is no order of its axes`);
@@ -43,6 +45,7 @@ function nativeOrder(order: readonly number[]): [number, number, number, number]
 
 /** Converts the element type. The gradient stays f32. */
 export const cast: Op<[x: Tensor], { readonly to: DType }> = defineOp("cast", 1, {
+  accepts: [ANY],
   shape: ([x]) => x.shape,
   dtype: (_, { to }) => to,
   build: ({ f, context }, [x], { to }) => f.ggml_cast(context, x.handle, DTYPE_ID[to]),
@@ -71,6 +74,7 @@ function operandType(g: Graph, x: Tensor, summed: number): DType {
 }
 
 const transposeCast: Op<[x: Tensor], { readonly to: DType }> = defineOp("transpose", 1, {
+  accepts: [FLOATS],
   shape: ([x]) => [...x.shape.slice(0, -2), axisFromEnd(x.shape, 1), axisFromEnd(x.shape, 2)],
   dtype: (_, { to }) => to,
   build: ({ f, context }, [x], { to }) => {

@@ -1,7 +1,7 @@
 import type { Pointer } from "../../ggml/functions.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Native } from "../op.js";
-import { defineOp, type Op } from "../op.js";
+import { defineOp, INDICES, type Op } from "../op.js";
 import { axisFromEnd, describe, sameShape, type Tensor } from "../tensor.js";
 import { div, mul, sub, sumLast } from "./elementwise.js";
 
@@ -108,6 +108,7 @@ const SPLIT_HALF = 2;
  * x: [batch, sequence, heads, headDim]; positions: i32 [sequence]; factors: [rotaryDim / 2].
  */
 export const rope: Op<[x: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("rope", 3, {
+  accepts: [undefined, INDICES],
   shape: ([x, positions, factors], { rotaryDim }) => {
     const fits =
       x.shape.length === 4 &&
@@ -131,6 +132,7 @@ export const rope: Op<[x: Tensor, positions: Tensor, factors: Tensor], RotaryAtt
 });
 
 const ropeBack: Op<[dy: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("ropeBack", 3, {
+  accepts: [undefined, INDICES],
   shape: ([dy]) => dy.shape,
   build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext_back", inputs, attributes),
 });
