@@ -1,4 +1,4 @@
 export { DOCUMENT_DEFAULTS, type Document, type DocumentOptions, findDataFiles, readDocuments } from "./documents.js";
 export { type Batch, checkVocabulary, Sequences, TrainingOrder } from "./sequences.js";
 export { Tokenizer } from "./tokenizer.js";
-export { type Corpus, type CorpusOptions, cacheDirectory, openCorpus, TokenStream } from "./tokens.js";
+export { type Corpus, type CorpusOptions, openCorpus, TokenStream } from "./tokens.js";

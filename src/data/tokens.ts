@@ -9,11 +9,18 @@ import {
   statSync,
   writeSync,
 } from "node:fs";
-import { homedir } from "node:os";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
-import { hashBytes, hashFile, moveIntoPlace, temporaryBeside, writeFileAtomic, writeJson } from "../system/files.js";
+import {
+  cacheDirectory,
+  hashBytes,
+  hashFile,
+  moveIntoPlace,
+  temporaryBeside,
+  writeFileAtomic,
+  writeJson,
+} from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { type Document, type DocumentOptions, findDataFiles, readDocuments } from "./documents.js";
 import type { Tokenizer } from "./tokenizer.js";
@@ -146,9 +153,6 @@ interface Index {
   readonly train: Part;
   readonly heldOut: Part;
 }
-
-export const cacheDirectory = (given?: string): string =>
-  given ?? process.env.COPPICE_CACHE ?? path.join(homedir(), ".cache", "coppice");
 
 /**
  * Tokenises data once: the shards are kept in a cache under a key made of the files' contents, the tokenizer and the

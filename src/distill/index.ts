@@ -1,4 +1,4 @@
-export { DIVERGENCES, type Divergence, denseDivergence, topKDivergence } from "./losses.js";
+export { DIVERGENCES, type Divergence, topKDivergence } from "./losses.js";
 export {
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,

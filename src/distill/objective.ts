@@ -1,9 +1,8 @@
 import type { Batch } from "../data/index.js";
-import { targetIndices, tokenLosses } from "../evaluate/index.js";
 import type { ForwardResult, Model, ModelWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor } from "../tensor/index.js";
-import { type Divergence, denseDivergence, stopGradient, topKDivergence } from "./losses.js";
+import { type Divergence, stopGradient, topKDivergence } from "./losses.js";
 import type { TopKTeacher } from "./teacher.js";
 
 /** What an objective is given to build its part of the training graph. */
@@ -37,23 +36,52 @@ export interface Objective {
   readonly build: (context: ObjectiveContext) => BuiltObjective;
 }
 
-/** Mean cross-entropy with the next token of the data. */
-function nextTokenLoss({ g, model, tokens, student }: ObjectiveContext) {
-  const rows = tokens.shape.reduce((a, b) => a * b, 1);
+/** A part of the loss that needs logits, as {@link ops.headLoss} takes it but averaged over the rows, and its inputs. */
+interface LogitTerm {
+  readonly name: string;
+  readonly weight: number;
+  /** The sum over some rows of logits, [1]. */
+  readonly of: (logits: Tensor, range: ops.RowRange) => Tensor;
+  readonly feed?: BuiltObjective["feed"];
+}
+
+const rowCount = ({ tokens }: ObjectiveContext): number => tokens.shape.reduce((a, b) => a * b, 1);
+
+/** Cross-entropy with the next token of the data. */
+function nextTokenTerm(context: ObjectiveContext, weight: number): LogitTerm {
+  const { g, model } = context;
+  const rows = rowCount(context);
   const indices = g.input("targets", "i32", [rows]);
-  const loss = ops.mean(g, tokenLosses(g, student.logits(), indices));
-  const feed = async (batch: Batch) => g.write(indices, targetIndices(batch.targets, model.vocabSize));
-  return { loss, feed };
+  return {
+    name: "crossEntropy",
+    weight,
+    of: (logits, range) => ops.crossEntropy(g, logits, ops.rowsOf(g, indices, range)),
+    feed: async (batch) => g.write(indices, ops.headIndices(batch.targets, rows, model.vocabSize)),
+  };
+}
+
+/** Adds up terms that share the student's logits, which are computed once, some rows at a time. */
+function lossOf(context: ObjectiveContext, parts: readonly LogitTerm[]): BuiltObjective {
+  const { g, model, student } = context;
+  const rows = rowCount(context);
+  const { loss, terms } = ops.headLoss(g, student.hidden, model.vocabSize, student.logits, [
+    ...parts.map(({ weight, of }) => ({ weight: weight / rows, of })),
+  ]);
+  const means = g.withoutGradient(() => terms.map((term) => ops.scale(g, term, { factor: 1 / rows })));
+  return {
+    loss,
+    terms: Object.fromEntries(parts.map(({ name }, i) => [name, means[i] as Tensor])),
+    feed: async (batch, numbers) => {
+      for (const { feed } of parts) await feed?.(batch, numbers);
+    },
+  };
 }
 
 /** Ordinary language modelling. */
 export const crossEntropyObjective: Objective = {
   name: "cross-entropy",
   auxiliary: () => [],
-  build: (context) => {
-    const { loss, feed } = nextTokenLoss(context);
-    return { loss, terms: { crossEntropy: loss }, feed };
-  },
+  build: (context) => lossOf(context, [nextTokenTerm(context, 1)]),
 };
 
 export interface DistillationOptions {
@@ -104,50 +132,57 @@ const hiddenSize = (model: Model): number => model.sizes.hidden ?? 1;
 
 function buildDistillation(context: ObjectiveContext, teacher: Teacher, options: DistillationOptions): BuiltObjective {
   const { g } = context;
-  const terms: Record<string, Tensor> = {};
-  const feeds: BuiltObjective["feed"][] = [];
-  let loss: Tensor;
-  if (teacher.kind === "online") {
-    const { weights } = teacher;
-    const states = new Map<string, Tensor>();
-    const logits = g.withoutGradient(() =>
-      weights.model
-        .forward(g, weights.get, context.tokens, { tap: (name, activation) => void states.set(name, activation) })
-        .logits(),
-    );
-    loss = denseDivergence(
-      g,
-      options.divergence as "forward-kl",
-      context.student.logits(),
-      logits,
-      options.temperature,
-    );
-    terms.divergence = loss;
-    if (options.intermediate.length > 0) {
-      const matched = intermediateLoss(context, states, options);
-      terms.intermediate = matched;
-      const alpha = g.withoutGradient(() => ops.div(g, stopGradient(loss), stopGradient(matched)));
-      loss = ops.add(g, loss, ops.mul(g, matched, alpha));
-    }
-  } else {
-    const { source } = teacher;
-    const targets = source.declareInputs(context);
-    loss = topKDivergence(g, context.student.logits(), targets, options.temperature);
-    terms.divergence = loss;
-    feeds.push((batch, numbers) => source.feed(g, targets, batch, numbers));
-  }
-  if (options.crossEntropyWeight > 0) {
-    const data = nextTokenLoss(context);
-    terms.crossEntropy = data.loss;
-    feeds.push(data.feed);
-    loss = ops.add(g, loss, ops.scale(g, data.loss, { factor: options.crossEntropyWeight }));
-  }
+  const states = new Map<string, Tensor>();
+  const divergence =
+    teacher.kind === "online"
+      ? onlineTerm(context, teacher.weights, states, options)
+      : topKTerm(context, teacher.source, options);
+  const parts = [divergence];
+  if (options.crossEntropyWeight > 0) parts.push(nextTokenTerm(context, options.crossEntropyWeight));
+  const built = lossOf(context, parts);
+  if (options.intermediate.length === 0) return built;
+  const matched = intermediateLoss(context, states, options);
+  // as much weight as the divergence has (arXiv 2407.14679, section 3.3)
+  const divergenceNow = stopGradient(built.terms.divergence as Tensor);
+  const alpha = g.withoutGradient(() => ops.div(g, divergenceNow, stopGradient(matched)));
   return {
-    loss,
-    terms,
-    feed: async (batch, numbers) => {
-      for (const feed of feeds) await feed(batch, numbers);
+    ...built,
+    loss: ops.add(g, built.loss, ops.mul(g, matched, alpha)),
+    terms: { ...built.terms, intermediate: matched },
+  };
+}
+
+/** The teacher runs beside the student, and its logits exist for the same rows only. */
+function onlineTerm(
+  { g, tokens }: ObjectiveContext,
+  weights: ModelWeights,
+  states: Map<string, Tensor>,
+  { divergence, temperature, intermediate }: DistillationOptions,
+): LogitTerm {
+  const tap = (name: string, activation: Tensor) => {
+    if (intermediate.some((pair) => pair.teacher === name)) states.set(name, activation);
+  };
+  const { hidden, logits } = g.withoutGradient(() => weights.model.forward(g, weights.get, tokens, { tap }));
+  return {
+    name: "divergence",
+    weight: 1,
+    of: (student, range) => {
+      const teacher = g.withoutGradient(() => logits(ops.rowsOf(g, hidden, range)));
+      return ops.divergence(g, student, teacher, { kind: divergence as ops.DivergenceKind, temperature });
     },
+  };
+}
+
+/** The teacher's most probable tokens are fed in. */
+function topKTerm(context: ObjectiveContext, source: TopKTeacher, { temperature }: DistillationOptions): LogitTerm {
+  const { g } = context;
+  const rows = rowCount(context);
+  const targets = source.declareInputs(context);
+  return {
+    name: "divergence",
+    weight: 1,
+    of: (student, range) => topKDivergence(g, student, targets.rows(g, range), temperature),
+    feed: (batch, numbers) => source.feed(g, targets, rows, batch, numbers),
   };
 }
 

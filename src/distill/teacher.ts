@@ -21,6 +21,14 @@ export interface TopKTeacherOptions {
   readonly vocabSize: number;
 }
 
+/** Where a batch's targets are fed in. */
+export interface TopKInputs {
+  readonly indices: Tensor;
+  readonly logProbabilities: Tensor;
+  /** The targets of some rows. */
+  readonly rows: (g: Graph, range: ops.RowRange) => TopKTargets;
+}
+
 /** Feeds a training graph with the teacher's k most probable tokens, computed at first use and kept on disk if wanted. */
 export class TopKTeacher {
   private readonly cache: LogitCache | undefined;
@@ -45,18 +53,27 @@ export class TopKTeacher {
   }
 
   /** Inputs for a batch's targets. */
-  declareInputs({ g, tokens }: ObjectiveContext): TopKTargets {
+  declareInputs({ g, tokens }: ObjectiveContext): TopKInputs {
     const rows = tokens.shape.reduce((a, b) => a * b, 1);
     const { k } = this.options;
+    const indices = g.input("teacher.indices", "i32", [rows * k]);
+    const logProbabilities = g.input("teacher.logProbabilities", "f32", [rows * k]);
     return {
-      k,
-      indices: g.input("teacher.indices", "i32", [rows * k]),
-      logProbabilities: g.input("teacher.logProbabilities", "f32", [rows * k]),
+      indices,
+      logProbabilities,
+      rows: (graph, { from, to }) => {
+        const range = { from: from * k, to: to * k };
+        return {
+          k,
+          indices: ops.rowsOf(graph, indices, range),
+          logProbabilities: ops.rowsOf(graph, logProbabilities, range),
+        };
+      },
     };
   }
 
   /** Fills the targets for a batch, from the cache or by computing them. */
-  async feed(g: Graph, targets: TopKTargets, batch: Batch, numbers: readonly number[]): Promise<void> {
+  async feed(g: Graph, inputs: TopKInputs, rows: number, batch: Batch, numbers: readonly number[]): Promise<void> {
     const perSequence = this.sequences.length * this.options.k;
     const ids = new Int32Array(numbers.length * perSequence);
     const values = new Float32Array(ids.length);
@@ -74,10 +91,8 @@ export class TopKTeacher {
     // What is cached is rounded; it is always used, so that a first run and a later one see the same numbers.
     for (const [row, number] of numbers.entries()) this.cache?.get(number, ids, values, row * perSequence);
     normalise(values, this.options.k);
-    const vocab = this.options.vocabSize;
-    for (let i = 0; i < ids.length; i++) ids[i] = (ids[i] ?? 0) + Math.floor(i / this.options.k) * vocab;
-    g.write(targets.indices, ids);
-    g.write(targets.logProbabilities, values);
+    g.write(inputs.indices, ops.headIndices(ids, rows, this.options.vocabSize));
+    g.write(inputs.logProbabilities, values);
   }
 
   private async compute(batch: Batch, batchSize: number) {
@@ -85,10 +100,16 @@ export class TopKTeacher {
       const { model, get } = this.weights();
       const g = new Graph(this.backend, { computeType: this.options.computeType });
       const tokens = g.input("tokens", "i32", [batchSize, this.sequences.length]);
-      const logP = ops.logSoftmax(g, model.forward(g, get, tokens).logits(), { scale: 1 / this.options.temperature });
-      const ids = g.output(ops.topKIndices(g, logP, { k: this.options.k }));
-      const values = g.output(ops.takeAlongRows(g, logP, ids));
-      this.graph = { g, tokens, ids, values };
+      const { hidden, logits } = model.forward(g, get, tokens);
+      const { k, temperature } = this.options;
+      const ids: Tensor[] = [];
+      const values = ops.mapHeadRows(g, hidden, model.vocabSize, (rows) => {
+        const logP = ops.logSoftmax(g, logits(rows), { scale: 1 / temperature });
+        const largest = ops.topKIndices(g, logP, { k });
+        ids.push(largest);
+        return ops.takeAlongRows(g, logP, largest);
+      });
+      this.graph = { g, tokens, ids: g.output(ops.concatRows(g, ids)), values: g.output(values) };
     }
     const { g, tokens, ids, values } = this.graph;
     g.write(tokens, batch.tokens);

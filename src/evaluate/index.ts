@@ -3,6 +3,4 @@ export {
   type Perplexity,
   type PerplexityOptions,
   perplexity,
-  targetIndices,
-  tokenLosses,
 } from "./perplexity.js";

@@ -2,7 +2,7 @@ import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import type { ForwardOptions, Model, ModelWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
-import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
+import { type ComputeType, Graph, ops } from "../tensor/index.js";
 
 /** Loss of a model on a text. */
 export interface Perplexity {
@@ -32,14 +32,6 @@ const BATCH_TOKENS = 2048;
 
 export const defaultSequenceLength = (model: Model): number => Math.min(model.maxPositions, DEFAULT_SEQUENCE_LENGTH);
 
-/** Negative log-likelihood of each target token: logits [n, vocab], flat target indices i32 [n] -> [n]. */
-export const tokenLosses = (g: Graph, logits: Tensor, targetIndices: Tensor): Tensor =>
-  ops.scale(g, ops.gather(g, ops.logSoftmax(g, logits, { scale: 1 }), targetIndices), { factor: -1 });
-
-/** Where each target lies in a flattened [n, vocab] array; see {@link tokenLosses}. */
-export const targetIndices = (targets: Int32Array, vocabSize: number): Int32Array =>
-  targets.map((target, row) => row * vocabSize + target);
-
 /**
  * Measures a model on a stream of tokens, cut into sequences that each start afresh. Every token but the first is predicted
  * once.
@@ -64,7 +56,12 @@ export async function perplexity(
   const g = new Graph(backend, { computeType: options.computeType ?? "f32" });
   const tokens = g.input("tokens", "i32", [batchSize, length]);
   const indices = g.input("targets", "i32", [rows]);
-  const losses = g.output(tokenLosses(g, model.forward(g, weights.get, tokens, options.forward).logits(), indices));
+  const { hidden, logits } = model.forward(g, weights.get, tokens, options.forward);
+  const losses = g.output(
+    ops.mapHeadRows(g, hidden, model.vocabSize, (part, range) =>
+      ops.crossEntropyOfRows(g, logits(part), ops.rowsOf(g, indices, range)),
+    ),
+  );
   try {
     let sum = 0;
     let count = 0;
@@ -72,7 +69,7 @@ export async function perplexity(
       const numbers = Array.from({ length: Math.min(batchSize, total - first) }, (_, i) => first + i);
       const { tokens: ids, targets, valid } = padded(sequences, numbers, batchSize);
       g.write(tokens, ids);
-      g.write(indices, targetIndices(targets, model.vocabSize));
+      g.write(indices, ops.headIndices(targets, rows, model.vocabSize));
       await g.run();
       for (const loss of g.read(losses).subarray(0, valid)) sum += loss;
       count += valid;

@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
 import type { Functions, Pointer } from "./functions.js";
+import { type Kernels, loadKernels, type Variant } from "./kernels.js";
 import { DEVICE_KINDS, type DeviceKind, type Library, loadLibrary } from "./library.js";
 
 /** A compute device that ggml found. */
@@ -51,6 +52,8 @@ export interface BackendOptions {
   readonly device?: DeviceKind | "auto";
   /** CPU threads; COPPICE_THREADS, or all cores, by default. */
   readonly threads?: number;
+  /** Our own kernels on a CPU: the best that it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`. */
+  readonly kernels?: "auto" | "none" | Variant;
 }
 
 /** Drivers that only imitate a GPU on the processor: slower than the processor itself, so never chosen unasked. */
@@ -69,6 +72,8 @@ export class Backend {
     readonly device: Device,
     readonly handle: Pointer,
     readonly threads: number,
+    /** Our own kernels, where they are built and the device is a CPU that runs them. */
+    readonly kernels: Kernels | undefined,
   ) {}
 
   /**
@@ -92,7 +97,8 @@ export class Backend {
       );
     const handle = library.functions.ggml_backend_dev_init(device.handle, null);
     if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialised`);
-    const backend = new Backend(library, device, handle, threads);
+    const { kernels } = device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
+    const backend = new Backend(library, device, handle, threads, kernels);
     backend.startThreads();
     return backend;
   }

@@ -9,7 +9,6 @@ interface CTypes {
   void: undefined;
   pointer: Pointer;
   optional: Pointer | null;
-  pointers: readonly Pointer[];
   bytes: NodeJS.ArrayBufferView;
   text: string;
   int: number;
@@ -24,7 +23,6 @@ const NATIVE: Record<CType, string> = {
   void: "void",
   pointer: "intptr_t",
   optional: "intptr_t",
-  pointers: "void **",
   bytes: "void *",
   text: "const char *",
   int: "int",
@@ -58,12 +56,18 @@ export const SIGNATURES = {
   ggml_set_name: c("pointer", "pointer", "text"),
   ggml_set_output: c("void", "pointer"),
   ggml_set_param: c("void", "pointer"),
+  ggml_get_data: c("optional", "pointer"),
   ggml_nbytes: c("size", "pointer"),
   ggml_type_name: c("text", "int"),
   ggml_op_desc: c("text", "pointer"),
   // shape
   ggml_reshape_4d: c("pointer", "pointer", "pointer", "int64", "int64", "int64", "int64"),
   ggml_permute: c("pointer", "pointer", "pointer", "int", "int", "int", "int"),
+  ggml_view_4d: c(
+    ...(["pointer", "pointer", "pointer", "int64", "int64", "int64", "int64"] as const),
+    ...(["size", "size", "size", "size"] as const),
+  ),
+  ggml_concat: c("pointer", "pointer", "pointer", "pointer", "int"),
   ggml_cont: c("pointer", "pointer", "pointer"),
   ggml_cast: c("pointer", "pointer", "pointer", "int"),
   ggml_cpy: c("pointer", "pointer", "pointer", "pointer"),
@@ -109,6 +113,12 @@ export const SIGNATURES = {
   ggml_cross_entropy_loss_back: c("pointer", "pointer", "pointer", "pointer", "pointer"),
   ggml_argsort_top_k: c("pointer", "pointer", "pointer", "int"),
   ggml_opt_step_adamw: c("pointer", "pointer", "pointer", "pointer", "pointer", "pointer", "pointer"),
+  // ops of our own: (context, type, sizes, sources, their number, function, threads, user data)
+  ggml_custom_4d: c(
+    ...(["pointer", "pointer", "int", "int64", "int64", "int64", "int64"] as const),
+    ...(["bytes", "int", "pointer", "int", "optional"] as const),
+  ),
+  ggml_custom_inplace: c("pointer", "pointer", "pointer", "bytes", "int", "pointer", "int", "optional"),
   // graphs
   ggml_new_graph_custom: c("pointer", "pointer", "size", "bool"),
   ggml_build_forward_expand: c("void", "pointer", "pointer"),

@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import path from "node:path";
 import { readJsonObject } from "../checkpoint/directory.js";
 import { openCheckpoint, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
-import { cacheDirectory, checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
+import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,
@@ -21,7 +21,7 @@ import type { Backend, FloatDType } from "../ggml/index.js";
 import { initialise, loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
-import { hashFile } from "../system/files.js";
+import { cacheDirectory, hashFile } from "../system/files.js";
 import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
 import { type Measurement, measure } from "./measure.js";
 import { writeReport } from "./report.js";

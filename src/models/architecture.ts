@@ -19,8 +19,8 @@ export interface ForwardOptions {
 export interface ForwardResult {
   /** After the final normalisation, [batch · seq, hidden]. */
   readonly hidden: Tensor;
-  /** Logits of all positions, [batch · seq, vocab]. */
-  readonly logits: () => Tensor;
+  /** Logits of rows of `hidden`, all by default: [rows, vocab]. */
+  readonly logits: (hidden?: Tensor) => Tensor;
 }
 
 /** Looks up a parameter by its checkpoint name. */

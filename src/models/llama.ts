@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { FormatError } from "../system/errors.js";
-import { type Graph, ops, type Tensor } from "../tensor/index.js";
-import type { Architecture, ConfigJson, ForwardOptions, ForwardResult, Model, Weights } from "./architecture.js";
+import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
+import type { Architecture, ConfigJson, ForwardOptions, ForwardResult, Model, Tap, Weights } from "./architecture.js";
 import { layerDimension, type ParameterSpec, type Sizes } from "./dimensions.js";
 import { parseRotary, type RotaryConfig, rotaryFrequencies, rotarySchema } from "./rotary.js";
 
@@ -169,19 +169,15 @@ function parametersOf(c: LlamaConfig): ParameterSpec[] {
   ];
 }
 
-/** Additive attention mask [seq, seq]: 0 where query i may read key j, -infinity elsewhere. */
-function causalMask(seq: number, slidingWindow: number | undefined): Float32Array {
-  const mask = new Float32Array(seq * seq);
-  for (let i = 0; i < seq; i++)
-    for (let j = 0; j < seq; j++)
-      if (j > i || (slidingWindow !== undefined && j <= i - slidingWindow)) mask[i * seq + j] = -Infinity;
-  return mask;
-}
-
 function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, options: ForwardOptions): ForwardResult {
   const [batch = 0, seq = 0] = tokens.shape;
   const rows = batch * seq;
-  const tap = options.tap ?? (() => {});
+  const tapped = new Set<string>();
+  const tap: Tap = (name, activation) => {
+    if (tapped.has(name)) return; // a layer that is computed again for its gradient
+    tapped.add(name);
+    options.tap?.(name, activation);
+  };
   const { rotaryDim } = c.rotary;
   const { theta, factors, attentionFactor } = rotaryFrequencies(c.rotary, seq);
   const positions = g.constant(
@@ -191,7 +187,6 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     Int32Array.from({ length: seq }, (_, i) => i),
   );
   const rotaryFactors = g.constant(`rotary ${theta} ${factors.join()}`, "f32", [rotaryDim / 2], factors);
-  const mask = g.constant(`mask ${seq} ${c.slidingWindow}`, "f32", [seq, seq], causalMask(seq, c.slidingWindow));
 
   const project = (x: Tensor, name: string, hasBias: boolean): Tensor => {
     const y = ops.linear(g, x, weights(`${name}.weight`));
@@ -209,7 +204,7 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     const q = rotate(split(project(x, `${at}.q_proj`, c.attentionBias), heads)); // [batch, seq, heads, headDim]
     const k = rotate(split(project(x, `${at}.k_proj`, c.attentionBias), kvHeads));
     const v = split(project(x, `${at}.v_proj`, c.attentionBias), kvHeads);
-    const mixed = ops.attention(g, q, k, v, mask, 1 / Math.sqrt(c.headDim)); // [rows, heads x headDim]
+    const mixed = ops.attention(g, q, k, v, { scale: 1 / Math.sqrt(c.headDim), window: c.slidingWindow }); // [rows, heads x headDim]
     tap(`${at.replace(/^model\./, "")}.o_proj.input`, mixed);
     return project(mixed, `${at}.o_proj`, c.outputBias);
   };
@@ -226,13 +221,15 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${c.layers.length}`);
     const at = `model.layers.${i}`;
     tap(`layers.${i}.input`, x);
-    x = ops.add(g, x, attention(norm(x, `${at}.input_layernorm`), `${at}.self_attn`, layer));
-    x = ops.add(g, x, feedForward(norm(x, `${at}.post_attention_layernorm`), `${at}.mlp`));
+    x = recomputed(g, x, (input) => {
+      const mixed = ops.add(g, input, attention(norm(input, `${at}.input_layernorm`), `${at}.self_attn`, layer));
+      return ops.add(g, mixed, feedForward(norm(mixed, `${at}.post_attention_layernorm`), `${at}.mlp`));
+    });
     tap(`layers.${i}.output`, x);
   }
   const hidden = norm(x, "model.norm");
   const head = c.tiedEmbeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  return { hidden, logits: () => ops.linear(g, hidden, weights(head)) };
+  return { hidden, logits: (rows = hidden) => ops.linear(g, rows, weights(head)) };
 }
 
 /** Writes sizes into a configuration: one number where all layers agree, a list where they differ. */

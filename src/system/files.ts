@@ -9,7 +9,12 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { homedir } from "node:os";
 import path from "node:path";
+
+/** Where what can be made again is kept: `given`, or COPPICE_CACHE, or `~/.cache/coppice`. */
+export const cacheDirectory = (given?: string): string =>
+  given ?? process.env.COPPICE_CACHE ?? path.join(homedir(), ".cache", "coppice");
 
 /** Flushes a directory entry, so that a rename in it survives a power cut. Not every platform allows it. */
 export function syncDirectory(directory: string): void {

@@ -26,6 +26,14 @@ export type ComputeType = "f32" | "bf16";
 
 export interface GraphOptions {
   readonly computeType?: ComputeType;
+  /** Compute the activations of a layer again for its gradient, instead of keeping them: less memory, more time. */
+  readonly recompute?: boolean;
+}
+
+/** A computation in the order of construction, for planning what is computed when. */
+interface ScheduledStep {
+  readonly output: Pointer;
+  readonly inputs: readonly Pointer[];
 }
 
 const TENSORS_PER_CONTEXT = 2048;
@@ -34,12 +42,17 @@ const TENSORS_PER_OP = 16;
 const MAX_INPUTS = 512;
 
 /**
- * A computation: recorded once, compiled once (memory planned), run many times. Inputs and constants keep their
- * contents between runs; everything else is scratch unless it is an output.
+ * A computation: recorded once, compiled once (memory planned), run many times. It is computed in the order in which it was
+ * written down, leaving out what nothing needs. Inputs and constants keep their contents between runs; everything else is
+ * scratch unless it is an output.
  */
 export class Graph {
   readonly computeType: ComputeType;
-  readonly tape: TapeEntry[] = [];
+  readonly recompute: boolean;
+  private entries: TapeEntry[] = [];
+  private readonly steps: ScheduledStep[] = [];
+  private readonly results = new Set<Pointer>();
+  private readonly readers = new Map<Pointer, number>();
   private readonly inputs: TensorStore;
   private readonly constants: [Tensor, TensorData][] = [];
   private readonly memos = new Map<string, Tensor>();
@@ -54,6 +67,7 @@ export class Graph {
     options: GraphOptions = {},
   ) {
     this.computeType = options.computeType ?? "f32";
+    this.recompute = options.recompute ?? false;
     this.inputs = new TensorStore(backend, MAX_INPUTS);
   }
 
@@ -100,7 +114,43 @@ export class Graph {
 
   /** Records a step for reverse-mode differentiation. */
   record(entry: TapeEntry): void {
-    if (this.recording && entry.output.requiresGrad) this.tape.push(entry);
+    if (this.recording && entry.output.requiresGrad) this.entries.push(entry);
+  }
+
+  /** What was recorded so far. */
+  get tape(): readonly TapeEntry[] {
+    return this.entries;
+  }
+
+  /** Records `build` on a tape of its own, to be differentiated apart from the rest. */
+  taped<T>(build: () => T): { readonly value: T; readonly tape: readonly TapeEntry[] } {
+    const before = { entries: this.entries, recording: this.recording };
+    this.entries = [];
+    this.recording = true;
+    try {
+      return { value: build(), tape: this.entries };
+    } finally {
+      this.entries = before.entries;
+      this.recording = before.recording;
+    }
+  }
+
+  /** Notes a step of the computation. */
+  scheduled(output: Tensor, inputs: readonly Tensor[]): void {
+    if (inputs.some(({ handle }) => handle === output.handle)) return; // hands its input on
+    this.results.add(output.handle);
+    this.steps.push({ output: output.handle, inputs: inputs.map(({ handle }) => handle) });
+    for (const { handle } of inputs) this.readers.set(handle, (this.readers.get(handle) ?? 0) + 1);
+  }
+
+  /** Whether a tensor is an intermediate result that no more than `readers` steps read so far, so that its memory may be reused. */
+  isSpent(tensor: Tensor, readers: number): boolean {
+    return this.results.has(tensor.handle) && (this.readers.get(tensor.handle) ?? 0) <= readers;
+  }
+
+  /** The constant 1, from which gradients start. */
+  get one(): Tensor {
+    return this.constant("one", "f32", [1], Float32Array.of(1));
   }
 
   /** Runs `build` without recording, for what no gradient flows through. */
@@ -140,6 +190,7 @@ export class Graph {
     const size = this.contexts.length * TENSORS_PER_CONTEXT + MAX_INPUTS + 4096;
     const context = f.ggml_init(f.ggml_graph_overhead_custom(size, false) + 1024);
     const handle = f.ggml_new_graph_custom(context, size, false);
+    for (const step of this.neededSteps()) f.ggml_build_forward_expand(handle, step);
     for (const root of this.roots) f.ggml_build_forward_expand(handle, root);
     const allocator = f.ggml_gallocr_new(f.ggml_backend_get_default_buffer_type(this.backend.handle));
     this.compiled = { handle, context, allocator };
@@ -148,6 +199,18 @@ export class Graph {
         `${this.backend.device.name} has too little memory for the activations: use a smaller batch or sequence length`,
       );
     return this;
+  }
+
+  /** Outputs of the steps that the roots depend on, in the order of construction. */
+  private neededSteps(): Pointer[] {
+    const needed = new Set(this.roots);
+    const result: Pointer[] = [];
+    for (const { output, inputs } of this.steps.toReversed()) {
+      if (!needed.has(output)) continue;
+      for (const input of inputs) needed.add(input);
+      result.push(output);
+    }
+    return result.reverse();
   }
 
   /** Computes everything, off the event loop. */
@@ -191,6 +254,7 @@ export class Graph {
     for (const context of this.contexts.splice(0)) f.ggml_free(context);
     this.inputs.free();
     this.memos.clear();
-    this.tape.length = 0;
+    this.entries = [];
+    this.steps.length = 0;
   }
 }

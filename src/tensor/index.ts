@@ -1,4 +1,4 @@
-export { gradients } from "./autodiff.js";
+export { gradients, recomputed } from "./autodiff.js";
 export { type ComputeType, Graph, type GraphOptions } from "./graph.js";
 export { defineOp, type Gradient, type Native, type OpDefinition, type Step } from "./op.js";
 export * as ops from "./ops/index.js";

@@ -1,11 +1,29 @@
 import { DTYPE_ID, type DType } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
+import type { KernelName, Kernels } from "../ggml/kernels.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
 import type { Graph } from "./graph.js";
 import { checkShape, describe, nativeSizes, type Shape, type Tensor } from "./tensor.js";
 
-/** How to compute the gradient for one input; called only where one is wanted. */
-export type Gradient = (() => Tensor) | null;
+/**
+ * How to compute the gradient for one input; called only where one is wanted. In the second form the result is in memory
+ * that nothing else reads, so that further terms may be added to it in place, and `addTo`, where there is one, adds this
+ * term to such a sum.
+ */
+export type Gradient =
+  | (() => Tensor)
+  | { readonly value: () => Tensor; readonly addTo?: (sum: Tensor) => Tensor }
+  | null;
+
+/** A node computed by one of our own kernels. */
+export interface KernelUse {
+  readonly name: KernelName;
+  /** The result takes this tensor's memory. The kernel finds it as its first source. */
+  readonly inPlace?: Tensor;
+  readonly flags?: number;
+  /** One number that the kernel is told. */
+  readonly value?: number;
+}
 
 /** What an op's `build` sees: ggml's functions and the context that owns new tensor records. */
 export interface Native {
@@ -27,8 +45,10 @@ export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
   readonly shape: (inputs: Inputs, attributes: Attributes) => Shape;
   /** The result's type; f32 unless said otherwise. */
   readonly dtype?: (inputs: Inputs, attributes: Attributes) => DType;
+  /** Our own kernel for it, used where the device has kernels. */
+  readonly kernel?: (inputs: Inputs, attributes: Attributes, g: Graph) => KernelUse;
   /** Makes the native node. The shape rule has passed. */
-  readonly build: (native: Native, inputs: Inputs, attributes: Attributes) => Pointer;
+  readonly build?: (native: Native, inputs: Inputs, attributes: Attributes) => Pointer;
   /** The same from other ops, for devices without the kernel. */
   readonly composed?: (g: Graph, inputs: Inputs, attributes: Attributes) => Tensor;
   /** Vector-Jacobian product: given the gradient of the output, that of each input. */
@@ -57,24 +77,53 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
     const shape = definition.shape(inputs, attributes);
     checkShape(name, shape);
     const requiresGrad = definition.vjp !== undefined && g.isRecording && inputs.some((input) => input.requiresGrad);
-    const handle = definition.build({ f: g.functions, context: g.nativeContext() }, inputs, attributes);
-    let output: Tensor = {
+    const described = {
       name: `${name}(${inputs.map((input) => input.name).join(", ")})`.slice(0, 120),
       shape,
       dtype: definition.dtype?.(inputs, attributes) ?? "f32",
-      handle,
       requiresGrad,
     };
-    if (!g.backend.supports(handle)) {
+    const native = { f: g.functions, context: g.nativeContext() };
+    const kernels = definition.kernel === undefined ? undefined : g.backend.kernels;
+    const handle =
+      kernels !== undefined && definition.kernel !== undefined
+        ? kernelNode(native, kernels, shape, inputs, definition.kernel(inputs, attributes, g))
+        : definition.build?.(native, inputs, attributes);
+    let output: Tensor;
+    if (handle !== undefined && (kernels !== undefined || g.backend.supports(handle))) {
+      output = { ...described, handle };
+      g.scheduled(output, inputs);
+    } else {
       const { composed } = definition;
       if (composed === undefined)
-        throw new CoppiceError(`${g.backend.device.name} cannot compute ${output.name} [${shape.join(", ")}]`);
-      output = { ...g.withoutGradient(() => composed(g, inputs, attributes)), requiresGrad, name: output.name };
+        throw new CoppiceError(`${g.backend.device.name} cannot compute ${described.name} [${shape.join(", ")}]`);
+      output = { ...described, handle: g.withoutGradient(() => composed(g, inputs, attributes)).handle };
     }
     const { vjp } = definition;
     if (vjp !== undefined) g.record({ output, inputs, vjp: (dy) => vjp(g, dy, { inputs, output, attributes }) });
     return output;
   };
+}
+
+/** ggml's word for "on all threads". */
+const ALL_THREADS = -1;
+
+function kernelNode(
+  { f, context }: Native,
+  kernels: Kernels,
+  shape: Shape,
+  inputs: readonly Tensor[],
+  { name, inPlace, flags = 0, value = 0 }: KernelUse,
+): Pointer {
+  // ggml puts the tensor whose memory is taken before the other sources
+  const others = inputs.filter((input) => input !== inPlace);
+  const sources = BigUint64Array.from(others, ({ handle }) => handle);
+  const bits = BigInt(new Uint32Array(Float32Array.of(value).buffer)[0] ?? 0);
+  const settings = BigInt.asIntN(64, BigInt(flags) | (bits << 32n)) as Pointer;
+  const run = [sources, sources.length, kernels.address(name), ALL_THREADS, settings] as const;
+  return inPlace === undefined
+    ? f.ggml_custom_4d(context, DTYPE_ID.f32, ...nativeSizes(shape), ...run)
+    : f.ggml_custom_inplace(context, inPlace.handle, ...run);
 }
 
 export const FLOATS: readonly DType[] = ["f32", "f16", "bf16"];

@@ -24,6 +24,27 @@ const step: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings
     f.ggml_opt_step_adamw(context, weight.handle, gradient.handle, m.handle, v.handle, settings.handle),
 });
 
+/** The same on a gradient that is scaled on the way, in one pass over memory. */
+const scaledStep: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings: Tensor, factor: Tensor]> = defineOp(
+  "adamw",
+  6,
+  {
+    shape: ([weight]) => weight.shape,
+    kernel: ([weight]) => ({ name: "adamw", inPlace: weight }),
+  },
+);
+
+/** How many partial sums the kernel makes. */
+const SQUARE_PARTS = 64;
+
+const partialSquares: Op<[x: Tensor]> = defineOp("sumSquares", 1, {
+  shape: () => [SQUARE_PARTS],
+  kernel: () => ({ name: "sum_squares" }),
+});
+
+const sumSquares = (g: Graph, x: Tensor): Tensor =>
+  sum(g, g.backend.kernels === undefined ? square(g, x) : partialSquares(g, x));
+
 /** First and second moments of each weight, and the settings the device reads at each step. */
 export class AdamW {
   private readonly decayed: Tensor;
@@ -52,7 +73,7 @@ export class AdamW {
    */
   apply(g: Graph, gradients: readonly Tensor[]): Tensor {
     return g.withoutGradient(() => {
-      const squares = gradients.map((gradient) => sum(g, square(g, gradient)));
+      const squares = gradients.map((gradient) => sumSquares(g, gradient));
       const norm = sqrt(
         g,
         squares.reduce((total, term) => add(g, total, term)),
@@ -65,7 +86,11 @@ export class AdamW {
         const settings = weight.shape.length > 1 ? this.decayed : this.plain;
         const m = this.store.get(`${weight.name}.m`);
         const v = this.store.get(`${weight.name}.v`);
-        g.effect(step(g, weight, mul(g, gradient, factor), m, v, settings));
+        g.effect(
+          g.backend.kernels === undefined
+            ? step(g, weight, mul(g, gradient, factor), m, v, settings)
+            : scaledStep(g, weight, gradient, m, v, settings, factor),
+        );
       });
       return norm;
     });

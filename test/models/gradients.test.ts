@@ -6,12 +6,12 @@ import { Backend } from "../../src/ggml/index.js";
 import { loadWeights, modelFromConfig } from "../../src/models/index.js";
 import { Random } from "../../src/system/random.js";
 import { elementCount, Graph, gradients } from "../../src/tensor/index.js";
-import { testDevices } from "../devices.js";
+import { testBackends } from "../devices.js";
 
 const fixtures = path.resolve(import.meta.dirname, "../fixtures/models");
 
-describe.each(testDevices)("the gradient of a whole model on %s", (device) => {
-  const backend = Backend.open({ device });
+describe.each(testBackends)("the gradient of a whole model on %s", (_, options) => {
+  const backend = Backend.open(options);
   const finished: { free(): void }[] = [];
   afterAll(() => {
     for (const item of finished) item.free();

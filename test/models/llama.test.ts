@@ -6,7 +6,7 @@ import { openCheckpoint, openSafetensors, readTensor } from "../../src/checkpoin
 import { Backend, toFloat32 } from "../../src/ggml/index.js";
 import { loadWeights, modelFromConfig } from "../../src/models/index.js";
 import { Graph } from "../../src/tensor/index.js";
-import { testDevices } from "../devices.js";
+import { testBackends } from "../devices.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 
 const fixtures = path.resolve(import.meta.dirname, "../fixtures/models");
@@ -46,8 +46,8 @@ function expected(name: string) {
   return { tokens: tokens as number[][], logits: toFloat32(Backend.open().functions, bytes, "f32") };
 }
 
-describe.each(testDevices)("logits on %s equal those of transformers", (device) => {
-  const backend = Backend.open({ device });
+describe.each(testBackends)("logits on %s equal those of transformers", (_, options) => {
+  const backend = Backend.open(options);
   const finished: { free(): void }[] = [];
   afterAll(() => finished.forEach((item) => void item.free()));
 

@@ -2,7 +2,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { Backend } from "../../src/ggml/index.js";
 import { Random } from "../../src/system/random.js";
 import { elementCount, Graph, gradients, ops, type Shape, type Tensor, TensorStore } from "../../src/tensor/index.js";
-import { testDevices } from "../devices.js";
+import { testBackends } from "../devices.js";
 
 /** An op under test: its differentiable inputs' shapes, and how it is applied to them. */
 interface Case {
@@ -141,12 +141,12 @@ const CASES: Record<string, Case> = {
       [2, 3, 2, 2],
       [2, 3, 2, 2],
     ],
-    apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, causalMask(g, 3), 0.7),
+    apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, { scale: 0.7 }),
   },
 };
 
-describe.each(testDevices)("on %s", (device) => {
-  const backend = Backend.open({ device, threads: 2 });
+describe.each(testBackends)("on %s", (_, options) => {
+  const backend = Backend.open({ ...options, threads: 2 });
   // Debian's software Vulkan driver corrupts memory when buffers are freed between computations, so they are freed last.
   const finished: { free(): void }[] = [];
   afterAll(() => {

@@ -1,10 +1,10 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { Backend } from "../../src/ggml/index.js";
 import { AdamW, Graph, gradients, learningRateAt, ops, TensorStore } from "../../src/tensor/index.js";
-import { testDevices } from "../devices.js";
+import { testBackends } from "../devices.js";
 
-describe.each(testDevices)("AdamW on %s", (device) => {
-  const backend = Backend.open({ device, threads: 2 });
+describe.each(testBackends)("AdamW on %s", (_, options) => {
+  const backend = Backend.open({ ...options, threads: 2 });
   const finished: { free(): void }[] = [];
   afterAll(() => {
     for (const item of finished) item.free();

@@ -1,21 +1,75 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { describe, type Tensor } from "../tensor.js";
+import { defineOp, type Op } from "../op.js";
+import { describe, elementCount, type Tensor } from "../tensor.js";
 import { matmul } from "./matmul.js";
-import { permute, reshape } from "./shape.js";
+import { part, permute, reshape } from "./shape.js";
 import { maskedSoftmax } from "./transformer.js";
 
+export interface AttentionAttributes {
+  /** Multiplies the scores, usually 1/√headDim. */
+  readonly scale: number;
+  /** How many positions a query reads, its own included; all before it by default. */
+  readonly window?: number | undefined;
+}
+
 /**
- * Scaled dot-product attention with grouped queries (Ainslie et al. 2023): query head h reads key-value head
- * ⌊h · kvHeads / heads⌋. The heads of a group are folded into the sequence axis, so keys and values are never repeated.
- * q: [batch, seq, heads, headDim]; k, v: [batch, seq, kvHeads, headDim]; mask: [seq, seq] -> [batch · seq, heads · headDim]
+ * Causal scaled dot-product attention with grouped queries (Ainslie et al. 2023): query head h reads key-value head
+ * ⌊h · kvHeads / heads⌋. q: [batch, seq, heads, headDim]; k, v: [batch, seq, kvHeads, headDim] -> [batch · seq, heads · headDim]
  */
-export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: number): Tensor {
+export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes: AttentionAttributes): Tensor {
   const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
   const kvHeads = k.shape[2] ?? 0;
-  if (q.shape.length !== 4 || k.shape.join() !== v.shape.join() || heads % kvHeads !== 0)
-    throw new ShapeError(`attention of ${describe(q)} over ${describe(k)} and ${describe(v)} does not fit`);
+  const fits =
+    q.shape.length === 4 &&
+    k.shape.join() === v.shape.join() &&
+    k.shape.join() === [batch, seq, kvHeads, headDim].join() &&
+    heads % kvHeads === 0;
+  if (!fits) throw new ShapeError(`attention of ${describe(q)} over ${describe(k)} and ${describe(v)} does not fit`);
+  const mixed =
+    g.backend.kernels === undefined ? composed(g, q, k, v, attributes) : fusedAttention(g, q, k, v, attributes);
+  return reshape(g, mixed, { to: [batch * seq, heads * headDim] });
+}
+
+/** Bit 0 of the kernel's flags: products of bf16. The window is above. */
+const settings = (g: Graph, { scale, window }: AttentionAttributes) => ({
+  flags: (g.computeType === "bf16" ? 1 : 0) | ((window ?? 0) << 1),
+  value: scale,
+});
+
+/** Scores exist for a block of queries at a time. -> [batch, seq, heads, headDim] */
+const fusedAttention: Op<[q: Tensor, k: Tensor, v: Tensor], AttentionAttributes> = defineOp("attention", 3, {
+  shape: ([q]) => q.shape,
+  kernel: (_, attributes, g) => ({ name: "attention", ...settings(g, attributes) }),
+  vjp: (g, dy, { inputs: [q, k, v], attributes }) => {
+    let all: Tensor | undefined;
+    const gradientAt = (offset: number, like: Tensor) => ({
+      value: () => {
+        all ??= fusedAttentionBack(g, dy, q, k, v, attributes);
+        return part(g, all, { offset, to: like.shape });
+      },
+    });
+    const [queries, keys] = [elementCount(q.shape), elementCount(k.shape)];
+    return [gradientAt(0, q), gradientAt(queries, k), gradientAt(queries + keys, v)];
+  },
+});
+
+/** The gradients of q, k and v, one after the other. */
+const fusedAttentionBack: Op<[dy: Tensor, q: Tensor, k: Tensor, v: Tensor], AttentionAttributes> = defineOp(
+  "attentionBack",
+  4,
+  {
+    shape: ([, q, k]) => [elementCount(q.shape) + 2 * elementCount(k.shape)],
+    kernel: (_, attributes, g) => ({ name: "attention_back", ...settings(g, attributes) }),
+  },
+);
+
+/** From other ops. The heads of a group are folded into the sequence axis, so keys and values are never repeated. */
+function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, { scale, window }: AttentionAttributes): Tensor {
+  const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
+  const kvHeads = k.shape[2] ?? 0;
   const group = heads / kvHeads;
+  const mask = g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], causalMask(seq, window));
   const headsFirst = (x: Tensor) => permute(g, x, { order: [0, 2, 1, 3] });
   const folded = reshape(g, headsFirst(q), { to: [batch, kvHeads, group * seq, headDim] });
   const scores = matmul(g, folded, headsFirst(k)); // [batch, kvHeads, group x seq, seq]
@@ -24,5 +78,14 @@ export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
   const refolded = reshape(g, probabilities, { to: [batch, kvHeads, group * seq, seq] });
   const mixed = matmul(g, refolded, permute(g, v, { order: [0, 2, 3, 1] })); // [batch, kvHeads, group x seq, headDim]
   const perHead = reshape(g, mixed, { to: [batch, heads, seq, headDim] });
-  return reshape(g, headsFirst(perHead), { to: [batch * seq, heads * headDim] });
+  return headsFirst(perHead); // [batch, seq, heads, headDim]
+}
+
+/** Additive attention mask [seq, seq]: 0 where query i may read key j, -infinity elsewhere. */
+function causalMask(seq: number, window: number | undefined): Float32Array {
+  const mask = new Float32Array(seq * seq);
+  for (let i = 0; i < seq; i++)
+    for (let j = 0; j < seq; j++)
+      if (j > i || (window !== undefined && j <= i - window)) mask[i * seq + j] = -Infinity;
+  return mask;
 }

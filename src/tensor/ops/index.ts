@@ -1,9 +1,10 @@
-export { attention } from "./attention.js";
+export { type AttentionAttributes, attention } from "./attention.js";
 export * from "./elementwise.js";
+export { headIndices, headLoss, type HeadTerm, mapHeadRows, type RowRange } from "./head.js";
 export { embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
-export { softCrossEntropy } from "./loss.js";
+export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence, softCrossEntropy } from "./loss.js";
 export { linear, matmul } from "./matmul.js";
-export { cast, permute, reshape } from "./shape.js";
+export { cast, concatRows, part, permute, reshape, rowsOf } from "./shape.js";
 export {
   logSoftmax,
   maskedSoftmax,

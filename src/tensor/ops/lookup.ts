@@ -11,13 +11,26 @@ export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding",
     return [elementCount(ids.shape), table.shape[1] ?? 1];
   },
   build: ({ f, context }, [table, ids]) => f.ggml_get_rows(context, table.handle, ids.handle),
-  vjp: (g, dy, { inputs: [table, ids] }) => [() => embeddingBack(g, dy, ids, table), null],
+  vjp: (g, dy, { inputs: [table, ids] }) => [
+    {
+      value: () => embeddingBack(g, dy, ids, table),
+      ...(g.backend.kernels !== undefined && { addTo: (sum: Tensor) => embeddingBackInto(g, sum, dy, ids) }),
+    },
+    null,
+  ],
 });
 
 const embeddingBack: Op<[dy: Tensor, ids: Tensor, table: Tensor]> = defineOp("embeddingBack", 3, {
   accepts: [undefined, INDICES, FLOATS],
   shape: ([, , table]) => table.shape,
   build: ({ f, context }, [dy, ids, table]) => f.ggml_get_rows_back(context, dy.handle, ids.handle, table.handle),
+});
+
+/** Adds rows of dy to the rows of a table's gradient that were looked up. */
+const embeddingBackInto: Op<[sum: Tensor, dy: Tensor, ids: Tensor]> = defineOp("embeddingBack", 3, {
+  accepts: [undefined, undefined, INDICES],
+  shape: ([sum]) => sum.shape,
+  kernel: ([sum]) => ({ name: "add_rows", inPlace: sum }),
 });
 
 /**

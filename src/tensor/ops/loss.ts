@@ -1,8 +1,193 @@
 import { ShapeError } from "../../system/errors.js";
-import { defineOp, type Op } from "../op.js";
-import { describe, sameShape, type Tensor } from "../tensor.js";
-import { mul, scale, sub, sum } from "./elementwise.js";
+import type { Graph } from "../graph.js";
+import { defineOp, INDICES, type KernelUse, type Native, type Op, reshaped } from "../op.js";
+import { describe, sameShape, type Shape, type Tensor } from "../tensor.js";
+import { add, log, mul, scale, sub, sum } from "./elementwise.js";
+import { gather } from "./lookup.js";
 import { logSoftmax, softmax } from "./transformer.js";
+
+/** Losses on rows of logits: each with a kernel that stores no distribution, and the same made of other ops. */
+
+/** In place over the logits where nothing else reads them. */
+const overLogits = (g: Graph, logits: Tensor): Partial<KernelUse> =>
+  g.isSpent(logits, 2) ? { inPlace: logits } : {}; // by the loss, and by the sum over its rows
+
+/** The first of the numbers that a kernel gives for each row. */
+const firstOfRows = ({ f, context }: Native, stats: Tensor) =>
+  f.ggml_view_4d(context, stats.handle, 1, stats.shape[0] ?? 1, 1, 1, 4 * (stats.shape[1] ?? 1), 0, 0, 0);
+
+// --- cross-entropy with a target token
+
+function rowsAndIndices([logits, indices]: readonly [Tensor, Tensor, ...Tensor[]]): number {
+  if (logits.shape.length !== 2 || indices.shape.length !== 1 || indices.shape[0] !== logits.shape[0])
+    throw new ShapeError(`${describe(indices)} does not name a target for each row of ${describe(logits)}`);
+  return indices.shape[0] ?? 1;
+}
+
+/** Each row's loss, and the logarithm of its sum that the gradient needs: [n, 2]. */
+const crossEntropyStats: Op<[logits: Tensor, indices: Tensor]> = defineOp("crossEntropyStats", 2, {
+  accepts: [undefined, INDICES],
+  shape: (inputs) => [rowsAndIndices(inputs), 2],
+  kernel: () => ({ name: "cross_entropy" }),
+});
+
+const crossEntropySum: Op<[logits: Tensor, indices: Tensor, stats: Tensor]> = defineOp("crossEntropy", 3, {
+  accepts: [undefined, INDICES],
+  shape: () => [1],
+  build: (native, [, , stats]) => native.f.ggml_sum(native.context, firstOfRows(native, stats)),
+  vjp: (g, dy, { inputs: [logits, indices, stats] }) => [
+    () => crossEntropyBack(g, logits, indices, stats, dy),
+    null,
+    null,
+  ],
+});
+
+const crossEntropyBack: Op<[logits: Tensor, indices: Tensor, stats: Tensor, dy: Tensor]> = defineOp(
+  "crossEntropyBack",
+  4,
+  {
+    accepts: [undefined, INDICES],
+    shape: ([logits]) => logits.shape,
+    kernel: ([logits], _, g) => ({ name: "cross_entropy_back", ...overLogits(g, logits) }),
+  },
+);
+
+/**
+ * Negative log-likelihood of a target in each row, in nats, summed over rows.
+ * logits: [n, vocab]; indices: i32 [n], where in that array the row's target lies: row · vocab + id -> [1]
+ */
+export function crossEntropy(g: Graph, logits: Tensor, indices: Tensor): Tensor {
+  if (g.backend.kernels === undefined) {
+    const likelihoods = gather(g, logSoftmax(g, logits, { scale: 1 }), indices);
+    return scale(g, sum(g, likelihoods), { factor: -1 });
+  }
+  const stats = g.withoutGradient(() => crossEntropyStats(g, logits, indices));
+  return crossEntropySum(g, logits, indices, stats);
+}
+
+const firstColumn: Op<[stats: Tensor]> = defineOp("firstColumn", 1, {
+  shape: ([stats]) => [stats.shape[0] ?? 1],
+  build: (native, [stats]) =>
+    reshaped(native, native.f.ggml_cont(native.context, firstOfRows(native, stats)), [stats.shape[0] ?? 1]),
+});
+
+/** The same for each row, [n]. No gradient. */
+export const crossEntropyOfRows = (g: Graph, logits: Tensor, indices: Tensor): Tensor =>
+  g.withoutGradient(() =>
+    g.backend.kernels === undefined
+      ? scale(g, gather(g, logSoftmax(g, logits, { scale: 1 }), indices), { factor: -1 })
+      : firstColumn(g, crossEntropyStats(g, logits, indices)),
+  );
+
+// --- divergence from a teacher's distribution
+
+/** Divergences of whole distributions, in the order in which the kernels number them. */
+const DIVERGENCE_KINDS = ["forward-kl", "reverse-kl", "jensen-shannon"] as const;
+export type DivergenceKind = (typeof DIVERGENCE_KINDS)[number];
+
+export interface DivergenceAttributes {
+  readonly kind: DivergenceKind;
+  /** Divides the logits of both. */
+  readonly temperature: number;
+}
+
+const kernelSettings = ({ kind, temperature }: DivergenceAttributes) => ({
+  flags: DIVERGENCE_KINDS.indexOf(kind),
+  value: 1 / temperature,
+});
+
+function sameRows([student, teacher]: readonly [Tensor, Tensor, ...Tensor[]]): Shape {
+  if (student.shape.length !== 2 || !sameShape(student.shape, teacher.shape))
+    throw new ShapeError(`${describe(student)} and ${describe(teacher)} are not logits of the same rows`);
+  return student.shape;
+}
+
+/** Each row's divergence, and the logarithms of both sums that the gradient needs: [n, 3]. */
+const divergenceStats: Op<[student: Tensor, teacher: Tensor], DivergenceAttributes> = defineOp("divergenceStats", 2, {
+  shape: (inputs) => [sameRows(inputs)[0] ?? 1, 3],
+  kernel: (_, attributes) => ({ name: "divergence", ...kernelSettings(attributes) }),
+});
+
+const divergenceSum: Op<[student: Tensor, teacher: Tensor, stats: Tensor], DivergenceAttributes> = defineOp(
+  "divergence",
+  3,
+  {
+    shape: () => [1],
+    build: (native, [, , stats]) => native.f.ggml_sum(native.context, firstOfRows(native, stats)),
+    vjp: (g, dy, { inputs: [student, teacher, stats], attributes }) => [
+      () => divergenceBack(g, student, teacher, stats, dy, attributes),
+      null,
+      null,
+    ],
+  },
+);
+
+const divergenceBack: Op<[student: Tensor, teacher: Tensor, stats: Tensor, dy: Tensor], DivergenceAttributes> = defineOp(
+  "divergenceBack",
+  4,
+  {
+    shape: ([student]) => student.shape,
+    kernel: ([student], attributes, g) => ({
+      name: "divergence_back",
+      ...kernelSettings(attributes),
+      ...overLogits(g, student),
+    }),
+  },
+);
+
+/**
+ * How far the student's distributions are from the teacher's, in nats, summed over rows and times T², so that gradients keep
+ * their size at a temperature T (Hinton et al. 2015, section 2). The gradient flows to the student only.
+ * student, teacher: logits [n, vocab] -> [1]
+ */
+export function divergence(g: Graph, student: Tensor, teacher: Tensor, attributes: DivergenceAttributes): Tensor {
+  const { kind, temperature } = attributes;
+  const summed = () => {
+    if (g.backend.kernels === undefined) {
+      const tempered = (logits: Tensor) => (temperature === 1 ? logits : scale(g, logits, { factor: 1 / temperature }));
+      return COMPOSED[kind](
+        g,
+        tempered(student),
+        g.withoutGradient(() => tempered(teacher)),
+      );
+    }
+    const stats = g.withoutGradient(() => divergenceStats(g, student, teacher, attributes));
+    return divergenceSum(g, student, teacher, stats, attributes);
+  };
+  return temperature === 1 ? summed() : scale(g, summed(), { factor: temperature ** 2 });
+}
+
+/** Keeps logarithms finite; far below any probability that matters. */
+const TINY = 1e-30;
+
+const COMPOSED: Record<DivergenceKind, (g: Graph, student: Tensor, teacher: Tensor) => Tensor> = {
+  /** KL(p ‖ q) = H(p, q) - H(p) (Hinton et al. 2015; arXiv 2407.14679, eq. 5). */
+  "forward-kl": (g, student, teacher) => {
+    const p = g.withoutGradient(() => softmax(g, teacher, { scale: 1 }));
+    const entropy = g.withoutGradient(() => softCrossEntropy(g, teacher, p));
+    const mean = sub(g, softCrossEntropy(g, student, p), entropy);
+    return scale(g, mean, { factor: student.shape[0] ?? 1 });
+  },
+  /** KL(q ‖ p). */
+  "reverse-kl": (g, student, teacher) => {
+    const logP = g.withoutGradient(() => logSoftmax(g, teacher, { scale: 1 }));
+    const logQ = logSoftmax(g, student, { scale: 1 });
+    const q = softmax(g, student, { scale: 1 });
+    return sum(g, mul(g, q, sub(g, logQ, logP)));
+  },
+  /** ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2 (Lin 1991, eq. 4.1). */
+  "jensen-shannon": (g, student, teacher) => {
+    const p = g.withoutGradient(() => softmax(g, teacher, { scale: 1 }));
+    const logP = g.withoutGradient(() => logSoftmax(g, teacher, { scale: 1 }));
+    const q = softmax(g, student, { scale: 1 });
+    const logQ = logSoftmax(g, student, { scale: 1 });
+    const logM = log(g, scale(g, add(g, q, p), { factor: 0.5, bias: TINY }));
+    // p is a constant: written second, it broadcasts against what carries the gradient
+    const towardsTeacher = mul(g, scale(g, sub(g, logM, logP), { factor: -1 }), p);
+    const towardsStudent = mul(g, q, sub(g, logQ, logM));
+    return scale(g, sum(g, add(g, towardsTeacher, towardsStudent)), { factor: 0.5 });
+  },
+};
 
 /**
  * Cross-entropy with soft labels, averaged over the rows: -1/n Σ_rows Σ_v p[v] log softmax(x)[v].
@@ -10,9 +195,8 @@ import { logSoftmax, softmax } from "./transformer.js";
  * x, p: [n, vocab], p a distribution in each row -> [1], nats.
  */
 export const softCrossEntropy: Op<[x: Tensor, p: Tensor]> = defineOp("softCrossEntropy", 2, {
-  shape: ([x, p]) => {
-    if (x.shape.length !== 2 || !sameShape(x.shape, p.shape))
-      throw new ShapeError(`${describe(x)} and ${describe(p)} are not logits and labels of the same shape`);
+  shape: (inputs) => {
+    sameRows(inputs);
     return [1];
   },
   build: ({ f, context }, [x, p]) => f.ggml_cross_entropy_loss(context, x.handle, p.handle),

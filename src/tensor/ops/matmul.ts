@@ -1,10 +1,41 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, FLOATS, type Op } from "../op.js";
+import { defineOp, FLOATS, type Gradient, type Op } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
 
 const PRECISION_F32 = 10;
+
+/** Bits of the kernel's flags. */
+const FLAG = { leftTransposed: 1, rightTransposed: 2, add: 4, bf16: 8 };
+
+interface KernelProduct {
+  /** [rows, columns] of the result. */
+  readonly rows: number;
+  readonly columns: number;
+  readonly flags: number;
+}
+
+/**
+ * The kernel reads either operand along either axis and converts as it goes, so nothing is copied first: result[.., i, j] is
+ * the sum over the shared axis of row[.., i] and column[.., j].
+ */
+const kernelProduct: Op<[column: Tensor, row: Tensor], KernelProduct> = defineOp("matmul", 2, {
+  accepts: [FLOATS, FLOATS],
+  shape: ([, row], { rows, columns }) => [...row.shape.slice(0, -2), rows, columns],
+  kernel: (_, { flags }, g) => ({ name: "matmul", flags: flags | (g.computeType === "bf16" ? FLAG.bf16 : 0) }),
+});
+
+/** The same, added to what `sum` holds, in its memory. */
+const kernelProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor], KernelProduct> = defineOp("matmul", 3, {
+  accepts: [undefined, FLOATS, FLOATS],
+  shape: ([sum]) => sum.shape,
+  kernel: ([sum], { flags }, g) => ({
+    name: "matmul",
+    inPlace: sum,
+    flags: flags | FLAG.add | (g.computeType === "bf16" ? FLAG.bf16 : 0),
+  }),
+});
 
 /** a bᵀ by dot products: [..., n, k] x [..., m, k] -> [..., n, m]. */
 const dotProducts: Op<[a: Tensor, b: Tensor]> = defineOp("matmul", 2, {
@@ -44,24 +75,39 @@ const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3
   accepts: [undefined, FLOATS],
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
-  vjp: (g, dy, { inputs: [a, b] }) => [() => leftGradient(g, dy, b), () => rightGradient(g, dy, a), null],
+  vjp: (g, dy, { inputs: [a, b] }) => [() => leftGradient(g, dy, b), rightGradient(g, dy, a), null],
 });
 
 /** a bᵀ, with the way to compute it chosen by the length of the sum. */
 function product(g: Graph, a: Tensor, b: Tensor): Tensor {
+  if (g.backend.kernels !== undefined)
+    return kernelProduct(g, b, a, { rows: axisFromEnd(a.shape, 2), columns: axisFromEnd(b.shape, 2), flags: 0 });
   if (axisFromEnd(a.shape, 1) <= SHORT_SUM && rowwise(g, a, b)) return outerProductsTransposed(g, transpose(g, b), a);
   return dotProducts(g, a, operand(g, b));
 }
 
 /** dA = dC B: [..., n, m] x [..., m, k] -> [..., n, k]. */
 function leftGradient(g: Graph, dy: Tensor, b: Tensor): Tensor {
+  if (g.backend.kernels !== undefined) {
+    const sizes = { rows: axisFromEnd(dy.shape, 2), columns: axisFromEnd(b.shape, 1) };
+    return kernelProduct(g, b, dy, { ...sizes, flags: FLAG.leftTransposed });
+  }
   if (axisFromEnd(dy.shape, 1) <= SHORT_SUM && rowwise(g, dy, b)) return outerProductsTransposed(g, b, dy);
   return dotProducts(g, dy, transposedOperand(g, b));
 }
 
 /** dB = dCᵀ A: [..., n, m], [..., n, k] -> [..., m, k]. */
-function rightGradient(g: Graph, dy: Tensor, a: Tensor): Tensor {
+function rightGradient(g: Graph, dy: Tensor, a: Tensor): Gradient {
   const [m, k] = [axisFromEnd(dy.shape, 1), axisFromEnd(a.shape, 1)];
+  if (g.backend.kernels === undefined) return { value: () => composedRightGradient(g, dy, a, m, k) };
+  const attributes = { rows: m, columns: k, flags: FLAG.leftTransposed | FLAG.rightTransposed };
+  return {
+    value: () => kernelProduct(g, a, dy, attributes),
+    addTo: (sum) => kernelProductInto(g, sum, a, dy, attributes),
+  };
+}
+
+function composedRightGradient(g: Graph, dy: Tensor, a: Tensor, m: number, k: number): Tensor {
   if (a.shape.length > 2 && Math.min(m, k) <= NARROW && rowwise(g, dy, a))
     return m <= k ? outerProducts(g, a, dy) : transpose(g, outerProducts(g, dy, a));
   return dotProducts(g, transpose(g, dy), transposedOperand(g, a));

@@ -1,8 +1,8 @@
-import { DTYPE_ID, type DType } from "../../ggml/dtype.js";
+import { DTYPE_BYTES, DTYPE_ID, type DType } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
-import { axisFromEnd, describe, elementCount, type Shape, type Tensor } from "../tensor.js";
+import { axisFromEnd, describe, elementCount, nativeSizes, type Shape, sameShape, type Tensor } from "../tensor.js";
 
 /** The same elements in another shape. */
 export const reshape: Op<[x: Tensor], { readonly to: Shape }> = defineOp("reshape", 1, {
@@ -41,6 +41,47 @@ function nativeOrder(order: readonly number[]): [number, number, number, number]
     target[rank - 1 - from] = rank - 1 - to;
   });
   return target as [number, number, number, number];
+}
+
+/** So many elements from `offset` on, as a tensor of the shape `to`: a view, no copy. No gradient. */
+export const part: Op<[x: Tensor], { readonly offset: number; readonly to: Shape }> = defineOp("part", 1, {
+  accepts: [ANY],
+  shape: ([x], { offset, to }) => {
+    if (!(offset >= 0 && offset + elementCount(to) <= elementCount(x.shape)))
+      throw new ShapeError(`${describe(x)} has no [${to.join(", ")}] from element ${offset} on`);
+    return to;
+  },
+  dtype: ([x]) => x.dtype,
+  build: ({ f, context }, [x], { offset, to }) => {
+    const sizes = nativeSizes(to);
+    const bytes = DTYPE_BYTES[x.dtype];
+    const strides = [sizes[0], sizes[0] * sizes[1], sizes[0] * sizes[1] * sizes[2]].map((count) => count * bytes);
+    return f.ggml_view_4d(context, x.handle, ...sizes, ...(strides as [number, number, number]), offset * bytes);
+  },
+});
+
+/** The elements [from, to) of the first axis: a view. No gradient. */
+export function rowsOf(g: Graph, x: Tensor, { from, to }: { readonly from: number; readonly to: number }): Tensor {
+  const inner = x.shape.slice(1);
+  return part(g, x, { offset: from * elementCount(inner), to: [to - from, ...inner] });
+}
+
+const concatTwo: Op<[a: Tensor, b: Tensor]> = defineOp("concatRows", 2, {
+  accepts: [ANY, ANY],
+  shape: ([a, b]) => {
+    if (!sameShape(a.shape.slice(1), b.shape.slice(1)) || a.dtype !== b.dtype)
+      throw new ShapeError(`${describe(b)} cannot follow ${describe(a)}`);
+    return [(a.shape[0] ?? 0) + (b.shape[0] ?? 0), ...a.shape.slice(1)];
+  },
+  dtype: ([a]) => a.dtype,
+  build: ({ f, context }, [a, b]) => f.ggml_concat(context, a.handle, b.handle, a.shape.length - 1),
+});
+
+/** Tensors one after the other along the first axis. No gradient. */
+export function concatRows(g: Graph, parts: readonly Tensor[]): Tensor {
+  const [first, ...others] = parts;
+  if (first === undefined) throw new ShapeError("there is nothing to put together");
+  return others.reduce((all, next) => concatTwo(g, all, next), first);
 }
 
 /** Converts the element type. The gradient stays f32. */

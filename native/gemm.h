@@ -1,0 +1,111 @@
+// Matrix products of packed panels. Panels are as wide as the registers allow: MR x NR results stay in registers.
+#pragma once
+#include "pack.h"
+
+#define MV 3         // vectors of rows
+#define MR (MV * VL) // rows of the vectorised operand
+#define NR (VL == 4 ? 8 : VL / 2)
+
+// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: how much of the tile is there.
+static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
+                                                       float *c, int64_t ldc, int m, int n, int add) {
+  vf total[NR][MV];
+  for (int j = 0; j < NR; j++)
+    for (int i = 0; i < MV; i++) total[j][i] = (vf){0};
+  for (int q = 0; q < words; q++, a += MR, b += NR) {
+    vu av[MV];
+    for (int i = 0; i < MV; i++) av[i] = load_words(a + i * VL);
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) {
+#if HAS_BF16_DOT
+      if (pairs) {
+        const vu bv = splat_word(b[j]);
+        for (int i = 0; i < MV; i++) total[j][i] = dot_pairs(total[j][i], av[i], bv);
+        continue;
+      }
+#endif
+      const vf bv = splat(((const float *)b)[j]);
+      for (int i = 0; i < MV; i++) total[j][i] += (vf)av[i] * bv;
+    }
+  }
+  if (m == MR && n == NR) {
+    for (int j = 0; j < NR; j++)
+      for (int i = 0; i < MV; i++) {
+        float *p = c + j * ldc + i * VL;
+        store(p, add ? load(p) + total[j][i] : total[j][i]);
+      }
+    return;
+  }
+  for (int j = 0; j < n; j++) {
+    float row[MR];
+    for (int i = 0; i < MV; i++) store(row + i * VL, total[j][i]);
+    for (int i = 0; i < m; i++) c[j * ldc + i] = add ? c[j * ldc + i] + row[i] : row[i];
+  }
+}
+
+// All tiles of packed a (m rows) and b (n rows).
+static void multiply_panels(int pairs, int words, const uint32_t *a, int m, const uint32_t *b, int n, float *c, int64_t ldc,
+                            int add) {
+  for (int i = 0; i < m; i += MR)
+    for (int j = 0; j < n; j += NR) {
+      const int mi = m - i < MR ? m - i : MR, nj = n - j < NR ? n - j : NR;
+      const uint32_t *ai = a + (size_t)i * words, *bj = b + (size_t)j * words;
+      float *cij = c + j * ldc + i;
+#if HAS_BF16_DOT
+      if (pairs) {
+        tile(1, words, ai, bj, cij, ldc, mi, nj, add);
+        continue;
+      }
+#endif
+      tile(0, words, ai, bj, cij, ldc, mi, nj, add);
+    }
+}
+
+static void pack_a(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, int pairs, uint32_t *out) {
+#if HAS_BF16_DOT
+  if (pairs) {
+    pack(x, r0, rows, k0, kc, MR, 1, out);
+    return;
+  }
+#endif
+  pack(x, r0, rows, k0, kc, MR, 0, out);
+}
+
+static void pack_b(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, int pairs, uint32_t *out) {
+#if HAS_BF16_DOT
+  if (pairs) {
+    pack(x, r0, rows, k0, kc, NR, 1, out);
+    return;
+  }
+#endif
+  pack(x, r0, rows, k0, kc, NR, 0, out);
+}
+
+#define KC 256 // words in a block of the sum: a panel of a stays in the first-level cache
+#define MC (4 * MR)
+#define NC 1024
+
+// Bytes for packed rows, whole strips included.
+static inline size_t panel_bytes(int rows, int width, int words) {
+  return (size_t)4 * words * (round_up(rows, width) + VL);
+}
+
+// c[n * ldc + m] (+)= sum over k of a(m, k) * b(n, k), for m in [m0, m1) and n in [n0, n1).
+static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b, int64_t n0, int64_t n1, int64_t k, float *c,
+                     int64_t ldc, int pairs, int add) {
+  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(MC, MR, KC));
+  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(NC, NR, KC));
+  const int step = pairs ? 2 * KC : KC;
+  for (int64_t k0 = 0; k0 < k; k0 += step) {
+    const int kc = k - k0 < step ? (int)(k - k0) : step, words = words_for(kc, pairs);
+    for (int64_t n = n0; n < n1; n += NC) {
+      const int nc = n1 - n < NC ? (int)(n1 - n) : NC;
+      pack_b(b, n, nc, k0, kc, pairs, pb);
+      for (int64_t m = m0; m < m1; m += MC) {
+        const int mc = m1 - m < MC ? (int)(m1 - m) : MC;
+        pack_a(a, m, mc, k0, kc, pairs, pa);
+        multiply_panels(pairs, words, pa, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0);
+      }
+    }
+  }
+}

@@ -1,0 +1,166 @@
+// Losses on the output head's logits and their gradients, row by row: each row is read twice and no distribution is stored.
+#include "simd.h"
+#include "tensor.h"
+
+enum { FORWARD_KL, REVERSE_KL, JENSEN_SHANNON };
+
+// VL numbers of a row, `fill` past its end.
+static inline vf row_at(const float *row, int64_t j, int64_t n, float fill) {
+  if (n - j >= VL) return load(row + j);
+  float values[VL];
+  for (int i = 0; i < VL; i++) values[i] = j + i < n ? row[j + i] : fill;
+  return load(values);
+}
+
+static inline void put_row(float *row, int64_t j, int64_t n, vf v) {
+  if (n - j >= VL)
+    store(row + j, v);
+  else
+    for (int i = 0; i < n - j; i++) row[j + i] = v[i];
+}
+
+// Log of the sum of e^(x scale).
+static float log_sum_exp(const float *row, int64_t n, float scale) {
+  vf most = splat(-INFINITY);
+  for (int64_t j = 0; j < n; j += VL) most = vmax(most, row_at(row, j, n, -INFINITY));
+  const float top = max_of(most) * scale;
+  const vf factor = splat(scale), shift = splat(top);
+  double sum = 0;
+  for (int64_t j = 0; j < n;) {
+    // partial sums in f32 over a bounded run, their total in f64
+    const int64_t end = j + 4096 < n ? j + 4096 : n;
+    vf total = (vf){0};
+    for (; j < end; j += VL) total += vexp(row_at(row, j, n, -INFINITY) * factor - shift);
+    sum += sum_of(total);
+  }
+  return top + (float)log(sum);
+}
+
+// log m of a mixture m = (p + q) / 2, from log p and log q: both kept above e^-80, so that the result is finite.
+static inline vf log_ratio_to_mixture(vf own, vf other) {
+  // log(q / m) = log 2 - log(1 + e^(log p - log q)), by log(1 + e^d) = max(d, 0) + log1p(e^-|d|)
+  const vf d = other - own;
+  const vf e = vexp(-vmax(d, -d));
+  // log1p(e) for e in [0, 1]: 2 atanh(e / (2 + e)), whose argument is at most 1/3
+  const vf z = e / (e + 2.0f), z2 = z * z;
+  vf series = z2 * (2.0f / 15) + 2.0f / 13;
+  series = series * z2 + 2.0f / 11;
+  series = series * z2 + 2.0f / 9;
+  series = series * z2 + 2.0f / 7;
+  series = series * z2 + 2.0f / 5;
+  series = series * z2 + 2.0f / 3;
+  series = series * z2 + 2.0f;
+  return splat(0.693147181f) - vmax(d, (vf){0}) - series * z;
+}
+
+// Sum over a row of one divergence's terms. ls, lt: what to take from the scaled logits for log-probabilities.
+static float row_loss(int kind, const float *student, const float *teacher, int64_t n, float scale, float ls, float lt) {
+  const vf factor = splat(scale), vs = splat(ls), vt = splat(lt);
+  double sum = 0;
+  for (int64_t j = 0; j < n;) {
+    const int64_t end = j + 4096 < n ? j + 4096 : n;
+    vf total = (vf){0};
+    for (; j < end; j += VL) {
+      // past the end both logits are -1e30: their probabilities are 0 and their differences finite
+      const vf lq = row_at(student, j, n, -1e30f) * factor - vs, lp = row_at(teacher, j, n, -1e30f) * factor - vt;
+      if (kind == FORWARD_KL)
+        total += vexp(lp) * (lp - lq);
+      else if (kind == REVERSE_KL)
+        total += vexp(lq) * (lq - lp);
+      else
+        total += (vexp(lp) * log_ratio_to_mixture(lp, lq) + vexp(lq) * log_ratio_to_mixture(lq, lp)) * 0.5f;
+    }
+    sum += sum_of(total);
+  }
+  return (float)sum;
+}
+
+// src: student logits [n, vocab], teacher logits [n, vocab] -> [n, 3]: each row's divergence at 1 / scale, and the two logs of
+// sums that its gradient needs.
+void KERNEL(divergence)(Tensor *dst, int ith, int nth, void *data) {
+  const Settings s = {.pointer = data};
+  const Tensor *student = dst->src[0], *teacher = dst->src[1];
+  const int64_t n = student->ne[0];
+  int64_t from, to;
+  share_of(student->ne[1], ith, nth, &from, &to);
+  for (int64_t r = from; r < to; r++) {
+    const float *x = (const float *)((const char *)student->data + r * student->nb[1]);
+    const float *y = (const float *)((const char *)teacher->data + r * teacher->nb[1]);
+    float *out = (float *)dst->data + r * 3;
+    out[1] = log_sum_exp(x, n, s.value);
+    out[2] = log_sum_exp(y, n, s.value);
+    out[0] = row_loss((int)s.flags, x, y, n, s.value, out[1], out[2]);
+  }
+}
+
+// src: student logits, teacher logits, the result of `divergence`, the gradient of the sum of its losses [1]
+// -> the gradient of the student logits
+void KERNEL(divergence_back)(Tensor *dst, int ith, int nth, void *data) {
+  const Settings s = {.pointer = data};
+  const Tensor *student = dst->src[0], *teacher = dst->src[1], *stats = dst->src[2], *dy = dst->src[3];
+  const int64_t n = student->ne[0];
+  int64_t from, to;
+  share_of(student->ne[1], ith, nth, &from, &to);
+  for (int64_t r = from; r < to; r++) {
+    const float *x = (const float *)((const char *)student->data + r * student->nb[1]);
+    const float *y = (const float *)((const char *)teacher->data + r * teacher->nb[1]);
+    const float *known = (const float *)stats->data + r * 3;
+    float *out = (float *)dst->data + r * n;
+    const vf factor = splat(s.value), vs = splat(known[1]), vt = splat(known[2]);
+    const vf outer = splat(((const float *)dy->data)[0] * s.value);
+    // of the sum q log(q/m), for Jensen-Shannon: twice the loss is that and its mirror image
+    float mean = known[0];
+    if (s.flags == JENSEN_SHANNON) {
+      vf total = (vf){0};
+      for (int64_t j = 0; j < n; j += VL) {
+        const vf lq = row_at(x, j, n, -1e30f) * factor - vs, lp = row_at(y, j, n, -1e30f) * factor - vt;
+        total += vexp(lq) * log_ratio_to_mixture(lq, lp);
+      }
+      mean = sum_of(total);
+    }
+    for (int64_t j = 0; j < n; j += VL) {
+      const vf lq = row_at(x, j, n, -1e30f) * factor - vs, lp = row_at(y, j, n, -1e30f) * factor - vt;
+      const vf q = vexp(lq);
+      vf g;
+      if (s.flags == FORWARD_KL)
+        g = q - vexp(lp);
+      else if (s.flags == REVERSE_KL)
+        g = q * (lq - lp - mean);
+      else
+        g = q * (log_ratio_to_mixture(lq, lp) - mean) * 0.5f;
+      put_row(out, j, n, g * outer);
+    }
+  }
+}
+
+// src: logits [n, vocab], where each row's target lies in them, i32 [n]: row * vocab + id -> [n, 2]: each row's negative log-likelihood, and its log of sums
+void KERNEL(cross_entropy)(Tensor *dst, int ith, int nth, void *data) {
+  (void)data;
+  const Tensor *logits = dst->src[0], *targets = dst->src[1];
+  int64_t from, to;
+  share_of(logits->ne[1], ith, nth, &from, &to);
+  for (int64_t r = from; r < to; r++) {
+    const float *x = (const float *)((const char *)logits->data + r * logits->nb[1]);
+    float *out = (float *)dst->data + r * 2;
+    out[1] = log_sum_exp(x, logits->ne[0], 1);
+    out[0] = out[1] - x[((const int32_t *)targets->data)[r] - r * logits->ne[0]];
+  }
+}
+
+// src: logits, target indices, the result of `cross_entropy`, the gradient of the sum of its losses [1]
+// -> the gradient of the logits
+void KERNEL(cross_entropy_back)(Tensor *dst, int ith, int nth, void *data) {
+  (void)data;
+  const Tensor *logits = dst->src[0], *targets = dst->src[1], *stats = dst->src[2], *dy = dst->src[3];
+  const int64_t n = logits->ne[0];
+  int64_t from, to;
+  share_of(logits->ne[1], ith, nth, &from, &to);
+  for (int64_t r = from; r < to; r++) {
+    const float *x = (const float *)((const char *)logits->data + r * logits->nb[1]);
+    float *out = (float *)dst->data + r * n;
+    const float outer = ((const float *)dy->data)[0];
+    const vf shift = splat(((const float *)stats->data)[r * 2 + 1]);
+    for (int64_t j = 0; j < n; j += VL) put_row(out, j, n, vexp(row_at(x, j, n, -INFINITY) - shift) * outer);
+    out[((const int32_t *)targets->data)[r] - r * n] -= outer;
+  }
+}

@@ -1,0 +1,178 @@
+// Vectors of the instruction set that this file is compiled for. GCC's and clang's vector extensions cover arithmetic; what
+// they lack is here, once per instruction set.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VL 16
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define VL 8
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#define VL 4
+#else
+#error "no kernels for this instruction set"
+#endif
+
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define HAS_BF16_DOT 1
+#else
+#define HAS_BF16_DOT 0
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL)));
+typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+typedef uint32_t vu_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+static inline vf load(const float *p) { return *(const vf_unaligned *)p; }
+static inline void store(float *p, vf v) { *(vf_unaligned *)p = v; }
+static inline vu load_words(const void *p) { return *(const vu_unaligned *)p; }
+static inline void store_words(void *p, vu v) { *(vu_unaligned *)p = v; }
+static inline vf splat(float x) { return x - (vf){0}; }
+static inline vu splat_word(uint32_t x) { return x - (vu){0}; }
+
+static inline vf vmax(vf a, vf b) {
+#if VL == 16
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif VL == 8
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+#endif
+}
+
+static inline vf vmin(vf a, vf b) { return -vmax(-a, -b); }
+
+static inline vf vsqrt(vf a) {
+#if VL == 16
+  return (vf)_mm512_sqrt_ps((__m512)a);
+#elif VL == 8
+  return (vf)_mm256_sqrt_ps((__m256)a);
+#else
+  return (vf)vsqrtq_f32((float32x4_t)a);
+#endif
+}
+
+static inline float sum_of(vf v) {
+  float total = 0;
+  for (int i = 0; i < VL; i++) total += v[i];
+  return total;
+}
+
+static inline float max_of(vf v) {
+  float best = v[0];
+  for (int i = 1; i < VL; i++) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// e^x, within 2 units in the last place; 0 below -87.3. Range reduction by ln 2 in two parts, then a minimax polynomial
+// (Cephes' expf).
+static inline vf vexp(vf x) {
+  vi tiny = x < splat(-87.3f);
+  x = vmin(vmax(x, splat(-87.3f)), splat(88.3f));
+  const vf magic = splat(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+  vf n = x * 1.44269504f + magic;
+  vi exponent = (vi)n << 23;
+  n -= magic;
+  vf r = x - n * 0.693359375f;
+  r += n * 2.12194440e-4f;
+  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return (vf)(((vi)p + exponent) & ~tiny);
+}
+
+// Words of two bf16: bf16(even[i]) in the low half of word i, bf16(odd[i]) in the high one. Rounds to nearest even.
+static inline vu pair_words(vf even, vf odd) {
+#if VL == 16 && HAS_BF16_DOT
+  __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even));
+  __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd));
+  return (vu)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+#else
+  vu a = (vu)even, b = (vu)odd;
+  a = (a + 0x7fff + ((a >> 16) & 1)) >> 16;
+  b = (b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u;
+  return a | b;
+#endif
+}
+
+// 2 VL consecutive numbers as VL words of two bf16.
+static inline vu pairs_of(const float *p) {
+#if VL == 16 && HAS_BF16_DOT
+  return (vu)_mm512_cvtne2ps_pbh((__m512)load(p + 16), (__m512)load(p));
+#else
+  vf even, odd;
+  for (int i = 0; i < VL; i++) {
+    even[i] = p[2 * i];
+    odd[i] = p[2 * i + 1];
+  }
+  return pair_words(even, odd);
+#endif
+}
+
+#if HAS_BF16_DOT
+// total[i] + a[i].low * b[i].low + a[i].high * b[i].high
+static inline vf dot_pairs(vf total, vu a, vu b) {
+#if VL == 16
+  return (vf)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b);
+#else
+  return (vf)vbfdotq_f32((float32x4_t)total, (bfloat16x8_t)a, (bfloat16x8_t)b);
+#endif
+}
+#endif
+
+// A VL x VL block of words, rows to columns.
+static inline void transpose_words(vu t[VL]) {
+#if VL == 16
+  __m512i a[16], b[16];
+  for (int i = 0; i < 8; i++) {
+    a[2 * i] = _mm512_unpacklo_epi32((__m512i)t[2 * i], (__m512i)t[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_epi32((__m512i)t[2 * i], (__m512i)t[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++) {
+    b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) { // b[4g + i] holds column i of each lane's rows 4g .. 4g + 3
+    __m512i low = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88), high = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xdd);
+    __m512i low2 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88), high2 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xdd);
+    t[i] = (vu)_mm512_shuffle_i32x4(low, low2, 0x88);
+    t[8 + i] = (vu)_mm512_shuffle_i32x4(low, low2, 0xdd);
+    t[4 + i] = (vu)_mm512_shuffle_i32x4(high, high2, 0x88);
+    t[12 + i] = (vu)_mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+#elif VL == 8
+  __m256i a[8], b[8];
+  for (int i = 0; i < 4; i++) {
+    a[2 * i] = _mm256_unpacklo_epi32((__m256i)t[2 * i], (__m256i)t[2 * i + 1]);
+    a[2 * i + 1] = _mm256_unpackhi_epi32((__m256i)t[2 * i], (__m256i)t[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; i++) {
+    b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = (vu)_mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+    t[4 + i] = (vu)_mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+  }
+#else
+  uint32x4x2_t p = vtrnq_u32((uint32x4_t)t[0], (uint32x4_t)t[1]), q = vtrnq_u32((uint32x4_t)t[2], (uint32x4_t)t[3]);
+  t[0] = (vu)vcombine_u32(vget_low_u32(p.val[0]), vget_low_u32(q.val[0]));
+  t[1] = (vu)vcombine_u32(vget_low_u32(p.val[1]), vget_low_u32(q.val[1]));
+  t[2] = (vu)vcombine_u32(vget_high_u32(p.val[0]), vget_high_u32(q.val[0]));
+  t[3] = (vu)vcombine_u32(vget_high_u32(p.val[1]), vget_high_u32(q.val[1]));
+#endif
+}

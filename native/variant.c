@@ -1,0 +1,9 @@
+// All kernels for one instruction set. The build compiles this file once per variant, with the flags of that set.
+#define JOIN(variant, name) coppice_##variant##_##name
+#define EXPAND(variant, name) JOIN(variant, name)
+#define KERNEL(name) EXPAND(VARIANT, name)
+
+#include "matmul.c"
+#include "attention.c"
+#include "elementwise.c"
+#include "loss.c"

@@ -1,0 +1,116 @@
+import { backpropagate, chained, GradientSums, leavesOf } from "../autodiff.js";
+import type { Graph } from "../graph.js";
+import type { Tensor } from "../tensor.js";
+import { add, scale } from "./elementwise.js";
+import { concatRows, rowsOf } from "./shape.js";
+
+/** Bytes of logits that exist at a time, for each model. */
+const CHUNK_BYTES = 64 << 20;
+/** A product of fewer rows reads the head's weights for too little. */
+const FEWEST_ROWS = 64;
+
+/** Rows from `from` to `to`. */
+export interface RowRange {
+  readonly from: number;
+  readonly to: number;
+}
+
+/** So many rows of logits are computed at a time. */
+function* rowRanges(rows: number, vocab: number): Generator<RowRange> {
+  const count = Math.max(FEWEST_ROWS, Math.floor(CHUNK_BYTES / 4 / vocab));
+  const chunks = Math.ceil(rows / count);
+  const even = Math.ceil(rows / chunks);
+  for (let from = 0; from < rows; from += even) yield { from, to: Math.min(rows, from + even) };
+}
+
+/**
+ * Token ids as indices into the logits of the range of rows that each belongs to; see {@link crossEntropy}.
+ * @param ids as many for each row
+ */
+export function headIndices(ids: Int32Array, rows: number, vocab: number): Int32Array {
+  const perRow = ids.length / rows;
+  const indices = new Int32Array(ids.length);
+  for (const { from, to } of rowRanges(rows, vocab))
+    for (let i = from * perRow; i < to * perRow; i++)
+      indices[i] = (Math.floor(i / perRow) - from) * vocab + (ids[i] ?? 0);
+  return indices;
+}
+
+/**
+ * Something of the output head, computed a range of rows at a time, so that no [rows, vocab] array exists. No gradient.
+ * @param of gets the hidden rows and gives [range, ...]
+ */
+export function mapHeadRows(
+  g: Graph,
+  hidden: Tensor,
+  vocab: number,
+  of: (hidden: Tensor, range: RowRange) => Tensor,
+): Tensor {
+  const parts = [...rowRanges(hidden.shape[0] ?? 1, vocab)].map((range) => of(rowsOf(g, hidden, range), range));
+  return concatRows(g, parts);
+}
+
+/** A part of a loss on the output head: `weight` times the sum of `of` over all rows. */
+export interface HeadTerm {
+  readonly weight: number;
+  /** The sum over some rows of logits, [1]. */
+  readonly of: (logits: Tensor, range: RowRange) => Tensor;
+}
+
+/**
+ * The loss Σ weight · term over the rows of `hidden`, for terms that need logits. A range of rows goes forward and at once
+ * backward, so that the logits of no other are in memory, whatever the vocabulary. The gradient is complete when the loss
+ * is; the backward pass only hands it on.
+ * @returns the loss, [1], and each term without its weight, [1]
+ */
+export function headLoss(
+  g: Graph,
+  hidden: Tensor,
+  vocab: number,
+  logitsOf: (hidden: Tensor) => Tensor,
+  terms: readonly HeadTerm[],
+): { readonly loss: Tensor; readonly terms: Tensor[] } {
+  const differentiate = g.isRecording;
+  const sums = new GradientSums();
+  const leaves = new Set<Tensor>();
+  const hiddenGradients: Tensor[] = [];
+  const totals: Tensor[] = [];
+  let loss: Tensor | undefined;
+  for (const range of rowRanges(hidden.shape[0] ?? 1, vocab)) {
+    const part = { ...rowsOf(g, hidden, range), requiresGrad: hidden.requiresGrad };
+    const compute = () => {
+      const logits = logitsOf(part);
+      const values = terms.map(({ of }) => of(logits, range));
+      const weighted = values.map((value, i) => scale(g, value, { factor: terms[i]?.weight ?? 1 }));
+      return { values, total: weighted.reduce((sum, value) => add(g, sum, value)) };
+    };
+    const { value, tape } = differentiate ? g.taped(compute) : { value: compute(), tape: [] };
+    sums.set(value.total, g.one);
+    backpropagate(g, tape, sums);
+    for (const leaf of leavesOf(tape)) if (leaf !== part) leaves.add(leaf);
+    const gradient = sums.take(part);
+    if (gradient !== undefined) hiddenGradients.push(gradient);
+    g.withoutGradient(() => {
+      value.values.forEach((term, i) => {
+        const before = totals[i];
+        totals[i] = before === undefined ? term : add(g, before, term);
+      });
+      loss = loss === undefined ? value.total : add(g, loss, value.total);
+    });
+  }
+  const output: Tensor = { ...(loss as Tensor), requiresGrad: leaves.size > 0 || hiddenGradients.length > 0 };
+  const parameters = [...leaves];
+  const hiddenGradient = hiddenGradients.length > 0 ? g.withoutGradient(() => concatRows(g, hiddenGradients)) : undefined;
+  g.record({
+    output,
+    inputs: [hidden, ...parameters],
+    vjp: (dy) => [
+      hiddenGradient === undefined ? null : { value: () => chained(g, hiddenGradient, dy) },
+      ...parameters.map((parameter) => {
+        const gradient = sums.get(parameter);
+        return gradient === undefined ? null : { value: () => chained(g, gradient, dy) };
+      }),
+    ],
+  });
+  return { loss: output, terms: totals };
+}
