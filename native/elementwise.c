@@ -1,15 +1,5 @@
 // What is limited by memory: each kernel reads and writes every number once.
-#include "simd.h"
-#include "tensor.h"
-
-// The contiguous part of n numbers that is a thread's, in whole cache lines.
-static void span_of(int64_t n, int ith, int nth, int64_t *from, int64_t *to) {
-  share_of((n + 15) / 16, ith, nth, from, to);
-  *from = *from * 16 < n ? *from * 16 : n;
-  *to = *to * 16 < n ? *to * 16 : n;
-}
-
-static int64_t count_of(const Tensor *t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
+#include "rows.h"
 
 // AdamW (Loshchilov & Hutter 2019, algorithm 2) on a scaled gradient. In place on the weight.
 // src: weight, gradient, m, v, settings [rate, beta1, beta2, epsilon, decay, 1/(1-beta1^t), 1/(1-beta2^t)], gradient scale [1]

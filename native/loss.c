@@ -1,23 +1,7 @@
 // Losses on the output head's logits and their gradients, row by row: each row is read twice and no distribution is stored.
-#include "simd.h"
-#include "tensor.h"
+#include "rows.h"
 
 enum { FORWARD_KL, REVERSE_KL, JENSEN_SHANNON };
-
-// VL numbers of a row, `fill` past its end.
-static inline vf row_at(const float *row, int64_t j, int64_t n, float fill) {
-  if (n - j >= VL) return load(row + j);
-  float values[VL];
-  for (int i = 0; i < VL; i++) values[i] = j + i < n ? row[j + i] : fill;
-  return load(values);
-}
-
-static inline void put_row(float *row, int64_t j, int64_t n, vf v) {
-  if (n - j >= VL)
-    store(row + j, v);
-  else
-    for (int i = 0; i < n - j; i++) row[j + i] = v[i];
-}
 
 // Log of the sum of e^(x scale).
 static float log_sum_exp(const float *row, int64_t n, float scale) {

@@ -65,46 +65,76 @@ static inline int words_for(int kc, int pairs) { return pairs ? (kc + 1) / 2 : k
 
 static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
+// Where a strip of rows goes: it is a part of a panel, or spans several.
+static inline uint32_t *strip_at(uint32_t *out, int s, int words, int width) {
+  return width >= VL ? out + (size_t)(s / width) * words * width + s % width : out + (size_t)s * words;
+}
+
+static inline __attribute__((always_inline)) void put_strip(uint32_t *strip, int q, int words, const int width, vu v) {
+  if (width >= VL)
+    store_words(strip + (size_t)q * width, v);
+  else
+    for (int h = 0; h < VL / width; h++)
+      memcpy(strip + ((size_t)h * words + q) * width, (uint32_t *)&v + h * width, 4 * width);
+}
+
+// Rows this far apart are not read together: the cache would hold few of them.
+#define LONG_ROW (16 << 10)
+
+// How many words ahead strips that lie side by side are fetched.
+#define AHEAD 8
+
+// Strips packed together where the rows lie side by side in memory, so that whole cache lines are used.
+#define GROUP 4
+
 // Rows from r0 on, terms k0 .. k0 + kc, into panels of `width` rows: word q of row r of panel p at
 // out[(p * words + q) * width + r]. Rows that are not there are zeros. Writes whole strips of VL rows.
 static inline __attribute__((always_inline)) void pack(const Operand *x, int64_t r0, int rows, int64_t k0, int kc,
                                                        const int width, const int pairs, uint32_t *out) {
-  const int words = words_for(kc, pairs), step = pairs ? 2 : 1;
-  const int k_contiguous = x->k_stride == type_bytes(x->type);
-  for (int s = 0; s < round_up(rows, width); s += VL) {
-    const int valid = rows - s < VL ? rows - s : VL;
-    const char *first = x->data + (r0 + s) * x->row_stride + k0 * x->k_stride;
-    // a strip is a part of a panel, or spans several
-    uint32_t *to = width >= VL ? out + (size_t)(s / width) * words * width + s % width : out + (size_t)s * words;
-    vu block[VL];
-    for (int q = 0; q < words; q += k_contiguous ? VL : 1) {
-      const int count = k_contiguous ? (words - q < VL ? words - q : VL) : 1;
-      if (k_contiguous) {
-        for (int r = 0; r < VL; r++)
-          block[r] = r < valid ? words_at(first + r * x->row_stride + q * step * x->k_stride, x->type, pairs, kc - q * step)
-                               : (vu){0};
+  const int words = words_for(kc, pairs), step = pairs ? 2 : 1, all = round_up(rows, width);
+  const char *const corner = x->data + r0 * x->row_stride + k0 * x->k_stride;
+  if (x->k_stride == type_bytes(x->type)) {
+    // what comes next: the same terms of the next rows, or, of long rows, the next terms
+    const size_t ahead = x->row_stride < LONG_ROW ? VL * x->row_stride : 256;
+    for (int s = 0; s < all; s += VL) {
+      const int valid = rows - s < VL ? rows - s : VL;
+      const char *first = corner + s * x->row_stride;
+      uint32_t *strip = strip_at(out, s, words, width);
+      for (int q = 0; q < words; q += VL) {
+        vu block[VL];
+        for (int r = 0; r < VL; r++) {
+          const char *p = first + r * x->row_stride + q * step * x->k_stride;
+          if (r < valid) {
+            __builtin_prefetch(p + ahead);
+            if (pairs && x->type == TYPE_F32) __builtin_prefetch(p + ahead + 64);
+          }
+          block[r] = r < valid ? words_at(p, x->type, pairs, kc - q * step) : (vu){0};
+        }
         transpose_words(block);
-      } else if (x->row_stride == type_bytes(x->type)) {
-        const char *p = first + q * step * x->k_stride;
-        const vf even = numbers_at(p, x->type, valid);
-        if (pairs) {
-          const vf odd = q * 2 + 1 < kc ? numbers_at(p + x->k_stride, x->type, valid) : (vf){0};
-          block[0] = pair_words(even, odd);
-        } else
-          block[0] = (vu)even;
-      } else {
-        float values[2][VL] = {{0}};
-        for (int h = 0; h < step && q * step + h < kc; h++)
-          widen_all(first + (q * step + h) * x->k_stride, x->type, x->row_stride, valid, values[h]);
-        block[0] = pairs ? pair_words(load(values[0]), load(values[1])) : (vu)load(values[0]);
-      }
-      for (int i = 0; i < count; i++) {
-        if (width >= VL)
-          store_words(to + (size_t)(q + i) * width, block[i]);
-        else
-          for (int h = 0; h < VL / width; h++)
-            memcpy(to + ((size_t)h * words + q + i) * width, (uint32_t *)&block[i] + h * width, 4 * width);
+        for (int i = 0; i < VL && q + i < words; i++) put_strip(strip, q + i, words, width, block[i]);
       }
     }
+    return;
   }
+  const int side_by_side = x->row_stride == type_bytes(x->type);
+  for (int g = 0; g < all; g += GROUP * VL)
+    for (int q = 0; q < words; q++)
+      for (int s = g; s < all && s < g + GROUP * VL; s += VL) {
+        const int valid = rows - s < VL ? rows - s : VL;
+        const char *p = corner + s * x->row_stride + q * step * x->k_stride;
+        const int second = pairs && q * 2 + 1 < kc;
+        vf even, odd = (vf){0};
+        if (side_by_side) {
+          __builtin_prefetch(p + AHEAD * step * x->k_stride);
+          if (pairs) __builtin_prefetch(p + (AHEAD * step + 1) * x->k_stride);
+          even = numbers_at(p, x->type, valid);
+          if (second) odd = numbers_at(p + x->k_stride, x->type, valid);
+        } else {
+          float values[2][VL] = {{0}};
+          for (int h = 0; h <= second; h++) widen_all(p + h * x->k_stride, x->type, x->row_stride, valid, values[h]);
+          even = load(values[0]);
+          odd = load(values[1]);
+        }
+        put_strip(strip_at(out, s, words, width), q, words, width, pairs ? pair_words(even, odd) : (vu)even);
+      }
 }

@@ -7,3 +7,4 @@
 #include "attention.c"
 #include "elementwise.c"
 #include "loss.c"
+#include "norm.c"

@@ -2,8 +2,8 @@ import { existsSync } from "node:fs";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { Command } from "commander";
 import { Backend, libraryDirectories, listDevices, loadLibrary } from "../ggml/index.js";
-import { cacheDirectory } from "../system/files.js";
 import { formatBytes } from "../jobs/report.js";
+import { cacheDirectory } from "../system/files.js";
 import { action, example, table } from "./command.js";
 import { addCommon, type CommonFlags } from "./options.js";
 

@@ -5,6 +5,7 @@ import { Command, CommanderError } from "commander";
 import { InterruptedError } from "../distill/index.js";
 import { packageRoot } from "../ggml/library.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
+import { benchCommand } from "./bench.js";
 import { compressCommand } from "./compress.js";
 import { distillCommand } from "./distill.js";
 import { doctorCommand } from "./doctor.js";
@@ -17,7 +18,7 @@ import { pruneCommand } from "./prune.js";
 /** Every command, in the order in which the work flows. Adding one is its file and its name here. */
 const COMMANDS = [
   ...[inspectCommand, planCommand, pruneCommand, distillCommand, pretrainCommand],
-  ...[compressCommand, perplexityCommand, doctorCommand],
+  ...[compressCommand, perplexityCommand, benchCommand, doctorCommand],
 ];
 
 // Standard output carries results only; libraries that log with console.debug and console.log go to standard error.

@@ -162,6 +162,7 @@ export interface TrainFlags {
   readonly saveEvery?: number;
   readonly validateEvery?: number;
   readonly compute?: "f32" | "bf16";
+  readonly recompute?: boolean;
 }
 
 export const addTraining = (command: Command, defaultTokens: string): Command =>
@@ -188,10 +189,11 @@ export const addTraining = (command: Command, defaultTokens: string): Command =>
     .addOption(
       new Option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]),
     )
+    .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
     .option("--restart", "discard what a run in --out has done");
 
 export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
-  const { saveEvery, validateEvery, compute, ...rest } = flags;
+  const { saveEvery, validateEvery, compute, recompute, ...rest } = flags;
   const names = [
     ...(["tokens", "sequenceLength", "batchSize", "microBatchSize", "learningRate", "minimumLearningRate"] as const),
     ...(["schedule", "warmupSteps", "weightDecay", "clipNorm", "seed"] as const),
@@ -201,6 +203,7 @@ export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
     ...(saveEvery !== undefined && { saveEverySteps: saveEvery }),
     ...(validateEvery !== undefined && { validateEverySteps: validateEvery }),
     ...(compute && { computeType: compute }),
+    ...(recompute === true && { recompute }),
   };
 }
 

@@ -51,6 +51,19 @@ export class TokenStream {
     return new TokenStream(shards, bytesPerToken, part.length, part.largestId, id);
   }
 
+  /** A stream held in memory. @param id names the content: equal ids mean equal tokens */
+  static of(ids: ArrayLike<number>, id: string): TokenStream {
+    const words = Uint32Array.from(ids);
+    const shard: MappedFile = {
+      path: id,
+      byteLength: words.byteLength,
+      bytes: (offset, length) => new Uint8Array(words.buffer, offset, length),
+      release: () => {},
+    };
+    const largest = words.reduce((a, b) => Math.max(a, b), 0);
+    return new TokenStream([shard], 4, words.length, largest, id);
+  }
+
   /** Copies `count` ids from position `start` into `target` at `offset`. */
   copy(start: number, count: number, target: Int32Array, offset: number): void {
     if (start < 0 || start + count > this.length)

@@ -14,6 +14,7 @@ export {
   checkTrainOptions,
   defaultTrainOptions,
   InterruptedError,
+  Trainer,
   type TrainJob,
   type TrainOptions,
   type TrainProgress,

@@ -97,7 +97,8 @@ export class Backend {
       );
     const handle = library.functions.ggml_backend_dev_init(device.handle, null);
     if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialised`);
-    const { kernels } = device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
+    const { kernels } =
+      device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
     const backend = new Backend(library, device, handle, threads, kernels);
     backend.startThreads();
     return backend;

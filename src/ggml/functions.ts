@@ -122,6 +122,8 @@ export const SIGNATURES = {
   // graphs
   ggml_new_graph_custom: c("pointer", "pointer", "size", "bool"),
   ggml_build_forward_expand: c("void", "pointer", "pointer"),
+  ggml_graph_clear: c("void", "pointer"),
+  ggml_graph_add_node: c("void", "pointer", "pointer"),
   ggml_graph_n_nodes: c("int", "pointer"),
   ggml_graph_node: c("pointer", "pointer", "int"),
   ggml_gallocr_new: c("pointer", "pointer"),

@@ -36,7 +36,15 @@ export async function buildKernels(): Promise<KernelBuild> {
     for (const { name, flags } of variants) {
       const object = path.join(scratch, `${name}.o`);
       try {
-        await compile(compiler, [...COMMON_FLAGS, ...flags, `-DVARIANT=${name}`, "-c", source("variant.c"), "-o", object]);
+        await compile(compiler, [
+          ...COMMON_FLAGS,
+          ...flags,
+          `-DVARIANT=${name}`,
+          "-c",
+          source("variant.c"),
+          "-o",
+          object,
+        ]);
         objects.push(object);
       } catch (error) {
         failures.push(error as CoppiceError); // an old compiler does not know the newest instructions
@@ -46,7 +54,17 @@ export async function buildKernels(): Promise<KernelBuild> {
     const support = path.join(scratch, "support.o");
     await compile(compiler, [...COMMON_FLAGS, "-c", source("support.c"), "-o", support]);
     const built = path.join(scratch, "kernels.so");
-    await compile(compiler, ["-shared", "-o", built, ...objects, support, "-lm", "-lpthread"]);
+    // never unloaded: threads may end after the process has closed its libraries, and their memory is freed by code of ours
+    await compile(compiler, [
+      "-shared",
+      ...(process.platform === "linux" ? ["-Wl,-z,nodelete"] : []),
+      "-o",
+      built,
+      ...objects,
+      support,
+      "-lm",
+      "-lpthread",
+    ]);
     const file = path.join(directory, kernelFileName());
     renameSync(built, file);
     return { file, compiler };

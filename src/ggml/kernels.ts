@@ -23,23 +23,25 @@ export interface Kernels {
 export const KERNEL_NAMES = [
   ...(["matmul", "attention", "attention_back"] as const),
   ...(["divergence", "divergence_back", "cross_entropy", "cross_entropy_back"] as const),
+  ...(["rms_norm", "rms_norm_back", "swiglu", "swiglu_back"] as const),
   ...(["adamw", "add_rows", "sum_squares"] as const),
 ] as const;
 export type KernelName = (typeof KERNEL_NAMES)[number];
 
 /** Instruction sets that kernels are compiled for, best first, and the compiler's flags for each. */
-export const VARIANTS: Readonly<Record<string, readonly { readonly name: string; readonly flags: readonly string[] }[]>> =
-  {
-    x64: [
-      { name: "avx512bf16", flags: [..."f bw dq vl bf16".split(" ").map((set) => `-mavx512${set}`), "-mfma", "-mf16c"] },
-      { name: "avx512", flags: [..."f bw dq vl".split(" ").map((set) => `-mavx512${set}`), "-mfma", "-mf16c"] },
-      { name: "avx2", flags: ["-mavx2", "-mfma", "-mf16c"] },
-    ],
-    arm64: [
-      { name: "neonbf16", flags: ["-march=armv8.6-a"] },
-      { name: "neon", flags: [] },
-    ],
-  };
+export const VARIANTS: Readonly<
+  Record<string, readonly { readonly name: string; readonly flags: readonly string[] }[]>
+> = {
+  x64: [
+    { name: "avx512bf16", flags: [..."f bw dq vl bf16".split(" ").map((set) => `-mavx512${set}`), "-mfma", "-mf16c"] },
+    { name: "avx512", flags: [..."f bw dq vl".split(" ").map((set) => `-mavx512${set}`), "-mfma", "-mf16c"] },
+    { name: "avx2", flags: ["-mavx2", "-mfma", "-mf16c"] },
+  ],
+  arm64: [
+    { name: "neonbf16", flags: ["-march=armv8.6-a"] },
+    { name: "neon", flags: [] },
+  ],
+};
 export type Variant = string;
 
 /** Where their source lies. */
@@ -74,7 +76,8 @@ export function writableKernelDirectory(): string {
 /** Whether kernels are in use, and if not, why and what to do. */
 export type KernelStatus = { readonly kernels: Kernels } | { readonly kernels: undefined; readonly reason: string };
 
-const NOT_BUILT = "not built: `coppice doctor --build` makes them (a C compiler is needed), and training several times faster";
+const NOT_BUILT =
+  "not built: `coppice doctor --build` makes them (a C compiler is needed), and training several times faster";
 
 /**
  * Loads the kernels for this processor.
@@ -87,7 +90,9 @@ export function loadKernels(functions: Functions, wish: "auto" | "none" | Varian
   if (wanted === "none") return { kernels: undefined, reason: "switched off" };
   const known = VARIANTS[process.arch] ?? [];
   if (wanted !== "auto" && !known.some(({ name }) => name === wanted))
-    throw new UsageError(`there are no kernels "${wanted}" for ${process.arch}, only ${known.map((v) => v.name).join(", ") || "none"}`);
+    throw new UsageError(
+      `there are no kernels "${wanted}" for ${process.arch}, only ${known.map((v) => v.name).join(", ") || "none"}`,
+    );
   const status = open(functions);
   if (!("variants" in status)) {
     if (wanted !== "auto") throw new UsageError(`the kernels "${wanted}" cannot be used: ${status.reason}`);
@@ -141,7 +146,10 @@ function openFile(functions: Functions, file: string): Opened {
     });
     return { variants };
   } catch (error) {
-    return { kernels: undefined, reason: `${file} cannot be loaded: ${error instanceof Error ? error.message : error}` };
+    return {
+      kernels: undefined,
+      reason: `${file} cannot be loaded: ${error instanceof Error ? error.message : error}`,
+    };
   }
 }
 

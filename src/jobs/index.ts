@@ -1,3 +1,4 @@
+export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
 export type { DataOptions, JobOptions, ProgressEvent } from "./environment.js";
 export { type Inspection, inspect, type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";

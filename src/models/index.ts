@@ -11,5 +11,6 @@ export {
   shapeOf,
   splitLayer,
 } from "./dimensions.js";
+export { forwardFlopsPerToken } from "./flops.js";
 export { knownModelTypes, modelFromConfig } from "./registry.js";
 export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

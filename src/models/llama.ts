@@ -193,7 +193,7 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     return hasBias ? ops.add(g, y, weights(`${name}.bias`)) : y;
   };
   const norm = (x: Tensor, name: string): Tensor => {
-    const y = ops.mul(g, ops.rmsNorm(g, x, { epsilon: c.epsilon }), weights(`${name}.weight`));
+    const y = ops.rmsNormGain(g, x, weights(`${name}.weight`), { epsilon: c.epsilon });
     tap(`${name.replace(/^model\./, "")}.output`, y);
     return y;
   };

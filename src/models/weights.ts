@@ -101,17 +101,28 @@ export function loadWeights(backend: Backend, model: Model, source: TensorSource
 const INITIAL_DEVIATION = 0.02;
 
 /** A model with random weights: normal matrices, gains of one. Same seed, same weights. */
-export function initialise(backend: Backend, model: Model, seed: number): ModelWeights {
-  const store = declare(backend, model, { dtype: "f32", trainable: true });
+export function initialise(
+  backend: Backend,
+  model: Model,
+  seed: number,
+  options: LoadOptions = { dtype: "f32", trainable: true },
+): ModelWeights {
+  const store = declare(backend, model, options);
+  const block = new Float32Array(2 ** 18);
   model.parameters.forEach((spec, index) => {
     const tensor = store.get(spec.name);
-    const values = new Float32Array(elementCount(tensor.shape));
-    if (spec.initialisation === "ones") values.fill(1);
-    if (spec.initialisation === "normal") {
-      const random = new Random(seed, index + 1);
-      for (let i = 0; i < values.length; i++) values[i] = INITIAL_DEVIATION * random.normal();
+    const random = new Random(seed, index + 1);
+    const count = elementCount(tensor.shape);
+    const dtype = tensor.dtype as FloatDType;
+    // block by block: a large table would be in memory twice
+    for (let from = 0; from < count; from += block.length) {
+      const values = block.subarray(0, Math.min(block.length, count - from));
+      if (spec.initialisation === "normal")
+        for (let i = 0; i < values.length; i++) values[i] = INITIAL_DEVIATION * random.normal();
+      else values.fill(spec.initialisation === "ones" ? 1 : 0);
+      const bytes = fromFloat32(backend.functions, values, dtype);
+      backend.functions.ggml_backend_tensor_set(tensor.handle, bytes, from * DTYPE_BYTES[dtype], bytes.byteLength);
     }
-    store.write(tensor, values);
   });
   return new ModelWeights(model, store);
 }

@@ -30,8 +30,16 @@ export interface GraphOptions {
   readonly recompute?: boolean;
 }
 
+/** How long a kind of step took. */
+export interface ProfileEntry {
+  readonly op: string;
+  readonly seconds: number;
+  readonly count: number;
+}
+
 /** A computation in the order of construction, for planning what is computed when. */
 interface ScheduledStep {
+  readonly name: string;
   readonly output: Pointer;
   readonly inputs: readonly Pointer[];
 }
@@ -136,10 +144,10 @@ export class Graph {
   }
 
   /** Notes a step of the computation. */
-  scheduled(output: Tensor, inputs: readonly Tensor[]): void {
+  scheduled(name: string, output: Tensor, inputs: readonly Tensor[]): void {
     if (inputs.some(({ handle }) => handle === output.handle)) return; // hands its input on
     this.results.add(output.handle);
-    this.steps.push({ output: output.handle, inputs: inputs.map(({ handle }) => handle) });
+    this.steps.push({ name, output: output.handle, inputs: inputs.map(({ handle }) => handle) });
     for (const { handle } of inputs) this.readers.set(handle, (this.readers.get(handle) ?? 0) + 1);
   }
 
@@ -232,6 +240,33 @@ export class Graph {
   /** Reads an i32 output. */
   readInt32(tensor: Tensor): Int32Array {
     return new Int32Array(readTensorBytes(this.functions, tensor).buffer);
+  }
+
+  /**
+   * Runs everything once, node by node, and adds up the time of each kind of step. Nodes that are part of a step but not its
+   * result (copies, conversions) go by ggml's own name for them.
+   */
+  profile(): ProfileEntry[] {
+    this.compile();
+    if (this.compiled === undefined) return [];
+    const f = this.functions;
+    const names = new Map(this.steps.map(({ name, output }) => [output, name]));
+    const context = f.ggml_init(f.ggml_graph_overhead_custom(16, false) + 1024);
+    const single = f.ggml_new_graph_custom(context, 16, false);
+    const times = new Map<string, { seconds: number; count: number }>();
+    for (let i = 0; i < this.nodeCount; i++) {
+      const node = f.ggml_graph_node(this.compiled.handle, i);
+      f.ggml_graph_clear(single);
+      f.ggml_graph_add_node(single, node);
+      const started = performance.now();
+      f.ggml_backend_graph_compute(this.backend.handle, single);
+      const seconds = (performance.now() - started) / 1000;
+      const name = names.get(node) ?? f.ggml_op_desc(node).toLowerCase();
+      const before = times.get(name) ?? { seconds: 0, count: 0 };
+      times.set(name, { seconds: before.seconds + seconds, count: before.count + 1 });
+    }
+    f.ggml_free(context);
+    return [...times].map(([op, time]) => ({ op, ...time })).sort((a, b) => b.seconds - a.seconds);
   }
 
   /** Bytes of scratch memory planned for intermediate results. */

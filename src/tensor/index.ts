@@ -1,5 +1,5 @@
 export { gradients, recomputed } from "./autodiff.js";
-export { type ComputeType, Graph, type GraphOptions } from "./graph.js";
+export { type ComputeType, Graph, type GraphOptions, type ProfileEntry } from "./graph.js";
 export { defineOp, type Gradient, type Native, type OpDefinition, type Step } from "./op.js";
 export * as ops from "./ops/index.js";
 export { ADAMW_DEFAULTS, AdamW, type AdamWOptions, learningRateAt, type Schedule } from "./optimizer.js";

@@ -92,7 +92,7 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
     let output: Tensor;
     if (handle !== undefined && (kernels !== undefined || g.backend.supports(handle))) {
       output = { ...described, handle };
-      g.scheduled(output, inputs);
+      g.scheduled(name, output, inputs);
     } else {
       const { composed } = definition;
       if (composed === undefined)

@@ -25,14 +25,11 @@ const step: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings
 });
 
 /** The same on a gradient that is scaled on the way, in one pass over memory. */
-const scaledStep: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings: Tensor, factor: Tensor]> = defineOp(
-  "adamw",
-  6,
-  {
+const scaledStep: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings: Tensor, factor: Tensor]> =
+  defineOp("adamw", 6, {
     shape: ([weight]) => weight.shape,
     kernel: ([weight]) => ({ name: "adamw", inPlace: weight }),
-  },
-);
+  });
 
 /** How many partial sums the kernel makes. */
 const SQUARE_PARTS = 64;

@@ -103,10 +103,11 @@ const CASES: Record<string, Case> = {
     [5, 4],
   ]),
   rmsNorm: unary((g, x) => ops.rmsNorm(g, x, { epsilon: 1e-3 })),
+  rmsNormGain: binary((g, x, gain) => ops.rmsNormGain(g, x, gain, { epsilon: 1e-3 }), [[21, 19], [19]]),
   silu: unary((g, x) => ops.silu(g, x)),
   swiglu: binary(ops.swiglu, [
-    [3, 4],
-    [3, 4],
+    [3, 7],
+    [3, 7],
   ]),
   softmax: unary((g, x) => ops.softmax(g, x, { scale: 1.5 })),
   maskedSoftmax: { shapes: [[2, 3, 3]], apply: (g, [x]) => ops.maskedSoftmax(g, x!, causalMask(g, 3), { scale: 0.7 }) },

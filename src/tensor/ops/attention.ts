@@ -85,7 +85,6 @@ function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, { scale, window }: 
 function causalMask(seq: number, window: number | undefined): Float32Array {
   const mask = new Float32Array(seq * seq);
   for (let i = 0; i < seq; i++)
-    for (let j = 0; j < seq; j++)
-      if (j > i || (window !== undefined && j <= i - window)) mask[i * seq + j] = -Infinity;
+    for (let j = 0; j < seq; j++) if (j > i || (window !== undefined && j <= i - window)) mask[i * seq + j] = -Infinity;
   return mask;
 }

@@ -5,9 +5,11 @@ import { add, scale } from "./elementwise.js";
 import { concatRows, rowsOf } from "./shape.js";
 
 /** Bytes of logits that exist at a time, for each model. */
-const CHUNK_BYTES = 64 << 20;
+const CHUNK_BYTES = 128 << 20;
 /** A product of fewer rows reads the head's weights for too little. */
 const FEWEST_ROWS = 64;
+/** More rows make the products no faster. */
+const MOST_ROWS = 256;
 
 /** Rows from `from` to `to`. */
 export interface RowRange {
@@ -17,7 +19,7 @@ export interface RowRange {
 
 /** So many rows of logits are computed at a time. */
 function* rowRanges(rows: number, vocab: number): Generator<RowRange> {
-  const count = Math.max(FEWEST_ROWS, Math.floor(CHUNK_BYTES / 4 / vocab));
+  const count = Math.min(MOST_ROWS, Math.max(FEWEST_ROWS, Math.floor(CHUNK_BYTES / 4 / vocab)));
   const chunks = Math.ceil(rows / count);
   const even = Math.ceil(rows / chunks);
   for (let from = 0; from < rows; from += even) yield { from, to: Math.min(rows, from + even) };
@@ -100,7 +102,8 @@ export function headLoss(
   }
   const output: Tensor = { ...(loss as Tensor), requiresGrad: leaves.size > 0 || hiddenGradients.length > 0 };
   const parameters = [...leaves];
-  const hiddenGradient = hiddenGradients.length > 0 ? g.withoutGradient(() => concatRows(g, hiddenGradients)) : undefined;
+  const hiddenGradient =
+    hiddenGradients.length > 0 ? g.withoutGradient(() => concatRows(g, hiddenGradients)) : undefined;
   g.record({
     output,
     inputs: [hidden, ...parameters],

@@ -1,6 +1,6 @@
 export { type AttentionAttributes, attention } from "./attention.js";
 export * from "./elementwise.js";
-export { headIndices, headLoss, type HeadTerm, mapHeadRows, type RowRange } from "./head.js";
+export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
 export { embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence, softCrossEntropy } from "./loss.js";
 export { linear, matmul } from "./matmul.js";
@@ -10,6 +10,7 @@ export {
   maskedSoftmax,
   type RotaryAttributes,
   rmsNorm,
+  rmsNormGain,
   rope,
   silu,
   softmax,

@@ -1,7 +1,7 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type KernelUse, type Native, type Op, reshaped } from "../op.js";
-import { describe, sameShape, type Shape, type Tensor } from "../tensor.js";
+import { describe, type Shape, sameShape, type Tensor } from "../tensor.js";
 import { add, log, mul, scale, sub, sum } from "./elementwise.js";
 import { gather } from "./lookup.js";
 import { logSoftmax, softmax } from "./transformer.js";
@@ -9,8 +9,7 @@ import { logSoftmax, softmax } from "./transformer.js";
 /** Losses on rows of logits: each with a kernel that stores no distribution, and the same made of other ops. */
 
 /** In place over the logits where nothing else reads them. */
-const overLogits = (g: Graph, logits: Tensor): Partial<KernelUse> =>
-  g.isSpent(logits, 2) ? { inPlace: logits } : {}; // by the loss, and by the sum over its rows
+const overLogits = (g: Graph, logits: Tensor): Partial<KernelUse> => (g.isSpent(logits, 2) ? { inPlace: logits } : {}); // by the loss, and by the sum over its rows
 
 /** The first of the numbers that a kernel gives for each row. */
 const firstOfRows = ({ f, context }: Native, stats: Tensor) =>
@@ -122,18 +121,15 @@ const divergenceSum: Op<[student: Tensor, teacher: Tensor, stats: Tensor], Diver
   },
 );
 
-const divergenceBack: Op<[student: Tensor, teacher: Tensor, stats: Tensor, dy: Tensor], DivergenceAttributes> = defineOp(
-  "divergenceBack",
-  4,
-  {
+const divergenceBack: Op<[student: Tensor, teacher: Tensor, stats: Tensor, dy: Tensor], DivergenceAttributes> =
+  defineOp("divergenceBack", 4, {
     shape: ([student]) => student.shape,
     kernel: ([student], attributes, g) => ({
       name: "divergence_back",
       ...kernelSettings(attributes),
       ...overLogits(g, student),
     }),
-  },
-);
+  });
 
 /**
  * How far the student's distributions are from the teacher's, in nats, summed over rows and times T², so that gradients keep

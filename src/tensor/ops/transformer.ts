@@ -1,9 +1,11 @@
 import type { Pointer } from "../../ggml/functions.js";
 import { ShapeError } from "../../system/errors.js";
+import type { Graph } from "../graph.js";
 import type { Native } from "../op.js";
 import { defineOp, INDICES, type Op } from "../op.js";
-import { axisFromEnd, describe, sameShape, type Tensor } from "../tensor.js";
-import { div, mul, sub, sumLast } from "./elementwise.js";
+import { axisFromEnd, describe, elementCount, sameShape, type Tensor } from "../tensor.js";
+import { div, mul, sub, sumLast, sumRows } from "./elementwise.js";
+import { part, reshape, rowsOf } from "./shape.js";
 
 /** Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019, eq. 4), without a gain. */
 export const rmsNorm: Op<[x: Tensor], { readonly epsilon: number }> = defineOp("rmsNorm", 1, {
@@ -16,6 +18,44 @@ const rmsNormBack: Op<[dy: Tensor, x: Tensor], { readonly epsilon: number }> = d
   shape: ([dy]) => dy.shape,
   build: ({ f, context }, [dy, x], { epsilon }) => f.ggml_rms_norm_back(context, dy.handle, x.handle, epsilon),
 });
+
+/** In how many parts the kernel sums the gain's gradient. */
+const GAIN_PARTS = 16;
+
+/** Root-mean-square normalisation with a gain, in one pass. x: [rows, n]; gain: [n]. */
+const fusedNorm: Op<[x: Tensor, gain: Tensor], { readonly epsilon: number }> = defineOp("rmsNorm", 2, {
+  shape: ([x]) => x.shape,
+  kernel: (_, { epsilon }) => ({ name: "rms_norm", value: epsilon }),
+  vjp: (g, dy, { inputs: [x, gain], attributes }) => {
+    const [rows = 1, n = 1] = x.shape;
+    let both: Tensor | undefined;
+    const result = () => {
+      both ??= fusedNormBack(g, dy, x, gain, attributes);
+      return both;
+    };
+    return [
+      () => rowsOf(g, result(), { from: 0, to: rows }),
+      () => reshape(g, sumRows(g, rowsOf(g, result(), { from: rows, to: rows + GAIN_PARTS })), { to: [n] }),
+    ];
+  },
+});
+
+/** The gradient of x, and below it parts of the sum that is the gain's. */
+const fusedNormBack: Op<[dy: Tensor, x: Tensor, gain: Tensor], { readonly epsilon: number }> = defineOp(
+  "rmsNormBack",
+  3,
+  {
+    shape: ([, x]) => [(x.shape[0] ?? 1) + GAIN_PARTS, x.shape[1] ?? 1],
+    kernel: (_, { epsilon }) => ({ name: "rms_norm_back", value: epsilon }),
+  },
+);
+
+/** Root-mean-square normalisation over the last axis, times a gain. x: [rows, n]; gain: [n]. */
+export function rmsNormGain(g: Graph, x: Tensor, gain: Tensor, attributes: { readonly epsilon: number }): Tensor {
+  if (x.shape.length !== 2 || gain.shape.join() !== String(x.shape[1]))
+    throw new ShapeError(`${describe(gain)} is no gain for the rows of ${describe(x)}`);
+  return g.backend.kernels === undefined ? mul(g, rmsNorm(g, x, attributes), gain) : fusedNorm(g, x, gain, attributes);
+}
 
 /** x · sigmoid(x). */
 export const silu: Op<[x: Tensor]> = defineOp("silu", 1, {
@@ -36,8 +76,24 @@ export const swiglu: Op<[gate: Tensor, up: Tensor]> = defineOp("swiglu", 2, {
       throw new ShapeError(`${describe(gate)} gates ${describe(up)}: shapes differ`);
     return gate.shape;
   },
+  kernel: () => ({ name: "swiglu" }),
   build: ({ f, context }, [gate, up]) => f.ggml_swiglu_split(context, gate.handle, up.handle),
-  vjp: (g, dy, { inputs: [gate, up] }) => [() => siluBack(g, mul(g, dy, up), gate), () => mul(g, dy, silu(g, gate))],
+  vjp: (g, dy, { inputs: [gate, up] }) => {
+    if (g.backend.kernels === undefined)
+      return [() => siluBack(g, mul(g, dy, up), gate), () => mul(g, dy, silu(g, gate))];
+    let both: Tensor | undefined;
+    const half = (which: number) => () => {
+      both ??= swigluBack(g, dy, gate, up);
+      return part(g, both, { offset: which * elementCount(gate.shape), to: gate.shape });
+    };
+    return [half(0), half(1)];
+  },
+});
+
+/** The gradients of gate and up, one after the other. */
+const swigluBack: Op<[dy: Tensor, gate: Tensor, up: Tensor]> = defineOp("swigluBack", 3, {
+  shape: ([, gate]) => [2 * elementCount(gate.shape)],
+  kernel: () => ({ name: "swiglu_back" }),
 });
 
 /**

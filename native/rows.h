@@ -1,0 +1,28 @@
+// Reading and writing rows of f32 by vectors, and sharing them among threads.
+#pragma once
+#include "simd.h"
+#include "tensor.h"
+
+// VL numbers of a row, `fill` past its end.
+static inline vf row_at(const float *row, int64_t j, int64_t n, float fill) {
+  if (n - j >= VL) return load(row + j);
+  float values[VL];
+  for (int i = 0; i < VL; i++) values[i] = j + i < n ? row[j + i] : fill;
+  return load(values);
+}
+
+static inline void put_row(float *row, int64_t j, int64_t n, vf v) {
+  if (n - j >= VL)
+    store(row + j, v);
+  else
+    for (int i = 0; i < n - j; i++) row[j + i] = v[i];
+}
+
+// The contiguous part of n numbers that is a thread's, in whole cache lines.
+static inline void span_of(int64_t n, int ith, int nth, int64_t *from, int64_t *to) {
+  share_of((n + 15) / 16, ith, nth, from, to);
+  *from = *from * 16 < n ? *from * 16 : n;
+  *to = *to * 16 < n ? *to * 16 : n;
+}
+
+static inline int64_t count_of(const Tensor *t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }

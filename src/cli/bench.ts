@@ -1,0 +1,81 @@
+import { Command, Option } from "commander";
+import { BENCH_WORK, type BenchOutcome, type BenchWork, bench } from "../jobs/index.js";
+import { formatBytes, formatCount } from "../jobs/report.js";
+import { action, example, table } from "./command.js";
+import { addCommon, type CommonFlags, parseWhole } from "./options.js";
+
+interface Flags extends CommonFlags {
+  readonly work: BenchWork;
+  readonly sequenceLength?: number;
+  readonly batchSize?: number;
+  readonly steps?: number;
+  readonly compute: "f32" | "bf16";
+  readonly recompute?: boolean;
+  readonly profile?: boolean;
+}
+
+export const benchCommand = example(
+  addCommon(new Command("bench").description("Time training, calibration or a forward pass on this machine"))
+    .argument("<model>", "a model whose sizes to take, or sizes: hidden=288,ffn=768,layers=6,heads=6,vocab=32000")
+    .addOption(new Option("--work <kind>", "what to time").choices(BENCH_WORK).default("distill"))
+    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseWhole)
+    .option("--batch-size <n>", "sequences per step (default: 4)", parseWhole)
+    .option("--steps <n>", "timed steps; the median counts (default: 5)", parseWhole)
+    .addOption(
+      new Option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("bf16"),
+    )
+    .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
+    .option("--profile", "say how long each kind of operation takes")
+    .action(
+      action(async ({ job, print }, flags: Flags, model: string) => {
+        const { work, sequenceLength, batchSize, steps, compute, recompute, profile } = flags;
+        const outcome = await bench({
+          ...job,
+          model,
+          work,
+          computeType: compute,
+          ...(sequenceLength !== undefined && { sequenceLength }),
+          ...(batchSize !== undefined && { batchSize }),
+          ...(steps !== undefined && { steps }),
+          ...(recompute === true && { recompute }),
+          ...(profile === true && { profile }),
+        });
+        print(outcome, render);
+      }),
+    ),
+  "coppice bench hidden=288,ffn=768,layers=6,heads=6,vocab=32000 --profile",
+  "coppice bench ./model --work calibrate",
+);
+
+const rate = (flops: number): string => `${(flops / 1e9).toFixed(0)} GFLOP/s`;
+
+function render(o: BenchOutcome): string {
+  const summary = table(
+    ["", ""],
+    [
+      [
+        "work",
+        `${o.work}, ${formatCount(o.parameters)} parameters, ${o.batchSize} x ${o.sequenceLength} tokens, ${o.computeType}`,
+      ],
+      ["on", `${o.device}, ${o.threads} threads, kernels: ${o.kernels ?? "ggml's own"}`],
+      ["a step", `${(o.medianSeconds * 1000).toFixed(1)} ms (median of ${o.seconds.length})`],
+      ["speed", `${formatCount(o.tokensPerSecond)} tokens/s`],
+      [
+        "model operations",
+        `${rate(o.modelFlops)}, ${(100 * o.share).toFixed(0)} % of the ${rate(o.peakFlops)} of a large product`,
+      ],
+      ["memory", `${formatBytes(o.memoryBytes)} resident at most`],
+    ],
+  );
+  if (o.profile === undefined || o.profile.length === 0) return summary;
+  const total = o.profile.reduce((sum, { seconds }) => sum + seconds, 0);
+  const rows = o.profile
+    .filter(({ seconds }) => seconds / total > 0.001)
+    .map(({ op, seconds, count }) => [
+      op,
+      (seconds * 1000).toFixed(1),
+      `${((100 * seconds) / total).toFixed(1)} %`,
+      String(count),
+    ]);
+  return `${summary}\n${table(["operation", "ms", "share", "times"], rows)}`;
+}

@@ -1,0 +1,259 @@
+import { Sequences, TokenStream } from "../data/index.js";
+import {
+  crossEntropyObjective,
+  DISTILLATION_DEFAULTS,
+  defaultTrainOptions,
+  distillationObjective,
+  Trainer,
+} from "../distill/index.js";
+import type { Backend } from "../ggml/index.js";
+import { countParameters, forwardFlopsPerToken, initialise, type Model, modelFromConfig } from "../models/index.js";
+import { calibrate } from "../prune/index.js";
+import { UsageError } from "../system/errors.js";
+import { PeakMemory } from "../system/memory.js";
+import { Random } from "../system/random.js";
+import { type ComputeType, Graph, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
+import { type JobOptions, onDevice, openModel } from "./environment.js";
+
+/** What can be timed: a distillation or training step, a forward pass without or with the output head, calibration. */
+export const BENCH_WORK = ["distill", "train", "forward", "logits", "calibrate"] as const;
+export type BenchWork = (typeof BENCH_WORK)[number];
+
+export interface BenchJob extends JobOptions {
+  /** A model whose sizes to take, or the sizes themselves: `hidden=288,ffn=768,layers=6,heads=6,kvHeads=6,vocab=32000`. */
+  readonly model: string;
+  /** What is timed; a distillation step by default. The teacher has the sizes of the student. */
+  readonly work?: BenchWork;
+  readonly sequenceLength?: number;
+  /** Sequences per step. */
+  readonly batchSize?: number;
+  /** Timed steps; one more comes before them. */
+  readonly steps?: number;
+  readonly computeType?: ComputeType;
+  readonly recompute?: boolean;
+  /** Time each kind of operation, too. */
+  readonly profile?: boolean;
+}
+
+export interface BenchOutcome {
+  readonly work: BenchWork;
+  readonly device: string;
+  readonly threads: number;
+  /** Which of our kernels ran; null when none did. */
+  readonly kernels: string | null;
+  readonly computeType: ComputeType;
+  readonly parameters: number;
+  readonly sequenceLength: number;
+  readonly batchSize: number;
+  /** Seconds of each timed step. */
+  readonly seconds: readonly number[];
+  readonly medianSeconds: number;
+  readonly tokensPerSecond: number;
+  /** Floating-point operations that the models need, per second; what is computed twice counts once. */
+  readonly modelFlops: number;
+  /** The fastest large matrix product, in operations per second. */
+  readonly peakFlops: number;
+  /** modelFlops / peakFlops. */
+  readonly share: number;
+  /** Highest resident memory of this process while the work was set up and done, in bytes. */
+  readonly memoryBytes: number;
+  readonly profile?: readonly ProfileEntry[];
+}
+
+/** How often a measurement is repeated. */
+const DEFAULT_STEPS = 5;
+
+/** Times a step of work on random weights and tokens. @throws UsageError for sizes that are not understood */
+export async function bench(job: BenchJob): Promise<BenchOutcome> {
+  const model = job.model.includes("=") ? modelOfSizes(job.model) : (await openModel(job.model, job)).model;
+  const settings = {
+    work: job.work ?? "distill",
+    sequenceLength: job.sequenceLength ?? Math.min(256, model.maxPositions),
+    batchSize: job.batchSize ?? 4,
+    steps: job.steps ?? DEFAULT_STEPS,
+    computeType: job.computeType ?? ("bf16" as const),
+    recompute: job.recompute ?? false,
+  };
+  return onDevice(job, async (backend) => {
+    const peakFlops = await measurePeak(backend, settings.computeType);
+    const memory = new PeakMemory();
+    const task = WORK[settings.work](backend, model, settings);
+    try {
+      const seconds: number[] = [];
+      for (let step = 0; step <= settings.steps; step++) {
+        const started = performance.now();
+        await task.step(step + 1);
+        if (step > 0) seconds.push((performance.now() - started) / 1000);
+        job.onProgress?.({ stage: settings.work, done: step, total: settings.steps, unit: "steps" });
+      }
+      const memoryBytes = memory.stop();
+      const medianSeconds = median(seconds);
+      const tokens = settings.batchSize * settings.sequenceLength;
+      const flops = PASSES[settings.work] * forwardFlopsPerToken(model, settings.sequenceLength) * tokens;
+      const { steps: _, recompute: __, ...described } = settings;
+      return {
+        ...described,
+        device: backend.device.description,
+        threads: backend.threads,
+        kernels: backend.kernels?.variant ?? null,
+        parameters: countParameters(model.parameters, model.sizes),
+        seconds,
+        medianSeconds,
+        tokensPerSecond: tokens / medianSeconds,
+        modelFlops: flops / medianSeconds,
+        peakFlops,
+        share: flops / medianSeconds / peakFlops,
+        memoryBytes,
+        ...(job.profile === true && { profile: task.profile() }),
+      };
+    } finally {
+      task.free();
+    }
+  });
+}
+
+/** Forward passes that a token's work amounts to: a gradient takes two, a teacher one. */
+const PASSES: Record<BenchWork, number> = { distill: 4, train: 3, forward: 1, logits: 1, calibrate: 1 };
+
+interface Settings {
+  readonly sequenceLength: number;
+  readonly batchSize: number;
+  readonly computeType: ComputeType;
+  readonly recompute: boolean;
+}
+
+/** Something that is done again and again. */
+interface Task {
+  readonly step: (number: number) => Promise<unknown>;
+  readonly profile: () => ProfileEntry[];
+  readonly free: () => void;
+}
+
+const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Settings) => Task> = {
+  distill: (backend, model, settings) => trainingTask(backend, model, settings, true),
+  train: (backend, model, settings) => trainingTask(backend, model, settings, false),
+  forward: (backend, model, settings) => forwardTask(backend, model, settings, false),
+  logits: (backend, model, settings) => forwardTask(backend, model, settings, true),
+  calibrate: (backend, model, settings) => {
+    const { sequenceLength, batchSize, computeType } = settings;
+    const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
+    const sequences = randomSequences(model, sequenceLength, CALIBRATION_BATCHES * batchSize);
+    const samples = CALIBRATION_BATCHES * batchSize;
+    return {
+      step: () => calibrate(backend, weights, sequences, { samples, batchSize, computeType }),
+      profile: () => [],
+      free: () => weights.free(),
+    };
+  },
+};
+
+/** Calibration builds its graph anew each time: over so many batches that does not count. */
+const CALIBRATION_BATCHES = 8;
+
+function randomSequences(model: Model, length: number, count: number): Sequences {
+  const random = new Random(5);
+  const ids = Uint32Array.from({ length: length * count + 1 }, () => random.integer(model.vocabSize));
+  return new Sequences(TokenStream.of(ids, "random"), length);
+}
+
+function trainingTask(backend: Backend, model: Model, settings: Settings, distil: boolean): Task {
+  const { sequenceLength, batchSize, computeType, recompute } = settings;
+  const student = initialise(backend, model, 1);
+  const teacher = distil ? initialise(backend, model, 2, { dtype: computeType, trainable: false }) : undefined;
+  const objective =
+    teacher === undefined
+      ? crossEntropyObjective
+      : distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
+  const defaults = defaultTrainOptions(model.sizes.hidden ?? 1, 1e6, sequenceLength, batchSize);
+  const sequences = randomSequences(model, sequenceLength, 4 * batchSize);
+  const options = { ...defaults, computeType, recompute };
+  const trainer = new Trainer({ backend, student, objective, sequences, options });
+  return {
+    step: (number) => trainer.step(number),
+    profile: () => trainer.graphs.flatMap((graph) => graph.profile()),
+    free: () => {
+      trainer.free();
+      student.free();
+      teacher?.free();
+    },
+  };
+}
+
+function forwardTask(backend: Backend, model: Model, settings: Settings, withLogits: boolean): Task {
+  const { sequenceLength, batchSize, computeType } = settings;
+  const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
+  const sequences = randomSequences(model, sequenceLength, batchSize);
+  const g = new Graph(backend, { computeType });
+  const tokens = g.input("tokens", "i32", [batchSize, sequenceLength]);
+  const { hidden, logits } = model.forward(g, weights.get, tokens);
+  g.output(withLogits ? ops.mapHeadRows(g, hidden, model.vocabSize, (rows) => ops.sumLast(g, logits(rows))) : hidden);
+  g.write(tokens, sequences.batch(Array.from({ length: batchSize }, (_, i) => i)).tokens);
+  return {
+    step: () => g.run(),
+    profile: () => g.profile(),
+    free: () => {
+      g.free();
+      weights.free();
+    },
+  };
+}
+
+/** Size of the products that measure the peak, and how many are tried. */
+const PEAK = { size: 1024, tries: 10 };
+
+/** Operations per second of the fastest of some square matrix products. */
+async function measurePeak(backend: Backend, computeType: ComputeType): Promise<number> {
+  const { size, tries } = PEAK;
+  const store = new TensorStore(backend, 2);
+  const [x, weight] = [store.add("x", [size, size], "f32"), store.add("weight", [size, size], computeType)];
+  store.allocate();
+  const g = new Graph(backend, { computeType });
+  try {
+    g.output(ops.linear(g, x, weight));
+    let best = 0;
+    for (let i = 0; i < tries; i++) {
+      const started = performance.now();
+      await g.run();
+      best = Math.max(best, (2 * size ** 3) / ((performance.now() - started) / 1000));
+    }
+    return best;
+  } finally {
+    g.free();
+    store.free();
+  }
+}
+
+const median = (values: readonly number[]): number => {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  return sorted.length % 2 === 1 ? (sorted[middle] ?? 0) : ((sorted[middle - 1] ?? 0) + (sorted[middle] ?? 0)) / 2;
+};
+
+const SIZE_FIELDS: Readonly<Record<string, string>> = {
+  hidden: "hidden_size",
+  ffn: "intermediate_size",
+  layers: "num_hidden_layers",
+  heads: "num_attention_heads",
+  kvHeads: "num_key_value_heads",
+  headDim: "head_dim",
+  vocab: "vocab_size",
+};
+
+/** A Llama of given sizes, its embeddings tied. */
+function modelOfSizes(text: string): Model {
+  const config: Record<string, unknown> = {
+    model_type: "llama",
+    tie_word_embeddings: true,
+    max_position_embeddings: 2 ** 20,
+  };
+  for (const part of text.split(",")) {
+    const [name = "", value = ""] = part.split("=").map((piece) => piece.trim());
+    const field = SIZE_FIELDS[name];
+    if (field === undefined || !/^\d+$/.test(value))
+      throw new UsageError(`the size "${part}" is not understood; sizes are ${Object.keys(SIZE_FIELDS).join(", ")}`);
+    config[field] = Number(value);
+  }
+  for (const name of ["hidden", "ffn", "layers", "heads", "vocab"])
+    if (config[SIZE_FIELDS[name] ?? ""] === undefined) throw new UsageError(`the sizes lack ${name}`);
+  return modelFromConfig(config);
+}
