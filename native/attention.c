@@ -2,6 +2,7 @@
 // queries at a time only; the backward pass computes them again instead of keeping them (Dao et al. 2022, section 3.1).
 // All of q, k, v and their gradients are [batch, sequence, heads, headDim].
 #include "gemm.h"
+#include "rows.h"
 
 enum { ATTENTION_BF16 = 1, WINDOW_SHIFT = 1 };
 
@@ -41,8 +42,11 @@ static void keys_of(const Shape *s, int64_t q0, int64_t q1, int64_t *from, int64
   *to = q1;
 }
 
-// Scores into probabilities, row by row, zero where a query must not look. row r is query q0 + r over keys [from, from + n).
-static void softmax_rows(const Shape *s, float *scores, int64_t ld, int64_t q0, int rows, int64_t from, int64_t n) {
+// Scores into the numerators of probabilities, row by row, zero where a query must not look. Row r is query q0 + r over the
+// keys [from, from + n). sums[r] is what to divide by.
+static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t q0, int rows, int64_t from, int64_t n,
+                         float *sums) {
+  const vf scale = splat(s->scale);
   for (int r = 0; r < rows; r++) {
     float *row = scores + r * ld;
     const int64_t query = q0 + r, first = query - s->window + 1;
@@ -50,50 +54,44 @@ static void softmax_rows(const Shape *s, float *scores, int64_t ld, int64_t q0, 
     for (int64_t j = 0; j < lo; j++) row[j] = -INFINITY;
     for (int64_t j = hi; j < n; j++) row[j] = -INFINITY;
     vf most = splat(-INFINITY);
-    int64_t j = 0;
-    for (; j + VL <= n; j += VL) most = vmax(most, load(row + j));
-    float top = max_of(most);
-    for (; j < n; j++) top = row[j] > top ? row[j] : top;
-    const vf scale = splat(s->scale), shift = splat(top * s->scale);
+    for (int64_t j = 0; j < hi; j += VL) most = vmax(most, row_at(row, j, n, -INFINITY));
+    const vf shift = splat(max_of(most) * s->scale);
     vf total = (vf){0};
-    float sum = 0;
-    for (j = 0; j < n; j += VL) {
-      float tail[VL];
-      const int64_t left = n - j;
-      vf x;
-      if (left >= VL)
-        x = load(row + j);
-      else {
-        for (int i = 0; i < VL; i++) tail[i] = i < left ? row[j + i] : -INFINITY;
-        x = load(tail);
-      }
-      const vf e = vexp(x * scale - shift);
+    for (int64_t j = 0; j < n; j += VL) {
+      const vf e = vexp(row_at(row, j, n, -INFINITY) * scale - shift);
       total += e;
-      if (left >= VL)
-        store(row + j, e);
-      else {
-        store(tail, e);
-        for (int i = 0; i < left; i++) row[j + i] = tail[i];
-      }
+      put_row(row, j, n, e);
     }
-    sum = sum_of(total);
-    const vf inverse = splat(1 / sum);
-    for (j = 0; j + VL <= n; j += VL) store(row + j, load(row + j) * inverse);
-    for (; j < n; j++) row[j] /= sum;
+    sums[r] = sum_of(total);
   }
 }
 
-// A packed key or value matrix: all positions of a head, as the vectorised operand.
-static uint32_t *pack_positions(int slot, const Tensor *x, int64_t batch, int64_t head, const Shape *s) {
-  const int words = words_for((int)s->dim, s->pairs);
-  uint32_t *out = coppice_scratch(slot, panel_bytes((int)s->length, MR, words));
-  const Operand rows = head_of(x, batch, head, 0, 0);
-  pack_a(&rows, 0, (int)s->length, 0, (int)s->dim, s->pairs, out);
+// Keys or values of a head as the vectorised operand: by position (panels of positions, summed over channels) or, transposed,
+// by channel (panels of channels, summed over positions).
+static uint32_t *pack_head(int slot, const Tensor *x, int64_t batch, int64_t head, const Shape *s, int transposed) {
+  const int rows = (int)(transposed ? s->dim : s->length), terms = (int)(transposed ? s->length : s->dim);
+  uint32_t *out = coppice_scratch(slot, panel_bytes(rows, MR, words_for(terms, s->pairs)));
+  const Operand operand = head_of(x, batch, head, 0, transposed);
+  pack_a(&operand, 0, rows, 0, terms, s->pairs, out);
   return out;
 }
 
+// The words of a panel of channels before position `from`, which is even.
+static inline int64_t words_before(const Shape *s, int64_t from) { return (s->pairs ? from / 2 : from) * MR; }
+
 static inline Operand matrix(const float *data, int64_t ld, int transposed) {
   return transposed ? (Operand){(const char *)data, TYPE_F32, 4, ld * 4} : (Operand){(const char *)data, TYPE_F32, ld * 4, 4};
+}
+
+// Rows of probabilities (or their gradients) times keys or values packed by channel, over the keys [from, from + n).
+static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t from, int n, const float *rows_data, int64_t ld,
+                               int rows, float *out, int64_t row) {
+  const Operand operand = matrix(rows_data, ld, 0);
+  const int words = words_for(n, s->pairs);
+  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, NR, words_for((int)s->length, s->pairs)));
+  pack_b(&operand, 0, rows, 0, n, s->pairs, pb);
+  multiply_panels(s->pairs, words, packed + words_before(s, from), words_for((int)s->length, s->pairs), (int)s->dim, pb, rows,
+                  out, row, 0);
 }
 
 // src: q, k, v -> [batch, sequence, heads, headDim]
@@ -104,12 +102,12 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   const int words = words_for((int)s.dim, s.pairs);
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
   uint32_t *pq = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
+  float sums[MAX_QUERIES];
   // more threads than key-value heads share a head's blocks of queries
   const int64_t units = s.batch * s.kv_heads, shares = units >= nth ? 1 : (nth + units - 1) / units;
   for (int64_t unit = ith; unit < units * shares; unit += nth) {
     const int64_t batch = unit / shares / s.kv_heads, kv = unit / shares % s.kv_heads, share = unit % shares;
-    const uint32_t *pk = pack_positions(SCRATCH_1, k, batch, kv, &s);
-    const Operand values = head_of(v, batch, kv, 0, 1);
+    const uint32_t *pk = pack_head(SCRATCH_1, k, batch, kv, &s, 0), *pv = pack_head(SCRATCH_2, v, batch, kv, &s, 1);
     for (int64_t h = kv * group; h < (kv + 1) * group; h++)
       for (int64_t block = share; block * s.queries < s.length; block += shares) {
         const int64_t q0 = block * s.queries, q1 = q0 + s.queries < s.length ? q0 + s.queries : s.length;
@@ -118,13 +116,12 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
         keys_of(&s, q0, q1, &from, &to);
         const Operand queries = head_of(q, batch, h, q0, 0);
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pq);
-        multiply_panels(s.pairs, words, pk + from * words, (int)(to - from), pq, rows, scores, ld, 0);
-        softmax_rows(&s, scores, ld, q0, rows, from, to - from);
-        Operand shifted = values;
-        shifted.data += from * values.k_stride;
-        const Operand probabilities = matrix(scores, ld, 0);
+        multiply_panels(s.pairs, words, pk + from * words, words, (int)(to - from), pq, rows, scores, ld, 0);
+        exponentials(&s, scores, ld, q0, rows, from, to - from, sums);
         float *out = (float *)dst->data + (batch * s.length + q0) * row + h * s.dim;
-        multiply(&shifted, 0, s.dim, &probabilities, 0, rows, to - from, out, row, s.pairs, 0);
+        multiply_positions(&s, pv, from, (int)(to - from), scores, ld, rows, out, row);
+        for (int r = 0; r < rows; r++)
+          for (int64_t i = 0; i < s.dim; i++) out[r * row + i] /= sums[r];
       }
   }
 }
@@ -140,10 +137,11 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
   float *slopes = coppice_scratch(SCRATCH_5, 4 * s.queries * ld);
   uint32_t *pb = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
+  float sums[MAX_QUERIES];
   for (int64_t unit = ith; unit < s.batch * s.kv_heads; unit += nth) {
     const int64_t batch = unit / s.kv_heads, kv = unit % s.kv_heads;
-    const uint32_t *pk = pack_positions(SCRATCH_1, k, batch, kv, &s);
-    const uint32_t *pv = pack_positions(SCRATCH_2, v, batch, kv, &s);
+    const uint32_t *pk = pack_head(SCRATCH_1, k, batch, kv, &s, 0), *pv = pack_head(SCRATCH_2, v, batch, kv, &s, 0);
+    const uint32_t *pk_t = pack_head(SCRATCH_6, k, batch, kv, &s, 1);
     float *const dk_head = dk + batch * s.length * kv_row + kv * s.dim, *const dv_head = dv + (dk_head - dk);
     for (int64_t t = 0; t < s.length; t++) {
       memset(dk_head + t * kv_row, 0, 4 * s.dim);
@@ -157,29 +155,30 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
         keys_of(&s, q0, q1, &from, &to);
         const int n = (int)(to - from);
         const Operand queries = head_of(q, batch, h, q0, 0), queries_t = head_of(q, batch, h, q0, 1);
-        // dy is [batch · sequence, heads · headDim]
-        const float *dy_block = (const float *)dy->data + (batch * s.length + q0) * row + h * s.dim;
+        const int64_t at = (batch * s.length + q0) * row + h * s.dim;
+        const float *dy_block = (const float *)dy->data + at;
         const Operand dy_rows = matrix(dy_block, row, 0), dy_t = matrix(dy_block, row, 1);
 
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pb);
-        multiply_panels(s.pairs, words, pk + from * words, n, pb, rows, scores, ld, 0);
-        softmax_rows(&s, scores, ld, q0, rows, from, n);
+        multiply_panels(s.pairs, words, pk + from * words, words, n, pb, rows, scores, ld, 0);
+        exponentials(&s, scores, ld, q0, rows, from, n, sums);
         pack_b(&dy_rows, 0, rows, 0, (int)s.dim, s.pairs, pb);
-        multiply_panels(s.pairs, words, pv + from * words, n, pb, rows, slopes, ld, 0);
-        for (int r = 0; r < rows; r++) { // dS = P (dP - sum of P dP) scale
+        multiply_panels(s.pairs, words, pv + from * words, words, n, pb, rows, slopes, ld, 0);
+        for (int r = 0; r < rows; r++) { // P = e / sum; dS = P (dP - sum of P dP) scale
           float *p = scores + r * ld, *d = slopes + r * ld;
+          const float inverse = 1 / sums[r];
           vf total = (vf){0};
-          int64_t j = 0;
-          for (; j + VL <= n; j += VL) total += load(p + j) * load(d + j);
-          float sum = sum_of(total);
-          for (; j < n; j++) sum += p[j] * d[j];
-          const vf mean = splat(sum), scale = splat(s.scale);
-          for (j = 0; j + VL <= n; j += VL) store(d + j, load(p + j) * (load(d + j) - mean) * scale);
-          for (; j < n; j++) d[j] = p[j] * (d[j] - sum) * s.scale;
+          for (int64_t j = 0; j < n; j += VL) {
+            const vf probability = row_at(p, j, n, 0) * inverse;
+            put_row(p, j, n, probability);
+            total += probability * row_at(d, j, n, 0);
+          }
+          const vf mean = splat(sum_of(total)), scale = splat(s.scale);
+          for (int64_t j = 0; j < n; j += VL)
+            put_row(d, j, n, row_at(p, j, n, 0) * (row_at(d, j, n, 0) - mean) * scale);
         }
-        const Operand p_t = matrix(scores, ld, 1), ds = matrix(slopes, ld, 0), ds_t = matrix(slopes, ld, 1);
-        const Operand keys_t = head_of(k, batch, kv, from, 1);
-        multiply(&keys_t, 0, s.dim, &ds, 0, rows, n, dq + (batch * s.length + q0) * row + h * s.dim, row, s.pairs, 0);
+        multiply_positions(&s, pk_t, from, n, slopes, ld, rows, dq + at, row);
+        const Operand p_t = matrix(scores, ld, 1), ds_t = matrix(slopes, ld, 1);
         multiply(&dy_t, 0, s.dim, &p_t, 0, n, rows, dv_head + from * kv_row, kv_row, s.pairs, 1);
         multiply(&queries_t, 0, s.dim, &ds_t, 0, n, rows, dk_head + from * kv_row, kv_row, s.pairs, 1);
       }

@@ -36,20 +36,21 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
       }
     return;
   }
-  for (int j = 0; j < n; j++) {
-    float row[MR];
-    for (int i = 0; i < MV; i++) store(row + i * VL, total[j][i]);
-    for (int i = 0; i < m; i++) c[j * ldc + i] = add ? c[j * ldc + i] + row[i] : row[i];
-  }
+  for (int j = 0; j < n; j++)
+    for (int i = 0; i * VL < m; i++) {
+      float *p = c + j * ldc + i * VL;
+      const int left = m - i * VL < VL ? m - i * VL : VL;
+      store_part(p, add ? load_part(p, left, 0) + total[j][i] : total[j][i], left);
+    }
 }
 
-// All tiles of packed a (m rows) and b (n rows).
-static void multiply_panels(int pairs, int words, const uint32_t *a, int m, const uint32_t *b, int n, float *c, int64_t ldc,
-                            int add) {
+// All tiles of packed a (m rows) and b (n rows). Panels of a lie `a_words` words apart, which may be more than are multiplied.
+static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
+                            int64_t ldc, int add) {
   for (int i = 0; i < m; i += MR)
     for (int j = 0; j < n; j += NR) {
       const int mi = m - i < MR ? m - i : MR, nj = n - j < NR ? n - j : NR;
-      const uint32_t *ai = a + (size_t)i * words, *bj = b + (size_t)j * words;
+      const uint32_t *ai = a + (size_t)i * a_words, *bj = b + (size_t)j * words;
       float *cij = c + j * ldc + i;
 #if HAS_BF16_DOT
       if (pairs) {
@@ -104,7 +105,7 @@ static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b,
       for (int64_t m = m0; m < m1; m += MC) {
         const int mc = m1 - m < MC ? (int)(m1 - m) : MC;
         pack_a(a, m, mc, k0, kc, pairs, pa);
-        multiply_panels(pairs, words, pa, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0);
+        multiply_panels(pairs, words, pa, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0);
       }
     }
   }

@@ -43,6 +43,7 @@ static inline vf numbers_at(const char *p, int32_t type, int valid) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #endif
   }
+  if (type == TYPE_F32) return load_part((const float *)p, valid > 0 ? valid : 0, 0);
   float values[VL] = {0};
   widen_all(p, type, type_bytes(type), valid < VL ? valid : VL, values);
   return load(values);

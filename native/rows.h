@@ -5,17 +5,14 @@
 
 // VL numbers of a row, `fill` past its end.
 static inline vf row_at(const float *row, int64_t j, int64_t n, float fill) {
-  if (n - j >= VL) return load(row + j);
-  float values[VL];
-  for (int i = 0; i < VL; i++) values[i] = j + i < n ? row[j + i] : fill;
-  return load(values);
+  return n - j >= VL ? load(row + j) : load_part(row + j, n - j, fill);
 }
 
 static inline void put_row(float *row, int64_t j, int64_t n, vf v) {
   if (n - j >= VL)
     store(row + j, v);
   else
-    for (int i = 0; i < n - j; i++) row[j + i] = v[i];
+    store_part(row + j, v, n - j);
 }
 
 // The contiguous part of n numbers that is a thread's, in whole cache lines.

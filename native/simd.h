@@ -34,6 +34,26 @@ static inline vf load(const float *p) { return *(const vf_unaligned *)p; }
 static inline void store(float *p, vf v) { *(vf_unaligned *)p = v; }
 static inline vu load_words(const void *p) { return *(const vu_unaligned *)p; }
 static inline void store_words(void *p, vu v) { *(vu_unaligned *)p = v; }
+// The first n (at most VL) of VL numbers; `fill` for the others, which are not read.
+static inline vf load_part(const float *p, int64_t n, float fill) {
+#if VL == 16
+  return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
+#else
+  vf v;
+  for (int i = 0; i < VL; i++) v[i] = i < n ? p[i] : fill;
+  return v;
+#endif
+}
+
+// Writes the first n (at most VL) numbers only.
+static inline void store_part(float *p, vf v, int64_t n) {
+#if VL == 16
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+  for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
 static inline vf splat(float x) { return x - (vf){0}; }
 static inline vu splat_word(uint32_t x) { return x - (vu){0}; }
 

@@ -8,3 +8,5 @@
 #include "elementwise.c"
 #include "loss.c"
 #include "norm.c"
+#include "rotary.c"
+#include "statistics.c"

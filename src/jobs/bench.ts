@@ -88,8 +88,9 @@ export async function bench(job: BenchJob): Promise<BenchOutcome> {
       }
       const memoryBytes = memory.stop();
       const medianSeconds = median(seconds);
-      const tokens = settings.batchSize * settings.sequenceLength;
-      const flops = PASSES[settings.work] * forwardFlopsPerToken(model, settings.sequenceLength) * tokens;
+      const tokens = task.batches * settings.batchSize * settings.sequenceLength;
+      const head = settings.work !== "forward" && settings.work !== "calibrate";
+      const flops = PASSES[settings.work] * forwardFlopsPerToken(model, settings.sequenceLength, { head }) * tokens;
       const { steps: _, recompute: __, ...described } = settings;
       return {
         ...described,
@@ -124,6 +125,8 @@ interface Settings {
 
 /** Something that is done again and again. */
 interface Task {
+  /** Batches in a step. */
+  readonly batches: number;
   readonly step: (number: number) => Promise<unknown>;
   readonly profile: () => ProfileEntry[];
   readonly free: () => void;
@@ -137,9 +140,10 @@ const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Setting
   calibrate: (backend, model, settings) => {
     const { sequenceLength, batchSize, computeType } = settings;
     const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
-    const sequences = randomSequences(model, sequenceLength, CALIBRATION_BATCHES * batchSize);
-    const samples = CALIBRATION_BATCHES * batchSize;
+    const sequences = randomSequences(model, sequenceLength, BATCHES * batchSize);
+    const samples = BATCHES * batchSize;
     return {
+      batches: BATCHES,
       step: () => calibrate(backend, weights, sequences, { samples, batchSize, computeType }),
       profile: () => [],
       free: () => weights.free(),
@@ -147,8 +151,8 @@ const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Setting
   },
 };
 
-/** Calibration builds its graph anew each time: over so many batches that does not count. */
-const CALIBRATION_BATCHES = 8;
+/** Batches in a step of calibration, which builds its graph anew each time, and of a forward pass, to compare it with. */
+const BATCHES = 32;
 
 function randomSequences(model: Model, length: number, count: number): Sequences {
   const random = new Random(5);
@@ -169,6 +173,7 @@ function trainingTask(backend: Backend, model: Model, settings: Settings, distil
   const options = { ...defaults, computeType, recompute };
   const trainer = new Trainer({ backend, student, objective, sequences, options });
   return {
+    batches: 1,
     step: (number) => trainer.step(number),
     profile: () => trainer.graphs.flatMap((graph) => graph.profile()),
     free: () => {
@@ -189,7 +194,10 @@ function forwardTask(backend: Backend, model: Model, settings: Settings, withLog
   g.output(withLogits ? ops.mapHeadRows(g, hidden, model.vocabSize, (rows) => ops.sumLast(g, logits(rows))) : hidden);
   g.write(tokens, sequences.batch(Array.from({ length: batchSize }, (_, i) => i)).tokens);
   return {
-    step: () => g.run(),
+    batches: BATCHES,
+    step: async () => {
+      for (let i = 0; i < BATCHES; i++) await g.run();
+    },
     profile: () => g.profile(),
     free: () => {
       g.free();

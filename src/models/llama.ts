@@ -179,14 +179,7 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     options.tap?.(name, activation);
   };
   const { rotaryDim } = c.rotary;
-  const { theta, factors, attentionFactor } = rotaryFrequencies(c.rotary, seq);
-  const positions = g.constant(
-    `positions ${seq}`,
-    "i32",
-    [seq],
-    Int32Array.from({ length: seq }, (_, i) => i),
-  );
-  const rotaryFactors = g.constant(`rotary ${theta} ${factors.join()}`, "f32", [rotaryDim / 2], factors);
+  const rotary = { rotaryDim, ...rotaryFrequencies(c.rotary, seq) };
 
   const project = (x: Tensor, name: string, hasBias: boolean): Tensor => {
     const y = ops.linear(g, x, weights(`${name}.weight`));
@@ -197,7 +190,7 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     tap(`${name.replace(/^model\./, "")}.output`, y);
     return y;
   };
-  const rotate = (x: Tensor): Tensor => ops.rope(g, x, positions, rotaryFactors, { rotaryDim, theta, attentionFactor });
+  const rotate = (x: Tensor): Tensor => ops.rope(g, x, rotary);
 
   const attention = (x: Tensor, at: string, { heads, kvHeads }: LayerConfig): Tensor => {
     const split = (y: Tensor, count: number) => ops.reshape(g, y, { to: [batch, seq, count, c.headDim] });

@@ -3,7 +3,14 @@ import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/ind
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, toFloat32 } from "../ggml/dtype.js";
-import { type DimensionName, layerDimension, type Model, type ModelWeights } from "../models/index.js";
+import {
+  type DimensionName,
+  layerDimension,
+  type Model,
+  type ModelWeights,
+  splitLayer,
+  type Tap,
+} from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { type ComputeType, Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 
@@ -41,9 +48,9 @@ export async function calibrate(
   const batches = Math.floor(samples / batchSize);
   const g = new Graph(backend, { computeType: options.computeType });
   const tokens = g.input("tokens", "i32", [batchSize, sequences.length]);
-  const taps = new Map<string, Tensor>();
-  model.forward(g, weights.get, tokens, { tap: (name, activation) => void taps.set(name, activation) });
-  const sums = new ScoreSums(g, model, taps, batchSize, sequences.length);
+  const sums = new ScoreSums(g, model, batchSize);
+  model.forward(g, weights.get, tokens, { tap: sums.tap });
+  sums.checkComplete();
   // spread over the whole stream, so that one part of the corpus does not decide
   const stride = sequences.count / (batches * batchSize);
   try {
@@ -64,48 +71,39 @@ export async function calibrate(
 class ScoreSums {
   private readonly store: TensorStore;
 
+  /** Where a layer's input is until its output is there. */
+  private input: Tensor | undefined;
+  private readonly missing: Set<string>;
+
   constructor(
-    g: Graph,
+    private readonly g: Graph,
     private readonly model: Model,
-    taps: ReadonlyMap<string, Tensor>,
     private readonly batchSize: number,
-    private readonly sequenceLength: number,
   ) {
     this.store = new TensorStore(g.backend, model.scoredBy.length + model.layerCount);
     for (const { dimension, tap } of model.scoredBy) this.store.add(tap, [1, sizeOf(model, dimension)], "f32");
     for (let layer = 0; layer < model.layerCount; layer++) this.store.add(layerDimension(layer, "cosine"), [1], "f32");
     this.store.allocate();
-    const accumulate = (name: string, value: Tensor): void => {
-      const sum = this.store.get(name);
-      g.effect(ops.assign(g, ops.add(g, value, sum), sum));
-    };
-    const activation = (name: string): Tensor => {
-      const found = taps.get(name);
-      if (found === undefined) throw new CoppiceError(`${model.architecture} has no activation ${name}`);
-      return found;
-    };
-    for (const { dimension, tap } of model.scoredBy)
-      accumulate(tap, this.batchScore(g, activation(tap), sizeOf(model, dimension)));
-    for (let layer = 0; layer < model.layerCount; layer++) {
-      const cosine = meanCosine(
-        g,
-        activation(layerDimension(layer, "input")),
-        activation(layerDimension(layer, "output")),
-      );
-      accumulate(layerDimension(layer, "cosine"), cosine);
-    }
+    this.missing = new Set(model.scoredBy.map(({ tap }) => tap));
   }
 
-  /** Σ_b (mean_s |a|)² of one batch: [batch · seq, channels] -> [1, size]. */
-  private batchScore(g: Graph, x: Tensor, size: number): Tensor {
-    const channels = (x.shape[1] ?? 0) / size;
-    const magnitudes =
-      channels === 1
-        ? ops.abs(g, x)
-        : ops.sqrt(g, ops.sumLast(g, ops.square(g, ops.reshape(g, x, { to: [x.shape[0] ?? 0, size, channels] }))));
-    const perSample = ops.reshape(g, magnitudes, { to: [this.batchSize, this.sequenceLength, size] });
-    const means = ops.scale(g, ops.sumRows(g, perSample), { factor: 1 / this.sequenceLength }); // [batch, 1, size]
-    return ops.sumRows(g, ops.square(g, ops.reshape(g, means, { to: [this.batchSize, size] })));
+  /** Adds an activation to its sums at once, so that it need not be kept. */
+  readonly tap: Tap = (name, activation) => {
+    const { g } = this;
+    if (this.missing.delete(name))
+      g.effect(ops.addMagnitudes(g, this.store.get(name), activation, { batch: this.batchSize }));
+    const at = splitLayer(name);
+    if (at?.name === "input") this.input = activation;
+    if (at?.name === "output" && this.input !== undefined) {
+      const sum = this.store.get(layerDimension(at.layer, "cosine"));
+      g.effect(ops.assign(g, ops.add(g, ops.meanCosine(g, this.input, activation), sum), sum));
+    }
+  };
+
+  /** @throws CoppiceError when the forward pass has not named every activation that scores need */
+  checkComplete(): void {
+    const [name] = this.missing;
+    if (name !== undefined) throw new CoppiceError(`${this.model.architecture} has no activation ${name}`);
   }
 
   read(batches: number): Scores {
@@ -141,17 +139,6 @@ class ScoreSums {
 }
 
 const sizeOf = (model: Model, dimension: DimensionName): number => model.sizes[dimension] ?? 1;
-
-/** Mean over rows of the cosine between two [rows, width] tensors -> [1]. */
-function meanCosine(g: Graph, x: Tensor, y: Tensor): Tensor {
-  const dot = ops.sumLast(g, ops.mul(g, x, y));
-  const norms = ops.mul(
-    g,
-    ops.sqrt(g, ops.sumLast(g, ops.square(g, x))),
-    ops.sqrt(g, ops.sumLast(g, ops.square(g, y))),
-  );
-  return ops.mean(g, ops.div(g, dot, norms));
-}
 
 /** Keeps scores in a safetensors file, one tensor per dimension. */
 export function saveScores(file: string, scores: Scores): void {

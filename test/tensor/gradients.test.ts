@@ -116,10 +116,9 @@ const CASES: Record<string, Case> = {
   rope: {
     shapes: [[2, 3, 2, 6]],
     apply: (g, [x]) =>
-      ops.rope(g, x!, ids(g, 0, 1, 5), g.constant("factors", "f32", [2], Float32Array.of(1, 2)), {
-        rotaryDim: 4,
-        theta: 100,
-        attentionFactor: 1.25,
+      ops.rope(g, x!, {
+        ...{ rotaryDim: 4, theta: 100, attentionFactor: 1.25 },
+        ...{ factors: Float32Array.of(1, 2), positions: Int32Array.of(0, 1, 5) },
       }),
   },
   embedding: { shapes: [[5, 3]], apply: (g, [table]) => ops.embedding(g, table!, ids(g, 4, 0, 4, 2)) },

@@ -5,6 +5,7 @@ export { embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence, softCrossEntropy } from "./loss.js";
 export { linear, matmul } from "./matmul.js";
 export { cast, concatRows, part, permute, reshape, rowsOf } from "./shape.js";
+export { addMagnitudes, meanCosine } from "./statistics.js";
 export {
   logSoftmax,
   maskedSoftmax,

@@ -151,47 +151,78 @@ export const logSoftmax: Op<[x: Tensor], { readonly scale: number }> = defineOp(
 export interface RotaryAttributes {
   readonly rotaryDim: number;
   readonly theta: number;
+  /** What each channel pair's frequency is divided by, [rotaryDim / 2]. */
+  readonly factors: Float32Array;
   /** Multiplies cosine and sine (YaRN's attention factor). */
   readonly attentionFactor: number;
+  /** The position of each place in a sequence; 0, 1, 2, ... by default. */
+  readonly positions?: Int32Array;
 }
-
-/** GPT-NeoX layout: channel i turns with channel i + rotaryDim / 2. */
-const SPLIT_HALF = 2;
 
 /**
  * Rotary position embedding (Su et al. 2021, eq. 34): channel pair i at position p turns by
  * p · theta^(-2i/rotaryDim) / factors[i].
- * x: [batch, sequence, heads, headDim]; positions: i32 [sequence]; factors: [rotaryDim / 2].
+ * x: [batch, sequence, heads, headDim]
  */
-export const rope: Op<[x: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("rope", 3, {
+export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor {
+  const { rotaryDim, theta, factors, attentionFactor } = attributes;
+  const seq = x.shape[1] ?? 1;
+  const positions = attributes.positions ?? Int32Array.from({ length: seq }, (_, i) => i);
+  const half = rotaryDim / 2;
+  const fits =
+    x.shape.length === 4 &&
+    positions.length === seq &&
+    rotaryDim % 2 === 0 &&
+    rotaryDim <= axisFromEnd(x.shape, 1) &&
+    factors.length === half;
+  if (!fits)
+    throw new ShapeError(
+      `rotating ${rotaryDim} channels of ${describe(x)} by ${positions.length} positions and ${factors.length} factors does not fit`,
+    );
+  const key = `${theta} ${rotaryDim} ${attentionFactor} ${factors.join()}`;
+  const at = attributes.positions?.join() ?? seq;
+  if (g.backend.kernels === undefined) {
+    const places = g.constant(`positions ${at}`, "i32", [seq], positions);
+    return ggmlRope(g, x, places, g.constant(`rotary ${key}`, "f32", [half], factors), attributes);
+  }
+  const table = g.constant(
+    `rotary ${key} ${at}`,
+    "f32",
+    [seq, 2, half],
+    Float32Array.from({ length: seq * rotaryDim }, (_, i) => {
+      const [place, channel] = [Math.floor(i / rotaryDim), i % half];
+      const angle = ((positions[place] ?? 0) * theta ** (-channel / half)) / (factors[channel] ?? 1);
+      return attentionFactor * (i % rotaryDim < half ? Math.cos(angle) : Math.sin(angle));
+    }),
+  );
+  return tableRope(g, x, table, { backwards: false });
+}
+
+const tableRope: Op<[x: Tensor, table: Tensor], { readonly backwards: boolean }> = defineOp("rope", 2, {
+  shape: ([x]) => x.shape,
+  kernel: (_, { backwards }) => ({ name: "rope", flags: backwards ? 1 : 0 }),
+  vjp: (g, dy, { inputs: [, table] }) => [() => tableRope(g, dy, table, { backwards: true }), null],
+});
+
+const ggmlRope: Op<[x: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("rope", 3, {
   accepts: [undefined, INDICES],
-  shape: ([x, positions, factors], { rotaryDim }) => {
-    const fits =
-      x.shape.length === 4 &&
-      positions.dtype === "i32" &&
-      positions.shape[0] === x.shape[1] &&
-      rotaryDim % 2 === 0 &&
-      rotaryDim <= axisFromEnd(x.shape, 1) &&
-      factors.shape[0] === rotaryDim / 2;
-    if (!fits)
-      throw new ShapeError(
-        `rotating ${rotaryDim} channels of ${describe(x)} by ${describe(positions)} and ${describe(factors)} does not fit`,
-      );
-    return x.shape;
-  },
+  shape: ([x]) => x.shape,
   build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext", inputs, attributes),
   vjp: (g, dy, { inputs: [, positions, factors], attributes }) => [
-    () => ropeBack(g, dy, positions, factors, attributes),
+    () => ggmlRopeBack(g, dy, positions, factors, attributes),
     null,
     null,
   ],
 });
 
-const ropeBack: Op<[dy: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("ropeBack", 3, {
+const ggmlRopeBack: Op<[dy: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("ropeBack", 3, {
   accepts: [undefined, INDICES],
   shape: ([dy]) => dy.shape,
   build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext_back", inputs, attributes),
 });
+
+/** GPT-NeoX layout: channel i turns with channel i + rotaryDim / 2. */
+const SPLIT_HALF = 2;
 
 const rotate = (
   { f, context }: Native,

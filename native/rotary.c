@@ -1,0 +1,27 @@
+// Rotary position embedding, split-half layout (Su et al. 2021, eq. 34).
+#include "rows.h"
+
+// src: x [batch, sequence, heads, headDim], table [sequence, 2, half]: cosines and sines -> x turned, by the opposite angles
+// where flags are 1. Channels past the turned ones are copied.
+void KERNEL(rope)(Tensor *dst, int ith, int nth, void *data) {
+  const Tensor *x = dst->src[0], *table = dst->src[1];
+  const float sign = ((Settings){.pointer = data}).flags ? -1 : 1;
+  const int64_t half = table->ne[0], dim = x->ne[0], heads = x->ne[1], length = x->ne[2];
+  int64_t from, to;
+  share_of(length * x->ne[3], ith, nth, &from, &to);
+  for (int64_t position = from; position < to; position++) {
+    const float *cosines = (const float *)table->data + position % length * 2 * half, *sines = cosines + half;
+    for (int64_t h = 0; h < heads; h++) {
+      const float *in = (const float *)((const char *)x->data + position / length * x->nb[3] + position % length * x->nb[2] +
+                                        h * x->nb[1]);
+      float *out = (float *)dst->data + (position * heads + h) * dim;
+      for (int64_t i = 0; i < half; i += VL) {
+        const vf c = row_at(cosines, i, half, 0), s = row_at(sines, i, half, 0) * sign;
+        const vf a = row_at(in, i, half, 0), b = row_at(in + half, i, half, 0);
+        put_row(out, i, half, a * c - b * s);
+        put_row(out + half, i, half, a * s + b * c);
+      }
+      for (int64_t i = 2 * half; i < dim; i++) out[i] = in[i];
+    }
+  }
+}
