@@ -109,8 +109,7 @@ export const SIGNATURES = {
     ...(["pointer", "pointer", "pointer", "pointer", "optional", "int", "int", "int"] as const),
     ...(["float", "float", "float", "float", "float", "float"] as const),
   ),
-  ggml_cross_entropy_loss: c("pointer", "pointer", "pointer", "pointer"),
-  ggml_cross_entropy_loss_back: c("pointer", "pointer", "pointer", "pointer", "pointer"),
+  ggml_argmax: c("pointer", "pointer", "pointer"),
   ggml_argsort_top_k: c("pointer", "pointer", "pointer", "int"),
   ggml_opt_step_adamw: c("pointer", "pointer", "pointer", "pointer", "pointer", "pointer", "pointer"),
   // ops of our own: (context, type, sizes, sources, their number, function, threads, user data)

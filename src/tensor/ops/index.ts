@@ -2,7 +2,7 @@ export { type AttentionAttributes, attention } from "./attention.js";
 export * from "./elementwise.js";
 export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
 export { embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
-export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence, softCrossEntropy } from "./loss.js";
+export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence } from "./loss.js";
 export { linear, matmul } from "./matmul.js";
 export { cast, concatRows, part, permute, reshape, rowsOf } from "./shape.js";
 export { addMagnitudes, meanCosine } from "./statistics.js";

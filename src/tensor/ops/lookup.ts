@@ -73,6 +73,16 @@ export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("to
   build: ({ f, context }, [x], { k }) => f.ggml_cont(context, f.ggml_argsort_top_k(context, x.handle, k)),
 });
 
+/** Index of the largest element of each row: [rows, width] -> i32 [rows, 1]. No gradient. */
+export const argmax: Op<[x: Tensor]> = defineOp("argmax", 1, {
+  shape: ([x]) => {
+    if (x.shape.length !== 2) throw new ShapeError(`${describe(x)} is not rows to find the largest element of`);
+    return [x.shape[0] ?? 1, 1];
+  },
+  dtype: () => "i32",
+  build: (native, [x]) => reshaped(native, native.f.ggml_argmax(native.context, x.handle), [x.shape[0] ?? 1, 1]),
+});
+
 /** The elements that each row's indices name: x [rows, width], indices i32 [rows, k] -> [rows, k]. No gradient. */
 export const takeAlongRows: Op<[x: Tensor, indices: Tensor]> = defineOp("takeAlongRows", 2, {
   accepts: [undefined, INDICES],

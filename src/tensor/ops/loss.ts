@@ -2,8 +2,8 @@ import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type KernelUse, type Native, type Op, reshaped } from "../op.js";
 import { describe, type Shape, sameShape, type Tensor } from "../tensor.js";
-import { add, log, mul, scale, sub, sum } from "./elementwise.js";
-import { gather } from "./lookup.js";
+import { add, clamp, log, mul, scale, sub, sum } from "./elementwise.js";
+import { argmax, gather, takeAlongRows } from "./lookup.js";
 import { logSoftmax, softmax } from "./transformer.js";
 
 /** Losses on rows of logits: each with a kernel that stores no distribution, and the same made of other ops. */
@@ -157,12 +157,13 @@ export function divergence(g: Graph, student: Tensor, teacher: Tensor, attribute
 const TINY = 1e-30;
 
 const COMPOSED: Record<DivergenceKind, (g: Graph, student: Tensor, teacher: Tensor) => Tensor> = {
-  /** KL(p ‖ q) = H(p, q) - H(p) (Hinton et al. 2015; arXiv 2407.14679, eq. 5). */
+  /** KL(p ‖ q) (Hinton et al. 2015; arXiv 2407.14679, eq. 5). */
   "forward-kl": (g, student, teacher) => {
-    const p = g.withoutGradient(() => softmax(g, teacher, { scale: 1 }));
-    const entropy = g.withoutGradient(() => softCrossEntropy(g, teacher, p));
-    const mean = sub(g, softCrossEntropy(g, student, p), entropy);
-    return scale(g, mean, { factor: student.shape[0] ?? 1 });
+    const [p, q, value] = g.withoutGradient(() => {
+      const both = [softmax(g, teacher, { scale: 1 }), softmax(g, student, { scale: 1 })] as const;
+      return [...both, forwardKl(g, student, teacher, ...both)];
+    });
+    return recordedForwardKl(g, student, p, q, value);
   },
   /** KL(q ‖ p). */
   "reverse-kl": (g, student, teacher) => {
@@ -185,25 +186,21 @@ const COMPOSED: Record<DivergenceKind, (g: Graph, student: Tensor, teacher: Tens
   },
 };
 
-/**
- * Cross-entropy with soft labels, averaged over the rows: -1/n Σ_rows Σ_v p[v] log softmax(x)[v].
- * Its gradient by x is that of KL(p ‖ softmax x), because the entropy of p is a constant.
- * x, p: [n, vocab], p a distribution in each row -> [1], nats.
- */
-export const softCrossEntropy: Op<[x: Tensor, p: Tensor]> = defineOp("softCrossEntropy", 2, {
-  shape: (inputs) => {
-    sameRows(inputs);
-    return [1];
-  },
-  build: ({ f, context }, [x, p]) => f.ggml_cross_entropy_loss(context, x.handle, p.handle),
-  composed: (g, [x, p]) =>
-    scale(g, sum(g, mul(g, p, logSoftmax(g, x, { scale: 1 }))), { factor: -1 / (x.shape[0] ?? 1) }),
-  vjp: (g, dy, { inputs: [x, p] }) => [() => softCrossEntropyBack(g, dy, x, p), null],
-});
+/** The value, from logits and distributions: Σ p (t - s), and for each row what their logarithms of sums differ by. */
+function forwardKl(g: Graph, student: Tensor, teacher: Tensor, p: Tensor, q: Tensor): Tensor {
+  const best = argmax(g, teacher);
+  // a logit minus the logarithm of its probability; the teacher's first choice is nowhere too improbable for f32
+  const logSum = (logits: Tensor, probabilities: Tensor) =>
+    sub(g, takeAlongRows(g, logits, best), log(g, atLeastTiny(g, takeAlongRows(g, probabilities, best))));
+  const shift = sub(g, logSum(student, q), logSum(teacher, p));
+  return add(g, sum(g, mul(g, sub(g, teacher, student), p)), sum(g, shift));
+}
 
-const softCrossEntropyBack: Op<[dy: Tensor, x: Tensor, p: Tensor]> = defineOp("softCrossEntropyBack", 3, {
-  shape: ([, x]) => x.shape,
-  build: ({ f, context }, [dy, x, p]) => f.ggml_cross_entropy_loss_back(context, dy.handle, x.handle, p.handle),
-  composed: (g, [dy, x, p]) =>
-    scale(g, mul(g, sub(g, softmax(g, x, { scale: 1 }), p), dy), { factor: 1 / (x.shape[0] ?? 1) }),
+const atLeastTiny = (g: Graph, x: Tensor): Tensor => clamp(g, x, { low: TINY, high: 1 });
+
+/** Its gradient by the student's logits is q - p. */
+const recordedForwardKl: Op<[student: Tensor, p: Tensor, q: Tensor, value: Tensor]> = defineOp("forwardKl", 4, {
+  shape: () => [1],
+  build: (_native, [, , , value]) => value.handle,
+  vjp: (g, dy, { inputs: [, p, q] }) => [() => mul(g, sub(g, q, p), dy), null, null, null],
 });
