@@ -33,31 +33,45 @@ static inline void widen_all(const char *p, int32_t type, size_t stride, int n, 
   for (int i = 0; i < n; i++) out[i] = widen(p + i * stride, type);
 }
 
-// VL numbers that lie side by side, of which the first `valid` are there; zeros for the others.
-static inline vf numbers_at(const char *p, int32_t type, int valid) {
-  if (valid >= VL) {
-    if (type == TYPE_F32) return load((const float *)p);
+// VL numbers that lie side by side.
+static inline __attribute__((always_inline)) vf numbers_at(const char *p, const int32_t type) {
+  if (type == TYPE_F32) return load((const float *)p);
 #if VL == 16
-    if (type == TYPE_BF16)
-      return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+  const __m256i halves = _mm256_loadu_si256((const __m256i *)p);
+  if (type == TYPE_BF16) return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+  return (vf)_mm512_cvtph_ps(halves);
+#else
+  float values[VL];
+  widen_all(p, type, 2, VL, values);
+  return load(values);
 #endif
-  }
-  if (type == TYPE_F32) return load_part((const float *)p, valid > 0 ? valid : 0, 0);
+}
+
+// The same of which only the first `valid` are there; zeros for the others.
+static inline vf some_numbers_at(const char *p, int32_t type, int valid) {
+  if (valid <= 0) return (vf){0};
+  if (valid >= VL) return numbers_at(p, type);
   float values[VL] = {0};
-  widen_all(p, type, type_bytes(type), valid < VL ? valid : VL, values);
+  widen_all(p, type, type_bytes(type), valid, values);
   return load(values);
 }
 
-// VL words of a row from k on, `left` numbers being there: pairs of bf16, or f32 as it is.
-static inline vu words_at(const char *p, int32_t type, int pairs, int64_t left) {
-  if (!pairs) return (vu)numbers_at(p, type, left < VL ? (int)left : VL);
-  if (left >= 2 * VL) {
-    if (type == TYPE_BF16) return load_words(p);
-    if (type == TYPE_F32) return pairs_of((const float *)p);
-  }
+// VL words of a row: pairs of bf16, or f32 as it is.
+static inline __attribute__((always_inline)) vu words_at(const char *p, const int32_t type, const int pairs) {
+  if (!pairs) return (vu)numbers_at(p, type);
+  if (type == TYPE_BF16) return load_words(p);
+  if (type == TYPE_F32) return pairs_of((const float *)p);
+  float values[2 * VL];
+  widen_all(p, type, 2, 2 * VL, values);
+  return pairs_of(values);
+}
+
+// The same of which only `left` numbers are there.
+static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t left) {
+  if (left >= (pairs ? 2 : 1) * VL) return words_at(p, type, pairs);
+  if (!pairs) return (vu)some_numbers_at(p, type, (int)left);
   float values[2 * VL] = {0};
-  widen_all(p, type, type_bytes(type), left < 2 * VL ? (int)left : 2 * VL, values);
+  widen_all(p, type, type_bytes(type), (int)left, values);
   return pairs_of(values);
 }
 
@@ -88,54 +102,98 @@ static inline __attribute__((always_inline)) void put_strip(uint32_t *strip, int
 // Strips packed together where the rows lie side by side in memory, so that whole cache lines are used.
 #define GROUP 4
 
-// Rows from r0 on, terms k0 .. k0 + kc, into panels of `width` rows: word q of row r of panel p at
-// out[(p * words + q) * width + r]. Rows that are not there are zeros. Writes whole strips of VL rows.
-static inline __attribute__((always_inline)) void pack(const Operand *x, int64_t r0, int rows, int64_t k0, int kc,
-                                                       const int width, const int pairs, uint32_t *out) {
-  const int words = words_for(kc, pairs), step = pairs ? 2 : 1, all = round_up(rows, width);
-  const char *const corner = x->data + r0 * x->row_stride + k0 * x->k_stride;
-  if (x->k_stride == type_bytes(x->type)) {
-    // what comes next: the same terms of the next rows, or, of long rows, the next terms
-    const size_t ahead = x->row_stride < LONG_ROW ? VL * x->row_stride : 256;
-    for (int s = 0; s < all; s += VL) {
-      const int valid = rows - s < VL ? rows - s : VL;
-      const char *first = corner + s * x->row_stride;
-      uint32_t *strip = strip_at(out, s, words, width);
-      for (int q = 0; q < words; q += VL) {
-        vu block[VL];
+// Rows whose terms lie side by side: blocks of VL rows by VL words, turned.
+static inline __attribute__((always_inline)) void pack_along_terms(const Operand *x, const char *corner, int rows, int kc,
+                                                                   const int32_t type, const int width, const int pairs,
+                                                                   uint32_t *out) {
+  const int words = words_for(kc, pairs), step = pairs ? 2 : 1, bytes = type == TYPE_F32 ? 4 : 2;
+  // what comes next: the same terms of the next rows, or, of long rows, the next terms
+  const size_t ahead = x->row_stride < LONG_ROW ? VL * x->row_stride : 256;
+  for (int s = 0; s < round_up(rows, width); s += VL) {
+    const int valid = rows - s;
+    const char *first = corner + s * x->row_stride;
+    uint32_t *strip = strip_at(out, s, words, width);
+    for (int q = 0; q < words; q += VL) {
+      const char *p = first + (size_t)q * step * bytes;
+      vu block[VL];
+      if (valid >= VL && kc - q * step >= VL * step) {
         for (int r = 0; r < VL; r++) {
-          const char *p = first + r * x->row_stride + q * step * x->k_stride;
-          if (r < valid) {
-            __builtin_prefetch(p + ahead);
-            if (pairs && x->type == TYPE_F32) __builtin_prefetch(p + ahead + 64);
-          }
-          block[r] = r < valid ? words_at(p, x->type, pairs, kc - q * step) : (vu){0};
+          __builtin_prefetch(p + r * x->row_stride + ahead);
+          if (VL * step * bytes > 64) __builtin_prefetch(p + r * x->row_stride + ahead + 64);
+          block[r] = words_at(p + r * x->row_stride, type, pairs);
         }
+        transpose_words(block);
+        for (int i = 0; i < VL; i++) put_strip(strip, q + i, words, width, block[i]);
+      } else {
+        for (int r = 0; r < VL; r++)
+          block[r] = r < valid ? some_words_at(p + r * x->row_stride, type, pairs, kc - q * step) : (vu){0};
         transpose_words(block);
         for (int i = 0; i < VL && q + i < words; i++) put_strip(strip, q + i, words, width, block[i]);
       }
     }
-    return;
   }
-  const int side_by_side = x->row_stride == type_bytes(x->type);
+}
+
+// Rows that lie side by side, term by term.
+static inline __attribute__((always_inline)) void pack_across_terms(const Operand *x, const char *corner, int rows, int kc,
+                                                                    const int32_t type, const int width, const int pairs,
+                                                                    uint32_t *out) {
+  const int words = words_for(kc, pairs), step = pairs ? 2 : 1, bytes = type == TYPE_F32 ? 4 : 2;
+  const int all = round_up(rows, width);
   for (int g = 0; g < all; g += GROUP * VL)
-    for (int q = 0; q < words; q++)
+    for (int q = 0; q < words; q++) {
+      const int second = pairs && q * 2 + 1 < kc;
       for (int s = g; s < all && s < g + GROUP * VL; s += VL) {
-        const int valid = rows - s < VL ? rows - s : VL;
-        const char *p = corner + s * x->row_stride + q * step * x->k_stride;
-        const int second = pairs && q * 2 + 1 < kc;
+        const int valid = rows - s;
+        const char *p = corner + (size_t)s * bytes + q * step * x->k_stride;
+        __builtin_prefetch(p + AHEAD * step * x->k_stride);
+        if (pairs) __builtin_prefetch(p + (AHEAD * step + 1) * x->k_stride);
         vf even, odd = (vf){0};
-        if (side_by_side) {
-          __builtin_prefetch(p + AHEAD * step * x->k_stride);
-          if (pairs) __builtin_prefetch(p + (AHEAD * step + 1) * x->k_stride);
-          even = numbers_at(p, x->type, valid);
-          if (second) odd = numbers_at(p + x->k_stride, x->type, valid);
+        if (valid >= VL) {
+          even = numbers_at(p, type);
+          if (second) odd = numbers_at(p + x->k_stride, type);
         } else {
-          float values[2][VL] = {{0}};
-          for (int h = 0; h <= second; h++) widen_all(p + h * x->k_stride, x->type, x->row_stride, valid, values[h]);
-          even = load(values[0]);
-          odd = load(values[1]);
+          even = some_numbers_at(p, type, valid);
+          if (second) odd = some_numbers_at(p + x->k_stride, type, valid);
         }
         put_strip(strip_at(out, s, words, width), q, words, width, pairs ? pair_words(even, odd) : (vu)even);
       }
+    }
+}
+
+// Neither: number by number.
+static inline __attribute__((always_inline)) void pack_strided(const Operand *x, const char *corner, int rows, int kc,
+                                                               const int width, const int pairs, uint32_t *out) {
+  const int words = words_for(kc, pairs), step = pairs ? 2 : 1;
+  for (int s = 0; s < round_up(rows, width); s += VL)
+    for (int q = 0; q < words; q++) {
+      float values[2][VL] = {{0}};
+      const int valid = rows - s < VL ? rows - s : VL;
+      for (int h = 0; h < step && q * step + h < kc; h++)
+        widen_all(corner + s * x->row_stride + (q * step + h) * x->k_stride, x->type, x->row_stride, valid, values[h]);
+      const vu word = pairs ? pair_words(load(values[0]), load(values[1])) : (vu)load(values[0]);
+      put_strip(strip_at(out, s, words, width), q, words, width, word);
+    }
+}
+
+// Rows from r0 on, terms k0 .. k0 + kc, into panels of `width` rows: word q of row r of panel p at
+// out[(p * words + q) * width + r]. Rows that are not there are zeros. Writes whole strips of VL rows.
+static inline __attribute__((always_inline)) void pack(const Operand *x, int64_t r0, int rows, int64_t k0, int kc,
+                                                       const int width, const int pairs, uint32_t *out) {
+  const char *const corner = x->data + r0 * x->row_stride + k0 * x->k_stride;
+  const int along = x->k_stride == type_bytes(x->type), across = x->row_stride == type_bytes(x->type);
+  if (!along && !across)
+    pack_strided(x, corner, rows, kc, width, pairs, out);
+  else if (x->type == TYPE_F32 && along)
+    pack_along_terms(x, corner, rows, kc, TYPE_F32, width, pairs, out);
+  else if (x->type == TYPE_F32)
+    pack_across_terms(x, corner, rows, kc, TYPE_F32, width, pairs, out);
+  else if (x->type == TYPE_BF16 && along)
+    pack_along_terms(x, corner, rows, kc, TYPE_BF16, width, pairs, out);
+  else if (x->type == TYPE_BF16)
+    pack_across_terms(x, corner, rows, kc, TYPE_BF16, width, pairs, out);
+  else if (along)
+    pack_along_terms(x, corner, rows, kc, TYPE_F16, width, pairs, out);
+  else
+    pack_across_terms(x, corner, rows, kc, TYPE_F16, width, pairs, out);
 }

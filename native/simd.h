@@ -114,9 +114,11 @@ static inline vf vexp(vf x) {
 // Words of two bf16: bf16(even[i]) in the low half of word i, bf16(odd[i]) in the high one. Rounds to nearest even.
 static inline vu pair_words(vf even, vf odd) {
 #if VL == 16 && HAS_BF16_DOT
-  __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even));
-  __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd));
-  return (vu)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  // the 16 of `even`, then the 16 of `odd`; and then one of each in turn
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                         20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (vu)_mm512_permutexvar_epi16(turns, halves);
 #else
   vu a = (vu)even, b = (vu)odd;
   a = (a + 0x7fff + ((a >> 16) & 1)) >> 16;

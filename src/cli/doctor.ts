@@ -1,67 +1,92 @@
 import { existsSync } from "node:fs";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { Command } from "commander";
-import { Backend, libraryDirectories, listDevices, loadLibrary } from "../ggml/index.js";
+import {
+  availableKernels,
+  Backend,
+  buildKernels,
+  libraryDirectories,
+  listDevices,
+  loadKernels,
+  loadLibrary,
+} from "../ggml/index.js";
 import { formatBytes } from "../jobs/report.js";
 import { cacheDirectory } from "../system/files.js";
 import { action, example, table } from "./command.js";
 import { addCommon, type CommonFlags } from "./options.js";
 
+interface Flags extends CommonFlags {
+  readonly build?: boolean;
+}
+
 export const doctorCommand = example(
-  addCommon(new Command("doctor").description("Say what hardware and libraries were found and what is in use")).action(
-    action(async ({ print }, flags: CommonFlags) => {
-      const library = loadLibrary(flags.device);
-      const backend = Backend.open(flags);
-      const chosen = backend.device.name;
-      backend.free();
-      const result = {
-        node: process.version,
-        platform: `${process.platform} ${process.arch}`,
-        cpu: cpus()[0]?.model ?? "unknown",
-        cores: availableParallelism(),
-        memoryBytes: totalmem(),
-        freeMemoryBytes: freemem(),
-        ggml: { version: library.version, commit: library.commit, directory: library.directory },
-        installed: libraryDirectories("auto"),
-        devices: listDevices(library).map(({ kind, name, description, memoryTotalBytes }) => ({
-          kind,
-          name,
-          description,
-          memoryTotalBytes,
-        })),
-        chosenDevice: chosen,
-        nativeKernels: "none: ggml's own kernels are in use",
-        cache: cacheDirectory(),
-      };
-      print(result, (r) =>
-        [
-          table(
-            ["", ""],
-            [
-              ["Node", `${r.node} on ${r.platform}`],
-              ["processor", `${r.cpu.trim()}, ${r.cores} cores`],
-              ["memory", `${formatBytes(r.memoryBytes)}, ${formatBytes(r.freeMemoryBytes)} free`],
-              ["ggml", `${r.ggml.version} (${r.ggml.commit})`],
-              ["kernels", r.nativeKernels],
-              ["cache", `${r.cache}${existsSync(r.cache) ? "" : " (empty)"}`],
-            ],
-          ),
-          table(
-            ["device", "", "memory"],
-            r.devices.map((d) => [
-              `${d.name}${d.name === r.chosenDevice ? " (in use)" : ""}`,
-              d.description,
-              formatBytes(d.memoryTotalBytes),
-            ]),
-          ),
-          ...(r.devices.some((d) => d.kind !== "cpu")
-            ? []
-            : [
-                "No GPU was found. For NVIDIA: npm install @node-llama-cpp/linux-x64-cuda (or win-x64-cuda), with the CUDA runtime installed.",
+  addCommon(new Command("doctor").description("Say what hardware and libraries were found and what is in use"))
+    .option("--build", "compile the kernels for this processor first (needs a C compiler)")
+    .action(
+      action(async ({ print }, flags: Flags) => {
+        if (flags.build === true) {
+          const { file, compiler } = await buildKernels();
+          process.stderr.write(`built by ${compiler}: ${file}\n`);
+        }
+        const library = loadLibrary(flags.device);
+        const backend = Backend.open(flags);
+        const chosen = backend.device.name;
+        const inUse = backend.kernels?.variant ?? null;
+        backend.free();
+        const status = loadKernels(library.functions);
+        const result = {
+          node: process.version,
+          platform: `${process.platform} ${process.arch}`,
+          cpu: cpus()[0]?.model ?? "unknown",
+          cores: availableParallelism(),
+          memoryBytes: totalmem(),
+          freeMemoryBytes: freemem(),
+          ggml: { version: library.version, commit: library.commit, directory: library.directory },
+          installed: libraryDirectories("auto"),
+          devices: listDevices(library).map(({ kind, name, description, memoryTotalBytes }) => ({
+            kind,
+            name,
+            description,
+            memoryTotalBytes,
+          })),
+          chosenDevice: chosen,
+          kernels: {
+            inUse,
+            available: availableKernels(library.functions),
+            ...(inUse === null && { reason: status.kernels === undefined ? status.reason : `${chosen} has its own` }),
+          },
+          cache: cacheDirectory(),
+        };
+        print(result, (r) =>
+          [
+            table(
+              ["", ""],
+              [
+                ["Node", `${r.node} on ${r.platform}`],
+                ["processor", `${r.cpu.trim()}, ${r.cores} cores`],
+                ["memory", `${formatBytes(r.memoryBytes)}, ${formatBytes(r.freeMemoryBytes)} free`],
+                ["ggml", `${r.ggml.version} (${r.ggml.commit})`],
+                ["kernels", r.kernels.inUse ?? `ggml's own are in use; ours are ${r.kernels.reason}`],
+                ["cache", `${r.cache}${existsSync(r.cache) ? "" : " (empty)"}`],
+              ],
+            ),
+            table(
+              ["device", "", "memory"],
+              r.devices.map((d) => [
+                `${d.name}${d.name === r.chosenDevice ? " (in use)" : ""}`,
+                d.description,
+                formatBytes(d.memoryTotalBytes),
               ]),
-        ].join("\n"),
-      );
-    }),
-  ),
+            ),
+            ...(r.devices.some((d) => d.kind !== "cpu")
+              ? []
+              : [
+                  "No GPU was found. For NVIDIA: npm install @node-llama-cpp/linux-x64-cuda (or win-x64-cuda), with the CUDA runtime installed.",
+                ]),
+          ].join("\n"),
+        );
+      }),
+    ),
   "coppice doctor --json",
+  "coppice doctor --build",
 );

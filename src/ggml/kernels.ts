@@ -78,7 +78,7 @@ export function writableKernelDirectory(): string {
 export type KernelStatus = { readonly kernels: Kernels } | { readonly kernels: undefined; readonly reason: string };
 
 const NOT_BUILT =
-  "not built: `coppice doctor --build` makes them (a C compiler is needed), and training several times faster";
+  "not built: `coppice doctor --build` makes them, and training several times faster (a C compiler is needed)";
 
 /**
  * Loads the kernels for this processor.

@@ -63,52 +63,88 @@ export interface BenchOutcome {
 /** How often a measurement is repeated. */
 const DEFAULT_STEPS = 5;
 
-/** Times a step of work on random weights and tokens. @throws UsageError for sizes that are not understood */
-export async function bench(job: BenchJob): Promise<BenchOutcome> {
+/** Work that is set up and waits to be done. */
+export interface PreparedBench {
+  /** Tokens of a step. */
+  readonly tokens: number;
+  /** Operations that the models need for a step. */
+  readonly flops: number;
+  readonly parameters: number;
+  /** Does the work once. @returns seconds */
+  readonly step: () => Promise<number>;
+  readonly profile: () => ProfileEntry[];
+  readonly free: () => void;
+}
+
+/** Completes what a job leaves open. */
+async function settle(job: BenchJob) {
   const model = job.model.includes("=") ? modelOfSizes(job.model) : (await openModel(job.model, job)).model;
   const settings = {
-    work: job.work ?? "distill",
+    work: job.work ?? ("distill" as const),
     sequenceLength: job.sequenceLength ?? Math.min(256, model.maxPositions),
     batchSize: job.batchSize ?? 4,
-    steps: job.steps ?? DEFAULT_STEPS,
     computeType: job.computeType ?? ("bf16" as const),
     recompute: job.recompute ?? false,
   };
+  return { model, settings };
+}
+
+/** Sets work up on random weights and tokens. @throws UsageError for sizes that are not understood */
+export async function prepareBench(backend: Backend, job: BenchJob): Promise<PreparedBench> {
+  const { model, settings } = await settle(job);
+  const task = WORK[settings.work](backend, model, settings);
+  const tokens = task.batches * settings.batchSize * settings.sequenceLength;
+  const head = settings.work !== "forward" && settings.work !== "calibrate";
+  let number = 0;
+  return {
+    tokens,
+    flops: PASSES[settings.work] * forwardFlopsPerToken(model, settings.sequenceLength, { head }) * tokens,
+    parameters: countParameters(model.parameters, model.sizes),
+    step: async () => {
+      const started = performance.now();
+      await task.step(++number);
+      return (performance.now() - started) / 1000;
+    },
+    profile: task.profile,
+    free: task.free,
+  };
+}
+
+/** Times a step of work on random weights and tokens. @throws UsageError for sizes that are not understood */
+export function bench(job: BenchJob): Promise<BenchOutcome> {
   return onDevice(job, async (backend) => {
+    const { settings } = await settle(job);
     const peakFlops = await measurePeak(backend, settings.computeType);
     const memory = new PeakMemory();
-    const task = WORK[settings.work](backend, model, settings);
+    const prepared = await prepareBench(backend, job);
     try {
+      const steps = job.steps ?? DEFAULT_STEPS;
       const seconds: number[] = [];
-      for (let step = 0; step <= settings.steps; step++) {
-        const started = performance.now();
-        await task.step(step + 1);
-        if (step > 0) seconds.push((performance.now() - started) / 1000);
-        job.onProgress?.({ stage: settings.work, done: step, total: settings.steps, unit: "steps" });
+      await prepared.step(); // the first touches the memory
+      for (let step = 1; step <= steps; step++) {
+        seconds.push(await prepared.step());
+        job.onProgress?.({ stage: settings.work, done: step, total: steps, unit: "steps" });
       }
       const memoryBytes = memory.stop();
       const medianSeconds = median(seconds);
-      const tokens = task.batches * settings.batchSize * settings.sequenceLength;
-      const head = settings.work !== "forward" && settings.work !== "calibrate";
-      const flops = PASSES[settings.work] * forwardFlopsPerToken(model, settings.sequenceLength, { head }) * tokens;
-      const { steps: _, recompute: __, ...described } = settings;
+      const { recompute: _, ...described } = settings;
       return {
         ...described,
         device: backend.device.description,
         threads: backend.threads,
         kernels: backend.kernels?.variant ?? null,
-        parameters: countParameters(model.parameters, model.sizes),
+        parameters: prepared.parameters,
         seconds,
         medianSeconds,
-        tokensPerSecond: tokens / medianSeconds,
-        modelFlops: flops / medianSeconds,
+        tokensPerSecond: prepared.tokens / medianSeconds,
+        modelFlops: prepared.flops / medianSeconds,
         peakFlops,
-        share: flops / medianSeconds / peakFlops,
+        share: prepared.flops / medianSeconds / peakFlops,
         memoryBytes,
-        ...(job.profile === true && { profile: task.profile() }),
+        ...(job.profile === true && { profile: prepared.profile() }),
       };
     } finally {
-      task.free();
+      prepared.free();
     }
   });
 }

@@ -1,0 +1,78 @@
+"""A distillation step in PyTorch and transformers, one line of seconds for each line "step" on standard input.
+
+    python bench/peers/distill_step.py --hidden 288 --ffn 768 --layers 6 --heads 6 --vocab 32000 \
+        --batch 4 --sequence 256 --threads 2 --dtype bf16 [--compile]
+
+Teacher forward, student forward and backward, clipping to a global norm of 1, fused AdamW: the step of `coppice distill`.
+bf16 is autocast for the student, and bf16 weights for the teacher. Prints "ready" first, "memory BYTES" at the end.
+"""
+import argparse
+import resource
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+parser = argparse.ArgumentParser()
+for name in ("hidden", "ffn", "layers", "heads", "vocab", "batch", "sequence", "threads"):
+    parser.add_argument(f"--{name}", type=int, required=True)
+parser.add_argument("--dtype", choices=("bf16", "f32"), required=True)
+parser.add_argument("--compile", action="store_true")
+args = parser.parse_args()
+
+torch.set_num_threads(args.threads)
+torch.manual_seed(0)
+config = LlamaConfig(
+    vocab_size=args.vocab,
+    hidden_size=args.hidden,
+    intermediate_size=args.ffn,
+    num_hidden_layers=args.layers,
+    num_attention_heads=args.heads,
+    num_key_value_heads=args.heads,
+    max_position_embeddings=args.sequence,
+    tie_word_embeddings=True,
+    use_cache=False,
+    attn_implementation="sdpa",
+)
+student = LlamaForCausalLM(config)
+teacher = LlamaForCausalLM(config).eval().requires_grad_(False)
+half = args.dtype == "bf16"
+if half:
+    teacher = teacher.bfloat16()
+optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def loss_of(tokens):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.no_grad():
+            target = teacher(tokens).logits
+        logits = student(tokens).logits
+    target = F.log_softmax(target.float().view(-1, args.vocab), dim=-1)
+    logits = F.log_softmax(logits.float().view(-1, args.vocab), dim=-1)
+    return F.kl_div(logits, target, reduction="batchmean", log_target=True)
+
+
+if args.compile:
+    loss_of = torch.compile(loss_of)
+
+
+def step():
+    tokens = torch.randint(0, args.vocab, (args.batch, args.sequence))
+    started = time.perf_counter()
+    loss_of(tokens).backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - started
+
+
+step()
+step()
+print("ready", flush=True)
+for line in sys.stdin:
+    if line.strip() == "step":
+        print(step(), flush=True)
+    elif line.strip() == "memory":
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)

@@ -1,0 +1,91 @@
+/**
+ * A distillation step of ours beside PyTorch's: every contender is set up, then each takes a step in turn, again and again.
+ *
+ *     npm run build && npx tsx bench/training.ts [--python .venv/bin/python] [--shapes 15M,110M,60M] [--rounds 7]
+ *         [--threads 2] [--out bench/results/training.json]
+ *
+ * The peer needs bench/peers/requirements.txt.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { Contender, markdown, median } from "./lines.js";
+
+const { values } = parseArgs({
+  options: {
+    python: { type: "string", default: "python3" },
+    shapes: { type: "string", default: "15M,110M,60M" },
+    rounds: { type: "string", default: "7" },
+    threads: { type: "string", default: "2" },
+    out: { type: "string", default: "bench/results/training.json" },
+  },
+});
+
+/** Teacher and student are both of the shape; tied embeddings. */
+const SHAPES: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+  "15M": { hidden: 288, ffn: 768, layers: 6, heads: 6, vocab: 32000, batch: 4, sequence: 256 },
+  "110M": { hidden: 768, ffn: 2048, layers: 12, heads: 12, vocab: 32000, batch: 1, sequence: 512 },
+  "60M": { hidden: 384, ffn: 1024, layers: 6, heads: 6, vocab: 131072, batch: 2, sequence: 256 },
+};
+
+/** Long enough for the threads of whoever was last to go to sleep. */
+const PAUSE_MS = 300;
+
+const here = import.meta.dirname;
+const threads = Number(values.threads);
+
+function ours(name: string, shape: Readonly<Record<string, number>>, kernels: string): Promise<Contender> {
+  const { batch, sequence, ...sizes } = shape;
+  const model = Object.entries(sizes)
+    .map(([key, value]) => `${key}=${value}`)
+    .join(",");
+  const job = { model, batchSize: batch, sequenceLength: sequence, threads, kernels };
+  return Contender.start(name, process.execPath, [path.join(here, "step.mjs"), JSON.stringify(job)]);
+}
+
+function pytorch(name: string, shape: Readonly<Record<string, number>>, flags: readonly string[]): Promise<Contender> {
+  const sizes = Object.entries({ ...shape, threads }).flatMap(([key, value]) => [`--${key}`, String(value)]);
+  return Contender.start(name, values.python, [path.join(here, "peers/distill_step.py"), ...sizes, ...flags]);
+}
+
+const results: Record<string, unknown>[] = [];
+for (const name of values.shapes.split(",")) {
+  const shape = SHAPES[name];
+  if (shape === undefined) throw new Error(`there is no shape ${name}, only ${Object.keys(SHAPES).join(", ")}`);
+  const contenders = [
+    await ours("coppice", shape, "auto"),
+    await ours("coppice without kernels", shape, "none"),
+    await pytorch("PyTorch bf16", shape, ["--dtype", "bf16"]),
+    await pytorch("PyTorch bf16, compiled", shape, ["--dtype", "bf16", "--compile"]),
+    await pytorch("PyTorch f32", shape, ["--dtype", "f32"]),
+    await pytorch("PyTorch f32, compiled", shape, ["--dtype", "f32", "--compile"]),
+  ];
+  const seconds = new Map(contenders.map((contender) => [contender, [] as number[]]));
+  for (let round = 0; round < Number(values.rounds); round++)
+    for (const contender of contenders) {
+      await wait(PAUSE_MS);
+      seconds.get(contender)!.push(await contender.ask("step"));
+    }
+  const tokens = shape.batch! * shape.sequence!;
+  const measured = [];
+  for (const contender of contenders) {
+    const memory = await contender.ask("memory");
+    contender.stop();
+    const times = seconds.get(contender)!;
+    measured.push({ name: contender.name, times, tokensPerSecond: tokens / median(times), memory });
+  }
+  const [we] = measured;
+  const rows = measured.map((m) => [
+    m.name,
+    m.tokensPerSecond.toFixed(0),
+    (we!.tokensPerSecond / m.tokensPerSecond).toFixed(2),
+    (m.memory / 2 ** 20).toFixed(0),
+    (we!.memory / m.memory).toFixed(2),
+  ]);
+  console.log(`\n${name}: ${JSON.stringify(shape)}, ${threads} threads, median of ${values.rounds}\n`);
+  console.log(markdown(["", "tokens/s", "coppice / this", "peak MiB", "coppice / this"], rows));
+  results.push({ shape: name, sizes: shape, threads, measured });
+}
+mkdirSync(path.dirname(values.out), { recursive: true });
+writeFileSync(values.out, `${JSON.stringify(results, null, 2)}\n`);

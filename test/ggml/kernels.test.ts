@@ -1,0 +1,242 @@
+import fc from "fast-check";
+import { afterAll, describe, expect, it } from "vitest";
+import { availableKernels, Backend, fromFloat32, loadLibrary } from "../../src/ggml/index.js";
+import { Random } from "../../src/system/random.js";
+import {
+  type ComputeType,
+  elementCount,
+  Graph,
+  gradients,
+  ops,
+  type Shape,
+  type Tensor,
+  TensorStore,
+} from "../../src/tensor/index.js";
+
+const variants = availableKernels(loadLibrary().functions);
+const plain = Backend.open({ device: "cpu", kernels: "none", threads: 2 });
+afterAll(() => plain.free());
+
+/** Differentiable inputs by shape, drawn from a normal distribution, and what is computed from them. */
+interface Case {
+  readonly shapes: readonly Shape[];
+  readonly apply: (g: Graph, inputs: readonly Tensor[]) => Tensor;
+  readonly computeType?: ComputeType;
+  readonly recompute?: boolean;
+}
+
+/** The result of a computation and the gradients of a random weighting of it. */
+async function run(backend: Backend, { shapes, apply, computeType = "f32", recompute = false }: Case) {
+  const random = new Random(9);
+  const store = new TensorStore(backend, shapes.length);
+  const inputs = shapes.map((shape, i) => store.add(`x${i}`, shape, "f32", { trainable: true }));
+  store.allocate();
+  for (const input of inputs)
+    store.write(
+      input,
+      Float32Array.from({ length: elementCount(input.shape) }, () => random.normal()),
+    );
+  const g = new Graph(backend, { computeType, recompute });
+  const result = g.output(apply(g, inputs));
+  const weights = Float32Array.from({ length: elementCount(result.shape) }, () => random.normal());
+  const loss = ops.sum(g, ops.mul(g, result, g.constant("weights", "f32", result.shape, weights)));
+  const derived = gradients(g, loss, inputs).map((gradient) => g.output(gradient));
+  await g.run();
+  const values = [result, ...derived].map((tensor) => g.read(tensor));
+  g.free();
+  store.free();
+  return values;
+}
+
+/** Largest difference, as a share of the largest value. */
+function distance(a: readonly Float32Array[], b: readonly Float32Array[]): number {
+  return Math.max(
+    ...a.map((values, which) => {
+      const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-6);
+      return values.reduce((most, value, i) => Math.max(most, Math.abs(value - b[which]![i]!)), 0) / largest;
+    }),
+  );
+}
+
+/** f32 sums in another order; and numbers rounded to bf16, whose products are off by 2^-8 at most each. */
+const TOLERANCE: Record<ComputeType, number> = { f32: 2e-5, bf16: 1.5e-2 };
+
+const attentionCase = (
+  [batch, seq, heads, kvHeads, dim]: readonly [number, number, number, number, number],
+  window?: number,
+): Case => ({
+  shapes: [
+    [batch, seq, heads, dim],
+    [batch, seq, kvHeads, dim],
+    [batch, seq, kvHeads, dim],
+  ],
+  apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, { scale: 1 / Math.sqrt(dim), window }),
+});
+
+const targets = (g: Graph, rows: number, vocab: number) =>
+  g.constant(
+    "targets",
+    "i32",
+    [rows],
+    ops.headIndices(
+      Int32Array.from({ length: rows }, (_, i) => (i * 7919) % vocab),
+      rows,
+      vocab,
+    ),
+  );
+
+/** A linear head's loss over more rows than are computed at a time. */
+const headCase = (rows: number, vocab: number, kind: ops.DivergenceKind): Case => ({
+  shapes: [
+    [rows, 24],
+    [vocab, 24],
+  ],
+  apply: (g, [hidden, weight]) => {
+    const teacher = g.constant(
+      "teacher",
+      "f32",
+      [rows, 24],
+      Float32Array.from({ length: rows * 24 }, (_, i) => Math.sin(i)),
+    );
+    const indices = targets(g, rows, vocab);
+    const logits = (x: Tensor) => ops.linear(g, x, weight!);
+    const teacherLogits = (range: ops.RowRange) =>
+      g.withoutGradient(() => ops.linear(g, ops.rowsOf(g, teacher, range), weight!));
+    return ops.headLoss(g, hidden!, vocab, logits, [
+      { weight: 0.7, of: (x, range) => ops.divergence(g, x, teacherLogits(range), { kind, temperature: 1.5 }) },
+      { weight: 0.3, of: (x, range) => ops.crossEntropy(g, x, ops.rowsOf(g, indices, range)) },
+    ]).loss;
+  },
+});
+
+const CASES: Record<string, Case> = {
+  "a matrix product across blocks": {
+    shapes: [
+      [150, 1100],
+      [203, 1100],
+    ],
+    apply: (g, [a, b]) => ops.matmul(g, a!, b!),
+  },
+  "a batch of products": {
+    shapes: [
+      [2, 3, 50, 33],
+      [2, 3, 61, 33],
+    ],
+    apply: (g, [a, b]) => ops.matmul(g, a!, b!),
+  },
+  "a product of one row": {
+    shapes: [
+      [1, 7],
+      [5, 7],
+    ],
+    apply: (g, [a, b]) => ops.matmul(g, a!, b!),
+  },
+  attention: attentionCase([2, 70, 4, 4, 24]),
+  "attention with grouped queries": attentionCase([1, 133, 6, 2, 40]),
+  "attention of more threads than heads": attentionCase([1, 200, 1, 1, 16]),
+  "attention in a window": attentionCase([2, 150, 2, 1, 32], 37),
+  "attention over one position": attentionCase([2, 1, 2, 2, 8]),
+  "attention with wide heads": attentionCase([1, 90, 2, 1, 130]),
+  "a normalisation with its gain": {
+    shapes: [[37, 85], [85]],
+    apply: (g, [x, gain]) => ops.rmsNormGain(g, x!, gain!, { epsilon: 1e-5 }),
+  },
+  SwiGLU: {
+    shapes: [
+      [9, 77],
+      [9, 77],
+    ],
+    apply: (g, [gate, up]) => ops.swiglu(g, gate!, up!),
+  },
+  "rotary embedding": {
+    shapes: [[2, 19, 3, 22]],
+    apply: (g, [x]) =>
+      ops.rope(g, x!, {
+        ...{ rotaryDim: 18, theta: 1e4, attentionFactor: 1.1 },
+        factors: Float32Array.from({ length: 9 }, (_, i) => 1 + i / 3),
+      }),
+  },
+  "an embedding that is also the head": {
+    shapes: [[90, 21]],
+    apply: (g, [table]) => {
+      const ids = g.constant(
+        "ids",
+        "i32",
+        [40],
+        Int32Array.from({ length: 40 }, (_, i) => (i * 13) % 31),
+      );
+      return ops.linear(g, ops.embedding(g, table!, ids), table!);
+    },
+  },
+  "a head's loss, forward KL": headCase(600, 333, "forward-kl"),
+  "a head's loss, reverse KL": headCase(300, 50, "reverse-kl"),
+  "a head's loss, Jensen-Shannon": headCase(300, 50, "jensen-shannon"),
+  "a head's loss over a large vocabulary": headCase(300, 9001, "forward-kl"),
+};
+
+describe.each(variants)("the %s kernels", (variant) => {
+  const backend = Backend.open({ device: "cpu", kernels: variant, threads: 3 });
+  afterAll(() => backend.free());
+  const of = (name: string): Case => {
+    const test = CASES[name];
+    if (test === undefined) throw new Error(name);
+    return test;
+  };
+
+  it.each(Object.keys(CASES))("agree with ggml's in f32: %s", async (name) => {
+    expect(distance(await run(plain, of(name)), await run(backend, of(name)))).toBeLessThan(TOLERANCE.f32 * 4);
+  });
+
+  it.each(Object.keys(CASES))("agree within bf16's rounding: %s", async (name) => {
+    const rounded = await run(backend, { ...of(name), computeType: "bf16" });
+    expect(distance(await run(plain, of(name)), rounded)).toBeLessThan(TOLERANCE.bf16);
+  });
+
+  it("give the same for any number of threads", async () => {
+    const one = Backend.open({ device: "cpu", kernels: variant, threads: 1 });
+    for (const test of Object.values(CASES)) {
+      const [few, many] = [
+        await run(one, { ...test, computeType: "bf16" }),
+        await run(backend, { ...test, computeType: "bf16" }),
+      ];
+      expect(
+        few.map((values) => Buffer.from(values.buffer).equals(Buffer.from(many[few.indexOf(values)]!.buffer))),
+      ).not.toContain(false);
+    }
+    one.free();
+  });
+
+  it("multiply matrices of any shape, stored in any type", async () => {
+    const size = fc.integer({ min: 1, max: 130 });
+    const dtype = fc.constantFrom("f32" as const, "bf16" as const, "f16" as const);
+    await fc.assert(
+      fc.asyncProperty(size, size, fc.integer({ min: 1, max: 600 }), dtype, async (n, m, k, stored) => {
+        const random = new Random(n * 1000 + m);
+        const draw = (count: number) => Float32Array.from({ length: count }, () => Math.round(8 * random.normal()) / 8);
+        const [x, w] = [draw(n * k), draw(m * k)]; // few digits: exact in every type
+        const store = new TensorStore(backend, 2);
+        const [left, right] = [store.add("x", [n, k], "f32"), store.add("w", [m, k], stored)];
+        store.allocate();
+        store.write(left, x);
+        store.write(right, fromFloat32(backend.functions, w, stored));
+        const g = new Graph(backend, { computeType: "bf16" });
+        const result = g.output(ops.matmul(g, left, right));
+        await g.run();
+        const values = g.read(result);
+        for (let i = 0; i < 20; i++) {
+          const [row, column] = [random.integer(n), random.integer(m)];
+          let expected = 0;
+          for (let j = 0; j < k; j++) expected += x[row * k + j]! * w[column * k + j]!;
+          expect(values[row * m + column]).toBeCloseTo(expected, 2);
+        }
+        g.free();
+        store.free();
+      }),
+      { numRuns: 40 },
+    );
+  });
+});
+
+it("kernels that are not there are asked for in vain, with a word that says so", () => {
+  expect(() => Backend.open({ device: "cpu", kernels: "sse9" })).toThrow(/there are no kernels "sse9"/);
+});
