@@ -41,6 +41,7 @@ void KERNEL(sum_squares)(Tensor *dst, int ith, int nth, void *data) {
       for (; i + 4 * VL <= end; i += 4 * VL)
         for (int j = 0; j < 4; j++) {
           const vf v = load(x + i + j * VL);
+          __builtin_prefetch(x + i + j * VL + 1024);
           total[j] += v * v;
         }
       sum += sum_of((total[0] + total[1]) + (total[2] + total[3]));

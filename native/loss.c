@@ -37,7 +37,7 @@ static inline vf log_ratio_to_mixture(vf own, vf other) {
   return splat(0.693147181f) - vmax(d, (vf){0}) - series * z;
 }
 
-// Sum over a row of one divergence's terms. ls, lt: what to take from the scaled logits for log-probabilities.
+// Sum over a row of the terms of reverse KL or Jensen-Shannon. ls, lt: what to take from the scaled logits for log-probabilities.
 static float row_loss(int kind, const float *student, const float *teacher, int64_t n, float scale, float ls, float lt) {
   const vf factor = splat(scale), vs = splat(ls), vt = splat(lt);
   double sum = 0;
@@ -47,9 +47,7 @@ static float row_loss(int kind, const float *student, const float *teacher, int6
     for (; j < end; j += VL) {
       // past the end both logits are -1e30: their probabilities are 0 and their differences finite
       const vf lq = row_at(student, j, n, -1e30f) * factor - vs, lp = row_at(teacher, j, n, -1e30f) * factor - vt;
-      if (kind == FORWARD_KL)
-        total += vexp(lp) * (lp - lq);
-      else if (kind == REVERSE_KL)
+      if (kind == REVERSE_KL)
         total += vexp(lq) * (lq - lp);
       else
         total += (vexp(lp) * log_ratio_to_mixture(lp, lq) + vexp(lq) * log_ratio_to_mixture(lq, lp)) * 0.5f;
@@ -57,6 +55,51 @@ static float row_loss(int kind, const float *student, const float *teacher, int6
     sum += sum_of(total);
   }
   return (float)sum;
+}
+
+// Numbers of a row that are in the first-level cache at once.
+enum { BLOCK = 2048 };
+
+// The same for forward KL and both logarithms of sums in one pass over memory: sums are kept relative to the largest number so
+// far, and scaled down when a larger one comes. With x scaled logits: KL = sum of p (xt - xs) - (log_sum_t - log_sum_s).
+static void forward_kl_row(const float *student, const float *teacher, int64_t n, float scale, float *out) {
+  const vf factor = splat(scale);
+  float top_s = -INFINITY, top_t = -INFINITY;
+  double sum_s = 0, sum_t = 0, cross = 0;
+  for (int64_t from = 0; from < n; from += BLOCK) {
+    const int64_t to = from + BLOCK < n ? from + BLOCK : n;
+    vf most_s = splat(-INFINITY), most_t = splat(-INFINITY);
+    for (int64_t j = from; j < to; j += VL) {
+      most_s = vmax(most_s, row_at(student, j, to, -INFINITY));
+      most_t = vmax(most_t, row_at(teacher, j, to, -INFINITY));
+    }
+    const float block_s = max_of(most_s) * scale, block_t = max_of(most_t) * scale;
+    if (block_s > top_s) {
+      sum_s *= exp(top_s - block_s);
+      top_s = block_s;
+    }
+    if (block_t > top_t) {
+      sum_t *= exp(top_t - block_t);
+      cross *= exp(top_t - block_t);
+      top_t = block_t;
+    }
+    const vf shift_s = splat(top_s), shift_t = splat(top_t);
+    vf total_s = (vf){0}, total_t = (vf){0}, total = (vf){0};
+    for (int64_t j = from; j < to; j += VL) {
+      const vf s = row_at(student, j, to, -1e30f) * factor, t = row_at(teacher, j, to, -1e30f) * factor;
+      const vf e = vexp(t - shift_t);
+      total_s += vexp(s - shift_s);
+      total_t += e;
+      total += e * (t - s);
+    }
+    sum_s += sum_of(total_s);
+    sum_t += sum_of(total_t);
+    cross += sum_of(total);
+  }
+  const double log_s = top_s + log(sum_s), log_t = top_t + log(sum_t);
+  out[0] = (float)(cross / sum_t - (log_t - log_s));
+  out[1] = (float)log_s;
+  out[2] = (float)log_t;
 }
 
 // src: student logits [n, vocab], teacher logits [n, vocab] -> [n, 3]: each row's divergence at 1 / scale, and the two logs of
@@ -71,6 +114,10 @@ void KERNEL(divergence)(Tensor *dst, int ith, int nth, void *data) {
     const float *x = (const float *)((const char *)student->data + r * student->nb[1]);
     const float *y = (const float *)((const char *)teacher->data + r * teacher->nb[1]);
     float *out = (float *)dst->data + r * 3;
+    if (s.flags == FORWARD_KL) {
+      forward_kl_row(x, y, n, s.value, out);
+      continue;
+    }
     out[1] = log_sum_exp(x, n, s.value);
     out[2] = log_sum_exp(y, n, s.value);
     out[0] = row_loss((int)s.flags, x, y, n, s.value, out[1], out[2]);
