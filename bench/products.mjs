@@ -28,14 +28,15 @@ function graphOf(n, k, m) {
 
 console.log("ready");
 for await (const line of createInterface({ input: process.stdin })) {
-  if (!known.has(line)) {
-    known.set(line, graphOf(...line.split(" ").map(Number)));
-    await known.get(line).run();
-  }
-  console.log(
-    known
-      .get(line)
-      .profile()
-      .find(({ op }) => op === "matmul").seconds,
-  );
+  if (!known.has(line)) known.set(line, graphOf(...line.split(" ").map(Number)));
+  const times = [];
+  // the first wakes the threads up
+  for (let i = 0; i < 5; i++)
+    times.push(
+      known
+        .get(line)
+        .profile()
+        .find(({ op }) => op === "matmul").seconds,
+    );
+  console.log(times.sort((a, b) => a - b)[2]);
 }
