@@ -1,7 +1,8 @@
 /**
- * The matrix products of a training step, ours beside oneDNN's: each product in turn, again and again.
+ * The matrix products of a training step, ours beside oneDNN's: each product in turn, again and again; the best of two to ten counts
+ * in a round, the median over rounds.
  *
- *     npm run build && npx tsx bench/matmul.ts [--python .venv/bin/python] [--rounds 9] [--threads 2]
+ *     npm run build && npx tsx bench/matmul.ts [--python .venv/bin/python] [--rounds 5] [--threads 2]
  *
  * Ours reads and writes f32 and converts on the way; oneDNN's reads and writes bf16.
  */
@@ -13,7 +14,7 @@ import { Contender, markdown, median } from "./lines.js";
 const { values } = parseArgs({
   options: {
     python: { type: "string", default: "python3" },
-    rounds: { type: "string", default: "9" },
+    rounds: { type: "string", default: "5" },
     threads: { type: "string", default: "2" },
   },
 });

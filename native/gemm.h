@@ -9,6 +9,7 @@
 // One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: how much of the tile is there.
 static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
                                                        float *c, int64_t ldc, int m, int n, int add) {
+  (void)pairs; // without products of pairs there is one way only
   vf total[NR][MV];
   for (int j = 0; j < NR; j++)
     for (int i = 0; i < MV; i++) total[j][i] = (vf){0};
@@ -47,6 +48,7 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 // All tiles of packed a (m rows) and b (n rows). Panels of a lie `a_words` words apart, which may be more than are multiplied.
 static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
                             int64_t ldc, int add) {
+  (void)pairs;
   for (int i = 0; i < m; i += MR)
     for (int j = 0; j < n; j += NR) {
       const int mi = m - i < MR ? m - i : MR, nj = n - j < NR ? n - j : NR;
@@ -63,6 +65,7 @@ static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words
 }
 
 static void pack_a(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, int pairs, uint32_t *out) {
+  (void)pairs;
 #if HAS_BF16_DOT
   if (pairs) {
     pack(x, r0, rows, k0, kc, MR, 1, out);
@@ -73,6 +76,7 @@ static void pack_a(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, i
 }
 
 static void pack_b(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, int pairs, uint32_t *out) {
+  (void)pairs;
 #if HAS_BF16_DOT
   if (pairs) {
     pack(x, r0, rows, k0, kc, NR, 1, out);

@@ -23,9 +23,7 @@ static inline float widen(const char *p, int32_t type) {
     memcpy(&value, &bits, 4);
     return value;
   }
-  _Float16 value;
-  memcpy(&value, p, 2);
-  return (float)value;
+  return widen_half(half);
 }
 
 // n numbers, `stride` bytes apart, as f32.

@@ -79,6 +79,16 @@ static inline vf vsqrt(vf a) {
 #endif
 }
 
+static inline float widen_half(uint16_t half) {
+#if VL == 4
+  __fp16 value;
+  memcpy(&value, &half, 2);
+  return (float)value;
+#else
+  return _cvtsh_ss(half);
+#endif
+}
+
 static inline float sum_of(vf v) {
   float total = 0;
   for (int i = 0; i < VL; i++) total += v[i];

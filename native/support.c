@@ -53,7 +53,7 @@ void *coppice_scratch(int slot, size_t bytes) {
 int coppice_supports(const char *variant) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); // f16c came before avx2
   const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (strcmp(variant, "avx2") == 0) return avx2;
