@@ -1,7 +1,7 @@
 import { CoppiceError } from "../system/errors.js";
 import type { Graph } from "./graph.js";
 import { defineOp, type Op } from "./op.js";
-import { add, clamp, div, mul, sqrt, square, sum } from "./ops/elementwise.js";
+import { add, clamp, div, dotLast, mul, sqrt, square, sum } from "./ops/elementwise.js";
 import type { TensorStore } from "./store.js";
 import type { Tensor } from "./tensor.js";
 
@@ -39,8 +39,10 @@ const partialSquares: Op<[x: Tensor]> = defineOp("sumSquares", 1, {
   kernel: () => ({ name: "sum_squares" }),
 });
 
-const sumSquares = (g: Graph, x: Tensor): Tensor =>
-  sum(g, g.backend.kernels === undefined ? square(g, x) : partialSquares(g, x));
+function sumSquares(g: Graph, x: Tensor): Tensor {
+  if (g.backend.kernels !== undefined) return sum(g, partialSquares(g, x));
+  return sum(g, x.shape.length === 2 ? dotLast(g, x, x) : square(g, x));
+}
 
 /** First and second moments of each weight, and the settings the device reads at each step. */
 export class AdamW {

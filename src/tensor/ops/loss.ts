@@ -2,7 +2,7 @@ import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type KernelUse, type Native, type Op, reshaped } from "../op.js";
 import { describe, type Shape, sameShape, type Tensor } from "../tensor.js";
-import { add, clamp, log, mul, scale, sub, sum } from "./elementwise.js";
+import { add, clamp, dotLast, log, mul, scale, sub, sum } from "./elementwise.js";
 import { argmax, gather, takeAlongRows } from "./lookup.js";
 import { logSoftmax, softmax } from "./transformer.js";
 
@@ -193,7 +193,8 @@ function forwardKl(g: Graph, student: Tensor, teacher: Tensor, p: Tensor, q: Ten
   const logSum = (logits: Tensor, probabilities: Tensor) =>
     sub(g, takeAlongRows(g, logits, best), log(g, atLeastTiny(g, takeAlongRows(g, probabilities, best))));
   const shift = sub(g, logSum(student, q), logSum(teacher, p));
-  return add(g, sum(g, mul(g, sub(g, teacher, student), p)), sum(g, shift));
+  const difference = sub(g, dotLast(g, p, teacher), dotLast(g, p, student)); // Σ p (t - s)
+  return sum(g, add(g, difference, shift));
 }
 
 const atLeastTiny = (g: Graph, x: Tensor): Tensor => clamp(g, x, { low: TINY, high: 1 });

@@ -2,9 +2,8 @@ import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, FLOATS, type Gradient, type Op } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
+import { PRECISION_F32 } from "./elementwise.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
-
-const PRECISION_F32 = 10;
 
 /** Bits of the kernel's flags. */
 const FLAG = { leftTransposed: 1, rightTransposed: 2, add: 4, bf16: 8 };
