@@ -101,15 +101,21 @@ static inline float max_of(vf v) {
   return best;
 }
 
-// e^x, within 2 units in the last place; 0 below -87.3. Range reduction by ln 2 in two parts, then a minimax polynomial
+// e^x, within 2 units in the last place; 0 (or denormal) below -87.3. Range reduction by ln 2 in two parts, then a minimax polynomial
 // (Cephes' expf).
 static inline vf vexp(vf x) {
+#if VL == 16
+  x = vmax(x, splat(-120.0f)); // keeps -infinity from the subtraction below
+  const __m512 rounded = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vf n = (vf)rounded;
+#else
   vi tiny = x < splat(-87.3f);
   x = vmin(vmax(x, splat(-87.3f)), splat(88.3f));
   const vf magic = splat(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
   vf n = x * 1.44269504f + magic;
   vi exponent = (vi)n << 23;
   n -= magic;
+#endif
   vf r = x - n * 0.693359375f;
   r += n * 2.12194440e-4f;
   vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -118,7 +124,11 @@ static inline vf vexp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
+#if VL == 16
+  return (vf)_mm512_scalef_ps((__m512)p, rounded); // p 2^n, 0 or infinity past the ends
+#else
   return (vf)(((vi)p + exponent) & ~tiny);
+#endif
 }
 
 // Words of two bf16: bf16(even[i]) in the low half of word i, bf16(odd[i]) in the high one. Rounds to nearest even.

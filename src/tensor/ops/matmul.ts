@@ -74,7 +74,7 @@ const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3
   accepts: [undefined, FLOATS],
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
-  vjp: (g, dy, { inputs: [a, b] }) => [() => leftGradient(g, dy, b), rightGradient(g, dy, a), null],
+  vjp: (g, dy, { inputs: [a, b] }) => [leftGradient(g, dy, b), rightGradient(g, dy, a), null],
 });
 
 /** a bᵀ, with the way to compute it chosen by the length of the sum. */
@@ -86,11 +86,17 @@ function product(g: Graph, a: Tensor, b: Tensor): Tensor {
 }
 
 /** dA = dC B: [..., n, m] x [..., m, k] -> [..., n, k]. */
-function leftGradient(g: Graph, dy: Tensor, b: Tensor): Tensor {
-  if (g.backend.kernels !== undefined) {
-    const sizes = { rows: axisFromEnd(dy.shape, 2), columns: axisFromEnd(b.shape, 1) };
-    return kernelProduct(g, b, dy, { ...sizes, flags: FLAG.leftTransposed });
-  }
+function leftGradient(g: Graph, dy: Tensor, b: Tensor): Gradient {
+  if (g.backend.kernels === undefined) return { value: () => composedLeftGradient(g, dy, b) };
+  const sizes = { rows: axisFromEnd(dy.shape, 2), columns: axisFromEnd(b.shape, 1) };
+  const attributes = { ...sizes, flags: FLAG.leftTransposed };
+  return {
+    value: () => kernelProduct(g, b, dy, attributes),
+    addTo: (sum) => kernelProductInto(g, sum, b, dy, attributes),
+  };
+}
+
+function composedLeftGradient(g: Graph, dy: Tensor, b: Tensor): Tensor {
   if (axisFromEnd(dy.shape, 1) <= SHORT_SUM && rowwise(g, dy, b)) return outerProductsTransposed(g, b, dy);
   return dotProducts(g, dy, transposedOperand(g, b));
 }
