@@ -120,8 +120,10 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
         exponentials(&s, scores, ld, q0, rows, from, to - from, sums);
         float *out = (float *)dst->data + (batch * s.length + q0) * row + h * s.dim;
         multiply_positions(&s, pv, from, (int)(to - from), scores, ld, rows, out, row);
-        for (int r = 0; r < rows; r++)
-          for (int64_t i = 0; i < s.dim; i++) out[r * row + i] /= sums[r];
+        for (int r = 0; r < rows; r++) {
+          const float inverse = 1 / sums[r];
+          for (int64_t i = 0; i < s.dim; i += VL) put_row(out + r * row, i, s.dim, row_at(out + r * row, i, s.dim, 0) * inverse);
+        }
       }
   }
 }

@@ -1,19 +1,20 @@
 // What calibration takes from activations, in one pass over them.
 #include "rows.h"
 
-// dst[i] += sum over sequences of the square of the mean, over the sequence, of the L2 norm of run i of channels (of one
-// channel: of its magnitude). In place on the sums [1, size]. src: sums, x [batch * seq, size * channels]. Flags: the
-// sequence's length.
-void KERNEL(add_magnitudes)(Tensor *dst, int ith, int nth, void *data) {
-  const Tensor *x = dst->src[1];
-  const int64_t length = ((Settings){.pointer = data}).flags, size = dst->ne[0], channels = x->ne[0] / size;
-  int64_t from, to; // each thread has columns of its own
-  span_of(size, ith, nth, &from, &to);
-  if (from >= to) return;
-  float *const mean = coppice_scratch(SCRATCH_1, 4 * size), *const sums = dst->data;
-  for (int64_t first = 0; first < x->ne[1]; first += length) {
+// src: x [batch * seq, size * channels] -> [batch, size]: for each sequence the square of the mean, over its positions, of the L2
+// norm of each run of channels (of one channel: of its magnitude). Flags: the sequence's length.
+void KERNEL(squared_means)(Tensor *dst, int ith, int nth, void *data) {
+  const Tensor *x = dst->src[0];
+  const int64_t length = ((Settings){.pointer = data}).flags, size = dst->ne[0], batch = dst->ne[1];
+  const int64_t channels = x->ne[0] / size;
+  // a thread takes whole sequences, which are likely in its own cache, or where there are too few, columns
+  const int by_sequence = batch >= nth;
+  int64_t from = 0, to = size;
+  if (!by_sequence) span_of(size, ith, nth, &from, &to);
+  for (int64_t b = by_sequence ? ith : 0; b < batch && from < to; b += by_sequence ? nth : 1) {
+    float *mean = (float *)dst->data + b * size;
     memset(mean + from, 0, 4 * (to - from));
-    for (int64_t t = first; t < first + length; t++) {
+    for (int64_t t = b * length; t < (b + 1) * length; t++) {
       const float *row = (const float *)x->data + t * x->ne[0];
       if (channels == 1) {
         int64_t i = from;
@@ -34,7 +35,7 @@ void KERNEL(add_magnitudes)(Tensor *dst, int ith, int nth, void *data) {
     }
     for (int64_t i = from; i < to; i++) {
       const float value = mean[i] / (float)length;
-      sums[i] += value * value;
+      mean[i] = value * value;
     }
   }
 }

@@ -24,7 +24,7 @@ export const KERNEL_NAMES = [
   ...(["matmul", "attention", "attention_back"] as const),
   ...(["divergence", "divergence_back", "cross_entropy", "cross_entropy_back"] as const),
   ...(["rms_norm", "rms_norm_back", "swiglu", "swiglu_back", "rope"] as const),
-  ...(["add_magnitudes", "cosines"] as const),
+  ...(["squared_means", "cosines"] as const),
   ...(["adamw", "add_rows", "sum_squares"] as const),
 ] as const;
 export type KernelName = (typeof KERNEL_NAMES)[number];

@@ -188,7 +188,7 @@ const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Setting
 };
 
 /** Batches in a step of calibration, which builds its graph anew each time, and of a forward pass, to compare it with. */
-const BATCHES = 32;
+const BATCHES = 64;
 
 function randomSequences(model: Model, length: number, count: number): Sequences {
   const random = new Random(5);

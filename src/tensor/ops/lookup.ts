@@ -14,7 +14,7 @@ export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding",
   vjp: (g, dy, { inputs: [table, ids] }) => [
     {
       value: () => embeddingBack(g, dy, ids, table),
-      ...(g.backend.kernels !== undefined && { addTo: (sum: Tensor) => embeddingBackInto(g, sum, dy, ids) }),
+      ...(g.backend.kernels !== undefined && { addTo: (sum: Tensor) => addRows(g, sum, dy, ids) }),
     },
     null,
   ],
@@ -26,8 +26,8 @@ const embeddingBack: Op<[dy: Tensor, ids: Tensor, table: Tensor]> = defineOp("em
   build: ({ f, context }, [dy, ids, table]) => f.ggml_get_rows_back(context, dy.handle, ids.handle, table.handle),
 });
 
-/** Adds rows of dy to the rows of a table's gradient that were looked up. */
-const embeddingBackInto: Op<[sum: Tensor, dy: Tensor, ids: Tensor]> = defineOp("embeddingBack", 3, {
+/** table[ids[i]] += x[i], in place; an id may come more than once. On devices with kernels. No gradient. */
+export const addRows: Op<[table: Tensor, x: Tensor, ids: Tensor]> = defineOp("addRows", 3, {
   accepts: [undefined, undefined, INDICES],
   shape: ([sum]) => sum.shape,
   kernel: ([sum]) => ({ name: "add_rows", inPlace: sum }),
