@@ -15,6 +15,7 @@ import {
   type Scores,
   saveScores,
 } from "../../src/prune/index.js";
+import { testBackends } from "../devices.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
@@ -27,9 +28,12 @@ const reference = readJsonObject(path.resolve(import.meta.dirname, "../fixtures/
   pruned: Record<string, string>;
 };
 
-describe.skipIf(!hasSharedData)("importance on stories260K", () => {
+/** The CPU with each way to compute. */
+const backends = testBackends.filter(([, options]) => options.device === "cpu");
+
+describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s", (_name, options) => {
   const directory = temporaryDirectory();
-  const backend = Backend.open({ device: "cpu" });
+  const backend = Backend.open(options);
   afterAll(() => backend.free());
   const open = () => {
     const { config, source } = openCheckpoint(stories260K);
