@@ -2,7 +2,7 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync,
 import path from "node:path";
 import { z } from "zod";
 import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
-import { loadLibrary } from "../ggml/library.js";
+import { loadFunctions } from "../ggml/library.js";
 import type { ConfigJson } from "../models/architecture.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
@@ -178,7 +178,7 @@ function withDtype(config: ConfigJson, tensors: readonly TensorInfo[]): ConfigJs
 function convertedTensor(source: TensorSource, name: string, wish: FloatDType | undefined): TensorToWrite {
   const info = tensorInfo(source, name);
   const dtype = wish ?? info.dtype;
-  const { functions } = loadLibrary();
+  const functions = loadFunctions();
   return {
     name,
     dtype,

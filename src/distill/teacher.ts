@@ -3,7 +3,7 @@ import path from "node:path";
 import type { Batch, Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, fromFloat32, toFloat32 } from "../ggml/dtype.js";
-import { loadLibrary } from "../ggml/library.js";
+import { loadFunctions } from "../ggml/library.js";
 import type { ModelWeights } from "../models/index.js";
 import { hashBytes, writeJson } from "../system/files.js";
 import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
@@ -143,7 +143,7 @@ class LogitCache {
   private readonly entryBytes: number;
   private readonly entries: number;
   private readonly known = new Set<number>();
-  private readonly functions = loadLibrary().functions;
+  private readonly functions = loadFunctions();
 
   constructor(directory: string, sequences: Sequences, k: number) {
     this.entries = sequences.length * k;

@@ -158,6 +158,7 @@ export const SIGNATURES = {
 /** Functions of the loader library (`libggml`), which knows the registered devices. */
 export const LOADER_SIGNATURES = {
   ggml_backend_load_all_from_path: c("void", "text"),
+  ggml_backend_load: c("optional", "text"),
   ggml_backend_dev_count: c("size"),
   ggml_backend_dev_get: c("pointer", "size"),
 } as const;

@@ -10,4 +10,11 @@ export {
   type Variant,
 } from "./kernels.js";
 export { buildKernels, type KernelBuild } from "./kernels-build.js";
-export { DEVICE_KINDS, type DeviceKind, type Library, libraryDirectories, loadLibrary } from "./library.js";
+export {
+  DEVICE_KINDS,
+  type DeviceKind,
+  type Library,
+  libraryDirectories,
+  loadFunctions,
+  loadLibrary,
+} from "./library.js";

@@ -59,7 +59,33 @@ function findLibrary(directory: string, stem: RegExp): string | undefined {
 const loaded = new Map<string, Library>();
 
 /**
- * Loads ggml from a folder: first `ggml-base`, then the loader `ggml`, then every backend found beside them.
+ * Loads the backends of a folder that are wanted: of the CPU's the one that scores best on this processor, and, unless only the
+ * CPU is, all others. A GPU's driver costs memory and time even when it is not used (43 MB of LLVM with Mesa's).
+ */
+function loadBackends(functions: Functions, directory: string, only: "cpu" | "others"): void {
+  const files = readdirSync(directory).filter((entry) => /^(lib)?ggml-(?!base)[\w-]+\.(so|dylib|dll)$/.test(entry));
+  const isCpu = (file: string) => /^(lib)?ggml-cpu/.test(file);
+  if (only === "others") {
+    for (const file of files.filter((entry) => !isCpu(entry))) functions.ggml_backend_load(path.join(directory, file));
+    return;
+  }
+  const scored = files.filter(isCpu).map((file) => ({ file, score: scoreOf(path.join(directory, file)) }));
+  const best = scored.sort((a, b) => b.score - a.score)[0];
+  if (best === undefined || best.score <= 0) functions.ggml_backend_load_all_from_path(directory);
+  else functions.ggml_backend_load(path.join(directory, best.file));
+}
+
+/** How well a CPU backend suits this processor; 0 when it cannot run. */
+function scoreOf(file: string): number {
+  try {
+    return koffi.load(file).func("ggml_backend_score", "int", [])();
+  } catch {
+    return 0;
+  }
+}
+
+/**
+ * Loads ggml from a folder: first `ggml-base`, then the loader `ggml`, then the CPU's backend found beside them.
  * @throws CoppiceError when the folder lacks the libraries or they are of another release
  */
 function loadFrom(directory: string): Library {
@@ -91,7 +117,7 @@ function loadFrom(directory: string): Library {
     const silent = BigInt(koffi.load(basePath).symbol("ggml_time_init") as bigint);
     functions.ggml_log_set(silent as never, null);
   }
-  functions.ggml_backend_load_all_from_path(directory);
+  loadBackends(functions, directory, "cpu");
   const library = {
     functions,
     directory,
@@ -103,21 +129,39 @@ function loadFrom(directory: string): Library {
 }
 
 let current: Library | undefined;
+let othersLoaded = false;
 
 /**
  * Loads ggml once per process. Two builds of it cannot live in one process, so the first wish decides.
  * @throws CoppiceError when none is installed, with what to install
  */
 export function loadLibrary(wish: DeviceKind | "auto" = "auto"): Library {
-  if (current !== undefined) return current;
+  current ??= firstLibrary(wish);
+  loadOthers(current, wish);
+  return current;
+}
+
+/** ggml's functions, for what needs no device: conversions and the like. No GPU's driver is started for them. */
+export function loadFunctions(): Functions {
+  current ??= firstLibrary("auto");
+  return current.functions;
+}
+
+function firstLibrary(wish: DeviceKind | "auto"): Library {
   const [directory] = libraryDirectories(wish);
   if (directory === undefined)
     throw new CoppiceError(
       `no compute library is installed for ${process.platform} ${process.arch}: run \`npm install @node-llama-cpp/${PLATFORM}-${process.arch}\`, ` +
         `or set COPPICE_GGML_DIR to a folder that holds libggml-base, libggml and their backends`,
     );
-  current = loadFrom(directory);
-  return current;
+  return loadFrom(directory);
+}
+
+/** Loads what is not the CPU's, at the first wish for it. */
+function loadOthers({ functions, directory }: Library, wish: DeviceKind | "auto"): void {
+  if (wish === "cpu" || othersLoaded) return;
+  othersLoaded = true;
+  loadBackends(functions, directory, "others");
 }
 
 /** This package's own folder (where package.json lies). */
