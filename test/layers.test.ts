@@ -9,7 +9,7 @@ const RANKS = [
   ["tensor"],
   ["models", "checkpoint", "data"],
   ["evaluate"],
-  ["prune", "distill"],
+  ["prune", "distill", "quantize"],
   ["jobs"],
   ["cli"],
 ];

@@ -1,4 +1,4 @@
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
@@ -6,21 +6,35 @@ import { loadFunctions } from "../ggml/library.js";
 import type { ConfigJson } from "../models/architecture.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
+import { openGgufCheckpoint } from "./gguf-checkpoint.js";
+import { readJsonObject } from "./json.js";
 import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
-import { blocks, sourceBytes, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
+import {
+  blocks,
+  floatSource,
+  sourceBytes,
+  type TensorInfo,
+  type TensorSource,
+  tensorBytes,
+  tensorInfo,
+} from "./tensor-source.js";
 
-/** A model directory in Hugging Face's layout, opened lazily. */
+/** A model, opened lazily: a directory in Hugging Face's layout or a GGUF file. */
 export interface Checkpoint {
+  /** What to open again. */
+  readonly path: string;
+  /** Where its tokenizer and generation settings lie. */
   readonly directory: string;
   readonly config: ConfigJson;
   readonly source: TensorSource;
   /** Bytes of its tensors. */
   readonly bytes: number;
+  /** The files that hold them. */
+  readonly files: readonly string[];
 }
 
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
-const MAX_JSON_BYTES = 256 << 20;
 
 /** Files that describe the tokenizer and the generation settings: they go with the weights wherever these go. */
 const CARRIED = [
@@ -39,36 +53,33 @@ const CARRIED = [
 
 const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
 
-/** Reads a JSON object from a file of limited size. @throws FormatError when it is none */
-export function readJsonObject(file: string): Record<string, unknown> {
-  const bytes = statSync(file).size;
-  if (bytes > MAX_JSON_BYTES) throw new FormatError(`${file} has ${bytes} bytes; at most ${MAX_JSON_BYTES} are read`);
-  let value: unknown;
-  try {
-    value = JSON.parse(readFileSync(file, "utf8"));
-  } catch (error) {
-    throw new FormatError(`${file} is no valid JSON (${error instanceof Error ? error.message : error})`);
-  }
-  if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw new FormatError(`${file} is no JSON object`);
-  return value as Record<string, unknown>;
-}
-
 /**
- * Opens a model directory: `config.json` and either `model.safetensors` or the shards of its index.
+ * Opens a model: a directory with `config.json` and either `model.safetensors` or the shards of its index, or a GGUF file.
  * @throws CoppiceError when files are missing, FormatError when they are not what they claim
  */
 export function openCheckpoint(directory: string): Checkpoint {
+  if (isGguf(directory)) return openGgufCheckpoint(directory);
   const configFile = path.join(directory, "config.json");
   if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
   const config = readJsonObject(configFile);
-  const source = openWeights(directory);
-  return { directory, config, source, bytes: sourceBytes(source) };
+  const files = openWeights(directory);
+  const source = new ShardedSource(files);
+  return {
+    path: directory,
+    directory,
+    config,
+    source,
+    bytes: sourceBytes(source),
+    files: files.map((file) => file.path),
+  };
 }
 
-function openWeights(directory: string): TensorSource {
+/** Whether a path names a GGUF file. */
+export const isGguf = (path: string): boolean => path.endsWith(".gguf");
+
+function openWeights(directory: string): SafetensorsFile[] {
   const single = path.join(directory, WEIGHTS);
-  if (existsSync(single)) return new ShardedSource([openSafetensors(single)]);
+  if (existsSync(single)) return [openSafetensors(single)];
   const index = path.join(directory, INDEX);
   if (existsSync(index)) return openShards(directory, index);
   const others = readdirSync(directory).filter((name) => /\.(bin|pth?|gguf|safetensors)$/.test(name));
@@ -79,7 +90,7 @@ function openWeights(directory: string): TensorSource {
 
 const indexSchema = z.looseObject({ weight_map: z.record(z.string(), z.string()) });
 
-function openShards(directory: string, index: string): TensorSource {
+function openShards(directory: string, index: string): SafetensorsFile[] {
   const parsed = indexSchema.safeParse(readJsonObject(index));
   if (!parsed.success) throw new FormatError(`${index} has no weight_map of names to files`);
   const map = parsed.data.weight_map;
@@ -98,7 +109,7 @@ function openShards(directory: string, index: string): TensorSource {
     if (!shard.tensors.has(name) && !shard.unreadable.has(name))
       throw new FormatError(`${index}: ${name} is not in ${file} as it says`);
   }
-  return new ShardedSource([...shards.values()]);
+  return [...shards.values()];
 }
 
 /** The tensors of several files as one. */
@@ -161,7 +172,8 @@ export function writeCheckpoint(
   for (const name of readdirSync(directory))
     if (/^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/.test(name) || name === "config.json")
       rmSync(path.join(directory, name));
-  const tensors = [...source.tensors.keys()].map((name) => convertedTensor(source, name, options.dtype));
+  const floats = floatSource(source);
+  const tensors = [...source.tensors.keys()].map((name) => convertedTensor(floats, name, options.dtype));
   writeShards(directory, tensors, options);
   if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
     carryFiles(options.carryFrom, directory);
@@ -169,13 +181,13 @@ export function writeCheckpoint(
 }
 
 /** States the stored type under the name that the configuration already uses for it. */
-function withDtype(config: ConfigJson, tensors: readonly TensorInfo[]): ConfigJson {
+function withDtype(config: ConfigJson, tensors: readonly TensorInfo<FloatDType>[]): ConfigJson {
   const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[tensors[0]?.dtype ?? "f32"];
   const field = "dtype" in config ? "dtype" : "torch_dtype";
   return { ...config, [field]: stored };
 }
 
-function convertedTensor(source: TensorSource, name: string, wish: FloatDType | undefined): TensorToWrite {
+function convertedTensor(source: TensorSource<FloatDType>, name: string, wish: FloatDType | undefined): TensorToWrite {
   const info = tensorInfo(source, name);
   const dtype = wish ?? info.dtype;
   const functions = loadFunctions();

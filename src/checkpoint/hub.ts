@@ -155,17 +155,23 @@ function cachedSnapshot(repo: string, storage: string, reference: string, revisi
 const MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*"];
 
 /**
- * Finds a model: a local directory as it is, or a hub id (`org/name`, `org/name@revision`), downloaded if need be.
- * @returns a directory in Hugging Face's layout
+ * Finds a model: a local directory or .gguf file as it is, or a hub id (`org/name`, `org/name@revision`,
+ * `org/name/file.gguf`), downloaded if need be.
+ * @returns a directory in Hugging Face's layout, or a .gguf file
  */
-export async function resolveModelDirectory(model: string, options: HubOptions = {}): Promise<string> {
+export async function resolveModel(model: string, options: HubOptions = {}): Promise<string> {
   if (existsSync(model)) {
-    if (!statSync(model).isDirectory()) throw new UsageError(`${model} is a file; a MODEL is a directory or a hub id`);
+    if (!statSync(model).isDirectory() && !model.endsWith(".gguf"))
+      throw new UsageError(`${model} is a file; a MODEL is a directory, a .gguf file or a hub id`);
     return model;
   }
+  const [, from, file] = /^([^/]+\/[^/]+)\/(.+\.gguf)$/.exec(model) ?? [];
+  if (from !== undefined && file !== undefined && isRepoName(from)) {
+    const { directory } = await downloadRepo("model", from, [file.replace(/-\d{5}-of-/, "-*-of-")], options);
+    return path.join(directory, file);
+  }
   const [repo = "", revision] = model.split("@");
-  if (!isRepoName(repo))
-    throw new UsageError(`there is no model directory ${model}, and it is no hub id (organisation/name)`);
+  if (!isRepoName(repo)) throw new UsageError(`there is no model ${model}, and it is no hub id (organisation/name)`);
   const { directory } = await downloadRepo(
     "model",
     repo,

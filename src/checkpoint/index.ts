@@ -1,4 +1,21 @@
 export { type Checkpoint, openCheckpoint, type WriteOptions, writeCheckpoint } from "./directory.js";
-export { type DownloadProgress, downloadRepo, type HubOptions, isRepoName, resolveModelDirectory } from "./hub.js";
+export {
+  type GgufFile,
+  type GgufKind,
+  type GgufMetadata,
+  type GgufTensor,
+  type GgufValue,
+  openGguf,
+  writeGguf,
+} from "./gguf.js";
+export { type DownloadProgress, downloadRepo, type HubOptions, isRepoName, resolveModel } from "./hub.js";
 export { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
-export { blocks, readTensor, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
+export {
+  blocks,
+  floatSource,
+  readTensor,
+  type TensorInfo,
+  type TensorSource,
+  tensorBytes,
+  tensorInfo,
+} from "./tensor-source.js";

@@ -34,12 +34,12 @@ const DTYPES: Readonly<Record<string, { readonly bytes: number; readonly dtype?:
 };
 const NAMES: Record<FloatDType, string> = { f32: "F32", f16: "F16", bf16: "BF16" };
 
-interface Entry extends TensorInfo {
+interface Entry extends TensorInfo<FloatDType> {
   readonly offset: number;
 }
 
 /** A safetensors file, opened: its header checked, its elements left on disk. */
-export interface SafetensorsFile extends TensorSource {
+export interface SafetensorsFile extends TensorSource<FloatDType> {
   readonly path: string;
   readonly metadata: Readonly<Record<string, string>>;
   /** Tensors of element types that are not floating point, or wider than 32 bits: present but not readable here. */
@@ -181,7 +181,7 @@ function checkCoverage(
 }
 
 /** A tensor to be written: its elements come in pieces, in order. */
-export interface TensorToWrite extends TensorInfo {
+export interface TensorToWrite extends TensorInfo<FloatDType> {
   readonly name: string;
   readonly chunks: () => Iterable<Uint8Array>;
 }

@@ -1,10 +1,10 @@
-import type { FloatDType } from "../ggml/dtype.js";
-import { DTYPE_BYTES } from "../ggml/dtype.js";
+import { dataBytes, type FloatDType, fromFloat32, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 
 /** A stored tensor: its type and shape, outermost axis first. */
-export interface TensorInfo {
-  readonly dtype: FloatDType;
+export interface TensorInfo<D extends StoredDType = StoredDType> {
+  readonly dtype: D;
   readonly shape: readonly number[];
 }
 
@@ -12,8 +12,8 @@ export interface TensorInfo {
  * Tensors by name, read piece by piece: a file on disk, or one derived from another (pruned). Nothing is read before it
  * is asked for.
  */
-export interface TensorSource {
-  readonly tensors: ReadonlyMap<string, TensorInfo>;
+export interface TensorSource<D extends StoredDType = StoredDType> {
+  readonly tensors: ReadonlyMap<string, TensorInfo<D>>;
   /** Little-endian elements of the rows [from, to) of the first axis. May be a view of a mapped file: read-only. */
   readRows(name: string, from: number, to: number): Uint8Array;
   /** Says that these rows are not needed for now, so that they leave resident memory. */
@@ -21,7 +21,10 @@ export interface TensorSource {
 }
 
 /** Describes one tensor. @throws FormatError when the source has none of that name */
-export function tensorInfo(source: Pick<TensorSource, "tensors">, name: string): TensorInfo {
+export function tensorInfo<D extends StoredDType>(
+  source: Pick<TensorSource<D>, "tensors">,
+  name: string,
+): TensorInfo<D> {
   const info = source.tensors.get(name);
   if (info === undefined) throw new FormatError(`the checkpoint has no tensor ${name}`);
   return info;
@@ -29,7 +32,10 @@ export function tensorInfo(source: Pick<TensorSource, "tensors">, name: string):
 
 /** Bytes of one row: all but the first axis. */
 export const rowBytes = ({ dtype, shape }: TensorInfo): number =>
-  shape.slice(1).reduce((product, size) => product * size, DTYPE_BYTES[dtype]);
+  dataBytes(
+    dtype,
+    shape.slice(1).reduce((product, size) => product * size, 1),
+  );
 
 /** Bytes of a whole tensor. */
 export const tensorBytes = (info: TensorInfo): number => rowBytes(info) * (info.shape[0] ?? 1);
@@ -63,4 +69,25 @@ export function readTensor(source: TensorSource, name: string): Uint8Array {
   const width = rowBytes(info);
   for (const { row, bytes } of blocks(source, name)) result.set(bytes, row * width);
   return result;
+}
+
+/** What quantized weights become where a format or a computation needs plain numbers: bf16 is too coarse for them. */
+const EXPANDED_DTYPE = "f16";
+
+/** The same tensors as plain numbers: quantized ones are expanded row by row as they are read. */
+export function floatSource(source: TensorSource): TensorSource<FloatDType> {
+  const tensors = new Map<string, TensorInfo<FloatDType>>();
+  for (const [name, { dtype, shape }] of source.tensors)
+    tensors.set(name, { dtype: isQuantized(dtype) ? EXPANDED_DTYPE : dtype, shape });
+  return {
+    tensors,
+    readRows: (name, from, to) => {
+      const bytes = source.readRows(name, from, to);
+      const { dtype } = tensorInfo(source, name);
+      if (!isQuantized(dtype)) return bytes;
+      const functions = loadFunctions();
+      return fromFloat32(functions, toFloat32(functions, bytes, dtype), EXPANDED_DTYPE);
+    },
+    releaseRows: (name, from, to) => source.releaseRows(name, from, to),
+  };
 }

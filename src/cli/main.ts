@@ -25,6 +25,9 @@ const COMMANDS = [
 console.debug = console.error;
 console.log = console.error;
 
+// Whoever reads the output may stop reading (`coppice ... | head`).
+process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
 const program = new Command("coppice")
   .description("Make language models smaller and keep them good: prune, distil, measure.")

@@ -1,7 +1,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
-import { readJsonObject } from "../checkpoint/directory.js";
+import { readJsonObject } from "../checkpoint/json.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { hashBytes } from "../system/files.js";
 

@@ -1,12 +1,80 @@
 import { FormatError } from "../system/errors.js";
 import type { Functions } from "./functions.js";
 
-/** Element types that tensors are computed and stored in. Quantized types live in GGUF files. */
-export type DType = "f32" | "f16" | "bf16" | "i32";
+/** An element type: its number in ggml, and how many elements a block of how many bytes holds. */
+interface Layout {
+  readonly id: number;
+  readonly block: number;
+  readonly bytes: number;
+}
 
-export const DTYPE_ID: Record<DType, number> = { f32: 0, f16: 1, i32: 26, bf16: 30 };
-export const DTYPE_BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2, i32: 4 };
-export type FloatDType = Exclude<DType, "i32">;
+const PLAIN = {
+  f32: { id: 0, block: 1, bytes: 4 },
+  f16: { id: 1, block: 1, bytes: 2 },
+  i32: { id: 26, block: 1, bytes: 4 },
+  bf16: { id: 30, block: 1, bytes: 2 },
+} as const satisfies Record<string, Layout>;
+
+/** Quantized types, for weights only: `name` is what ggml's functions call it. */
+const QUANTIZED = {
+  q4_0: { id: 2, block: 32, bytes: 18, name: "q4_0" },
+  q4_1: { id: 3, block: 32, bytes: 20, name: "q4_1" },
+  q5_0: { id: 6, block: 32, bytes: 22, name: "q5_0" },
+  q5_1: { id: 7, block: 32, bytes: 24, name: "q5_1" },
+  q8_0: { id: 8, block: 32, bytes: 34, name: "q8_0" },
+  q2_k: { id: 10, block: 256, bytes: 84, name: "q2_K" },
+  q3_k: { id: 11, block: 256, bytes: 110, name: "q3_K" },
+  q4_k: { id: 12, block: 256, bytes: 144, name: "q4_K" },
+  q5_k: { id: 13, block: 256, bytes: 176, name: "q5_K" },
+  q6_k: { id: 14, block: 256, bytes: 210, name: "q6_K" },
+  iq2_xxs: { id: 16, block: 256, bytes: 66, name: "iq2_xxs" },
+  iq2_xs: { id: 17, block: 256, bytes: 74, name: "iq2_xs" },
+  iq3_xxs: { id: 18, block: 256, bytes: 98, name: "iq3_xxs" },
+  iq1_s: { id: 19, block: 256, bytes: 50, name: "iq1_s" },
+  iq4_nl: { id: 20, block: 32, bytes: 18, name: "iq4_nl" },
+  iq3_s: { id: 21, block: 256, bytes: 110, name: "iq3_s" },
+  iq2_s: { id: 22, block: 256, bytes: 82, name: "iq2_s" },
+  iq4_xs: { id: 23, block: 256, bytes: 136, name: "iq4_xs" },
+  iq1_m: { id: 29, block: 256, bytes: 56, name: "iq1_m" },
+  tq1_0: { id: 34, block: 256, bytes: 54, name: "tq1_0" },
+  tq2_0: { id: 35, block: 256, bytes: 66, name: "tq2_0" },
+  mxfp4: { id: 39, block: 32, bytes: 17, name: "mxfp4" },
+  nvfp4: { id: 40, block: 64, bytes: 36, name: "nvfp4" },
+  q1_0: { id: 41, block: 128, bytes: 18, name: "q1_0" },
+  q2_0: { id: 42, block: 64, bytes: 18, name: "q2_0" },
+} as const satisfies Record<string, Layout & { readonly name: string }>;
+
+export type FloatDType = "f32" | "f16" | "bf16";
+export type QuantizedDType = keyof typeof QUANTIZED;
+/** Types that weights are stored in. */
+export type StoredDType = FloatDType | QuantizedDType;
+/** Element types of tensors. */
+export type DType = StoredDType | "i32";
+
+const LAYOUTS: Readonly<Record<DType, Layout>> = { ...PLAIN, ...QUANTIZED };
+
+/** A type's number in ggml and in GGUF files. */
+export const DTYPE_ID = Object.fromEntries(Object.entries(LAYOUTS).map(([name, { id }]) => [name, id])) as Readonly<
+  Record<DType, number>
+>;
+
+/** Bytes of one element of the types whose elements stand alone. */
+export const DTYPE_BYTES: Readonly<Record<FloatDType | "i32", number>> = { f32: 4, f16: 2, bf16: 2, i32: 4 };
+
+export const QUANTIZED_DTYPES = Object.keys(QUANTIZED) as readonly QuantizedDType[];
+export const isQuantized = (dtype: DType): dtype is QuantizedDType => dtype in QUANTIZED;
+/** What ggml calls a quantized type in the names of its functions. */
+export const nativeName = (dtype: QuantizedDType): string => QUANTIZED[dtype].name;
+/** How many elements of a row are stored together: rows are multiples of it. */
+export const blockSize = (dtype: DType): number => LAYOUTS[dtype].block;
+/** Bytes of so many elements, whole blocks of them. */
+export const dataBytes = (dtype: DType, elements: number): number =>
+  (elements / LAYOUTS[dtype].block) * LAYOUTS[dtype].bytes;
+
+/** The type of a number in a GGUF file, where it is one that is known here. */
+export function dtypeOfId(id: number): DType | undefined {
+  return (Object.keys(LAYOUTS) as DType[]).find((dtype) => LAYOUTS[dtype].id === id);
+}
 
 /** The bytes of `data` without copying. */
 export function bytesOf(data: NodeJS.ArrayBufferView): Uint8Array {
@@ -32,6 +100,11 @@ export function toFloat32(functions: Functions, bytes: Uint8Array, dtype: DType)
     return new Float32Array(words.buffer, words.byteOffset, words.length);
   }
   if (dtype === "i32") throw new FormatError("i32 data where floating-point numbers were expected");
+  if (isQuantized(dtype)) {
+    const values = new Float32Array((bytes.byteLength / LAYOUTS[dtype].bytes) * LAYOUTS[dtype].block);
+    functions.dequantize[dtype](bytes, values, values.length);
+    return values;
+  }
   const halves = typedView(bytes, 2);
   const result = new Float32Array(halves.length);
   if (dtype === "bf16") functions.ggml_bf16_to_fp32_row(halves, result, halves.length);

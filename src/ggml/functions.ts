@@ -1,5 +1,6 @@
 import type { LibraryHandle } from "koffi";
 import koffi from "../system/ffi.js";
+import { nativeName, QUANTIZED_DTYPES, type QuantizedDType } from "./dtype.js";
 
 /** The address of something native. Never dereferenced here: all access goes through ggml's own functions. */
 export type Pointer = bigint & { readonly __native: unique symbol };
@@ -10,6 +11,7 @@ interface CTypes {
   pointer: Pointer;
   optional: Pointer | null;
   bytes: NodeJS.ArrayBufferView;
+  optionalBytes: NodeJS.ArrayBufferView | null;
   text: string;
   int: number;
   int64: number;
@@ -24,6 +26,7 @@ const NATIVE: Record<CType, string> = {
   pointer: "intptr_t",
   optional: "intptr_t",
   bytes: "void *",
+  optionalBytes: "void *",
   text: "const char *",
   int: "int",
   int64: "int64_t",
@@ -153,7 +156,16 @@ export const SIGNATURES = {
   ggml_fp32_to_fp16_row: c("void", "bytes", "bytes", "int64"),
   ggml_bf16_to_fp32_row: c("void", "bytes", "bytes", "int64"),
   ggml_fp16_to_fp32_row: c("void", "bytes", "bytes", "int64"),
+  // quantization: (type, f32 source, result, first element, rows, columns, importance of each column)
+  ggml_quantize_chunk: c("size", "int", "bytes", "bytes", "int64", "int64", "int64", "optionalBytes"),
+  ggml_quantize_requires_imatrix: c("bool", "int"),
+  ggml_validate_row_data: c("bool", "int", "bytes", "size"),
+  ggml_blck_size: c("int64", "int"),
+  ggml_type_size: c("size", "int"),
 } as const;
+
+/** Turns quantized rows into f32: (rows, result, elements). */
+const DEQUANTIZE = c("void", "bytes", "bytes", "int64");
 
 /** Functions of the loader library (`libggml`), which knows the registered devices. */
 export const LOADER_SIGNATURES = {
@@ -174,7 +186,10 @@ type TableOf<S> = { readonly [K in keyof S]: Callable<S[K]> };
 
 /** The native functions, typed from {@link SIGNATURES}. */
 export type Functions = TableOf<typeof SIGNATURES> &
-  TableOf<typeof LOADER_SIGNATURES> & { readonly ggml_init: (memoryBytes: number) => Pointer };
+  TableOf<typeof LOADER_SIGNATURES> & {
+    readonly ggml_init: (memoryBytes: number) => Pointer;
+    readonly dequantize: Readonly<Record<QuantizedDType, Callable<typeof DEQUANTIZE>>>;
+  };
 
 function bind(library: LibraryHandle, name: string, signature: Signature<CType, readonly CType[]>) {
   const native = library.func(
@@ -200,6 +215,9 @@ export function bindFunctions(base: LibraryHandle, loader: LibraryHandle): Funct
   const table: Record<string, unknown> = {};
   for (const [name, signature] of Object.entries(SIGNATURES)) table[name] = bind(base, name, signature);
   for (const [name, signature] of Object.entries(LOADER_SIGNATURES)) table[name] = bind(loader, name, signature);
+  table.dequantize = Object.fromEntries(
+    QUANTIZED_DTYPES.map((dtype) => [dtype, bind(base, `dequantize_row_${nativeName(dtype)}`, DEQUANTIZE)]),
+  );
   const parameters = koffi.struct({ mem_size: "size_t", mem_buffer: "void *", no_alloc: "bool" });
   const init = base.func("ggml_init", "intptr_t", [parameters]);
   table.ggml_init = (memoryBytes: number) =>

@@ -1,5 +1,18 @@
 export { Backend, type BackendOptions, type Device, listDevices } from "./device.js";
-export { bytesOf, DTYPE_BYTES, type DType, type FloatDType, fromFloat32, toFloat32 } from "./dtype.js";
+export {
+  blockSize,
+  bytesOf,
+  DTYPE_BYTES,
+  type DType,
+  dataBytes,
+  type FloatDType,
+  fromFloat32,
+  isQuantized,
+  QUANTIZED_DTYPES,
+  type QuantizedDType,
+  type StoredDType,
+  toFloat32,
+} from "./dtype.js";
 export type { Functions, Pointer } from "./functions.js";
 export {
   availableKernels,

@@ -45,10 +45,27 @@ function packageDirectory(name: string): string | undefined {
 export function libraryDirectories(wish: DeviceKind | "auto"): string[] {
   const named = process.env.COPPICE_GGML_DIR;
   if (named !== undefined && named !== "") return [path.resolve(named)];
-  // every package can also drive the processor
-  const kinds = wish === "auto" ? DEVICE_KINDS : [wish, "cpu" as const, ...DEVICE_KINDS];
-  const folders = kinds.flatMap(packagesFor).map(packageDirectory);
+  // every package can also drive the processor, and two cannot be loaded: the processor takes the one a GPU would
+  const kinds = wish === "auto" || wish === "cpu" ? DEVICE_KINDS : [wish, ...DEVICE_KINDS];
+  const folders = kinds.flatMap((kind) =>
+    packagesFor(kind)
+      .map(packageDirectory)
+      .filter((folder) => folder !== undefined && (kind !== "cuda" || kind === wish || cudaWorks(folder))),
+  );
   return [...new Set(folders.filter((folder) => folder !== undefined))];
+}
+
+/** Whether there is an NVIDIA driver, and the CUDA libraries that the package leaves to the user's machine. */
+function cudaWorks(directory: string): boolean {
+  const driver = ["/dev/nvidiactl", "/dev/dxg", "C:\\Windows\\System32\\nvcuda.dll"].some((file) => existsSync(file));
+  const backend = findLibrary(directory, /^(lib)?ggml-cuda\.(so|dll)$/);
+  if (!driver || backend === undefined) return false;
+  try {
+    koffi.load(backend);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function findLibrary(directory: string, stem: RegExp): string | undefined {

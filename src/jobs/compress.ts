@@ -73,7 +73,7 @@ const CORRECTION_RATE_SHARE = 0.2;
  */
 export async function compress(job: CompressJob): Promise<CompressOutcome> {
   const teacher = await openModel(job.model, job);
-  if (path.resolve(teacher.checkpoint.directory) === path.resolve(job.out))
+  if (path.resolve(teacher.checkpoint.path) === path.resolve(job.out))
     throw new UsageError(`${job.out} is the model itself: choose another --out`);
   candidatesFor(teacher.model, job); // a target that cannot be met is said before anything long begins
   const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
@@ -127,16 +127,16 @@ class Compression {
 
   async run(): Promise<CompressOutcome> {
     const { stages, job } = this;
-    const before = this.original.checkpoint.directory;
+    const { path: before, directory } = this.original.checkpoint;
     const teacher = await stages.once("measure teacher", () => this.measure(before, "measure teacher"));
-    const teacherDirectory = await this.correctTeacher(before);
-    const plan = await stages.once("search", () => this.search(teacherDirectory));
+    const teacherPath = await this.correctTeacher(before);
+    const plan = await stages.once("search", () => this.search(teacherPath));
     const prunedDirectory = this.directory.file("pruned");
     await stages.once("prune", async () => {
-      writePruned(this.cut(teacherDirectory, plan), before, { ...job, out: prunedDirectory });
+      writePruned(this.cut(teacherPath, plan), directory, { ...job, out: prunedDirectory });
     });
     const pruned = await stages.once("measure pruned", () => this.measure(prunedDirectory, "measure pruned"));
-    const training = await stages.once("distill", () => this.distil(teacherDirectory, prunedDirectory, plan));
+    const training = await stages.once("distill", () => this.distil(teacherPath, prunedDirectory, plan));
     const student = await stages.once("measure student", () => this.measure(job.out, "measure student"));
     this.directory.dropCheckpoints();
     const outcome: CompressOutcome = {
@@ -162,7 +162,7 @@ class Compression {
     return new Sequences(this.tokens, this.settings.sequenceLength);
   }
 
-  /** Trains the teacher lightly on the data, so that what it teaches is about this data. @returns its directory */
+  /** Trains the teacher lightly on the data, so that what it teaches is about this data. @returns where it is */
   private async correctTeacher(before: string): Promise<string> {
     const { job, settings, backend } = this;
     if (job.teacherCorrection === undefined || job.teacherCorrection === false) return before;
@@ -192,7 +192,7 @@ class Compression {
         });
         writeCheckpoint(corrected, model.config, student.source(), {
           dtype: storedType(checkpoint.source),
-          carryFrom: before,
+          carryFrom: checkpoint.directory,
         });
         return result;
       } finally {
@@ -203,9 +203,9 @@ class Compression {
     return corrected;
   }
 
-  private async search(teacherDirectory: string): Promise<PrunePlan> {
+  private async search(teacherPath: string): Promise<PrunePlan> {
     const { backend, job, settings, validation } = this;
-    const { source } = openCheckpoint(teacherDirectory);
+    const { source } = openCheckpoint(teacherPath);
     const { model } = this.original;
     const weights = loadWeights(backend, model, source, { dtype: settings.computeType, trainable: false });
     try {
@@ -237,18 +237,18 @@ class Compression {
     return this.job.scoresFile ?? this.directory.file("importance.safetensors");
   }
 
-  private cut(teacherDirectory: string, plan: PrunePlan): PrunedModel {
+  private cut(teacherPath: string, plan: PrunePlan): PrunedModel {
     const { model } = this.original;
     const scores = loadScores(this.backend, this.scoresFile, model);
-    return prune(model, openCheckpoint(teacherDirectory).source, plan, keptIndices(model, plan, scores));
+    return prune(model, openCheckpoint(teacherPath).source, plan, keptIndices(model, plan, scores));
   }
 
-  private distil(teacherDirectory: string, prunedDirectory: string, plan: PrunePlan) {
+  private distil(teacherPath: string, prunedDirectory: string, plan: PrunePlan) {
     const { backend, job, settings, validation } = this;
     const { config, source } = openCheckpoint(prunedDirectory);
     const intermediate = job.intermediate === true ? { intermediate: defaultIntermediatePairs(plan.keptLayers) } : {};
     return distillStage({
-      ...{ backend, stage: "distill", run: this.directory, settings, validation, options: job, teacherDirectory },
+      ...{ backend, stage: "distill", run: this.directory, settings, validation, options: job, teacherPath },
       sequences: this.sequences,
       student: { model: modelFromConfig(config), source },
       distillation: { ...job.distillation, ...intermediate },

@@ -1,4 +1,4 @@
-import { type Checkpoint, type HubOptions, openCheckpoint, resolveModelDirectory } from "../checkpoint/index.js";
+import { type Checkpoint, type HubOptions, openCheckpoint, resolveModel } from "../checkpoint/index.js";
 import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
 import { Backend, type BackendOptions } from "../ggml/index.js";
 import { countParameters, type Model, modelFromConfig } from "../models/index.js";
@@ -33,7 +33,7 @@ export interface OpenModel {
 /** Opens a MODEL argument: a directory or a hub id. */
 export async function openModel(reference: string, options: JobOptions = {}): Promise<OpenModel> {
   const onProgress = options.onProgress;
-  const directory = await resolveModelDirectory(reference, {
+  const directory = await resolveModel(reference, {
     ...options.hub,
     ...(onProgress && {
       onProgress: ({ file, doneBytes, totalBytes }) =>

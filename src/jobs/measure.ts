@@ -47,15 +47,15 @@ export interface MeasureOptions {
   readonly computeType?: ComputeType;
 }
 
-/** Measures a model directory on validation tokens. */
+/** Measures a model on validation tokens. */
 export async function measure(
   backend: Backend,
-  directory: string,
+  path: string,
   validation: TokenStream,
   stage: string,
   options: MeasureOptions & JobOptions,
 ): Promise<Measurement> {
-  const { config, source, bytes } = openCheckpoint(directory);
+  const { config, source, bytes } = openCheckpoint(path);
   const model = modelFromConfig(config);
   const dtype = (options.computeType ?? "f32") === "f32" ? "f32" : "bf16";
   const weights = loadWeights(backend, model, source, { dtype, trainable: false });
@@ -81,7 +81,7 @@ export async function measurePerplexity(job: PerplexityJob): Promise<Perplexity>
   const tokenizer = await Tokenizer.load(checkpoint.directory);
   const { train } = await openTokens(job.data, tokenizer, job, job);
   return onDevice(job, async (backend) => {
-    const { loss, perplexity: value, tokens } = await measure(backend, checkpoint.directory, train, "perplexity", job);
+    const { loss, perplexity: value, tokens } = await measure(backend, checkpoint.path, train, "perplexity", job);
     return { loss, perplexity: value, tokens };
   });
 }

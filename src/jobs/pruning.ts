@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { readJsonObject } from "../checkpoint/directory.js";
-import { openCheckpoint, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
+import { type Checkpoint, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
+import { readJsonObject } from "../checkpoint/json.js";
 import { Sequences, type TokenStream } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
@@ -221,12 +221,12 @@ export function summarisePlan(before: Model, after: Model): PlanSummary {
 /** Prunes a model to a target and writes it. */
 export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
   const { checkpoint, model, parameters } = await openModel(job.model, job);
-  if (path.resolve(checkpoint.directory) === path.resolve(job.out))
+  if (path.resolve(checkpoint.path) === path.resolve(job.out))
     throw new UsageError(`${job.out} is the model itself: choose another --out`);
   const computeType = job.computeType ?? "bf16";
   const candidates = candidatesFor(model, job);
   const { chosen, scores } = await onDevice(job, (backend) =>
-    choose(backend, checkpoint.directory, model, candidates, job, computeType),
+    choose(backend, checkpoint, model, candidates, job, computeType),
   );
   const pruned = prune(model, checkpoint.source, chosen, keptIndices(model, chosen, scores));
   writePruned(pruned, checkpoint.directory, job);
@@ -258,7 +258,7 @@ export function writePruned(
 /** Decides what stays. Scores that are at hand and sizes that are named need no data and no weights in memory. */
 async function choose(
   backend: Backend,
-  directory: string,
+  { directory, source }: Checkpoint,
   model: Model,
   candidates: readonly Candidate[],
   job: PruneJob,
@@ -285,7 +285,6 @@ async function choose(
   if (job.data === undefined || job.data.length === 0)
     throw new CoppiceError("pruning needs --data to score what matters, or --scores with explicit sizes");
   const { train, validation } = await openData(directory, { ...job, data: job.data }, job);
-  const { source } = openCheckpoint(directory);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {
     const scores = await scoresFor(backend, weights, train, job, computeType);

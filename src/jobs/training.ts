@@ -1,7 +1,12 @@
-import { existsSync } from "node:fs";
 import path from "node:path";
-import { readJsonObject } from "../checkpoint/directory.js";
-import { openCheckpoint, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
+import {
+  type Checkpoint,
+  floatSource,
+  openCheckpoint,
+  type TensorSource,
+  writeCheckpoint,
+} from "../checkpoint/index.js";
+import { readJsonObject } from "../checkpoint/json.js";
 import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
@@ -51,16 +56,9 @@ export interface TeacherOptions {
 }
 
 /** Hashes everything a model's numbers depend on, for keys of caches. */
-async function modelId(directory: string): Promise<string> {
-  const { source } = openCheckpoint(directory);
-  const files = new Set<string>();
-  const index = path.join(directory, "model.safetensors.index.json");
-  if (existsSync(index)) {
-    const { weight_map: map } = readJsonObject(index);
-    for (const file of Object.values(map as Record<string, string>)) files.add(file);
-  } else files.add("model.safetensors");
+async function modelId({ source, files }: Checkpoint): Promise<string> {
   const hashes = [];
-  for (const file of [...files].sort()) hashes.push(await hashFile(path.join(directory, file)));
+  for (const file of [...files].sort()) hashes.push(await hashFile(file));
   return `${source.tensors.size}-${hashes.join("-")}`;
 }
 
@@ -111,10 +109,10 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
   });
 }
 
-/** Distils the teacher in one directory into the student of another. @returns the trained weights, to be written */
+/** Distils a teacher into a student. @returns the trained weights, to be written */
 export async function distillStage(
   stage: Omit<TrainStage, "objective" | "student" | "model"> & {
-    readonly teacherDirectory: string;
+    readonly teacherPath: string;
     readonly student: { readonly model: Model; readonly source: TensorSource };
     readonly distillation: Partial<DistillationOptions>;
     readonly teacher: TeacherOptions;
@@ -123,7 +121,7 @@ export async function distillStage(
   },
 ): Promise<TrainResult> {
   const { backend, settings, sequences } = stage;
-  const teacherCheckpoint = openCheckpoint(stage.teacherDirectory);
+  const teacherCheckpoint = openCheckpoint(stage.teacherPath);
   const teacherModel = modelFromConfig(teacherCheckpoint.config);
   if (teacherModel.vocabSize !== stage.student.model.vocabSize)
     throw new UsageError(
@@ -151,7 +149,7 @@ export async function distillStage(
           temperature: options.temperature,
           computeType: settings.computeType,
           vocabSize: teacherModel.vocabSize,
-          teacherId: await modelId(stage.teacherDirectory),
+          teacherId: await modelId(teacherCheckpoint),
           ...(stage.teacher.cache && { cacheDirectory: path.join(cacheDirectory(stage.cacheDir), "logits") }),
         });
   const objective =
@@ -195,7 +193,7 @@ export async function distilBriefly(
 /** The type that a checkpoint's matrices are stored in. */
 export const storedType = (source: TensorSource): FloatDType => {
   const counts = new Map<FloatDType, number>();
-  for (const { dtype, shape } of source.tensors.values())
+  for (const { dtype, shape } of floatSource(source).tensors.values())
     if (shape.length > 1) counts.set(dtype, (counts.get(dtype) ?? 0) + shape.reduce((a, b) => a * b, 1));
   return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0] ?? "f32";
 };
@@ -238,8 +236,9 @@ export function openRun(
 /** Trains a model on the next token of data: from scratch, or going on from its weights. */
 export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   const scratch = job.fromScratch === true;
-  const directory = scratch ? job.model : (await openModel(job.model, job)).checkpoint.directory;
-  const config = readJsonObject(path.join(directory, "config.json"));
+  const checkpoint = scratch ? undefined : (await openModel(job.model, job)).checkpoint;
+  const directory = checkpoint?.directory ?? job.model;
+  const config = checkpoint?.config ?? readJsonObject(path.join(directory, "config.json"));
   const model = modelFromConfig(config);
   const { train: tokens, validation } = await openData(directory, job, job);
   checkVocabulary(tokens, model.vocabSize);
@@ -251,11 +250,12 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   );
   const stages = new Stages(run.file("stages.json"));
   return onDevice(job, async (backend) => {
-    const dtype = job.dtype ?? (scratch ? "bf16" : storedType(openCheckpoint(directory).source));
+    const dtype = job.dtype ?? (checkpoint === undefined ? "bf16" : storedType(checkpoint.source));
     const result = await stages.once("pretrain", async () => {
-      const student = scratch
-        ? initialise(backend, model, settings.seed)
-        : loadWeights(backend, model, openCheckpoint(directory).source, { dtype: "f32", trainable: true });
+      const student =
+        checkpoint === undefined
+          ? initialise(backend, model, settings.seed)
+          : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
       try {
         const sequences = new Sequences(tokens, settings.sequenceLength);
         const outcome = await runTraining({
@@ -303,7 +303,7 @@ export interface DistillJob extends TrainingJob {
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
   const teacher = await openModel(job.teacher, job);
   const student = await openModel(job.student, job);
-  if (path.resolve(student.checkpoint.directory) === path.resolve(job.out))
+  if (path.resolve(student.checkpoint.path) === path.resolve(job.out))
     throw new CoppiceError(`${job.out} is the student itself: choose another --out`);
   const { train: tokens, validation } = await openData(student.checkpoint.directory, job, job);
   const settings = trainOptionsFor(student.model, job.settings);
@@ -324,7 +324,7 @@ export async function distill(job: DistillJob): Promise<TrainingOutcome & { read
   const stages = new Stages(run.file("stages.json"));
   return onDevice(job, async (backend) => {
     const before = await stages.once("measure student", () =>
-      measure(backend, student.checkpoint.directory, validation, "measure student", {
+      measure(backend, student.checkpoint.path, validation, "measure student", {
         ...job,
         sequenceLength: settings.sequenceLength,
       }),
@@ -342,7 +342,7 @@ export async function distill(job: DistillJob): Promise<TrainingOutcome & { read
           teacher: teacherOptions,
         },
         sequences: new Sequences(tokens, settings.sequenceLength),
-        teacherDirectory: teacher.checkpoint.directory,
+        teacherPath: teacher.checkpoint.path,
         student: { model: student.model, source: student.checkpoint.source },
         ...(job.cacheDir !== undefined && { cacheDir: job.cacheDir }),
         write: (weights) =>

@@ -1,5 +1,6 @@
 import type { Graph, Tensor } from "../tensor/index.js";
 import type { DimensionName, ParameterSpec, Sizes } from "./dimensions.js";
+import type { GgufLayout, GgufReader } from "./gguf-layout.js";
 
 /** The parsed content of a checkpoint's `config.json`. */
 export type ConfigJson = Readonly<Record<string, unknown>>;
@@ -46,6 +47,8 @@ export interface Model {
   forward(g: Graph, weights: Weights, tokens: Tensor, options?: ForwardOptions): ForwardResult;
   /** The same architecture at other sizes; `layers` in `sizes` is how many there are. */
   resized(sizes: Sizes): Model;
+  /** How it is written to a GGUF file. @throws FormatError when llama.cpp has no graph for it */
+  gguf(): GgufLayout;
 }
 
 /** An architecture: how to recognise its configuration and make a model of it. One file each. */
@@ -55,4 +58,5 @@ export interface Architecture {
   readonly modelTypes: readonly string[];
   /** @throws FormatError naming the field that is missing or not supported */
   readonly parse: (config: ConfigJson) => Model;
+  readonly gguf: GgufReader;
 }

@@ -12,5 +12,6 @@ export {
   splitLayer,
 } from "./dimensions.js";
 export { forwardFlopsPerToken } from "./flops.js";
-export { knownModelTypes, modelFromConfig } from "./registry.js";
+export type { GgufLayout } from "./gguf-layout.js";
+export { configFromGguf, knownModelTypes, modelFromConfig } from "./registry.js";
 export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

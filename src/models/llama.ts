@@ -3,6 +3,7 @@ import { FormatError } from "../system/errors.js";
 import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
 import type { Architecture, ConfigJson, ForwardOptions, ForwardResult, Model, Tap, Weights } from "./architecture.js";
 import { layerDimension, type ParameterSpec, type Sizes } from "./dimensions.js";
+import { llamaGguf, llamaLayout } from "./llama-gguf.js";
 import { parseRotary, type RotaryConfig, rotaryFrequencies, rotarySchema } from "./rotary.js";
 
 /** The Llama family: Llama 1 to 3.x, Mistral, Mistral NeMo and what shares their layout. */
@@ -43,7 +44,7 @@ interface LayerConfig {
   readonly kvHeads: number;
 }
 
-interface LlamaConfig {
+export interface LlamaConfig {
   readonly json: ConfigJson;
   readonly vocabSize: number;
   readonly hiddenSize: number;
@@ -270,7 +271,17 @@ function modelOf(json: ConfigJson): Model {
     headGroups: layers.map((at) => ({ heads: `${at}.heads`, kvHeads: `${at}.kvHeads` })),
     forward: (g, weights, tokens, options = {}) => forward(config, g, weights, tokens, options),
     resized: (sizes) => modelOf(configWith(json, sizes)),
+    gguf: () =>
+      llamaLayout(
+        config,
+        parametersOf(config).map(({ name }) => name),
+      ),
   };
 }
 
-export const llama: Architecture = { name: "llama", modelTypes: ["llama", "mistral"], parse: modelOf };
+export const llama: Architecture = {
+  name: "llama",
+  modelTypes: ["llama", "mistral"],
+  parse: modelOf,
+  gguf: llamaGguf,
+};

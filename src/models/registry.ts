@@ -1,5 +1,7 @@
+import type { GgufFile } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
 import type { Architecture, ConfigJson, Model } from "./architecture.js";
+import { metadataString } from "./gguf-layout.js";
 import { llama } from "./llama.js";
 
 /** Every architecture there is. Adding one is its file and its name here. */
@@ -20,4 +22,18 @@ export function modelFromConfig(config: ConfigJson): Model {
       `config.json: model_type ${JSON.stringify(type)} is not supported; supported are ${knownModelTypes.join(", ")}`,
     );
   return architecture.parse(config);
+}
+
+/**
+ * The configuration that a GGUF file describes, as a `config.json` would.
+ * @throws FormatError when the architecture is not known or a key is missing
+ */
+export function configFromGguf(file: GgufFile): ConfigJson {
+  const name = metadataString(file.metadata, "general.architecture");
+  const architecture = ARCHITECTURES.find(({ gguf }) => gguf.architectures.some((known) => known === name));
+  if (architecture === undefined)
+    throw new FormatError(
+      `${file.path}: the architecture ${JSON.stringify(name)} is not supported; supported are ${ARCHITECTURES.flatMap(({ gguf }) => gguf.architectures).join(", ")}`,
+    );
+  return architecture.gguf.configOf(file);
 }

@@ -1,6 +1,6 @@
 import { blocks, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
 import type { Backend } from "../ggml/device.js";
-import { DTYPE_BYTES, type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { DTYPE_BYTES, dataBytes, type FloatDType, fromFloat32, isQuantized, toFloat32 } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
@@ -45,16 +45,25 @@ export class ModelWeights {
 }
 
 export interface LoadOptions {
-  /** Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. */
+  /**
+   * Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. What is stored quantized
+   * stays so unless it is to be trained.
+   */
   readonly dtype: FloatDType;
   readonly trainable: boolean;
 }
 
-function declare(backend: Backend, model: Model, { dtype, trainable }: LoadOptions): TensorStore {
+function declare(
+  backend: Backend,
+  model: Model,
+  { dtype, trainable }: LoadOptions,
+  tensors?: TensorSource["tensors"],
+): TensorStore {
   const store = new TensorStore(backend, model.parameters.length);
   for (const spec of model.parameters) {
     // gains and biases stay f32: they are small, and ggml adds and multiplies only that
-    const stored = spec.axes.length > 1 ? dtype : "f32";
+    const source = trainable ? undefined : tensors?.get(spec.name)?.dtype;
+    const stored = spec.axes.length === 1 ? "f32" : source !== undefined && isQuantized(source) ? source : dtype;
     store.add(spec.name, shapeOf(spec, model.sizes), stored, { trainable });
   }
   return store.allocate();
@@ -83,15 +92,15 @@ export function checkTensors(model: Model, source: TensorSource): void {
 /** Brings a model's parameters onto a device, converting block by block. @throws FormatError for missing tensors */
 export function loadWeights(backend: Backend, model: Model, source: TensorSource, options: LoadOptions): ModelWeights {
   checkTensors(model, source);
-  const store = declare(backend, model, options);
+  const store = declare(backend, model, options, source.tensors);
   const f = backend.functions;
   for (const tensor of store) {
     const { dtype } = tensorInfo(source, tensor.name);
-    const target = tensor.dtype as FloatDType;
-    const columns = elementCount(tensor.shape.slice(1));
+    const width = dataBytes(tensor.dtype, elementCount(tensor.shape.slice(1)));
     for (const { row, bytes } of blocks(source, tensor.name)) {
-      const converted = dtype === target ? bytes : fromFloat32(f, toFloat32(f, bytes, dtype), target);
-      f.ggml_backend_tensor_set(tensor.handle, converted, row * columns * DTYPE_BYTES[target], converted.byteLength);
+      const converted =
+        dtype === tensor.dtype ? bytes : fromFloat32(f, toFloat32(f, bytes, dtype), tensor.dtype as FloatDType);
+      f.ggml_backend_tensor_set(tensor.handle, converted, row * width, converted.byteLength);
     }
   }
   return new ModelWeights(model, store);

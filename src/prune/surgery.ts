@@ -1,6 +1,6 @@
 import { type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/index.js";
-import { rowBytes } from "../checkpoint/tensor-source.js";
-import { DTYPE_BYTES } from "../ggml/dtype.js";
+import { floatSource, rowBytes } from "../checkpoint/tensor-source.js";
+import { DTYPE_BYTES, type FloatDType } from "../ggml/dtype.js";
 import { type Axis, factorsOf, type Model, type ParameterSpec, shapeOf } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
 import { FormatError } from "../system/errors.js";
@@ -9,25 +9,27 @@ import { type KeptIndices, originalDimension, type PrunePlan } from "./plan.js";
 /** A pruned model: its description and its tensors, cut from the original's as they are read. */
 export interface PrunedModel {
   readonly model: Model;
-  readonly source: TensorSource;
+  readonly source: TensorSource<FloatDType>;
 }
 
 /**
  * Cuts a model. Generic over architectures: every parameter is sliced along the dimensions it names. Elements are copied bit
- * by bit, and nothing is read before the result is, so a checkpoint of any size is pruned in little memory.
+ * by bit, and nothing is read before the result is, so a checkpoint of any size is pruned in little memory. Quantized tensors
+ * are expanded first.
  * @throws FormatError when the source is not this model's
  */
-export function prune(model: Model, source: TensorSource, plan: PrunePlan, kept: KeptIndices): PrunedModel {
+export function prune(model: Model, original: TensorSource, plan: PrunePlan, kept: KeptIndices): PrunedModel {
+  const source = floatSource(original);
   checkTensors(model, source);
   const smaller = model.resized(plan.sizes);
   const originals = new Map(model.parameters.map((spec) => [spec.name, spec]));
   const cuts = new Map<string, Cut>();
-  const tensors = new Map<string, TensorInfo>();
+  const tensors = new Map<string, TensorInfo<FloatDType>>();
   for (const spec of smaller.parameters) {
-    const original = originals.get(originalParameter(plan, spec.name));
-    if (original === undefined) throw new FormatError(`${spec.name} has no counterpart in the original`);
-    const info = tensorInfo(source, original.name);
-    cuts.set(spec.name, cutOf(original, model, kept));
+    const before = originals.get(originalParameter(plan, spec.name));
+    if (before === undefined) throw new FormatError(`${spec.name} has no counterpart in the original`);
+    const info = tensorInfo(source, before.name);
+    cuts.set(spec.name, cutOf(before, model, kept));
     tensors.set(spec.name, { dtype: info.dtype, shape: shapeOf(spec, smaller.sizes) });
   }
   return { model: smaller, source: new PrunedSource(source, cuts, tensors) };
@@ -70,11 +72,11 @@ export function keptOnAxis(axis: Axis, model: Model, kept: KeptIndices): Uint32A
   return indices;
 }
 
-class PrunedSource implements TensorSource {
+class PrunedSource implements TensorSource<FloatDType> {
   constructor(
-    private readonly source: TensorSource,
+    private readonly source: TensorSource<FloatDType>,
     private readonly cuts: ReadonlyMap<string, Cut>,
-    readonly tensors: ReadonlyMap<string, TensorInfo>,
+    readonly tensors: ReadonlyMap<string, TensorInfo<FloatDType>>,
   ) {}
 
   private cut(name: string): Cut {
@@ -117,7 +119,7 @@ function* runsOf(rows: Uint32Array | undefined, from: number, to: number) {
 /** Copies the kept elements of each row. */
 function gatherColumns(
   bytes: Uint8Array,
-  info: TensorInfo,
+  info: TensorInfo<FloatDType>,
   columns: Uint32Array,
   target: Uint8Array,
   rows: number,

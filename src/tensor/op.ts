@@ -1,4 +1,4 @@
-import { DTYPE_ID, type DType } from "../ggml/dtype.js";
+import { DTYPE_ID, type DType, QUANTIZED_DTYPES } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import type { KernelName, Kernels } from "../ggml/kernels.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
@@ -127,6 +127,8 @@ function kernelNode(
 }
 
 export const FLOATS: readonly DType[] = ["f32", "f16", "bf16"];
+/** What weights that are only read may be stored in. */
+export const WEIGHTS: readonly DType[] = [...FLOATS, ...QUANTIZED_DTYPES];
 export const INDICES: readonly DType[] = ["i32"];
 export const ANY: readonly DType[] = [...FLOATS, ...INDICES];
 const F32: readonly DType[] = ["f32"];

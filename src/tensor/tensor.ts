@@ -1,4 +1,4 @@
-import { bytesOf, DTYPE_BYTES, type DType } from "../ggml/dtype.js";
+import { bytesOf, type DType, dataBytes } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import { ShapeError } from "../system/errors.js";
 
@@ -46,7 +46,7 @@ export type TensorData = Float32Array | Int32Array | Uint16Array | Uint8Array;
  * @throws ShapeError when its byte count is not the tensor's
  */
 export function writeTensor(functions: Functions, tensor: Tensor, data: TensorData): void {
-  const expected = elementCount(tensor.shape) * DTYPE_BYTES[tensor.dtype];
+  const expected = dataBytes(tensor.dtype, elementCount(tensor.shape));
   if (data.byteLength !== expected)
     throw new ShapeError(`${describe(tensor)} takes ${expected} bytes, ${data.byteLength} were given`);
   functions.ggml_backend_tensor_set(tensor.handle, bytesOf(data), 0, expected);
@@ -54,7 +54,7 @@ export function writeTensor(functions: Functions, tensor: Tensor, data: TensorDa
 
 /** Copies a tensor's bytes from the device. */
 export function readTensorBytes(functions: Functions, tensor: Tensor): Uint8Array {
-  const bytes = new Uint8Array(elementCount(tensor.shape) * DTYPE_BYTES[tensor.dtype]);
+  const bytes = new Uint8Array(dataBytes(tensor.dtype, elementCount(tensor.shape)));
   functions.ggml_backend_tensor_get(tensor.handle, bytes, 0, bytes.byteLength);
   return bytes;
 }

@@ -4,7 +4,7 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
-import { openCheckpoint, resolveModelDirectory } from "../../src/checkpoint/index.js";
+import { openCheckpoint, resolveModel } from "../../src/checkpoint/index.js";
 import { findDataFiles } from "../../src/data/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -77,18 +77,16 @@ describe("a hub", () => {
       onProgress: ({ doneBytes, totalBytes }: { doneBytes: number; totalBytes: number }) =>
         void progress.push(doneBytes / totalBytes),
     };
-    const found = await resolveModelDirectory("org/model", options);
+    const found = await resolveModel("org/model", options);
     expect(found).toBe(path.join(cacheDir, "models--org--model", "snapshots", COMMIT));
     expect(openCheckpoint(found).source.tensors.size).toBe(21);
     expect(progress.at(-1)).toBe(1);
     const downloads = () => requests.filter((request) => request.includes("/resolve/")).length;
     const before = downloads();
-    expect(await resolveModelDirectory("org/model", options)).toBe(found);
-    expect(await resolveModelDirectory(`org/model@${COMMIT}`, options)).toBe(found);
+    expect(await resolveModel("org/model", options)).toBe(found);
+    expect(await resolveModel(`org/model@${COMMIT}`, options)).toBe(found);
     expect(downloads()).toBe(before);
-    expect(await resolveModelDirectory("org/model", { cacheDir, offline: true, endpoint: "http://127.0.0.1:9" })).toBe(
-      found,
-    );
+    expect(await resolveModel("org/model", { cacheDir, offline: true, endpoint: "http://127.0.0.1:9" })).toBe(found);
   });
 
   it("gives a data set's files", async () => {
@@ -99,20 +97,18 @@ describe("a hub", () => {
 
   it("that wants a token is told it, and says so when it is missing", async () => {
     const own = { endpoint, cacheDir: path.join(directory, "gated") };
-    await expect(resolveModelDirectory("org/gated", own)).rejects.toThrow(/private or gated: set HF_TOKEN/);
-    expect(existsSync(await resolveModelDirectory("org/gated", { ...own, token: "hf_secret" }))).toBe(true);
+    await expect(resolveModel("org/gated", own)).rejects.toThrow(/private or gated: set HF_TOKEN/);
+    expect(existsSync(await resolveModel("org/gated", { ...own, token: "hf_secret" }))).toBe(true);
   });
 
   it("that cannot help is reported with what to do", async () => {
-    await expect(resolveModelDirectory("org/other", { endpoint, cacheDir })).rejects.toThrow(
+    await expect(resolveModel("org/other", { endpoint, cacheDir })).rejects.toThrow(
       /has no model org\/other at revision main/,
     );
-    await expect(resolveModelDirectory("org/model", { endpoint: "http://127.0.0.1:9", cacheDir })).rejects.toThrow(
+    await expect(resolveModel("org/model", { endpoint: "http://127.0.0.1:9", cacheDir })).rejects.toThrow(
       /could not be downloaded .* --offline/,
     );
-    await expect(resolveModelDirectory("org/new", { offline: true, cacheDir })).rejects.toThrow(/is not in the cache/);
-    await expect(resolveModelDirectory("no such place", { endpoint })).rejects.toThrow(
-      /no model directory no such place/,
-    );
+    await expect(resolveModel("org/new", { offline: true, cacheDir })).rejects.toThrow(/is not in the cache/);
+    await expect(resolveModel("no such place", { endpoint })).rejects.toThrow(/no model no such place/);
   });
 });

@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { readJsonObject } from "../../src/checkpoint/directory.js";
 import { openCheckpoint, readTensor } from "../../src/checkpoint/index.js";
+import { readJsonObject } from "../../src/checkpoint/json.js";
 import { Sequences } from "../../src/data/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import { loadWeights, modelFromConfig } from "../../src/models/index.js";

@@ -1,10 +1,10 @@
 import { ShapeError } from "../../system/errors.js";
-import { defineOp, FLOATS, INDICES, type Op, reshaped } from "../op.js";
+import { defineOp, FLOATS, INDICES, type Op, reshaped, WEIGHTS } from "../op.js";
 import { describe, elementCount, type Tensor } from "../tensor.js";
 
 /** Rows of a table: table [rows, width], ids i32 [n] -> [n, width]. The ids must be in range. */
 export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding", 2, {
-  accepts: [FLOATS, INDICES],
+  accepts: [WEIGHTS, INDICES],
   shape: ([table, ids]) => {
     if (table.shape.length !== 2 || ids.dtype !== "i32" || ids.shape.length !== 1)
       throw new ShapeError(`${describe(ids)} cannot look up rows of ${describe(table)}`);

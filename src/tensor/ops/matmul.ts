@@ -1,6 +1,7 @@
+import { isQuantized } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, FLOATS, type Gradient, type Op } from "../op.js";
+import { defineOp, FLOATS, type Gradient, type Op, WEIGHTS } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
 import { PRECISION_F32 } from "./elementwise.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
@@ -38,7 +39,7 @@ const kernelProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor], KernelPr
 
 /** a bᵀ by dot products: [..., n, k] x [..., m, k] -> [..., n, m]. */
 const dotProducts: Op<[a: Tensor, b: Tensor]> = defineOp("matmul", 2, {
-  accepts: [undefined, FLOATS],
+  accepts: [undefined, WEIGHTS],
   shape: ([a, b]) => [...a.shape.slice(0, -1), axisFromEnd(b.shape, 2)],
   build: ({ f, context }, [a, b]) => {
     const node = f.ggml_mul_mat(context, b.handle, a.handle);
@@ -71,7 +72,7 @@ const rowwise = (g: Graph, ...tensors: readonly Tensor[]): boolean =>
 
 /** The product with its gradient. `value` was computed already, the way that suits the operands. */
 const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3, {
-  accepts: [undefined, FLOATS],
+  accepts: [undefined, WEIGHTS],
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
   vjp: (g, dy, { inputs: [a, b] }) => [leftGradient(g, dy, b), rightGradient(g, dy, a), null],
@@ -79,6 +80,7 @@ const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3
 
 /** a bᵀ, with the way to compute it chosen by the length of the sum. */
 function product(g: Graph, a: Tensor, b: Tensor): Tensor {
+  if (isQuantized(b.dtype)) return dotProducts(g, a, b);
   if (g.backend.kernels !== undefined)
     return kernelProduct(g, b, a, { rows: axisFromEnd(a.shape, 2), columns: axisFromEnd(b.shape, 2), flags: 0 });
   if (axisFromEnd(a.shape, 1) <= SHORT_SUM && rowwise(g, a, b)) return outerProductsTransposed(g, transpose(g, b), a);
@@ -120,7 +122,7 @@ function composedRightGradient(g: Graph, dy: Tensor, a: Tensor, m: number, k: nu
 
 /**
  * a bᵀ over the last two axes: [..., n, k] x [..., m, k] -> [..., n, m]. The leading axes must agree. Long sums read b in the
- * graph's compute type (bf16 for speed) and add up in f32.
+ * graph's compute type (bf16 for speed) and add up in f32. A quantized b is read as it is, by ggml's kernels, and takes no gradient.
  */
 export function matmul(g: Graph, a: Tensor, b: Tensor): Tensor {
   const fits =

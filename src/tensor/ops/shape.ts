@@ -1,4 +1,4 @@
-import { DTYPE_BYTES, DTYPE_ID, type DType } from "../../ggml/dtype.js";
+import { DTYPE_ID, type DType, dataBytes } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
@@ -54,7 +54,7 @@ export const part: Op<[x: Tensor], { readonly offset: number; readonly to: Shape
   dtype: ([x]) => x.dtype,
   build: ({ f, context }, [x], { offset, to }) => {
     const sizes = nativeSizes(to);
-    const bytes = DTYPE_BYTES[x.dtype];
+    const bytes = dataBytes(x.dtype, 1);
     const strides = [sizes[0], sizes[0] * sizes[1], sizes[0] * sizes[1] * sizes[2]].map((count) => count * bytes);
     return f.ggml_view_4d(context, x.handle, ...sizes, ...(strides as [number, number, number]), offset * bytes);
   },

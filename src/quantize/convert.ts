@@ -1,0 +1,70 @@
+import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { loadFunctions } from "../ggml/library.js";
+import { FormatError } from "../system/errors.js";
+
+/** Conversions between stored types, on native threads: the event loop stays free. */
+
+/** A call of a native function on another thread. */
+const onThread = <T>(native: { readonly async: (...args: unknown[]) => void }, ...args: unknown[]): Promise<T> =>
+  new Promise((resolve, reject) => {
+    native.async(...args, (error: unknown, result: T) => (error ? reject(error) : resolve(result)));
+  });
+
+/** @throws FormatError when data holds NaN or infinity, which quantizing would end the process over */
+async function checkFinite(name: string, dtype: StoredDType, bytes: Uint8Array): Promise<void> {
+  const f = loadFunctions();
+  const valid = await onThread<boolean>(f.ggml_validate_row_data, DTYPE_ID[dtype], bytes, bytes.byteLength);
+  if (!valid) throw new FormatError(`${name} holds values that are no numbers (NaN or infinite)`);
+}
+
+async function toFloats(bytes: Uint8Array, dtype: StoredDType, elements: number): Promise<Float32Array> {
+  const f = loadFunctions();
+  if (dtype === "f32") return toFloat32(f, bytes, dtype);
+  const values = new Float32Array(elements);
+  const aligned = bytes.byteOffset % 2 === 0 ? bytes : bytes.slice();
+  if (isQuantized(dtype)) await onThread(f.dequantize[dtype], aligned, values, elements);
+  else if (dtype === "bf16") await onThread(f.ggml_bf16_to_fp32_row, aligned, values, elements);
+  else await onThread(f.ggml_fp16_to_fp32_row, aligned, values, elements);
+  return values;
+}
+
+export interface Conversion {
+  /** For messages. */
+  readonly name: string;
+  readonly from: StoredDType;
+  readonly to: StoredDType;
+  /** Elements of a row. */
+  readonly columns: number;
+  /** How much each column matters; f32, one per column. Where given, quantizing minimises the error weighted so. */
+  readonly importance?: Float32Array | undefined;
+}
+
+/**
+ * Converts whole rows.
+ * @returns the rows in the new type; the same bytes when it is the old
+ * @throws FormatError for values that are no numbers
+ */
+export async function convertRows(bytes: Uint8Array, conversion: Conversion): Promise<Uint8Array> {
+  const { name, from, to, columns, importance } = conversion;
+  if (from === to) return bytes;
+  const f = loadFunctions();
+  const elements = (bytes.byteLength / dataBytes(from, columns)) * columns;
+  await checkFinite(name, from, bytes);
+  const values = await toFloats(bytes, from, elements);
+  if (to === "f32") return bytesOf(values);
+  const result = new Uint8Array(dataBytes(to, elements));
+  if (isQuantized(to)) {
+    await onThread(
+      f.ggml_quantize_chunk,
+      DTYPE_ID[to],
+      values,
+      result,
+      0,
+      elements / columns,
+      columns,
+      importance ?? null,
+    );
+    await checkFinite(name, to, result);
+  } else await onThread(to === "bf16" ? f.ggml_fp32_to_bf16_row : f.ggml_fp32_to_fp16_row, values, result, elements);
+  return result;
+}

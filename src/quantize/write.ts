@@ -1,0 +1,169 @@
+import path from "node:path";
+import type { Checkpoint } from "../checkpoint/directory.js";
+import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, writeGguf } from "../checkpoint/gguf.js";
+import { gatherRows } from "../checkpoint/gguf-checkpoint.js";
+import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
+import { type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
+import { bytesOf, isQuantized, type StoredDType } from "../ggml/dtype.js";
+import { countParameters, type GgufLayout, type Model, shapeOf } from "../models/index.js";
+import { checkTensors } from "../models/weights.js";
+import { convertRows } from "./convert.js";
+import type { Importance } from "./importance.js";
+import { Pipeline } from "./pipeline.js";
+import { checkImportance, type FileKind, type RecipeFacts, type TensorShape } from "./recipes.js";
+
+/** ggml's number for the way its quantized types are laid out today. */
+const QUANTIZATION_VERSION = 2;
+/** About so many elements are converted at once by a thread. */
+const PIECE_ELEMENTS = 1 << 20;
+/** Pieces that are begun ahead of the one being written. */
+const AHEAD = 2;
+
+export interface WriteModelOptions {
+  /** The type of each tensor, by its name in GGUF. */
+  readonly types: ReadonlyMap<string, StoredDType>;
+  /** `general.file_type`. */
+  readonly fileType: number;
+  readonly kind?: FileKind;
+  readonly importance?: Importance | undefined;
+  readonly shardBytes?: number;
+  readonly preTokenizer?: string;
+  readonly threads: number;
+  readonly onBytes?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface WrittenModel {
+  readonly files: readonly string[];
+  /** Bytes of the tensors. */
+  readonly bytes: number;
+  /** Where llama.cpp will do something else than the model says. */
+  readonly notes: readonly string[];
+}
+
+/** The tensors of a model as they will lie in a GGUF file, without their types. */
+export const ggufShapes = (model: Model): TensorShape[] => {
+  const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
+  return model.gguf().parameters.flatMap(({ name, parameter }) => {
+    const spec = specs.get(parameter);
+    return spec === undefined ? [] : [{ name, shape: shapeOf(spec, model.sizes) }];
+  });
+};
+
+/** What mixtures want to know of a model. */
+export function recipeFacts(model: Model, weighted: boolean): RecipeFacts {
+  const size = (name: string | undefined): number => (name === undefined ? 1 : (model.sizes[name] ?? 1));
+  const [first] = model.headGroups;
+  return { layers: model.layerCount, heads: size(first?.heads), kvHeads: size(first?.kvHeads), weighted };
+}
+
+/**
+ * Writes a model as GGUF, converting on several threads and streaming: a few pieces of a tensor are in memory at a time.
+ * @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says
+ */
+export async function writeModel(
+  file: string,
+  checkpoint: Checkpoint,
+  model: Model,
+  options: WriteModelOptions,
+): Promise<WrittenModel> {
+  checkTensors(model, checkpoint.source);
+  const layout = model.gguf();
+  const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
+  const metadata = describe(checkpoint, model, layout, tokenizer.entries, options.fileType);
+  const planned = layout.parameters.map((parameter) => plannedTensor(checkpoint.source, parameter, options));
+  const jobs = function* () {
+    for (const tensor of planned) yield* tensor.pieces();
+  };
+  const pipeline = new Pipeline(jobs(), options.threads + AHEAD);
+  const tensors: GgufTensor[] = [
+    ...layout.derived.map(({ name, values }) => ({
+      name,
+      dtype: "f32" as const,
+      shape: [values.length],
+      chunks: () => [bytesOf(values)],
+    })),
+    ...planned.map(({ name, dtype, shape, count }) => ({
+      name,
+      dtype,
+      shape,
+      async *chunks() {
+        for (let i = 0; i < count; i++) yield await pipeline.next();
+      },
+    })),
+  ];
+  const bytes = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0);
+  let done = 0;
+  const files = await writeGguf(file, metadata, tensors, {
+    ...(options.shardBytes !== undefined && { shardBytes: options.shardBytes }),
+    ...(options.signal && { signal: options.signal }),
+    onBytes: (written) => {
+      done += written;
+      options.onBytes?.(done, bytes);
+    },
+  });
+  return { files, bytes, notes: [...layout.notes, ...tokenizer.notes] };
+}
+
+/** A tensor on its way: how many pieces it comes in, and the work for each. */
+function plannedTensor(
+  source: TensorSource,
+  { name, parameter, rows }: GgufLayout["parameters"][number],
+  { types, importance, kind }: WriteModelOptions,
+) {
+  const { dtype: from, shape } = tensorInfo(source, parameter);
+  const to = types.get(name) ?? from;
+  const weights = importance?.get(parameter);
+  if (isQuantized(to) && from !== to && weights === undefined) checkImportance(name, to, kind);
+  const columns = shape.length > 1 ? (shape.at(-1) ?? 1) : 1;
+  const total = shape[0] ?? 1;
+  const step = Math.max(1, Math.floor(PIECE_ELEMENTS / columns));
+  return {
+    name,
+    shape,
+    dtype: to,
+    count: Math.ceil(total / step),
+    *pieces() {
+      for (let row = 0; row < total; row += step) {
+        const end = Math.min(total, row + step);
+        yield async () => {
+          const bytes =
+            rows === undefined
+              ? source.readRows(parameter, row, end)
+              : gatherRows(source, parameter, rows.subarray(row, end));
+          const converted = await convertRows(bytes, { name, from, to, columns, importance: weights });
+          // a view of the mapped file stays until it is written
+          if (converted !== bytes || rows !== undefined) source.releaseRows(parameter, row, end);
+          return converted;
+        };
+      }
+    },
+  };
+}
+
+function describe(
+  checkpoint: Checkpoint,
+  model: Model,
+  layout: GgufLayout,
+  tokenizer: readonly (readonly [string, GgufValue])[],
+  fileType: number,
+): GgufMetadata {
+  const name = path.basename(path.resolve(checkpoint.path)).replace(/\.gguf$/, "");
+  return new Map<string, GgufValue>([
+    ["general.architecture", gguf.string(layout.architecture)],
+    ["general.type", gguf.string("model")],
+    ["general.name", gguf.string(name)],
+    ["general.size_label", gguf.string(sizeLabel(countParameters(model.parameters, model.sizes)))],
+    ["general.file_type", gguf.uint32(fileType)],
+    ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
+    ...layout.metadata,
+    ...tokenizer,
+  ]);
+}
+
+/** 8414105600 as 8.4B. */
+function sizeLabel(parameters: number): string {
+  const [scale, unit] = parameters >= 1e9 ? [1e9, "B"] : parameters >= 1e6 ? [1e6, "M"] : [1e3, "K"];
+  const value = parameters / scale;
+  return `${value >= 100 ? value.toFixed(0) : Number(value.toPrecision(2))}${unit}`;
+}
