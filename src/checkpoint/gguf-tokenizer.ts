@@ -22,9 +22,9 @@ const definitionSchema = z.looseObject({
   added_tokens: z
     .array(z.looseObject({ id: z.number().int().min(0), content: z.string(), special: z.boolean().default(false) }))
     .nullish(),
-  normalizer: z.unknown(),
-  pre_tokenizer: z.unknown(),
-  post_processor: z.unknown(),
+  normalizer: z.unknown().optional(),
+  pre_tokenizer: z.unknown().optional(),
+  post_processor: z.unknown().optional(),
   model: z.looseObject({
     type: z.string().nullish(),
     vocab: z.record(z.string(), z.number().int().min(0)),

@@ -1,0 +1,121 @@
+import { cpSync, readdirSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { openCheckpoint } from "../../src/checkpoint/index.js";
+import { readJsonObject } from "../../src/checkpoint/json.js";
+import { Backend } from "../../src/ggml/index.js";
+import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { exportGguf } from "../../src/quantize/index.js";
+import { Graph } from "../../src/tensor/index.js";
+import { greedyTokens, loadInLlamaCpp, logProbabilities, writeTokenizer } from "../llama-cpp.js";
+import { hasSharedData, stories260K } from "../shared-data.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const fixtures = path.resolve(import.meta.dirname, "../fixtures/models");
+const demoTeacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+
+/** What llama.cpp cannot do is left out of the comparison, by what the fixture's configuration becomes. */
+const CHANGES: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
+  // past the trained length it has no dynamic scaling, and it has no window in this architecture
+  "llama-rope-dynamic": { max_position_embeddings: 64 },
+  "mistral-window": { sliding_window: 64 },
+  // it chooses factors by the size of its context, which is never under 256
+  "llama-rope-longrope-short": { max_position_embeddings: 1024 },
+};
+
+function prepared(name: string, root: string): string {
+  const directory = path.join(root, name);
+  cpSync(path.join(fixtures, name), directory, { recursive: true });
+  const config = { ...readJsonObject(path.join(directory, "config.json")), ...CHANGES[name] };
+  if (name.endsWith("longrope-short")) {
+    const scaling = (config.rope_parameters ?? config.rope_scaling) as Record<string, unknown>;
+    scaling.original_max_position_embeddings = 512;
+  }
+  writeFileSync(path.join(directory, "config.json"), JSON.stringify(config));
+  writeTokenizer(directory, Number(config.vocab_size));
+  return directory;
+}
+
+/** Our engine on one sequence: the token ids' logits, [positions][vocabulary]. */
+async function ourLogits(backend: Backend, model: string, tokens: readonly number[]): Promise<Float32Array[]> {
+  const { config, source } = openCheckpoint(model);
+  const description = modelFromConfig(config);
+  const weights = loadWeights(backend, description, source, { dtype: "f32", trainable: false });
+  const g = new Graph(backend);
+  try {
+    const input = g.input("tokens", "i32", [1, tokens.length]);
+    const logits = g.output(description.forward(g, weights.get, input).logits());
+    g.write(input, Int32Array.from(tokens));
+    await g.run();
+    const values = g.read(logits);
+    const { vocabSize } = description;
+    return tokens.map((_, i) => values.slice(i * vocabSize, (i + 1) * vocabSize));
+  } finally {
+    g.free();
+    weights.free();
+  }
+}
+
+/** Logits up to their mean, which probabilities say nothing of. */
+const centred = (row: ArrayLike<number>): number[] => {
+  const values = Array.from(row);
+  const mean = values.reduce((a, b) => a + b, 0) / values.length;
+  return values.map((value) => value - mean);
+};
+
+describe("a model exported to f32 computes in llama.cpp what it computes here", () => {
+  const root = temporaryDirectory();
+  const backend = Backend.open({ device: "cpu" });
+  afterAll(() => backend.free());
+  const variants = readdirSync(fixtures).filter((name) => name !== "stories260K");
+
+  const cases: (readonly [string, () => string])[] = [
+    ...variants.map((name) => [name, () => prepared(name, root)] as const),
+    ["the demo's teacher", () => demoTeacher],
+    ...(hasSharedData ? [["stories260K", () => stories260K] as const] : []),
+  ];
+
+  it.each(cases)("%s", async (name, make) => {
+    const directory = make();
+    const file = path.join(root, `${name}.gguf`);
+    await exportGguf(file, openCheckpoint(directory), { kind: "f32" });
+    const { vocabSize } = modelFromConfig(openCheckpoint(directory).config);
+    const tokens = Array.from({ length: 24 }, (_, i) => 3 + ((i * 37) % (vocabSize - 3)));
+    const ours = await ourLogits(backend, directory, tokens);
+    const model = await loadInLlamaCpp(file);
+    try {
+      const theirs = await logProbabilities(model, tokens, vocabSize);
+      let difference = 0;
+      let scale = 0;
+      ours.forEach((row, position) => {
+        const expected = centred(theirs[position]!);
+        centred(row).forEach((value, i) => {
+          difference = Math.max(difference, Math.abs(value - expected[i]!));
+          scale = Math.max(scale, Math.abs(expected[i]!));
+        });
+      });
+      expect(scale).toBeGreaterThan(0.1);
+      expect(difference / scale).toBeLessThan(1e-3);
+    } finally {
+      await model.dispose();
+    }
+  });
+
+  it.each(cases.slice(-2))("200 greedy tokens of %s", async (name, make) => {
+    const directory = make();
+    const file = path.join(root, `${name}.gguf`);
+    await exportGguf(file, openCheckpoint(directory), { kind: "f32" });
+    const model = await loadInLlamaCpp(file);
+    try {
+      const prompt = [Number(model.tokens.bos), ...model.tokenize("Once")];
+      const theirs = await greedyTokens(model, prompt, 200);
+      // one pass over the whole text: each token must be the likeliest after those before it
+      const rows = await ourLogits(backend, directory, [...prompt, ...theirs]);
+      const ours = rows.slice(prompt.length - 1, -1).map((row) => row.indexOf(row.reduce((a, b) => Math.max(a, b))));
+      expect(theirs).toHaveLength(200);
+      expect(ours).toEqual(theirs);
+    } finally {
+      await model.dispose();
+    }
+  });
+});
