@@ -18,7 +18,11 @@ export async function logProbabilities(model: LlamaModel, tokens: readonly numbe
   });
   try {
     const input = tokens.map(
-      (token) => [token as Token, { generateNext: { probabilities: true, options: { temperature: 1, topK: 0, topP: 1, minP: 0 } } }] as const,
+      (token) =>
+        [
+          token as Token,
+          { generateNext: { probabilities: true, options: { temperature: 1, topK: 0, topP: 1, minP: 0 } } },
+        ] as const,
     );
     const outputs = await context.getSequence().controlledEvaluate(input as never);
     return outputs.map((output) => {

@@ -160,7 +160,9 @@ function byteLevel(
 ): TokenizerMetadata {
   const { model } = definition;
   const steps = wordSteps(stepsOf(definition.pre_tokenizer));
-  const name = given ?? (steps && preTokenizerOf(steps, model.ignore_merges === true)?.name);
+  const known =
+    given === undefined ? steps && preTokenizerOf(steps, model.ignore_merges === true) : preTokenizerNamed(given);
+  const name = given ?? known?.name;
   if (name === undefined)
     throw new CoppiceError(
       `${file}: its way to cut a text into words is not among those known here, so llama.cpp would tokenize otherwise: ` +
@@ -173,10 +175,13 @@ function byteLevel(
       ...tableEntries(table),
       ["tokenizer.ggml.merges", gguf.strings(model.merges.map((entry) => pairOf(entry).join(" ")))],
     ],
-    notes: stepsOf(definition.normalizer).map(
-      ({ type }) =>
-        `the tokenizer normalises texts (${type}), llama.cpp does not: texts not in that form get other tokens`,
-    ),
+    notes: [
+      ...stepsOf(definition.normalizer).map(
+        ({ type }) =>
+          `the tokenizer normalises texts (${type}), llama.cpp does not: texts not in that form get other tokens`,
+      ),
+      ...(known?.differsOn ? [`llama.cpp cuts ${known.differsOn.what} otherwise, and gives them other tokens`] : []),
+    ],
   };
 }
 

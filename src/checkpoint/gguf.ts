@@ -278,7 +278,7 @@ function readTensorInfo(cursor: Cursor): TensorInfo & { readonly name: string; r
     return cursor.fail(`tensor ${name} has the element type ${number}, which is not read`);
   if ((sizes[0] ?? 0) % blockSize(dtype) !== 0)
     cursor.fail(`tensor ${name} has rows of ${sizes[0]} elements, ${dtype} comes in blocks of ${blockSize(dtype)}`);
-  const offset = cursor.count(`the offset of ${name}`, Number.MAX_SAFE_INTEGER / 2);
+  const offset = cursor.count(`the offset of ${name}`, 2 ** 52);
   return { name, dtype, shape: sizes.reverse(), offset };
 }
 

@@ -8,6 +8,8 @@ export interface PreTokenizer {
   readonly steps: readonly PreTokenizerStep[];
   /** Whether words that are tokens themselves are taken whole there; where undefined, it makes no difference. */
   readonly ignoreMerges?: boolean;
+  /** Texts that llama.cpp's own pattern of the name cuts otherwise. */
+  readonly differsOn?: { readonly what: string; readonly pattern: RegExp };
 }
 
 /** A step: the pattern of words, each digit alone, or GPT-2's pattern, which is built into the byte-level step. */
@@ -22,17 +24,24 @@ const CASED = (suffix: string): string =>
   `[^\\r\\n\\p{L}\\p{N}]?${UPPER}*${LOWER}+${suffix}|[^\\r\\n\\p{L}\\p{N}]?${UPPER}+${LOWER}*${suffix}`;
 const REST_SLASH = " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
+/** Its patterns for words by case know no combining marks, and no capitals but A to Z. */
+const CASED_DIFFERENCE = {
+  what: "words with combining marks (Devanagari, Thai, decomposed accents) or with capitals inside that are not A to Z",
+  pattern: /\p{M}|(?![a-z][A-Z])[\p{Ll}\p{Lm}\p{Lo}][\p{Lu}\p{Lt}]/u,
+};
+
 const THREE_DIGITS = { split: `${CONTRACTIONS}|${WORD}|\\p{N}{1,3}|${REST}` };
 
 export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
   { name: "llama-bpe", steps: [THREE_DIGITS], ignoreMerges: true },
   { name: "dbrx", steps: [THREE_DIGITS], ignoreMerges: false },
   { name: "qwen2", steps: [{ split: `${CONTRACTIONS}|${WORD}|\\p{N}|${REST}` }], ignoreMerges: false },
-  { name: "tekken", steps: [{ split: `${CASED("")}|\\p{N}|${REST_SLASH}` }] },
+  { name: "tekken", steps: [{ split: `${CASED("")}|\\p{N}|${REST_SLASH}` }], differsOn: CASED_DIFFERENCE },
   {
     name: "gpt-4o",
     steps: [{ split: `${CASED(`${CONTRACTIONS}?`)}|\\p{N}{1,3}|${REST_SLASH}` }],
     ignoreMerges: false,
+    differsOn: CASED_DIFFERENCE,
   },
   {
     name: "deepseek-coder",

@@ -34,11 +34,15 @@ const LAYER_NAMES = {
 /** The same sizes in all layers; and the graph that allows others in each. */
 const [UNIFORM, PER_LAYER] = ["llama", "deci"] as const;
 
+/** Far above what any model's projections have. */
+const MAX_ROWS = 2 ** 24;
+
 /**
  * llama.cpp turns neighbouring channels of these architectures, transformers channel i and i + half: row 2i + k of a head
  * there is row i + k · half here.
  */
 function interleaved(heads: number, headDim: number): Uint32Array {
+  if (heads * headDim > MAX_ROWS) throw new FormatError(`${heads} heads of ${headDim} channels are no model's`);
   const half = headDim / 2;
   return Uint32Array.from({ length: heads * headDim }, (_, row) => {
     const within = row % headDim;
