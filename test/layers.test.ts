@@ -9,7 +9,7 @@ const RANKS = [
   ["tensor"],
   ["models", "checkpoint", "data"],
   ["evaluate"],
-  ["prune", "distill", "quantize"],
+  ["prune", "distill", "quantize", "generate"],
   ["jobs"],
   ["cli"],
 ];

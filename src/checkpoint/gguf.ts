@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { type FileHandle, mkdir, open, rm } from "node:fs/promises";
 import path from "node:path";
-import { blockSize, DTYPE_ID, dataBytes, dtypeOfId, type StoredDType } from "../ggml/dtype.js";
+import { blockSize, DTYPE_ID, dtypeOfId } from "../ggml/dtype.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
@@ -230,7 +230,7 @@ function readHeader(file: MappedFile): { readonly metadata: GgufMetadata; readon
     if (metadata.has(key)) cursor.fail(`the key ${key} is there twice`);
     metadata.set(key, readValue(cursor, key));
   }
-  const alignment = Number(metadata.get("general.alignment")?.value ?? DEFAULT_ALIGNMENT);
+  const alignment = alignmentOf(metadata);
   if (!(alignment >= 1 && alignment <= MAX_ALIGNMENT && Number.isInteger(Math.log2(alignment))))
     cursor.fail(`general.alignment is ${alignment}, a power of two was expected`);
   const described = Array.from({ length: tensorCount }, () => readTensorInfo(cursor));
@@ -354,13 +354,24 @@ function splitInto(tensors: readonly GgufTensor[], limit: number): GgufTensor[][
   return shards;
 }
 
+/** The size that a single file of these would have. */
+export function ggufBytes(metadata: GgufMetadata, tensors: readonly Omit<GgufTensor, "chunks">[]): number {
+  const alignment = alignmentOf(metadata);
+  const padded = (bytes: number) => Math.ceil(bytes / alignment) * alignment;
+  const header = encodeHeader(metadata, tensors, alignment).byteLength;
+  return tensors.reduce((sum, tensor) => sum + padded(tensorBytes(tensor)), padded(header));
+}
+
+const alignmentOf = (metadata: GgufMetadata): number =>
+  Number(metadata.get("general.alignment")?.value ?? DEFAULT_ALIGNMENT);
+
 async function writeFile(
   file: string,
   metadata: GgufMetadata,
   tensors: readonly GgufTensor[],
   options: WriteGgufOptions,
 ): Promise<void> {
-  const alignment = Number(metadata.get("general.alignment")?.value ?? DEFAULT_ALIGNMENT);
+  const alignment = alignmentOf(metadata);
   const padding = (length: number): Uint8Array => new Uint8Array((alignment - (length % alignment)) % alignment);
   const handle = await open(file, "w");
   try {
@@ -436,7 +447,11 @@ class Encoder {
   }
 }
 
-function encodeHeader(metadata: GgufMetadata, tensors: readonly GgufTensor[], alignment: number): Uint8Array {
+function encodeHeader(
+  metadata: GgufMetadata,
+  tensors: readonly Omit<GgufTensor, "chunks">[],
+  alignment: number,
+): Uint8Array {
   const out = new Encoder();
   out.uint32(MAGIC);
   out.uint32(VERSION);
@@ -474,10 +489,3 @@ export const gguf = {
   strings: (value: readonly string[]): GgufValue => ({ kind: "array", of: "string", value }),
   numbers: (of: "int32" | "uint32" | "float32", value: readonly number[]): GgufValue => ({ kind: "array", of, value }),
 };
-
-/** Bytes of weights stored in a type. */
-export const storedBytes = (dtype: StoredDType, shape: readonly number[]): number =>
-  dataBytes(
-    dtype,
-    shape.reduce((product, size) => product * size, 1),
-  );

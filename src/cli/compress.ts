@@ -13,6 +13,7 @@ import {
   dataOptions,
   type LossFlags,
   lossOptions,
+  MODEL,
   parseCount,
   type TargetFlags,
   type TrainFlags,
@@ -46,7 +47,7 @@ export const compressCommand = example(
       ),
     ),
   )
-    .argument("<model>", "model directory or hub id (org/name)")
+    .argument("<model>", MODEL)
     .requiredOption("--out <dir>", "the run's directory; ends as the smaller model")
     .option(
       "--teacher-correction [tokens]",

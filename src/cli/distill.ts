@@ -12,6 +12,7 @@ import {
   dataOptions,
   type LossFlags,
   lossOptions,
+  MODEL,
   type TrainFlags,
   trainSettings,
 } from "./options.js";
@@ -34,7 +35,7 @@ export const distillCommand = example(
       ),
     ),
   )
-    .argument("<student>", "model directory or hub id (org/name)")
+    .argument("<student>", MODEL)
     .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
     .requiredOption("--out <dir>", "the run's directory; ends as the trained model")
     .action(

@@ -2,11 +2,11 @@ import { Command } from "commander";
 import { inspect } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../jobs/report.js";
 import { action, example, table } from "./command.js";
-import { addCommon } from "./options.js";
+import { addCommon, MODEL } from "./options.js";
 
 export const inspectCommand = example(
   addCommon(new Command("inspect").description("Describe a model: architecture, parameters, sizes, memory"))
-    .argument("<model>", "model directory or hub id (org/name)")
+    .argument("<model>", MODEL)
     .action(
       action(async ({ job, print }, _flags, model: string) => {
         print(await inspect(model, job), (result) =>

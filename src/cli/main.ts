@@ -6,19 +6,24 @@ import { InterruptedError } from "../distill/index.js";
 import { packageRoot } from "../ggml/library.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { benchCommand } from "./bench.js";
+import { chatCommand } from "./chat.js";
 import { compressCommand } from "./compress.js";
 import { distillCommand } from "./distill.js";
 import { doctorCommand } from "./doctor.js";
+import { exportCommand } from "./export.js";
+import { generateCommand } from "./generate.js";
 import { inspectCommand } from "./inspect.js";
 import { perplexityCommand } from "./perplexity.js";
 import { planCommand } from "./plan.js";
 import { pretrainCommand } from "./pretrain.js";
 import { pruneCommand } from "./prune.js";
+import { quantizeCommand } from "./quantize.js";
 
 /** Every command, in the order in which the work flows. Adding one is its file and its name here. */
 const COMMANDS = [
   ...[inspectCommand, planCommand, pruneCommand, distillCommand, pretrainCommand],
-  ...[compressCommand, perplexityCommand, benchCommand, doctorCommand],
+  ...[compressCommand, perplexityCommand, exportCommand, quantizeCommand, generateCommand, chatCommand],
+  ...[benchCommand, doctorCommand],
 ];
 
 // Standard output carries results only; libraries that log with console.debug and console.log go to standard error.
@@ -30,7 +35,7 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
 const program = new Command("coppice")
-  .description("Make language models smaller and keep them good: prune, distil, measure.")
+  .description("Make language models smaller and keep them good: prune, distil, measure, quantize, run.")
   .version(version)
   .configureHelp({ helpWidth: 110 })
   .exitOverride();

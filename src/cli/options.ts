@@ -4,6 +4,7 @@ import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
 import { DEPTH_METHODS, type DepthMethod, parseSizes, UNIFORM_AXES, type UniformAxis } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
+import { byteCount } from "../system/units.js";
 import type { ProgressDisplay } from "./progress.js";
 
 /** A positive number, with the units K, M, B, T. */
@@ -12,6 +13,13 @@ export function parseCount(text: string): number {
   const value = Number(match?.[1]) * ({ k: 1e3, m: 1e6, b: 1e9, t: 1e12 }[match?.[2]?.toLowerCase() ?? ""] ?? 1);
   if (!(value > 0)) throw new InvalidArgumentError("a positive number is needed, for example 2M.");
   return value;
+}
+
+/** A number of bytes, with or without a unit. */
+export function parseBytes(text: string): number {
+  const value = byteCount(text) ?? Number(text);
+  if (!(value > 0)) throw new InvalidArgumentError("a size is needed, for example 4GiB or 500MB.");
+  return Math.floor(value);
 }
 
 export function parsePositive(text: string): number {
@@ -32,6 +40,9 @@ function parseAxes(text: string): UniformAxis[] {
     return axis;
   });
 }
+
+/** The MODEL argument, as every command describes it. */
+export const MODEL = "model directory, .gguf file or hub id (org/name)";
 
 /** Options that every command has. */
 export interface CommonFlags {

@@ -10,6 +10,7 @@ import {
   type CommonFlags,
   type DataFlags,
   dataOptions,
+  MODEL,
   parseCount,
   type TargetFlags,
   targetOptions,
@@ -26,7 +27,7 @@ export const pruneCommand = example(
       addValidation(addData(new Command("prune").description("Cut a model to a target, without training"), false)),
     ),
   )
-    .argument("<model>", "model directory or hub id (org/name)")
+    .argument("<model>", MODEL)
     .requiredOption("--out <dir>", "where the smaller model goes")
     .option("--shard-bytes <n>", "split the weights into files of about this size (default: 5B)", parseCount)
     .action(

@@ -32,3 +32,6 @@ export function renderCompression(outcome: CompressOutcome): string {
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
   ].join("\n");
 }
+
+/** Where llama.cpp will do something else than the model says. */
+export const renderNotes = (notes: readonly string[]): string[] => notes.map((note) => `note: ${note}`);

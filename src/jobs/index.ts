@@ -1,6 +1,18 @@
 export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
 export type { DataOptions, JobOptions, ProgressEvent } from "./environment.js";
+export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
+export {
+  type ExportJob,
+  type ExportOutcome,
+  exportModel,
+  type FileReport,
+  type QuantizedFile,
+  type QuantizeJob,
+  type QuantizeOutcome,
+  quantize,
+  runnableGguf,
+} from "./gguf.js";
 export { type Inspection, inspect, type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";
 export {
   type PlanJob,

@@ -23,6 +23,8 @@ export interface ParameterSpec {
   readonly name: string;
   readonly axes: readonly Axis[];
   readonly initialisation: Initialisation;
+  /** The tapped activation that this matrix multiplies, where it multiplies one. */
+  readonly input?: string;
 }
 
 /** The dimensions an axis is the product of, outermost first. */

@@ -134,39 +134,51 @@ function sizesOf(c: LlamaConfig): Sizes {
 
 /** Every parameter with the names of its dimensions: pruning, counting and initialisation all read this table. */
 function parametersOf(c: LlamaConfig): ParameterSpec[] {
-  const matrix = (name: string, ...axes: string[]): ParameterSpec => ({ name, axes, initialisation: "normal" });
+  const matrix = (input: string, name: string, ...axes: string[]): ParameterSpec => ({
+    ...{ name, axes, initialisation: "normal" },
+    input,
+  });
   const gain = (name: string): ParameterSpec => ({ name, axes: ["hidden"], initialisation: "ones" });
   const bias = (present: boolean, name: string, axis: string): ParameterSpec[] =>
     present ? [{ name, axes: [axis], initialisation: "zeros" }] : [];
   const layer = (i: number): ParameterSpec[] => {
     const at = `model.layers.${i}`;
+    const inputs = {
+      attention: `layers.${i}.input_layernorm.output`,
+      mixed: `layers.${i}.self_attn.o_proj.input`,
+      ffn: `layers.${i}.post_attention_layernorm.output`,
+      gated: `layers.${i}.mlp.down_proj.input`,
+    };
     const queries = `layers.${i}.heads x headDim`;
     const keys = `layers.${i}.kvHeads x headDim`;
     const ffn = `layers.${i}.ffn`;
     return [
       gain(`${at}.input_layernorm.weight`),
-      matrix(`${at}.self_attn.q_proj.weight`, queries, "hidden"),
-      matrix(`${at}.self_attn.k_proj.weight`, keys, "hidden"),
-      matrix(`${at}.self_attn.v_proj.weight`, keys, "hidden"),
-      matrix(`${at}.self_attn.o_proj.weight`, "hidden", queries),
+      matrix(inputs.attention, `${at}.self_attn.q_proj.weight`, queries, "hidden"),
+      matrix(inputs.attention, `${at}.self_attn.k_proj.weight`, keys, "hidden"),
+      matrix(inputs.attention, `${at}.self_attn.v_proj.weight`, keys, "hidden"),
+      matrix(inputs.mixed, `${at}.self_attn.o_proj.weight`, "hidden", queries),
       ...bias(c.attentionBias, `${at}.self_attn.q_proj.bias`, queries),
       ...bias(c.attentionBias, `${at}.self_attn.k_proj.bias`, keys),
       ...bias(c.attentionBias, `${at}.self_attn.v_proj.bias`, keys),
       ...bias(c.outputBias, `${at}.self_attn.o_proj.bias`, "hidden"),
       gain(`${at}.post_attention_layernorm.weight`),
-      matrix(`${at}.mlp.gate_proj.weight`, ffn, "hidden"),
-      matrix(`${at}.mlp.up_proj.weight`, ffn, "hidden"),
-      matrix(`${at}.mlp.down_proj.weight`, "hidden", ffn),
+      matrix(inputs.ffn, `${at}.mlp.gate_proj.weight`, ffn, "hidden"),
+      matrix(inputs.ffn, `${at}.mlp.up_proj.weight`, ffn, "hidden"),
+      matrix(inputs.gated, `${at}.mlp.down_proj.weight`, "hidden", ffn),
       ...bias(c.mlpBias, `${at}.mlp.gate_proj.bias`, ffn),
       ...bias(c.mlpBias, `${at}.mlp.up_proj.bias`, ffn),
       ...bias(c.mlpBias, `${at}.mlp.down_proj.bias`, "hidden"),
     ];
   };
   return [
-    matrix("model.embed_tokens.weight", "vocab", "hidden"),
+    {
+      ...{ name: "model.embed_tokens.weight", axes: ["vocab", "hidden"], initialisation: "normal" },
+      ...(c.tiedEmbeddings && { input: "norm.output" }), // as the output head
+    },
     ...c.layers.flatMap((_, i) => layer(i)),
     gain("model.norm.weight"),
-    ...(c.tiedEmbeddings ? [] : [matrix("lm_head.weight", "vocab", "hidden")]),
+    ...(c.tiedEmbeddings ? [] : [matrix("norm.output", "lm_head.weight", "vocab", "hidden")]),
   ];
 }
 

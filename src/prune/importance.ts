@@ -1,6 +1,7 @@
 import path from "node:path";
 import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
+import { spreadBatches } from "../evaluate/batches.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, toFloat32 } from "../ggml/dtype.js";
 import {
@@ -43,24 +44,20 @@ export async function calibrate(
 ): Promise<Scores> {
   const { model } = weights;
   checkVocabulary(sequences.stream, model.vocabSize);
-  const samples = Math.min(options.samples, sequences.count);
-  const batchSize = Math.min(options.batchSize, samples);
-  const batches = Math.floor(samples / batchSize);
+  const batches = spreadBatches(sequences, options.samples, options.batchSize);
+  const batchSize = batches[0]?.length ?? 1;
   const g = new Graph(backend, { computeType: options.computeType });
   const tokens = g.input("tokens", "i32", [batchSize, sequences.length]);
   const sums = new ScoreSums(g, model, batchSize);
   model.forward(g, weights.get, tokens, { tap: sums.tap });
   sums.checkComplete();
-  // spread over the whole stream, so that one part of the corpus does not decide
-  const stride = sequences.count / (batches * batchSize);
   try {
-    for (let batch = 0; batch < batches; batch++) {
-      const numbers = Array.from({ length: batchSize }, (_, i) => Math.floor((batch * batchSize + i) * stride));
+    for (const [i, numbers] of batches.entries()) {
       g.write(tokens, sequences.batch(numbers).tokens);
       await g.run();
-      options.onProgress?.((batch + 1) * batchSize, batches * batchSize);
+      options.onProgress?.((i + 1) * batchSize, batches.length * batchSize);
     }
-    return sums.read(batches);
+    return sums.read(batches.length);
   } finally {
     g.free();
     sums.free();

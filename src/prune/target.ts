@@ -1,5 +1,6 @@
 import { countParameters, type Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
+import { byteCount } from "../system/units.js";
 import { UNIFORM_AXES, type UniformAxis, type UniformSizes } from "./plan.js";
 
 /** What the smaller model should be. */
@@ -8,14 +9,6 @@ export type Target =
   | { readonly kind: "sizes"; readonly sizes: Partial<UniformSizes> };
 
 const COUNT_UNITS: Readonly<Record<string, number>> = { "": 1, k: 1e3, m: 1e6, b: 1e9, t: 1e12 };
-const BYTE_UNITS: Readonly<Record<string, number>> = {
-  kb: 1e3,
-  mb: 1e6,
-  gb: 1e9,
-  kib: 2 ** 10,
-  mib: 2 ** 20,
-  gib: 2 ** 30,
-};
 
 /**
  * Reads a target: `8.4B` (parameters), `0.67x` (of the original's), `4GiB` (memory of the weights at `bitsPerWeight`), or
@@ -30,7 +23,7 @@ export function parseTarget(text: string, model: Model, bitsPerWeight: number): 
   const original = countParameters(model.parameters, model.sizes);
   let parameters: number | undefined;
   if (unit === "x") parameters = value * original;
-  else if (unit in BYTE_UNITS) parameters = (value * (BYTE_UNITS[unit] ?? 0) * 8) / bitsPerWeight;
+  else if (byteCount(text) !== undefined) parameters = ((byteCount(text) ?? 0) * 8) / bitsPerWeight;
   else if (unit in COUNT_UNITS) parameters = value * (COUNT_UNITS[unit] ?? 0);
   if (parameters === undefined || !(parameters > 0))
     throw new UsageError(

@@ -1,6 +1,6 @@
 import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
-import { FormatError } from "../system/errors.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
 
 /** Conversions between stored types, on native threads: the event loop stays free. */
 
@@ -54,6 +54,8 @@ export async function convertRows(bytes: Uint8Array, conversion: Conversion): Pr
   if (to === "f32") return bytesOf(values);
   const result = new Uint8Array(dataBytes(to, elements));
   if (isQuantized(to)) {
+    if (importance === undefined && f.ggml_quantize_requires_imatrix(DTYPE_ID[to]))
+      throw new CoppiceError(`${name}: ${to} needs to know which inputs matter: give calibration data (--data)`);
     await onThread(
       f.ggml_quantize_chunk,
       DTYPE_ID[to],

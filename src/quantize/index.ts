@@ -1,3 +1,11 @@
-export { type ExportOptions, exportGguf } from "./export.js";
+export { type ExportOptions, exportGguf, exportToSize, type FitOptions, type FittedModel } from "./export.js";
+export {
+  type Importance,
+  type ImportanceOptions,
+  loadImportance,
+  measureImportance,
+  saveImportance,
+} from "./importance.js";
 export { FILE_KINDS, type FileKind, parseFileKind } from "./recipes.js";
+export { measureSensitivity, type Sensitivity, type SensitivityOptions, type TypeCost } from "./sensitivity.js";
 export type { WrittenModel } from "./write.js";

@@ -1,6 +1,6 @@
 import path from "node:path";
 import type { Checkpoint } from "../checkpoint/directory.js";
-import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, writeGguf } from "../checkpoint/gguf.js";
+import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
 import { gatherRows } from "../checkpoint/gguf-checkpoint.js";
 import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
 import { type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
@@ -57,6 +57,36 @@ export function recipeFacts(model: Model, weighted: boolean): RecipeFacts {
   return { layers: model.layerCount, heads: size(first?.heads), kvHeads: size(first?.kvHeads), weighted };
 }
 
+/** A file before its tensors are converted. */
+interface Plan {
+  readonly metadata: GgufMetadata;
+  readonly derived: GgufLayout["derived"];
+  readonly tensors: readonly ReturnType<typeof plannedTensor>[];
+  readonly notes: readonly string[];
+}
+
+function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModelOptions, "threads">): Plan {
+  checkTensors(model, checkpoint.source);
+  const layout = model.gguf();
+  const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
+  return {
+    metadata: describe(checkpoint, model, layout, tokenizer.entries, options.fileType),
+    derived: layout.derived,
+    tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, parameter, options)),
+    notes: [...layout.notes, ...tokenizer.notes],
+  };
+}
+
+const derivedShape = ({ name, values }: GgufLayout["derived"][number]) => ({
+  ...{ name, dtype: "f32" as const, shape: [values.length] },
+});
+
+/** The size of the file that {@link writeModel} would write, when it is one. */
+export function fileBytes(checkpoint: Checkpoint, model: Model, options: Omit<WriteModelOptions, "threads">): number {
+  const { metadata, derived, tensors } = planFile(checkpoint, model, options);
+  return ggufBytes(metadata, [...derived.map(derivedShape), ...tensors]);
+}
+
 /**
  * Writes a model as GGUF, converting on several threads and streaming: a few pieces of a tensor are in memory at a time.
  * @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says
@@ -67,26 +97,15 @@ export async function writeModel(
   model: Model,
   options: WriteModelOptions,
 ): Promise<WrittenModel> {
-  checkTensors(model, checkpoint.source);
-  const layout = model.gguf();
-  const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
-  const metadata = describe(checkpoint, model, layout, tokenizer.entries, options.fileType);
-  const planned = layout.parameters.map((parameter) => plannedTensor(checkpoint.source, parameter, options));
+  const { metadata, derived, tensors: planned, notes } = planFile(checkpoint, model, options);
   const jobs = function* () {
     for (const tensor of planned) yield* tensor.pieces();
   };
   const pipeline = new Pipeline(jobs(), options.threads + AHEAD);
   const tensors: GgufTensor[] = [
-    ...layout.derived.map(({ name, values }) => ({
-      name,
-      dtype: "f32" as const,
-      shape: [values.length],
-      chunks: () => [bytesOf(values)],
-    })),
+    ...derived.map((tensor) => ({ ...derivedShape(tensor), chunks: () => [bytesOf(tensor.values)] })),
     ...planned.map(({ name, dtype, shape, count }) => ({
-      name,
-      dtype,
-      shape,
+      ...{ name, dtype, shape },
       async *chunks() {
         for (let i = 0; i < count; i++) yield await pipeline.next();
       },
@@ -102,14 +121,14 @@ export async function writeModel(
       options.onBytes?.(done, bytes);
     },
   });
-  return { files, bytes, notes: [...layout.notes, ...tokenizer.notes] };
+  return { files, bytes, notes };
 }
 
 /** A tensor on its way: how many pieces it comes in, and the work for each. */
 function plannedTensor(
   source: TensorSource,
   { name, parameter, rows }: GgufLayout["parameters"][number],
-  { types, importance, kind }: WriteModelOptions,
+  { types, importance, kind }: Omit<WriteModelOptions, "threads">,
 ) {
   const { dtype: from, shape } = tensorInfo(source, parameter);
   const to = types.get(name) ?? from;

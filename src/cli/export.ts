@@ -1,0 +1,49 @@
+import { Command, Option } from "commander";
+import type { FloatDType } from "../ggml/index.js";
+import { exportModel } from "../jobs/index.js";
+import { formatBytes } from "../jobs/report.js";
+import { action, example } from "./command.js";
+import { addCommon, type CommonFlags, MODEL, parseBytes } from "./options.js";
+import { renderNotes } from "./render.js";
+
+interface Flags extends CommonFlags {
+  readonly out: string;
+  readonly dtype?: FloatDType;
+  readonly shardBytes?: number;
+  readonly preTokenizer?: string;
+}
+
+/** Options of what writes GGUF files. */
+export const addWriting = (command: Command): Command =>
+  command
+    .option("--shard-bytes <size>", "split into files of about this size, for example 4GiB", parseBytes)
+    .option("--pre-tokenizer <name>", "llama.cpp's name for how texts are cut into words, where it is not recognised");
+
+export const exportCommand = example(
+  addCommon(
+    addWriting(
+      new Command("export").description(
+        "Write a model as GGUF, for llama.cpp, Ollama, LM Studio, or back as a directory",
+      ),
+    ),
+  )
+    .argument("<model>", MODEL)
+    .requiredOption("--out <path>", "a .gguf file, or a directory for Hugging Face's layout")
+    .addOption(
+      new Option("--dtype <type>", "type of the matrices (default: as stored)").choices(["f32", "f16", "bf16"]),
+    )
+    .action(
+      action(async ({ job, print }, flags: Flags, model: string) => {
+        const outcome = await exportModel({
+          ...{ ...job, model, out: flags.out },
+          ...(flags.dtype && { dtype: flags.dtype }),
+          ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
+          ...(flags.preTokenizer !== undefined && { preTokenizer: flags.preTokenizer }),
+        });
+        print(outcome, ({ files, bytes, notes, seconds }) =>
+          [`${files.join("\n")}\n${formatBytes(bytes)} in ${seconds.toFixed(1)} s`, ...renderNotes(notes)].join("\n"),
+        );
+      }),
+    ),
+  "coppice export ./model --out model.gguf",
+);

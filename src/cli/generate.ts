@@ -1,0 +1,93 @@
+import { readFileSync } from "node:fs";
+import { Command } from "commander";
+import type { SamplingOptions } from "../generate/index.js";
+import { generate } from "../jobs/index.js";
+import { type FileKind, parseFileKind } from "../quantize/index.js";
+import { UsageError } from "../system/errors.js";
+import { action, example } from "./command.js";
+import { addCommon, type CommonFlags, MODEL, parsePositive, parseWhole } from "./options.js";
+
+export interface SamplingFlags extends CommonFlags {
+  readonly maxTokens?: number;
+  readonly temperature?: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  readonly repeatPenalty?: number;
+  readonly seed?: number;
+  readonly stop?: string[];
+  readonly type?: FileKind;
+  readonly contextSize?: number;
+  readonly draft?: string;
+  readonly draftTokens?: number;
+}
+
+export const addSampling = (command: Command): Command =>
+  command
+    .option("--max-tokens <n>", "tokens to write at most (default: 256)", parseWhole)
+    .option("--temperature <x>", "0 takes the likeliest token always (default: 0.8)", Number)
+    .option("--top-k <n>", "choose among the n likeliest (default: 40)", parseWhole)
+    .option("--top-p <x>", "choose among the likeliest that make up this probability (default: 0.95)", parsePositive)
+    .option("--min-p <x>", "leave out what is less than this share as likely as the likeliest", parsePositive)
+    .option("--repeat-penalty <x>", "make what came lately less likely (default: 1, not at all)", parsePositive)
+    .option("--seed <n>", "same seed, same text", parseWhole)
+    .option("--stop <texts...>", "texts to stop at")
+    .option(
+      "--type <kind>",
+      "what to export a directory to first, for example q8_0 (default: as stored)",
+      parseFileKind,
+    )
+    .option(
+      "--context-size <n>",
+      "tokens of prompt and answer together (default: the model's, 4096 at most)",
+      parseWhole,
+    )
+    .option("--draft <model>", "a smaller model of the same tokenizer that guesses ahead")
+    .option("--draft-tokens <n>", "tokens it guesses ahead at most (default: 8)", parseWhole);
+
+export function samplingOptions(flags: SamplingFlags): SamplingOptions {
+  const names = ["maxTokens", "temperature", "topK", "topP", "minP", "repeatPenalty", "seed", "stop"] as const;
+  if (flags.temperature !== undefined && !(flags.temperature >= 0)) throw new UsageError("--temperature is 0 or more");
+  return Object.fromEntries(names.flatMap((name) => (flags[name] === undefined ? [] : [[name, flags[name]]])));
+}
+
+export const engineOptions = (flags: SamplingFlags) => ({
+  ...(flags.type && { kind: flags.type }),
+  ...(flags.contextSize !== undefined && { contextSize: flags.contextSize }),
+  ...(flags.draft !== undefined && { draftModel: flags.draft }),
+  ...(flags.draftTokens !== undefined && { draftTokens: flags.draftTokens }),
+});
+
+interface Flags extends SamplingFlags {
+  readonly prompt?: string;
+}
+
+export const generateCommand = example(
+  addCommon(addSampling(new Command("generate").description("Continue a text")))
+    .argument("<model>", MODEL)
+    .option("--prompt <text>", "the text to continue (default: standard input)")
+    .action(
+      action(async ({ job, print }, flags: Flags, model: string) => {
+        const prompt = flags.prompt ?? readFileSync(0, "utf8");
+        const stream = flags.json !== true;
+        if (stream) process.stdout.write(prompt);
+        const outcome = await generate({
+          ...{ ...job, ...engineOptions(flags), model, prompt },
+          sampling: {
+            ...samplingOptions(flags),
+            ...(stream && { onText: (text: string) => void process.stdout.write(text) }),
+          },
+        });
+        const { tokens, tokensPerSecond, draft, withoutDraft } = outcome;
+        process.stderr.write(`${stream ? "\n" : ""}${tokens} tokens, ${tokensPerSecond.toFixed(1)} tokens/s\n`);
+        if (draft !== undefined && withoutDraft !== undefined)
+          process.stderr.write(
+            `the draft guessed ${draft.guessed} tokens, ${draft.accepted} right (${((100 * draft.accepted) / Math.max(1, draft.guessed)).toFixed(0)} %): ` +
+              `${withoutDraft.speedUp.toFixed(2)} times as fast as the ${withoutDraft.tokensPerSecond.toFixed(1)} tokens/s without\n`,
+          );
+        print(outcome, () => "");
+      }),
+    ),
+  'coppice generate ./model --prompt "Once upon a time" --temperature 0',
+  'coppice generate teacher.gguf --draft student.gguf --prompt "Once upon a time"',
+);

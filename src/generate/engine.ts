@@ -1,0 +1,224 @@
+import {
+  DraftSequenceTokenPredictor,
+  getLlama,
+  LlamaChatSession,
+  LlamaCompletion,
+  type LlamaContextSequence,
+  LlamaLogLevel,
+  type LlamaModel,
+  type Token,
+} from "node-llama-cpp";
+import type { DeviceKind } from "../ggml/index.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import { checkRunnable } from "./runnable.js";
+
+export interface EngineOptions {
+  readonly device?: DeviceKind | "auto";
+  readonly threads?: number;
+  /** Tokens of prompt and answer together; the model's own limit, 4096 at most, by default. */
+  readonly contextSize?: number;
+  /** A smaller GGUF model of the same tokenizer that guesses several tokens ahead, which the model then checks at once. */
+  readonly draft?: string;
+  /** Tokens guessed ahead at most; 8 by default. */
+  readonly draftTokens?: number;
+}
+
+/** How the next token is chosen. */
+export interface SamplingOptions {
+  /** 0 takes the likeliest always; 0.8 by default. */
+  readonly temperature?: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  /** Divides the odds of what came lately; 1 for none, the default. */
+  readonly repeatPenalty?: number;
+  readonly seed?: number;
+  readonly maxTokens?: number;
+  /** Texts to stop at. */
+  readonly stop?: readonly string[];
+  readonly signal?: AbortSignal;
+  /** Called with each piece of text as it comes. */
+  readonly onText?: (text: string) => void;
+}
+
+export interface Generation {
+  readonly text: string;
+  readonly tokens: number;
+  readonly seconds: number;
+  readonly tokensPerSecond: number;
+  /** Why it ended: `eogToken` (the model's end), `maxTokens`, `abort`, `customStopTrigger`. */
+  readonly stopReason: string;
+  /** With a draft: how many of its guesses were right. */
+  readonly draft?: { readonly guessed: number; readonly accepted: number };
+}
+
+const DEFAULT_CONTEXT = 4096;
+const DEFAULT_TEMPERATURE = 0.8;
+const DEFAULT_DRAFT_TOKENS = 8;
+
+/** A GGUF model that is ready to write. llama.cpp through node-llama-cpp. */
+export class Engine {
+  private constructor(
+    private readonly model: LlamaModel,
+    private readonly sequence: LlamaContextSequence,
+    private readonly draftModel: LlamaModel | undefined,
+  ) {}
+
+  /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
+  static async open(file: string, options: EngineOptions = {}): Promise<Engine> {
+    const limits = [file, ...(options.draft === undefined ? [] : [options.draft])].map(checkRunnable);
+    const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits.filter((limit) => limit > 0));
+    const model = await load(file, options);
+    try {
+      const draftModel = options.draft === undefined ? undefined : await load(options.draft, options);
+      if (draftModel !== undefined) checkSameTokens(model, draftModel);
+      const threads = options.threads === undefined ? {} : { threads: options.threads };
+      const sequenceOf = async (of: LlamaModel) => of.createContext({ contextSize, ...threads });
+      const predictor =
+        draftModel &&
+        new DraftSequenceTokenPredictor((await sequenceOf(draftModel)).getSequence(), {
+          maxTokens: options.draftTokens ?? DEFAULT_DRAFT_TOKENS,
+        });
+      const context = await sequenceOf(model);
+      return new Engine(model, context.getSequence(predictor && { tokenPredictor: predictor }), draftModel);
+    } catch (error) {
+      await model.dispose();
+      throw explained(file, error);
+    }
+  }
+
+  /** Continues a text. */
+  async complete(prompt: string, options: SamplingOptions = {}): Promise<Generation> {
+    const completion = new LlamaCompletion({ contextSequence: this.sequence, autoDisposeSequence: false });
+    return this.timed(options, (sampling) => completion.generateCompletionWithMeta(prompt, sampling));
+  }
+
+  /** A conversation, in the form that the model was taught. Its turns share one history. */
+  chat(systemPrompt?: string): Chat {
+    const session = new LlamaChatSession({
+      contextSequence: this.sequence,
+      autoDisposeSequence: false,
+      ...(systemPrompt !== undefined && { systemPrompt }),
+    });
+    return {
+      say: (text, options = {}) =>
+        this.timed(options, async (sampling) => {
+          const { responseText, stopReason } = await session.promptWithMeta(text, sampling as never);
+          return { response: responseText, metadata: { stopReason } };
+        }),
+      reset: () => session.resetChatHistory(),
+    };
+  }
+
+  private async timed(
+    options: SamplingOptions,
+    run: (
+      sampling: ReturnType<typeof samplingOf>,
+    ) => Promise<{ readonly response: string; readonly metadata: { readonly stopReason: string } }>,
+  ): Promise<Generation> {
+    let tokens = 0;
+    const before = this.sequence.tokenPredictions;
+    const started = performance.now();
+    const { response, metadata } = await run(samplingOf(options, (count) => (tokens += count)));
+    const seconds = (performance.now() - started) / 1000;
+    const after = this.sequence.tokenPredictions;
+    const accepted = after.validated - before.validated;
+    return {
+      text: response,
+      ...{ tokens, seconds, tokensPerSecond: tokens / seconds, stopReason: metadata.stopReason },
+      ...(this.draftModel && { draft: { guessed: accepted + after.refuted - before.refuted, accepted } }),
+    };
+  }
+
+  /** How fast the model reads and writes here, in tokens per second. */
+  async speed(
+    promptTokens: number,
+    generatedTokens: number,
+  ): Promise<{ readonly prompt: number; readonly generation: number }> {
+    const limit = Math.max(1, this.sequence.contextSize - generatedTokens - 1);
+    const count = Math.min(promptTokens, limit);
+    const filler = this.model.tokens.bos ?? (0 as Token);
+    await this.sequence.clearHistory();
+    const prompt = Array.from({ length: count }, () => filler);
+    const reading = performance.now();
+    await this.sequence.evaluateWithoutGeneratingNewTokens(prompt);
+    const writing = performance.now();
+    let written = 0;
+    for await (const _ of this.sequence.evaluate([filler], { temperature: 0, yieldEogToken: true })) {
+      written++;
+      if (written === generatedTokens) break;
+    }
+    const end = performance.now();
+    await this.sequence.clearHistory();
+    return { prompt: (1000 * count) / (writing - reading), generation: (1000 * written) / (end - writing) };
+  }
+
+  async dispose(): Promise<void> {
+    await this.model.dispose();
+    await this.draftModel?.dispose();
+  }
+}
+
+/** A conversation. */
+export interface Chat {
+  say(text: string, options?: SamplingOptions): Promise<Generation>;
+  /** Forgets all that was said. */
+  reset(): void;
+}
+
+async function load(file: string, { device = "auto", threads }: EngineOptions): Promise<LlamaModel> {
+  const llama = await getLlama({
+    ...{ gpu: device === "cpu" ? false : device, build: "never" as const, logLevel: LlamaLogLevel.error },
+    ...{ progressLogs: false as const, skipDownload: true },
+    ...(threads !== undefined && { maxThreads: threads }),
+  }).catch((error: unknown) => {
+    throw new CoppiceError(
+      `llama.cpp cannot be started on ${device} (${error instanceof Error ? error.message : error})`,
+    );
+  });
+  try {
+    return await llama.loadModel({ modelPath: file, checkTensors: true });
+  } catch (error) {
+    throw explained(file, error);
+  }
+}
+
+const explained = (file: string, error: unknown): Error =>
+  error instanceof CoppiceError
+    ? error
+    : new CoppiceError(`llama.cpp cannot run ${file} (${error instanceof Error ? error.message : error})`);
+
+/** A draft's guesses mean nothing in another vocabulary. */
+function checkSameTokens(model: LlamaModel, draft: LlamaModel): void {
+  const sample = "The same text, 123 — même texte.";
+  const [ours, theirs] = [model, draft].map((of) => of.tokenize(sample).join());
+  if (ours !== theirs) throw new UsageError("the draft model has another tokenizer: it cannot guess for this one");
+}
+
+function samplingOf(options: SamplingOptions, count: (tokens: number) => void) {
+  const {
+    temperature = DEFAULT_TEMPERATURE,
+    topK,
+    topP,
+    minP,
+    repeatPenalty,
+    seed,
+    maxTokens,
+    stop,
+    signal,
+    onText,
+  } = options;
+  return {
+    temperature,
+    ...(topK !== undefined && { topK }),
+    ...(topP !== undefined && { topP }),
+    ...(minP !== undefined && { minP }),
+    ...(seed !== undefined && { seed }),
+    ...(maxTokens !== undefined && { maxTokens }),
+    repeatPenalty: repeatPenalty === undefined || repeatPenalty === 1 ? (false as const) : { penalty: repeatPenalty },
+    ...(stop !== undefined && stop.length > 0 && { customStopTriggers: [...stop] }),
+    ...(signal && { signal, stopOnAbortSignal: true }),
+    ...(onText && { onTextChunk: onText }),
+    onToken: (tokens: readonly Token[]) => count(tokens.length),
+  };
+}

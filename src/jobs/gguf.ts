@@ -1,0 +1,350 @@
+import { existsSync, statSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import path from "node:path";
+import { isGguf } from "../checkpoint/directory.js";
+import { type Checkpoint, openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
+import { Sequences } from "../data/index.js";
+import { DivergenceMeter } from "../evaluate/divergence.js";
+import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
+import { Engine } from "../generate/index.js";
+import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
+import { loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
+import {
+  exportGguf,
+  exportToSize,
+  type FileKind,
+  type Importance,
+  loadImportance,
+  measureImportance,
+  measureSensitivity,
+  saveImportance,
+  type WrittenModel,
+} from "../quantize/index.js";
+import { UsageError } from "../system/errors.js";
+import { cacheDirectory, hashBytes } from "../system/files.js";
+import { type DataOptions, type JobOptions, type OpenModel, onDevice, openData, openModel } from "./environment.js";
+import { storedType } from "./training.js";
+
+export interface ExportJob extends JobOptions {
+  readonly model: string;
+  /** A .gguf file, or a directory for Hugging Face's layout. */
+  readonly out: string;
+  /** Type of the matrices; as stored by default. */
+  readonly dtype?: FloatDType;
+  readonly shardBytes?: number;
+  /** llama.cpp's name for how texts are cut into words, where the tokenizer's own is not recognised. */
+  readonly preTokenizer?: string;
+}
+
+export interface ExportOutcome extends WrittenModel {
+  readonly seconds: number;
+}
+
+/** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
+export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
+  const { checkpoint, model } = await openModel(job.model, job);
+  if (path.resolve(checkpoint.path) === path.resolve(job.out))
+    throw new UsageError(`${job.out} is the model itself: choose another --out`);
+  const started = performance.now();
+  const written = isGguf(job.out)
+    ? await exportGguf(job.out, checkpoint, {
+        kind: job.dtype ?? storedType(checkpoint.source),
+        ...writing(job, "export"),
+      })
+    : writeDirectory(job, checkpoint, model);
+  return { ...written, seconds: (performance.now() - started) / 1000 };
+}
+
+/** What writing files is told of a job. */
+const writing = (job: JobOptions & Pick<ExportJob, "shardBytes" | "preTokenizer">, stage: string) => ({
+  threads: job.threads ?? availableParallelism(),
+  ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
+  ...(job.preTokenizer !== undefined && { preTokenizer: job.preTokenizer }),
+  ...(job.signal && { signal: job.signal }),
+  onBytes: (done: number, total: number) => job.onProgress?.({ stage, done, total, unit: "bytes" }),
+});
+
+function writeDirectory(job: ExportJob, checkpoint: Checkpoint, model: Model): WrittenModel {
+  let done = 0;
+  writeCheckpoint(job.out, model.config, checkpoint.source, {
+    carryFrom: checkpoint.directory,
+    ...(job.dtype !== undefined && { dtype: job.dtype }),
+    ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
+    onBytes: (count) => {
+      done += count;
+      job.onProgress?.({ stage: "export", done, total: Math.max(done, checkpoint.bytes), unit: "bytes" });
+    },
+  });
+  return { files: openCheckpoint(job.out).files, bytes: openCheckpoint(job.out).bytes, notes: [] };
+}
+
+/**
+ * The GGUF file of a MODEL that llama.cpp is to run: the file itself, or one exported to the cache once.
+ * @param kind the type to export to; as stored by default
+ */
+export async function runnableGguf(reference: string, job: JobOptions & { readonly kind?: FileKind }): Promise<string> {
+  const { checkpoint } = await openModel(reference, job);
+  if (isGguf(checkpoint.path) && job.kind === undefined) return checkpoint.path;
+  const kind = job.kind ?? storedType(checkpoint.source);
+  const folder = path.join(
+    cacheDirectory(),
+    "exported",
+    hashBytes(JSON.stringify([identityOf(checkpoint), kind])).slice(0, 32),
+  );
+  const file = path.join(folder, `${path.basename(path.resolve(checkpoint.path)).replace(/\.gguf$/, "")}-${kind}.gguf`);
+  if (!existsSync(file)) await exportGguf(file, checkpoint, { kind, ...writing(job, `export ${kind}`) });
+  return file;
+}
+
+const DESCRIBING = ["config", "tokenizer", "tokenizer_config", "generation_config"];
+
+/** What changes when a model's files do: their names, sizes and times. */
+const identityOf = ({ files, directory }: Checkpoint): readonly unknown[] =>
+  [...files, ...DESCRIBING.map((name) => path.join(directory, `${name}.json`))]
+    .filter((file) => existsSync(file))
+    .map((file) => [path.resolve(file), statSync(file).size, statSync(file).mtimeMs]);
+
+export interface QuantizeJob extends JobOptions, Partial<DataOptions>, Pick<ExportJob, "shardBytes" | "preTokenizer"> {
+  readonly model: string;
+  /** A .gguf file for a single result, else a directory. */
+  readonly out: string;
+  /** Kinds of files to make. */
+  readonly types?: readonly FileKind[];
+  /** A file of at most so many bytes, with the best types for it. */
+  readonly sizeBytes?: number;
+  /** Types to choose from for it. */
+  readonly candidateTypes?: readonly QuantizedDType[];
+  /** Measure one type of each tensor, and estimate the others from it. */
+  readonly probe?: boolean;
+  /** Importances to use, or where to keep them. */
+  readonly importanceFile?: string;
+  /** Calibration sequences: for importances, and for what each type costs. */
+  readonly samples?: number;
+  readonly sensitivitySamples?: number;
+  readonly sequenceLength?: number;
+  /** Measure size, loss and speed of every file. */
+  readonly report?: boolean;
+}
+
+/** What `--report` measures of a file. */
+export interface FileReport {
+  readonly loss: number;
+  readonly perplexity: number;
+  /** Mean divergence of its predictions from the unquantized model's, nats per token. */
+  readonly divergence: number;
+  readonly promptTokensPerSecond: number;
+  readonly generationTokensPerSecond: number;
+}
+
+export interface QuantizedFile extends WrittenModel {
+  readonly name: string;
+  /** Size of the files on disk. */
+  readonly fileBytes: number;
+  readonly bitsPerWeight: number;
+  readonly seconds: number;
+  /** How many tensors have each type. */
+  readonly types: Readonly<Record<string, number>>;
+  readonly report?: FileReport;
+}
+
+export interface QuantizeOutcome {
+  /** The model as it was, where a report was asked for. */
+  readonly original?: FileReport & { readonly fileBytes: number };
+  readonly files: readonly QuantizedFile[];
+}
+
+const DEFAULT_SAMPLES = 128;
+const DEFAULT_SENSITIVITY_SAMPLES = 16;
+/** About this many tokens are computed at once. */
+const BATCH_TOKENS = 2048;
+/** Sequences of the report's divergence. */
+const REPORT_SAMPLES = 64;
+const [SPEED_PROMPT, SPEED_GENERATED] = [256, 64];
+/** Up to this size weights are tried in f32, above in f16. */
+const F32_LIMIT_BYTES = 4e9;
+
+/** Quantizes a model, to kinds of files, to a size, or both. */
+export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
+  const { types = [], sizeBytes } = job;
+  if (types.length === 0 && sizeBytes === undefined)
+    throw new UsageError("nothing is asked for: give --type or --size");
+  const wanted = types.length + (sizeBytes === undefined ? 0 : 1);
+  if (wanted > 1 && isGguf(job.out)) throw new UsageError(`${wanted} files do not fit in ${job.out}: name a directory`);
+  const opened = await openModel(job.model, job);
+  const calibration = await openCalibration(opened, job);
+  if (sizeBytes !== undefined && calibration === undefined)
+    throw new UsageError("--size needs --data, to measure what each type costs");
+  if (job.report === true && calibration === undefined) throw new UsageError("--report needs --data to measure on");
+  const importance = await importanceFor(opened, calibration, job);
+  const files: QuantizedFile[] = [];
+  const stem = path.basename(path.resolve(opened.checkpoint.path)).replace(/\.gguf$/, "");
+  const place = (name: string) => (isGguf(job.out) ? job.out : path.join(job.out, `${stem}-${name}.gguf`));
+  for (const kind of types)
+    files.push(
+      await made(kind, opened, () =>
+        exportGguf(place(kind), opened.checkpoint, { kind, ...(importance && { importance }), ...writing(job, kind) }),
+      ),
+    );
+  if (sizeBytes !== undefined && calibration !== undefined && importance !== undefined)
+    files.push(
+      await made("mix", opened, () => writeMix(place("mix"), opened, calibration.train, importance, sizeBytes, job)),
+    );
+  if (job.report !== true || calibration === undefined) return { files };
+  return report(opened, files, calibration.validation, job);
+}
+
+interface Calibration {
+  readonly train: Sequences;
+  readonly validation: Sequences;
+}
+
+async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJob): Promise<Calibration | undefined> {
+  const { data } = job;
+  if (data === undefined || data.length === 0) return undefined;
+  const { train, validation } = await openData(checkpoint.directory, { ...job, data }, job);
+  const length = job.sequenceLength ?? defaultSequenceLength(model);
+  return {
+    train: new Sequences(train, Math.min(length, train.length - 1)),
+    validation: new Sequences(validation, Math.min(length, validation.length - 1)),
+  };
+}
+
+const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
+
+async function withWeights<T>(
+  job: JobOptions,
+  { checkpoint, model }: OpenModel,
+  use: (backend: Backend, weights: ModelWeights) => Promise<T>,
+  dtype: FloatDType = checkpoint.bytes > F32_LIMIT_BYTES ? "f16" : "f32",
+): Promise<T> {
+  return onDevice(job, async (backend) => {
+    const weights = loadWeights(backend, model, checkpoint.source, { dtype, trainable: false });
+    try {
+      return await use(backend, weights);
+    } finally {
+      weights.free();
+    }
+  });
+}
+
+async function importanceFor(
+  opened: OpenModel,
+  calibration: Calibration | undefined,
+  job: QuantizeJob,
+): Promise<Importance | undefined> {
+  const { importanceFile } = job;
+  if (importanceFile !== undefined && existsSync(importanceFile)) return loadImportance(importanceFile, opened.model);
+  if (calibration === undefined) return undefined;
+  const importance = await withWeights(job, opened, (backend, weights) =>
+    measureImportance(backend, weights, calibration.train, {
+      samples: job.samples ?? DEFAULT_SAMPLES,
+      batchSize: batchSize(calibration.train),
+      computeType: "f32",
+      onProgress: (done, total) => job.onProgress?.({ stage: "importance", done, total, unit: "sequences" }),
+    }),
+  );
+  if (importanceFile !== undefined) saveImportance(importanceFile, importance);
+  return importance;
+}
+
+/** Runs one of the writers and tells of the result. */
+async function made(
+  name: string,
+  { parameters }: OpenModel,
+  write: () => Promise<WrittenModel>,
+): Promise<QuantizedFile> {
+  const started = performance.now();
+  const written = await write();
+  const seconds = (performance.now() - started) / 1000;
+  const counts: Record<string, number> = {};
+  for (const { dtype } of openCheckpoint(written.files[0] ?? "").source.tensors.values())
+    counts[dtype] = (counts[dtype] ?? 0) + 1;
+  const fileBytes = written.files.reduce((sum, file) => sum + statSync(file).size, 0);
+  return { ...written, name, fileBytes, bitsPerWeight: (8 * written.bytes) / parameters, seconds, types: counts };
+}
+
+async function writeMix(
+  file: string,
+  opened: OpenModel,
+  sequences: Sequences,
+  importance: Importance,
+  sizeBytes: number,
+  job: QuantizeJob,
+): Promise<WrittenModel> {
+  const { checkpoint } = opened;
+  const { probe = false, candidateTypes, sensitivitySamples: samples = DEFAULT_SENSITIVITY_SAMPLES } = job;
+  const measured = { probe, candidateTypes, samples, length: sequences.length, data: sequences.stream.id };
+  const key = hashBytes(JSON.stringify([identityOf(checkpoint), measured])).slice(0, 32);
+  const sensitivity = await withWeights(job, opened, (backend, weights) =>
+    measureSensitivity(backend, weights, checkpoint.source, sequences, {
+      ...{ importance, samples, computeType: "f32", probe, batchSize: batchSize(sequences) },
+      file: path.join(cacheDirectory(job.cacheDir), "type-costs", `${key}.json`),
+      ...(candidateTypes && { types: candidateTypes }),
+      ...(job.signal && { signal: job.signal }),
+      onProgress: (done, total, detail) =>
+        job.onProgress?.({ stage: "cost of each type", done, total, unit: "tensors", detail }),
+    }),
+  );
+  return exportToSize(file, checkpoint, sensitivity, { importance, sizeBytes, ...writing(job, "mix") });
+}
+
+/** Measures the model as it was and every file: loss on the validation data, divergence, speed. */
+async function report(
+  opened: OpenModel,
+  files: readonly QuantizedFile[],
+  validation: Sequences,
+  job: QuantizeJob,
+): Promise<QuantizeOutcome> {
+  const stage = (done: number) =>
+    job.onProgress?.({ stage: "report", done, total: files.length + 1, unit: "candidates" });
+  return withWeights(job, opened, async (backend, reference) => {
+    const meter = await DivergenceMeter.prepare(backend, reference, validation, {
+      ...{ samples: REPORT_SAMPLES, batchSize: batchSize(validation), computeType: "f32" },
+    });
+    const lossOf = async (weights: ModelWeights) => {
+      const { stream, length: sequenceLength } = validation;
+      const { loss } = await perplexity(backend, weights.model, weights, stream, { sequenceLength });
+      return { loss, perplexity: Math.exp(loss) };
+    };
+    try {
+      const before = await lossOf(reference);
+      const original = {
+        ...{ ...before, divergence: 0, fileBytes: opened.checkpoint.bytes },
+        ...(await speedOf(await runnableGguf(job.model, job), job)),
+      };
+      stage(1);
+      const reported: QuantizedFile[] = [];
+      for (const file of files) {
+        const [name = ""] = file.files;
+        const { config, source } = openCheckpoint(name);
+        const weights = loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
+        const variant = meter.of(weights);
+        try {
+          const divergence = await variant.measure();
+          const measured = { ...(await lossOf(weights)), divergence, ...(await speedOf(name, job)) };
+          reported.push({ ...file, report: measured });
+        } finally {
+          variant.free();
+          weights.free();
+        }
+        stage(1 + reported.length);
+      }
+      return { original, files: reported };
+    } finally {
+      meter.free();
+    }
+  });
+}
+
+async function speedOf(
+  file: string,
+  { device, threads }: JobOptions,
+): Promise<Pick<FileReport, "promptTokensPerSecond" | "generationTokensPerSecond">> {
+  const engine = await Engine.open(file, { ...(device && { device }), ...(threads !== undefined && { threads }) });
+  try {
+    const { prompt, generation } = await engine.speed(SPEED_PROMPT, SPEED_GENERATED);
+    return { promptTokensPerSecond: prompt, generationTokensPerSecond: generation };
+  } finally {
+    await engine.dispose();
+  }
+}

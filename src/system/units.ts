@@ -1,0 +1,15 @@
+const BYTE_UNITS: Readonly<Record<string, number>> = {
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+};
+
+/** Reads a size, `4GiB` or `500MB`: bytes, or undefined when it is none. */
+export function byteCount(text: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*([a-z]+)$/i.exec(text.trim());
+  const unit = BYTE_UNITS[match?.[2]?.toLowerCase() ?? ""];
+  return unit === undefined ? undefined : Number(match?.[1]) * unit;
+}
