@@ -1,0 +1,142 @@
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { quantizeWithLlamaCpp } from "../../bench/peers/llama-quantize.js";
+import { openGguf, readTensor } from "../../src/checkpoint/index.js";
+import { modelFromConfig, shapeOf } from "../../src/models/index.js";
+import { exportGguf, FILE_KINDS, type FileKind, parseFileKind } from "../../src/quantize/index.js";
+import { fileTypeOf } from "../../src/quantize/recipes.js";
+import { Random } from "../../src/system/random.js";
+import { writeTokenizer } from "../llama-cpp.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const root = temporaryDirectory();
+
+/** A model of random weights, as small as the types' blocks allow, deep enough that mixtures differ by layer. */
+function randomModel(name: string, changes: Record<string, unknown>) {
+  const config = {
+    ...{ model_type: "llama", vocab_size: 64, hidden_size: 256, intermediate_size: 256, num_hidden_layers: 8 },
+    ...{ num_attention_heads: 8, num_key_value_heads: 2, head_dim: 32, tie_word_embeddings: false, ...changes },
+  };
+  const model = modelFromConfig(config);
+  const directory = path.join(root, name);
+  writeTokenizer(directory, model.vocabSize);
+  const random = new Random(7, 1);
+  const values = new Map(
+    model.parameters.map((spec) => {
+      const shape = shapeOf(spec, model.sizes);
+      const data = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => 0.05 * random.normal());
+      return [spec.name, { dtype: "f32" as const, shape, data }];
+    }),
+  );
+  const source = {
+    tensors: values,
+    readRows: (parameter: string, from: number, to: number) => {
+      const { shape, data } = values.get(parameter)!;
+      const width = shape.slice(1).reduce((a, b) => a * b, 1);
+      return new Uint8Array(data.buffer, from * width * 4, (to - from) * width * 4);
+    },
+    releaseRows: () => {},
+  };
+  const importance = new Map(
+    model.parameters.flatMap((spec) =>
+      spec.input === undefined
+        ? []
+        : [
+            [
+              spec.name,
+              Float32Array.from({ length: shapeOf(spec, model.sizes)[1]! }, () => random.normal() ** 2 + 0.01),
+            ] as const,
+          ],
+    ),
+  );
+  const named = new Map(
+    model
+      .gguf()
+      .parameters.flatMap(({ name: tensor, parameter }) =>
+        importance.has(parameter) ? [[tensor, importance.get(parameter)!] as const] : [],
+      ),
+  );
+  return { checkpoint: { path: directory, directory, config, source, bytes: 0, files: [] }, importance, named };
+}
+
+/** Kinds that llama.cpp's quantizer has too. */
+const SHARED = FILE_KINDS.filter((kind) => !["f32", "mxfp4", "nvfp4"].includes(kind));
+const NEED_IMPORTANCE: readonly FileKind[] = [
+  "iq1_s",
+  "iq1_m",
+  "iq2_xxs",
+  "iq2_xs",
+  "iq2_s",
+  "iq2_m",
+  "iq3_xxs",
+  "iq3_xs",
+  "q2_k_s",
+];
+
+/** Quantizing to these searches lattices: seconds for a million weights. */
+const SLOW: readonly FileKind[] = ["iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_xs"];
+
+const cases = [
+  {
+    name: "with importances",
+    model: randomModel("grouped", {}),
+    weighted: true,
+    kinds: SHARED.filter((kind) => !SLOW.includes(kind)),
+  },
+  { name: "of few layers", model: randomModel("shallow", { num_hidden_layers: 2 }), weighted: true, kinds: SLOW },
+  {
+    name: "without importances, tied, ungrouped",
+    model: randomModel("tied", { tie_word_embeddings: true, num_key_value_heads: 8, num_hidden_layers: 3 }),
+    weighted: false,
+    kinds: SHARED.filter((kind) => !NEED_IMPORTANCE.includes(kind)),
+  },
+  {
+    name: "where rows do not fill the blocks",
+    model: randomModel("odd", { hidden_size: 96, intermediate_size: 288, num_hidden_layers: 2 }),
+    weighted: true,
+    kinds: SHARED.filter((kind) => !["q1_0", "nvfp4"].includes(kind)),
+  },
+];
+
+describe.each(cases)("a file $name is llama.cpp's own, bit by bit", ({ name, model, weighted, kinds }) => {
+  const { checkpoint, importance, named } = model;
+  const f32 = path.join(root, `${path.basename(checkpoint.path)}-f32.gguf`);
+
+  it.each(kinds)("%s", async (kind) => {
+    await exportGguf(f32, checkpoint, { kind: "f32" });
+    const [ours, theirs] = ["ours", "theirs"].map((who) => path.join(root, `${who}-${name.length}-${kind}.gguf`)) as [
+      string,
+      string,
+    ];
+    await exportGguf(ours, checkpoint, { kind, ...(weighted && { importance }) });
+    await quantizeWithLlamaCpp(f32, theirs, fileTypeOf(kind), { threads: 2, ...(weighted && { importance: named }) });
+    const [a, b] = [openGguf(ours), openGguf(theirs)];
+    expect(typesOf(a)).toEqual(typesOf(b));
+    for (const tensor of a.tensors.keys())
+      expect(Buffer.compare(readTensor(a, tensor), readTensor(b, tensor)), tensor).toBe(0);
+    expect(a.metadata.get("general.file_type")).toEqual(b.metadata.get("general.file_type"));
+  });
+});
+
+const typesOf = ({ tensors }: ReturnType<typeof openGguf>) =>
+  Object.fromEntries([...tensors].map(([tensor, { dtype }]) => [tensor, dtype]).sort());
+
+describe("kinds of files", () => {
+  it("are found in either case, and listed when there is none", () => {
+    expect(parseFileKind("Q4_K_M")).toBe("q4_k_m");
+    expect(() => parseFileKind("q9")).toThrow(/q4_k_m/);
+  });
+
+  it("too coarse to make blindly ask for data", async () => {
+    const { checkpoint } = cases[0]!.model;
+    await expect(exportGguf(path.join(root, "refused.gguf"), checkpoint, { kind: "iq2_xs" })).rejects.toThrow(/--data/);
+  });
+
+  it("of weights that are no numbers are refused", async () => {
+    const { checkpoint } = randomModel("broken", { num_hidden_layers: 1 });
+    checkpoint.source.tensors.get("model.layers.0.mlp.up_proj.weight")!.data[1000] = Number.NaN;
+    await expect(exportGguf(path.join(root, "refused.gguf"), checkpoint, { kind: "q4_k_m" })).rejects.toThrow(
+      /ffn_up.*no numbers/,
+    );
+  });
+});
