@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import {
   DraftSequenceTokenPredictor,
   getLlama,
@@ -72,11 +73,12 @@ export class Engine {
     try {
       const draftModel = options.draft === undefined ? undefined : await load(options.draft, options);
       if (draftModel !== undefined) checkSameTokens(model, draftModel);
-      const threads = options.threads === undefined ? {} : { threads: options.threads };
-      const sequenceOf = async (of: LlamaModel) => of.createContext({ contextSize, ...threads });
+      const threads = options.threads ?? (await fastestThreads(model));
+      const sequenceOf = async (of: LlamaModel) => of.createContext({ contextSize, ...(threads && { threads }) });
       const predictor =
         draftModel &&
         new DraftSequenceTokenPredictor((await sequenceOf(draftModel)).getSequence(), {
+          minTokens: 1, // waits for a guess, where the draft is no faster than the model
           maxTokens: options.draftTokens ?? DEFAULT_DRAFT_TOKENS,
         });
       const context = await sequenceOf(model);
@@ -181,6 +183,33 @@ async function load(file: string, { device = "auto", threads }: EngineOptions): 
   } catch (error) {
     throw explained(file, error);
   }
+}
+
+/** Larger models gain from every core; trying takes long only for them. */
+const TRIED_BYTES = 1 << 30;
+const TRIED_TOKENS = 4;
+
+/**
+ * The number of threads that writes fastest on this processor: for a small model, starting and joining threads can cost more than
+ * they save. Undefined leaves the choice to llama.cpp.
+ */
+async function fastestThreads(model: LlamaModel): Promise<number | undefined> {
+  const cores = availableParallelism();
+  if (cores === 1 || model.size > TRIED_BYTES || model.gpuLayers > 0) return undefined;
+  const timed: { readonly threads: number; readonly milliseconds: number }[] = [];
+  for (const threads of new Set([1, Math.ceil(cores / 2), cores])) {
+    const context = await model.createContext({ contextSize: 64, threads });
+    const tokens = context
+      .getSequence()
+      .evaluate([model.tokens.bos ?? (0 as Token)], { temperature: 0, yieldEogToken: true });
+    await tokens.next(); // the first one also warms up
+    const started = performance.now();
+    for (let i = 0; i < TRIED_TOKENS; i++) await tokens.next();
+    timed.push({ threads, milliseconds: performance.now() - started });
+    await tokens.return();
+    await context.dispose();
+  }
+  return timed.sort((a, b) => a.milliseconds - b.milliseconds)[0]?.threads;
 }
 
 const explained = (file: string, error: unknown): Error =>

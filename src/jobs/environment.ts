@@ -10,7 +10,7 @@ export interface ProgressEvent {
   readonly stage: string;
   readonly done: number;
   readonly total: number;
-  readonly unit: "tokens" | "bytes" | "sequences" | "candidates" | "steps" | "tensors";
+  readonly unit: "tokens" | "bytes" | "sequences" | "candidates" | "steps" | "tensors" | "files";
   /** A short remark, for example the current loss. */
   readonly detail?: string;
 }

@@ -295,9 +295,7 @@ async function report(
   validation: Sequences,
   job: QuantizeJob,
 ): Promise<QuantizeOutcome> {
-  const stage = (done: number) =>
-    job.onProgress?.({ stage: "report", done, total: files.length + 1, unit: "candidates" });
-  return withWeights(job, opened, async (backend, reference) => {
+  const losses = await withWeights(job, opened, async (backend, reference) => {
     const meter = await DivergenceMeter.prepare(backend, reference, validation, {
       ...{ samples: REPORT_SAMPLES, batchSize: batchSize(validation), computeType: "f32" },
     });
@@ -307,33 +305,35 @@ async function report(
       return { loss, perplexity: Math.exp(loss) };
     };
     try {
-      const before = await lossOf(reference);
-      const original = {
-        ...{ ...before, divergence: 0, fileBytes: opened.checkpoint.bytes },
-        ...(await speedOf(await runnableGguf(job.model, job), job)),
-      };
-      stage(1);
-      const reported: QuantizedFile[] = [];
-      for (const file of files) {
-        const [name = ""] = file.files;
-        const { config, source } = openCheckpoint(name);
+      const measured = [{ ...(await lossOf(reference)), divergence: 0 }];
+      for (const { files: names } of files) {
+        const { config, source } = openCheckpoint(names[0] ?? "");
         const weights = loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
         const variant = meter.of(weights);
         try {
-          const divergence = await variant.measure();
-          const measured = { ...(await lossOf(weights)), divergence, ...(await speedOf(name, job)) };
-          reported.push({ ...file, report: measured });
+          measured.push({ divergence: await variant.measure(), ...(await lossOf(weights)) });
         } finally {
           variant.free();
           weights.free();
         }
-        stage(1 + reported.length);
+        const [done, total] = [measured.length - 1, files.length];
+        job.onProgress?.({ stage: "perplexity", done, total, unit: "files" });
       }
-      return { original, files: reported };
+      return measured;
     } finally {
       meter.free();
     }
   });
+  const speeds: Awaited<ReturnType<typeof speedOf>>[] = [];
+  for (const name of [await runnableGguf(job.model, job), ...files.map((file) => file.files[0] ?? "")]) {
+    speeds.push(await speedOf(name, job));
+    job.onProgress?.({ stage: "speed", done: speeds.length, total: files.length + 1, unit: "files" });
+  }
+  const of = (i: number) => ({ ...losses[i], ...speeds[i] }) as FileReport;
+  return {
+    original: { ...of(0), fileBytes: opened.checkpoint.bytes },
+    files: files.map((file, i) => ({ ...file, report: of(i + 1) })),
+  };
 }
 
 async function speedOf(

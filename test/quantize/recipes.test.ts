@@ -74,7 +74,7 @@ const NEED_IMPORTANCE: readonly FileKind[] = [
 ];
 
 /** Quantizing to these searches lattices: seconds for a million weights. */
-const SLOW: readonly FileKind[] = ["iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_xs"];
+const SLOW: readonly FileKind[] = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_xs"];
 
 const cases = [
   {
