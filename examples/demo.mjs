@@ -21,5 +21,18 @@ console.error(
 node([
   at("dist/cli/main.js"),
   ...["compress", at("examples/tiny-teacher"), "--target", "0.67x", "--data", at("examples/corpus/stories.txt.gz")],
-  ...["--tokens", "300K", "--sequence-length", "128", "--samples", "256", "--candidates", "8", "--out", out],
+  ...[
+    "--tokens",
+    "300K",
+    "--sequence-length",
+    "128",
+    "--samples",
+    "256",
+    "--candidates",
+    "8",
+    "--gguf",
+    "q8_0",
+    "--out",
+    out,
+  ],
 ]);

@@ -60,11 +60,13 @@ export function writeTokenizer(directory: string, vocabSize: number): void {
   const names = Array.from({ length: vocabSize }, (_, id) => (id < 3 ? `<${id}>` : `token${id}`));
   const added = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };
   mkdirSync(directory, { recursive: true });
+  const byteLevel = { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true };
   writeFileSync(
     path.join(directory, "tokenizer.json"),
     JSON.stringify({
+      ...{ version: "1.0", truncation: null, padding: null },
       added_tokens: names.slice(0, 3).map((content, id) => ({ id, content, ...added })),
-      pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, use_regex: true },
+      ...{ normalizer: null, pre_tokenizer: byteLevel, post_processor: null, decoder: byteLevel },
       model: { type: "BPE", vocab: Object.fromEntries(names.map((name, id) => [name, id])), merges: [] },
     }),
   );

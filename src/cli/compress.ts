@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { compress } from "../jobs/index.js";
+import type { FileKind } from "../quantize/index.js";
 import { action, example } from "./command.js";
 import {
   addCommon,
@@ -20,6 +21,7 @@ import {
   targetOptions,
   trainSettings,
 } from "./options.js";
+import { parseFileKinds } from "./quantize.js";
 import { renderCompression } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
@@ -27,6 +29,7 @@ interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFla
   readonly teacherCorrection?: number | true;
   readonly intermediate?: boolean;
   readonly restart?: boolean;
+  readonly gguf?: FileKind[];
 }
 
 export const compressCommand = example(
@@ -54,6 +57,7 @@ export const compressCommand = example(
       "adapt the teacher to the data first (default: on a third of the tokens)",
       parseCount,
     )
+    .option("--gguf <kinds>", "also quantize the result, for example q4_k_m,q8_0", parseFileKinds)
     .option("--intermediate", "match intermediate states too; for deep cuts")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
@@ -67,6 +71,7 @@ export const compressCommand = example(
           settings: trainSettings(flags),
           ...(flags.teacherCorrection !== undefined && { teacherCorrection: flags.teacherCorrection }),
           ...(flags.intermediate === true && { intermediate: true }),
+          ...(flags.gguf && { gguf: flags.gguf }),
           ...(flags.restart === true && { restart: true }),
         });
         print(outcome, renderCompression);

@@ -13,7 +13,7 @@ export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out 
 
 /** Teacher, pruned and student side by side. */
 export function renderCompression(outcome: CompressOutcome): string {
-  const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out } = outcome;
+  const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out, gguf } = outcome;
   const models = { teacher, pruned, student };
   const cut = Object.entries(plan).filter(([, { from, to }]) => from !== to);
   return [
@@ -30,7 +30,16 @@ export function renderCompression(outcome: CompressOutcome): string {
     `cut: ${cut.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ")}`,
     `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that pruning cost, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
+    ...(gguf === undefined ? [] : renderGguf(gguf)),
   ].join("\n");
+}
+
+function renderGguf({ files, prompt, sentence }: NonNullable<CompressOutcome["gguf"]>): string[] {
+  const [first] = files;
+  return [
+    ...files.map(({ files: names, fileBytes }) => `${names.join(", ")} (${formatBytes(fileBytes)})`),
+    `${first?.name ?? ""} writes after "${prompt}": ${sentence.trim()}`,
+  ];
 }
 
 /** Where llama.cpp will do something else than the model says. */

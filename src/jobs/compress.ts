@@ -1,6 +1,6 @@
 import path from "node:path";
 import { openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
-import { Sequences, type TokenStream } from "../data/index.js";
+import { Sequences, Tokenizer, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
   type DistillationOptions,
@@ -9,10 +9,13 @@ import {
   type TrainOptions,
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, modelFromConfig } from "../models/index.js";
-import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
+import { loadWeights, type Model, modelFromConfig } from "../models/index.js";
+import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune, uniformSizes } from "../prune/index.js";
+import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import { type OpenModel, onDevice, openData, openModel } from "./environment.js";
+import { generate } from "./generate.js";
+import { type QuantizedFile, quantize } from "./gguf.js";
 import { type Measurement, measure } from "./measure.js";
 import {
   candidatesFor,
@@ -47,6 +50,8 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly teacherCorrection?: boolean | number;
   /** Match intermediate states too; helps where much depth is cut. */
   readonly intermediate?: boolean;
+  /** Kinds of GGUF files to make of the student. */
+  readonly gguf?: readonly FileKind[];
 }
 
 /** What `compress` reports. */
@@ -60,9 +65,20 @@ export interface CompressOutcome {
   readonly seconds: number;
   readonly tokensPerSecond: number;
   readonly out: string;
+  /** GGUF files of the student, and what the first of them wrote. */
+  readonly gguf?: GgufOutcome;
+}
+
+export interface GgufOutcome {
+  readonly files: readonly QuantizedFile[];
+  readonly prompt: string;
+  /** A sentence that it put after the prompt. */
+  readonly sentence: string;
 }
 
 const DEFAULT_TOKENS = 2e6;
+/** The sentence at the end: how much of the validation text comes before it, and how long it may get. */
+const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];
 /** Teacher correction takes a third of the tokens (127 B beside 380 B) at a fifth of the student's learning rate. */
 const CORRECTION_SHARE = 1 / 3;
 const CORRECTION_RATE_SHARE = 0.2;
@@ -71,8 +87,9 @@ const CORRECTION_RATE_SHARE = 0.2;
  * Makes a smaller model of a model: measure, correct the teacher if asked, calibrate, search, prune, distil, measure. The `out`
  * directory ends as a model directory with a report; killed at any moment, the same call goes on where it was.
  */
-export async function compress(job: CompressJob): Promise<CompressOutcome> {
-  const teacher = await openModel(job.model, job);
+export async function compress(given: CompressJob): Promise<CompressOutcome> {
+  const teacher = await openModel(given.model, given);
+  const job = forQuantization(given, teacher.model);
   if (path.resolve(teacher.checkpoint.path) === path.resolve(job.out))
     throw new UsageError(`${job.out} is the model itself: choose another --out`);
   candidatesFor(teacher.model, job); // a target that cannot be met is said before anything long begins
@@ -80,6 +97,19 @@ export async function compress(job: CompressJob): Promise<CompressOutcome> {
   const settings = trainOptionsFor(teacher.model, { ...job.settings, tokens: job.settings?.tokens ?? DEFAULT_TOKENS });
   const run = openRun(job.out, configurationOf(job, settings, tokens, validation), job.restart);
   return onDevice(job, (backend) => new Compression(backend, job, teacher, tokens, validation, settings, run).run());
+}
+
+/** Widths from which on cuts keep to the large blocks of the k-quants; below, to those of the older types. */
+const LARGE_WIDTH = 2048;
+const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
+
+/** Where GGUF files are wanted, widths stay multiples of quantized blocks: rows that do not fill them could not be quantized. */
+function forQuantization(job: CompressJob, model: Model): CompressJob {
+  if ((job.gguf ?? []).length === 0) return job;
+  const sizes = uniformSizes(model);
+  const blockOf = (size: number) => (size >= LARGE_WIDTH ? LARGE_BLOCK : SMALL_BLOCK);
+  const divisors = { hidden: blockOf(sizes.hidden), ffn: blockOf(sizes.ffn), ...job.space?.divisors };
+  return { ...job, space: { ...job.space, divisors } };
 }
 
 /** What identifies a run: everything that its numbers depend on. */
@@ -139,6 +169,9 @@ class Compression {
     const training = await stages.once("distill", () => this.distil(teacherPath, prunedDirectory, plan));
     const student = await stages.once("measure student", () => this.measure(job.out, "measure student"));
     this.directory.dropCheckpoints();
+    const { gguf: kinds = [] } = job;
+    const gguf =
+      kinds.length === 0 ? undefined : await stages.once(`gguf ${kinds.join()}`, () => this.writeGguf(kinds));
     const outcome: CompressOutcome = {
       ...{ teacher, pruned, student },
       plan: summarisePlan(this.original.model, modelFromConfig(openCheckpoint(job.out).config)),
@@ -146,6 +179,7 @@ class Compression {
       seconds: stages.all.reduce((sum, stage) => sum + stage.seconds, 0),
       tokensPerSecond: training.tokensPerSecond,
       out: job.out,
+      ...(gguf && { gguf }),
     };
     writeReport(this.directory, { ...outcome, models: { teacher, pruned, student }, stages: stages.all });
     return outcome;
@@ -156,6 +190,23 @@ class Compression {
       ...this.job,
       sequenceLength: this.settings.sequenceLength,
     });
+  }
+
+  /** Quantizes the student, and has the first file write a sentence: the proof that it runs. */
+  private async writeGguf(types: readonly FileKind[]): Promise<GgufOutcome> {
+    const { job, settings } = this;
+    const { files } = await quantize({
+      ...{ ...job, model: job.out, types, sequenceLength: settings.sequenceLength },
+      out: path.join(job.out, "gguf"),
+    });
+    const start = new Int32Array(Math.min(PROMPT_TOKENS, this.validation.length));
+    this.validation.copy(0, start.length, start, 0);
+    const prompt = await (await Tokenizer.load(job.out)).decode([...start]);
+    const { text } = await generate({
+      ...{ ...job, model: files[0]?.files[0] ?? "", prompt },
+      sampling: { temperature: 0, maxTokens: SENTENCE_TOKENS },
+    });
+    return { files, prompt, sentence: /^[\s\S]*?[.!?]["”']?(?=\s|$)/.exec(text)?.[0] ?? text };
   }
 
   private get sequences(): Sequences {
