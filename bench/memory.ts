@@ -4,67 +4,25 @@
  *     npx tsx bench/memory.ts [--size-gb 4.5] [--dir /tmp/coppice-memory]
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { type TensorInfo, writeCheckpoint } from "../src/checkpoint/index.js";
-import { rowBytes, tensorInfo } from "../src/checkpoint/tensor-source.js";
-import { bytesOf } from "../src/ggml/index.js";
-import { modelFromConfig, shapeOf } from "../src/models/index.js";
 import { saveScores } from "../src/prune/index.js";
 import { Random } from "../src/system/random.js";
+import { randomCheckpoint } from "./random-checkpoint.js";
 
 const { values } = parseArgs({
   options: { "size-gb": { type: "string", default: "4.5" }, dir: { type: "string", default: "/tmp/coppice-memory" } },
 });
-const [layers, hidden, ffn] = [Math.max(1, Math.round((Number(values["size-gb"]) - 0.5) / 0.24)), 3072, 9216];
-const config = {
-  ...{
-    architectures: ["LlamaForCausalLM"],
-    model_type: "llama",
-    vocab_size: 40960,
-    hidden_size: hidden,
-    intermediate_size: ffn,
-  },
-  ...{
-    num_hidden_layers: layers,
-    num_attention_heads: 24,
-    num_key_value_heads: 8,
-    head_dim: 128,
-    torch_dtype: "bfloat16",
-  },
-};
-const model = modelFromConfig(config);
 const source = path.join(values.dir, "model");
 const scoresFile = path.join(values.dir, "scores.safetensors");
-
-if (!existsSync(path.join(source, "config.json"))) {
-  mkdirSync(values.dir, { recursive: true });
-  const random = new Random(1);
-  const noise = Uint32Array.from({ length: 1 << 20 }, () => random.uint32() & 0xbfffbfff);
-  const tensors = new Map<string, TensorInfo>(
-    model.parameters.map((spec) => [spec.name, { dtype: "bf16", shape: shapeOf(spec, model.sizes) }]),
-  );
-  const readRows = (name: string, from: number, to: number): Uint8Array => {
-    const bytes = new Uint8Array((to - from) * rowBytes(tensorInfo({ tensors }, name)));
-    for (let at = 0; at < bytes.length; at += noise.byteLength)
-      bytes.set(bytesOf(noise).subarray(0, bytes.length - at), at);
-    return bytes;
-  };
-  writeCheckpoint(source, config, { tensors, readRows, releaseRows: () => {} }, { shardBytes: 1e9 });
-  const dimensions = [
-    ...new Set([
-      ...model.scoredBy.map(({ dimension }) => dimension),
-      ...model.headGroups.map((g) => g.kvHeads),
-      "layers",
-    ]),
-  ];
-  saveScores(
-    scoresFile,
-    new Map(
-      dimensions.map((name) => [name, Float32Array.from({ length: model.sizes[name] ?? 0 }, () => random.uniform())]),
-    ),
-  );
+const model = randomCheckpoint(source, Number(values["size-gb"]));
+if (!existsSync(scoresFile)) {
+  const random = new Random(2);
+  const grouped = model.headGroups.map((g) => g.kvHeads);
+  const dimensions = new Set([...model.scoredBy.map(({ dimension }) => dimension), ...grouped, "layers"]);
+  const scoresOf = (name: string) => Float32Array.from({ length: model.sizes[name] ?? 0 }, () => random.uniform());
+  saveScores(scoresFile, new Map([...dimensions].map((name) => [name, scoresOf(name)])));
 }
 
 const out = path.join(values.dir, "pruned");

@@ -17,10 +17,32 @@ async function checkFinite(name: string, dtype: StoredDType, bytes: Uint8Array):
   if (!valid) throw new FormatError(`${name} holds values that are no numbers (NaN or infinite)`);
 }
 
-async function toFloats(bytes: Uint8Array, dtype: StoredDType, elements: number): Promise<Float32Array> {
+/** Memory that is used again and again: fresh memory costs a page fault for every 4 KiB, as much as converting it. */
+export class Scratch {
+  private readonly free = new Map<number, ArrayBuffer[]>();
+
+  take(bytes: number): ArrayBuffer {
+    return this.free.get(bytes)?.pop() ?? new ArrayBuffer(bytes);
+  }
+
+  give(data: NodeJS.ArrayBufferView): void {
+    const { buffer } = data;
+    if (!(buffer instanceof ArrayBuffer)) return;
+    const same = this.free.get(buffer.byteLength) ?? [];
+    same.push(buffer);
+    this.free.set(buffer.byteLength, same);
+  }
+}
+
+async function toFloats(
+  bytes: Uint8Array,
+  dtype: StoredDType,
+  elements: number,
+  scratch: Scratch,
+): Promise<Float32Array> {
   const f = loadFunctions();
   if (dtype === "f32") return toFloat32(f, bytes, dtype);
-  const values = new Float32Array(elements);
+  const values = new Float32Array(scratch.take(4 * elements));
   const aligned = bytes.byteOffset % 2 === 0 ? bytes : bytes.slice();
   if (isQuantized(dtype)) await onThread(f.dequantize[dtype], aligned, values, elements);
   else if (dtype === "bf16") await onThread(f.ggml_bf16_to_fp32_row, aligned, values, elements);
@@ -41,18 +63,23 @@ export interface Conversion {
 
 /**
  * Converts whole rows.
+ * @param scratch where memory comes from; what is returned may be given back to it once it is used
  * @returns the rows in the new type; the same bytes when it is the old
  * @throws FormatError for values that are no numbers
  */
-export async function convertRows(bytes: Uint8Array, conversion: Conversion): Promise<Uint8Array> {
+export async function convertRows(
+  bytes: Uint8Array,
+  conversion: Conversion,
+  scratch = new Scratch(),
+): Promise<Uint8Array> {
   const { name, from, to, columns, importance } = conversion;
   if (from === to) return bytes;
   const f = loadFunctions();
   const elements = (bytes.byteLength / dataBytes(from, columns)) * columns;
   await checkFinite(name, from, bytes);
-  const values = await toFloats(bytes, from, elements);
+  const values = await toFloats(bytes, from, elements, scratch);
   if (to === "f32") return bytesOf(values);
-  const result = new Uint8Array(dataBytes(to, elements));
+  const result = new Uint8Array(scratch.take(dataBytes(to, elements)));
   if (isQuantized(to)) {
     if (importance === undefined && f.ggml_quantize_requires_imatrix(DTYPE_ID[to]))
       throw new CoppiceError(`${name}: ${to} needs to know which inputs matter: give calibration data (--data)`);
@@ -68,5 +95,6 @@ export async function convertRows(bytes: Uint8Array, conversion: Conversion): Pr
     );
     await checkFinite(name, to, result);
   } else await onThread(to === "bf16" ? f.ggml_fp32_to_bf16_row : f.ggml_fp32_to_fp16_row, values, result, elements);
+  if (from !== "f32") scratch.give(values);
   return result;
 }

@@ -7,7 +7,7 @@ import { type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor
 import { bytesOf, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { countParameters, type GgufLayout, type Model, shapeOf } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
-import { convertRows } from "./convert.js";
+import { convertRows, Scratch } from "./convert.js";
 import type { Importance } from "./importance.js";
 import { Pipeline } from "./pipeline.js";
 import { checkImportance, type FileKind, type RecipeFacts, type TensorShape } from "./recipes.js";
@@ -68,11 +68,12 @@ interface Plan {
 function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModelOptions, "threads">): Plan {
   checkTensors(model, checkpoint.source);
   const layout = model.gguf();
+  const scratch = new Scratch();
   const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
   return {
     metadata: describe(checkpoint, model, layout, tokenizer.entries, options.fileType),
     derived: layout.derived,
-    tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, parameter, options)),
+    tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, scratch, parameter, options)),
     notes: [...layout.notes, ...tokenizer.notes],
   };
 }
@@ -107,7 +108,11 @@ export async function writeModel(
     ...planned.map(({ name, dtype, shape, count }) => ({
       ...{ name, dtype, shape },
       async *chunks() {
-        for (let i = 0; i < count; i++) yield await pipeline.next();
+        for (let i = 0; i < count; i++) {
+          const piece = await pipeline.next();
+          yield piece.bytes;
+          piece.written();
+        }
       },
     })),
   ];
@@ -124,9 +129,17 @@ export async function writeModel(
   return { files, bytes, notes };
 }
 
+/** Some rows in their new type. */
+interface Piece {
+  readonly bytes: Uint8Array;
+  /** To be called when they are written: gives back what they held. */
+  readonly written: () => void;
+}
+
 /** A tensor on its way: how many pieces it comes in, and the work for each. */
 function plannedTensor(
   source: TensorSource,
+  scratch: Scratch,
   { name, parameter, rows }: GgufLayout["parameters"][number],
   { types, importance, kind }: Omit<WriteModelOptions, "threads">,
 ) {
@@ -145,15 +158,17 @@ function plannedTensor(
     *pieces() {
       for (let row = 0; row < total; row += step) {
         const end = Math.min(total, row + step);
-        yield async () => {
+        yield async (): Promise<Piece> => {
           const bytes =
             rows === undefined
               ? source.readRows(parameter, row, end)
               : gatherRows(source, parameter, rows.subarray(row, end));
-          const converted = await convertRows(bytes, { name, from, to, columns, importance: weights });
-          // a view of the mapped file stays until it is written
-          if (converted !== bytes || rows !== undefined) source.releaseRows(parameter, row, end);
-          return converted;
+          const converted = await convertRows(bytes, { name, from, to, columns, importance: weights }, scratch);
+          const written = () => {
+            source.releaseRows(parameter, row, end);
+            if (converted !== bytes) scratch.give(converted);
+          };
+          return { bytes: converted, written };
         };
       }
     },
