@@ -26,7 +26,7 @@ randomCheckpoint(model, Number(values["size-gb"]));
 const shards = readdirSync(model).filter((name) => name.endsWith(".safetensors"));
 const bytes = shards.reduce((sum, name) => sum + statSync(path.join(model, name)).size, 0);
 const root = path.resolve(import.meta.dirname, "..");
-const main = path.join(root, "dist/cli/main.js");
+const main = path.join(root, "bin/coppice.cjs");
 const exported = path.join(values.dir, "bf16.gguf");
 
 interface Run {

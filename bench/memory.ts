@@ -28,7 +28,7 @@ if (!existsSync(scoresFile)) {
 const out = path.join(values.dir, "pruned");
 rmSync(out, { recursive: true, force: true });
 const started = performance.now();
-const main = path.resolve(import.meta.dirname, "../dist/cli/main.js");
+const main = path.resolve(import.meta.dirname, "../bin/coppice.cjs");
 const script = `process.on("exit",()=>process.stderr.write("PEAK "+process.resourceUsage().maxRSS+"\\n"));await import("${main}")`;
 const args = [
   "prune",

@@ -19,7 +19,7 @@ console.error(
   "Compressing the embedded teacher (0.86 M parameters, trained on little stories) to two thirds of its size.\n",
 );
 node([
-  at("dist/cli/main.js"),
+  at("bin/coppice.cjs"),
   ...["compress", at("examples/tiny-teacher"), "--target", "0.67x", "--data", at("examples/corpus/stories.txt.gz")],
   ...[
     "--tokens",

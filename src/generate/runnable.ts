@@ -15,7 +15,11 @@ export function checkRunnable(file: string): number {
   const opened = openGguf(file);
   checkTokenizer(opened);
   const { config, source } = openCheckpoint(file);
-  checkTensors(modelFromConfig(config), source);
+  try {
+    checkTensors(modelFromConfig(config), source);
+  } catch (error) {
+    throw new FormatError(`${file}: ${error instanceof Error ? error.message : error}`);
+  }
   const architecture = metadataString(opened.metadata, "general.architecture");
   return metadataNumber(opened.metadata, `${architecture}.context_length`) ?? 0;
 }

@@ -8,7 +8,7 @@ import type { CompressOutcome } from "../../src/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
-const main = path.join(root, "dist/cli/main.js");
+const main = path.join(root, "bin/coppice.cjs");
 const teacher = path.join(root, "examples/tiny-teacher");
 const directory = temporaryDirectory();
 const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), HF_HUB_OFFLINE: "1" };

@@ -1,0 +1,191 @@
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { openCheckpoint, openGguf, readTensor } from "../../src/checkpoint/index.js";
+import { Backend } from "../../src/ggml/index.js";
+import type { GenerateOutcome, QuantizeOutcome } from "../../src/index.js";
+import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const teacher = path.join(root, "examples/tiny-teacher");
+const directory = temporaryDirectory();
+const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), HF_HUB_OFFLINE: "1" };
+const data = path.join(directory, "stories.txt");
+writeFileSync(data, corpus(5, 600));
+const at = (...names: string[]) => path.join(directory, ...names);
+
+const run = (args: readonly string[], input = "") =>
+  spawnSync(process.execPath, [path.join(root, "bin/coppice.cjs"), ...args, "--device", "cpu"], {
+    env,
+    input,
+    encoding: "utf8",
+  });
+const json = <T>(...args: string[]): T => {
+  const { stdout, stderr, status } = run([...args, "--json"]);
+  expect(status, stderr).toBe(0);
+  return JSON.parse(stdout) as T;
+};
+
+describe("coppice export", () => {
+  it("writes GGUF, and back a directory of the same weights", () => {
+    json("export", teacher, "--out", at("teacher.gguf"));
+    json("export", at("teacher.gguf"), "--out", at("back"));
+    const [before, after] = [openCheckpoint(teacher), openCheckpoint(at("back"))];
+    for (const [name, { shape }] of before.source.tensors)
+      if (shape.length > 1)
+        expect(Buffer.compare(readTensor(after.source, name), readTensor(before.source, name))).toBe(0);
+    expect(existsSync(at("back", "tokenizer.json"))).toBe(true);
+    const [loss, same] = [teacher, at("back")].map(
+      (model) => json<{ loss: number }>("perplexity", model, "--data", data, "--sequence-length", "64").loss,
+    );
+    expect(same).toBe(loss);
+  });
+
+  it("splits large models into files that read as one", () => {
+    json("export", teacher, "--out", at("split", "m.gguf"), "--shard-bytes", "600KB");
+    const files = readdirSync(at("split"));
+    expect(files.length).toBeGreaterThan(1);
+    const [whole, split] = [openGguf(at("teacher.gguf")), openGguf(at("split", files[0]!))];
+    expect([...split.tensors.keys()].sort()).toEqual([...whole.tensors.keys()].sort());
+    for (const name of whole.tensors.keys())
+      expect(Buffer.compare(readTensor(split, name), readTensor(whole, name))).toBe(0);
+    const outcome = json<GenerateOutcome>(
+      "generate",
+      at("split", files[0]!),
+      "--prompt",
+      "One",
+      "--max-tokens",
+      "4",
+      "--threads",
+      "1",
+    );
+    expect(outcome.tokens).toBe(4);
+  });
+});
+
+describe("coppice quantize", () => {
+  const out = at("quantized");
+  let outcome: QuantizeOutcome;
+
+  it("makes several kinds and one to a size, and reports what each costs", () => {
+    const types = ["--type", "q8_0,q4_0", "--size", "600KB", "--candidates", "q8_0,q5_0,q4_0"];
+    const calibration = ["--data", data, "--sequence-length", "64", "--samples", "16", "--cost-samples", "4"];
+    outcome = json<QuantizeOutcome>(
+      "quantize",
+      teacher,
+      ...types,
+      ...calibration,
+      "--report",
+      "--out",
+      out,
+      "--threads",
+      "1",
+    );
+    const [q8, q4, mix] = outcome.files as [
+      QuantizeOutcome["files"][0],
+      QuantizeOutcome["files"][0],
+      QuantizeOutcome["files"][0],
+    ];
+    expect(mix.fileBytes).toBeLessThanOrEqual(600_000);
+    expect(mix.fileBytes).toBeGreaterThan(550_000);
+    expect(statSync(q8.files[0]!).size).toBe(q8.fileBytes);
+    expect(q8.bitsPerWeight).toBeCloseTo(8.5, 1);
+    expect(q8.report!.divergence).toBeLessThan(mix.report!.divergence);
+    expect(mix.report!.divergence).toBeLessThan(q4.report!.divergence);
+    expect(q8.report!.loss).toBeCloseTo(outcome.original!.loss, 3);
+    for (const { report } of outcome.files) {
+      expect(report!.promptTokensPerSecond).toBeGreaterThan(0);
+      expect(report!.generationTokensPerSecond).toBeGreaterThan(0);
+    }
+  });
+
+  it("makes models that every command takes, without expanding them", () => {
+    const [file = ""] = outcome.files[1]!.files;
+    const backend = Backend.open({ device: "cpu" });
+    const { config, source } = openCheckpoint(file);
+    const weights = loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
+    expect(weights.store.byteLength).toBeLessThan(1.1 * outcome.files[1]!.bytes);
+    weights.free();
+    backend.free();
+    const perplexity = json<{ loss: number }>("perplexity", file, "--data", data, "--sequence-length", "64");
+    expect(perplexity.loss).toBeCloseTo(outcome.original!.loss, 1);
+    const plan = ["--target", "0.8x", "--data", data, "--samples", "16", "--candidates", "2"];
+    json("prune", file, ...plan, "--out", at("pruned"));
+    const training = ["--data", data, "--tokens", "10K", "--sequence-length", "64", "--batch-size", "8"];
+    const distilled = json<{ student: { loss: number }; before: { loss: number } }>(
+      ...(["distill", at("pruned"), "--teacher", file, ...training, "--out", at("student")] as const),
+    );
+    expect(distilled.student.loss).toBeLessThan(distilled.before.loss - 0.01);
+  });
+
+  it("says what is missing", () => {
+    const refused = (...args: string[]) => run(["quantize", teacher, "--out", at("x"), ...args]);
+    expect(refused()).toMatchObject({ status: 2, stderr: expect.stringMatching(/--type or --size/) });
+    expect(refused("--type", "q9")).toMatchObject({ status: 2, stderr: expect.stringMatching(/q4_k_m/) });
+    expect(refused("--size", "1MB")).toMatchObject({ status: 2, stderr: expect.stringMatching(/--data/) });
+  });
+});
+
+describe("coppice generate and chat", () => {
+  it("continue a text the same way each time, from a directory or a file", () => {
+    const generation = ["--prompt", "One evening,", "--temperature", "0", "--max-tokens", "20", "--threads", "1"];
+    const [a, b] = [teacher, at("teacher.gguf")].map((model) =>
+      json<GenerateOutcome>("generate", model, ...generation),
+    );
+    expect(a!.text).toBe(b!.text);
+    expect(a!.tokens).toBe(20);
+    const { stdout, stderr } = run(["generate", teacher, ...generation]);
+    expect(stdout).toContain(`One evening,${a!.text}`);
+    expect(stderr).toMatch(/20 tokens/);
+  });
+
+  it("with a draft write the same, and say what it guessed", () => {
+    const generation = ["--prompt", "One evening,", "--temperature", "0", "--max-tokens", "40", "--threads", "1"];
+    const plain = json<GenerateOutcome>("generate", at("teacher.gguf"), ...generation);
+    const drafted = json<GenerateOutcome>(
+      "generate",
+      at("teacher.gguf"),
+      ...generation,
+      "--draft",
+      at("quantized", "tiny-teacher-q8_0.gguf"),
+    );
+    expect(drafted.text).toBe(plain.text);
+    expect(drafted.draft!.accepted).toBeGreaterThan(0);
+    expect(drafted.withoutDraft!.speedUp).toBeGreaterThan(0);
+  });
+
+  it("hold a conversation, line by line", () => {
+    const { stdout, status } = run(
+      ["chat", teacher, "--max-tokens", "8", "--threads", "1", "--json", "--seed", "1"],
+      "Hello\n/reset\nGood day\n/exit\nlost\n",
+    );
+    expect(status).toBe(0);
+    const turns = JSON.parse(stdout) as { user: string; model: string }[];
+    expect(turns.map(({ user }) => user)).toEqual(["Hello", "Good day"]);
+    expect(turns.every(({ model }) => model.length > 0)).toBe(true);
+  });
+
+  it("refuse a damaged file with a reason and exit code 1, whatever is damaged", () => {
+    const good = readFileSync(at("teacher.gguf"));
+    const damaged = at("damaged.gguf");
+    const tokens = good.indexOf("<|begin|>");
+    const changes: [string, (bytes: Buffer) => void][] = [
+      ["a count", (bytes) => void bytes.writeBigUInt64LE(1n << 40n, 8)],
+      ["a length", (bytes) => void bytes.writeBigUInt64LE(1n << 50n, tokens - 8)],
+      ["the architecture", (bytes) => void bytes.write("zzzzz", bytes.indexOf("llama"))],
+      ["sizes", (bytes) => void bytes.writeUInt32LE(77, bytes.indexOf("llama.embedding_length") + 22 + 4)],
+      ["weights", (bytes) => void bytes.fill(0xff, bytes.length - 4096)],
+    ];
+    for (const [what, change] of changes) {
+      const bytes = Buffer.from(good);
+      change(bytes);
+      writeFileSync(damaged, bytes);
+      const { status, stderr, signal } = run(["generate", damaged, "--prompt", "a", "--max-tokens", "2"]);
+      expect({ what, signal, status }).toEqual({ what, signal: null, status: 1 });
+      expect(stderr, what).toMatch(/coppice: .*damaged/);
+    }
+  });
+});

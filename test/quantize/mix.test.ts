@@ -1,0 +1,50 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { bestMix } from "../../src/quantize/mix.js";
+import type { Sensitivity, TypeCost } from "../../src/quantize/sensitivity.js";
+
+const cost: fc.Arbitrary<TypeCost> = fc.record({
+  dtype: fc.constantFrom("q8_0" as const, "q4_k" as const, "q2_k" as const),
+  bytes: fc.integer({ min: 1, max: 1000 }),
+  loss: fc.double({ min: 1e-9, max: 1, noNaN: true }),
+});
+const problem = fc.record({
+  costs: fc.array(fc.array(cost, { minLength: 1, maxLength: 3 }), { minLength: 1, maxLength: 5 }),
+  room: fc.double({ min: 0, max: 1, noNaN: true }),
+});
+
+/** Every choice there is. */
+function* choices(costs: readonly (readonly TypeCost[])[]): Generator<readonly TypeCost[]> {
+  const [first, ...rest] = costs;
+  if (first === undefined) return yield [];
+  for (const choice of first) for (const others of choices(rest)) yield [choice, ...others];
+}
+
+const total = (choice: readonly TypeCost[], field: "bytes" | "loss"): number =>
+  choice.reduce((sum, c) => sum + c[field], 0);
+
+describe("the mix of types for a size", () => {
+  it("is as good as the best of all choices, and fits", async () => {
+    await fc.assert(
+      fc.asyncProperty(problem, async ({ costs, room }) => {
+        const sensitivity: Sensitivity = new Map(costs.map((list, i) => [`t${i}`, list]));
+        const sizes = [...choices(costs)].map((choice) => total(choice, "bytes"));
+        const [least, most] = [Math.min(...sizes), Math.max(...sizes)];
+        const limit = Math.floor(least + room * (most - least));
+        const best = Math.min(
+          ...[...choices(costs)].filter((c) => total(c, "bytes") <= limit).map((c) => total(c, "loss")),
+        );
+        const mix = await bestMix(sensitivity, limit);
+        expect(mix.bytes).toBeLessThanOrEqual(limit);
+        const worst = Math.max(...costs.flat().map(({ loss }) => loss));
+        expect(mix.expectedLoss).toBeLessThanOrEqual(best * (1 + 1e-3) + 1e-6 * worst);
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  it("that cannot be so small is refused, with the size it takes", async () => {
+    const sensitivity: Sensitivity = new Map([["t", [{ dtype: "q2_k" as const, bytes: 100, loss: 1 }]]]);
+    await expect(bestMix(sensitivity, 99)).rejects.toThrow(/100 bytes.*--size/);
+  });
+});
