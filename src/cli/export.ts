@@ -16,7 +16,7 @@ interface Flags extends CommonFlags {
 /** Options of what writes GGUF files. */
 export const addWriting = (command: Command): Command =>
   command
-    .option("--shard-bytes <size>", "split into files of about this size, for example 4GiB", parseBytes)
+    .option("--shard-bytes <size>", "split into files of about this size, for example 4GiB (default: 48GB)", parseBytes)
     .option("--pre-tokenizer <name>", "llama.cpp's name for how texts are cut into words, where it is not recognised");
 
 export const exportCommand = example(

@@ -45,7 +45,7 @@ for (const command of COMMANDS) program.addCommand(command.copyInheritedSettings
 function exitCodeOf(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
   const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof InterruptedError) {
+  if (error instanceof InterruptedError || (error instanceof Error && error.name === "AbortError")) {
     process.stderr.write(`${message}\n`);
     return 130;
   }

@@ -16,6 +16,8 @@ import { checkImportance, type FileKind, type RecipeFacts, type TensorShape } fr
 const QUANTIZATION_VERSION = 2;
 /** About so many elements are converted at once by a thread. */
 const PIECE_ELEMENTS = 1 << 20;
+/** Hubs take files of at most 50 GB. */
+const DEFAULT_SHARD_BYTES = 48e9;
 /** Pieces that are begun ahead of the one being written. */
 const AHEAD = 2;
 
@@ -119,7 +121,7 @@ export async function writeModel(
   const bytes = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0);
   let done = 0;
   const files = await writeGguf(file, metadata, tensors, {
-    ...(options.shardBytes !== undefined && { shardBytes: options.shardBytes }),
+    shardBytes: options.shardBytes ?? DEFAULT_SHARD_BYTES,
     ...(options.signal && { signal: options.signal }),
     onBytes: (written) => {
       done += written;

@@ -36,6 +36,8 @@ const text = fc.oneof(
     .array(fc.constantFrom(...SAMPLES.flatMap((sample) => [...sample])), { maxLength: 30 })
     .map((parts) => parts.join("")),
   fc.string({ unit: "binary", maxLength: 20 }), // any code points, whole
+  fc.string({ unit: fc.nat(0xffff).map((code) => String.fromCharCode(code)), maxLength: 20 }), // and halves of them
+  fc.uint8Array({ maxLength: 20 }).map((bytes) => Buffer.from(bytes).toString("utf8")), // what bytes that are no UTF-8 become
   fc.string({ unit: "grapheme", maxLength: 20 }),
   fc.stringMatching(/^[ \t\r\n'a-cA-C0-9./]{0,20}$/),
 );

@@ -1,13 +1,16 @@
 import { cpSync, readdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
-import { openCheckpoint } from "../../src/checkpoint/index.js";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { openCheckpoint, writeCheckpoint } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { Backend } from "../../src/ggml/index.js";
+import { pruneModel } from "../../src/index.js";
 import { loadWeights, modelFromConfig } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { Graph } from "../../src/tensor/index.js";
 import { greedyTokens, loadInLlamaCpp, logProbabilities, writeTokenizer } from "../llama-cpp.js";
+import { randomModel } from "../random-model.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -17,8 +20,8 @@ const demoTeacher = path.resolve(import.meta.dirname, "../../examples/tiny-teach
 /** What llama.cpp cannot do is left out of the comparison, by what the fixture's configuration becomes. */
 const CHANGES: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   // past the trained length it has no dynamic scaling, and it has no window in this architecture
-  "llama-rope-dynamic": { max_position_embeddings: 64 },
-  "mistral-window": { sliding_window: 64 },
+  "llama-rope-dynamic": { max_position_embeddings: 1024 },
+  "mistral-window": { sliding_window: 1024 },
   // it chooses factors by the size of its context, which is never under 256
   "llama-rope-longrope-short": { max_position_embeddings: 1024 },
 };
@@ -33,6 +36,18 @@ function prepared(name: string, root: string): string {
   }
   writeFileSync(path.join(directory, "config.json"), JSON.stringify(config));
   writeTokenizer(directory, Number(config.vocab_size));
+  return directory;
+}
+
+/** A model with its own number of heads and neurons in each layer, as pruning layer by layer makes them. */
+function layersThatDiffer(root: string): string {
+  const directory = path.join(root, "differing");
+  const sizes = {
+    ...{ hidden_size: 64, head_dim: 16, num_hidden_layers: 3, intermediate_size: [96, 64, 128] },
+    ...{ num_attention_heads: [4, 2, 6], num_key_value_heads: [2, 1, 2], max_position_embeddings: 512 },
+  };
+  const { checkpoint } = randomModel(root, "differing", sizes, 0.3);
+  writeCheckpoint(directory, checkpoint.config, checkpoint.source);
   return directory;
 }
 
@@ -67,11 +82,24 @@ describe("a model exported to f32 computes in llama.cpp what it computes here", 
   const root = temporaryDirectory();
   const backend = Backend.open({ device: "cpu" });
   afterAll(() => backend.free());
+  beforeAll(async () => {
+    const data = path.join(root, "stories.txt");
+    writeFileSync(data, corpus(5, 300));
+    const target = {
+      target: "hidden=96,ffn=320",
+      data: [data],
+      calibrationSamples: 16,
+      cacheDir: path.join(root, "cache"),
+    };
+    await pruneModel({ ...target, model: demoTeacher, out: path.join(root, "cut"), device: "cpu" });
+  });
   const variants = readdirSync(fixtures).filter((name) => name !== "stories260K");
 
   const cases: (readonly [string, () => string])[] = [
     ...variants.map((name) => [name, () => prepared(name, root)] as const),
     ["the demo's teacher", () => demoTeacher],
+    ["layers that differ in size", () => layersThatDiffer(root)],
+    ["a model cut as the demo cuts", () => path.join(root, "cut")],
     ...(hasSharedData ? [["stories260K", () => stories260K] as const] : []),
   ];
 
@@ -101,13 +129,13 @@ describe("a model exported to f32 computes in llama.cpp what it computes here", 
     }
   });
 
-  it.each(cases.slice(-2))("200 greedy tokens of %s", async (name, make) => {
+  it.each(cases)("200 greedy tokens of %s", async (name, make) => {
     const directory = make();
     const file = path.join(root, `${name}.gguf`);
     await exportGguf(file, openCheckpoint(directory), { kind: "f32" });
     const model = await loadInLlamaCpp(file);
     try {
-      const prompt = [Number(model.tokens.bos), ...model.tokenize("Once")];
+      const prompt = model.tokens.bos === null ? [5, 7, 11] : [Number(model.tokens.bos), ...model.tokenize("Once")];
       const theirs = await greedyTokens(model, prompt, 200);
       // one pass over the whole text: each token must be the likeliest after those before it
       const rows = await ourLogits(backend, directory, [...prompt, ...theirs]);

@@ -2,62 +2,12 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { quantizeWithLlamaCpp } from "../../bench/peers/llama-quantize.js";
 import { openGguf, readTensor } from "../../src/checkpoint/index.js";
-import { modelFromConfig, shapeOf } from "../../src/models/index.js";
 import { exportGguf, FILE_KINDS, type FileKind, parseFileKind } from "../../src/quantize/index.js";
 import { fileTypeOf } from "../../src/quantize/recipes.js";
-import { Random } from "../../src/system/random.js";
-import { writeTokenizer } from "../llama-cpp.js";
+import { randomModel } from "../random-model.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = temporaryDirectory();
-
-/** A model of random weights, as small as the types' blocks allow, deep enough that mixtures differ by layer. */
-function randomModel(name: string, changes: Record<string, unknown>) {
-  const config = {
-    ...{ model_type: "llama", vocab_size: 64, hidden_size: 256, intermediate_size: 256, num_hidden_layers: 8 },
-    ...{ num_attention_heads: 8, num_key_value_heads: 2, head_dim: 32, tie_word_embeddings: false, ...changes },
-  };
-  const model = modelFromConfig(config);
-  const directory = path.join(root, name);
-  writeTokenizer(directory, model.vocabSize);
-  const random = new Random(7, 1);
-  const values = new Map(
-    model.parameters.map((spec) => {
-      const shape = shapeOf(spec, model.sizes);
-      const data = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => 0.05 * random.normal());
-      return [spec.name, { dtype: "f32" as const, shape, data }];
-    }),
-  );
-  const source = {
-    tensors: values,
-    readRows: (parameter: string, from: number, to: number) => {
-      const { shape, data } = values.get(parameter)!;
-      const width = shape.slice(1).reduce((a, b) => a * b, 1);
-      return new Uint8Array(data.buffer, from * width * 4, (to - from) * width * 4);
-    },
-    releaseRows: () => {},
-  };
-  const importance = new Map(
-    model.parameters.flatMap((spec) =>
-      spec.input === undefined
-        ? []
-        : [
-            [
-              spec.name,
-              Float32Array.from({ length: shapeOf(spec, model.sizes)[1]! }, () => random.normal() ** 2 + 0.01),
-            ] as const,
-          ],
-    ),
-  );
-  const named = new Map(
-    model
-      .gguf()
-      .parameters.flatMap(({ name: tensor, parameter }) =>
-        importance.has(parameter) ? [[tensor, importance.get(parameter)!] as const] : [],
-      ),
-  );
-  return { checkpoint: { path: directory, directory, config, source, bytes: 0, files: [] }, importance, named };
-}
 
 /** Kinds that llama.cpp's quantizer has too. */
 const SHARED = FILE_KINDS.filter((kind) => !["f32", "mxfp4", "nvfp4"].includes(kind));
@@ -79,20 +29,20 @@ const SLOW: readonly FileKind[] = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s
 const cases = [
   {
     name: "with importances",
-    model: randomModel("grouped", {}),
+    model: randomModel(root, "grouped", {}),
     weighted: true,
     kinds: SHARED.filter((kind) => !SLOW.includes(kind)),
   },
-  { name: "of few layers", model: randomModel("shallow", { num_hidden_layers: 2 }), weighted: true, kinds: SLOW },
+  { name: "of few layers", model: randomModel(root, "shallow", { num_hidden_layers: 2 }), weighted: true, kinds: SLOW },
   {
     name: "without importances, tied, ungrouped",
-    model: randomModel("tied", { tie_word_embeddings: true, num_key_value_heads: 8, num_hidden_layers: 3 }),
+    model: randomModel(root, "tied", { tie_word_embeddings: true, num_key_value_heads: 8, num_hidden_layers: 3 }),
     weighted: false,
     kinds: SHARED.filter((kind) => !NEED_IMPORTANCE.includes(kind)),
   },
   {
     name: "where rows do not fill the blocks",
-    model: randomModel("odd", { hidden_size: 96, intermediate_size: 288, num_hidden_layers: 2 }),
+    model: randomModel(root, "odd", { hidden_size: 96, intermediate_size: 288, num_hidden_layers: 2 }),
     weighted: true,
     kinds: SHARED.filter((kind) => !["q1_0", "nvfp4"].includes(kind)),
   },
@@ -133,7 +83,7 @@ describe("kinds of files", () => {
   });
 
   it("of weights that are no numbers are refused", async () => {
-    const { checkpoint } = randomModel("broken", { num_hidden_layers: 1 });
+    const { checkpoint } = randomModel(root, "broken", { num_hidden_layers: 1 });
     checkpoint.source.tensors.get("model.layers.0.mlp.up_proj.weight")!.data[1000] = Number.NaN;
     await expect(exportGguf(path.join(root, "refused.gguf"), checkpoint, { kind: "q4_k_m" })).rejects.toThrow(
       /ffn_up.*no numbers/,
