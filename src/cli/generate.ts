@@ -70,12 +70,16 @@ export const generateCommand = example(
       action(async ({ job, print }, flags: Flags, model: string) => {
         const prompt = flags.prompt ?? readFileSync(0, "utf8");
         const stream = flags.json !== true;
-        if (stream) process.stdout.write(prompt);
+        let begun = false;
+        const show = (text: string) => {
+          process.stdout.write(begun ? text : prompt + text); // nothing before the model is there
+          begun = true;
+        };
         const outcome = await generate({
           ...{ ...job, ...engineOptions(flags), model, prompt },
           sampling: {
             ...samplingOptions(flags),
-            ...(stream && { onText: (text: string) => void process.stdout.write(text) }),
+            ...(stream && { onText: show }),
           },
         });
         const { tokens, tokensPerSecond, draft, withoutDraft } = outcome;

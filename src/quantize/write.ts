@@ -76,8 +76,21 @@ function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModel
     metadata: describe(checkpoint, model, layout, tokenizer.entries, options.fileType),
     derived: layout.derived,
     tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, scratch, parameter, options)),
-    notes: [...layout.notes, ...tokenizer.notes],
+    notes: [...layout.notes, ...tokenizer.notes, ...requantized(checkpoint.source, options.types, layout)],
   };
+}
+
+/** Errors of two roundings add up. */
+function requantized(source: TensorSource, types: WriteModelOptions["types"], layout: GgufLayout): string[] {
+  const again = layout.parameters.filter(({ name, parameter }) => {
+    const { dtype } = tensorInfo(source, parameter);
+    return isQuantized(dtype) && (types.get(name) ?? dtype) !== dtype;
+  });
+  return again.length === 0
+    ? []
+    : [
+        `${again.length} tensors were quantized already, and are quantized again from what that left: better from the original`,
+      ];
 }
 
 const derivedShape = ({ name, values }: GgufLayout["derived"][number]) => ({

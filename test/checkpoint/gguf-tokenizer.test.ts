@@ -5,6 +5,7 @@ import { Tokenizer as NativeTokenizer } from "tokenizers";
 import { beforeAll, describe, expect, it } from "vitest";
 import { tokenizerFiles } from "../../src/checkpoint/gguf-tokenizer.js";
 import { type Checkpoint, openCheckpoint, openGguf } from "../../src/checkpoint/index.js";
+import { readJsonObject } from "../../src/checkpoint/json.js";
 import { PRE_TOKENIZERS } from "../../src/checkpoint/pre-tokenizers.js";
 import { modelFromConfig, shapeOf } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
@@ -189,6 +190,10 @@ describe.each(cases)("$name", ({ make, differing }) => {
       (await tokenizer.encode("a b", null, { addSpecialTokens: true })).getIds();
     expect(await special(back)).toEqual(await special(ours));
     expect(openCheckpoint(file).directory).not.toBe(directory);
+    const before = path.join(directory, "tokenizer_config.json");
+    const after = path.join(openCheckpoint(file).directory, "tokenizer_config.json");
+    for (const key of ["bos_token", "eos_token", "chat_template"])
+      expect(readJsonObject(after)[key]).toEqual(readJsonObject(before)[key]);
   });
 });
 
