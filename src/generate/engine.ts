@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import {
   DraftSequenceTokenPredictor,
   getLlama,
+  type Llama,
   LlamaChatSession,
   LlamaCompletion,
   type LlamaContextSequence,
@@ -168,15 +169,27 @@ export interface Chat {
   reset(): void;
 }
 
-async function load(file: string, { device = "auto", threads }: EngineOptions): Promise<LlamaModel> {
-  const llama = await getLlama({
-    ...{ gpu: device === "cpu" ? false : device, build: "never" as const, logLevel: LlamaLogLevel.error },
-    ...{ progressLogs: false as const, skipDownload: true },
+const instances = new Map<string, Promise<Llama>>();
+
+/** llama.cpp on a device, started once: each start holds on to the process. */
+function started(device: DeviceKind | "auto", threads: number | undefined): Promise<Llama> {
+  const key = `${device} ${threads}`;
+  const known = instances.get(key);
+  if (known !== undefined) return known;
+  const llama = getLlama({
+    ...{ gpu: device === "cpu" ? false : device, build: "never", logLevel: LlamaLogLevel.error },
+    ...{ progressLogs: false, skipDownload: true },
     ...(threads !== undefined && { maxThreads: threads }),
-  }).catch((error: unknown) => {
-    throw new CoppiceError(
-      `llama.cpp cannot be started on ${device} (${error instanceof Error ? error.message : error})`,
-    );
+  });
+  instances.set(key, llama);
+  llama.catch(() => instances.delete(key));
+  return llama;
+}
+
+async function load(file: string, { device = "auto", threads }: EngineOptions): Promise<LlamaModel> {
+  const llama = await started(device, threads).catch((error: unknown) => {
+    const reason = error instanceof Error ? error.message : error;
+    throw new CoppiceError(`llama.cpp cannot be started on ${device} (${reason})`);
   });
   try {
     return await llama.loadModel({ modelPath: file, checkTensors: true });
