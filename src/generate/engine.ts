@@ -68,11 +68,14 @@ export class Engine {
 
   /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, options: EngineOptions = {}): Promise<Engine> {
-    const limits = [file, ...(options.draft === undefined ? [] : [options.draft])].map(checkRunnable);
-    const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits.filter((limit) => limit > 0));
-    const model = await load(file, options);
+    const target = checkRunnable(file);
+    const draft = options.draft === undefined ? undefined : checkRunnable(options.draft);
+    const limits = [target, draft].map((of) => of?.contextLength || DEFAULT_CONTEXT);
+    const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
+    const model = await load(target.file, options);
+    let draftModel: LlamaModel | undefined;
     try {
-      const draftModel = options.draft === undefined ? undefined : await load(options.draft, options);
+      if (draft !== undefined) draftModel = await load(draft.file, options);
       if (draftModel !== undefined) checkSameTokens(model, draftModel);
       const threads = options.threads ?? (await fastestThreads(model));
       const sequenceOf = async (of: LlamaModel) => of.createContext({ contextSize, ...(threads && { threads }) });
@@ -86,12 +89,18 @@ export class Engine {
       return new Engine(model, context.getSequence(predictor && { tokenPredictor: predictor }), draftModel);
     } catch (error) {
       await model.dispose();
+      await draftModel?.dispose();
       throw explained(file, error);
     }
   }
 
-  /** Continues a text. */
+  /** Continues a text. @throws UsageError when it does not fit in the context */
   async complete(prompt: string, options: SamplingOptions = {}): Promise<Generation> {
+    const count = this.model.tokenize(prompt).length;
+    if (count >= this.sequence.contextSize)
+      throw new UsageError(
+        `the prompt has ${count} tokens, the context ${this.sequence.contextSize}: shorten it, or raise --context-size`,
+      );
     const completion = new LlamaCompletion({ contextSequence: this.sequence, autoDisposeSequence: false });
     return this.timed(options, (sampling) => completion.generateCompletionWithMeta(prompt, sampling));
   }

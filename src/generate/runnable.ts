@@ -8,10 +8,10 @@ import { FormatError } from "../system/errors.js";
 /**
  * Checks what llama.cpp would end the process over: a header that lies, tensors that do not fit the configuration, a tokenizer
  * without the tokens it falls back on.
- * @returns the longest context it was made for
+ * @returns the file to load (the first of a split model), and the longest context it was made for
  * @throws FormatError saying what is wrong
  */
-export function checkRunnable(file: string): number {
+export function checkRunnable(file: string): { readonly file: string; readonly contextLength: number } {
   const opened = openGguf(file);
   checkTokenizer(opened);
   const { config, source } = openCheckpoint(file);
@@ -21,7 +21,8 @@ export function checkRunnable(file: string): number {
     throw new FormatError(`${file}: ${error instanceof Error ? error.message : error}`);
   }
   const architecture = metadataString(opened.metadata, "general.architecture");
-  return metadataNumber(opened.metadata, `${architecture}.context_length`) ?? 0;
+  const contextLength = metadataNumber(opened.metadata, `${architecture}.context_length`) ?? 0;
+  return { file: opened.files[0] ?? file, contextLength };
 }
 
 function checkTokenizer({ path, metadata, tensors }: GgufFile): void {

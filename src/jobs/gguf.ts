@@ -89,18 +89,23 @@ export async function runnableGguf(reference: string, job: JobOptions & { readon
   const folder = path.join(
     cacheDirectory(),
     "exported",
-    hashBytes(JSON.stringify([identityOf(checkpoint), kind])).slice(0, 32),
+    hashBytes(JSON.stringify([EXPORT_VERSION, identityOf(checkpoint), kind])).slice(0, 32),
   );
   const file = path.join(folder, `${path.basename(path.resolve(checkpoint.path)).replace(/\.gguf$/, "")}-${kind}.gguf`);
-  if (!existsSync(file)) await exportGguf(file, checkpoint, { kind, ...writing(job, `export ${kind}`) });
+  const whole = { shardBytes: Number.POSITIVE_INFINITY }; // one name to look for
+  if (!existsSync(file)) await exportGguf(file, checkpoint, { kind, ...writing(job, `export ${kind}`), ...whole });
   return file;
 }
 
-const DESCRIBING = ["config", "tokenizer", "tokenizer_config", "generation_config"];
+const DESCRIBING = [
+  ...["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"],
+];
+/** Counted up when what is written for the same model changes, so that older files in the cache are not used. */
+const EXPORT_VERSION = 1;
 
 /** What changes when a model's files do: their names, sizes and times. */
 const identityOf = ({ files, directory }: Checkpoint): readonly unknown[] =>
-  [...files, ...DESCRIBING.map((name) => path.join(directory, `${name}.json`))]
+  [...files, ...DESCRIBING.map((name) => path.join(directory, name))]
     .filter((file) => existsSync(file))
     .map((file) => [path.resolve(file), statSync(file).size, statSync(file).mtimeMs]);
 
@@ -171,6 +176,8 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   const wanted = types.length + (sizeBytes === undefined ? 0 : 1);
   if (wanted > 1 && isGguf(job.out)) throw new UsageError(`${wanted} files do not fit in ${job.out}: name a directory`);
   const opened = await openModel(job.model, job);
+  if (path.resolve(opened.checkpoint.path) === path.resolve(job.out))
+    throw new UsageError(`${job.out} is the model itself: choose another --out`);
   const calibration = await openCalibration(opened, job);
   if (sizeBytes !== undefined && calibration === undefined)
     throw new UsageError("--size needs --data, to measure what each type costs");

@@ -13,6 +13,8 @@ const COMMIT = "0123456789abcdef0123456789abcdef01234567";
 const directory = temporaryDirectory();
 const dataset = new Map([["data/train.jsonl", Buffer.from('{"text":"hello"}\n')]]);
 const files = new Map(readdirSync(model).map((name) => [name, readFileSync(path.join(model, name))]));
+const quantized = ["q8/m-00001-of-00002.gguf", "q8/m-00002-of-00002.gguf", "m-q4.gguf"];
+for (const name of quantized) files.set(name, Buffer.from(`the content of ${name}`));
 const requests: string[] = [];
 
 /** A real HTTP server that answers as a hub does for one model and one data set; `gated` needs a token. */
@@ -87,6 +89,15 @@ describe("a hub", () => {
     expect(await resolveModel(`org/model@${COMMIT}`, options)).toBe(found);
     expect(downloads()).toBe(before);
     expect(await resolveModel("org/model", { cacheDir, offline: true, endpoint: "http://127.0.0.1:9" })).toBe(found);
+  });
+
+  it("gives a GGUF file of a repository, with all parts of a split one and nothing else", async () => {
+    const own = { endpoint, cacheDir: path.join(directory, "gguf") };
+    const found = await resolveModel(`org/model/${quantized[0]}`, own);
+    expect(readFileSync(found, "utf8")).toBe(`the content of ${quantized[0]}`);
+    expect(readdirSync(path.dirname(found)).sort()).toEqual(["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
+    expect(readdirSync(path.resolve(found, "../.."))).toEqual(["q8"]);
+    await expect(resolveModel("org/model/none.gguf", own)).rejects.toThrow(/no file that matches none.gguf/);
   });
 
   it("gives a data set's files", async () => {

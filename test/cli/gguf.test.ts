@@ -126,6 +126,9 @@ describe("coppice quantize", () => {
     expect(refused()).toMatchObject({ status: 2, stderr: expect.stringMatching(/--type or --size/) });
     expect(refused("--type", "q9")).toMatchObject({ status: 2, stderr: expect.stringMatching(/q4_k_m/) });
     expect(refused("--size", "1MB")).toMatchObject({ status: 2, stderr: expect.stringMatching(/--data/) });
+    const file = at("teacher.gguf");
+    const onto = run(["quantize", file, "--type", "q8_0", "--out", file]);
+    expect(onto).toMatchObject({ status: 2, stderr: expect.stringMatching(/is the model itself/) });
   });
 });
 
@@ -140,6 +143,14 @@ describe("coppice generate and chat", () => {
     const { stdout, stderr } = run(["generate", teacher, ...generation]);
     expect(stdout).toContain(`One evening,${a!.text}`);
     expect(stderr).toMatch(/20 tokens/);
+  });
+
+  it("refuse a prompt that does not fit", () => {
+    const { status, stderr } = run(["generate", teacher, "--prompt", "kite ".repeat(400), "--threads", "1"]);
+    expect({ status, stderr }).toEqual({
+      status: 2,
+      stderr: expect.stringMatching(/the prompt has \d+ tokens, the context 512/),
+    });
   });
 
   it("with a draft write the same, and say what it guessed", () => {
