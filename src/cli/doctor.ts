@@ -80,9 +80,7 @@ export const doctorCommand = example(
             ),
             ...(r.devices.some((d) => d.kind !== "cpu")
               ? []
-              : [
-                  "No GPU was found. For NVIDIA: npm install @node-llama-cpp/linux-x64-cuda (or win-x64-cuda), with the CUDA runtime installed.",
-                ]),
+              : ["No GPU was found. For NVIDIA: install its driver, and the CUDA 13 runtime with cuBLAS."]),
           ].join("\n"),
         );
       }),

@@ -1,4 +1,19 @@
 import type { Sequences } from "../data/index.js";
+import type { ComputeType } from "../tensor/index.js";
+
+/** How calibration data is gone through. */
+export interface BatchOptions {
+  /** Sequences looked at. */
+  readonly samples: number;
+  /** Sequences computed at once. */
+  readonly batchSize: number;
+  readonly computeType: ComputeType;
+}
+
+/** The same, told how far it is. */
+export interface CalibrationOptions extends BatchOptions {
+  readonly onProgress?: (done: number, total: number) => void;
+}
 
 /**
  * Sequences spread evenly over a whole stream, so that no part of the corpus decides, in batches of equal size.

@@ -2,16 +2,8 @@ import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import { type Model, type ModelWeights, shapeOf, type Weights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
-import { type ComputeType, Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { spreadBatches } from "./batches.js";
-
-export interface DivergenceOptions {
-  /** Sequences compared. */
-  readonly samples: number;
-  /** Sequences computed at once. */
-  readonly batchSize: number;
-  readonly computeType: ComputeType;
-}
+import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { type BatchOptions, spreadBatches } from "./batches.js";
 
 /**
  * How far a model's predictions are from a reference's on fixed sequences: the mean Kullback-Leibler divergence per token, in
@@ -28,7 +20,7 @@ export class DivergenceMeter {
     private readonly backend: Backend,
     reference: ModelWeights,
     private readonly sequences: Sequences,
-    private readonly options: DivergenceOptions,
+    private readonly options: BatchOptions,
   ) {
     const { model } = reference;
     this.model = model;
@@ -46,7 +38,7 @@ export class DivergenceMeter {
     backend: Backend,
     reference: ModelWeights,
     sequences: Sequences,
-    options: DivergenceOptions,
+    options: BatchOptions,
   ): Promise<DivergenceMeter> {
     checkVocabulary(sequences.stream, reference.model.vocabSize);
     const meter = new DivergenceMeter(backend, reference, sequences, options);

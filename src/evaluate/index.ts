@@ -1,3 +1,5 @@
+export type { BatchOptions, CalibrationOptions } from "./batches.js";
+export { DivergenceMeter, type DivergenceOf } from "./divergence.js";
 export {
   defaultSequenceLength,
   type Perplexity,

@@ -13,19 +13,11 @@ import { loadWeights, type Model, modelFromConfig } from "../models/index.js";
 import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune, uniformSizes } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
-import { type OpenModel, onDevice, openData, openModel } from "./environment.js";
+import { type OpenModel, onDevice, openData, openModel, writeDirectory } from "./environment.js";
 import { generate } from "./generate.js";
 import { type QuantizedFile, quantize } from "./gguf.js";
 import { type Measurement, measure } from "./measure.js";
-import {
-  candidatesFor,
-  type PlanSummary,
-  scoresFor,
-  search,
-  summarisePlan,
-  type TargetOptions,
-  writePruned,
-} from "./pruning.js";
+import { candidatesFor, type PlanSummary, scoresFor, search, summarisePlan, type TargetOptions } from "./pruning.js";
 import { writeReport } from "./report.js";
 import { Stages } from "./stages.js";
 import {
@@ -163,7 +155,7 @@ class Compression {
     const plan = await stages.once("search", () => this.search(teacherPath));
     const prunedDirectory = this.directory.file("pruned");
     await stages.once("prune", async () => {
-      writePruned(this.cut(teacherPath, plan), directory, { ...job, out: prunedDirectory });
+      writeDirectory(this.cut(teacherPath, plan), directory, { ...job, out: prunedDirectory }, "prune");
     });
     const pruned = await stages.once("measure pruned", () => this.measure(prunedDirectory, "measure pruned"));
     const training = await stages.once("distill", () => this.distil(teacherPath, prunedDirectory, plan));

@@ -1,6 +1,15 @@
-import { type Checkpoint, type HubOptions, openCheckpoint, resolveModel } from "../checkpoint/index.js";
+import {
+  type Checkpoint,
+  floatSource,
+  type HubOptions,
+  openCheckpoint,
+  resolveModel,
+  type TensorSource,
+  tensorBytes,
+  writeCheckpoint,
+} from "../checkpoint/index.js";
 import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
-import { Backend, type BackendOptions } from "../ggml/index.js";
+import { Backend, type BackendOptions, type FloatDType } from "../ggml/index.js";
 import { countParameters, type Model, modelFromConfig } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 
@@ -97,6 +106,34 @@ export function openTokens(
         unit: "bytes",
         detail: `${tokens} tokens`,
       }),
+  });
+}
+
+/** Where a model directory goes, and in what form. */
+export interface WriteJob extends JobOptions {
+  readonly out: string;
+  readonly dtype?: FloatDType;
+  readonly shardBytes?: number;
+}
+
+/** Writes a model directory, with progress. @param from whose tokenizer, settings and licence go along */
+export function writeDirectory(
+  { model, source }: { readonly model: Model; readonly source: TensorSource },
+  from: string,
+  job: WriteJob,
+  stage: string,
+): void {
+  const stored = [...floatSource(source).tensors.values()];
+  const total = stored.reduce((sum, info) => sum + tensorBytes({ ...info, dtype: job.dtype ?? info.dtype }), 0);
+  let done = 0;
+  writeCheckpoint(job.out, model.config, source, {
+    carryFrom: from,
+    ...(job.dtype !== undefined && { dtype: job.dtype }),
+    ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
+    onBytes: (count) => {
+      done += count;
+      job.onProgress?.({ stage, done, total, unit: "bytes" });
+    },
   });
 }
 

@@ -2,7 +2,7 @@ import { existsSync, statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
 import { isGguf } from "../checkpoint/directory.js";
-import { type Checkpoint, openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
+import { type Checkpoint, openCheckpoint } from "../checkpoint/index.js";
 import { Sequences } from "../data/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
@@ -22,7 +22,15 @@ import {
 } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes } from "../system/files.js";
-import { type DataOptions, type JobOptions, type OpenModel, onDevice, openData, openModel } from "./environment.js";
+import {
+  type DataOptions,
+  type JobOptions,
+  type OpenModel,
+  onDevice,
+  openData,
+  openModel,
+  writeDirectory,
+} from "./environment.js";
 import { storedType } from "./training.js";
 
 export interface ExportJob extends JobOptions {
@@ -51,7 +59,7 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
         kind: job.dtype ?? storedType(checkpoint.source),
         ...writing(job, "export"),
       })
-    : writeDirectory(job, checkpoint, model);
+    : asDirectory(job, checkpoint, model);
   return { ...written, seconds: (performance.now() - started) / 1000 };
 }
 
@@ -64,18 +72,10 @@ const writing = (job: JobOptions & Pick<ExportJob, "shardBytes" | "preTokenizer"
   onBytes: (done: number, total: number) => job.onProgress?.({ stage, done, total, unit: "bytes" }),
 });
 
-function writeDirectory(job: ExportJob, checkpoint: Checkpoint, model: Model): WrittenModel {
-  let done = 0;
-  writeCheckpoint(job.out, model.config, checkpoint.source, {
-    carryFrom: checkpoint.directory,
-    ...(job.dtype !== undefined && { dtype: job.dtype }),
-    ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
-    onBytes: (count) => {
-      done += count;
-      job.onProgress?.({ stage: "export", done, total: Math.max(done, checkpoint.bytes), unit: "bytes" });
-    },
-  });
-  return { files: openCheckpoint(job.out).files, bytes: openCheckpoint(job.out).bytes, notes: [] };
+function asDirectory(job: ExportJob, checkpoint: Checkpoint, model: Model): WrittenModel {
+  writeDirectory({ model, source: checkpoint.source }, checkpoint.directory, job, "export");
+  const { files, bytes } = openCheckpoint(job.out);
+  return { files, bytes, notes: [] };
 }
 
 /**

@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { type Checkpoint, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
+import type { Checkpoint, TensorSource } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import { Sequences, type TokenStream } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
@@ -32,7 +32,7 @@ import {
 } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
-import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
+import { type DataOptions, type JobOptions, onDevice, openData, openModel, writeDirectory } from "./environment.js";
 import { distilBriefly, trainOptionsFor } from "./training.js";
 
 /** What the smaller model should be, and how it is looked for. */
@@ -229,30 +229,9 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     choose(backend, checkpoint, model, candidates, job, computeType),
   );
   const pruned = prune(model, checkpoint.source, chosen, keptIndices(model, chosen, scores));
-  writePruned(pruned, checkpoint.directory, job);
+  writeDirectory(pruned, checkpoint.directory, job, "prune");
   const count = countParameters(pruned.model.parameters, pruned.model.sizes);
   return { parameters: { from: parameters, to: count }, plan: summarisePlan(model, pruned.model), out: job.out };
-}
-
-/** Writes a pruned model, with progress. */
-export function writePruned(
-  pruned: PrunedModel,
-  from: string,
-  job: JobOptions & { readonly out: string; readonly shardBytes?: number },
-): void {
-  const total = [...pruned.source.tensors.values()].reduce(
-    (sum, { dtype, shape }) => sum + shape.reduce((a, b) => a * b, dtype === "f32" ? 4 : 2),
-    0,
-  );
-  let done = 0;
-  writeCheckpoint(job.out, pruned.model.config, pruned.source, {
-    carryFrom: from,
-    ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
-    onBytes: (count) => {
-      done += count;
-      job.onProgress?.({ stage: "prune", done, total, unit: "bytes" });
-    },
-  });
 }
 
 /** Decides what stays. Scores that are at hand and sizes that are named need no data and no weights in memory. */

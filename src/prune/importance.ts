@@ -1,7 +1,7 @@
 import path from "node:path";
 import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
-import { spreadBatches } from "../evaluate/batches.js";
+import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, toFloat32 } from "../ggml/dtype.js";
 import {
@@ -13,22 +13,13 @@ import {
   type Tap,
 } from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
-import { type ComputeType, Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 
 /**
  * How much each index of each dimension contributes: `hidden`, `layers.3.ffn`, `layers.3.heads`, `layers.3.kvHeads`, and
  * `layers` with the Block Influence of each layer.
  */
 export type Scores = ReadonlyMap<DimensionName, Float32Array>;
-
-export interface CalibrationOptions {
-  /** Sequences scored. */
-  readonly samples: number;
-  /** Sequences computed at once. */
-  readonly batchSize: number;
-  readonly computeType: ComputeType;
-  readonly onProgress?: (done: number, total: number) => void;
-}
 
 /**
  * Scores every dimension in one pass over calibration data, forward only (arXiv 2407.14679, section 2.2): with a[b, s, c]

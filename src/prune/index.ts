@@ -8,7 +8,7 @@ export {
   type SearchSpace,
 } from "./candidates.js";
 export { DEPTH_METHODS, type DepthMethod, layerOrder } from "./depth.js";
-export { type CalibrationOptions, calibrate, loadScores, type Scores, saveScores } from "./importance.js";
+export { calibrate, loadScores, type Scores, saveScores } from "./importance.js";
 export {
   type KeptIndices,
   keptIndices,

@@ -1,28 +1,19 @@
 import path from "node:path";
 import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
-import { spreadBatches } from "../evaluate/batches.js";
+import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { axisSize, type Model, type ModelWeights, type ParameterSpec, type Tap } from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
-import { type ComputeType, Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 
 /**
  * How much each input of each matrix matters: its mean squared activation, by parameter name, one number per column. Rounding a
  * weight changes the output in proportion to it (llama.cpp's "importance matrix").
  */
 export type Importance = ReadonlyMap<string, Float32Array>;
-
-export interface ImportanceOptions {
-  /** Sequences looked at. */
-  readonly samples: number;
-  /** Sequences computed at once. */
-  readonly batchSize: number;
-  readonly computeType: ComputeType;
-  readonly onProgress?: (done: number, total: number) => void;
-}
 
 const multiplied = (model: Model): (ParameterSpec & { readonly input: string })[] =>
   model.parameters.flatMap((spec) => (spec.input === undefined ? [] : [{ ...spec, input: spec.input }]));
@@ -34,7 +25,7 @@ export async function measureImportance(
   backend: Backend,
   weights: ModelWeights,
   sequences: Sequences,
-  options: ImportanceOptions,
+  options: CalibrationOptions,
 ): Promise<Importance> {
   const { model } = weights;
   checkVocabulary(sequences.stream, model.vocabSize);

@@ -1,7 +1,6 @@
 export { type ExportOptions, exportGguf, exportToSize, type FitOptions, type FittedModel } from "./export.js";
 export {
   type Importance,
-  type ImportanceOptions,
   loadImportance,
   measureImportance,
   saveImportance,

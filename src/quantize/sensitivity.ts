@@ -2,7 +2,8 @@ import { existsSync, readFileSync } from "node:fs";
 import { z } from "zod";
 import { blocks, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
 import type { Sequences } from "../data/index.js";
-import { DivergenceMeter, type DivergenceOptions } from "../evaluate/divergence.js";
+import type { BatchOptions } from "../evaluate/batches.js";
+import { DivergenceMeter } from "../evaluate/divergence.js";
 import type { Backend } from "../ggml/device.js";
 import {
   blockSize,
@@ -54,7 +55,7 @@ export const CANDIDATE_TYPES: readonly QuantizedDType[] = [
 /** And where they do not. */
 const SMALL_BLOCK_TYPES: readonly QuantizedDType[] = ["q8_0", "q5_1", "q5_0", "q4_1", "iq4_nl", "q4_0"];
 
-export interface SensitivityOptions extends DivergenceOptions {
+export interface SensitivityOptions extends BatchOptions {
   readonly importance: Importance;
   readonly types?: readonly QuantizedDType[];
   /**
