@@ -1,6 +1,9 @@
 // Causal attention with grouped queries, forwards and backwards (Vaswani et al. 2017, eq. 1). Scores exist for a block of
 // queries at a time only; the backward pass computes them again instead of keeping them (Dao et al. 2022, section 3.1).
 // All of q, k, v and their gradients are [batch, sequence, heads, headDim].
+//
+// Forwards, a sequence may be a forest of token sequences that share their beginnings, written in depth-first order: ends[j] is
+// the place after the last token below token j, so that query i reads key j where j <= i < ends[j].
 #include "gemm.h"
 #include "rows.h"
 
@@ -15,9 +18,15 @@ typedef struct {
   float scale;
   int pairs;
   int queries; // in a block
+  const int32_t *ends; // of a forest; NULL for one sequence
 } Shape;
 
-static Shape shape_of(const Tensor *q, const Tensor *k, const void *data) {
+// A stretch of keys. Stretches begin at panels' edges; all but the last end there.
+typedef struct {
+  int64_t from, to;
+} Run;
+
+static Shape shape_of(const Tensor *q, const Tensor *k, const Tensor *ends, const void *data) {
   const Settings s = {.pointer = (void *)data};
   Shape shape = {.batch = q->ne[3], .length = q->ne[2], .heads = q->ne[1], .kv_heads = k->ne[1], .dim = q->ne[0]};
   shape.window = s.flags >> WINDOW_SHIFT;
@@ -25,6 +34,7 @@ static Shape shape_of(const Tensor *q, const Tensor *k, const void *data) {
   shape.scale = s.value;
   shape.pairs = HAS_BF16_DOT && (s.flags & ATTENTION_BF16);
   int64_t queries = SCORE_BYTES / (4 * shape.length) / NR * NR;
+  shape.ends = ends == NULL ? NULL : ends->data;
   shape.queries = queries < NR ? NR : queries > MAX_QUERIES ? MAX_QUERIES : (int)queries;
   return shape;
 }
@@ -42,17 +52,54 @@ static void keys_of(const Shape *s, int64_t q0, int64_t q1, int64_t *from, int64
   *to = q1;
 }
 
+// The same as runs, without the panels that no query of the block reads. @returns how many
+static int runs_of(const Shape *s, int64_t q0, int64_t q1, Run *runs) {
+  int64_t from, to;
+  keys_of(s, q0, q1, &from, &to);
+  if (s->ends == NULL) {
+    runs[0] = (Run){from, to};
+    return 1;
+  }
+  int count = 0;
+  for (int64_t panel = from; panel < to; panel += MR) {
+    const int64_t end = panel + MR < to ? panel + MR : to;
+    int64_t last = 0; // the last place from which a key of the panel is read
+    for (int64_t j = panel; j < end; j++) last = s->ends[j] > last ? s->ends[j] : last;
+    if (last <= q0) continue;
+    if (count > 0 && runs[count - 1].to == panel)
+      runs[count - 1].to = end;
+    else
+      runs[count++] = (Run){panel, end};
+  }
+  return count;
+}
+
+// Minus infinity where a query must not look, for the keys of a run. @returns how many keys from the run's first on to look at
+static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
+  const int64_t n = run.to - run.from;
+  if (s->ends != NULL) {
+    const int32_t *ends = s->ends + run.from;
+    for (int64_t j = 0; j < n; j++) row[j] = run.from + j <= query && ends[j] > query ? row[j] : -INFINITY;
+    return n;
+  }
+  const int64_t first = query - s->window + 1, lo = first > run.from ? first - run.from : 0, hi = query + 1 - run.from;
+  for (int64_t j = 0; j < lo; j++) row[j] = -INFINITY;
+  for (int64_t j = hi; j < n; j++) row[j] = -INFINITY;
+  return hi;
+}
+
 // Scores into the numerators of probabilities, row by row, zero where a query must not look. Row r is query q0 + r over the
-// keys [from, from + n). sums[r] is what to divide by.
-static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t q0, int rows, int64_t from, int64_t n,
+// n keys of the runs, one after the other. sums[r] is what to divide by.
+static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t q0, int rows, const Run *runs, int count,
                          float *sums) {
   const vf scale = splat(s->scale);
   for (int r = 0; r < rows; r++) {
     float *row = scores + r * ld;
-    const int64_t query = q0 + r, first = query - s->window + 1;
-    const int64_t lo = first > from ? first - from : 0, hi = query + 1 - from;
-    for (int64_t j = 0; j < lo; j++) row[j] = -INFINITY;
-    for (int64_t j = hi; j < n; j++) row[j] = -INFINITY;
+    int64_t n = 0, hi = 0;
+    for (int i = 0; i < count; i++) {
+      hi = n + hide(s, row + n, q0 + r, runs[i]);
+      n += runs[i].to - runs[i].from;
+    }
     vf most = splat(-INFINITY);
     for (int64_t j = 0; j < hi; j += VL) most = vmax(most, row_at(row, j, n, -INFINITY));
     const vf shift = splat(max_of(most) * s->scale);
@@ -85,23 +132,24 @@ static inline Operand matrix(const float *data, int64_t ld, int transposed) {
 
 // Rows of probabilities (or their gradients) times keys or values packed by channel, over the keys [from, from + n).
 static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t from, int n, const float *rows_data, int64_t ld,
-                               int rows, float *out, int64_t row) {
+                               int rows, float *out, int64_t row, int add) {
   const Operand operand = matrix(rows_data, ld, 0);
   const int words = words_for(n, s->pairs);
   uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, NR, words_for((int)s->length, s->pairs)));
   pack_b(&operand, 0, rows, 0, n, s->pairs, pb);
   multiply_panels(s->pairs, words, packed + words_before(s, from), words_for((int)s->length, s->pairs), (int)s->dim, pb, rows,
-                  out, row, 0);
+                  out, row, add);
 }
 
-// src: q, k, v -> [batch, sequence, heads, headDim]
+// src: q, k, v, and the ends of a forest where it is one -> [batch, sequence, heads, headDim]
 void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
-  const Shape s = shape_of(q, k, data);
+  const Shape s = shape_of(q, k, dst->src[3], data);
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL), row = s.heads * s.dim;
   const int words = words_for((int)s.dim, s.pairs);
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
   uint32_t *pq = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
+  Run *runs = coppice_scratch(SCRATCH_5, (s.length / MR + 1) * sizeof(Run));
   float sums[MAX_QUERIES];
   // more threads than key-value heads share a head's blocks of queries
   const int64_t units = s.batch * s.kv_heads, shares = units >= nth ? 1 : (nth + units - 1) / units;
@@ -112,14 +160,18 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
       for (int64_t block = share; block * s.queries < s.length; block += shares) {
         const int64_t q0 = block * s.queries, q1 = q0 + s.queries < s.length ? q0 + s.queries : s.length;
         const int rows = (int)(q1 - q0);
-        int64_t from, to;
-        keys_of(&s, q0, q1, &from, &to);
+        const int count = runs_of(&s, q0, q1, runs);
         const Operand queries = head_of(q, batch, h, q0, 0);
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pq);
-        multiply_panels(s.pairs, words, pk + from * words, words, (int)(to - from), pq, rows, scores, ld, 0);
-        exponentials(&s, scores, ld, q0, rows, from, to - from, sums);
+        int64_t at = 0;
+        for (int i = 0; i < count; at += runs[i].to - runs[i].from, i++)
+          multiply_panels(s.pairs, words, pk + runs[i].from * words, words, (int)(runs[i].to - runs[i].from), pq, rows,
+                          scores + at, ld, 0);
+        exponentials(&s, scores, ld, q0, rows, runs, count, sums);
         float *out = (float *)dst->data + (batch * s.length + q0) * row + h * s.dim;
-        multiply_positions(&s, pv, from, (int)(to - from), scores, ld, rows, out, row);
+        at = 0;
+        for (int i = 0; i < count; at += runs[i].to - runs[i].from, i++)
+          multiply_positions(&s, pv, runs[i].from, (int)(runs[i].to - runs[i].from), scores + at, ld, rows, out, row, i > 0);
         for (int r = 0; r < rows; r++) {
           const float inverse = 1 / sums[r];
           for (int64_t i = 0; i < s.dim; i += VL) put_row(out + r * row, i, s.dim, row_at(out + r * row, i, s.dim, 0) * inverse);
@@ -131,7 +183,7 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
 // src: gradient of the result, q, k, v -> the gradients of q, k and v, one after the other
 void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *dy = dst->src[0], *q = dst->src[1], *k = dst->src[2], *v = dst->src[3];
-  const Shape s = shape_of(q, k, data);
+  const Shape s = shape_of(q, k, NULL, data);
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL);
   const int64_t row = s.heads * s.dim, kv_row = s.kv_heads * s.dim, positions = s.batch * s.length;
   const int words = words_for((int)s.dim, s.pairs);
@@ -163,7 +215,8 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
 
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pb);
         multiply_panels(s.pairs, words, pk + from * words, words, n, pb, rows, scores, ld, 0);
-        exponentials(&s, scores, ld, q0, rows, from, n, sums);
+        const Run run = {from, to};
+        exponentials(&s, scores, ld, q0, rows, &run, 1, sums);
         pack_b(&dy_rows, 0, rows, 0, (int)s.dim, s.pairs, pb);
         multiply_panels(s.pairs, words, pv + from * words, words, n, pb, rows, slopes, ld, 0);
         for (int r = 0; r < rows; r++) { // P = e / sum; dS = P (dP - sum of P dP) scale
@@ -179,7 +232,7 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
           for (int64_t j = 0; j < n; j += VL)
             put_row(d, j, n, row_at(p, j, n, 0) * (row_at(d, j, n, 0) - mean) * scale);
         }
-        multiply_positions(&s, pk_t, from, n, slopes, ld, rows, dq + at, row);
+        multiply_positions(&s, pk_t, from, n, slopes, ld, rows, dq + at, row, 0);
         const Operand p_t = matrix(scores, ld, 1), ds_t = matrix(slopes, ld, 1);
         multiply(&dy_t, 0, s.dim, &p_t, 0, n, rows, dv_head + from * kv_row, kv_row, s.pairs, 1);
         multiply(&queries_t, 0, s.dim, &ds_t, 0, n, rows, dk_head + from * kv_row, kv_row, s.pairs, 1);

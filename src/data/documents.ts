@@ -1,13 +1,9 @@
-import { createReadStream, existsSync, statSync } from "node:fs";
-import { open } from "node:fs/promises";
+import { existsSync, statSync } from "node:fs";
 import path from "node:path";
-import { createInterface } from "node:readline";
-import { createGunzip } from "node:zlib";
-import { type AsyncBuffer, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
-import { compressors } from "hyparquet-compressors";
 import { glob } from "tinyglobby";
 import { downloadRepo, type HubOptions } from "../checkpoint/hub.js";
-import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
+import { FormatError, UsageError } from "../system/errors.js";
+import { endingOf, ROW_ENDINGS, readError, readRows, textStream } from "./rows.js";
 
 /** A piece of text. Several pieces in a row may belong to one document. */
 export interface Document {
@@ -29,12 +25,9 @@ type Reader = (file: string, options: DocumentOptions) => AsyncIterable<Document
 
 /** How each kind of file is read, by its ending (after `.gz` is taken off). */
 const READERS: readonly { readonly endings: readonly string[]; readonly read: Reader }[] = [
-  { endings: [".jsonl", ".ndjson"], read: readJsonLines },
-  { endings: [".parquet"], read: readParquet },
+  { endings: ROW_ENDINGS, read: readRecords },
   { endings: [".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv"], read: readText },
 ];
-
-const endingOf = (file: string): string => path.extname(file.toLowerCase().replace(/\.gz$/, ""));
 
 const readerOf = (file: string): Reader =>
   READERS.find(({ endings }) => endings.includes(endingOf(file)))?.read ?? readText;
@@ -84,20 +77,6 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   return (await glob(patterns, { cwd: directory, absolute: true })).sort();
 }
 
-/** The file as UTF-8 text in chunks, unpacked if it is gzip. Invalid UTF-8 becomes replacement characters. */
-function textStream(file: string): NodeJS.ReadableStream {
-  const raw = createReadStream(file, { highWaterMark: 1 << 18 });
-  if (!file.toLowerCase().endsWith(".gz")) return raw.setEncoding("utf8");
-  const unpacked = createGunzip();
-  raw.on("error", (error) => unpacked.destroy(error));
-  return raw.pipe(unpacked).setEncoding("utf8");
-}
-
-const readError = (file: string, error: unknown): CoppiceError =>
-  error instanceof CoppiceError
-    ? error
-    : new FormatError(`${file} cannot be read: ${error instanceof Error ? error.message : error}`);
-
 /** Pieces of a document without separators are about this long. */
 const PIECE_CHARACTERS = 4096;
 
@@ -130,18 +109,9 @@ async function* readText(file: string, { separator }: DocumentOptions): AsyncGen
   if (rest.trim() !== "") yield piece(inside ? rest.trimEnd() : rest.trim());
 }
 
-async function* readJsonLines(file: string, { field }: DocumentOptions): AsyncGenerator<Document> {
-  let number = 0;
-  try {
-    for await (const line of createInterface({ input: textStream(file), crlfDelay: Number.POSITIVE_INFINITY })) {
-      number++;
-      if (line.trim() === "") continue;
-      yield { text: textOf(JSON.parse(line), field, `${file}:${number}`), continues: false };
-    }
-  } catch (error) {
-    if (error instanceof SyntaxError) throw new FormatError(`${file}:${number} is no valid JSON (${error.message})`);
-    throw readError(file, error);
-  }
+async function* readRecords(file: string, { field }: DocumentOptions): AsyncGenerator<Document> {
+  for await (const { record, where } of readRows(file, [field]))
+    yield { text: textOf(record, field, where), continues: false };
 }
 
 function textOf(record: unknown, field: string, where: string): string {
@@ -151,48 +121,4 @@ function textOf(record: unknown, field: string, where: string): string {
   throw new FormatError(
     `${where} has no text in the field "${field}" (it has: ${fields}); name the field with --field`,
   );
-}
-
-/** Rows of a Parquet file are read so many at a time. */
-const PARQUET_ROWS = 1024;
-
-async function* readParquet(file: string, { field }: DocumentOptions): AsyncGenerator<Document> {
-  if (file.toLowerCase().endsWith(".gz"))
-    throw new FormatError(`${file}: a Parquet file is compressed inside, not with gzip`);
-  const handle = await open(file);
-  try {
-    const { size } = await handle.stat();
-    const buffer: AsyncBuffer = {
-      byteLength: size,
-      slice: async (start, end = size) => {
-        const bytes = new Uint8Array(Math.max(0, end - start));
-        const { bytesRead } = await handle.read(bytes, 0, bytes.length, start);
-        if (bytesRead !== bytes.length) throw new FormatError(`${file} ended while it was read`);
-        return bytes.buffer;
-      },
-    };
-    const metadata = await parquetMetadataAsync(buffer);
-    const columns = metadata.schema.slice(1).map(({ name }) => name);
-    if (!columns.includes(field))
-      throw new FormatError(
-        `${file} has no column "${field}" (it has: ${columns.join(", ")}); name the column with --field`,
-      );
-    for (let row = 0; row < Number(metadata.num_rows); row += PARQUET_ROWS) {
-      const rowEnd = Math.min(row + PARQUET_ROWS, Number(metadata.num_rows));
-      const rows = await parquetReadObjects({
-        file: buffer,
-        metadata,
-        columns: [field],
-        rowStart: row,
-        rowEnd,
-        compressors,
-      });
-      for (const [i, record] of rows.entries())
-        yield { text: textOf(record, field, `${file} row ${row + i}`), continues: false };
-    }
-  } catch (error) {
-    throw readError(file, error);
-  } finally {
-    await handle.close();
-  }
 }

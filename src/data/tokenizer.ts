@@ -5,6 +5,12 @@ import { readJsonObject } from "../checkpoint/json.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { hashBytes } from "../system/files.js";
 
+/** A token with a meaning of its own. */
+export interface SpecialToken {
+  readonly id: number;
+  readonly text: string;
+}
+
 /** A checkpoint's tokenizer: text to token ids and back. */
 export class Tokenizer {
   private constructor(
@@ -14,7 +20,8 @@ export class Tokenizer {
     readonly vocabSize: number,
     /** Whether encoding a text puts a begin-of-sequence token before it. */
     readonly addsBos: boolean,
-    readonly eosId: number | undefined,
+    readonly bos: SpecialToken | undefined,
+    readonly eos: SpecialToken | undefined,
   ) {}
 
   /** Reads `tokenizer.json` of a model directory. @throws CoppiceError when there is none or it is invalid */
@@ -38,7 +45,8 @@ export class Tokenizer {
     const addsBos = special.length > plain.length && special[0] !== plain[0];
     const vocab = Object.values(native.getVocab(true));
     const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
-    return new Tokenizer(native, hashBytes(definition), largest + 1, addsBos, endOfSequence(directory, native));
+    const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
+    return new Tokenizer(native, hashBytes(definition), largest + 1, addsBos, bos, eos);
   }
 
   /** Token ids of each text. Runs on native threads. */
@@ -52,11 +60,12 @@ export class Tokenizer {
   }
 }
 
-/** The end-of-sequence token that tokenizer_config.json names. */
-function endOfSequence(directory: string, native: NativeTokenizer): number | undefined {
+/** A special token that tokenizer_config.json names. */
+function specialToken(directory: string, native: NativeTokenizer, name: string): SpecialToken | undefined {
   const file = path.join(directory, "tokenizer_config.json");
   if (!existsSync(file)) return undefined;
-  const { eos_token: token } = readJsonObject(file);
-  const content = typeof token === "object" && token !== null ? (token as Record<string, unknown>).content : token;
-  return typeof content === "string" ? (native.tokenToId(content) ?? undefined) : undefined;
+  const { [name]: token } = readJsonObject(file);
+  const text = typeof token === "object" && token !== null ? (token as Record<string, unknown>).content : token;
+  const id = typeof text === "string" ? native.tokenToId(text) : null;
+  return typeof text === "string" && id !== null ? { id, text } : undefined;
 }

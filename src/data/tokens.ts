@@ -279,7 +279,7 @@ async function encodeBatch(
     false,
   );
   // Documents are told apart by the begin token where the tokenizer puts one, else by an end token.
-  const end = tokenizer.addsBos || tokenizer.eosId === undefined ? undefined : tokenizer.eosId;
+  const end = tokenizer.addsBos ? undefined : tokenizer.eos?.id;
   const written = new Set<ShardWriter>();
   for (const document of batch) {
     const ids = (document.continues ? encodedRest : encodedBegins).shift() ?? [];

@@ -1,4 +1,4 @@
-import type { Graph, Tensor } from "../tensor/index.js";
+import type { Graph, ops, Tensor } from "../tensor/index.js";
 import type { DimensionName, ParameterSpec, Sizes } from "./dimensions.js";
 import type { GgufLayout, GgufReader } from "./gguf-layout.js";
 
@@ -14,6 +14,8 @@ export interface ForwardOptions {
   readonly tap?: Tap;
   /** Which layers to run, in order; all by default. */
   readonly layers?: readonly number[];
+  /** Where `tokens` [1, places] is a forest of sequences that share their beginnings. */
+  readonly forest?: ops.Forest;
 }
 
 /** A forward pass up to the output head: the head is apart so that losses may choose how to compute it. */
@@ -38,6 +40,8 @@ export interface Model {
   readonly vocabSize: number;
   /** Longest sequence the positions allow. */
   readonly maxPositions: number;
+  /** How many positions a token reads, its own included; all before it where undefined. */
+  readonly attentionWindow: number | undefined;
   readonly tiedEmbeddings: boolean;
   /** Which tapped activations score which dimension. The channels of a tap are the dimension's, in equal runs. */
   readonly scoredBy: readonly { readonly dimension: DimensionName; readonly tap: string }[];

@@ -192,7 +192,11 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     options.tap?.(name, activation);
   };
   const { rotaryDim } = c.rotary;
-  const rotary = { rotaryDim, ...rotaryFrequencies(c.rotary, seq) };
+  const { forest } = options;
+  // a forest's sequences are each no longer than the model's positions
+  const longest = forest === undefined ? seq : Math.min(seq, c.maxPositions);
+  const rotary = { rotaryDim, ...rotaryFrequencies(c.rotary, longest), positions: forest?.positions };
+  const window = forest === undefined ? c.slidingWindow : undefined;
 
   const project = (x: Tensor, name: string, hasBias: boolean): Tensor => {
     const y = ops.linear(g, x, weights(`${name}.weight`));
@@ -210,7 +214,7 @@ function forward(c: LlamaConfig, g: Graph, weights: Weights, tokens: Tensor, opt
     const q = rotate(split(project(x, `${at}.q_proj`, c.attentionBias), heads)); // [batch, seq, heads, headDim]
     const k = rotate(split(project(x, `${at}.k_proj`, c.attentionBias), kvHeads));
     const v = split(project(x, `${at}.v_proj`, c.attentionBias), kvHeads);
-    const mixed = ops.attention(g, q, k, v, { scale: 1 / Math.sqrt(c.headDim), window: c.slidingWindow }); // [rows, heads x headDim]
+    const mixed = ops.attention(g, q, k, v, { scale: 1 / Math.sqrt(c.headDim), window, forest }); // [rows, heads x headDim]
     tap(`${at.replace(/^model\./, "")}.o_proj.input`, mixed);
     return project(mixed, `${at}.o_proj`, c.outputBias);
   };
@@ -270,6 +274,7 @@ function modelOf(json: ConfigJson): Model {
     layerCount: config.layers.length,
     vocabSize: config.vocabSize,
     maxPositions: config.maxPositions,
+    attentionWindow: config.slidingWindow,
     tiedEmbeddings: config.tiedEmbeddings,
     scoredBy: [
       ...layers.flatMap((at) => [

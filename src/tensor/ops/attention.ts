@@ -1,6 +1,6 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, type Op } from "../op.js";
+import { defineOp, INDICES, type Op } from "../op.js";
 import { describe, elementCount, type Tensor } from "../tensor.js";
 import { matmul } from "./matmul.js";
 import { part, permute, reshape } from "./shape.js";
@@ -11,6 +11,41 @@ export interface AttentionAttributes {
   readonly scale: number;
   /** How many positions a query reads, its own included; all before it by default. */
   readonly window?: number | undefined;
+  /** Where the one sequence is a forest. No gradient. */
+  readonly forest?: Forest | undefined;
+}
+
+/**
+ * Token sequences that share their beginnings, as one: a forest (one tree, or several) written in depth-first order, each token once.
+ * A token reads itself and what is above it. Made by {@link forestInput}.
+ */
+export interface Forest {
+  /** How far below its root each token is, i32 [places]. */
+  readonly positions: Tensor;
+  /** On devices with kernels where each token's subtree ends, i32 [places]; elsewhere an additive mask [places, places]. */
+  readonly visibility: Tensor;
+}
+
+/** What a forest is at a time. */
+export interface ForestLayout {
+  readonly positions: Int32Array;
+  /** The place after the last token of each token's subtree. */
+  readonly ends: Int32Array;
+}
+
+/** A forest of so many places that is written before each run. */
+export function forestInput(g: Graph, places: number): Forest {
+  const [dtype, shape] =
+    g.backend.kernels === undefined ? (["f32", [places, places]] as const) : (["i32", [places]] as const);
+  return { positions: g.input("positions", "i32", [places]), visibility: g.input("visibility", dtype, shape) };
+}
+
+export function writeForest(g: Graph, forest: Forest, { positions, ends }: ForestLayout): void {
+  g.write(forest.positions, positions);
+  g.write(
+    forest.visibility,
+    forest.visibility.dtype === "i32" ? ends : maskOf((i, j) => i < (ends[j] ?? 0), ends.length),
+  );
 }
 
 /**
@@ -25,9 +60,15 @@ export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes:
     k.shape.join() === v.shape.join() &&
     k.shape.join() === [batch, seq, kvHeads, headDim].join() &&
     heads % kvHeads === 0;
-  if (!fits) throw new ShapeError(`attention of ${describe(q)} over ${describe(k)} and ${describe(v)} does not fit`);
+  const { forest, window } = attributes;
+  if (!fits || (forest !== undefined && (batch !== 1 || forest.positions.shape[0] !== seq || window !== undefined)))
+    throw new ShapeError(`attention of ${describe(q)} over ${describe(k)} and ${describe(v)} does not fit`);
   const mixed =
-    g.backend.kernels === undefined ? composed(g, q, k, v, attributes) : fusedAttention(g, q, k, v, attributes);
+    g.backend.kernels === undefined
+      ? composed(g, q, k, v, attributes)
+      : forest === undefined
+        ? fusedAttention(g, q, k, v, attributes)
+        : forestAttention(g, q, k, v, forest.visibility, attributes);
   return reshape(g, mixed, { to: [batch * seq, heads * headDim] });
 }
 
@@ -54,6 +95,16 @@ const fusedAttention: Op<[q: Tensor, k: Tensor, v: Tensor], AttentionAttributes>
   },
 });
 
+const forestAttention: Op<[q: Tensor, k: Tensor, v: Tensor, ends: Tensor], AttentionAttributes> = defineOp(
+  "forestAttention",
+  4,
+  {
+    accepts: [undefined, undefined, undefined, INDICES],
+    shape: ([q]) => q.shape,
+    kernel: (_, attributes, g) => ({ name: "attention", ...settings(g, attributes) }),
+  },
+);
+
 /** The gradients of q, k and v, one after the other. */
 const fusedAttentionBack: Op<[dy: Tensor, q: Tensor, k: Tensor, v: Tensor], AttentionAttributes> = defineOp(
   "attentionBack",
@@ -65,11 +116,12 @@ const fusedAttentionBack: Op<[dy: Tensor, q: Tensor, k: Tensor, v: Tensor], Atte
 );
 
 /** From other ops. The heads of a group are folded into the sequence axis, so keys and values are never repeated. */
-function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, { scale, window }: AttentionAttributes): Tensor {
+function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, { scale, window, forest }: AttentionAttributes): Tensor {
   const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
   const kvHeads = k.shape[2] ?? 0;
   const group = heads / kvHeads;
-  const mask = g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], causalMask(seq, window));
+  const inWindow = (i: number, j: number) => window === undefined || j > i - window;
+  const mask = forest?.visibility ?? g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], maskOf(inWindow, seq));
   const headsFirst = (x: Tensor) => permute(g, x, { order: [0, 2, 1, 3] });
   const folded = reshape(g, headsFirst(q), { to: [batch, kvHeads, group * seq, headDim] });
   const scores = matmul(g, folded, headsFirst(k)); // [batch, kvHeads, group x seq, seq]
@@ -81,10 +133,9 @@ function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, { scale, window }: 
   return headsFirst(perHead); // [batch, seq, heads, headDim]
 }
 
-/** Additive attention mask [seq, seq]: 0 where query i may read key j, -infinity elsewhere. */
-function causalMask(seq: number, window: number | undefined): Float32Array {
-  const mask = new Float32Array(seq * seq);
-  for (let i = 0; i < seq; i++)
-    for (let j = 0; j < seq; j++) if (j > i || (window !== undefined && j <= i - window)) mask[i * seq + j] = -Infinity;
+/** Additive attention mask [seq, seq]: 0 where query i may read key j, itself or one before it, -infinity elsewhere. */
+function maskOf(reads: (query: number, key: number) => boolean, seq: number): Float32Array {
+  const mask = new Float32Array(seq * seq).fill(-Infinity);
+  for (let i = 0; i < seq; i++) for (let j = 0; j <= i; j++) if (reads(i, j)) mask[i * seq + j] = 0;
   return mask;
 }

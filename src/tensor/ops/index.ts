@@ -1,7 +1,14 @@
-export { type AttentionAttributes, attention } from "./attention.js";
+export {
+  type AttentionAttributes,
+  attention,
+  type Forest,
+  type ForestLayout,
+  forestInput,
+  writeForest,
+} from "./attention.js";
 export * from "./elementwise.js";
 export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
-export { embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
+export { argmax, embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence } from "./loss.js";
 export { linear, matmul } from "./matmul.js";
 export { cast, concatRows, part, permute, reshape, rowsOf } from "./shape.js";

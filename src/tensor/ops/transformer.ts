@@ -5,6 +5,7 @@ import type { Native } from "../op.js";
 import { defineOp, INDICES, type Op } from "../op.js";
 import { axisFromEnd, describe, elementCount, sameShape, type Tensor } from "../tensor.js";
 import { div, mul, sub, sumLast, sumRows } from "./elementwise.js";
+import { embedding } from "./lookup.js";
 import { part, reshape, rowsOf } from "./shape.js";
 
 /** Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019, eq. 4), without a gain. */
@@ -155,8 +156,8 @@ export interface RotaryAttributes {
   readonly factors: Float32Array;
   /** Multiplies cosine and sine (YaRN's attention factor). */
   readonly attentionFactor: number;
-  /** The position of each place in a sequence; 0, 1, 2, ... by default. */
-  readonly positions?: Int32Array;
+  /** The position of each place in a sequence, i32 [sequence], below the sequence's length; 0, 1, 2, ... by default. */
+  readonly positions?: Tensor | undefined;
 }
 
 /**
@@ -167,35 +168,42 @@ export interface RotaryAttributes {
 export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor {
   const { rotaryDim, theta, factors, attentionFactor } = attributes;
   const seq = x.shape[1] ?? 1;
-  const positions = attributes.positions ?? Int32Array.from({ length: seq }, (_, i) => i);
+  const { positions } = attributes;
   const half = rotaryDim / 2;
   const fits =
     x.shape.length === 4 &&
-    positions.length === seq &&
+    (positions === undefined || positions.shape.join() === `${seq}`) &&
     rotaryDim % 2 === 0 &&
     rotaryDim <= axisFromEnd(x.shape, 1) &&
     factors.length === half;
   if (!fits)
     throw new ShapeError(
-      `rotating ${rotaryDim} channels of ${describe(x)} by ${positions.length} positions and ${factors.length} factors does not fit`,
+      `rotating ${rotaryDim} channels of ${describe(x)} by ${positions?.shape.join() ?? seq} positions and ${factors.length} factors does not fit`,
     );
   const key = `${theta} ${rotaryDim} ${attentionFactor} ${factors.join()}`;
-  const at = attributes.positions?.join() ?? seq;
   if (g.backend.kernels === undefined) {
-    const places = g.constant(`positions ${at}`, "i32", [seq], positions);
+    const places =
+      positions ??
+      g.constant(
+        `positions ${seq}`,
+        "i32",
+        [seq],
+        Int32Array.from({ length: seq }, (_, i) => i),
+      );
     return ggmlRope(g, x, places, g.constant(`rotary ${key}`, "f32", [half], factors), attributes);
   }
   const table = g.constant(
-    `rotary ${key} ${at}`,
+    `rotary ${key} ${seq}`,
     "f32",
-    [seq, 2, half],
+    [seq, rotaryDim],
     Float32Array.from({ length: seq * rotaryDim }, (_, i) => {
-      const [place, channel] = [Math.floor(i / rotaryDim), i % half];
-      const angle = ((positions[place] ?? 0) * theta ** (-channel / half)) / (factors[channel] ?? 1);
+      const channel = i % half;
+      const angle = (Math.floor(i / rotaryDim) * theta ** (-channel / half)) / (factors[channel] ?? 1);
       return attentionFactor * (i % rotaryDim < half ? Math.cos(angle) : Math.sin(angle));
     }),
   );
-  return tableRope(g, x, table, { backwards: false });
+  const chosen = positions === undefined ? table : embedding(g, table, positions);
+  return tableRope(g, x, reshape(g, chosen, { to: [seq, 2, half] }), { backwards: false });
 }
 
 const tableRope: Op<[x: Tensor, table: Tensor], { readonly backwards: boolean }> = defineOp("rope", 2, {

@@ -1,0 +1,114 @@
+import { existsSync, readdirSync, statSync } from "node:fs";
+import path from "node:path";
+import { glob } from "tinyglobby";
+import { downloadRepo, type HubOptions } from "../checkpoint/index.js";
+import { endingOf, ROW_ENDINGS, readRows } from "../data/index.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
+import { hashFile } from "../system/files.js";
+import type { DatasetReference } from "./task.js";
+
+/** A split of a data set. */
+export interface LoadedSplit {
+  readonly rows: readonly Row[];
+  /** The hub's commit, or a hash of the local files: equal versions mean equal rows. */
+  readonly version: string;
+}
+
+interface Row {
+  readonly record: unknown;
+  readonly where: string;
+}
+
+export interface DatasetOptions {
+  /** A directory of DATASET/CONFIG/SPLIT.jsonl (or .parquet, .jsonl.gz) that is looked at first. */
+  readonly directory?: string | undefined;
+  readonly hub?: HubOptions | undefined;
+}
+
+/** Benchmarks are small; what is larger is something else. */
+const MOST_ROWS = 5e6;
+/** Where the hub keeps every data set as Parquet files, CONFIG/SPLIT/*.parquet, whatever its own form. */
+const PARQUET_REVISION = "refs/convert/parquet";
+const DEFAULT_CONFIG = "default";
+
+/** Loads splits of data sets, each once. */
+export class Datasets {
+  private readonly loaded = new Map<string, Promise<LoadedSplit>>();
+
+  constructor(private readonly options: DatasetOptions = {}) {}
+
+  /** @throws CoppiceError when the split is nowhere, FormatError when a file cannot be read */
+  split(dataset: DatasetReference, split: string): Promise<LoadedSplit> {
+    const key = JSON.stringify([dataset.repo, dataset.config, split]);
+    const known = this.loaded.get(key) ?? this.load(dataset, split);
+    this.loaded.set(key, known);
+    known.catch(() => this.loaded.delete(key));
+    return known;
+  }
+
+  private async load(dataset: DatasetReference, split: string): Promise<LoadedSplit> {
+    const local = this.localFiles(dataset, split);
+    if (local.length > 0) {
+      const hashes = await Promise.all(local.map(hashFile));
+      return { rows: await rowsOf(local), version: `sha256:${hashes.join("+").slice(0, 64)}` };
+    }
+    const { files, commit } = await this.hubFiles(dataset, split);
+    return { rows: await rowsOf(files), version: commit };
+  }
+
+  private localFiles({ repo, config = DEFAULT_CONFIG }: DatasetReference, split: string): string[] {
+    if (isFile(repo)) return [path.resolve(repo)];
+    for (const root of this.options.directory === undefined
+      ? [repo]
+      : [path.join(this.options.directory, repo), repo]) {
+      const folder = path.join(root, config);
+      if (!existsSync(folder) || !statSync(folder).isDirectory()) continue;
+      const found = readdirSync(folder)
+        .filter((name) => ROW_ENDINGS.includes(endingOf(name)) && name.split(/[.-]/, 1)[0] === split)
+        .sort();
+      if (found.length > 0) return found.map((name) => path.join(folder, name));
+    }
+    return [];
+  }
+
+  private async hubFiles({ repo, config }: DatasetReference, split: string) {
+    const { directory: local } = this.options;
+    const pattern = `${config ?? "*"}/${split}/*.parquet`;
+    const hub = { ...this.options.hub, revision: PARQUET_REVISION };
+    try {
+      const { directory, commit } = await downloadRepo("dataset", repo, [pattern], hub);
+      const files = (await glob(pattern, { cwd: directory, absolute: true })).sort();
+      const configs = new Set(files.map((file) => path.basename(path.dirname(path.dirname(file)))));
+      const chosen = configs.has(DEFAULT_CONFIG) ? DEFAULT_CONFIG : [...configs][0];
+      if (configs.size > 1 && chosen !== DEFAULT_CONFIG)
+        throw new CoppiceError(`it has several configurations: ${[...configs].join(", ")}`);
+      if (files.length === 0) throw new CoppiceError(`it has no split ${split}`);
+      return { files: files.filter((file) => path.basename(path.dirname(path.dirname(file))) === chosen), commit };
+    } catch (error) {
+      const where = path.join(local ?? "DIRECTORY", repo, config ?? DEFAULT_CONFIG, `${split}.jsonl`);
+      throw new CoppiceError(
+        `the benchmark data ${repo} (${config ?? DEFAULT_CONFIG}, ${split}) cannot be had: ${error instanceof Error ? error.message : error}; or put it in ${where} and give ${local === undefined ? "--data DIRECTORY" : "that"}`,
+      );
+    }
+  }
+}
+
+const isFile = (name: string): boolean => existsSync(name) && statSync(name).isFile();
+
+async function rowsOf(files: readonly string[]): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (const file of files)
+    for await (const { record, where } of readRows(file)) {
+      if (rows.push({ record: plain(record), where }) > MOST_ROWS)
+        throw new FormatError(`${file}: more than ${MOST_ROWS} rows are no benchmark`);
+    }
+  return rows;
+}
+
+/** Parquet's whole numbers are BigInts, which neither JSON nor arithmetic take. */
+function plain(value: unknown): unknown {
+  if (typeof value === "bigint") return Number(value);
+  if (Array.isArray(value)) return value.map(plain);
+  if (typeof value !== "object" || value === null || value instanceof Date) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, plain(inner)]));
+}

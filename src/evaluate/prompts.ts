@@ -1,0 +1,71 @@
+import { UsageError } from "../system/errors.js";
+import { PythonRandom } from "./python-random.js";
+import type { Task } from "./task.js";
+
+/** The harness's seed of few-shot examples. */
+const FEW_SHOT_SEED = 1234;
+const SEPARATOR = "\n\n";
+
+/** The split that a task is measured on. */
+export const testSplit = ({ splits }: Task): string => splits.test ?? splits.validation ?? "test";
+
+/** The split that worked examples come from. */
+export const fewShotSplit = ({ splits }: Task): string =>
+  splits.fewShot ?? splits.train ?? splits.validation ?? splits.test ?? "test";
+
+/**
+ * What stands before each question of a task: the description and worked examples, drawn as the harness draws them
+ * (lm_eval/api/samplers.py and task.py, 0.4.13). One generator goes through the questions in order.
+ */
+export class FewShotPrompts {
+  private readonly random = new PythonRandom(FEW_SHOT_SEED);
+  private readonly pool: readonly unknown[];
+  /** The harness leaves the question itself out where both splits are the same, or neither is named. */
+  private readonly leavesOutItself: boolean;
+  private readonly shots = new Map<unknown, string>();
+
+  /** @param rows of the few-shot split @throws UsageError when there are too few */
+  constructor(
+    private readonly task: Task,
+    rows: readonly unknown[],
+    private readonly count: number,
+  ) {
+    const { accepts } = task.fewShot;
+    this.pool = accepts === undefined ? rows : rows.filter(accepts);
+    this.leavesOutItself = task.splits.fewShot === task.splits.test;
+    const needed = count === 0 ? 0 : count + (this.leavesOutItself ? 1 : 0);
+    if (this.pool.length < needed)
+      throw new UsageError(
+        `${task.name}: ${count} worked examples are wanted, the split ${fewShotSplit(task)} has ${this.pool.length} rows that may be used`,
+      );
+  }
+
+  /** The text before a question. Call it for the rows in order. */
+  before(row: unknown): string {
+    const examples = this.count === 0 ? [] : this.examplesFor(row);
+    return (this.task.fewShot.description ?? "") + examples.map((example) => this.shot(example)).join("");
+  }
+
+  private shot(row: unknown): string {
+    const known = this.shots.get(row);
+    if (known !== undefined) return known;
+    const text = this.task.read(row).shot + SEPARATOR;
+    this.shots.set(row, text);
+    return text;
+  }
+
+  private examplesFor(row: unknown): readonly unknown[] {
+    const { pool, count, random } = this;
+    const own = this.leavesOutItself ? JSON.stringify(row) : undefined;
+    const others = (rows: readonly unknown[]) =>
+      own === undefined ? rows : rows.filter((other) => JSON.stringify(other) !== own);
+    if (this.task.fewShot.sampler === "first") return others(pool).slice(0, count);
+    if (own === undefined) return random.sample(pool, count);
+    const drawn = others(random.sample(pool, count + 1)).slice(0, count);
+    return drawn.length === count ? drawn : random.sample(others(pool), count);
+  }
+}
+
+/** How many of so many documents a limit leaves: a number, or a share below 1. */
+export const limited = (documents: number, limit: number | undefined): number =>
+  limit === undefined ? documents : Math.min(documents, limit < 1 ? Math.ceil(documents * limit) : Math.floor(limit));

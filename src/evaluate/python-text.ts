@@ -1,0 +1,37 @@
+/** Python's text functions where JavaScript's differ: prompts and scores are equal to the harness's byte for byte. */
+
+/** What Python's `str.isspace` holds for. */
+const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
+const LEADING = new RegExp(`^[${SPACE}]+`);
+const TRAILING = new RegExp(`[${SPACE}]+$`);
+
+/** `str.rstrip()` */
+export const trimEnd = (text: string): string => text.replace(TRAILING, "");
+/** `str.lstrip()` */
+export const trimStart = (text: string): string => text.replace(LEADING, "");
+/** `str.strip()` */
+export const trim = (text: string): string => trimStart(trimEnd(text));
+
+/** How many pieces `re.split(r"\s+", text)` gives, empty ones at the ends included. */
+export const countWords = (text: string): number => text.split(new RegExp(`[${SPACE}]+`)).length;
+
+/** `str.capitalize()`: the first letter in title case, all others in lower case. */
+export function capitalize(text: string): string {
+  const [first = "", ...rest] = text;
+  return titleCase(first) + rest.join("").toLowerCase();
+}
+
+/** JavaScript has no title case; it differs from upper case in a few ligatures and digraphs, which become "Dz" and the like. */
+function titleCase(letter: string): string {
+  const digraph = "ǄǅǆǇǈǉǊǋǌǱǲǳ".indexOf(letter);
+  if (letter !== "" && digraph >= 0) return "ǅǅǅǈǈǈǋǋǋǲǲǲ"[digraph] ?? letter;
+  const [first = "", ...rest] = letter.toUpperCase();
+  return first + rest.join("").toLowerCase();
+}
+
+/** `len(text)`: code points. */
+export function length(text: string): number {
+  let count = 0;
+  for (const _ of text) count++;
+  return count;
+}

@@ -1,0 +1,36 @@
+// Runs one Python program and tells how it ended.
+import path from "node:path";
+import { parentPort, workerData } from "node:worker_threads";
+import { lockDown } from "./lockdown.mjs";
+
+const { pyodide, compiled, snapshot, program, memoryBytes } = workerData;
+lockDown(memoryBytes);
+const port = parentPort;
+const { instantiate } = WebAssembly;
+/** Everything large that is to be instantiated is the interpreter, which the supervisor has compiled. */
+const LARGE = 5e6;
+Object.assign(WebAssembly, {
+  instantiate: async (/** @type {any} */ source, /** @type {WebAssembly.Imports} */ imports) =>
+    source.byteLength > LARGE
+      ? { module: compiled, instance: await instantiate(compiled, imports) }
+      : instantiate(source, imports),
+});
+const { loadPyodide } = await import(path.join(pyodide, "pyodide.mjs"));
+const silent = () => {};
+const python = await loadPyodide({
+  _loadSnapshot: snapshot,
+  jsglobals: Object.create(null), // the module "js" is empty
+  stdin: () => null,
+  stdout: silent,
+  stderr: silent,
+});
+// nothing of JavaScript can be imported
+python.runPython("import sys\nsys.modules.update({'js': None, 'pyodide_js': None})");
+let verdict = "passed";
+try {
+  // a scope of its own, as code_eval's exec(program, {})
+  python.runPython(program, { globals: python.globals.get("dict")() });
+} catch (error) {
+  verdict = `failed: ${error instanceof Error ? error.message.trim() : error}`;
+}
+port?.postMessage(verdict);
