@@ -2,14 +2,14 @@
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import { Command, CommanderError } from "commander";
-import { InterruptedError } from "../distill/index.js";
 import { packageRoot } from "../ggml/library.js";
-import { CoppiceError, UsageError } from "../system/errors.js";
+import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
 import { benchCommand } from "./bench.js";
 import { chatCommand } from "./chat.js";
 import { compressCommand } from "./compress.js";
 import { distillCommand } from "./distill.js";
 import { doctorCommand } from "./doctor.js";
+import { evaluateCommand } from "./evaluate.js";
 import { exportCommand } from "./export.js";
 import { generateCommand } from "./generate.js";
 import { inspectCommand } from "./inspect.js";
@@ -22,7 +22,15 @@ import { quantizeCommand } from "./quantize.js";
 /** Every command, in the order in which the work flows. Adding one is its file and its name here. */
 const COMMANDS = [
   ...[inspectCommand, planCommand, pruneCommand, distillCommand, pretrainCommand],
-  ...[compressCommand, perplexityCommand, exportCommand, quantizeCommand, generateCommand, chatCommand],
+  ...[
+    compressCommand,
+    evaluateCommand,
+    perplexityCommand,
+    exportCommand,
+    quantizeCommand,
+    generateCommand,
+    chatCommand,
+  ],
   ...[benchCommand, doctorCommand],
 ];
 

@@ -13,7 +13,6 @@ export { TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
 export {
   checkTrainOptions,
   defaultTrainOptions,
-  InterruptedError,
   Trainer,
   type TrainJob,
   type TrainOptions,

@@ -1,7 +1,7 @@
 import { type Sequences, TrainingOrder } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import type { ModelWeights } from "../models/index.js";
-import { CoppiceError, UsageError } from "../system/errors.js";
+import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import {
   ADAMW_DEFAULTS,
@@ -101,11 +101,6 @@ export interface TrainResult {
   readonly tokensPerSecond: number;
   /** Mean training loss over the last tenth of the steps. */
   readonly finalLoss: number;
-}
-
-/** A run was asked to stop; its checkpoint is written. */
-export class InterruptedError extends CoppiceError {
-  override readonly name = "InterruptedError";
 }
 
 /** @throws UsageError for settings that cannot be */

@@ -1,8 +1,31 @@
 export type { BatchOptions, CalibrationOptions } from "./batches.js";
+export { type DatasetOptions, Datasets } from "./datasets.js";
 export { DivergenceMeter, type DivergenceOf } from "./divergence.js";
+export { RequestEncoder, type TokenPair } from "./encoding.js";
+export {
+  type EvaluatedModel,
+  type EvaluateOptions,
+  evaluateTask,
+  type GroupResult,
+  groupResults,
+  type MetricResult,
+  type Sample,
+  type TaskResult,
+} from "./evaluate.js";
+export * from "./kinds.js";
+export { EngineLikelihoods, type EngineOptions as LikelihoodOptions } from "./likelihood.js";
+export { type Aggregation, aggregate, type Metric, mean, metricKey, passAtK, rougeL, type Score } from "./metrics.js";
 export {
   defaultSequenceLength,
   type Perplexity,
   type PerplexityOptions,
   perplexity,
 } from "./perplexity.js";
+export { PUBLISHED, type PublishedModel } from "./published.js";
+export { ReplyCache } from "./reply-cache.js";
+export * from "./requests.js";
+export { type ProgramOutcome, PythonSandbox, type SandboxOptions } from "./sandbox/python.js";
+export { CompletionServer, type ServerOptions } from "./server.js";
+export * from "./task.js";
+export { loadTaskFile } from "./task-file.js";
+export { SUITES, type SuiteEntry, TASK_GROUPS, TASKS, type TaskGroup } from "./tasks/index.js";

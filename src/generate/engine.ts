@@ -72,10 +72,10 @@ export class Engine {
     const draft = options.draft === undefined ? undefined : checkRunnable(options.draft);
     const limits = [target, draft].map((of) => of?.contextLength || DEFAULT_CONTEXT);
     const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
-    const model = await load(target.file, options);
+    const model = await loadModel(target.file, options);
     let draftModel: LlamaModel | undefined;
     try {
-      if (draft !== undefined) draftModel = await load(draft.file, options);
+      if (draft !== undefined) draftModel = await loadModel(draft.file, options);
       if (draftModel !== undefined) checkSameTokens(model, draftModel);
       const threads = options.threads ?? (await fastestThreads(model));
       const sequenceOf = async (of: LlamaModel) => of.createContext({ contextSize, ...(threads && { threads }) });
@@ -195,7 +195,11 @@ function started(device: DeviceKind | "auto", threads: number | undefined): Prom
   return llama;
 }
 
-async function load(file: string, { device = "auto", threads }: EngineOptions): Promise<LlamaModel> {
+/** Loads a model in llama.cpp. @throws CoppiceError when it cannot be run */
+export async function loadModel(
+  file: string,
+  { device = "auto", threads }: Pick<EngineOptions, "device" | "threads">,
+): Promise<LlamaModel> {
   const llama = await started(device, threads).catch((error: unknown) => {
     const reason = error instanceof Error ? error.message : error;
     throw new CoppiceError(`llama.cpp cannot be started on ${device} (${reason})`);
@@ -215,7 +219,7 @@ const TRIED_TOKENS = 4;
  * The number of threads that writes fastest on this processor: for a small model, starting and joining threads can cost more than
  * they save. Undefined leaves the choice to llama.cpp.
  */
-async function fastestThreads(model: LlamaModel): Promise<number | undefined> {
+export async function fastestThreads(model: LlamaModel): Promise<number | undefined> {
   const cores = availableParallelism();
   if (cores === 1 || model.size > TRIED_BYTES || model.gpuLayers > 0) return undefined;
   const timed: { readonly threads: number; readonly milliseconds: number }[] = [];

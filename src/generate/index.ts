@@ -1,2 +1,3 @@
 export { type Chat, Engine, type EngineOptions, type Generation, type SamplingOptions } from "./engine.js";
+export { LlamaCppModel, type LlamaCppOptions } from "./llama-cpp-model.js";
 export { checkRunnable } from "./runnable.js";

@@ -104,7 +104,7 @@ const DESCRIBING = [
 const EXPORT_VERSION = 1;
 
 /** What changes when a model's files do: their names, sizes and times. */
-const identityOf = ({ files, directory }: Checkpoint): readonly unknown[] =>
+export const identityOf = ({ files, directory }: Checkpoint): readonly unknown[] =>
   [...files, ...DESCRIBING.map((name) => path.join(directory, name))]
     .filter((file) => existsSync(file))
     .map((file) => [path.resolve(file), statSync(file).size, statSync(file).mtimeMs]);

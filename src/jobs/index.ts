@@ -1,6 +1,14 @@
 export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
 export type { DataOptions, JobOptions, ProgressEvent } from "./environment.js";
+export {
+  EVALUATION_ENGINES,
+  type EvaluateJob,
+  type EvaluateOutcome,
+  type EvaluationEngine,
+  evaluate,
+  type ModelEvaluation,
+} from "./evaluate.js";
 export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
 export {
   type ExportJob,

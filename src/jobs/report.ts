@@ -32,7 +32,7 @@ export function writeReport(run: RunDirectory, content: ReportContent): void {
   writeFileAtomic(run.file("report.html"), renderReport({ ...content, stages: content.stages }, run.readMetrics()));
 }
 
-const escapeHtml = (text: string): string =>
+export const escapeHtml = (text: string): string =>
   text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] ?? c);
 
 const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
@@ -57,7 +57,8 @@ export const formatBytes = (bytes: number): string => {
   return `${bytes} B`;
 };
 
-const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+/** A table in HTML. */
+export const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   `<table><thead><tr>${head.map((cell) => `<th>${escapeHtml(cell)}</th>`).join("")}</tr></thead><tbody>${rows
     .map((row) => `<tr>${row.map((cell) => `<td>${escapeHtml(cell)}</td>`).join("")}</tr>`)
     .join("")}</tbody></table>`;
@@ -91,8 +92,12 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
       stages.map((stage) => [stage.name, stage.seconds.toFixed(1), formatBytes(stage.peakMemoryBytes)]),
     ),
   ];
-  return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Coppice report</title><style>${STYLE}</style><main>${sections.join("\n")}</main></html>\n`;
+  return page("Coppice report", sections);
 }
+
+/** A self-contained page. */
+export const page = (title: string, sections: readonly string[]): string =>
+  `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>${escapeHtml(title)}</title><style>${STYLE}</style><main>${sections.join("\n")}</main></html>\n`;
 
 const STYLE = `:root{color-scheme:light dark;--line:#2a7de1;--soft:#8886}body{font:15px/1.5 system-ui,sans-serif;margin:0}
 main{max-width:52rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}

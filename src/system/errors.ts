@@ -16,6 +16,11 @@ export class FormatError extends CoppiceError {
   override readonly name = "FormatError";
 }
 
+/** A job was asked to stop; what it has done is kept. */
+export class InterruptedError extends CoppiceError {
+  override readonly name = "InterruptedError";
+}
+
 /** Tensors of the wrong shape or type met; the message names them. Raised before anything reaches native code. */
 export class ShapeError extends CoppiceError {
   override readonly name = "ShapeError";

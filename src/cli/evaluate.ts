@@ -1,0 +1,98 @@
+import { Command, InvalidArgumentError, Option } from "commander";
+import { metricKey } from "../evaluate/index.js";
+import { comparison, formatScore } from "../jobs/evaluation-table.js";
+import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine, evaluate } from "../jobs/index.js";
+import { action, example, table } from "./command.js";
+import { addCommon, type CommonFlags, MODEL, parsePositive, parseWhole } from "./options.js";
+
+interface Flags extends CommonFlags {
+  readonly tasks: string[];
+  readonly limit?: number;
+  readonly numFewshot?: number;
+  readonly maxLength?: number;
+  readonly maxGenTokens?: number;
+  readonly samples?: number;
+  readonly temperature?: number;
+  readonly data?: string;
+  readonly out?: string;
+  readonly engine?: EvaluationEngine;
+  readonly compute?: "f32" | "bf16";
+  readonly published?: boolean;
+}
+
+function parseSamples(text: string): number {
+  const value = parseWhole(text);
+  if (value < 1 || value > 1000) throw new InvalidArgumentError("a number from 1 to 1000 is needed.");
+  return value;
+}
+
+export const evaluateCommand = example(
+  addCommon(new Command("evaluate").description("Measure models on benchmarks, as lm-evaluation-harness defines them"))
+    .argument("<models...>", `${MODEL}, or http://host/v1[#name] of an OpenAI-compatible server`)
+    .option(
+      "--tasks <names>",
+      "tasks, groups and suites, task files, comma-separated; name:N takes N worked examples",
+      (text: string) => text.split(",").map((name) => name.trim()),
+      ["minitron"],
+    )
+    .option("--limit <n>", "documents of each task at most, or that share of them where below 1", parsePositive)
+    .option("--num-fewshot <n>", "worked examples before each question (default: the task's)", parseWhole)
+    .option("--max-length <n>", "longest sequence in tokens (default: the model's)", parseWhole)
+    .option("--max-gen-tokens <n>", "longest generated text in tokens (default: the task's)", parseWhole)
+    .option("--samples <n>", "programs drawn for each programming problem, for pass@k (default: 1)", parseSamples)
+    .option("--temperature <x>", "of drawn programs (default: 0 for one, 0.2 for several)", parsePositive)
+    .option("--data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")
+    .option("--out <directory>", "write results and samples in the harness's layout, and report.html")
+    .addOption(
+      new Option(
+        "--engine <name>",
+        "what gives likelihoods; llama.cpp for .gguf files only (default: coppice)",
+      ).choices(EVALUATION_ENGINES),
+    )
+    .addOption(new Option("--compute <type>", "number type of matrix products (default: f32)").choices(["f32", "bf16"]))
+    .option("--published", "put the scores that Minitron's authors published below")
+    .action(
+      action(async ({ job, print }, flags: Flags, models: string[]) => {
+        const { tasks, limit, numFewshot: fewShot, maxLength, maxGenTokens: maxTokens, samples, temperature } = flags;
+        const { data, out, engine, compute: computeType, published } = flags;
+        const result = await evaluate({
+          ...job,
+          ...{ models, tasks, limit, fewShot, maxLength, maxTokens, samples, temperature },
+          ...{ data, out, engine, computeType, published },
+        });
+        print(result, (outcome) => renderEvaluation(outcome, published === true));
+      }),
+    ),
+  "coppice evaluate meta-llama/Llama-3.2-1B ./student --tasks minitron --limit 100 --published --out scores",
+  "coppice evaluate student-Q4_K_M.gguf --tasks arc_challenge,hellaswag,mbpp:0",
+  "coppice evaluate http://localhost:8000/v1 --tasks gsm8k,humaneval",
+);
+
+function renderEvaluation({ models, out }: EvaluateOutcome, published: boolean): string {
+  const lines = models.flatMap(({ model, tasks, groups, seconds }) => [
+    `${model} (${seconds.toFixed(0)} s)`,
+    table(
+      ["task (worked examples)", "metric", "score", "documents", "requests", "cached", "seconds"],
+      [
+        ...tasks.flatMap(({ task, fewShot, metrics, documents, requests, cached, seconds: own }) =>
+          metrics.map((result, i) => [
+            i === 0 ? `${task} (${fewShot})` : "",
+            ...[metricKey(result.metric), formatScore(result)],
+            ...(i === 0
+              ? [`${documents.measured} of ${documents.all}`, `${requests}`, `${cached}`, own.toFixed(1)]
+              : ["", "", "", ""]),
+          ]),
+        ),
+        ...groups.flatMap(({ group, metrics, documents }) =>
+          metrics.map((result) => [
+            ...[group, metricKey(result.metric), formatScore(result), `${documents}`, "", "", ""],
+          ]),
+        ),
+      ],
+    ),
+  ]);
+  const { head, rows } = comparison(models, published);
+  if (rows.length > 1) lines.push(table(head, rows));
+  if (out !== undefined) lines.push(`results, samples and report in ${out}`);
+  return lines.join("\n");
+}

@@ -1,0 +1,76 @@
+import { appendFileSync, existsSync, mkdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { hashBytes } from "../system/files.js";
+import type { Reply, Request } from "./requests.js";
+
+/** Replies that wait to be written. */
+const WRITTEN_TOGETHER = 64;
+
+/**
+ * Answers on disk, by request, so that an evaluation that was stopped goes on and a repeated one asks nothing. A file of lines that
+ * only grows; a line that was cut off is no answer.
+ */
+export class ReplyCache {
+  private readonly replies = new Map<string, Reply>();
+  private pending: string[] = [];
+
+  private constructor(private readonly file: string | undefined) {}
+
+  /** @param identity whatever the answers depend on: the model, how it computes */
+  static open(directory: string, identity: unknown): ReplyCache {
+    const cache = new ReplyCache(path.join(directory, `${hashBytes(JSON.stringify(identity)).slice(0, 32)}.jsonl`));
+    cache.read();
+    return cache;
+  }
+
+  /** A cache that is forgotten. */
+  static inMemory(): ReplyCache {
+    return new ReplyCache(undefined);
+  }
+
+  private read(): void {
+    if (this.file === undefined || !existsSync(this.file)) return;
+    const text = readFileSync(this.file, "utf8");
+    for (const line of text.split("\n")) {
+      const reply = parseLine(line);
+      if (reply !== undefined) this.replies.set(reply.key, reply.reply);
+    }
+    if (text !== "" && !text.endsWith("\n")) appendFileSync(this.file, "\n"); // after a line that was cut off
+  }
+
+  static key(request: Request): string {
+    return hashBytes(JSON.stringify(request)).slice(0, 24);
+  }
+
+  get(key: string): Reply | undefined {
+    return this.replies.get(key);
+  }
+
+  set(key: string, reply: Reply): void {
+    this.replies.set(key, reply);
+    if (this.file === undefined) return;
+    const stored = typeof reply === "string" ? reply : [reply.logLikelihood, reply.isGreedy ? 1 : 0];
+    this.pending.push(`${JSON.stringify([key, stored])}\n`);
+    if (this.pending.length >= WRITTEN_TOGETHER) this.flush();
+  }
+
+  /** Writes what waits. */
+  flush(): void {
+    if (this.file === undefined || this.pending.length === 0) return;
+    mkdirSync(path.dirname(this.file), { recursive: true });
+    appendFileSync(this.file, this.pending.join(""));
+    this.pending = [];
+  }
+}
+
+function parseLine(line: string): { readonly key: string; readonly reply: Reply } | undefined {
+  try {
+    const [key, stored] = JSON.parse(line) as [unknown, unknown];
+    if (typeof key !== "string") return undefined;
+    if (typeof stored === "string") return { key, reply: stored };
+    if (!Array.isArray(stored) || typeof stored[0] !== "number") return undefined;
+    return { key, reply: { logLikelihood: stored[0], isGreedy: stored[1] === 1 } };
+  } catch {
+    return undefined;
+  }
+}

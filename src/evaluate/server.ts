@@ -1,0 +1,159 @@
+import { z } from "zod";
+import { CoppiceError, FormatError } from "../system/errors.js";
+import { trimEnd } from "./python-text.js";
+import {
+  type AskOptions,
+  cutAt,
+  type GenerateRequest,
+  type GenerationModel,
+  type Likelihood,
+  type LikelihoodModel,
+  type LogLikelihoodRequest,
+  type OnReply,
+  type Reply,
+  type Request,
+  type RollingRequest,
+} from "./requests.js";
+
+export interface ServerOptions {
+  /** The model's name there; the first that the server lists by default. */
+  readonly model?: string;
+  /** OPENAI_API_KEY by default. */
+  readonly apiKey?: string;
+  /** Requests under way at once. */
+  readonly concurrency?: number;
+}
+
+const CONCURRENCY = 8;
+const ATTEMPTS = 4;
+const TIMEOUT_MS = 600_000;
+/** The API allows four texts to stop at. */
+const MOST_STOPS = 4;
+
+const modelsSchema = z.object({ data: z.tuple([z.object({ id: z.string() })], z.unknown()) });
+const choiceSchema = z.object({
+  text: z.string(),
+  logprobs: z
+    .object({
+      token_logprobs: z.array(z.number().nullable()),
+      text_offset: z.array(z.number()),
+      top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).nullish(),
+    })
+    .nullish(),
+});
+const completionSchema = z.object({ choices: z.tuple([choiceSchema], z.unknown()) });
+type Completion = z.infer<typeof choiceSchema>;
+
+/**
+ * Any server with OpenAI's completions API. Likelihoods need one that gives back the prompt with log-probabilities (`echo` and
+ * `logprobs`: vLLM, llama-cpp-python and others do; OpenAI's own and chat-only servers do not).
+ */
+export class CompletionServer implements LikelihoodModel, GenerationModel {
+  private constructor(
+    private readonly url: string,
+    readonly model: string,
+    private readonly options: ServerOptions,
+  ) {}
+
+  /** @param url up to and with the version: http://localhost:8000/v1 @throws CoppiceError when nothing answers there */
+  static async connect(url: string, options: ServerOptions = {}): Promise<CompletionServer> {
+    const base = url.replace(/\/+$/, "");
+    if (options.model !== undefined) return new CompletionServer(base, options.model, options);
+    const listed = await request(`${base}/models`, { headers: headersOf(options) });
+    const models = modelsSchema.safeParse(listed);
+    if (!models.success) throw new FormatError(`${base}/models does not list models; name one: ${base}#NAME`);
+    return new CompletionServer(base, models.data.data[0].id, options);
+  }
+
+  logLikelihoods(
+    requests: readonly (LogLikelihoodRequest | RollingRequest)[],
+    onReply: OnReply<Likelihood>,
+    options: AskOptions = {},
+  ): Promise<void> {
+    return this.all(requests, onReply, options, (asked) => this.likelihood(asked));
+  }
+
+  generate(requests: readonly GenerateRequest[], onReply: OnReply<string>, options: AskOptions = {}): Promise<void> {
+    return this.all(requests, onReply, options, async ({ context, until, maxTokens, temperature, topP, sample }) => {
+      const { text } = await this.complete({
+        ...{ prompt: context, max_tokens: maxTokens, temperature: temperature ?? 0 },
+        ...(until.length > 0 && { stop: until.slice(0, MOST_STOPS) }),
+        ...(topP !== undefined && { top_p: topP }),
+        ...(sample !== undefined && { seed: sample }),
+      });
+      return cutAt(text, until);
+    });
+  }
+
+  /** Asks for several at once, in order. */
+  private async all<Q extends Request, A extends Reply>(
+    requests: readonly Q[],
+    onReply: OnReply<A>,
+    { signal }: AskOptions,
+    answer: (request: Q) => Promise<A>,
+  ): Promise<void> {
+    let next = 0;
+    const worker = async () => {
+      while (next < requests.length && !signal?.aborted) {
+        const index = next++;
+        onReply(index, await answer(requests[index] as Q));
+      }
+    };
+    await Promise.all(Array.from({ length: this.options.concurrency ?? CONCURRENCY }, worker));
+  }
+
+  private async likelihood(asked: LogLikelihoodRequest | RollingRequest): Promise<Likelihood> {
+    const context = asked.kind === "rolling" ? "" : trimEnd(asked.context);
+    const prompt = asked.kind === "rolling" ? asked.text : asked.context + asked.continuation;
+    const { logprobs } = await this.complete({ prompt, max_tokens: 1, temperature: 0, echo: true, logprobs: 1 });
+    if (logprobs === null || logprobs === undefined || logprobs.text_offset[0] !== 0)
+      throw new CoppiceError(
+        `${this.url} gives no log-probabilities of the prompt (echo with logprobs), which this benchmark needs; generation tasks work: gsm8k, xlsum_english, mbpp, humaneval`,
+      );
+    let logLikelihood = 0;
+    let isGreedy = asked.kind === "log-likelihood";
+    const [first, end] = [[...context].length, [...prompt].length]; // offsets count code points
+    logprobs.text_offset.forEach((offset, i) => {
+      const own = logprobs.token_logprobs[i];
+      if (offset < first || offset >= end || own === null || own === undefined) return; // nothing is before the first token
+      logLikelihood += own;
+      const best = Object.values(logprobs.top_logprobs?.[i] ?? {});
+      isGreedy &&= best.every((other) => other <= own);
+    });
+    return { logLikelihood, isGreedy };
+  }
+
+  private async complete(body: Readonly<Record<string, unknown>>): Promise<Completion> {
+    const answer = await request(`${this.url}/completions`, {
+      method: "POST",
+      headers: { ...headersOf(this.options), "content-type": "application/json" },
+      body: JSON.stringify({ model: this.model, ...body }),
+    });
+    const parsed = completionSchema.safeParse(answer);
+    if (!parsed.success)
+      throw new FormatError(`${this.url}/completions answered in another form: ${parsed.error.issues[0]?.message}`);
+    return parsed.data.choices[0];
+  }
+}
+
+const headersOf = ({ apiKey = process.env.OPENAI_API_KEY }: ServerOptions): Record<string, string> =>
+  apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
+
+/** Asks again where a server is busy. */
+async function request(url: string, init: RequestInit): Promise<unknown> {
+  for (let attempt = 1; ; attempt++) {
+    let problem: string;
+    try {
+      const response = await fetch(url, { ...init, signal: AbortSignal.timeout(TIMEOUT_MS) });
+      if (response.ok) return await response.json();
+      problem = `${response.status} ${(await response.text()).slice(0, 300)}`;
+      if (response.status !== 429 && response.status < 500) throw new CoppiceError(`${url} answered ${problem}`);
+    } catch (error) {
+      if (error instanceof CoppiceError) throw error;
+      const cause = error instanceof Error && error.cause instanceof Error ? `: ${error.cause.message}` : "";
+      problem = `${error instanceof Error ? error.message : error}${cause}`;
+    }
+    if (attempt === ATTEMPTS) throw new CoppiceError(`${url} cannot be reached: ${problem}`);
+    await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** attempt));
+  }
+}

@@ -1,0 +1,211 @@
+import { existsSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+import { Template } from "@huggingface/jinja";
+import { z } from "zod";
+import { FormatError, UsageError } from "../system/errors.js";
+import { choices, generation, lastWord, multipleChoice, wholeText } from "./kinds.js";
+import { mean, rougeL } from "./metrics.js";
+import { countWords, trim } from "./python-text.js";
+import type { Task } from "./task.js";
+
+/** A user's own benchmark: a JSON file of templates, or a module whose default export is a task. */
+
+const name = z.string().regex(/^[\w.-]+$/, "letters, digits, _, - and . only");
+/** Jinja, the row's columns being its variables. */
+const template = z.string();
+
+const common = {
+  name,
+  version: z.number().default(1),
+  /** A file beside the task file, a directory of CONFIG/SPLIT.jsonl, or a data set on the hub. */
+  data: z.string(),
+  config: z.string().optional(),
+  splits: z
+    .object({
+      train: z.string().optional(),
+      validation: z.string().optional(),
+      test: z.string().optional(),
+      fewShot: z.string().optional(),
+    })
+    .default({ test: "test" }),
+  fewShot: z.number().int().min(0).default(0),
+  fewShotSampler: z.enum(["random", "first"]).default("random"),
+  description: z.string().optional(),
+};
+const schema = z.discriminatedUnion("kind", [
+  z.strictObject({
+    ...common,
+    kind: z.literal("multiple-choice"),
+    prompt: template,
+    /** Texts, or the name of the column that lists them. */
+    choices: z.union([z.string(), z.array(template).min(2)]),
+    /** The right one: its number, its text, or a letter; a template or the name of a column. */
+    answer: template,
+    metrics: z.array(z.enum(["acc", "acc_norm"])).default(["acc", "acc_norm"]),
+  }),
+  z.strictObject({
+    ...common,
+    kind: z.literal("generation"),
+    prompt: template,
+    answer: template,
+    until: z.array(z.string()).default(["\n"]),
+    maxTokens: z.number().int().min(1).max(65_536).optional(),
+    /** What of the written text is compared: the first group of the last match. */
+    extract: z.string().max(1000).optional(),
+    metrics: z
+      .array(z.enum(["exact_match", "rouge_l"]))
+      .min(1)
+      .default(["exact_match"]),
+  }),
+  z.strictObject({ ...common, kind: z.literal("last-word"), context: template, continuation: template }),
+  z.strictObject({ ...common, kind: z.literal("text"), text: template }),
+]);
+type TaskJson = z.infer<typeof schema>;
+
+const row = z.record(z.string(), z.unknown());
+type Row = z.infer<typeof row>;
+
+const MODULES = [".js", ".mjs", ".ts", ".mts"];
+
+/**
+ * Reads a task file. A module may export any {@link Task}; TypeScript needs a loader (`npx tsx`, or a Node that strips types).
+ * @returns undefined when there is no such file
+ * @throws FormatError naming the field that is not as it must be
+ */
+export async function loadTaskFile(file: string): Promise<Task | undefined> {
+  const extension = path.extname(file);
+  if (extension !== ".json" && !MODULES.includes(extension)) return undefined;
+  if (!existsSync(file)) throw new UsageError(`there is no task file ${file}`);
+  if (extension !== ".json") return taskOfModule(file);
+  let json: unknown;
+  try {
+    json = JSON.parse(readFileSync(file, "utf8"));
+  } catch (error) {
+    throw new FormatError(`${file} is no valid JSON (${error instanceof Error ? error.message : error})`);
+  }
+  const parsed = schema.safeParse(json);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0];
+    throw new FormatError(`${file}: ${issue?.path.join(".") || "task"}: ${issue?.message ?? "invalid"}`);
+  }
+  return taskOf(parsed.data, file);
+}
+
+async function taskOfModule(file: string): Promise<Task> {
+  let exported: { readonly default?: Partial<Task> };
+  try {
+    exported = await import(pathToFileURL(path.resolve(file)).href);
+  } catch (error) {
+    throw new FormatError(`${file} cannot be loaded as a task: ${error instanceof Error ? error.message : error}`);
+  }
+  const task = exported.default;
+  if (typeof task?.name !== "string" || typeof task.read !== "function" || task.dataset === undefined)
+    throw new FormatError(`${file}: its default export is no task; make one with multipleChoice or generation`);
+  return task as Task;
+}
+
+function taskOf(json: TaskJson, file: string): Task {
+  const beside = path.resolve(path.dirname(file), json.data);
+  const facts = {
+    ...{ name: json.name, version: json.version, schema: row },
+    dataset: { repo: existsSync(beside) ? beside : json.data, ...(json.config && { config: json.config }) },
+    splits: Object.fromEntries(Object.entries(json.splits).filter(([, split]) => split !== undefined)),
+    fewShot: {
+      ...{ count: json.fewShot, sampler: json.fewShotSampler },
+      ...(json.description !== undefined && { description: json.description }),
+    },
+  };
+  const text = (source: string) => renderer(source, file);
+  switch (json.kind) {
+    case "multiple-choice": {
+      const [prompt, answer] = [text(json.prompt), columnOf(json.answer, file)];
+      const list = typeof json.choices === "string" ? columnOf(json.choices, file) : undefined;
+      const listed = typeof json.choices === "string" ? [] : json.choices.map(text);
+      const choicesOf = (r: Row): string[] =>
+        list === undefined ? listed.map((render) => render(r)) : z.array(z.string()).nonempty().parse(list(r));
+      return multipleChoice({
+        ...facts,
+        options: (r) => choices(prompt(r), choicesOf(r)),
+        right: (r) => [indexOfAnswer(answer(r), choicesOf(r), json.name)],
+        metrics: json.metrics,
+      });
+    }
+    case "generation": {
+      const [prompt, answer] = [text(json.prompt), text(json.answer)];
+      const pattern = json.extract === undefined ? undefined : expression(json.extract, file);
+      const extracted = (written: string) => {
+        const match = pattern === undefined ? undefined : [...written.matchAll(pattern)].at(-1);
+        return trim(pattern === undefined ? written : (match?.[1] ?? match?.[0] ?? ""));
+      };
+      const judges = {
+        exact_match: (written: string, right: string) => (extracted(written) === trim(right) ? 1 : 0),
+        rouge_l: (written: string, right: string) => rougeL(right, extracted(written)),
+      };
+      return generation({
+        ...facts,
+        ...{ prompt, answer, until: json.until },
+        ...(json.maxTokens !== undefined && { maxTokens: json.maxTokens }),
+        metrics: json.metrics.map((metric) => mean(metric)),
+        judge: (written, r) => json.metrics.map((metric) => judges[metric](written, answer(r))),
+      });
+    }
+    case "last-word":
+      return lastWord({ ...facts, context: text(json.context), continuation: text(json.continuation) });
+    case "text": {
+      const whole = text(json.text);
+      return wholeText({
+        ...{ ...facts, text: whole },
+        words: (r) => countWords(whole(r)),
+        bytes: (r) => Buffer.byteLength(whole(r)),
+      });
+    }
+  }
+}
+
+function renderer(source: string, file: string): (row: Row) => string {
+  let parsed: Template;
+  try {
+    parsed = new Template(source);
+  } catch (error) {
+    throw new FormatError(
+      `${file}: the template ${JSON.stringify(source)}: ${error instanceof Error ? error.message : error}`,
+    );
+  }
+  return (r) => {
+    try {
+      return parsed.render(r);
+    } catch (error) {
+      throw new FormatError(`${file}: ${JSON.stringify(source)}: ${error instanceof Error ? error.message : error}`);
+    }
+  };
+}
+
+/** A column (`answer`, `choices.text`, also in braces) with its own type, or what a template makes. */
+function columnOf(source: string, file: string): (row: Row) => unknown {
+  const [, columns] = /^\s*(?:\{\{)?\s*([\w.]+)\s*(?:\}\})?\s*$/.exec(source) ?? [];
+  if (columns === undefined) return renderer(source, file);
+  return (r) =>
+    columns
+      .split(".")
+      .reduce<unknown>((value, key) => (Object.hasOwn(Object(value), key) ? Object(value)[key] : undefined), r);
+}
+
+function expression(source: string, file: string): RegExp {
+  try {
+    return new RegExp(source, "g");
+  } catch (error) {
+    throw new FormatError(`${file}: extract: ${error instanceof Error ? error.message : error}`);
+  }
+}
+
+/** The number that an answer means: itself, the place of its text, or that of a letter. */
+function indexOfAnswer(answer: unknown, listed: readonly string[], task: string): number {
+  const text = trim(String(answer));
+  const place = listed.findIndex((choice) => trim(choice) === text);
+  const letter = /^[A-Z]$/.test(text) ? text.charCodeAt(0) - 65 : -1;
+  const number = typeof answer === "number" ? answer : place >= 0 ? place : letter >= 0 ? letter : Number(text);
+  if (!Number.isInteger(number) || number < 0 || number >= listed.length)
+    throw new FormatError(`${task}: the answer ${JSON.stringify(answer)} is none of ${listed.length} choices`);
+  return number;
+}

@@ -1,0 +1,328 @@
+import { appendFileSync, mkdirSync } from "node:fs";
+import path from "node:path";
+import { isGguf } from "../checkpoint/directory.js";
+import { Tokenizer } from "../data/index.js";
+import {
+  CompletionServer,
+  Datasets,
+  EngineLikelihoods,
+  type EvaluatedModel,
+  evaluateTask,
+  type GenerationModel,
+  type GroupResult,
+  groupResults,
+  type LikelihoodModel,
+  loadTaskFile,
+  PythonSandbox,
+  ReplyCache,
+  type Sample,
+  SUITES,
+  TASK_GROUPS,
+  TASKS,
+  type Task,
+  type TaskResult,
+} from "../evaluate/index.js";
+import { LlamaCppModel } from "../generate/index.js";
+import { Backend } from "../ggml/index.js";
+import { loadWeights } from "../models/index.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import { cacheDirectory, writeJson } from "../system/files.js";
+import type { ComputeType } from "../tensor/index.js";
+import { type JobOptions, type OpenModel, openModel } from "./environment.js";
+import { writeEvaluationReport } from "./evaluation-report.js";
+import { identityOf, runnableGguf } from "./gguf.js";
+import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
+
+/** What answers requests for likelihoods: our own engine, or llama.cpp for GGUF files. Text is always written by llama.cpp. */
+export const EVALUATION_ENGINES = ["coppice", "llama.cpp"] as const;
+export type EvaluationEngine = (typeof EVALUATION_ENGINES)[number];
+
+export interface EvaluateJob extends JobOptions {
+  /** Directories, .gguf files, hub ids, or `http://host/v1[#name]` of an OpenAI-compatible server. */
+  readonly models: readonly string[];
+  /** Names of tasks, groups and suites (`minitron`, the default), also `name:SHOTS`, and task files. */
+  readonly tasks?: readonly string[];
+  /** At most so many documents of each task, or that share of them where below 1. */
+  readonly limit?: number | undefined;
+  /** Worked examples before each question; each task's own number by default. */
+  readonly fewShot?: number | undefined;
+  readonly maxLength?: number | undefined;
+  readonly maxTokens?: number | undefined;
+  /** Programs drawn for each programming problem, for pass@k. */
+  readonly samples?: number | undefined;
+  readonly temperature?: number | undefined;
+  /** A directory of benchmark data that is looked at before the hub. */
+  readonly data?: string | undefined;
+  readonly engine?: EvaluationEngine | undefined;
+  readonly computeType?: ComputeType | undefined;
+  /** Put published scores beside the models' in the report. */
+  readonly published?: boolean | undefined;
+  /** Where results, samples in the harness's layout and the report go; nowhere by default. */
+  readonly out?: string | undefined;
+  readonly cacheDir?: string | undefined;
+}
+
+/** A task, and how it is to be asked. */
+export interface PlannedTask {
+  readonly task: Task;
+  readonly fewShot: number | undefined;
+  /** Its name in the results: with the number of examples where the task is measured with several. */
+  readonly label: string;
+}
+
+export interface ModelEvaluation {
+  readonly model: string;
+  readonly parameters?: number;
+  readonly tasks: readonly TaskResult[];
+  readonly groups: readonly GroupResult[];
+  readonly seconds: number;
+}
+
+export interface EvaluateOutcome {
+  readonly models: readonly ModelEvaluation[];
+  readonly out?: string;
+}
+
+/** Measures models on benchmarks. What was answered is kept on disk, so that a stopped evaluation goes on. */
+export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
+  const planned = await plannedTasks(job.tasks ?? ["minitron"], job.fewShot);
+  const datasets = new Datasets({ directory: job.data, hub: job.hub });
+  const sandbox = new PythonSandbox();
+  const models: ModelEvaluation[] = [];
+  try {
+    for (const name of job.models) models.push(await evaluateModel(name, planned, job, datasets, sandbox));
+  } finally {
+    sandbox.close();
+  }
+  const outcome = { models, ...(job.out !== undefined && { out: job.out }) };
+  if (job.out !== undefined) {
+    writeJson(path.join(job.out, "results.json"), outcome);
+    writeEvaluationReport(job.out, models, job.published);
+  }
+  return outcome;
+}
+
+async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
+  const planned: Omit<PlannedTask, "label">[] = [];
+  for (const name of names) planned.push(...(await tasksOf(name, fewShot)));
+  const byLabel = new Map(
+    planned.map((one) => {
+      const { name } = one.task;
+      const shots = (other: typeof one) => other.fewShot ?? other.task.fewShot.count;
+      const twice = planned.some((other) => other.task.name === name && shots(other) !== shots(one));
+      const label = twice ? `${name}_${shots(one)}shot` : name;
+      return [label, { ...one, label }] as const;
+    }),
+  );
+  return [...byLabel.values()];
+}
+
+/** @throws UsageError for a name that means nothing, listing those that do */
+async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
+  const [, name = given, shots] = /^(.*?)(?::(\d+))?$/.exec(given) ?? [];
+  const own = shots === undefined ? fewShot : Number(shots);
+  const suite = SUITES[name];
+  if (suite !== undefined)
+    return (await Promise.all(suite.map((entry) => tasksOf(entry.task, own ?? entry.fewShot)))).flat();
+  const group = TASK_GROUPS.find((known) => known.name === name);
+  if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, own)))).flat();
+  const task = TASKS.find((known) => known.name === name) ?? (await loadTaskFile(name));
+  if (task !== undefined) return [{ task, fewShot: own }];
+  const known = [...Object.keys(SUITES), "mmlu", ...TASKS.map((one) => one.name)].filter((one) => !/^mmlu_/.test(one));
+  throw new UsageError(
+    `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts)`,
+  );
+}
+
+async function evaluateModel(
+  name: string,
+  planned: readonly PlannedTask[],
+  job: EvaluateJob,
+  datasets: Datasets,
+  sandbox: PythonSandbox,
+): Promise<ModelEvaluation> {
+  const started = performance.now();
+  const opened = await open(name, job);
+  const results = new Map<PlannedTask, TaskResult>();
+  const date = new Date();
+  const samplesOf = ({ task, label }: PlannedTask) =>
+    folder === undefined
+      ? undefined
+      : new SampleFile(path.join(folder, harnessFile(`samples_${label}`, date, "jsonl")), task);
+  const folder = job.out === undefined ? undefined : path.join(job.out, folderName(name));
+  try {
+    // those that ask for likelihoods first, so that one engine is in memory at a time
+    for (const asks of ["likelihood", "generation"] as const) {
+      for (const one of planned.filter(({ task }) => task.asks === asks))
+        results.set(one, await evaluateOne(one, name, opened.model, job, datasets, sandbox, samplesOf(one)));
+      await opened.release();
+    }
+  } finally {
+    await opened.release();
+  }
+  const tasks = planned.map((one) => results.get(one) as TaskResult);
+  const evaluation: ModelEvaluation = {
+    model: name,
+    ...(opened.parameters !== undefined && { parameters: opened.parameters }),
+    ...{ tasks, groups: groupResults(TASK_GROUPS, tasks), seconds: (performance.now() - started) / 1000 },
+  };
+  if (folder !== undefined) {
+    writeJson(path.join(folder, harnessFile("results", date, "json")), harnessResults(evaluation, planned, job, date));
+  }
+  return evaluation;
+}
+
+async function evaluateOne(
+  { task, fewShot, label }: PlannedTask,
+  name: string,
+  model: EvaluatedModel,
+  job: EvaluateJob,
+  datasets: Datasets,
+  sandbox: PythonSandbox,
+  samples: SampleFile | undefined,
+): Promise<TaskResult> {
+  const stage = job.models.length > 1 ? `${path.basename(name)} ${label}` : label;
+  const { maxTokens, temperature, limit, signal } = job;
+  const result = await evaluateTask(task, model, {
+    ...{ datasets, limit, fewShot, maxTokens, temperature, signal, samples: job.samples ?? 1 },
+    tools: { passes: async (program) => (await sandbox.run(program)).passed },
+    onProgress: (done, total) => job.onProgress?.({ stage, done, total, unit: "requests" }),
+    onSample: samples && ((sample) => samples.add(sample)),
+  });
+  samples?.flush();
+  return result;
+}
+
+/** Documents with their answers, a line each, in the harness's form. */
+class SampleFile {
+  private lines: string[] = [];
+
+  constructor(
+    private readonly file: string,
+    private readonly task: Task,
+  ) {
+    mkdirSync(path.dirname(file), { recursive: true });
+  }
+
+  add(sample: Sample): void {
+    for (const record of harnessSample(sample, this.task)) this.lines.push(`${JSON.stringify(record)}\n`);
+    if (this.lines.length >= 256) this.flush();
+  }
+
+  flush(): void {
+    appendFileSync(this.file, this.lines.join(""));
+    this.lines = [];
+  }
+}
+
+interface OpenedModel {
+  readonly model: EvaluatedModel;
+  readonly parameters: number | undefined;
+  /** Gives memory back; what is needed again is opened again. */
+  release(): Promise<void>;
+}
+
+/** Changes when the same request would get another answer. */
+const ANSWERS_VERSION = 1;
+
+async function open(name: string, job: EvaluateJob): Promise<OpenedModel> {
+  const cacheOf = (identity: unknown) =>
+    ReplyCache.open(path.join(cacheDirectory(job.cacheDir), "evaluations"), [ANSWERS_VERSION, identity]);
+  if (/^https?:\/\//.test(name)) {
+    const [url = name, model] = name.split("#");
+    const server = await CompletionServer.connect(url, model === undefined ? {} : { model });
+    const cache = cacheOf([url, server.model]);
+    return { model: { likelihood: server, generation: server, cache }, parameters: undefined, release: async () => {} };
+  }
+  const opened = await openModel(name, job);
+  const { checkpoint, parameters, model } = opened;
+  if (job.engine === "llama.cpp" && !isGguf(checkpoint.path))
+    throw new UsageError(`--engine llama.cpp is for .gguf files; ${name} is a directory`);
+  const maxLength = job.maxLength ?? model.maxPositions;
+  if (maxLength < 2) throw new UsageError(`a longest sequence of ${maxLength} tokens leaves nothing to predict`);
+  const lazy = new LazyModel(opened, name, { ...job, maxLength });
+  if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
+  const { engine = "coppice", computeType = "f32" } = job;
+  const cache = cacheOf([identityOf(checkpoint), engine, computeType, maxLength]);
+  return { model: { likelihood: lazy, generation: lazy, cache }, parameters, release: () => lazy.release() };
+}
+
+/** Larger models write with the weights as they are stored, rather than in f32. */
+const EXACT_PARAMETERS = 1e9;
+
+/** Opens the engines when they are first asked. */
+class LazyModel implements LikelihoodModel, GenerationModel {
+  private likelihood: (LikelihoodModel & { release(): Promise<void> | void }) | undefined;
+  private writer: LlamaCppModel | undefined;
+
+  constructor(
+    private readonly opened: OpenModel,
+    private readonly name: string,
+    private readonly job: EvaluateJob,
+  ) {}
+
+  logLikelihoods: LikelihoodModel["logLikelihoods"] = async (...asked) => {
+    this.likelihood ??= await this.openLikelihood();
+    return this.likelihood.logLikelihoods(...asked);
+  };
+
+  generate: GenerationModel["generate"] = async (...asked) => {
+    this.writer ??= await this.openLlamaCpp();
+    return this.writer.generate(...asked);
+  };
+
+  private tokenizer(): Promise<Tokenizer> {
+    return Tokenizer.load(this.opened.checkpoint.directory);
+  }
+
+  private async openLikelihood() {
+    const { job, opened } = this;
+    if (job.engine === "llama.cpp") {
+      const model = await this.openLlamaCpp();
+      return Object.assign(model, { release: () => model.dispose() });
+    }
+    const tokenizer = await this.tokenizer();
+    const { computeType = "f32", maxLength } = job;
+    const backend = Backend.open(job);
+    try {
+      const dtype = computeType === "f32" ? "f32" : "bf16";
+      const weights = loadWeights(backend, opened.model, opened.checkpoint.source, { dtype, trainable: false });
+      const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
+      return Object.assign(engine, {
+        release: () => {
+          engine.free();
+          weights.free();
+          backend.free();
+        },
+      });
+    } catch (error) {
+      backend.free();
+      throw error;
+    }
+  }
+
+  private async openLlamaCpp(): Promise<LlamaCppModel> {
+    const { job, opened, name } = this;
+    const exact = opened.parameters <= EXACT_PARAMETERS;
+    const asStored = isGguf(opened.checkpoint.path) || !exact;
+    const file = await runnableGguf(name, asStored ? job : { ...job, kind: "f32" });
+    const { device, threads, maxLength } = job;
+    try {
+      return await LlamaCppModel.open(file, await this.tokenizer(), {
+        ...{ exact, maxLength },
+        ...(device && { device }),
+        ...(threads !== undefined && { threads }),
+      });
+    } catch (error) {
+      throw new CoppiceError(`text cannot be written: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+
+  async release(): Promise<void> {
+    const { likelihood, writer } = this;
+    this.likelihood = undefined;
+    this.writer = undefined;
+    await likelihood?.release();
+    await writer?.dispose();
+  }
+}

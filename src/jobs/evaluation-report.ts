@@ -1,0 +1,104 @@
+import path from "node:path";
+import { metricKey, PUBLISHED } from "../evaluate/index.js";
+import { writeFileAtomic } from "../system/files.js";
+import type { ModelEvaluation } from "./evaluate.js";
+import { comparison, formatScore, headlines, isShare } from "./evaluation-table.js";
+import { escapeHtml, formatCount, page, table } from "./report.js";
+
+/** Writes the self-contained `report.html` of an evaluation. */
+export function writeEvaluationReport(
+  directory: string,
+  models: readonly ModelEvaluation[],
+  withPublished = false,
+): void {
+  const { head, rows } = comparison(models, withPublished);
+  writeFileAtomic(
+    path.join(directory, "report.html"),
+    page("Coppice evaluation", [
+      "<h1>Evaluation</h1>",
+      scoreChart(models, withPublished),
+      "<h2>Models</h2>",
+      table(
+        head.map((title) => title.replace("\n", ", ")),
+        rows,
+      ),
+      ...models.flatMap(details),
+    ]),
+  );
+}
+
+/** Every metric of every task of a model. */
+function details({ model, parameters, tasks, groups, seconds }: ModelEvaluation): string[] {
+  const known = parameters === undefined ? "" : `${formatCount(parameters)} parameters, `;
+  return [
+    `<h2>${escapeHtml(model)}</h2><p>${known}${seconds.toFixed(0)} s.</p>`,
+    table(
+      ["task", "metric", "score", "documents", "requests", "seconds"],
+      [
+        ...tasks.flatMap(({ task, fewShot, metrics, documents, requests, seconds: own }) =>
+          metrics.map((result) => [
+            ...[`${task} (${fewShot})`, metricKey(result.metric), formatScore(result)],
+            ...[`${documents.measured} of ${documents.all}`, `${requests}`, own.toFixed(1)],
+          ]),
+        ),
+        ...groups.flatMap(({ group, metrics, documents }) =>
+          metrics.map((result) => [group, metricKey(result.metric), formatScore(result), `${documents}`, "", ""]),
+        ),
+      ],
+    ),
+  ];
+}
+
+const COLOURS = ["#2a7de1", "#d9480f", "#2b8a3e", "#862e9c", "#e8590c", "#0b7285", "#5c940d", "#868e96"];
+const [LABEL, WIDTH, BAR] = [150, 460, 12];
+
+/** Bars of each share, in percent, with a whisker of one standard error; a group of bars for each task. */
+function scoreChart(models: readonly ModelEvaluation[], withPublished: boolean): string {
+  const series = [
+    ...models.map((model) => ({
+      name: model.model,
+      scores: new Map(
+        headlines(model)
+          .filter(({ metric }) => isShare(metric))
+          .map((one) => [one.name, { value: 100 * one.value, error: 100 * (one.standardError ?? 0) }]),
+      ),
+    })),
+    ...(withPublished ? PUBLISHED : []).map(({ model, scores }) => ({
+      name: `${model} (published)`,
+      scores: new Map(Object.entries(scores).map(([name, value]) => [name, { value, error: 0 }])),
+    })),
+  ];
+  const names = [...new Set(models.flatMap((model) => headlines(model)).map(({ name }) => name))].filter((name) =>
+    series.some(({ scores }) => scores.has(name)),
+  );
+  if (names.length === 0) return "";
+  const group = series.length * BAR + 12;
+  const bottom = names.length * group;
+  const x = (percent: number) => LABEL + (WIDTH * Math.min(100, percent)) / 100;
+  const colour = (i: number) => COLOURS[i % COLOURS.length];
+  const grid = [0, 25, 50, 75, 100].map(
+    (tick) =>
+      `<line class="grid" x1="${x(tick)}" x2="${x(tick)}" y1="0" y2="${bottom}"/><text x="${x(tick)}" y="${bottom + 14}" text-anchor="middle">${tick} %</text>`,
+  );
+  const bars = names.flatMap((name, row) => [
+    `<text x="0" y="${row * group + (series.length * BAR) / 2 + 8}">${escapeHtml(name)}</text>`,
+    ...series.flatMap(({ name: model, scores }, i) => {
+      const score = scores.get(name);
+      if (score === undefined) return [];
+      const y = row * group + 4 + i * BAR;
+      const middle = y + BAR / 2 - 1;
+      const whisker =
+        score.error > 0
+          ? `<line stroke="currentColor" x1="${x(Math.max(0, score.value - score.error))}" x2="${x(score.value + score.error)}" y1="${middle}" y2="${middle}"/>`
+          : "";
+      return [
+        `<rect x="${LABEL}" y="${y}" width="${(x(score.value) - LABEL).toFixed(1)}" height="${BAR - 2}" fill="${colour(i)}"><title>${escapeHtml(model)}, ${escapeHtml(name)}: ${score.value.toFixed(2)} %</title></rect>${whisker}`,
+      ];
+    }),
+  ]);
+  const legend = series.map(
+    ({ name }, i) =>
+      `<rect x="0" y="${bottom + 24 + i * 16}" width="10" height="10" fill="${colour(i)}"/><text x="16" y="${bottom + 33 + i * 16}">${escapeHtml(name)}</text>`,
+  );
+  return `<svg viewBox="0 0 660 ${bottom + 30 + series.length * 16}" role="img" aria-label="Scores of each task">${grid.join("")}${bars.join("")}${legend.join("")}</svg>`;
+}
