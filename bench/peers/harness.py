@@ -128,12 +128,15 @@ def main():
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerFast
 
     limits = {}
     for limit in args.limit:
         name, _, value = limit.rpartition("=")
         limits[name] = float(value) if "." in value else int(value)
-    model = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=args.batch_size)
+    # tokenizer.json as it is: transformers 5 rewrites Llama's, and then treats a space at a text's beginning otherwise
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.model)
+    model = HFLM(pretrained=args.model, tokenizer=tokenizer, device="cpu", dtype="float32", batch_size=args.batch_size)
     manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"))
     results = []
     for named in args.tasks.split(","):

@@ -25,8 +25,9 @@ export function capitalize(text: string): string {
 function titleCase(letter: string): string {
   const digraph = "ǄǅǆǇǈǉǊǋǌǱǲǳ".indexOf(letter);
   if (letter !== "" && digraph >= 0) return "ǅǅǅǈǈǈǋǋǋǲǲǲ"[digraph] ?? letter;
-  const [first = "", ...rest] = letter.toUpperCase();
-  return first + rest.join("").toLowerCase();
+  const upper = [...letter.toUpperCase()];
+  const cased = upper.findIndex((one) => one.toLowerCase() !== one); // "ŉ" becomes an apostrophe and an N
+  return upper.map((one, i) => (i > cased ? one.toLowerCase() : one)).join("");
 }
 
 /** `len(text)`: code points. */
