@@ -16,6 +16,8 @@ import {
   lossOptions,
   MODEL,
   parseCount,
+  parseNames,
+  parsePositive,
   type TargetFlags,
   type TrainFlags,
   targetOptions,
@@ -30,6 +32,9 @@ interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFla
   readonly intermediate?: boolean;
   readonly restart?: boolean;
   readonly gguf?: FileKind[];
+  readonly evaluate?: string[];
+  readonly evaluateLimit?: number;
+  readonly benchmarkData?: string;
 }
 
 export const compressCommand = example(
@@ -58,6 +63,13 @@ export const compressCommand = example(
       parseCount,
     )
     .option("--gguf <kinds>", "also quantize the result, for example q4_k_m,q8_0", parseFileKinds)
+    .option(
+      "--evaluate <tasks>",
+      "measure teacher, pruned model and student on benchmarks, for example minitron",
+      parseNames,
+    )
+    .option("--evaluate-limit <n>", "documents of each benchmark, or that share of them where below 1", parsePositive)
+    .option("--benchmark-data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")
     .option("--intermediate", "match intermediate states too; for deep cuts")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
@@ -72,6 +84,9 @@ export const compressCommand = example(
           ...(flags.teacherCorrection !== undefined && { teacherCorrection: flags.teacherCorrection }),
           ...(flags.intermediate === true && { intermediate: true }),
           ...(flags.gguf && { gguf: flags.gguf }),
+          ...(flags.evaluate && {
+            evaluate: { tasks: flags.evaluate, limit: flags.evaluateLimit, data: flags.benchmarkData },
+          }),
           ...(flags.restart === true && { restart: true }),
         });
         print(outcome, renderCompression);

@@ -1,9 +1,10 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { metricKey } from "../evaluate/index.js";
-import { comparison, formatScore } from "../jobs/evaluation-table.js";
+import { formatScore } from "../jobs/evaluation-table.js";
 import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine, evaluate } from "../jobs/index.js";
 import { action, example, table } from "./command.js";
-import { addCommon, type CommonFlags, MODEL, parsePositive, parseWhole } from "./options.js";
+import { addCommon, type CommonFlags, MODEL, parseNames, parsePositive, parseWhole } from "./options.js";
+import { renderComparison } from "./render.js";
 
 interface Flags extends CommonFlags {
   readonly tasks: string[];
@@ -32,7 +33,7 @@ export const evaluateCommand = example(
     .option(
       "--tasks <names>",
       "tasks, groups and suites, task files, comma-separated; name:N takes N worked examples",
-      (text: string) => text.split(",").map((name) => name.trim()),
+      parseNames,
       ["minitron"],
     )
     .option("--limit <n>", "documents of each task at most, or that share of them where below 1", parsePositive)
@@ -91,8 +92,7 @@ function renderEvaluation({ models, out }: EvaluateOutcome, published: boolean):
       ],
     ),
   ]);
-  const { head, rows } = comparison(models, published);
-  if (rows.length > 1) lines.push(table(head, rows));
+  if (models.length > 1 || published) lines.push(renderComparison(models, published));
   if (out !== undefined) lines.push(`results, samples and report in ${out}`);
   return lines.join("\n");
 }

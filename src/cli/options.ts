@@ -33,9 +33,12 @@ export function parseWhole(text: string): number {
   return Number(text);
 }
 
+/** Names, comma-separated. */
+export const parseNames = (text: string): string[] => text.split(",").map((name) => name.trim());
+
 function parseAxes(text: string): UniformAxis[] {
-  return text.split(",").map((name) => {
-    const axis = UNIFORM_AXES.find((known) => known === name.trim());
+  return parseNames(text).map((name) => {
+    const axis = UNIFORM_AXES.find((known) => known === name);
     if (axis === undefined) throw new InvalidArgumentError(`axes are ${UNIFORM_AXES.join(", ")}.`);
     return axis;
   });

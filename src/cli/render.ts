@@ -1,5 +1,6 @@
 import path from "node:path";
-import type { CompressOutcome, TrainingOutcome } from "../jobs/index.js";
+import { comparison } from "../jobs/evaluation-table.js";
+import type { CompressOutcome, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
 import { formatBytes, formatCount, recoveredShare } from "../jobs/report.js";
 import { table } from "./command.js";
 
@@ -13,7 +14,7 @@ export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out 
 
 /** Teacher, pruned and student side by side. */
 export function renderCompression(outcome: CompressOutcome): string {
-  const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out, gguf } = outcome;
+  const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out, gguf, evaluation } = outcome;
   const models = { teacher, pruned, student };
   const cut = Object.entries(plan).filter(([, { from, to }]) => from !== to);
   return [
@@ -31,7 +32,14 @@ export function renderCompression(outcome: CompressOutcome): string {
     `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that pruning cost, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
     ...(gguf === undefined ? [] : renderGguf(gguf)),
+    ...(evaluation === undefined ? [] : [renderComparison(evaluation.models, false)]),
   ].join("\n");
+}
+
+/** Models side by side on benchmarks. */
+export function renderComparison(models: readonly ModelEvaluation[], withPublished: boolean): string {
+  const { head, rows } = comparison(models, withPublished);
+  return table(head, rows);
 }
 
 function renderGguf({ files, prompt, sentence }: NonNullable<CompressOutcome["gguf"]>): string[] {

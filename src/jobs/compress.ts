@@ -14,6 +14,7 @@ import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune, unifo
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import { type OpenModel, onDevice, openData, openModel, writeDirectory } from "./environment.js";
+import { type EvaluateJob, type EvaluateOutcome, evaluate } from "./evaluate.js";
 import { generate } from "./generate.js";
 import { type QuantizedFile, quantize } from "./gguf.js";
 import { type Measurement, measure } from "./measure.js";
@@ -44,6 +45,8 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly intermediate?: boolean;
   /** Kinds of GGUF files to make of the student. */
   readonly gguf?: readonly FileKind[];
+  /** Benchmarks to measure teacher, pruned model and student on. */
+  readonly evaluate?: Pick<EvaluateJob, "tasks" | "limit" | "data">;
 }
 
 /** What `compress` reports. */
@@ -59,6 +62,8 @@ export interface CompressOutcome {
   readonly out: string;
   /** GGUF files of the student, and what the first of them wrote. */
   readonly gguf?: GgufOutcome;
+  /** Scores of teacher, pruned model and student. */
+  readonly evaluation?: EvaluateOutcome;
 }
 
 export interface GgufOutcome {
@@ -164,6 +169,7 @@ class Compression {
     const { gguf: kinds = [] } = job;
     const gguf =
       kinds.length === 0 ? undefined : await stages.once(`gguf ${kinds.join()}`, () => this.writeGguf(kinds));
+    const evaluation = await this.evaluate([before, prunedDirectory, job.out]);
     const outcome: CompressOutcome = {
       ...{ teacher, pruned, student },
       plan: summarisePlan(this.original.model, modelFromConfig(openCheckpoint(job.out).config)),
@@ -172,6 +178,7 @@ class Compression {
       tokensPerSecond: training.tokensPerSecond,
       out: job.out,
       ...(gguf && { gguf }),
+      ...(evaluation && { evaluation }),
     };
     writeReport(this.directory, { ...outcome, models: { teacher, pruned, student }, stages: stages.all });
     return outcome;
@@ -181,6 +188,19 @@ class Compression {
     return measure(this.backend, directory, this.validation, stage, {
       ...this.job,
       sequenceLength: this.settings.sequenceLength,
+    });
+  }
+
+  /** Measures teacher, pruned model and student on benchmarks, if asked. */
+  private async evaluate(models: readonly string[]): Promise<EvaluateOutcome | undefined> {
+    const { job } = this;
+    if (job.evaluate === undefined) return undefined;
+    const roles = ["teacher", "pruned", "student"];
+    const { out: _, ...options } = job;
+    const { tasks, limit, data } = job.evaluate;
+    return this.stages.once(`evaluate ${JSON.stringify([tasks, limit, data])}`, async () => {
+      const outcome = await evaluate({ ...options, models, tasks, limit, data });
+      return { models: outcome.models.map((model, i) => ({ ...model, model: roles[i] ?? model.model })) };
     });
   }
 

@@ -41,7 +41,7 @@ export interface EvaluateJob extends JobOptions {
   /** Directories, .gguf files, hub ids, or `http://host/v1[#name]` of an OpenAI-compatible server. */
   readonly models: readonly string[];
   /** Names of tasks, groups and suites (`minitron`, the default), also `name:SHOTS`, and task files. */
-  readonly tasks?: readonly string[];
+  readonly tasks?: readonly string[] | undefined;
   /** At most so many documents of each task, or that share of them where below 1. */
   readonly limit?: number | undefined;
   /** Worked examples before each question; each task's own number by default. */

@@ -2,8 +2,8 @@ import path from "node:path";
 import { metricKey, PUBLISHED } from "../evaluate/index.js";
 import { writeFileAtomic } from "../system/files.js";
 import type { ModelEvaluation } from "./evaluate.js";
-import { comparison, formatScore, headlines, isShare } from "./evaluation-table.js";
-import { escapeHtml, formatCount, page, table } from "./report.js";
+import { formatScore, headlines, isShare } from "./evaluation-table.js";
+import { comparisonTable, escapeHtml, formatCount, page, table } from "./report.js";
 
 /** Writes the self-contained `report.html` of an evaluation. */
 export function writeEvaluationReport(
@@ -11,17 +11,13 @@ export function writeEvaluationReport(
   models: readonly ModelEvaluation[],
   withPublished = false,
 ): void {
-  const { head, rows } = comparison(models, withPublished);
   writeFileAtomic(
     path.join(directory, "report.html"),
     page("Coppice evaluation", [
       "<h1>Evaluation</h1>",
       scoreChart(models, withPublished),
       "<h2>Models</h2>",
-      table(
-        head.map((title) => title.replace("\n", ", ")),
-        rows,
-      ),
+      comparisonTable(models, withPublished),
       ...models.flatMap(details),
     ]),
   );

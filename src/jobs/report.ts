@@ -1,5 +1,7 @@
 import type { MetricsRecord, RunDirectory } from "../distill/index.js";
 import { writeFileAtomic, writeJson } from "../system/files.js";
+import type { EvaluateOutcome, ModelEvaluation } from "./evaluate.js";
+import { comparison } from "./evaluation-table.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./pruning.js";
 import type { StageRecord } from "./stages.js";
@@ -14,6 +16,8 @@ export interface ReportContent {
   readonly tokensPerSecond: number;
   readonly stages: readonly StageRecord[];
   readonly out: string;
+  /** Scores on benchmarks. */
+  readonly evaluation?: EvaluateOutcome;
 }
 
 /** Share of the loss that pruning cost which distillation won back: (pruned - student) / (pruned - teacher). */
@@ -63,6 +67,15 @@ export const table = (head: readonly string[], rows: readonly (readonly string[]
     .map((row) => `<tr>${row.map((cell) => `<td>${escapeHtml(cell)}</td>`).join("")}</tr>`)
     .join("")}</tbody></table>`;
 
+/** Models side by side on benchmarks. */
+export function comparisonTable(models: readonly ModelEvaluation[], withPublished = false): string {
+  const { head, rows } = comparison(models, withPublished);
+  return table(
+    head.map((title) => title.replace("\n", ", ")),
+    rows,
+  );
+}
+
 function renderReport(content: ReportContent, metrics: readonly MetricsRecord[]): string {
   const { models, plan, stages } = content;
   const recovered = recoveredShare(models);
@@ -84,6 +97,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
         m.perplexity.toFixed(3),
       ]),
     ),
+    ...(content.evaluation === undefined ? [] : ["<h2>Benchmarks</h2>", comparisonTable(content.evaluation.models)]),
     ...(plan === undefined ? [] : ["<h2>What was cut</h2>", cutChart(plan)]),
     ...(metrics.length > 1 ? ["<h2>Training</h2>", lossChart(metrics)] : []),
     "<h2>Stages</h2>",

@@ -3,15 +3,21 @@ import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import path from "node:path";
+import { parquetWriteBuffer } from "hyparquet-writer";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { openCheckpoint, resolveModel } from "../../src/checkpoint/index.js";
 import { findDataFiles } from "../../src/data/index.js";
+import { Datasets } from "../../src/evaluate/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const model = path.resolve(import.meta.dirname, "../fixtures/models/llama-1");
 const COMMIT = "0123456789abcdef0123456789abcdef01234567";
 const directory = temporaryDirectory();
-const dataset = new Map([["data/train.jsonl", Buffer.from('{"text":"hello"}\n')]]);
+const split = parquetWriteBuffer({ columnData: [{ name: "text", data: ["a question"], type: "STRING" }] });
+const dataset = new Map([
+  ["data/train.jsonl", Buffer.from('{"text":"hello"}\n')],
+  ["default/test/0000.parquet", Buffer.from(split)],
+]);
 const files = new Map(readdirSync(model).map((name) => [name, readFileSync(path.join(model, name))]));
 const quantized = ["q8/m-00001-of-00002.gguf", "q8/m-00002-of-00002.gguf", "m-q4.gguf"];
 for (const name of quantized) files.set(name, Buffer.from(`the content of ${name}`));
@@ -104,6 +110,17 @@ describe("a hub", () => {
     const [file] = await findDataFiles(["hf://datasets/org/data"], { endpoint, cacheDir });
     expect(readFileSync(file!, "utf8")).toBe('{"text":"hello"}\n');
     expect(statSync(file!).isFile()).toBe(true);
+  });
+
+  it("gives a benchmark's split, with the commit that it is of", async () => {
+    const datasets = new Datasets({ hub: { endpoint, cacheDir } });
+    const { rows, version } = await datasets.split({ repo: "org/data" }, "test");
+    expect(rows.map(({ record }) => record)).toEqual([{ text: "a question" }]);
+    expect(version).toBe(COMMIT);
+    expect(requests).toContain("GET /api/datasets/org/data/revision/refs%2Fconvert%2Fparquet");
+    await expect(datasets.split({ repo: "org/data", config: "other" }, "test")).rejects.toThrow(/no file that matches/);
+    const offline = new Datasets({ hub: { endpoint: "http://127.0.0.1:9", cacheDir, offline: true } });
+    expect((await offline.split({ repo: "org/data" }, "test")).version).toBe(COMMIT);
   });
 
   it("that wants a token is told it, and says so when it is missing", async () => {

@@ -1,0 +1,224 @@
+import { appendFileSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { parquetWriteBuffer } from "hyparquet-writer";
+import { describe, expect, it } from "vitest";
+import {
+  Datasets,
+  type EvaluatedModel,
+  evaluateTask,
+  groupResults,
+  loadTaskFile,
+  ReplyCache,
+  type Request,
+  TASKS,
+} from "../../src/evaluate/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const directory = temporaryDirectory();
+const fixtures = path.resolve(import.meta.dirname, "../fixtures/benchmarks");
+const datasets = new Datasets({ directory: fixtures });
+const tools = { passes: async () => false };
+const piqa = TASKS.find(({ name }) => name === "piqa")!;
+
+/** A model that finds texts the likelier the shorter they are, and counts what it is asked. */
+function shortSighted(asked: Request[], stopAfter = Number.POSITIVE_INFINITY): EvaluatedModel {
+  return {
+    likelihood: {
+      logLikelihoods: async (requests, onReply, { signal } = {}) => {
+        for (const [i, request] of requests.entries()) {
+          if (signal?.aborted || asked.length >= stopAfter) return;
+          asked.push(request);
+          const text = request.kind === "rolling" ? request.text : request.continuation;
+          onReply(i, { logLikelihood: -text.length, isGreedy: false });
+        }
+      },
+    },
+    generation: {
+      generate: async (requests, onReply) => {
+        for (const [i, request] of requests.entries()) {
+          asked.push(request);
+          onReply(i, ` the answer is ${request.context.length}\n`);
+        }
+      },
+    },
+  };
+}
+
+describe("an evaluation", () => {
+  it("goes on where it was stopped, and asks nothing twice", async () => {
+    const identity = ["model", 1];
+    const kept = path.join(directory, "kept");
+    const whole: Request[] = [];
+    const expected = await evaluateTask(piqa, shortSighted(whole), { datasets, tools });
+    const first: Request[] = [];
+    const stopped = { ...shortSighted(first, 7), cache: ReplyCache.open(kept, identity) };
+    await expect(evaluateTask(piqa, stopped, { datasets, tools })).rejects.toThrow(/stopped with 7 of 20 .* goes on/);
+    const [file = ""] = readdirSync(kept);
+    appendFileSync(path.join(kept, file), '["cut o'); // as a killed process leaves it
+    const second: Request[] = [];
+    const resumed = { ...shortSighted(second), cache: ReplyCache.open(kept, identity) };
+    const result = await evaluateTask(piqa, resumed, { datasets, tools });
+    expect(first.length + second.length).toBe(whole.length);
+    expect(result.metrics).toEqual(expected.metrics);
+    expect(result.cached).toBe(7);
+    const third: Request[] = [];
+    const again = { ...shortSighted(third), cache: ReplyCache.open(kept, identity) };
+    expect((await evaluateTask(piqa, again, { datasets, tools })).metrics).toEqual(expected.metrics);
+    expect(third).toEqual([]);
+  });
+
+  it("says how many documents, which data, and how sure it is", async () => {
+    const result = await evaluateTask(piqa, shortSighted([]), { datasets, tools, limit: 0.25 });
+    expect(result.documents).toEqual({ all: 10, measured: 3 }); // a quarter, rounded up
+    expect(result.data.validation).toMatch(/^sha256:[0-9a-f]{64}$/);
+    const limited = await evaluateTask(piqa, shortSighted([]), { datasets, tools, limit: 4, fewShot: 2 });
+    expect(limited).toMatchObject({ documents: { measured: 4 }, fewShot: 2, requests: 8 });
+    expect(Object.keys(limited.data)).toEqual(["validation", "train"]);
+    await expect(evaluateTask(piqa, shortSighted([]), { datasets, tools, fewShot: 4 })).rejects.toThrow(
+      /4 worked examples are wanted, the split train has 4 rows/,
+    );
+    await expect(evaluateTask(piqa, {}, { datasets, tools })).rejects.toThrow(/gives no likelihoods/);
+  });
+
+  it("gives groups the mean over all documents", () => {
+    const metric = { name: "acc", filter: "none", aggregation: "mean" as const, higherIsBetter: true };
+    const of = (task: string, value: number, measured: number) => ({
+      ...{
+        task,
+        version: 1,
+        fewShot: 0,
+        documents: { all: 100, measured },
+        requests: 1,
+        cached: 0,
+        seconds: 1,
+        data: {},
+      },
+      metrics: [{ metric, value, standardError: 0.1 }],
+    });
+    const groups = [
+      { name: "all", version: 1, members: ["inner", "c"] },
+      { name: "inner", version: 1, members: ["a", "b"] },
+      { name: "missing", version: 1, members: ["a", "d"] },
+    ];
+    const results = groupResults(groups, [of("a", 1, 10), of("b", 0, 30), of("c", 0.5, 60)]);
+    expect(results.map(({ group, documents, metrics }) => [group, documents, metrics[0]?.value])).toEqual([
+      ["all", 100, 0.4],
+      ["inner", 40, 0.25],
+    ]);
+  });
+});
+
+describe("benchmark data", () => {
+  it("come from JSONL, gzipped or not, and Parquet, equal in every form", async () => {
+    const rows = [
+      { goal: "g", sol1: "a", sol2: "b", label: 0 },
+      { goal: "h", sol1: "c", sol2: "d", label: 1 },
+    ];
+    const folder = path.join(directory, "forms/org/data/default");
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(path.join(folder, "a.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
+    const column = (name: keyof (typeof rows)[0]) => rows.map((row) => row[name]);
+    const columnData = [
+      ...(["goal", "sol1", "sol2"] as const).map((name) => ({ name, data: column(name), type: "STRING" as const })),
+      { name: "label", data: rows.map(({ label }) => BigInt(label)), type: "INT64" as const },
+    ];
+    writeFileSync(path.join(folder, "b-00000-of-00001.parquet"), new Uint8Array(parquetWriteBuffer({ columnData })));
+    const own = new Datasets({ directory: path.join(directory, "forms") });
+    const load = async (split: string) =>
+      (await own.split({ repo: "org/data" }, split)).rows.map(({ record }) => record);
+    expect(await load("a")).toEqual(rows);
+    expect(await load("b")).toEqual(rows);
+  });
+
+  it("that are not there, or not as they must be, are named", async () => {
+    const offline = new Datasets({ directory: fixtures, hub: { offline: true, cacheDir: directory } });
+    await expect(offline.split({ repo: "org/none", config: "c" }, "test")).rejects.toThrow(
+      /org\/none \(c, test\) cannot be had: .*put it in .*org.none.c.test\.jsonl/,
+    );
+    const folder = path.join(directory, "bad/baber/piqa/default");
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(path.join(folder, "validation.jsonl"), '{"goal":"g","sol1":"a","sol2":7,"label":0}\n');
+    const bad = new Datasets({ directory: path.join(directory, "bad") });
+    await expect(evaluateTask(piqa, shortSighted([]), { datasets: bad, tools })).rejects.toThrow(
+      /piqa: .*validation\.jsonl:1: column "sol2": .*\(the row has: goal, sol1, sol2, label\)/,
+    );
+  });
+});
+
+describe("a task file", () => {
+  const write = (name: string, content: unknown) => {
+    const file = path.join(directory, name);
+    writeFileSync(file, typeof content === "string" ? content : JSON.stringify(content));
+    return file;
+  };
+  writeFileSync(
+    path.join(directory, "colours.jsonl"),
+    [
+      { question: "Sky?", options: ["blue", "green"], answer: "blue" },
+      { question: "Grass?", options: ["blue", "green"], answer: "B" },
+      { question: "Sun?", options: ["red", "yellow"], answer: 1 },
+    ]
+      .map((row) => JSON.stringify(row))
+      .join("\n"),
+  );
+  const colours = {
+    ...{ kind: "multiple-choice", name: "colours", data: "colours.jsonl", prompt: "Q: {{ question | upper }}\nA:" },
+    ...{ choices: "options", answer: "answer" },
+  };
+
+  it("of choices asks for each of them", async () => {
+    const task = (await loadTaskFile(write("colours.json", colours)))!;
+    const asked: Request[] = [];
+    const result = await evaluateTask(task, shortSighted(asked), { datasets, tools });
+    expect(asked[0]).toEqual({ kind: "log-likelihood", context: "Q: SKY?\nA:", continuation: " blue" });
+    expect(result.metrics.map(({ value }) => value)).toEqual([1 / 3, 2 / 3]); // shorter words, but longer ones per letter
+  });
+
+  it("of generation compares what it extracts", async () => {
+    const file = write("lengths.json", {
+      ...{
+        kind: "generation",
+        name: "lengths",
+        data: "colours.jsonl",
+        prompt: "{{question}}",
+        answer: "{{ question|length }}",
+      },
+      ...{ extract: "answer is (\\d+)", metrics: ["exact_match", "rouge_l"] },
+    });
+    const result = await evaluateTask((await loadTaskFile(file))!, shortSighted([]), { datasets, tools });
+    expect(result.metrics.map(({ value }) => value)).toEqual([1, 1]);
+  });
+
+  it("may be a module", async () => {
+    const index = path.resolve(import.meta.dirname, "../../src/evaluate/index.ts");
+    const module = write(
+      "own.ts",
+      `import { lastWord } from ${JSON.stringify(index)};
+       import { z } from "zod";
+       export default lastWord({
+         name: "own", version: 1, dataset: { repo: ${JSON.stringify(path.join(directory, "colours.jsonl"))} },
+         splits: { test: "test" }, schema: z.object({ question: z.string() }),
+         context: ({ question }) => question, continuation: () => " yes",
+       });`,
+    );
+    const task = (await loadTaskFile(module))!;
+    const result = await evaluateTask(task, shortSighted([]), { datasets, tools });
+    expect(result.metrics.map(({ metric }) => metric.name)).toEqual(["perplexity", "acc"]);
+    expect(result.metrics[0]?.value).toBeCloseTo(Math.exp(4), 9);
+  });
+
+  it.each([
+    ["is no JSON", "{", /no valid JSON/],
+    ["has no kind", { ...colours, kind: "quiz" }, /kind/],
+    ["has fields that mean nothing", { ...colours, fewshot: 3 }, /fewshot/],
+    ["has a template that is none", { ...colours, prompt: "{{ question " }, /template/],
+    ["extracts by no expression", { ...colours, kind: "generation", choices: undefined, extract: "(" }, /extract/],
+  ])("that %s is refused", async (_, content, message) => {
+    await expect(loadTaskFile(write("bad.json", content))).rejects.toThrow(message);
+  });
+
+  it("whose answers are none of the choices is refused", async () => {
+    const task = await loadTaskFile(write("wrong.json", { ...colours, answer: "question" }));
+    await expect(evaluateTask(task!, shortSighted([]), { datasets, tools })).rejects.toThrow(/none of 2 choices/);
+  });
+});

@@ -1,0 +1,97 @@
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { CompletionServer, type Likelihood } from "../../src/evaluate/index.js";
+
+/** Probability of a word: the same everywhere, so that every likelihood has a closed form. */
+const WORDS: Record<string, number> = { a: 0.5, b: 0.25, c: 0.125 };
+const seen: Record<string, unknown>[] = [];
+let failures = 0;
+
+/** A completions server whose model knows single words, in the form that vLLM answers. */
+const server = createServer((request, response) => {
+  const json = (value: unknown, status = 200) =>
+    response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(value));
+  if (request.url === "/v1/models") return json({ data: [{ id: "words" }, { id: "other" }] });
+  if (request.url !== "/v1/completions") return json({ error: "no such page" }, 404);
+  if (failures > 0) {
+    failures--;
+    return json({ error: "busy" }, 503);
+  }
+  let text = "";
+  request.on("data", (chunk) => {
+    text += chunk;
+  });
+  request.on("end", () => {
+    const body = JSON.parse(text) as Record<string, unknown> & { prompt: string; echo?: boolean; model: string };
+    seen.push(body);
+    if (body.model === "silent") return json({ choices: [{ text: body.prompt }] });
+    if (body.model === "strange") return json({ answer: 42 });
+    if (!body.echo) return json({ choices: [{ text: " a b\nc STOP d" }] });
+    const pieces = [...`${body.prompt} z`.matchAll(/ ?[^ ]+/g)];
+    const own = pieces.map(([piece]) => Math.log(WORDS[piece.trim()] ?? 0.01));
+    json({
+      choices: [
+        {
+          text: "",
+          logprobs: {
+            tokens: pieces.map(([piece]) => piece),
+            token_logprobs: own.map((value, i) => (i === 0 ? null : value)),
+            text_offset: pieces.map(({ index }) => [...body.prompt.slice(0, index)].length),
+            top_logprobs: own.map((_, i) => (i === 0 ? null : { a: Math.log(0.5) })),
+          },
+        },
+      ],
+    });
+  });
+});
+let url = "";
+beforeAll(async () => {
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`;
+});
+afterAll(() => void server.close());
+
+async function likelihoods(model: CompletionServer, ...texts: (readonly [string, string])[]): Promise<Likelihood[]> {
+  const replies: Likelihood[] = [];
+  await model.logLikelihoods(
+    texts.map(([context, continuation]) => ({ kind: "log-likelihood", context, continuation })),
+    (index, reply) => {
+      replies[index] = reply;
+    },
+  );
+  return replies;
+}
+
+describe("a server of completions", () => {
+  it("gives likelihoods of what follows a context", async () => {
+    const model = await CompletionServer.connect(`${url}/`);
+    expect(model.model).toBe("words");
+    const replies = await likelihoods(model, ["x 𝄞 y", " a b"], ["x y ", "a"], ["x", " a a"]);
+    const expected = [Math.log(0.5 * 0.25), Math.log(0.5), Math.log(0.25)];
+    for (const [i, { logLikelihood }] of replies.entries()) expect(logLikelihood).toBeCloseTo(expected[i]!, 12);
+    expect(replies.map(({ isGreedy }) => isGreedy)).toEqual([false, true, true]);
+  });
+
+  it("writes text up to where it is to stop", async () => {
+    const model = await CompletionServer.connect(url, { model: "other" });
+    const replies: string[] = [];
+    const request = { kind: "generate" as const, context: "x", until: ["STOP", "\n"], maxTokens: 7 };
+    await model.generate([request], (_, reply) => void replies.push(reply));
+    expect(replies).toEqual([" a b"]);
+    expect(seen.at(-1)).toMatchObject({ model: "other", max_tokens: 7, temperature: 0, stop: ["STOP", "\n"] });
+  });
+
+  it("is asked again when it is busy", async () => {
+    failures = 1;
+    const replies = await likelihoods(await CompletionServer.connect(url), ["x", " a"]);
+    expect(replies[0]?.logLikelihood).toBeCloseTo(Math.log(0.5), 12);
+  });
+
+  it("that cannot do it is told apart", async () => {
+    const ask = async (model: string) => likelihoods(await CompletionServer.connect(url, { model }), ["x", " a"]);
+    await expect(ask("silent")).rejects.toThrow(/no log-probabilities of the prompt .* gsm8k/);
+    await expect(ask("strange")).rejects.toThrow(/another form/);
+    await expect(CompletionServer.connect(`${url}/nothing`)).rejects.toThrow(/404/);
+  });
+});
