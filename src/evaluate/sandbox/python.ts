@@ -2,8 +2,9 @@ import { type ChildProcess, fork } from "node:child_process";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import path from "node:path";
-import { fileURLToPath } from "node:url";
+import { packageRoot } from "../../ggml/library.js";
 import { CoppiceError } from "../../system/errors.js";
+import { PASSED, type ProgramMessage, type SupervisorMessage } from "./messages.js";
 
 export interface SandboxOptions {
   /** A program that takes longer has failed; 10 by default: WebAssembly takes about three times as long as code_eval's Python, which gets 3. */
@@ -32,7 +33,8 @@ interface Waiting {
 const [SECONDS, MEMORY_BYTES] = [10, 512 << 20];
 /** Longer programs are not written by a model that writes at most a few thousand tokens. */
 const MOST_CHARACTERS = 1 << 20;
-const SUPERVISOR = fileURLToPath(new URL("./supervisor.mjs", import.meta.url));
+/** As built, also where the program runs from its sources: Node starts it by itself. */
+const SUPERVISOR = path.join(packageRoot, "dist/evaluate/sandbox/supervisor.js");
 
 /**
  * Runs Python programs that nobody has read. Each has a fresh interpreter (Pyodide: CPython in WebAssembly) in a thread of its own,
@@ -71,7 +73,7 @@ export class PythonSandbox {
       const waiting = this.queue.shift();
       if (waiting === undefined) break;
       this.running.set(waiting.id, waiting);
-      this.process?.send({ id: waiting.id, program: waiting.program });
+      this.process?.send({ id: waiting.id, program: waiting.program } satisfies ProgramMessage);
     }
     // an idle sandbox does not keep the process alive
     if (this.running.size === 0 && this.queue.length === 0) this.process?.unref();
@@ -99,11 +101,11 @@ export class PythonSandbox {
     child.stderr?.on("data", (chunk) => {
       complaint = `${complaint}${chunk}`.slice(-1000);
     });
-    child.on("message", (message: { readonly ready?: true; readonly id?: number; readonly verdict?: string }) => {
-      if (message.ready) {
+    child.on("message", (message: SupervisorMessage) => {
+      if ("ready" in message) {
         this.ready = true;
         this.starts = 0;
-      } else this.finish(message.id ?? -1, message.verdict ?? "");
+      } else this.finish(message.id, message.verdict);
       this.proceed();
     });
     child.on("exit", () => this.ended(complaint));
@@ -114,7 +116,7 @@ export class PythonSandbox {
   private finish(id: number, verdict: string): void {
     const waiting = this.running.get(id);
     this.running.delete(id);
-    waiting?.done({ passed: verdict === "passed", reason: verdict });
+    waiting?.done({ passed: verdict === PASSED, reason: verdict });
   }
 
   /** Programs whose process ended: one that was alone is to blame, the others get another chance alone. */

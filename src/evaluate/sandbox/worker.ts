@@ -1,0 +1,33 @@
+/** Runs one Python program and tells how it ended. */
+import path from "node:path";
+import { parentPort, workerData } from "node:worker_threads";
+import { lockDown, wasm } from "./lockdown.js";
+import { PASSED, type WorkerData } from "./messages.js";
+
+const { pyodide, compiled, snapshot, program, memoryBytes } = workerData as WorkerData;
+lockDown(memoryBytes);
+const port = parentPort;
+const { instantiate } = wasm;
+/** What is as large as this is the interpreter, which the supervisor has compiled. */
+const LARGE = 5e6;
+wasm.instantiate = async (source, imports) =>
+  "byteLength" in source && Number(source.byteLength) > LARGE
+    ? { module: compiled, instance: await instantiate(compiled, imports) }
+    : instantiate(source, imports);
+const { loadPyodide } = (await import(path.join(pyodide, "pyodide.mjs"))) as typeof import("pyodide");
+const silent = () => {};
+const python = await loadPyodide({
+  _loadSnapshot: snapshot as unknown as ArrayBuffer,
+  jsglobals: Object.create(null), // the module "js" is empty
+  ...{ stdin: () => null, stdout: silent, stderr: silent },
+});
+// nothing of JavaScript can be imported
+python.runPython("import sys\nsys.modules.update({'js': None, 'pyodide_js': None})");
+let verdict = PASSED;
+try {
+  // a scope of its own, as code_eval's exec(program, {})
+  python.runPython(program, { globals: python.globals.get("dict")() });
+} catch (error) {
+  verdict = `failed: ${error instanceof Error ? error.message.trim() : error}`;
+}
+port?.postMessage(verdict);
