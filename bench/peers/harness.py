@@ -141,7 +141,7 @@ def main():
     results = []
     for named in args.tasks.split(","):
         name, _, shots = named.partition(":")
-        few_shot = int(shots) if shots else TASKS[name]
+        few_shot = int(shots) if shots else TASKS["mmlu" if name.startswith("mmlu_") else name]
         limit = limits.get(named, limits.get(name, limits.get("")))
         gen_kwargs = {"max_gen_toks": args.max_gen_toks} if args.max_gen_toks else None
         started = time.perf_counter()
