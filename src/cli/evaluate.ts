@@ -1,6 +1,6 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { metricKey } from "../evaluate/index.js";
-import { formatScore } from "../jobs/evaluation-table.js";
+import { formatScore, resultLines } from "../jobs/evaluation-table.js";
 import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine, evaluate } from "../jobs/index.js";
 import { action, example, table } from "./command.js";
 import { addCommon, type CommonFlags, MODEL, parseNames, parsePositive, parseWhole } from "./options.js";
@@ -30,11 +30,13 @@ function parseSamples(text: string): number {
 export const evaluateCommand = example(
   addCommon(new Command("evaluate").description("Measure models on benchmarks, as lm-evaluation-harness defines them"))
     .argument("<models...>", `${MODEL}, or http://host/v1[#name] of an OpenAI-compatible server`)
-    .option(
-      "--tasks <names>",
-      "tasks, groups and suites, task files, comma-separated; name:N takes N worked examples",
-      parseNames,
-      ["minitron"],
+    .addOption(
+      new Option(
+        "--tasks <names>",
+        "tasks, groups, suites, task files, comma-separated; name:N takes N worked examples",
+      )
+        .argParser(parseNames)
+        .default(["minitron"], "minitron"),
     )
     .option("--limit <n>", "documents of each task at most, or that share of them where below 1", parsePositive)
     .option("--num-fewshot <n>", "worked examples before each question (default: the task's)", parseWhole)
@@ -70,26 +72,17 @@ export const evaluateCommand = example(
 );
 
 function renderEvaluation({ models, out }: EvaluateOutcome, published: boolean): string {
-  const lines = models.flatMap(({ model, tasks, groups, seconds }) => [
-    `${model} (${seconds.toFixed(0)} s)`,
+  const lines = models.flatMap((model) => [
+    `${model.model} (${model.seconds.toFixed(0)} s)`,
     table(
       ["task (worked examples)", "metric", "score", "documents", "requests", "cached", "seconds"],
-      [
-        ...tasks.flatMap(({ task, fewShot, metrics, documents, requests, cached, seconds: own }) =>
-          metrics.map((result, i) => [
-            i === 0 ? `${task} (${fewShot})` : "",
-            ...[metricKey(result.metric), formatScore(result)],
-            ...(i === 0
-              ? [`${documents.measured} of ${documents.all}`, `${requests}`, `${cached}`, own.toFixed(1)]
-              : ["", "", "", ""]),
-          ]),
-        ),
-        ...groups.flatMap(({ group, metrics, documents }) =>
-          metrics.map((result) => [
-            ...[group, metricKey(result.metric), formatScore(result), `${documents}`, "", "", ""],
-          ]),
-        ),
-      ],
+      resultLines(model).flatMap(({ name, fewShot, metrics, documents, requests, cached, seconds }) =>
+        metrics.map((result, i) => [
+          i === 0 ? `${name} (${fewShot})` : "",
+          ...[metricKey(result.metric), formatScore(result)],
+          ...(i === 0 ? [documents, `${requests}`, `${cached}`, seconds.toFixed(1)] : ["", "", "", ""]),
+        ]),
+      ),
     ),
   ]);
   if (models.length > 1 || published) lines.push(renderComparison(models, published));

@@ -87,7 +87,7 @@ export class Datasets {
     } catch (error) {
       const where = path.join(local ?? "DIRECTORY", repo, config ?? DEFAULT_CONFIG, `${split}.jsonl`);
       throw new CoppiceError(
-        `the benchmark data ${repo} (${config ?? DEFAULT_CONFIG}, ${split}) cannot be had: ${error instanceof Error ? error.message : error}; or put it in ${where} and give ${local === undefined ? "--data DIRECTORY" : "that"}`,
+        `the benchmark data ${repo} (${config ?? DEFAULT_CONFIG}, ${split}) cannot be had: ${error instanceof Error ? error.message : error}; put it in ${where}${local === undefined ? " and give --data DIRECTORY" : ""}`,
       );
     }
   }

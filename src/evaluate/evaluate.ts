@@ -177,13 +177,15 @@ export interface GroupResult {
   readonly documents: number;
 }
 
+/** The tasks of a group, those of the groups in it included. */
+export const tasksOfGroup = (groups: readonly TaskGroup[], name: string): readonly string[] =>
+  groups.find((group) => group.name === name)?.members.flatMap((member) => tasksOfGroup(groups, member)) ?? [name];
+
 /** The groups of which every member was measured. */
 export function groupResults(groups: readonly TaskGroup[], tasks: readonly TaskResult[]): GroupResult[] {
   const measured = new Map(tasks.map((result) => [result.task, result]));
-  const membersOf = (name: string): readonly string[] =>
-    groups.find((group) => group.name === name)?.members.flatMap(membersOf) ?? [name];
   return groups.flatMap(({ name, version, members }) => {
-    const results = membersOf(name).map((member) => measured.get(member));
+    const results = tasksOfGroup(groups, name).map((member) => measured.get(member));
     if (!results.every((result) => result !== undefined)) return [];
     const documents = results.reduce((sum, result) => sum + result.documents.measured, 0);
     const metrics = (results[0]?.metrics ?? []).map(({ metric }) => {

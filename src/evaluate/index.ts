@@ -11,6 +11,7 @@ export {
   type MetricResult,
   type Sample,
   type TaskResult,
+  tasksOfGroup,
 } from "./evaluate.js";
 export * from "./kinds.js";
 export { EngineLikelihoods, type EngineOptions as LikelihoodOptions } from "./likelihood.js";

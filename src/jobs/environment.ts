@@ -19,7 +19,7 @@ export interface ProgressEvent {
   readonly stage: string;
   readonly done: number;
   readonly total: number;
-  readonly unit: "tokens" | "bytes" | "sequences" | "candidates" | "steps" | "tensors" | "files" | "requests";
+  readonly unit: "tokens" | "bytes" | "sequences" | "candidates" | "steps" | "tensors" | "files" | "requests" | "tasks";
   /** A short remark, for example the current loss. */
   readonly detail?: string;
 }

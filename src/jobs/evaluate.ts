@@ -21,6 +21,7 @@ import {
   TASKS,
   type Task,
   type TaskResult,
+  tasksOfGroup,
 } from "../evaluate/index.js";
 import { LlamaCppModel } from "../generate/index.js";
 import { Backend } from "../ggml/index.js";
@@ -154,7 +155,18 @@ async function evaluateModel(
     // those that ask for likelihoods first, so that one engine is in memory at a time
     for (const asks of ["likelihood", "generation"] as const) {
       for (const one of planned.filter(({ task }) => task.asks === asks))
-        results.set(one, await evaluateOne(one, name, opened.model, job, datasets, sandbox, samplesOf(one)));
+        results.set(
+          one,
+          await evaluateOne(
+            one,
+            opened.model,
+            job,
+            datasets,
+            sandbox,
+            samplesOf(one),
+            progressOf(one, name, planned, job),
+          ),
+        );
       await opened.release();
     }
   } finally {
@@ -172,21 +184,42 @@ async function evaluateModel(
   return evaluation;
 }
 
+/** Tells of a task's requests; a group's tasks are one stage. */
+function progressOf(
+  { task, label }: PlannedTask,
+  model: string,
+  planned: readonly PlannedTask[],
+  job: EvaluateJob,
+): (done: number, total: number) => void {
+  const of = job.models.length > 1 ? `${path.basename(model)} ` : "";
+  const isPlanned = (name: string) => planned.some((one) => one.task.name === name);
+  const group = TASK_GROUPS.map(({ name }) => ({ name, tasks: tasksOfGroup(TASK_GROUPS, name) })).find(
+    ({ tasks }) => tasks.includes(task.name) && tasks.every(isPlanned),
+  );
+  if (group === undefined)
+    return (done, total) => job.onProgress?.({ stage: of + label, done, total, unit: "requests" });
+  const before = group.tasks.indexOf(task.name);
+  return (done, total) =>
+    job.onProgress?.({
+      ...{ stage: of + group.name, done: before + done / total, total: group.tasks.length, unit: "tasks" },
+      detail: task.name,
+    });
+}
+
 async function evaluateOne(
-  { task, fewShot, label }: PlannedTask,
-  name: string,
+  { task, fewShot }: PlannedTask,
   model: EvaluatedModel,
   job: EvaluateJob,
   datasets: Datasets,
   sandbox: PythonSandbox,
   samples: SampleFile | undefined,
+  onProgress: (done: number, total: number) => void,
 ): Promise<TaskResult> {
-  const stage = job.models.length > 1 ? `${path.basename(name)} ${label}` : label;
   const { maxTokens, temperature, limit, signal } = job;
   const result = await evaluateTask(task, model, {
     ...{ datasets, limit, fewShot, maxTokens, temperature, signal, samples: job.samples ?? 1 },
     tools: { passes: async (program) => (await sandbox.run(program)).passed },
-    onProgress: (done, total) => job.onProgress?.({ stage, done, total, unit: "requests" }),
+    onProgress,
     onSample: samples && ((sample) => samples.add(sample)),
   });
   samples?.flush();

@@ -1,4 +1,4 @@
-import { type Metric, type MetricResult, metricKey, PUBLISHED } from "../evaluate/index.js";
+import { type Metric, type MetricResult, metricKey, PUBLISHED, TASK_GROUPS, tasksOfGroup } from "../evaluate/index.js";
 import type { ModelEvaluation } from "./evaluate.js";
 
 /** The one number that stands for a task or a group. */
@@ -12,33 +12,48 @@ export interface Headline {
 }
 
 /** What a table of models shows for a task: the metric that is usually quoted. */
-const QUOTED = ["acc_norm,none", "exact_match,flexible-extract", "word_perplexity,none", "acc,none"];
+const QUOTED = ["acc_norm,none", "exact_match,strict-match", "word_perplexity,none", "acc,none"];
 
 const quoted = (metrics: readonly MetricResult[]): MetricResult | undefined =>
   QUOTED.map((key) => metrics.find(({ metric }) => metricKey(metric) === key)).find((found) => found !== undefined) ??
   metrics[0];
 
-/** A model's numbers: each task's, those of a group's members only together. */
-export function headlines({ tasks, groups }: ModelEvaluation): Headline[] {
-  const members = new Set(groups.flatMap((group) => group.members));
-  const shown = groups.filter(({ group }) => !members.has(group));
-  const result: Headline[] = [];
-  const of = (name: string, fewShot: number, metrics: readonly MetricResult[]) => {
-    const found = quoted(metrics);
-    if (found !== undefined && !result.some((one) => one.name === name && one.fewShot === fewShot))
-      result.push({ name, fewShot, ...found });
-  };
-  const within = (name: string, task: string): boolean => {
-    const own = groups.find(({ group }) => group === name)?.members ?? [];
-    return own.includes(task) || own.some((member) => within(member, task));
-  };
-  for (const { task, fewShot, metrics } of tasks) {
-    const group = shown.find((one) => within(one.group, task));
-    if (group === undefined) of(task, fewShot, metrics);
-    else of(group.group, fewShot, group.metrics);
-  }
-  return result;
+/** A line of a model's results: a task, or a group whose tasks were all measured. */
+export interface ResultLine {
+  readonly name: string;
+  readonly fewShot: number;
+  readonly metrics: readonly MetricResult[];
+  readonly documents: string;
+  readonly requests: number;
+  readonly cached: number;
+  readonly seconds: number;
 }
+
+/** A model's results, those of a group's members only together. */
+export function resultLines({ tasks, groups }: ModelEvaluation): ResultLine[] {
+  const lines = new Map<string, ResultLine>();
+  for (const one of tasks) {
+    const group = groups.find(({ group: name }) => tasksOfGroup(TASK_GROUPS, name).includes(one.task));
+    const name = group?.group ?? one.task;
+    const key = `${name} ${one.fewShot}`;
+    const before = lines.get(key);
+    lines.set(key, {
+      ...{ name, fewShot: one.fewShot, metrics: group?.metrics ?? one.metrics },
+      documents: group === undefined ? `${one.documents.measured} of ${one.documents.all}` : `${group.documents}`,
+      requests: (before?.requests ?? 0) + one.requests,
+      cached: (before?.cached ?? 0) + one.cached,
+      seconds: (before?.seconds ?? 0) + one.seconds,
+    });
+  }
+  return [...lines.values()];
+}
+
+/** The number of each line that stands for it. */
+export const headlines = (model: ModelEvaluation): Headline[] =>
+  resultLines(model).flatMap(({ name, fewShot, metrics }) => {
+    const found = quoted(metrics);
+    return found === undefined ? [] : [{ name, fewShot, ...found }];
+  });
 
 /** Scores that are shares are shown in percent, perplexities as they are. */
 export const isShare = ({ aggregation }: Metric): boolean => aggregation === "mean";

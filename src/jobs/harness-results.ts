@@ -93,8 +93,8 @@ export function harnessResults(
   };
 }
 
-/** A model's name as a folder's, as the harness makes it. */
-export const folderName = (model: string): string => model.replaceAll(/["<>:/|\\?*[\]]+/g, "__");
+/** A model's name as a folder's, as the harness makes it, but never a hidden one. */
+export const folderName = (model: string): string => model.replaceAll(/["<>:/|\\?*[\]]+/g, "__").replace(/^[._]+/, "");
 
 /** A document's lines of a samples file: one for each filter. */
 export function harnessSample(sample: Sample, task: Task): Record<string, unknown>[] {

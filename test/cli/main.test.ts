@@ -10,6 +10,7 @@ import { temporaryDirectory } from "../temporary.js";
 const root = path.resolve(import.meta.dirname, "../..");
 const main = path.join(root, "bin/coppice.cjs");
 const teacher = path.join(root, "examples/tiny-teacher");
+const benchmarks = path.join(root, "test/fixtures/benchmarks");
 const directory = temporaryDirectory();
 const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), HF_HUB_OFFLINE: "1" };
 const data = path.join(directory, "stories.txt");
@@ -40,7 +41,14 @@ describe("coppice compress", () => {
   const out = path.join(directory, "out");
 
   it("makes a smaller model that is nearly as good, and reports it", () => {
-    const result = json<CompressOutcome>("compress", teacher, ...compression, "--out", out);
+    const evaluation = ["--evaluate", "piqa,lambada_openai", "--evaluate-limit", "5", "--benchmark-data", benchmarks];
+    const result = json<CompressOutcome>("compress", teacher, ...compression, "--out", out, ...evaluation);
+    expect(result.evaluation?.models.map(({ model }) => model)).toEqual(["teacher", "pruned", "student"]);
+    for (const { tasks } of result.evaluation?.models ?? [])
+      expect(tasks.map(({ task, documents }) => [task, documents.measured])).toEqual([
+        ["piqa", 5],
+        ["lambada_openai", 5],
+      ]);
     expect(result.student.parameters / result.teacher.parameters).toBeGreaterThan(0.67 * 0.95);
     expect(result.student.parameters / result.teacher.parameters).toBeLessThan(0.67 * 1.05);
     expect(result.student.bytes).toBe(result.pruned.bytes);
@@ -59,6 +67,7 @@ describe("coppice compress", () => {
     expect(existsSync(path.join(out, "tokenizer.json"))).toBe(true);
     const report = readFileSync(path.join(out, "report.html"), "utf8");
     expect(report).toContain("<polyline");
+    expect(report).toContain("piqa (0), acc_norm");
     expect(report).not.toMatch(/(src|href)="?http/); // self-contained
     const stages = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8")).stages as {
       peakMemoryBytes: number;
