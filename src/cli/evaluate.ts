@@ -19,6 +19,7 @@ interface Flags extends CommonFlags {
   readonly engine?: EvaluationEngine;
   readonly compute?: "f32" | "bf16";
   readonly published?: boolean;
+  readonly restart?: boolean;
 }
 
 function parseSamples(text: string): number {
@@ -53,15 +54,16 @@ export const evaluateCommand = example(
       ).choices(EVALUATION_ENGINES),
     )
     .addOption(new Option("--compute <type>", "number type of matrix products (default: f32)").choices(["f32", "bf16"]))
+    .option("--restart", "ask everything again, for example a server that has another model now")
     .option("--published", "put the scores that Minitron's authors published below")
     .action(
       action(async ({ job, print }, flags: Flags, models: string[]) => {
         const { tasks, limit, numFewshot: fewShot, maxLength, maxGenTokens: maxTokens, samples, temperature } = flags;
-        const { data, out, engine, compute: computeType, published } = flags;
+        const { data, out, engine, compute: computeType, published, restart } = flags;
         const result = await evaluate({
           ...job,
           ...{ models, tasks, limit, fewShot, maxLength, maxTokens, samples, temperature },
-          ...{ data, out, engine, computeType, published },
+          ...{ data, out, engine, computeType, published, restart },
         });
         print(result, (outcome) => renderEvaluation(outcome, published === true));
       }),

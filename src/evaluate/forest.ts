@@ -32,13 +32,13 @@ function compare(a: Int32Array, b: Int32Array): number {
   return i === a.length || i === b.length ? a.length - b.length : (a[i] ?? 0) - (b[i] ?? 0);
 }
 
-/** Sequences that share less than this belong to different families: a packing does not end within one where it need not. */
+/** Sequences that share less than this belong to different families. */
 const FAMILY_SHARE = 0.5;
 
 /**
  * Packs sequences so that what they share at the beginning is computed once: sorted, neighbours share most, and each adds only what
- * it does not share with the one before.
- * @param places how long a packing may be; a longer sequence is one of its own
+ * it does not share with the one before. A family that fits into a packing is not spread over two.
+ * @param places how many tokens a packing may have beyond its first sequence
  * @param longestShared sequences longer than this share nothing
  */
 export function packSequences(
@@ -46,33 +46,33 @@ export function packSequences(
   places: number,
   longestShared = Number.POSITIVE_INFINITY,
 ): Packing[] {
+  const inputOf = (number: number): Int32Array => (sequences[number] as ScoredSequence).input;
   const order = sequences.map((_, i) => i).sort((a, b) => compare(inputOf(a), inputOf(b)));
-  function inputOf(number: number): Int32Array {
-    return (sequences[number] as ScoredSequence).input;
-  }
-  const lengths = order.map((number) => inputOf(number).length);
-  const shared = order.map((number, i) => (i === 0 ? 0 : sharedLength(inputOf(order[i - 1] ?? 0), inputOf(number))));
-  const startsFamily = (i: number) => (shared[i] ?? 0) < FAMILY_SHARE * (lengths[i] ?? 0);
-  const added = (i: number) => (lengths[i] ?? 0) - (shared[i] ?? 0);
-
+  const sorted = order.map((number, i) => {
+    const input = inputOf(number);
+    const shared = i === 0 ? 0 : sharedLength(inputOf(order[i - 1] ?? 0), input);
+    return { length: input.length, added: input.length - shared, begins: shared < FAMILY_SHARE * input.length };
+  });
+  /** How many tokens the family that begins at i adds. */
+  const familySize = (i: number): number => {
+    let size = sorted[i]?.added ?? 0;
+    for (let j = i + 1; sorted[j]?.begins === false; j++) size += sorted[j]?.added ?? 0;
+    return size;
+  };
   const packings: Packing[] = [];
   let first = 0;
   let size = 0;
-  const close = (end: number) => {
-    if (end > first) packings.push(pack(sequences, order.slice(first, end)));
-    first = end;
-    size = 0;
-  };
-  for (let i = 0; i < order.length; i++) {
-    const long = (lengths[i] ?? 0) > longestShared;
-    let needed = added(i);
-    if (startsFamily(i)) for (let j = i + 1; j < order.length && !startsFamily(j); j++) needed += added(j);
-    const fits = size + needed <= places || (!startsFamily(i) && size + added(i) <= places);
-    const afterLong = i > first && (lengths[i - 1] ?? 0) > longestShared;
-    if (i > first && (long || afterLong || !(fits || (needed > places && size + added(i) <= places / 2)))) close(i);
-    size += i === first ? (lengths[i] ?? 0) : added(i);
-  }
-  close(order.length);
+  let capacity = 0;
+  sorted.forEach(({ length, added, begins }, i) => {
+    const alone = Math.max(length, sorted[i - 1]?.length ?? 0) > longestShared;
+    if (i > first && (alone || size + (begins ? familySize(i) : added) > capacity)) {
+      packings.push(pack(sequences, order.slice(first, i)));
+      first = i;
+    }
+    if (i === first) capacity = length + places;
+    size = i === first ? length : size + added;
+  });
+  if (first < order.length) packings.push(pack(sequences, order.slice(first)));
   return packings;
 }
 

@@ -20,7 +20,7 @@ export interface EngineOptions {
   readonly computeType?: ComputeType | undefined;
 }
 
-/** So many tokens are computed at once: enough to read weights from memory for something. */
+/** So many tokens are computed at once, beside those of a first sequence: enough to read weights from memory for something. */
 const PLACES = 2048;
 /** So many requests are looked at together for what they share. */
 const WINDOW = 4096;
@@ -184,7 +184,7 @@ function padded(values: Int32Array, length: number, filler: (i: number) => numbe
 }
 
 /** The graphs of the last few shapes: each holds scratch memory. */
-const MOST_GRAPHS = 6;
+const MOST_GRAPHS = 4;
 
 class GraphCache {
   private readonly graphs = new Map<string, ScoringGraph>();

@@ -1,4 +1,4 @@
-import { appendFileSync, existsSync, mkdirSync, readFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { hashBytes } from "../system/files.js";
 import type { Reply, Request } from "./requests.js";
@@ -16,9 +16,14 @@ export class ReplyCache {
 
   private constructor(private readonly file: string | undefined) {}
 
-  /** @param identity whatever the answers depend on: the model, how it computes */
-  static open(directory: string, identity: unknown): ReplyCache {
-    const cache = new ReplyCache(path.join(directory, `${hashBytes(JSON.stringify(identity)).slice(0, 32)}.jsonl`));
+  /**
+   * @param identity whatever the answers depend on: the model, how it computes
+   * @param restart forgets what was answered before
+   */
+  static open(directory: string, identity: unknown, restart = false): ReplyCache {
+    const file = path.join(directory, `${hashBytes(JSON.stringify(identity)).slice(0, 32)}.jsonl`);
+    if (restart) rmSync(file, { force: true });
+    const cache = new ReplyCache(file);
     cache.read();
     return cache;
   }

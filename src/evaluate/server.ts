@@ -59,7 +59,7 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
   static async connect(url: string, options: ServerOptions = {}): Promise<CompletionServer> {
     const base = url.replace(/\/+$/, "");
     if (options.model !== undefined) return new CompletionServer(base, options.model, options);
-    const listed = await request(`${base}/models`, { headers: headersOf(options) });
+    const listed = await request(`${base}/models`, { headers: headersOf(options) }, 1);
     const models = modelsSchema.safeParse(listed);
     if (!models.success) throw new FormatError(`${base}/models does not list models; name one: ${base}#NAME`);
     return new CompletionServer(base, models.data.data[0].id, options);
@@ -140,20 +140,36 @@ const headersOf = ({ apiKey = process.env.OPENAI_API_KEY }: ServerOptions): Reco
   apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
 
 /** Asks again where a server is busy. */
-async function request(url: string, init: RequestInit): Promise<unknown> {
+async function request(url: string, init: RequestInit, attempts = ATTEMPTS): Promise<unknown> {
   for (let attempt = 1; ; attempt++) {
     let problem: string;
     try {
       const response = await fetch(url, { ...init, signal: AbortSignal.timeout(TIMEOUT_MS) });
-      if (response.ok) return await response.json();
-      problem = `${response.status} ${(await response.text()).slice(0, 300)}`;
+      const text = await bodyOf(response);
+      if (response.ok) return JSON.parse(text);
+      problem = `${response.status} ${text.slice(0, 300)}`;
       if (response.status !== 429 && response.status < 500) throw new CoppiceError(`${url} answered ${problem}`);
     } catch (error) {
       if (error instanceof CoppiceError) throw error;
+      if (error instanceof SyntaxError) throw new FormatError(`${url} answered no JSON (${error.message})`);
       const cause = error instanceof Error && error.cause instanceof Error ? `: ${error.cause.message}` : "";
       problem = `${error instanceof Error ? error.message : error}${cause}`;
     }
-    if (attempt === ATTEMPTS) throw new CoppiceError(`${url} cannot be reached: ${problem}`);
+    if (attempt === attempts) throw new CoppiceError(`${url} cannot be reached: ${problem}`);
     await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** attempt));
   }
+}
+
+/** No answer to one prompt is larger. */
+const MOST_BYTES = 256 << 20;
+
+async function bodyOf(response: Response): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) {
+    bytes += chunk.byteLength;
+    if (bytes > MOST_BYTES) throw new FormatError(`${response.url} answered more than ${MOST_BYTES} bytes`);
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString("utf8");
 }

@@ -19,7 +19,17 @@ export interface ProgressEvent {
   readonly stage: string;
   readonly done: number;
   readonly total: number;
-  readonly unit: "tokens" | "bytes" | "sequences" | "candidates" | "steps" | "tensors" | "files" | "requests" | "tasks";
+  readonly unit:
+    | "tokens"
+    | "bytes"
+    | "sequences"
+    | "candidates"
+    | "steps"
+    | "tensors"
+    | "files"
+    | "requests"
+    | "tasks"
+    | "programs";
   /** A short remark, for example the current loss. */
   readonly detail?: string;
 }

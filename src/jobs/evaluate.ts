@@ -61,6 +61,8 @@ export interface EvaluateJob extends JobOptions {
   /** Where results, samples in the harness's layout and the report go; nowhere by default. */
   readonly out?: string | undefined;
   readonly cacheDir?: string | undefined;
+  /** Ask everything again, whatever was answered before. */
+  readonly restart?: boolean | undefined;
 }
 
 /** A task, and how it is to be asked. */
@@ -206,6 +208,17 @@ function progressOf(
     });
 }
 
+/** Runs programs, and tells how many of those that are known have ended. */
+function countedRuns(sandbox: PythonSandbox, stage: string, job: EvaluateJob): (program: string) => Promise<boolean> {
+  let [done, total] = [0, 0];
+  return async (program) => {
+    total++;
+    const { passed } = await sandbox.run(program);
+    job.onProgress?.({ stage, done: ++done, total, unit: "programs" });
+    return passed;
+  };
+}
+
 async function evaluateOne(
   { task, fewShot }: PlannedTask,
   model: EvaluatedModel,
@@ -218,7 +231,7 @@ async function evaluateOne(
   const { maxTokens, temperature, limit, signal } = job;
   const result = await evaluateTask(task, model, {
     ...{ datasets, limit, fewShot, maxTokens, temperature, signal, samples: job.samples ?? 1 },
-    tools: { passes: async (program) => (await sandbox.run(program)).passed },
+    tools: { passes: countedRuns(sandbox, `${task.name} tests`, job) },
     onProgress,
     onSample: samples && ((sample) => samples.add(sample)),
   });
@@ -260,7 +273,11 @@ const ANSWERS_VERSION = 1;
 
 async function open(name: string, job: EvaluateJob): Promise<OpenedModel> {
   const cacheOf = (identity: unknown) =>
-    ReplyCache.open(path.join(cacheDirectory(job.cacheDir), "evaluations"), [ANSWERS_VERSION, identity]);
+    ReplyCache.open(
+      path.join(cacheDirectory(job.cacheDir), "evaluations"),
+      [ANSWERS_VERSION, identity],
+      job.restart === true,
+    );
   if (/^https?:\/\//.test(name)) {
     const [url = name, model] = name.split("#");
     const server = await CompletionServer.connect(url, model === undefined ? {} : { model });

@@ -11,7 +11,7 @@ export interface SandboxOptions {
   readonly seconds?: number;
   /** A program that needs more has failed. */
   readonly memoryBytes?: number;
-  /** Programs that run at once. */
+  /** Programs that run at once; as many as there are cores, 8 at most, by default. */
   readonly workers?: number;
 }
 
@@ -31,6 +31,8 @@ interface Waiting {
 }
 
 const [SECONDS, MEMORY_BYTES] = [10, 512 << 20];
+/** Each may take all the memory that a program may have. */
+const MOST_WORKERS = 8;
 /** Longer programs are not written by a model that writes at most a few thousand tokens. */
 const MOST_CHARACTERS = 1 << 20;
 /** As built, also where the program runs from its sources: Node starts it by itself. */
@@ -51,7 +53,12 @@ export class PythonSandbox {
   private next = 0;
 
   constructor(options: SandboxOptions = {}) {
-    this.options = { seconds: SECONDS, memoryBytes: MEMORY_BYTES, workers: availableParallelism(), ...options };
+    this.options = {
+      seconds: SECONDS,
+      memoryBytes: MEMORY_BYTES,
+      workers: Math.min(MOST_WORKERS, availableParallelism()),
+      ...options,
+    };
   }
 
   /** Runs a program. It has passed if it ends without an exception, of whatever kind. */
