@@ -1,4 +1,10 @@
-import type { LlamaContext, LlamaContextSequence, LlamaModel, Token } from "node-llama-cpp";
+import type {
+  ControlledEvaluateInputItem,
+  LlamaContext,
+  LlamaContextSequence,
+  LlamaModel,
+  Token,
+} from "node-llama-cpp";
 import type { Tokenizer } from "../data/index.js";
 import {
   type AskOptions,
@@ -170,25 +176,22 @@ async function score(sequence: LlamaContextSequence, ids: readonly number[], cou
   // the state is kept up to before the first token whose successor is wanted
   const rest = await continueFrom(sequence, input.slice(0, first));
   const from = first - rest.length;
-  const all = input
-    .slice(from)
-    .map((token, i) =>
-      from + i + 1 < first
-        ? (token as Token)
-        : ([
-            token as Token,
-            { generateNext: { probabilities: true, options: { temperature: 1, topK: 0, topP: 1, minP: 0 } } },
-          ] as const),
-    );
-  const outputs = await sequence.controlledEvaluate(all as never);
+  const sampling = { temperature: 1, topK: 0, topP: 1, minP: 0 }; // none: the model's own logits
+  const all = input.slice(from).map((token, i): ControlledEvaluateInputItem => {
+    const next = from + i + 1;
+    if (next < first) return token as Token;
+    const filter = { tokens: [ids[next] as Token], includeTop: 1 }; // 3.22 gives no maximum by includeMax
+    return [token as Token, { generateNext: { logits: { filter }, totalLogitWeight: true, options: sampling } }];
+  });
+  const outputs = await sequence.controlledEvaluate(all);
   let logLikelihood = 0;
   let isGreedy = true;
   for (let place = first; place < ids.length; place++) {
-    const probabilities = outputs[place - 1 - from]?.next.probabilities;
-    const own = probabilities?.get(ids[place] as Token) ?? 0;
-    logLikelihood += Math.log(own);
-    const best = probabilities?.values().next().value ?? 1; // the largest comes first
-    isGreedy &&= own >= best;
+    const { logits, totalLogitWeight } = outputs[place - 1 - from]?.next ?? {};
+    const own = logits?.get(ids[place] as Token) ?? Number.NaN;
+    const most = Math.max(...(logits?.values() ?? []));
+    logLikelihood += own - most - Math.log(totalLogitWeight ?? Number.NaN); // the weights are e^(logit - most)
+    isGreedy &&= own === most;
   }
   return { logLikelihood, isGreedy };
 }

@@ -1,0 +1,88 @@
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { openCheckpoint } from "../../src/checkpoint/index.js";
+import { Tokenizer } from "../../src/data/index.js";
+import { EngineLikelihoods, type Likelihood } from "../../src/evaluate/index.js";
+import { LlamaCppModel } from "../../src/generate/index.js";
+import { Backend } from "../../src/ggml/index.js";
+import { exportModel } from "../../src/index.js";
+import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const file = path.join(temporaryDirectory(), "teacher-f32.gguf");
+await exportModel({ model: teacher, out: file, dtype: "f32" });
+const tokenizer = await Tokenizer.load(teacher);
+
+/** Where answers are put, and who puts them there. */
+function collector<T>() {
+  const replies: T[] = [];
+  const onReply = (index: number, reply: T) => {
+    replies[index] = reply;
+  };
+  return { replies, onReply };
+}
+
+describe("llama.cpp", async () => {
+  const model = await LlamaCppModel.open(file, tokenizer, { device: "cpu", threads: 1, maxLength: 96, exact: true });
+  afterAll(() => model.dispose());
+  const story = "Once upon a time there was a little cat. It liked to play with a ball.";
+
+  it("finds texts as likely as our engine does", async () => {
+    const requests = [
+      ...[" The cat", " happy", "", " ball ball"].map((continuation) => ({
+        ...{ kind: "log-likelihood" as const, context: story, continuation },
+      })),
+      { kind: "log-likelihood" as const, context: "", continuation: "Once upon" },
+      { kind: "rolling" as const, text: story.repeat(5) },
+    ];
+    const { config, source } = openCheckpoint(teacher);
+    const backend = Backend.open({ device: "cpu" });
+    const weights = loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
+    const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength: 96 });
+    const [expected, found] = [collector<Likelihood>(), collector<Likelihood>()];
+    await engine.logLikelihoods(requests, expected.onReply);
+    await model.logLikelihoods(requests, found.onReply);
+    engine.free();
+    weights.free();
+    backend.free();
+    expect(found.replies).toHaveLength(requests.length);
+    for (const [i, { logLikelihood, isGreedy }] of expected.replies.entries()) {
+      expect(Math.abs(found.replies[i]!.logLikelihood - logLikelihood), `request ${i}`).toBeLessThan(1e-3);
+      expect(found.replies[i]!.isGreedy).toBe(isGreedy);
+    }
+  });
+
+  it("writes up to where it is told to stop, the same from a text or after another", async () => {
+    const ask = async (...requests: { context: string; until: string[]; maxTokens: number }[]) => {
+      const { replies, onReply } = collector<string>();
+      await model.generate(
+        requests.map((request) => ({ kind: "generate", ...request })),
+        onReply,
+      );
+      return replies;
+    };
+    const free = { context: story, until: [], maxTokens: 24 };
+    const [long = "", other] = await ask(free, { ...free, context: `${story} Then` });
+    expect(await ask({ ...free, context: `${story} Then` })).toEqual([other]);
+    expect((await tokenizer.encode([long], false))[0]?.length).toBeLessThanOrEqual(24);
+    const [first = ""] = long.split(".", 1);
+    expect(first.length).toBeLessThan(long.length);
+    expect(await ask({ ...free, until: ["never", "."] })).toEqual([first]);
+    await expect(ask({ ...free, maxTokens: 96 })).rejects.toThrow(/--max-gen-tokens less/);
+  });
+
+  it("draws other texts at a temperature, the same ones each time", async () => {
+    const draw = async () => {
+      const { replies, onReply } = collector<string>();
+      const asked = [0, 1, 2].map((sample) => ({
+        ...{ kind: "generate" as const, context: story, until: [], maxTokens: 16, temperature: 1, topP: 0.95, sample },
+      }));
+      await model.generate(asked, onReply);
+      return replies;
+    };
+    const texts = await draw();
+    expect(new Set(texts).size).toBeGreaterThan(1);
+    expect(await draw()).toEqual(texts);
+  });
+});
