@@ -17,8 +17,9 @@ export const countWords = (text: string): number => text.split(new RegExp(`[${SP
 
 /** `str.capitalize()`: the first letter in title case, all others in lower case. */
 export function capitalize(text: string): string {
-  const [first = "", ...rest] = text;
-  return titleCase(first) + rest.join("").toLowerCase();
+  const [first = ""] = text;
+  // the whole is made lower case: how a final sigma is written depends on the letters before it
+  return titleCase(first) + text.toLowerCase().slice(first.toLowerCase().length);
 }
 
 /** JavaScript has no title case; it differs from upper case in a few ligatures and digraphs, which become "Dz" and the like. */
