@@ -71,25 +71,51 @@ export class Datasets {
     return [];
   }
 
-  private async hubFiles({ repo, config }: DatasetReference, split: string) {
-    const { directory: local } = this.options;
-    const pattern = `${config ?? "*"}/${split}/*.parquet`;
-    const hub = { ...this.options.hub, revision: PARQUET_REVISION };
+  /** From the hub's Parquet copy, or else, where there is none, from the data set's own files. */
+  private async hubFiles(dataset: DatasetReference, split: string) {
     try {
-      const { directory, commit } = await downloadRepo("dataset", repo, [pattern], hub);
-      const files = (await glob(pattern, { cwd: directory, absolute: true })).sort();
-      const configs = new Set(files.map((file) => path.basename(path.dirname(path.dirname(file)))));
-      const chosen = configs.has(DEFAULT_CONFIG) ? DEFAULT_CONFIG : [...configs][0];
-      if (configs.size > 1 && chosen !== DEFAULT_CONFIG)
-        throw new CoppiceError(`it has several configurations: ${[...configs].join(", ")}`);
-      if (files.length === 0) throw new CoppiceError(`it has no split ${split}`);
-      return { files: files.filter((file) => path.basename(path.dirname(path.dirname(file))) === chosen), commit };
+      return await this.parquetFiles(dataset, split).catch(async (error) => {
+        const own = await this.ownFiles(dataset, split).catch(() => undefined);
+        if (own === undefined) throw error;
+        return own;
+      });
     } catch (error) {
-      const where = path.join(local ?? "DIRECTORY", repo, config ?? DEFAULT_CONFIG, `${split}.jsonl`);
+      const { repo, config = DEFAULT_CONFIG } = dataset;
+      const { directory } = this.options;
+      const where = path.join(directory ?? "DIRECTORY", repo, config, `${split}.jsonl`);
       throw new CoppiceError(
-        `the benchmark data ${repo} (${config ?? DEFAULT_CONFIG}, ${split}) cannot be had: ${error instanceof Error ? error.message : error}; put it in ${where}${local === undefined ? " and give --data DIRECTORY" : ""}`,
+        `the benchmark data ${repo} (${config}, ${split}) cannot be had: ${error instanceof Error ? error.message : error}; put it in ${where}${directory === undefined ? " and give --data DIRECTORY" : ""}`,
       );
     }
+  }
+
+  private async parquetFiles({ repo, config }: DatasetReference, split: string) {
+    const pattern = `${config ?? "*"}/${split}/*.parquet`;
+    const { files, commit } = await this.download(repo, [pattern], { revision: PARQUET_REVISION });
+    const configOf = (file: string) => path.basename(path.dirname(path.dirname(file)));
+    const configs = [...new Set(files.map(configOf))];
+    const chosen = configs.includes(DEFAULT_CONFIG) ? DEFAULT_CONFIG : configs[0];
+    if (configs.length > 1 && chosen !== DEFAULT_CONFIG)
+      throw new CoppiceError(`it has several configurations: ${configs.join(", ")}`);
+    return { files: files.filter((file) => configOf(file) === chosen), commit };
+  }
+
+  private async ownFiles({ repo, config }: DatasetReference, split: string) {
+    const names = `${split}{,[-._]*}.{jsonl,jsonl.gz,parquet}`;
+    const folders = config === undefined ? ["", "data/", `${DEFAULT_CONFIG}/`] : [`${config}/`, `data/${config}/`];
+    return this.download(
+      repo,
+      folders.map((folder) => folder + names),
+      {},
+    );
+  }
+
+  /** @throws CoppiceError when nothing matches */
+  private async download(repo: string, patterns: readonly string[], options: HubOptions) {
+    const { directory, commit } = await downloadRepo("dataset", repo, patterns, { ...this.options.hub, ...options });
+    const files = (await glob([...patterns], { cwd: directory, absolute: true })).sort();
+    if (files.length === 0) throw new CoppiceError(`it has no ${patterns[0]}`);
+    return { files, commit };
   }
 }
 

@@ -1,7 +1,8 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
-import { pathToFileURL } from "node:url";
+import { fileURLToPath } from "node:url";
 import { Template } from "@huggingface/jinja";
+import { createJiti } from "jiti";
 import { z } from "zod";
 import { FormatError, UsageError } from "../system/errors.js";
 import { choices, generation, lastWord, multipleChoice, wholeText } from "./kinds.js";
@@ -67,9 +68,16 @@ const row = z.record(z.string(), z.unknown());
 type Row = z.infer<typeof row>;
 
 const MODULES = [".js", ".mjs", ".ts", ".mts"];
+/** What a task module imports is this very program, wherever the module lies. */
+const OWN_MODULES = {
+  "coppice/evaluate": fileURLToPath(
+    new URL(import.meta.url.endsWith(".ts") ? "./index.ts" : "./index.js", import.meta.url),
+  ),
+  zod: fileURLToPath(import.meta.resolve("zod")),
+};
 
 /**
- * Reads a task file. A module may export any {@link Task}; TypeScript needs a loader (`npx tsx`, or a Node that strips types).
+ * Reads a task file. A module, JavaScript or TypeScript, exports any {@link Task} by default and may import `coppice/evaluate`.
  * @returns undefined when there is no such file
  * @throws FormatError naming the field that is not as it must be
  */
@@ -93,13 +101,12 @@ export async function loadTaskFile(file: string): Promise<Task | undefined> {
 }
 
 async function taskOfModule(file: string): Promise<Task> {
-  let exported: { readonly default?: Partial<Task> };
+  let task: Partial<Task> | undefined;
   try {
-    exported = await import(pathToFileURL(path.resolve(file)).href);
+    task = await createJiti(import.meta.url, { alias: OWN_MODULES }).import(path.resolve(file), { default: true });
   } catch (error) {
     throw new FormatError(`${file} cannot be loaded as a task: ${error instanceof Error ? error.message : error}`);
   }
-  const task = exported.default;
   if (typeof task?.name !== "string" || typeof task.read !== "function" || task.dataset === undefined)
     throw new FormatError(`${file}: its default export is no task; make one with multipleChoice or generation`);
   return task as Task;

@@ -118,6 +118,8 @@ describe("a hub", () => {
     expect(rows.map(({ record }) => record)).toEqual([{ text: "a question" }]);
     expect(version).toBe(COMMIT);
     expect(requests).toContain("GET /api/datasets/org/data/revision/refs%2Fconvert%2Fparquet");
+    const own = await datasets.split({ repo: "org/data" }, "train"); // not among the Parquet copies
+    expect(own.rows.map(({ record }) => record)).toEqual([{ text: "hello" }]);
     await expect(datasets.split({ repo: "org/data", config: "other" }, "test")).rejects.toThrow(/no file that matches/);
     const offline = new Datasets({ hub: { endpoint: "http://127.0.0.1:9", cacheDir, offline: true } });
     expect((await offline.split({ repo: "org/data" }, "test")).version).toBe(COMMIT);

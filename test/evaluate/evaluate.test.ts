@@ -190,16 +190,16 @@ describe("a task file", () => {
   });
 
   it("may be a module", async () => {
-    const index = path.resolve(import.meta.dirname, "../../src/evaluate/index.ts");
     const module = write(
       "own.ts",
-      `import { lastWord } from ${JSON.stringify(index)};
+      `import { lastWord, type Task } from "coppice/evaluate";
        import { z } from "zod";
-       export default lastWord({
+       const task: Task = lastWord({
          name: "own", version: 1, dataset: { repo: ${JSON.stringify(path.join(directory, "colours.jsonl"))} },
          splits: { test: "test" }, schema: z.object({ question: z.string() }),
          context: ({ question }) => question, continuation: () => " yes",
-       });`,
+       });
+       export default task;`,
     );
     const task = (await loadTaskFile(module))!;
     const result = await evaluateTask(task, shortSighted([]), { datasets, tools });
