@@ -11,6 +11,7 @@ const RANKS = [
   ["evaluate"],
   ["prune", "distill", "quantize", "generate"],
   ["jobs"],
+  ["serve"],
   ["cli"],
 ];
 const root = path.resolve(import.meta.dirname, "../src");

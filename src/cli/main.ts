@@ -18,6 +18,7 @@ import { planCommand } from "./plan.js";
 import { pretrainCommand } from "./pretrain.js";
 import { pruneCommand } from "./prune.js";
 import { quantizeCommand } from "./quantize.js";
+import { serveCommand } from "./serve.js";
 
 /** Every command, in the order in which the work flows. Adding one is its file and its name here. */
 const COMMANDS = [
@@ -31,7 +32,7 @@ const COMMANDS = [
     generateCommand,
     chatCommand,
   ],
-  ...[benchCommand, doctorCommand],
+  ...[serveCommand, benchCommand, doctorCommand],
 ];
 
 // Standard output carries results only; libraries that log with console.debug and console.log go to standard error.

@@ -1,3 +1,11 @@
-export { type Chat, Engine, type EngineOptions, type Generation, type SamplingOptions } from "./engine.js";
+export {
+  type Chat,
+  Engine,
+  type EngineOptions,
+  fastestThreads,
+  type Generation,
+  loadModel,
+  type SamplingOptions,
+} from "./engine.js";
 export { LlamaCppModel, type LlamaCppOptions } from "./llama-cpp-model.js";
 export { checkRunnable } from "./runnable.js";

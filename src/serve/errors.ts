@@ -1,0 +1,37 @@
+import { CoppiceError } from "../system/errors.js";
+
+/** An answer that is an error, in the form of OpenAI's API. */
+export class ApiError extends CoppiceError {
+  override readonly name = "ApiError";
+
+  constructor(
+    readonly status: 400 | 401 | 404 | 405 | 408 | 413 | 429 | 500 | 503,
+    message: string,
+    readonly details: {
+      /** The field that is at fault. */
+      readonly param?: string;
+      readonly code?: string;
+      /** Seconds after which to ask again. */
+      readonly retryAfter?: number;
+    } = {},
+  ) {
+    super(message);
+  }
+
+  get body() {
+    const { param = null, code = null } = this.details;
+    return { error: { message: this.message, type: TYPES[this.status], param, code } };
+  }
+}
+
+const TYPES: Readonly<Record<ApiError["status"], string>> = {
+  400: "invalid_request_error",
+  401: "authentication_error",
+  404: "not_found_error",
+  405: "invalid_request_error",
+  408: "timeout_error",
+  413: "invalid_request_error",
+  429: "rate_limit_error",
+  500: "server_error",
+  503: "server_error",
+};
