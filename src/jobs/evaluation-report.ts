@@ -45,7 +45,7 @@ function details({ model, parameters, tasks, groups, seconds }: ModelEvaluation)
   ];
 }
 
-const COLOURS = ["#2a7de1", "#d9480f", "#2b8a3e", "#862e9c", "#e8590c", "#0b7285", "#5c940d", "#868e96"];
+const COLOURS = ["#2a7de1", "#d9480f", "#2b8a3e", "#862e9c", "#f2b705", "#0b7285", "#5c940d", "#868e96"];
 const [LABEL, WIDTH, BAR] = [150, 460, 12];
 
 /** Bars of each share, in percent, with a whisker of one standard error; a group of bars for each task. */

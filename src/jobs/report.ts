@@ -70,9 +70,10 @@ export const table = (head: readonly string[], rows: readonly (readonly string[]
 /** Models side by side on benchmarks. */
 export function comparisonTable(models: readonly ModelEvaluation[], withPublished = false): string {
   const { head, rows } = comparison(models, withPublished);
+  // a row for each task: pages are narrower than there are tasks
   return table(
-    head.map((title) => title.replace("\n", ", ")),
-    rows,
+    ["", ...rows.map(([model = ""]) => model)],
+    head.slice(1).map((title, i) => [title.replace("\n", ", "), ...rows.map((row) => row[i + 1] ?? "")]),
   );
 }
 
