@@ -274,7 +274,9 @@ export class InferenceService {
     part: (index: number, piece: Piece | undefined, written: Written | undefined) => StreamPart,
   ): AsyncGenerator<StreamPart> {
     const abort = new AbortController();
-    const own = { ...context, signal: AbortSignal.any([context.signal, abort.signal]) };
+    const forward = () => abort.abort(context.signal.reason);
+    context.signal.addEventListener("abort", forward, { once: true }); // AbortSignal.any leaks in Node 20
+    const own = { ...context, signal: abort.signal };
     const running = choices.map((choice) => ({ choice, pieces: this.write(choice, own) }));
     const next = async (one: (typeof running)[number]) => ({ one, result: await one.pieces.next() });
     const coming = new Map(running.map((one) => [one, next(one)]));
@@ -293,6 +295,7 @@ export class InferenceService {
       }
       if (includeUsage) yield { ...base, choices: [], usage: usageOf(results) };
     } finally {
+      context.signal.removeEventListener("abort", forward);
       abort.abort(new ApiError(408, "the client left"));
       await Promise.allSettled(coming.values());
     }
