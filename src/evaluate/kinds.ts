@@ -1,3 +1,4 @@
+import { FormatError } from "../system/errors.js";
 import { indexOfLargest, type Metric, mean, metricKey, passAtK } from "./metrics.js";
 import { length } from "./python-text.js";
 import type { GenerateRequest, Likelihood, Reply } from "./requests.js";
@@ -62,9 +63,10 @@ export function multipleChoice<Row>(task: MultipleChoice<Row>): Task {
   const question = (row: Row): Question => {
     const options = task.options(row);
     const right = task.right(row);
-    const answer = options[right[0] ?? 0];
+    const answer = options[right[0] ?? -1];
+    if (answer === undefined) throw new FormatError(`its answer is none of its ${options.length} options`);
     return {
-      shot: `${answer?.context} ${answer?.continuation}`,
+      shot: `${answer.context} ${answer.continuation}`,
       target: right[0] ?? 0,
       requests: (prefix) =>
         options.map(({ context, continuation }) => ({

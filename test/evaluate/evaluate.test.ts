@@ -145,6 +145,20 @@ describe("benchmark data", () => {
   });
 });
 
+describe("a row without a right answer", () => {
+  it.each([
+    [
+      "arc_challenge",
+      { question: "?", choices: { text: ["a", "b"], label: ["A", "B"] }, answerKey: "C" },
+      /none of its 2/,
+    ],
+    ["piqa", { goal: "g", sol1: "a", sol2: "b", label: -1 }, /none of its 2/],
+    ["hellaswag", { activity_label: "", ctx_a: "", ctx_b: "", endings: ["a"], label: "" }, /column "label"/],
+  ])("is refused: %s", (name, row, message) => {
+    expect(() => TASKS.find((task) => task.name === name)!.read(row)).toThrow(message);
+  });
+});
+
 describe("a task file", () => {
   const write = (name: string, content: unknown) => {
     const file = path.join(directory, name);

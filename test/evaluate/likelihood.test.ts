@@ -66,9 +66,13 @@ describe("packed sequences", () => {
   });
 });
 
-describe.each(["auto", "none"] as const)("log-likelihoods with kernels: %s", (kernels) => {
+describe.each([
+  { kernels: "auto", changes: {} },
+  { kernels: "none", changes: {} },
+  { kernels: "auto", changes: { model_type: "mistral", sliding_window: 20 } }, // longer sequences are computed alone
+] as const)("log-likelihoods with %j", ({ kernels, changes }) => {
   const backend = Backend.open({ device: "cpu", kernels });
-  const model = modelFromConfig(config);
+  const model = modelFromConfig({ ...config, ...changes });
   const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
   const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength: 96 });
   afterAll(() => {

@@ -7,7 +7,7 @@ const row = z.object({
   ctx_a: z.string(),
   ctx_b: z.string(),
   endings: z.array(z.string()).nonempty(),
-  label: z.coerce.number().int(),
+  label: z.union([z.number().int(), z.string().regex(/^\d+$/).transform(Number)]), // empty in the split without answers
 });
 
 /** Takes out marks that the WikiHow part carries. */
