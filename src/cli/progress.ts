@@ -21,7 +21,7 @@ export class ProgressDisplay {
     const text = {
       stage: event.stage.padEnd(16),
       rate: `${amount(event, rate)}/s`,
-      left: duration(left),
+      left: event.done === 0 ? "?" : duration(left),
       detail: event.detail ?? "",
       amounts: `${amount(event, event.done)} of ${amount(event, event.total)}`,
     };

@@ -103,15 +103,20 @@ export interface Generation<Row> extends TaskFacts<Row> {
 /** The harness's longest generated text. */
 const DEFAULT_MAX_TOKENS = 256;
 
+/** How long a text may get. The harness ends where the task's own length leaves no room; ours then writes half. */
+function longestText(own: number = DEFAULT_MAX_TOKENS, { maxTokens, maxLength }: RequestSettings): number {
+  return maxTokens ?? (maxLength !== undefined && own >= maxLength ? Math.floor(maxLength / 2) : own);
+}
+
 /** A text is written and compared with the right one. */
 export function generation<Row>(task: Generation<Row>): Task {
   const question = (row: Row): Question => ({
     shot: `${task.prompt(row)} ${task.answer(row)}`,
     target: task.answer(row),
-    requests: (prefix, { maxTokens }) => [
+    requests: (prefix, settings) => [
       {
         ...{ kind: "generate", context: prefix + task.prompt(row), until: task.until },
-        maxTokens: maxTokens ?? task.maxTokens ?? DEFAULT_MAX_TOKENS,
+        maxTokens: longestText(task.maxTokens, settings),
       },
     ],
     score: ([reply]) => {
@@ -141,11 +146,12 @@ const [SAMPLING_TEMPERATURE, SAMPLING_TOP_P] = [0.2, 0.95];
 
 /** A program is written and run against tests. */
 export function programming<Row>(task: Programming<Row>): Task {
-  const request = (context: string, { maxTokens, samples, temperature }: RequestSettings, sample: number) => {
+  const request = (context: string, settings: RequestSettings, sample: number) => {
+    const { samples, temperature } = settings;
     const settled = temperature ?? (samples > 1 ? SAMPLING_TEMPERATURE : 0);
     return {
       ...{ kind: "generate", context, until: task.until },
-      maxTokens: maxTokens ?? task.maxTokens ?? DEFAULT_MAX_TOKENS,
+      maxTokens: longestText(task.maxTokens, settings),
       ...(settled > 0 && { temperature: settled, topP: SAMPLING_TOP_P, sample }),
     } satisfies GenerateRequest;
   };

@@ -64,6 +64,8 @@ export type Scores = Readonly<Record<string, Value>>;
 export interface RequestSettings {
   /** Longest generated text in tokens; the task's by default. */
   readonly maxTokens?: number | undefined;
+  /** What the model can hold. A task's own length of text that leaves no room for a prompt becomes half of it. */
+  readonly maxLength?: number | undefined;
   /** Programs that are drawn for each problem. */
   readonly samples: number;
   readonly temperature?: number | undefined;

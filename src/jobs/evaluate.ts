@@ -159,15 +159,7 @@ async function evaluateModel(
       for (const one of planned.filter(({ task }) => task.asks === asks))
         results.set(
           one,
-          await evaluateOne(
-            one,
-            opened.model,
-            job,
-            datasets,
-            sandbox,
-            samplesOf(one),
-            progressOf(one, name, planned, job),
-          ),
+          await evaluateOne(one, opened, job, datasets, sandbox, samplesOf(one), progressOf(one, name, planned, job)),
         );
       await opened.release();
     }
@@ -221,7 +213,7 @@ function countedRuns(sandbox: PythonSandbox, stage: string, job: EvaluateJob): (
 
 async function evaluateOne(
   { task, fewShot }: PlannedTask,
-  model: EvaluatedModel,
+  opened: OpenedModel,
   job: EvaluateJob,
   datasets: Datasets,
   sandbox: PythonSandbox,
@@ -229,8 +221,9 @@ async function evaluateOne(
   onProgress: (done: number, total: number) => void,
 ): Promise<TaskResult> {
   const { maxTokens, temperature, limit, signal } = job;
-  const result = await evaluateTask(task, model, {
-    ...{ datasets, limit, fewShot, maxTokens, temperature, signal, samples: job.samples ?? 1 },
+  const { maxLength } = opened;
+  const result = await evaluateTask(task, opened.model, {
+    ...{ datasets, limit, fewShot, maxTokens, maxLength, temperature, signal, samples: job.samples ?? 1 },
     tools: { passes: countedRuns(sandbox, `${task.name} tests`, job) },
     onProgress,
     onSample: samples && ((sample) => samples.add(sample)),
@@ -264,6 +257,8 @@ class SampleFile {
 interface OpenedModel {
   readonly model: EvaluatedModel;
   readonly parameters: number | undefined;
+  /** Its longest sequence, where it is known. */
+  readonly maxLength: number | undefined;
   /** Gives memory back; what is needed again is opened again. */
   release(): Promise<void>;
 }
@@ -282,7 +277,12 @@ async function open(name: string, job: EvaluateJob): Promise<OpenedModel> {
     const [url = name, model] = name.split("#");
     const server = await CompletionServer.connect(url, model === undefined ? {} : { model });
     const cache = cacheOf([url, server.model]);
-    return { model: { likelihood: server, generation: server, cache }, parameters: undefined, release: async () => {} };
+    return {
+      model: { likelihood: server, generation: server, cache },
+      parameters: undefined,
+      maxLength: undefined,
+      release: async () => {},
+    };
   }
   const opened = await openModel(name, job);
   const { checkpoint, parameters, model } = opened;
@@ -294,7 +294,7 @@ async function open(name: string, job: EvaluateJob): Promise<OpenedModel> {
   if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
   const { engine = "coppice", computeType = "f32" } = job;
   const cache = cacheOf([identityOf(checkpoint), engine, computeType, maxLength]);
-  return { model: { likelihood: lazy, generation: lazy, cache }, parameters, release: () => lazy.release() };
+  return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
 }
 
 /** Larger models write with the weights as they are stored, rather than in f32. */

@@ -82,6 +82,23 @@ describe("scores", () => {
   });
 });
 
+describe("the length of a text", () => {
+  const row = { prompt: "def f():", canonical_solution: "", test: "", entry_point: "f" };
+  const lengthWith = (own: object) => {
+    const [request] = taskNamed("humaneval")
+      .read(row)
+      .requests("", { samples: 1, ...own });
+    return request?.kind === "generate" ? request.maxTokens : undefined;
+  };
+
+  it("is the task's, half of what the model holds where that leaves no room, or what the caller says", () => {
+    expect(lengthWith({})).toBe(1024);
+    expect(lengthWith({ maxLength: 1025 })).toBe(1024);
+    expect(lengthWith({ maxLength: 1024 })).toBe(512);
+    expect(lengthWith({ maxLength: 512, maxTokens: 9999 })).toBe(9999);
+  });
+});
+
 describe("Python's functions", () => {
   it("draw what Python draws", () => {
     const random = new PythonRandom(1234);
