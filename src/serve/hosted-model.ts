@@ -16,6 +16,7 @@ import { metadataString } from "../models/gguf-layout.js";
 import { FormatError } from "../system/errors.js";
 import { ApiError } from "./errors.js";
 import { StopTexts } from "./stop-texts.js";
+import { DETOKENIZE_AFTER, TokenDecoder } from "./token-decoder.js";
 
 export interface HostOptions {
   readonly device?: DeviceKind | "auto";
@@ -84,9 +85,6 @@ interface Slot {
 }
 
 const [DEFAULT_CONTEXT, MOST_CONTEXT] = [2048, 8192];
-/** A character has at most so many bytes, each of which may be a token. */
-const MOST_PENDING = 4;
-const DETOKENIZE_AFTER = 8;
 
 /** A model in memory that writes for several at once. llama.cpp computes what they ask for together. */
 export class HostedModel {
@@ -386,35 +384,6 @@ function templateOf(source: string, file: string): Template {
     return new Template(source);
   } catch (error) {
     throw new FormatError(`${file}: its chat template is none: ${error instanceof Error ? error.message : error}`);
-  }
-}
-
-/** Tokens into text, one after the other. */
-class TokenDecoder {
-  private pending: Token[] = [];
-
-  /** @param all gets every token */
-  constructor(
-    private readonly model: LlamaModel,
-    private readonly all: Token[],
-  ) {}
-
-  /** @returns the text that the token ends; nothing while a letter is not complete */
-  push(token: Token): string {
-    const before = this.all.slice(-DETOKENIZE_AFTER - this.pending.length, this.all.length - this.pending.length);
-    this.all.push(token);
-    this.pending.push(token);
-    const text = this.model.detokenize(this.pending, false, before);
-    if (text.endsWith("\ufffd") && this.pending.length < MOST_PENDING) return "";
-    this.pending = [];
-    return text;
-  }
-
-  /** What is left of a letter that did not become complete. */
-  end(): string {
-    const text = this.pending.length === 0 ? "" : this.model.detokenize(this.pending);
-    this.pending = [];
-    return text;
   }
 }
 
