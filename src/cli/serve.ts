@@ -1,15 +1,26 @@
 import { Command, Option } from "commander";
-import { serve } from "../serve/index.js";
-import { action, example } from "./command.js";
-import { addCommon, type CommonFlags, MODEL, parseBytes, parseNames, parsePositive, parseWhole } from "./options.js";
+import { formatBytes } from "../jobs/report.js";
+import { listProfiles, PROFILE_NAMES, type Profile, type ProfileName, serve } from "../serve/index.js";
+import { UsageError } from "../system/errors.js";
+import { action, example, table } from "./command.js";
+import { addCommon, type CommonFlags, parseBytes, parseNames, parsePositive, parseWhole } from "./options.js";
 
 interface Flags extends CommonFlags {
+  readonly models?: string[];
+  readonly listProfiles?: boolean;
+  readonly profile?: ProfileName;
   readonly host?: string;
   readonly port?: number;
-  readonly name?: string;
+  readonly name?: string[];
   readonly slots?: number;
   readonly queue?: number;
   readonly contextSize?: number;
+  readonly batchSize?: number;
+  readonly maxTokens?: number;
+  readonly overflow?: "refuse" | "drop-oldest";
+  readonly draft?: string;
+  readonly lora?: string[];
+  readonly memory?: number;
   readonly timeout?: number;
   readonly drain?: number;
   readonly maxBody?: number;
@@ -18,24 +29,49 @@ interface Flags extends CommonFlags {
   readonly tlsCert?: string;
   readonly tlsKey?: string;
   readonly logLevel?: "silent" | "error" | "info";
+  readonly logPrompts?: boolean;
 }
 
-/** An option that an environment variable may give too. */
+/** An environment variable that gives an option too. */
+const variable = (option: Option): Option =>
+  option.env(`COPPICE_SERVE_${option.attributeName().replace(/[A-Z]/g, "_$&").toUpperCase()}`);
+
+/** An option that an environment variable may give. */
 const option = (flags: string, description: string, parse?: (text: string) => unknown): Option => {
-  const made = new Option(flags, description);
-  made.env(`COPPICE_SERVE_${made.attributeName().replace(/[A-Z]/g, "_$&").toUpperCase()}`);
+  const made = variable(new Option(flags, description));
   return parse === undefined ? made : made.argParser(parse);
 };
 
-const command = addCommon(new Command("serve").description("Serve a model over OpenAI's API, until it is stopped"))
-  .argument("<model>", MODEL)
+const command = addCommon(
+  new Command("serve").description("Serve models over OpenAI's and Anthropic's API, until it is stopped"),
+)
+  .argument("[models...]", "model directories, .gguf files or hub ids; the first is meant where a request names none")
+  .addOption(option("--models <list>", "the same, comma-separated", parseNames))
+  .addOption(option("--list-profiles", "say what each profile would use here, and which suits"))
+  .addOption(option("--profile <name>", "what to serve for: sets slots, context and batch").choices(PROFILE_NAMES))
   .addOption(option("--host <address>", "address to listen on (default: 127.0.0.1)"))
   .addOption(option("--port <n>", "port to listen on, 0 for any that is free (default: 8000)", parseWhole))
-  .addOption(option("--name <name>", "what the API calls the model (default: its file's or directory's name)"))
-  .addOption(option("--slots <n>", "requests that are computed together (default: 4)", parseWhole))
+  .addOption(option("--name <names>", "what the API calls the models (default: their files' names)", parseNames))
+  .addOption(option("--slots <n>", "requests that a model computes together (default: 4)", parseWhole))
   .addOption(option("--queue <n>", "requests that may wait; others are answered 429 (default: 64)", parseWhole))
   .addOption(
     option("--context-size <n>", "tokens of a prompt and its answer (default: the model's, 8192 at most)", parseWhole),
+  )
+  .addOption(option("--batch-size <n>", "tokens of prompts that are computed at once (default: 512)", parseWhole))
+  .addOption(option("--max-tokens <n>", "most tokens of an answer (default: what the context leaves)", parseWhole))
+  .addOption(
+    option("--overflow <policy>", "what is done with a prompt that is too long (default: refuse)").choices([
+      ...["refuse", "drop-oldest"],
+    ]),
+  )
+  .addOption(option("--draft <model>", "smaller model of the same tokenizer that guesses ahead for the first model"))
+  .addOption(option("--lora <files>", "LoRA adapters (.gguf, or .gguf=SCALE) for the first model", parseNames))
+  .addOption(
+    option(
+      "--memory <size>",
+      "what models may take together; the one idle for longest makes room (default: 75 %)",
+      parseBytes,
+    ),
   )
   .addOption(option("--timeout <seconds>", "longest time of a request (default: 600)", parsePositive))
   .addOption(
@@ -48,33 +84,76 @@ const command = addCommon(new Command("serve").description("Serve a model over O
   .addOption(option("--tls-key <file>", "its key in PEM"))
   .addOption(
     option("--log-level <level>", "what is logged on standard error (default: info)").choices([
-      "silent",
-      "error",
-      "info",
+      ...["silent", "error", "info"],
     ]),
-  );
+  )
+  .addOption(option("--log-prompts", "put what is asked and answered into the log"));
+for (const shared of command.options) if (shared.envVar === undefined) variable(shared);
 
 export const serveCommand = example(
   command.action(
-    action(async ({ job, print }, flags: Flags, model: string) => {
-      const { host, port, name, slots, queue: queueLimit, contextSize, timeout: timeoutSeconds } = flags;
-      const { drain: drainSeconds, maxBody: maxBodyBytes, apiKeys: keysFile, cors: corsOrigins } = flags;
+    action(async ({ job, print }, flags: Flags, given: string[]) => {
+      const models = given.length > 0 ? given : (flags.models ?? []);
       const { signal, ...options } = job;
-      const server = await serve({
-        ...options,
-        ...({ model, host, port, name, slots, queueLimit, contextSize, timeoutSeconds, drainSeconds } as object),
-        ...({ maxBodyBytes, keysFile, corsOrigins, tlsCert: flags.tlsCert, tlsKey: flags.tlsKey } as object),
-        ...(flags.logLevel && { logLevel: flags.logLevel }),
-        model,
-      });
-      print({ url: server.url }, ({ url }) => `listening on ${url} (OpenAI's API at ${url}/v1); Ctrl-C ends it`);
-      await new Promise<void>((resolve) => {
-        if (signal?.aborted) resolve();
-        signal?.addEventListener("abort", () => resolve(), { once: true });
-      });
-      await server.close();
+      if (flags.listProfiles) return print(await listProfiles(models[0], options), renderProfiles);
+      if (models.length === 0) throw new UsageError("serve needs a model: coppice serve MODEL");
+      const { name: names, queue: queueLimit, timeout: timeoutSeconds, drain: drainSeconds } = flags;
+      const {
+        maxBody: maxBodyBytes,
+        memory: memoryLimit,
+        apiKeys: keysFile,
+        cors: corsOrigins,
+        draft: draftModel,
+      } = flags;
+      const { host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile } = flags;
+      const { tlsCert, tlsKey, logLevel, logPrompts } = flags;
+      const all = {
+        ...{
+          models,
+          names,
+          queueLimit,
+          timeoutSeconds,
+          drainSeconds,
+          maxBodyBytes,
+          memoryLimit,
+          keysFile,
+          corsOrigins,
+        },
+        ...{ draftModel, host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile },
+        ...{ tlsCert, tlsKey, logLevel, logPrompts },
+      };
+      const set = Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
+      const server = await serve({ ...options, ...set, models });
+      try {
+        await Promise.race([server.ready, stopped(signal)]);
+        if (!signal?.aborted)
+          print(
+            { url: server.url },
+            ({ url }) =>
+              `listening on ${url} (chat there, API at ${url}/v1, its documentation at ${url}/docs); Ctrl-C ends it`,
+          );
+        await stopped(signal);
+      } finally {
+        await server.close();
+      }
     }),
   ),
   "coppice serve student-Q4_K_M.gguf --port 8000",
-  "COPPICE_SERVE_PORT=9000 coppice serve ./student --slots 8 --api-keys keys.txt",
+  "coppice serve ./student ./teacher --memory 8GiB --api-keys keys.txt",
+  "coppice serve --list-profiles ./student",
 );
+
+const stopped = (signal: AbortSignal | undefined): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal?.aborted) resolve();
+    signal?.addEventListener("abort", () => resolve(), { once: true });
+  });
+
+const renderProfiles = (profiles: readonly Profile[]): string =>
+  table(
+    ["profile", "device", "slots", "context", "batch", "memory", "here"],
+    profiles.map(({ name, device, slots, contextSize, batchSize, memoryBytes, fits, suits }) => [
+      ...[name, device, `${slots}`, `${contextSize}`, `${batchSize}`],
+      ...[memoryBytes === undefined ? "-" : formatBytes(memoryBytes), suits ? "suits" : fits ? "fits" : "does not fit"],
+    ]),
+  );

@@ -244,7 +244,7 @@ const explained = (file: string, error: unknown): Error =>
     : new CoppiceError(`llama.cpp cannot run ${file} (${error instanceof Error ? error.message : error})`);
 
 /** A draft's guesses mean nothing in another vocabulary. */
-function checkSameTokens(model: LlamaModel, draft: LlamaModel): void {
+export function checkSameTokens(model: LlamaModel, draft: LlamaModel): void {
   const sample = "The same text, 123 — même texte.";
   const [ours, theirs] = [model, draft].map((of) => of.tokenize(sample).join());
   if (ours !== theirs) throw new UsageError("the draft model has another tokenizer: it cannot guess for this one");

@@ -1,5 +1,6 @@
 export {
   type Chat,
+  checkSameTokens,
   Engine,
   type EngineOptions,
   fastestThreads,

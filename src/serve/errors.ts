@@ -1,11 +1,11 @@
 import { CoppiceError } from "../system/errors.js";
 
-/** An answer that is an error, in the form of OpenAI's API. */
+/** An answer that is an error. */
 export class ApiError extends CoppiceError {
   override readonly name = "ApiError";
 
   constructor(
-    readonly status: 400 | 401 | 404 | 405 | 408 | 413 | 429 | 500 | 503,
+    readonly status: 400 | 401 | 403 | 404 | 405 | 408 | 413 | 429 | 500 | 503,
     message: string,
     readonly details: {
       /** The field that is at fault. */
@@ -13,20 +13,29 @@ export class ApiError extends CoppiceError {
       readonly code?: string;
       /** Seconds after which to ask again. */
       readonly retryAfter?: number;
+      /** Why, for the log. */
+      readonly cause?: unknown;
     } = {},
   ) {
     super(message);
   }
 
+  /** In the form of OpenAI's API. */
   get body() {
     const { param = null, code = null } = this.details;
     return { error: { message: this.message, type: TYPES[this.status], param, code } };
+  }
+
+  /** In the form of Anthropic's API. */
+  get anthropicBody() {
+    return { type: "error" as const, error: { type: ANTHROPIC_TYPES[this.status], message: this.message } };
   }
 }
 
 const TYPES: Readonly<Record<ApiError["status"], string>> = {
   400: "invalid_request_error",
   401: "authentication_error",
+  403: "permission_error",
   404: "not_found_error",
   405: "invalid_request_error",
   408: "timeout_error",
@@ -34,4 +43,11 @@ const TYPES: Readonly<Record<ApiError["status"], string>> = {
   429: "rate_limit_error",
   500: "server_error",
   503: "server_error",
+};
+
+const ANTHROPIC_TYPES: typeof TYPES = {
+  ...TYPES,
+  413: "request_too_large",
+  500: "api_error",
+  503: "overloaded_error",
 };

@@ -1,3 +1,4 @@
 export { ApiKeys, hashKey } from "./keys.js";
-export { type ServeJob, serve } from "./serve.js";
+export { PROFILE_NAMES, type Profile, type ProfileName } from "./profiles.js";
+export { listProfiles, type ServeJob, serve } from "./serve.js";
 export { type RunningServer, type ServerOptions, startServer } from "./server.js";

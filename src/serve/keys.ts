@@ -1,32 +1,117 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { FormatError, UsageError } from "../system/errors.js";
+import { ApiError } from "./errors.js";
 
 /** The form in which a key is kept: its SHA-256, in hexadecimal. */
 export const hashKey = (key: string): string => createHash("sha256").update(key).digest("hex");
 
-/** The keys that may ask. A file holds a hash in each line (and a name, after a space); lines that begin with # do not count. */
+/** One who may ask. */
+export interface Client {
+  /** What the log calls it. */
+  readonly name: string;
+  /** Takes a request from what is allowed. @throws ApiError 429 saying when there is more */
+  take(): void;
+  /** Takes tokens from what is allowed; more than there are delay the next request. */
+  spend(tokens: number): void;
+}
+
+interface Limits {
+  /** Requests and tokens in a minute. */
+  readonly rpm?: number;
+  readonly tpm?: number;
+}
+
+/**
+ * The keys that may ask. A file holds a hash in each line, then a name and limits where they are wanted (`HASH laptop rpm=60
+ * tpm=20000`); lines that begin with # do not count.
+ */
 export class ApiKeys {
-  private constructor(private readonly hashes: readonly Buffer[]) {}
+  private constructor(private readonly keys: readonly { readonly hash: Buffer; readonly client: Client }[]) {}
 
   /** @throws UsageError when there is no such file, FormatError for a line that is no hash */
   static read(file: string): ApiKeys {
     if (!existsSync(file)) throw new UsageError(`there is no file of keys ${file}`);
-    const hashes: Buffer[] = [];
-    for (const [i, line] of readFileSync(file, "utf8").split("\n").entries()) {
-      const [hash = ""] = line.trim().split(/\s/, 1);
-      if (hash === "" || hash.startsWith("#")) continue;
-      if (!/^[0-9a-f]{64}$/.test(hash))
-        throw new FormatError(`${file}:${i + 1} is no SHA-256; make one with: printf %s KEY | sha256sum`);
-      hashes.push(Buffer.from(hash, "hex"));
-    }
-    if (hashes.length === 0) throw new FormatError(`${file} has no keys: nobody could ask`);
-    return new ApiKeys(hashes);
+    const keys = readFileSync(file, "utf8")
+      .split("\n")
+      .flatMap((line, i) => {
+        const [hash = "", ...rest] = line.trim().split(/\s+/);
+        if (hash === "" || hash.startsWith("#")) return [];
+        const refuse = (what: string) => new FormatError(`${file}:${i + 1} ${what}`);
+        if (!/^[0-9a-f]{64}$/.test(hash)) throw refuse("is no SHA-256; make one with: printf %s KEY | sha256sum");
+        const limits: { rpm?: number; tpm?: number } = {};
+        let name = `key ${i + 1}`;
+        for (const word of rest) {
+          const [, kind, value] = /^(rpm|tpm)=([1-9]\d{0,8})$/.exec(word) ?? [];
+          if (kind !== undefined) limits[kind as "rpm" | "tpm"] = Number(value);
+          else if (word.includes("=")) throw refuse(`has ${word}: limits are rpm=REQUESTS and tpm=TOKENS, in a minute`);
+          else name = word;
+        }
+        return [{ hash: Buffer.from(hash, "hex"), client: new LimitedClient(name, limits) }];
+      });
+    if (keys.length === 0) throw new FormatError(`${file} has no keys: nobody could ask`);
+    return new ApiKeys(keys);
   }
 
-  /** Whether a key is one of them. Takes as long whichever it is. */
-  allows(key: string): boolean {
+  /** Whose key it is; nobody's where it is none of them. Takes as long whichever it is. */
+  clientOf(key: string): Client | undefined {
     const given = createHash("sha256").update(key).digest();
-    return this.hashes.reduce((found, hash) => timingSafeEqual(hash, given) || found, false);
+    return this.keys.reduce<Client | undefined>(
+      (found, { hash, client }) => (timingSafeEqual(hash, given) ? client : found),
+      undefined,
+    );
+  }
+}
+
+class LimitedClient implements Client {
+  private readonly requests: Allowance;
+  private readonly tokens: Allowance;
+
+  constructor(
+    readonly name: string,
+    { rpm, tpm }: Limits,
+  ) {
+    this.requests = new Allowance(rpm);
+    this.tokens = new Allowance(tpm);
+  }
+
+  take(): void {
+    const seconds = Math.max(this.requests.secondsUntil(1), this.tokens.secondsUntil(1));
+    if (seconds > 0)
+      throw new ApiError(429, `this key's limit is reached: ask again in ${Math.ceil(seconds)} seconds`, {
+        ...{ code: "rate_limit_exceeded", retryAfter: Math.ceil(seconds) },
+      });
+    this.requests.spend(1);
+  }
+
+  spend(tokens: number): void {
+    this.tokens.spend(tokens);
+  }
+}
+
+/** So much in a minute, which comes back as time goes (a token bucket that holds a minute's worth). */
+class Allowance {
+  private left: number;
+  private since = performance.now();
+
+  constructor(private readonly perMinute = Number.POSITIVE_INFINITY) {
+    this.left = perMinute;
+  }
+
+  secondsUntil(amount: number): number {
+    this.refill();
+    return this.left >= amount ? 0 : (60 * (amount - this.left)) / this.perMinute;
+  }
+
+  spend(amount: number): void {
+    this.refill();
+    this.left -= amount;
+  }
+
+  private refill(): void {
+    const now = performance.now();
+    if (this.perMinute !== Number.POSITIVE_INFINITY)
+      this.left = Math.min(this.perMinute, this.left + ((now - this.since) / 60_000) * this.perMinute);
+    this.since = now;
   }
 }

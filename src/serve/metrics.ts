@@ -27,6 +27,7 @@ export class Metrics {
   });
   readonly firstToken = this.histogram("vllm:time_to_first_token_seconds", "From a request to its first text");
   readonly betweenTokens = this.histogram("vllm:inter_token_latency_seconds", "Between two pieces of a text");
+  readonly queueTime = this.histogram("vllm:request_queue_time_seconds", "From a request to its turn");
   readonly latency = this.histogram("vllm:e2e_request_latency_seconds", "From a request to the end of its answer");
 
   private histogram(name: string, help: string): Histogram {

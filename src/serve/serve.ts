@@ -1,16 +1,28 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
+import { totalmem } from "node:os";
 import path from "node:path";
 import { packageRoot } from "../ggml/library.js";
 import { type JobOptions, runnableGguf } from "../jobs/index.js";
 import { UsageError } from "../system/errors.js";
+import { HostedModel, type HostOptions } from "./engine/hosted-model.js";
+import type { ModelSource } from "./engine/model-pool.js";
 import { ApiKeys } from "./keys.js";
+import { findHardware, memoryOf, modelFacts, type Profile, type ProfileName, profilesFor } from "./profiles.js";
 import { type RunningServer, type ServerOptions, startServer } from "./server.js";
 
 export interface ServeJob
   extends Omit<JobOptions, "signal">,
-    Partial<Omit<ServerOptions, "file" | "keys" | "tls" | "version" | "device" | "threads">> {
-  /** A GGUF file, a directory or a hub id. */
-  readonly model: string;
+    Partial<Omit<ServerOptions, "sources" | "models" | "profile" | "profiles" | "keys" | "tls" | "version" | "device">>,
+    Partial<Pick<HostOptions, "contextSize" | "batchSize">> {
+  /** GGUF files, directories or hub ids. The first is meant where a request names none. */
+  readonly models: readonly string[];
+  /** What the API calls the models; their files' or directories' names by default. */
+  readonly names?: readonly string[] | undefined;
+  readonly profile?: ProfileName | undefined;
+  /** A smaller MODEL of the same tokenizer that guesses ahead, for the first model. */
+  readonly draftModel?: string | undefined;
+  /** LoRA adapters (GGUF) for the first model, each `FILE` or `FILE=SCALE`. */
+  readonly lora?: readonly string[] | undefined;
   /** A file of hashed keys, of which every request needs one. */
   readonly keysFile?: string | undefined;
   /** PEM files; both or none. */
@@ -20,22 +32,106 @@ export interface ServeJob
 
 const DEFAULTS = {
   ...{ host: "127.0.0.1", port: 8000, slots: 4, queueLimit: 64, timeoutSeconds: 600, drainSeconds: 30 },
-  ...{ maxBodyBytes: 8 << 20, corsOrigins: [] as readonly string[], logLevel: "info" as const },
+  ...{ maxBodyBytes: 8 << 20, corsOrigins: [] as readonly string[], logLevel: "info" as const, logPrompts: false },
+  overflow: "refuse" as const,
 };
+/** Of the machine's memory, what models may take together. */
+const MODEL_MEMORY = 0.75;
+/** What a model is assumed to take beside its file, before it was loaded. */
+const [DEFAULT_CONTEXT, DEFAULT_BATCH] = [8192, 512];
 
-/** Serves a MODEL until it is closed, exporting it to the cache first where it is no GGUF file. */
+/** Serves MODELs until it is closed, exporting those to the cache first that are no GGUF files. It listens before they are loaded. */
 export async function serve(job: ServeJob): Promise<RunningServer> {
-  const { model, keysFile, tlsCert, tlsKey, hub: _, onProgress: __, ...given } = job;
+  const { models, names: givenNames, profile, draftModel, lora = [], keysFile, tlsCert, tlsKey, ...rest } = job;
+  const { hub: _, onProgress: __, device, threads, contextSize, batchSize, ...given } = rest;
   if ((tlsCert === undefined) !== (tlsKey === undefined))
     throw new UsageError("TLS needs both a certificate and its key (--tls-cert, --tls-key)");
   const keys = keysFile === undefined ? undefined : ApiKeys.read(keysFile);
   const tls =
-    tlsCert === undefined || tlsKey === undefined
-      ? undefined
-      : { cert: readFileSync(tlsCert), key: readFileSync(tlsKey) };
-  const file = await runnableGguf(model, job);
+    tlsCert === undefined || tlsKey === undefined ? undefined : { cert: readPem(tlsCert), key: readPem(tlsKey) };
+  const names = namesOf(models, givenNames);
+  const files = new Map<string, string>();
+  const fileOf = async (reference: string) => {
+    const file = files.get(reference) ?? (await runnableGguf(reference, job));
+    files.set(reference, file);
+    return file;
+  };
+  const hardware = findHardware(device);
+  const profiles = (): Profile[] => {
+    const file = files.get(models[0] ?? "");
+    return profilesFor(hardware, file === undefined ? undefined : modelFacts(file));
+  };
+  const chosen = async (reference: string): Promise<Partial<Profile>> => {
+    if (profile === undefined) return {};
+    const all = profilesFor(hardware, modelFacts(await fileOf(reference)));
+    return all.find(({ name }) => name === profile) ?? {};
+  };
+  const adapters = lora.map(adapterOf);
+  // a place in the queue is a slot: all models have as many
+  const slots = job.slots ?? (models[0] === undefined ? undefined : (await chosen(models[0])).slots) ?? DEFAULTS.slots;
+  const sources = models.map((reference, i): ModelSource => {
+    const isFirst = i === 0;
+    return {
+      name: names[i] ?? "",
+      expectedBytes: () => {
+        const file = files.get(reference) ?? reference;
+        return file.endsWith(".gguf") && existsSync(file)
+          ? memoryOf(modelFacts(file), slots, contextSize ?? DEFAULT_CONTEXT, batchSize ?? DEFAULT_BATCH)
+          : 0;
+      },
+      open: async () => {
+        const own = await chosen(reference);
+        return HostedModel.open(await fileOf(reference), {
+          ...{
+            device,
+            threads,
+            slots,
+            contextSize: contextSize ?? own.contextSize,
+            batchSize: batchSize ?? own.batchSize,
+          },
+          ...(isFirst && draftModel !== undefined && { draft: await fileOf(draftModel) }),
+          ...(isFirst && { lora: adapters }),
+        });
+      },
+    };
+  });
+  const [first, ...others] = sources;
+  if (first === undefined) throw new UsageError("there is no model to serve");
   const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
   const options = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
-  const name = path.basename(model.replace(/[/\\]+$/, "")).replace(/\.gguf$/, "");
-  return startServer({ name, ...DEFAULTS, ...options, file, keys, tls, version });
+  return startServer({
+    ...{ ...DEFAULTS, memoryLimit: MODEL_MEMORY * totalmem(), ...options, slots, keys, tls, version },
+    ...{ sources: [first, ...others], profile: profile ?? "default", profiles },
+    models: models.map((reference, i) => ({ name: names[i] ?? "", reference: publicReference(reference) })),
+  });
+}
+
+/** What each profile would use here, for a MODEL where one is given. */
+export async function listProfiles(model: string | undefined, job: JobOptions): Promise<Profile[]> {
+  const facts = model === undefined ? undefined : modelFacts(await runnableGguf(model, job));
+  return profilesFor(findHardware(job.device), facts);
+}
+
+/** @throws UsageError when two models have one name */
+function namesOf(models: readonly string[], given: readonly string[] | undefined): string[] {
+  if (given !== undefined && given.length !== models.length)
+    throw new UsageError(`${models.length} models need as many names, not ${given.length} (--name)`);
+  const names = given ?? models.map((model) => path.basename(model.replace(/[/\\]+$/, "")).replace(/\.gguf$/, ""));
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) throw new UsageError(`two models are called ${twice}: name them (--name a,b)`);
+  return [...names];
+}
+
+/** A path of this machine is nobody else's business. */
+const publicReference = (reference: string): string => (existsSync(reference) ? path.basename(reference) : reference);
+
+function adapterOf(text: string): { readonly file: string; readonly scale: number } {
+  const [, file = text, scale = "1"] = /^(.+)=(-?\d+(?:\.\d+)?)$/.exec(text) ?? [];
+  if (!existsSync(file)) throw new UsageError(`there is no LoRA adapter ${file}`);
+  return { file, scale: Number(scale) };
+}
+
+function readPem(file: string): Buffer {
+  if (!existsSync(file)) throw new UsageError(`there is no file ${file}`);
+  return readFileSync(file);
 }

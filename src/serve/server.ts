@@ -4,68 +4,103 @@ import type { AddressInfo } from "node:net";
 import { setTimeout as wait } from "node:timers/promises";
 import { serve as serveHono } from "@hono/node-server";
 import { pino } from "pino";
-import { HostedModel, type HostOptions } from "./hosted-model.js";
-import { type HttpOptions, httpApp, type Readiness } from "./http.js";
-import { InferenceService } from "./service.js";
+import type { ServiceInfo } from "./api/management.js";
+import { ModelPool, type ModelSource, type PoolOptions } from "./engine/model-pool.js";
+import { type HttpOptions, httpApp } from "./http.js";
+import { Metrics } from "./metrics.js";
 
-export interface ServerOptions extends HostOptions, Omit<HttpOptions, "logger"> {
-  /** A GGUF file. */
-  readonly file: string;
-  /** What the API calls the model. */
-  readonly name: string;
+export interface ServerOptions
+  extends PoolOptions,
+    Omit<HttpOptions, "logger" | "metrics">,
+    Omit<ServiceInfo, "pool" | "started" | "taking"> {
+  readonly sources: readonly [ModelSource, ...ModelSource[]];
   readonly host: string;
   /** 0 for any that is free. */
   readonly port: number;
-  readonly queueLimit: number;
   /** Seconds that running requests may take when the service ends. */
   readonly drainSeconds: number;
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   readonly logLevel: "silent" | "error" | "info";
 }
 
-/** A service that takes requests. */
+/** A service that listens. */
 export interface RunningServer {
   readonly url: string;
+  /** Settled when the first model is in memory, or cannot be; requests that come before wait for it. */
+  readonly ready: Promise<void>;
   /** Takes no more requests, answers those that are under way, and ends. */
   close(): Promise<void>;
 }
 
-/** Serves a model until it is closed. */
+/** Seconds in which a request must have been sent: slow senders hold a connection no longer. */
+const RECEIVE_SECONDS = 60;
+
+/** Serves models until it is closed. */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
   const logger = pino({ level: options.logLevel, base: null }, pino.destination(2));
-  const model = await HostedModel.open(options.file, options);
-  const service = new InferenceService(model, options);
-  const readiness: Readiness = { ready: true };
-  const app = httpApp(service, readiness, { ...options, logger });
+  const metrics = new Metrics();
+  const pool = new ModelPool(options.sources, options);
+  watch(metrics, pool);
+  let taking = true;
+  const info: ServiceInfo = { ...options, pool, started: Math.floor(Date.now() / 1000), taking: () => taking };
+  const app = httpApp(info, { ...options, logger, metrics });
+  const limits = { requestTimeout: 1000 * RECEIVE_SECONDS, headersTimeout: 1000 * RECEIVE_SECONDS };
   const server = serveHono({
     ...{ fetch: app.fetch, hostname: options.host, port: options.port },
     ...(options.tls === undefined
-      ? { createServer: createHttpServer }
-      : { createServer: createHttpsServer, serverOptions: options.tls }),
+      ? { createServer: createHttpServer, serverOptions: limits }
+      : { createServer: createHttpsServer, serverOptions: { ...options.tls, ...limits } }),
   });
-  try {
-    await new Promise<void>((resolve, reject) => {
-      server.once("listening", resolve);
-      server.once("error", reject);
-    });
-  } catch (error) {
-    await model.dispose();
-    throw error;
-  }
+  await new Promise<void>((resolve, reject) => {
+    server.once("listening", resolve);
+    server.once("error", reject);
+  });
   const { port, address, family } = server.address() as AddressInfo;
   const host = family === "IPv6" ? `[${address}]` : address;
+  const url = `${options.tls === undefined ? "http" : "https"}://${host}:${port}`;
+  logger.info({ url }, "listening");
+  const never = new AbortController().signal;
+  const ready = pool.use(undefined, never, async () => {});
+  ready.catch(() => {}); // whoever waits for it is told
   return {
-    url: `${options.tls === undefined ? "http" : "https"}://${host}:${port}`,
+    url,
+    ready,
     close: async () => {
-      readiness.ready = false;
+      taking = false;
       const ended = new Promise((resolve) => server.close(resolve));
       const deadline = performance.now() + 1000 * options.drainSeconds;
-      while (service.busy > 0 && performance.now() < deadline) await wait(20);
+      while (pool.busy > 0 && performance.now() < deadline) await wait(20);
       if ("closeIdleConnections" in server) server.closeIdleConnections();
       await Promise.race([ended, wait(1000)]);
       if ("closeAllConnections" in server) server.closeAllConnections();
       await ended;
-      await model.dispose();
+      await pool.close();
     },
   };
+}
+
+/** What is looked up when it is asked for. */
+function watch(metrics: Metrics, pool: ModelPool): void {
+  const sum = (of: (loaded: ModelPool["loaded"][number]) => number) => () =>
+    pool.loaded.reduce((total, loaded) => total + of(loaded), 0);
+  metrics.gauge(
+    "vllm:num_requests_running",
+    "Requests that are computed",
+    sum(({ queue }) => queue.running),
+  );
+  const waiting = sum(({ queue }) => queue.waiting);
+  metrics.gauge("vllm:num_requests_waiting", "Requests that wait", () => waiting() + pool.waiting);
+  const used = sum(({ model }) => model.cacheUse);
+  metrics.gauge(
+    "vllm:kv_cache_usage_perc",
+    "Share of the cache that holds something",
+    () => used() / Math.max(1, pool.loaded.length),
+  );
+  metrics.gauge("coppice:models_loaded", "Models in memory", () => pool.loaded.length);
+  metrics.gauge(
+    "coppice:model_memory_bytes",
+    "Bytes that they take",
+    sum(({ model }) => model.memoryBytes),
+  );
+  metrics.gauge("process_resident_memory_bytes", "Resident memory of the process", () => process.memoryUsage.rss());
 }

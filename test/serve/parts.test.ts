@@ -2,9 +2,9 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { FairQueue } from "../../src/serve/fair-queue.js";
+import { FairQueue } from "../../src/serve/engine/fair-queue.js";
+import { StopTexts } from "../../src/serve/engine/stop-texts.js";
 import { ApiKeys, hashKey } from "../../src/serve/index.js";
-import { StopTexts } from "../../src/serve/stop-texts.js";
 import { temporaryDirectory } from "../temporary.js";
 
 describe("texts to stop at", () => {
@@ -102,7 +102,12 @@ describe("keys", () => {
   it("are known by their hashes", () => {
     writeFileSync(file, `# ours\n${hashKey("one")} laptop\n\n${hashKey("two")}\n`);
     const keys = ApiKeys.read(file);
-    expect(["one", "two", "three", ""].map((key) => keys.allows(key))).toEqual([true, true, false, false]);
+    expect(["one", "two", "three", ""].map((key) => keys.clientOf(key)?.name)).toEqual([
+      "laptop",
+      "key 4",
+      undefined,
+      undefined,
+    ]);
   });
 
   it.each([

@@ -12,7 +12,16 @@ const model = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
 const directory = temporaryDirectory();
 process.env.COPPICE_CACHE = path.join(directory, "cache");
 const start = (options: Partial<ServeJob> = {}): Promise<RunningServer> =>
-  serve({ model, port: 0, device: "cpu", threads: 1, logLevel: "silent", slots: 2, queueLimit: 3, ...options });
+  serve({
+    models: [model],
+    port: 0,
+    device: "cpu",
+    threads: 1,
+    logLevel: "silent",
+    slots: 2,
+    queueLimit: 3,
+    ...options,
+  });
 
 let server: RunningServer;
 let client: OpenAI;

@@ -9,10 +9,11 @@ export const DETOKENIZE_AFTER = 8;
 export class TokenDecoder {
   private pending: Token[] = [];
 
-  /** @param all gets every token */
+  /** @param all gets every token @param special whether special tokens are shown */
   constructor(
     private readonly model: LlamaModel,
     private readonly all: Token[],
+    private readonly special = false,
   ) {}
 
   /** @returns the text that the token ends; nothing while a letter is not complete */
@@ -20,7 +21,7 @@ export class TokenDecoder {
     const before = this.all.slice(-DETOKENIZE_AFTER - this.pending.length, this.all.length - this.pending.length);
     this.all.push(token);
     this.pending.push(token);
-    const text = this.model.detokenize(this.pending, false, before);
+    const text = this.model.detokenize(this.pending, this.special, before);
     if (text.endsWith("\ufffd") && this.pending.length < MOST_PENDING) return "";
     this.pending = [];
     return text;
@@ -28,7 +29,7 @@ export class TokenDecoder {
 
   /** What is left of a letter that did not become complete. */
   end(): string {
-    const text = this.pending.length === 0 ? "" : this.model.detokenize(this.pending);
+    const text = this.pending.length === 0 ? "" : this.model.detokenize(this.pending, this.special);
     this.pending = [];
     return text;
   }

@@ -3,6 +3,8 @@ export class StopTexts {
   private held = "";
   /** The text that was met. */
   found: string | undefined;
+  /** What came after it. */
+  rest = "";
 
   constructor(private readonly stops: readonly string[]) {}
 
@@ -17,11 +19,18 @@ export class StopTexts {
     if (hit !== undefined) {
       this.found = hit.stop;
       this.held = "";
+      this.rest = all.slice(hit.at + hit.stop.length);
       return all.slice(0, hit.at);
     }
     const keep = Math.max(0, ...this.stops.map((stop) => overlap(all, stop)));
     this.held = all.slice(all.length - keep);
     return all.slice(0, all.length - keep);
+  }
+
+  /** Looks for them again. */
+  reset(): void {
+    this.found = undefined;
+    this.rest = "";
   }
 
   /** What was held back when no more text comes. */

@@ -1,0 +1,123 @@
+import { createHash } from "node:crypto";
+import { readFileSync, statSync } from "node:fs";
+import path from "node:path";
+import { z } from "zod";
+import { packageRoot } from "../../ggml/library.js";
+import type { ModelPool } from "../engine/model-pool.js";
+import { ApiError } from "../errors.js";
+import type { Profile } from "../profiles.js";
+
+/** What a service tells of itself. */
+export interface ServiceInfo {
+  readonly pool: ModelPool;
+  /** When it was started, in seconds. */
+  readonly started: number;
+  readonly version: string;
+  /** Each model's name and what it was given as. */
+  readonly models: readonly { readonly name: string; readonly reference: string }[];
+  readonly profile: string;
+  readonly profiles: () => readonly Profile[];
+  /** Whether requests are taken. */
+  readonly taking: () => boolean;
+}
+
+/** Something that can be asked for by GET. */
+export interface Management {
+  readonly path: string;
+  readonly summary: string;
+  readonly reply: z.ZodType;
+  /** Whether it needs no key: probes and collectors have none. */
+  readonly open: boolean;
+  answer(info: ServiceInfo): unknown;
+}
+
+const health = z.object({ object: z.literal("health.response"), message: z.string() });
+
+const modelCard = z.object({
+  ...{ id: z.string(), object: z.literal("model"), created: z.number().int(), owned_by: z.string() },
+  loaded: z.boolean().describe("whether it is in memory"),
+  max_model_len: z.number().int().nullable().describe("tokens of a prompt and its answer; known when it is loaded"),
+});
+
+const licenseSchema = z.object({
+  ...{ name: z.string(), path: z.string(), sha: z.string(), size: z.number().int(), url: z.string(), type: z.string() },
+  content: z.string(),
+});
+
+/** The card of one model. @throws ApiError 404 for one that there is not */
+export function modelCardOf({ pool, started }: ServiceInfo, name: string): z.infer<typeof modelCard> {
+  const id = pool.resolve(name);
+  const loaded = pool.loaded.find((one) => one.name === id);
+  return {
+    ...{ id, object: "model", created: started, owned_by: "coppice", loaded: loaded !== undefined },
+    max_model_len: loaded?.model.contextSize ?? null,
+  };
+}
+
+function license(): z.infer<typeof licenseSchema> {
+  const file = path.join(packageRoot, "LICENSE");
+  const content = readFileSync(file, "utf8");
+  return {
+    ...{ name: "Apache-2.0", path: "LICENSE", sha: createHash("sha256").update(content).digest("hex") },
+    ...{ size: statSync(file).size, url: "https://www.apache.org/licenses/LICENSE-2.0", type: "text/plain", content },
+  };
+}
+
+const manifest = z.object({
+  models: z.array(z.object({ name: z.string(), reference: z.string(), loaded: z.boolean() })),
+  profiles: z.array(z.looseObject({ name: z.string(), suits: z.boolean() })),
+});
+
+/** All that can be asked for by GET, but metrics and pages. */
+export const MANAGEMENT: readonly Management[] = [
+  {
+    ...{ path: "/v1/models", summary: "Models that can be asked for", open: false },
+    reply: z.object({ object: z.literal("list"), data: z.array(modelCard) }),
+    answer: (info) => ({ object: "list", data: info.pool.names.map((name) => modelCardOf(info, name)) }),
+  },
+  {
+    ...{ path: "/v1/health/live", summary: "Whether the process lives", reply: health, open: true },
+    answer: () => ({ object: "health.response", message: "live" }),
+  },
+  {
+    ...{ path: "/v1/health/ready", summary: "Whether requests are answered now", reply: health, open: true },
+    answer: ({ taking, pool }) => {
+      if (!taking()) throw new ApiError(503, "not ready: the service is ending", { retryAfter: 5 });
+      if (!pool.ready) throw new ApiError(503, "not ready: the model is being loaded", { retryAfter: 5 });
+      return { object: "health.response", message: "ready" };
+    },
+  },
+  {
+    ...{ path: "/v1/version", summary: "Versions of the service and of its API", open: true },
+    reply: z.object({ release: z.string(), api: z.string() }),
+    answer: ({ version }) => ({ release: version, api: "1.0" }),
+  },
+  {
+    ...{ path: "/v1/metadata", summary: "What is served, under which licence", open: false },
+    reply: z.object({
+      ...{ version: z.string(), selectedModelProfileId: z.string(), repository_override: z.string() },
+      ...{ assetInfo: z.array(z.string()), licenseInfo: licenseSchema },
+      modelInfo: z.array(z.object({ modelUrl: z.string(), shortName: z.string() })),
+    }),
+    answer: ({ version, models, profile }) => ({
+      ...{ version, selectedModelProfileId: profile, repository_override: "", assetInfo: [], licenseInfo: license() },
+      modelInfo: models.map(({ name, reference }) => ({ modelUrl: reference, shortName: name })),
+    }),
+  },
+  {
+    ...{
+      path: "/v1/manifest",
+      summary: "Models and the profiles in which they can be run here",
+      reply: manifest,
+      open: false,
+    },
+    answer: ({ models, pool, profiles }) => ({
+      models: models.map((model) => ({ ...model, loaded: pool.loaded.some(({ name }) => name === model.name) })),
+      profiles: profiles(),
+    }),
+  },
+  {
+    ...{ path: "/v1/license", summary: "The service's own licence", reply: licenseSchema, open: false },
+    answer: license,
+  },
+];

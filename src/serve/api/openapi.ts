@@ -1,0 +1,121 @@
+import { z } from "zod";
+import { escapeHtml, page, table } from "../../jobs/report.js";
+import { ENDPOINTS } from "./index.js";
+import { MANAGEMENT } from "./management.js";
+
+type Json = Readonly<Record<string, unknown>>;
+
+const errorSchema = z.object({
+  error: z.object({
+    message: z.string(),
+    type: z.string(),
+    param: z.string().nullable().optional().describe("the field that is at fault"),
+    code: z.string().nullable().optional(),
+  }),
+});
+
+const STATUSES: Readonly<Record<string, string>> = {
+  400: "something in the request is wrong, named",
+  401: "a valid key is needed",
+  404: "there is no such model",
+  408: "it took too long",
+  413: "the body is too large",
+  429: "too many requests: Retry-After says when to ask again",
+  503: "not ready, or ending",
+};
+
+const schemaOf = (schema: z.ZodType, io: "input" | "output"): Json => {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io, unrepresentable: "any" }) as Json;
+  return rest;
+};
+
+/** What can be asked for and what comes back, as an OpenAPI 3.1 document. */
+export function openApi(version: string): Json {
+  const errors = Object.fromEntries(
+    Object.entries(STATUSES).map(([status, description]) => [
+      status,
+      { description, content: { "application/json": { schema: { $ref: "#/components/schemas/Error" } } } },
+    ]),
+  );
+  const posts = ENDPOINTS.map(({ path, tag, summary, body, reply, streams }) => [
+    path,
+    {
+      post: {
+        ...{ tags: [tag], summary, operationId: operationId("post", path), security: [{ bearer: [] }, {}] },
+        requestBody: { required: true, content: { "application/json": { schema: schemaOf(body, "input") } } },
+        responses: {
+          200: {
+            description: streams ? "the answer; as server-sent events where stream is true" : "the answer",
+            content: {
+              "application/json": { schema: schemaOf(reply, "output") },
+              ...(streams && { "text/event-stream": { schema: { type: "string" } } }),
+            },
+          },
+          ...errors,
+        },
+      },
+    },
+  ]);
+  const gets = MANAGEMENT.map(({ path, summary, reply }) => [
+    path,
+    {
+      get: {
+        ...{ tags: ["Management"], summary, operationId: operationId("get", path) },
+        responses: {
+          200: { description: summary, content: { "application/json": { schema: schemaOf(reply, "output") } } },
+        },
+      },
+    },
+  ]);
+  return {
+    openapi: "3.1.0",
+    info: { title: "Coppice inference service", version, license: { name: "Apache-2.0", identifier: "Apache-2.0" } },
+    paths: Object.fromEntries([...posts, ...gets]),
+    components: {
+      schemas: { Error: schemaOf(errorSchema, "output") },
+      securitySchemes: { bearer: { type: "http", scheme: "bearer" } },
+    },
+  };
+}
+
+const operationId = (method: string, path: string): string =>
+  `${method}${path.replace(/[/_]+(\w)/g, (_, letter: string) => letter.toUpperCase())}`;
+
+/** The same for people: a page without anything from elsewhere. */
+export function docsPage(version: string): string {
+  const posts = ENDPOINTS.map(({ path, summary, body, streams }) => {
+    const { properties = {}, required = [] } = schemaOf(body, "input") as {
+      properties?: Record<string, Json>;
+      required?: string[];
+    };
+    const rows = Object.entries(properties).map(([name, schema]) => [
+      ...[name, kindOf(schema), required.includes(name) ? "yes" : "", `${schema.description ?? ""}`],
+    ]);
+    const stream = streams ? " Also as a stream of server-sent events (<code>stream: true</code>)." : "";
+    return `<h2><code>POST ${path}</code></h2><p>${escapeHtml(summary)}.${stream}</p>${table(["field", "type", "needed", "what"], rows)}`;
+  });
+  const gets = table(
+    ["endpoint", "what"],
+    MANAGEMENT.map(({ path, summary }) => [`GET ${path}`, summary]),
+  );
+  return page("Coppice: API", [
+    `<h1>Coppice inference service ${escapeHtml(version)}</h1>`,
+    '<p>The same for programs: <a href="/openapi.json">openapi.json</a>. A field that is not listed is refused by name.</p>',
+    ...posts,
+    `<h2>Management</h2>${gets}`,
+  ]);
+}
+
+/** What a field is, in a few words. */
+function kindOf(schema: Json): string {
+  const { type, anyOf, oneOf, const: constant, enum: values, items } = schema;
+  const alternatives = (anyOf ?? oneOf) as Json[] | undefined;
+  if (alternatives !== undefined) {
+    const kinds = alternatives.map(kindOf).filter((kind) => kind !== "null");
+    return [...new Set(kinds)].join(" or ");
+  }
+  if (constant !== undefined) return JSON.stringify(constant);
+  if (Array.isArray(values)) return values.map((value) => JSON.stringify(value)).join(" or ");
+  if (type === "array") return `list of ${items === undefined ? "anything" : kindOf(items as Json)}`;
+  return `${type ?? "anything"}`;
+}

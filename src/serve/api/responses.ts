@@ -1,0 +1,281 @@
+import { randomUUID } from "node:crypto";
+import { z } from "zod";
+import type { Conversation, Format, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
+import type { Written } from "../engine/hosted-model.js";
+import type { LoadedModel } from "../engine/model-pool.js";
+import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
+import { ApiError } from "../errors.js";
+import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
+import { checkTools, jsonSchema, modelName, NO_PARAMETERS, text, textOf, toolList, toolName } from "./schemas.js";
+
+const id = z.string().max(256);
+const inputPart = z.strictObject({ type: z.literal("input_text"), text });
+const outputPart = z.strictObject({
+  ...{
+    type: z.literal("output_text"),
+    text,
+    annotations: z.array(z.unknown()).optional(),
+    logprobs: z.array(z.unknown()).optional(),
+  },
+});
+const status = z.enum(["in_progress", "completed", "incomplete"]).nullish();
+
+const item = z.union([
+  z.strictObject({
+    ...{
+      type: z.literal("message").optional(),
+      role: z.enum(["user", "system", "developer"]),
+      status,
+      id: id.optional(),
+    },
+    content: z.union([text, z.array(inputPart).min(1)]),
+  }),
+  z.strictObject({
+    ...{ type: z.literal("message").optional(), role: z.literal("assistant"), status, id: id.optional() },
+    content: z.union([text, z.array(outputPart).min(1)]),
+    phase: z.null().optional(),
+  }),
+  z.strictObject({
+    ...{ type: z.literal("function_call"), id: id.optional(), call_id: id, name: toolName, arguments: text, status },
+  }),
+  z.strictObject({
+    ...{ type: z.literal("function_call_output"), id: id.optional(), call_id: id, status },
+    output: z.union([text, z.array(inputPart).min(1)]),
+  }),
+]);
+
+const schema = z.strictObject({
+  model: modelName,
+  input: z.union([text, z.array(item).min(1).max(4096)]),
+  instructions: text.nullish(),
+  max_output_tokens: z.number().int().min(1).nullish(),
+  temperature: z.number().min(0).max(2).nullish(),
+  top_p: z.number().gt(0).max(1).nullish(),
+  stream: z.boolean().nullish(),
+  truncation: z
+    .enum(["auto", "disabled"])
+    .nullish()
+    .describe("auto leaves the oldest part of a conversation out that does not fit"),
+  text: z
+    .strictObject({
+      format: z
+        .discriminatedUnion("type", [
+          z.strictObject({ type: z.literal("text") }),
+          z.strictObject({ type: z.literal("json_object") }),
+          z.strictObject({
+            ...{ type: z.literal("json_schema"), name: z.string().max(64), schema: jsonSchema },
+            ...{ description: z.string().max(4096).optional(), strict: z.boolean().nullish() },
+          }),
+        ])
+        .optional(),
+    })
+    .nullish(),
+  tools: toolList(
+    z.strictObject({
+      ...{
+        type: z.literal("function"),
+        name: toolName,
+        parameters: jsonSchema.nullish(),
+        strict: z.boolean().nullish(),
+      },
+      description: z
+        .string()
+        .max(1 << 16)
+        .nullish(),
+    }),
+  ).nullish(),
+  tool_choice: z
+    .union([z.enum(["none", "auto", "required"]), z.strictObject({ type: z.literal("function"), name: toolName })])
+    .nullish(),
+  parallel_tool_calls: z.boolean().nullish(),
+  user: z.string().max(512).nullish(),
+  metadata: z.record(z.string().max(64), z.string().max(512)).nullish().describe("comes back with the answer"),
+  store: z.literal(false).nullish().describe("answers are not kept"),
+  service_tier: z.enum(["auto", "default"]).nullish(),
+});
+type Body = z.infer<typeof schema>;
+
+export const responses = endpoint<Body>({
+  ...{ path: "/v1/responses", tag: "OpenAI", summary: "Answers a conversation", streams: true, body: schema },
+  reply: z.looseObject({
+    id: z.string(),
+    object: z.literal("response"),
+    created_at: z.number(),
+    status: z.enum(["in_progress", "completed", "incomplete"]),
+    model: z.string(),
+    output: z.array(z.looseObject({ type: z.enum(["message", "function_call"]) })),
+    usage: z.looseObject({ input_tokens: z.number().int(), output_tokens: z.number().int() }).nullable(),
+  }),
+  answer: async (body, service, context) =>
+    body.stream
+      ? streamed(service, body.model, context, (model) => responseStream(body, service, model, context))
+      : whole(service, body.model, context, (model) => response(body, service, model, context)),
+});
+
+function conversationOf(body: Body, service: Service): Conversation {
+  const system: Turn[] = body.instructions ? [{ role: "system", content: body.instructions }] : [];
+  const turns: Turn[] = typeof body.input === "string" ? [{ role: "user", content: body.input }] : turnsOf(body.input);
+  return {
+    turns: [...system, ...turns],
+    tools: checkTools(
+      (body.tools ?? []).map(({ name, description, parameters }) => ({
+        ...{ name, description: description ?? undefined, parameters: parameters ?? NO_PARAMETERS },
+      })),
+    ),
+    toolChoice: toolChoiceOf(body.tool_choice),
+    parallelCalls: body.parallel_tool_calls ?? true,
+    format: formatOf(body.text?.format),
+    sampling: { temperature: body.temperature ?? 1, topP: body.top_p ?? undefined, stops: [] },
+    maxTokens: allowedTokens(service, body.max_output_tokens ?? undefined, "max_output_tokens"),
+    overflow: body.truncation ? (body.truncation === "auto" ? "drop-oldest" : "refuse") : undefined,
+  };
+}
+
+/** Calls come as items of their own; a chat has those of one answer in one turn. */
+function turnsOf(items: readonly z.infer<typeof item>[]): Turn[] {
+  const turns: Turn[] = [];
+  for (const one of items) {
+    if (one.type === "function_call_output")
+      turns.push({ role: "tool", content: textOf(one.output), callId: one.call_id });
+    else if (one.type === "function_call") {
+      const call = { id: one.call_id, name: one.name, arguments: one.arguments };
+      const last = turns.at(-1);
+      if (last?.role === "assistant") turns[turns.length - 1] = { ...last, calls: [...last.calls, call] };
+      else turns.push({ role: "assistant", content: "", calls: [call] });
+    } else if (one.role === "assistant") turns.push({ role: "assistant", content: textOf(one.content), calls: [] });
+    else turns.push({ role: one.role === "user" ? "user" : "system", content: textOf(one.content) });
+  }
+  return turns;
+}
+
+const toolChoiceOf = (given: Body["tool_choice"]): ToolChoice =>
+  typeof given === "string" ? given : given ? { name: given.name } : "auto";
+
+function formatOf(given: NonNullable<Body["text"]>["format"]): Format | undefined {
+  if (given === undefined || given.type === "text") return undefined;
+  return { kind: "json", schema: given.type === "json_schema" ? given.schema : undefined, param: "text.format" };
+}
+
+async function response(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
+  const task = conversationTask(model, conversationOf(body, service), context.overflow);
+  const [answer] = await writeAll(model, [task], context);
+  if (answer === undefined) throw new ApiError(500, "there is no answer");
+  const output = [
+    ...(answer.text === "" && answer.calls.length > 0 ? [] : [messageOf(newId("msg"), answer.text, "completed")]),
+    ...answer.calls.map((call) => callOf(newId("fc"), call, "completed")),
+  ];
+  return responseOf(newId("resp"), body, model, output, answer.written);
+}
+
+async function* responseStream(
+  body: Body,
+  service: Service,
+  model: LoadedModel,
+  context: RequestContext,
+): AsyncGenerator<ServerEvent> {
+  const task = conversationTask(model, conversationOf(body, service), context.overflow);
+  let sequence_number = 0;
+  const event = (type: string, fields: object): ServerEvent => {
+    return { event: type, data: { type, sequence_number: sequence_number++, ...fields } };
+  };
+  const own = newId("resp");
+  const output: object[] = [];
+  let message: { readonly id: string; text: string } | undefined;
+  const place = () => ({ item_id: message?.id, output_index: output.length, content_index: 0 });
+  const close = function* () {
+    if (message === undefined) return;
+    const { id: item_id, text: whole } = message;
+    yield event("response.output_text.done", { ...place(), text: whole, logprobs: [] });
+    yield event("response.content_part.done", { ...place(), part: partOf(whole) });
+    const done = messageOf(item_id, whole, "completed");
+    yield event("response.output_item.done", { output_index: output.length, item: done });
+    output.push(done);
+    message = undefined;
+  };
+  let begun = false;
+  for await (const { said } of streamAll(model, [task], context)) {
+    if (!begun) {
+      const started = responseOf(own, body, model, [], undefined);
+      yield event("response.created", { response: started });
+      yield event("response.in_progress", { response: started });
+    }
+    begun = true;
+    if (said.kind === "text" && said.text !== "") {
+      if (message === undefined) {
+        message = { id: newId("msg"), text: "" };
+        const item = { ...messageOf(message.id, "", "in_progress"), content: [] };
+        yield event("response.output_item.added", { output_index: output.length, item });
+        yield event("response.content_part.added", { ...place(), part: partOf("") });
+      }
+      message.text += said.text;
+      yield event("response.output_text.delta", { ...place(), delta: said.text, logprobs: [] });
+    } else if (said.kind === "call") {
+      yield* close();
+      const [item_id, output_index] = [newId("fc"), output.length];
+      const added = { ...callOf(item_id, said.call, "in_progress"), arguments: "" };
+      yield event("response.output_item.added", { output_index, item: added });
+      const at = { item_id, output_index };
+      yield event("response.function_call_arguments.delta", { ...at, delta: said.call.arguments });
+      const { name, arguments: json } = said.call;
+      yield event("response.function_call_arguments.done", { ...at, name, arguments: json });
+      const done = callOf(item_id, said.call, "completed");
+      yield event("response.output_item.done", { output_index, item: done });
+      output.push(done);
+    } else if (said.kind === "end") {
+      yield* close();
+      const ended = responseOf(own, body, model, output, said.written);
+      yield event(ended.status === "completed" ? "response.completed" : "response.incomplete", { response: ended });
+    }
+  }
+}
+
+const newId = (kind: string): string => `${kind}_${randomUUID().replace(/-/g, "")}`;
+
+const partOf = (said: string) => ({ type: "output_text", text: said, annotations: [], logprobs: [] });
+
+const messageOf = (own: string, said: string, state: string) => ({
+  ...{ id: own, type: "message", role: "assistant", status: state, content: [partOf(said)] },
+});
+
+const callOf = (own: string, call: ToolCall, state: string) => ({
+  ...{ id: own, type: "function_call", call_id: call.id, name: call.name, arguments: call.arguments, status: state },
+});
+
+/** @param written undefined while it is being written */
+function responseOf(
+  own: string,
+  body: Body,
+  model: LoadedModel,
+  output: readonly object[],
+  written: Written | undefined,
+) {
+  const state = written === undefined ? "in_progress" : written.finishReason === "length" ? "incomplete" : "completed";
+  const { promptTokens, cachedTokens, completionTokens } = usageOf(written === undefined ? [] : [written]);
+  return {
+    ...{ id: own, object: "response", created_at: now(), status: state, model: model.name, output },
+    ...{
+      background: false,
+      error: null,
+      incomplete_details: state === "incomplete" ? { reason: "max_output_tokens" } : null,
+    },
+    ...{ instructions: body.instructions ?? null, max_output_tokens: body.max_output_tokens ?? null },
+    ...{
+      metadata: body.metadata ?? {},
+      parallel_tool_calls: body.parallel_tool_calls ?? true,
+      previous_response_id: null,
+    },
+    ...{ reasoning: { effort: null, summary: null }, service_tier: "default", store: false },
+    ...{ temperature: body.temperature ?? 1, top_p: body.top_p ?? 1, truncation: body.truncation ?? "disabled" },
+    ...{ text: { format: body.text?.format ?? { type: "text" } }, tool_choice: body.tool_choice ?? "auto" },
+    ...{ tools: body.tools ?? [], user: body.user ?? null },
+    usage:
+      written === undefined
+        ? null
+        : {
+            ...{ input_tokens: promptTokens, output_tokens: completionTokens },
+            total_tokens: promptTokens + completionTokens,
+            input_tokens_details: { cached_tokens: cachedTokens },
+            output_tokens_details: { reasoning_tokens: 0 },
+          },
+  };
+}

@@ -1,0 +1,164 @@
+import { z } from "zod";
+import type { Format, Sampling, Tool } from "../engine/conversation.js";
+import { ApiError } from "../errors.js";
+
+/** What several endpoints take. Every field is named here or there; one that is not is refused. */
+
+const [MOST_STOPS, MOST_TEXT, MOST_TOOLS, MOST_CHOICES] = [16, 4 << 20, 128, 2000];
+
+export const text = z.string().max(MOST_TEXT);
+export const modelName = z.string().max(256).optional().describe("one of /v1/models; the first where it is left out");
+export const tokenIds = z
+  .array(z.number().int().min(0))
+  .min(1)
+  .max(1 << 20);
+
+/** Any JSON Schema: what a grammar cannot say is refused when it is made one. */
+export const jsonSchema = z.record(z.string(), z.unknown());
+
+const guided = {
+  guided_json: z.union([jsonSchema, text]).nullish().describe("a JSON Schema that the text must match"),
+  guided_regex: z.string().nullish().describe("a regular expression that the whole text must match"),
+  guided_choice: z.array(text.min(1)).min(1).max(MOST_CHOICES).nullish().describe("texts, one of which is written"),
+  guided_grammar: z.string().nullish().describe("a grammar (GBNF) with a rule root"),
+};
+const structured = {
+  json: guided.guided_json,
+  regex: guided.guided_regex,
+  choice: guided.guided_choice,
+  grammar: guided.guided_grammar,
+};
+
+/** Fields of completions and chats. */
+export const sampling = {
+  model: modelName,
+  temperature: z
+    .number()
+    .min(0)
+    .max(2)
+    .nullish()
+    .describe("0 takes the most probable token always; 1 where it is left out"),
+  top_p: z.number().gt(0).max(1).nullish(),
+  top_k: z
+    .number()
+    .int()
+    .min(0)
+    .max(1 << 20)
+    .nullish(),
+  min_p: z.number().min(0).max(1).nullish(),
+  seed: z
+    .number()
+    .int()
+    .min(0)
+    .max(2 ** 32 - 1)
+    .nullish()
+    .describe("the same seed, the same text"),
+  presence_penalty: z.number().min(-2).max(2).nullish(),
+  frequency_penalty: z.number().min(-2).max(2).nullish(),
+  repetition_penalty: z.number().gt(0).max(10).nullish().describe("divides the odds of what was written; 1 for none"),
+  logit_bias: z
+    .record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100))
+    .nullish()
+    .describe("added to logits, by the tokens' ids"),
+  stop: z.union([text, z.array(text).max(MOST_STOPS)]).nullish(),
+  ignore_eos: z.boolean().nullish().describe("goes on after the model's own end"),
+  n: z.number().int().min(1).max(16).nullish().describe("how many answers"),
+  stream: z.boolean().nullish(),
+  stream_options: z.strictObject({ include_usage: z.boolean().optional() }).nullish(),
+  user: z.string().max(512).nullish().describe("who asks, for the log"),
+  ...guided,
+  structured_outputs: z.strictObject(structured).nullish().describe("the same as guided_json and so on"),
+  nvext: z.strictObject(guided).nullish().describe("the same as guided_json and so on"),
+};
+
+type SamplingBody = { [Key in keyof typeof sampling]?: z.infer<(typeof sampling)[Key]> };
+
+/** What is common to all of OpenAI's bodies about how tokens are drawn. */
+export const samplingOf = (body: SamplingBody): Sampling => ({
+  temperature: body.temperature ?? 1,
+  ...{ topP: body.top_p ?? undefined, topK: body.top_k ?? undefined, minP: body.min_p ?? undefined },
+  seed: body.seed ?? undefined,
+  ...{ presencePenalty: body.presence_penalty ?? undefined, frequencyPenalty: body.frequency_penalty ?? undefined },
+  ...{ repetitionPenalty: body.repetition_penalty ?? undefined, logitBias: body.logit_bias ?? undefined },
+  stops: [body.stop ?? []].flat().filter((stop) => stop !== ""),
+  ignoreEnd: body.ignore_eos ?? undefined,
+});
+
+/** The form that a body asks for by any of its fields. @throws ApiError 400 for more than one */
+export function guidedFormat(body: SamplingBody, own?: Format): Format | undefined {
+  const { structured_outputs: outputs, nvext } = body;
+  const renamed = outputs && {
+    ...{ guided_json: outputs.json, guided_regex: outputs.regex, guided_choice: outputs.choice },
+    guided_grammar: outputs.grammar,
+  };
+  const formats = [body, renamed, nvext].flatMap((from): Format[] => {
+    const { guided_json: json, guided_regex: regex, guided_choice: choice, guided_grammar: grammar } = from ?? {};
+    return [
+      ...(json ? [{ kind: "json" as const, schema: schemaOf(json), param: "guided_json" }] : []),
+      ...(regex ? [{ kind: "regex" as const, pattern: regex, param: "guided_regex" }] : []),
+      ...(choice ? [{ kind: "choice" as const, options: choice }] : []),
+      ...(grammar ? [{ kind: "grammar" as const, text: grammar, param: "guided_grammar" }] : []),
+    ];
+  });
+  const all = [...(own === undefined ? [] : [own]), ...formats];
+  if (all.length > 1) throw new ApiError(400, "an answer can have one form only: the request asks for several");
+  return all[0];
+}
+
+function schemaOf(given: string | Readonly<Record<string, unknown>>): unknown {
+  if (typeof given !== "string") return given;
+  try {
+    return JSON.parse(given);
+  } catch {
+    throw new ApiError(400, "guided_json is no JSON", { param: "guided_json" });
+  }
+}
+
+export const toolName = z.string().regex(/^[\w.-]{1,64}$/);
+export const toolList = <T extends z.ZodType>(tool: T) => z.array(tool).max(MOST_TOOLS);
+
+/** @throws ApiError 400 for two tools of one name */
+export function checkTools(tools: readonly Tool[]): readonly Tool[] {
+  const names = tools.map(({ name }) => name);
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) throw new ApiError(400, `there are two tools ${twice}`, { param: "tools" });
+  return tools;
+}
+
+/** Arguments of a tool that has none. */
+export const NO_PARAMETERS = { type: "object", properties: {}, additionalProperties: false };
+
+/** Text, or parts of it. */
+export const textOf = (content: string | readonly { readonly text: string }[]): string =>
+  typeof content === "string" ? content : content.map((part) => part.text).join("");
+
+/** @throws ApiError 400 naming the field */
+export function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {
+  const parsed = schema.safeParse(body);
+  if (parsed.success) return parsed.data;
+  const { issue, at } = deepest(parsed.error.issues, []);
+  if (issue?.code === "unrecognized_keys") {
+    const param = [...at, issue.keys[0]].join(".");
+    throw new ApiError(400, `the field ${param} is not supported`, { param, code: "unsupported_parameter" });
+  }
+  const param = at.join(".");
+  throw new ApiError(400, `${param === "" ? "the body" : param}: ${issue?.message ?? "invalid"}`, {
+    ...{ param, code: "invalid_value" },
+  });
+}
+
+interface Found {
+  readonly issue: z.core.$ZodIssue | undefined;
+  readonly at: readonly PropertyKey[];
+}
+
+/** What is wrong, as far inside as can be told: of alternatives, in the one that came furthest. */
+function deepest(issues: readonly z.core.$ZodIssue[], base: readonly PropertyKey[]): Found {
+  const found = issues.map((issue): Found => {
+    const at = [...base, ...issue.path];
+    if (issue.code !== "invalid_union") return { issue, at };
+    const inner = issue.errors.filter((errors) => errors.length > 0).map((errors) => deepest(errors, at));
+    return [...inner].sort((a, b) => b.at.length - a.at.length)[0] ?? { issue, at };
+  });
+  return found[0] ?? { issue: undefined, at: base };
+}

@@ -1,0 +1,4 @@
+export { checkGrammar } from "./check.js";
+export { either, GrammarRules, literal } from "./gbnf.js";
+export { jsonBody, jsonGrammar } from "./json-schema.js";
+export { regexBody } from "./regex.js";

@@ -1,0 +1,147 @@
+import { type AST, RegExpParser } from "@eslint-community/regexpp";
+import { ApiError } from "../errors.js";
+import { either, escaped, literal, repeated } from "./gbnf.js";
+
+/** What a regular expression's characters become, and what may stand around it. */
+interface Surroundings {
+  /** A character as it is written there. */
+  readonly write: (character: string) => string;
+  /** Code points that cannot be written as themselves there. */
+  readonly excluded: readonly Range[];
+  /** Any text, put where an expression is not anchored; none means that it is anchored. */
+  readonly anything?: string;
+}
+
+type Range = readonly [from: number, to: number];
+
+const LAST = 0x10ffff;
+const DIGITS: Range[] = [[0x30, 0x39]];
+const WORD: Range[] = [
+  [0x30, 0x39],
+  [0x41, 0x5a],
+  [0x5f, 0x5f],
+  [0x61, 0x7a],
+];
+const SPACE: Range[] = [
+  [9, 13],
+  [0x20, 0x20],
+  [0xa0, 0xa0],
+  [0x2028, 0x2029],
+  [0x3000, 0x3000],
+  [0xfeff, 0xfeff],
+];
+const LINE_ENDS: Range[] = [
+  [10, 10],
+  [13, 13],
+  [0x2028, 0x2029],
+];
+const SURROGATES: Range = [0xd800, 0xdfff];
+const MOST_TEXT = 4096;
+const MOST_DEPTH = 32;
+
+/** A whole text that an expression matches. */
+const PLAIN: Surroundings = { write: literal, excluded: [] };
+
+/** In a string of JSON, anywhere in it as JSON Schema has it. @param anything rule of a string's characters */
+export const insideJson = (anything: string): Surroundings => ({
+  ...{
+    anything,
+    excluded: [
+      [0, 0x1f],
+      [0x22, 0x22],
+      [0x5c, 0x5c],
+      [0x7f, 0x7f],
+    ],
+  },
+  write: (character) => literal(JSON.stringify(character).slice(1, -1)),
+});
+
+/**
+ * A regular expression of JavaScript (with its flag u) as the body of a grammar's rule. The text must match as a whole, unless what is around says otherwise.
+ * @throws ApiError 400 for what a grammar cannot say: assertions other than ^ and $ at the ends, references back, \p{…}
+ */
+export function regexBody(source: string, param: string, around: Surroundings = PLAIN): string {
+  const refuse = (why: string) => new ApiError(400, `the regular expression ${why}`, { param });
+  if (source.length > MOST_TEXT) throw refuse(`has more than ${MOST_TEXT} characters`);
+  let pattern: AST.Pattern;
+  try {
+    pattern = new RegExpParser({ ecmaVersion: 2024 }).parsePattern(source, 0, source.length, { unicode: true });
+  } catch (error) {
+    throw refuse(`cannot be read: ${error instanceof Error ? error.message : error}`);
+  }
+
+  const rangesOf = (node: AST.CharacterClassElement | AST.CharacterSet): readonly Range[] => {
+    switch (node.type) {
+      case "Character":
+        return [[node.value, node.value]];
+      case "CharacterClassRange":
+        return [[node.min.value, node.max.value]];
+      case "CharacterSet": {
+        if (node.kind === "any") return complement(LINE_ENDS);
+        if (node.kind === "property") throw refuse("has \\p{…}, which a grammar cannot say");
+        const ranges = { digit: DIGITS, word: WORD, space: SPACE }[node.kind];
+        return node.negate ? complement(ranges) : ranges;
+      }
+      default:
+        throw refuse("has a class within a class");
+    }
+  };
+  const oneOf = (ranges: readonly Range[]): string => {
+    const left = complement([...complement(ranges), ...around.excluded, SURROGATES]);
+    if (left.length === 0) throw refuse("has a class of characters that cannot be written here");
+    const parts = left.map(([from, to]) => {
+      const [first, last] = [from, to].map((code) => escaped(String.fromCodePoint(code)));
+      return from === to ? first : `${first}-${last}`;
+    });
+    return `[${parts.join("")}]`;
+  };
+  const element = (node: AST.Element, depth: number): string => {
+    if (depth > MOST_DEPTH) throw refuse(`nests deeper than ${MOST_DEPTH}`);
+    switch (node.type) {
+      case "Character":
+        return around.write(String.fromCodePoint(node.value));
+      case "CharacterSet":
+        return oneOf(rangesOf(node));
+      case "CharacterClass": {
+        const ranges = node.elements.flatMap((one) => rangesOf(one as AST.CharacterClassElement));
+        return oneOf(node.negate ? complement(ranges) : ranges);
+      }
+      case "Group":
+      case "CapturingGroup":
+        return `(${node.alternatives.map((one) => sequence(one.elements, depth + 1)).join(" | ")})`;
+      case "Quantifier": {
+        const max = node.max === Number.POSITIVE_INFINITY ? undefined : node.max;
+        return repeated(`(${element(node.element, depth + 1)})`, node.min, max);
+      }
+      case "Assertion":
+        throw refuse(`has ${node.raw}, which a grammar cannot say`);
+      default:
+        throw refuse(`has ${node.raw}, which a grammar cannot say`);
+    }
+  };
+  const sequence = (elements: readonly AST.Element[], depth: number): string =>
+    elements.length === 0 ? '""' : elements.map((one) => element(one, depth)).join(" ");
+
+  const isAnchor = (node: AST.Element | undefined, kind: "start" | "end") =>
+    node?.type === "Assertion" && node.kind === kind;
+  return either(
+    pattern.alternatives.map(({ elements }) => {
+      const [starts, ends] = [isAnchor(elements[0], "start"), isAnchor(elements.at(-1), "end")];
+      const inner = elements.slice(starts ? 1 : 0, ends ? -1 : undefined);
+      const free = around.anything === undefined ? "" : `${around.anything}*`;
+      return `${starts ? "" : free} ${sequence(inner, 0)} ${ends ? "" : free}`.trim();
+    }),
+  );
+}
+
+/** All other code points. */
+function complement(ranges: readonly Range[]): Range[] {
+  const result: Range[] = [];
+  let next = 0;
+  for (const [from, to] of [...ranges].sort((a, b) => a[0] - b[0])) {
+    if (from > next) result.push([next, from - 1]);
+    next = Math.max(next, to + 1);
+  }
+  if (next <= LAST) result.push([next, LAST]);
+  return result;
+}

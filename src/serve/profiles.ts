@@ -1,0 +1,111 @@
+import { statSync } from "node:fs";
+import { availableParallelism, freemem } from "node:os";
+import { openGguf } from "../checkpoint/gguf.js";
+import { openCheckpoint } from "../checkpoint/index.js";
+import { type DeviceKind, listDevices, loadLibrary } from "../ggml/index.js";
+import { modelFromConfig } from "../models/index.js";
+
+export const PROFILE_NAMES = ["throughput", "latency", "low-memory"] as const;
+export type ProfileName = (typeof PROFILE_NAMES)[number];
+
+/** What a model needs. */
+export interface ModelFacts {
+  readonly weightBytes: number;
+  /** Keys and values of a token, in 16 bits each. */
+  readonly cacheBytesPerToken: number;
+  /** Tokens that it was made for. */
+  readonly contextLength: number;
+  readonly vocab: number;
+  readonly hidden: number;
+}
+
+export interface Hardware {
+  readonly kind: DeviceKind;
+  readonly name: string;
+  readonly freeBytes: number;
+  readonly cores: number;
+}
+
+/** A way to serve a model: for many, for few that shall wait little, or in little memory. */
+export interface Profile {
+  readonly name: ProfileName;
+  readonly device: DeviceKind;
+  readonly slots: number;
+  readonly contextSize: number;
+  readonly batchSize: number;
+  /** Bytes that it would take; undefined without a model. */
+  readonly memoryBytes: number | undefined;
+  /** Whether that is there. */
+  readonly fits: boolean;
+  /** Whether it is the one for this hardware. */
+  readonly suits: boolean;
+}
+
+/** Of what is free, what a service may take. */
+const USABLE = 0.8;
+const MOST_SLOTS = 16;
+/** A slot for each core, and more on a GPU: its time for a batch hardly grows with the batch. */
+const CONTEXTS: Readonly<Record<ProfileName, number>> = { throughput: 4096, latency: 8192, "low-memory": 2048 };
+const BATCHES: Readonly<Record<ProfileName, number>> = { throughput: 2048, latency: 512, "low-memory": 128 };
+
+/** The device that llama.cpp will compute on here. */
+export function findHardware(wanted: DeviceKind | "auto" = "auto"): Hardware {
+  const devices = listDevices(loadLibrary(wanted));
+  const gpu = devices.find(({ kind }) => kind !== "cpu" && (wanted === "auto" || kind === wanted));
+  const cores = availableParallelism();
+  if (gpu === undefined || wanted === "cpu") return { kind: "cpu", name: "CPU", freeBytes: freemem(), cores };
+  return { kind: gpu.kind, name: gpu.description, freeBytes: gpu.memoryFreeBytes, cores };
+}
+
+/** What a GGUF file needs. */
+export function modelFacts(file: string): ModelFacts {
+  const model = modelFromConfig(openCheckpoint(file).config);
+  const size = (name: string) => model.sizes[name] ?? 0;
+  const kvHeads = model.headGroups.reduce((sum, group) => sum + size(group.kvHeads), 0);
+  return {
+    weightBytes: openGguf(file).files.reduce((sum, part) => sum + statSync(part).size, 0),
+    cacheBytesPerToken: 2 * 2 * kvHeads * size("headDim"),
+    contextLength: contextLengthOf(file),
+    ...{ vocab: size("vocab"), hidden: size("hidden") },
+  };
+}
+
+/** Bytes of a model with its cache, and of the results that a batch passes from one operation to the next. */
+export const memoryOf = (facts: ModelFacts, slots: number, contextSize: number, batchSize: number): number =>
+  facts.weightBytes +
+  facts.cacheBytesPerToken * contextSize * slots +
+  4 * batchSize * (facts.vocab + ACTIVATIONS * facts.hidden);
+
+/** Results of the model's width that are held at once. */
+const ACTIVATIONS = 8;
+
+/** What each profile would use of this hardware. */
+export function profilesFor(hardware: Hardware, facts?: ModelFacts): Profile[] {
+  const { kind, cores } = hardware;
+  const usable = USABLE * hardware.freeBytes;
+  const wanted: Readonly<Record<ProfileName, number>> = {
+    throughput: kind === "cpu" ? Math.min(MOST_SLOTS, Math.max(4, cores)) : MOST_SLOTS,
+    ...{ latency: kind === "cpu" ? 1 : 2, "low-memory": 1 },
+  };
+  const profiles = PROFILE_NAMES.map((name) => {
+    const contextSize = Math.min(CONTEXTS[name], facts?.contextLength || CONTEXTS[name]);
+    const batchSize = Math.min(BATCHES[name], contextSize);
+    const memoryOfSlots = (slots: number) => facts && memoryOf(facts, slots, contextSize, batchSize);
+    let slots = wanted[name];
+    const least = name === "throughput" ? 2 : 1;
+    while (slots > least && (memoryOfSlots(slots) ?? 0) > usable) slots--;
+    const memoryBytes = memoryOfSlots(slots);
+    return { name, device: kind, slots, contextSize, batchSize, memoryBytes, fits: (memoryBytes ?? 0) <= usable };
+  });
+  // with few cores, several answers at once are each slower: whoever runs a laptop waits for one
+  const order: readonly ProfileName[] =
+    kind === "cpu" && cores < 8 ? ["latency", "throughput", "low-memory"] : ["throughput", "latency", "low-memory"];
+  const best = order.find((name) => profiles.some((profile) => profile.name === name && profile.fits)) ?? "low-memory";
+  return profiles.map((profile) => ({ ...profile, suits: profile.name === best }));
+}
+
+function contextLengthOf(file: string): number {
+  const { metadata } = openGguf(file);
+  const entry = [...metadata].find(([key]) => key.endsWith(".context_length"))?.[1];
+  return typeof entry?.value === "number" ? entry.value : 0;
+}
