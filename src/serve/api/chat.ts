@@ -8,6 +8,7 @@ import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import {
   checkTools,
+  clientsOwn,
   guidedFormat,
   jsonSchema,
   NO_PARAMETERS,
@@ -26,7 +27,7 @@ const name = z.string().max(256).optional();
 const call = z.strictObject({
   id: z.string().max(256),
   type: z.literal("function"),
-  function: z.strictObject({ name: toolName, arguments: text }),
+  function: z.strictObject({ name: toolName, arguments: text, parsed_arguments: clientsOwn }),
 });
 
 const message = z.discriminatedUnion("role", [
@@ -35,7 +36,7 @@ const message = z.discriminatedUnion("role", [
   z.strictObject({ role: z.literal("user"), content, name }),
   z.strictObject({
     ...{ role: z.literal("assistant"), name, content: content.nullish(), tool_calls: z.array(call).max(64).nullish() },
-    refusal: z.null().optional(),
+    ...{ refusal: z.null().optional(), parsed: clientsOwn, annotations: z.array(z.unknown()).max(0).optional() },
   }),
   z.strictObject({ role: z.literal("tool"), content, tool_call_id: z.string().max(256), name }),
 ]);

@@ -52,6 +52,7 @@ const shared = {
           .optional(),
       },
       ...{ input_schema: jsonSchema, cache_control, strict: z.boolean().optional() },
+      eager_input_streaming: z.boolean().nullish().describe("arguments come when they are complete"),
     }),
   ).optional(),
   tool_choice: z

@@ -6,7 +6,17 @@ import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
-import { checkTools, jsonSchema, modelName, NO_PARAMETERS, text, textOf, toolList, toolName } from "./schemas.js";
+import {
+  checkTools,
+  clientsOwn,
+  jsonSchema,
+  modelName,
+  NO_PARAMETERS,
+  text,
+  textOf,
+  toolList,
+  toolName,
+} from "./schemas.js";
 
 const id = z.string().max(256);
 const inputPart = z.strictObject({ type: z.literal("input_text"), text });
@@ -16,6 +26,7 @@ const outputPart = z.strictObject({
     text,
     annotations: z.array(z.unknown()).optional(),
     logprobs: z.array(z.unknown()).optional(),
+    parsed: clientsOwn,
   },
 });
 const status = z.enum(["in_progress", "completed", "incomplete"]).nullish();
@@ -37,6 +48,7 @@ const item = z.union([
   }),
   z.strictObject({
     ...{ type: z.literal("function_call"), id: id.optional(), call_id: id, name: toolName, arguments: text, status },
+    parsed_arguments: clientsOwn,
   }),
   z.strictObject({
     ...{ type: z.literal("function_call_output"), id: id.optional(), call_id: id, status },

@@ -128,6 +128,9 @@ export function checkTools(tools: readonly Tool[]): readonly Tool[] {
 /** Arguments of a tool that has none. */
 export const NO_PARAMETERS = { type: "object", properties: {}, additionalProperties: false };
 
+/** What clients add to an answer and send back with it: of no account. */
+export const clientsOwn = z.unknown().optional().describe("a client's own note: not read");
+
 /** Text, or parts of it. */
 export const textOf = (content: string | readonly { readonly text: string }[]): string =>
   typeof content === "string" ? content : content.map((part) => part.text).join("");

@@ -1,0 +1,234 @@
+import { Ajv } from "ajv";
+import fc from "fast-check";
+import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
+import { beforeAll, describe, expect, it } from "vitest";
+import { checkGrammar, GrammarRules, jsonGrammar, regexBody } from "../../../src/serve/grammar/index.js";
+
+let llama: Llama;
+beforeAll(async () => {
+  llama = await getLlama({ gpu: false, build: "never", logLevel: LlamaLogLevel.disabled, skipDownload: true });
+});
+
+/** Whether llama.cpp takes texts by a grammar. */
+async function takes(grammar: string): Promise<(text: string) => boolean> {
+  checkGrammar(grammar, "grammar");
+  const made = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
+  return (text) => made._testText(text);
+}
+
+interface Case {
+  readonly schema: Record<string, unknown>;
+  readonly value: unknown;
+}
+
+/** Schemas, each with a value that it takes. */
+const cases = fc.letrec<{ any: Case; leaf: Case; object: Case; array: Case; either: Case }>((tie) => ({
+  leaf: fc.oneof(
+    fc.constant({ schema: { type: "boolean" }, value: true }),
+    fc.constant({ schema: { type: ["null", "integer"] }, value: null }),
+    fc
+      .record({
+        min: fc.integer({ min: -2000, max: 2000 }),
+        size: fc.nat(3000),
+        at: fc.double({ min: 0, max: 1, noNaN: true }),
+      })
+      .map(({ min, size, at }) => ({
+        schema: { type: "integer", minimum: min, maximum: min + size },
+        value: min + Math.round(size * at),
+      })),
+    fc
+      .record({ min: fc.integer({ min: -30, max: 30 }), size: fc.nat(50), at: fc.integer({ min: 0, max: 64 }) })
+      .map(({ min, size, at }) => ({
+        schema: { type: "number", minimum: min, maximum: min + size },
+        value: min + (size * at) / 64,
+      })),
+    fc.string({ maxLength: 8, unit: "grapheme-ascii" }).map((value) => ({
+      schema: { type: "string", minLength: Math.max(0, value.length - 1), maxLength: value.length + 1 },
+      value,
+    })),
+    fc
+      .constantFrom("ab1", "zz99", "q5")
+      .map((value) => ({ schema: { type: "string", pattern: "^[a-z]+\\d{1,2}$" }, value })),
+    fc
+      .uniqueArray(fc.jsonValue({ maxDepth: 1 }), { minLength: 1, maxLength: 3, selector: JSON.stringify })
+      .map((values) => ({
+        schema: { enum: values },
+        value: values[0],
+      })),
+  ),
+  object: fc
+    .array(
+      fc.record({
+        name: fc.constantFrom("a", "ab", "b", "", 'q"', "é"),
+        of: tie("any"),
+        required: fc.boolean(),
+        given: fc.boolean(),
+      }),
+      { maxLength: 4 },
+    )
+    .chain((list) =>
+      fc
+        .constantFrom({}, { additionalProperties: false }, { additionalProperties: { type: "integer" } })
+        .map((more) => {
+          const named = [...new Map(list.map((one) => [one.name, one])).values()];
+          const given = named.filter((one) => one.required || one.given);
+          const extra = "additionalProperties" in more && more.additionalProperties !== false ? [["abc", 7]] : [];
+          return {
+            schema: {
+              type: "object",
+              properties: Object.fromEntries(named.map(({ name, of }) => [name, of.schema])),
+              required: named.filter(({ required }) => required).map(({ name }) => name),
+              ...more,
+            },
+            value: Object.fromEntries([...given.map(({ name, of }) => [name, of.value]), ...extra] as [
+              string,
+              unknown,
+            ][]),
+          };
+        }),
+    ),
+  array: fc.record({ of: tie("any"), count: fc.nat(3) }).map(({ of, count }) => ({
+    schema: { type: "array", items: of.schema, minItems: Math.max(0, count - 1), maxItems: count + 1 },
+    value: Array.from({ length: count }, () => of.value),
+  })),
+  either: fc.record({ one: tie("leaf"), other: tie("leaf") }).map(({ one, other }) => ({
+    schema: { anyOf: [one.schema, other.schema] },
+    value: other.value,
+  })),
+  any: fc.oneof({ depthSize: "small" }, tie("leaf"), tie("object"), tie("array"), tie("either")),
+}));
+
+describe("a grammar made of a JSON Schema", () => {
+  const ajv = new Ajv({ strict: false });
+
+  it("takes what the schema takes, and nothing that it does not", async () => {
+    await fc.assert(
+      fc.asyncProperty(cases.any, cases.any, fc.jsonValue({ maxDepth: 2 }), async (own, other, anything) => {
+        const [valid, accepted] = [ajv.compile(own.schema), await takes(jsonGrammar(own.schema, "schema"))];
+        expect(valid(own.value)).toBe(true);
+        expect(accepted(JSON.stringify(own.value)), JSON.stringify(own)).toBe(true);
+        for (const value of [other.value, anything, [own.value], { a: own.value }])
+          if (accepted(JSON.stringify(value))) expect(valid(value), JSON.stringify([own.schema, value])).toBe(true);
+      }),
+      { numRuns: 150 },
+    );
+  });
+
+  it("takes blanks where JSON has them, references and recursion, and no half of a text", async () => {
+    const schema = {
+      $defs: { tree: { type: "object", properties: { left: { $ref: "#/$defs/tree" } }, required: [] } },
+      type: "object",
+      properties: { root: { $ref: "#/$defs/tree" }, when: { type: "string", format: "date-time" } },
+      required: ["root"],
+    };
+    const accepted = await takes(jsonGrammar(schema, "schema"));
+    expect(accepted('{\n  "root": {"left": {"left": {}}}, "when": "2026-11-24T10:00:00Z"}')).toBe(true);
+    for (const text of ['{"root": {"left": 3}}', '{"root": {}', "{}", '{"root":{},"when":"2026-13-24T10:00:00Z"}'])
+      expect(accepted(text), text).toBe(false);
+    expect((await takes(jsonGrammar(undefined, "schema")))('{"a": [1, -2.5e3, null, {"b": "\\u00e9"}]}')).toBe(true);
+  });
+
+  it.each([
+    [{ type: "string", not: {} }, "/not"],
+    [{ type: "object", properties: { a: { type: "number", multipleOf: 3 } } }, "/properties/a/multipleOf"],
+    [{ type: "string", pattern: "(?=a)" }, "(?=a)"],
+    [{ type: "string", format: "hostname" }, "/format"],
+    [{ type: "array", uniqueItems: true }, "/uniqueItems"],
+    [{ $ref: "https://example.org" }, "/$ref"],
+    [{ $ref: "#/$defs/none" }, "leads nowhere"],
+    [{ type: "integer", minimum: 5, maximum: 2 }, "leaves no number"],
+    [{ type: "string", maxLength: 1e9 }, "at most 512"],
+    [{ enum: [] }, "/enum"],
+    [false, "no schema"],
+  ])("is refused where a grammar cannot say it: %j", (schema, named) => {
+    expect(() => jsonGrammar(schema, "schema")).toThrow(named);
+  });
+});
+
+describe("a grammar made of a regular expression", () => {
+  it("takes what JavaScript takes as a whole", async () => {
+    const sources = ["[a-c]+x?", "(\\d{2}|é.)*", "a|bc{2,3}|", "[^\\w\\s]", "\\.\\*\\\\", "[\\]\\-^]+", "\\u{1F600}?"];
+    for (const source of sources) {
+      const rules = new GrammarRules();
+      rules.add(regexBody(source, "regex"), "root");
+      const accepted = await takes(rules.toString());
+      const whole = new RegExp(`^(?:${source})$`, "u");
+      const texts = ["", "a", "abcx", "12", "123", "éq", "12é\n", "bcc", "bc", "-", "_", ".*\\", "]^-", "😀", "aab"];
+      for (const text of texts) expect(accepted(text), `${source} ${text}`).toBe(whole.test(text));
+    }
+  });
+
+  it.each(["(", "a(?=b)", "(a)\\1", "\\p{L}", "a{1000}", "a^b", "(".repeat(100) + ")".repeat(100)])(
+    "is refused: %s",
+    (source) => {
+      expect(() => regexBody(source, "regex")).toThrow(/regular expression|repeats/);
+    },
+  );
+});
+
+describe("somebody's grammar", () => {
+  it.each([
+    ['root ::= "a"{5,2}', "repeats something {5,2} times"],
+    ['root ::= "a"{99999999999}', "at most 512"],
+    ["root ::= foo", "no rule foo"],
+    ['start ::= "a"', "no rule root"],
+    ['root ::= "a', "where the end of the line should be"],
+    ['root ::= ("a"?){500}', "too many ways"],
+    ['root ::= (("a"?){20}){20}', "too many ways"],
+    [`root ::= ${"(".repeat(100)}"a"${")".repeat(100)}`, "deeper"],
+    ["root ::= [z-a]", "ends before it begins"],
+    ["root ::= <[5]>", "should be"],
+    ['root ::= "a"\nroot ::= "b"', "two rules root"],
+    ['root ::= ""*', "empty text"],
+  ])("that llama.cpp could not bear is refused: %s", (text, why) => {
+    expect(() => checkGrammar(text, "guided_grammar")).toThrow(why);
+  });
+
+  it("is read as llama.cpp reads it", async () => {
+    const accepted = await takes(
+      '# pairs\nroot ::= pair ("," pair)* # more\npair ::= [a-z]+ "=" |\n  "\\u00e9" | .  "!"\n',
+    );
+    for (const [text, is] of [
+      ["ab=,é", true],
+      ["x!", true],
+      ["ab", false],
+    ] as const)
+      expect(accepted(text), text).toBe(is);
+  });
+
+  it("never makes the check fail in another way than by a refusal", () => {
+    const parts = fc.constantFrom(
+      "root",
+      " ::= ",
+      '"a"',
+      "(",
+      ")",
+      "|",
+      "[",
+      "a-",
+      "]",
+      "{2,3}",
+      "{",
+      "}",
+      "*",
+      "?",
+      "\n",
+      "#",
+      ".",
+      "\\x",
+      '"',
+      " b ",
+      "é",
+    );
+    fc.assert(
+      fc.property(fc.array(parts, { maxLength: 20 }), (list) => {
+        try {
+          checkGrammar(`root ::= ${list.join("")}`, "guided_grammar");
+        } catch (error) {
+          expect((error as Error).name).toBe("ApiError");
+        }
+      }),
+      { numRuns: 2000 },
+    );
+  });
+});
