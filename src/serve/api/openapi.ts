@@ -99,6 +99,7 @@ export function docsPage(version: string): string {
     MANAGEMENT.map(({ path, summary }) => [`GET ${path}`, summary]),
   );
   return page("Coppice: API", [
+    "<style>th,td{text-align:left}</style>",
     `<h1>Coppice inference service ${escapeHtml(version)}</h1>`,
     '<p>The same for programs: <a href="/openapi.json">openapi.json</a>. A field that is not listed is refused by name.</p>',
     ...posts,
