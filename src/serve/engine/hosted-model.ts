@@ -1,6 +1,7 @@
 import { Template } from "@huggingface/jinja";
 import {
   type ControlledEvaluateInputItem,
+  type CustomBatchingPrioritizationStrategy,
   DraftSequenceTokenPredictor,
   type LlamaContext,
   type LlamaContextSequence,
@@ -11,13 +12,16 @@ import {
   TokenBias,
 } from "node-llama-cpp";
 import { openGguf } from "../../checkpoint/gguf.js";
+import { openCheckpoint } from "../../checkpoint/index.js";
 import { checkRunnable, checkSameTokens, fastestThreads, loadModel } from "../../generate/index.js";
 import type { DeviceKind } from "../../ggml/index.js";
 import { metadataString } from "../../models/gguf-layout.js";
+import { modelFromConfig } from "../../models/index.js";
 import { FormatError } from "../../system/errors.js";
 import { ApiError } from "../errors.js";
 import { checkGrammar } from "../grammar/index.js";
 import type { Sampling } from "./conversation.js";
+import { flashAttentionIsFaster } from "./flash-attention.js";
 import { StopTexts } from "./stop-texts.js";
 import { DETOKENIZE_AFTER, TokenDecoder } from "./token-decoder.js";
 import type { TemplateMessage } from "./tools.js";
@@ -102,6 +106,11 @@ const [DEFAULT_CONTEXT, MOST_CONTEXT] = [2048, 8192];
 const DRAFT_TOKENS = 8;
 /** Copying this many tokens' keys and values is surely faster than computing them. */
 const WORTH_COPYING = 16;
+const DEFAULT_BATCH = 512;
+/** Without flash attention, the scores of a batch are held whole. */
+const MOST_SCORE_BYTES = 256 << 20;
+/** Tokens of prompts in a batch while others write: they wait for the whole of it. */
+const PROMPT_SHARE = 128;
 /** Tokens that an embedding is made of. */
 const MOST_EMBEDDED = 8192;
 
@@ -138,8 +147,13 @@ export class HostedModel {
       const contextSize = options.contextSize ?? Math.min(MOST_CONTEXT, target.contextLength || DEFAULT_CONTEXT);
       const shared = { contextSize, sequences, ...(threads !== undefined && { threads }) };
       const adapters = lora.map(({ file: filePath, scale }) => ({ filePath: checkAdapter(filePath), scale }));
+      const mayHoldScores =
+        4 * (batchSize ?? DEFAULT_BATCH) * contextSize * queryHeads(target.file) <= MOST_SCORE_BYTES;
+      const flashAttention = mayHoldScores ? await flashAttentionIsFaster(model, threads) : undefined;
       const context = await model.createContext({
         ...{ ...shared, ...(batchSize !== undefined && { batchSize }) },
+        ...(flashAttention !== undefined && { flashAttention }),
+        batching: { itemPrioritizationStrategy: decodingFirst },
         ...(adapters.length > 0 && { lora: { adapters } }),
       });
       if (options.draft !== undefined) {
@@ -417,11 +431,16 @@ export class HostedModel {
       const decoder = new TokenDecoder(this.model, all, request.special);
       let tokens: WrittenToken[] = [];
       let finishReason: Written["finishReason"] = "length";
-      if (limit > 0)
-        for await (const { token, probabilities = new Map() } of generated as AsyncIterable<Sampled>) {
+      let coming = limit > 0 ? generated.next() : undefined;
+      try {
+        while (coming !== undefined) {
+          const { done, value } = await coming;
+          coming = undefined;
           computed();
           slot.prefill = undefined;
           signal.throwIfAborted();
+          if (done) break;
+          const { token, probabilities = new Map() } = value as Sampled;
           if (this.model.isEogToken(token) && !request.ignoreEnd) {
             finishReason = "stop";
             break;
@@ -431,16 +450,18 @@ export class HostedModel {
           grammar?.push(text);
           if (wantsTop) tokens.push(this.logprobs(token, probabilities, request.topLogprobs ?? 0, last, text));
           const shown = stops.push(text);
+          if (stops.found !== undefined) finishReason = "stop";
+          // the next token is computed while this one is on its way
+          else if (all.length < limit) coming = generated.next();
           if (shown !== "" || (text !== "" && tokens.length > 0)) {
             yield { text: shown, tokens };
             tokens = [];
           }
-          if (stops.found !== undefined) {
-            finishReason = "stop";
-            break;
-          }
-          if (all.length >= limit) break;
         }
+      } finally {
+        await coming?.catch(() => {});
+        await generated.return();
+      }
       const rest = stops.found === undefined ? stops.push(decoder.end()) + stops.end() : "";
       if (rest !== "" || tokens.length > 0) yield { text: rest, tokens };
       return {
@@ -530,6 +551,25 @@ function checkAdapter(file: string): string {
     throw new FormatError(`${file} is no LoRA adapter (general.type is not "adapter")`);
   return file;
 }
+
+/** Fills a batch with the next token of each text that is being written, then with prompts in the order in which they came. */
+const decodingFirst: CustomBatchingPrioritizationStrategy = ({ items, size }) => {
+  const [next, prompts] = [
+    items.filter(({ tokens }) => tokens.length === 1),
+    items.filter(({ tokens }) => tokens.length > 1),
+  ];
+  let left = Math.min(size, next.length === 0 ? size : next.length + PROMPT_SHARE);
+  return [...next, ...prompts].flatMap((item) => {
+    const processAmount = Math.min(item.tokens.length, left);
+    left -= processAmount;
+    return processAmount === 0 ? [] : [{ item, processAmount }];
+  });
+};
+
+const queryHeads = (file: string): number => {
+  const model = modelFromConfig(openCheckpoint(file).config);
+  return Math.max(1, ...model.headGroups.map(({ heads }) => model.sizes[heads] ?? 0));
+};
 
 function templateOf(source: string, file: string): Template {
   try {
