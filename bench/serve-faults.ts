@@ -1,6 +1,7 @@
 /**
- * What a service must live through: clients that leave in the middle of a stream, bodies that are none, slow senders. Tells
- * whether it still answers, whether every request was answered, and its resident memory before and after.
+ * What a service must live through: clients that leave in the middle of a stream, requests made at random from its own OpenAPI
+ * document, bodies that are none or too large, slow senders, and its end while it is busy. Tells whether it still answers, whether
+ * every request was answered, and its resident memory on the way. Ends with 1 where something was not as it must be.
  *
  *   npm run build && npx tsx bench/serve-faults.ts [--model examples/tiny-teacher] [--disconnects 1000] [--random 10000]
  */
@@ -12,32 +13,61 @@ import { createInterface } from "node:readline";
 import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import fc from "fast-check";
+import { type Json, type Known, requestsOf } from "../test/openapi-requests.js";
 
 const { values } = parseArgs({
   options: {
     model: { type: "string", default: "examples/tiny-teacher" },
     disconnects: { type: "string", default: "1000" },
     random: { type: "string", default: "10000" },
+    rounds: { type: "string", default: "4" },
+    seed: { type: "string", default: "0" },
   },
 });
+const [disconnects, random, rounds] = [Number(values.disconnects), Number(values.random), Number(values.rounds)];
+const MAX_BODY = 1 << 20;
+
 const root = path.resolve(import.meta.dirname, "..");
-const flags = ["--port", "0", "--device", "cpu", "--threads", "1", "--log-level", "silent", "--json"];
-const child = spawn(process.execPath, [path.join(root, "bin/coppice.cjs"), "serve", values.model, ...flags], {
-  stdio: ["ignore", "pipe", "inherit"],
-});
+const flags = ["--port", "0", "--device", "cpu", "--threads", "1", "--log-level", "error", "--json"];
+const limits = ["--max-body", `${MAX_BODY}`, "--queue", "200"];
+const child = spawn(
+  process.execPath,
+  [path.join(root, "bin/coppice.cjs"), "serve", values.model, ...flags, ...limits],
+  {
+    stdio: ["ignore", "pipe", "inherit"],
+  },
+);
+process.on("exit", () => child.kill("SIGKILL"));
+const ended = new Promise<number | string | null>((resolve) =>
+  child.once("exit", (code, signal) => resolve(code ?? signal)),
+);
 const line = await new Promise<string>((resolve) => createInterface({ input: child.stdout }).once("line", resolve));
 const { url } = JSON.parse(line) as { url: string };
-const { port } = new URL(url);
+const port = Number(new URL(url).port);
+
+let failed = false;
+const check = (good: boolean, what: string) => {
+  console.log(`${good ? "    " : "BAD "}${what}`);
+  failed ||= !good;
+};
 
 /** Resident memory of the service, in MiB (Linux). */
 const memory = (): number => {
   const [, kilobytes] = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${child.pid}/status`, "utf8")) ?? [];
   return Math.round(Number(kilobytes) / 1024);
 };
-const post = (endpoint: string, body: string, signal?: AbortSignal) =>
+const post = (endpoint: string, body: string | Uint8Array<ArrayBuffer>, signal?: AbortSignal) =>
   fetch(url + endpoint, { method: "POST", body, ...(signal && { signal }) });
 const isWell = async (): Promise<boolean> =>
   (await post("/v1/completions", JSON.stringify({ prompt: "Tom", max_tokens: 4 }))).status === 200;
+/** What it computes or lets wait. */
+const busy = async (): Promise<number> => {
+  const text = await (await fetch(`${url}/v1/metrics`)).text();
+  return [...text.matchAll(/^vllm:num_requests_(?:running|waiting) (\d+)/gm)].reduce(
+    (sum, [, n]) => sum + Number(n),
+    0,
+  );
+};
 
 /** So many jobs, some at a time. */
 async function inParallel(count: number, width: number, job: (i: number) => Promise<void>): Promise<void> {
@@ -60,97 +90,173 @@ async function disconnect(i: number): Promise<void> {
   }
 }
 
-const text = fc.oneof(fc.string({ maxLength: 40 }), fc.constant("Tom"), fc.constant(""));
-const number = fc.oneof(fc.integer(), fc.double(), fc.integer({ min: 0, max: 4 }));
-const anything = fc.oneof(text, number, fc.boolean(), fc.constant(null), fc.array(text, { maxLength: 3 }), fc.object());
-const field = (good: fc.Arbitrary<unknown>) =>
-  fc.oneof({ weight: 4, arbitrary: good }, { weight: 1, arbitrary: anything });
-const sampling = {
-  temperature: field(fc.double({ min: 0, max: 2, noNaN: true })),
-  top_p: field(fc.double({ min: 0.01, max: 1, noNaN: true })),
-  top_k: field(fc.nat(50)),
-  min_p: field(fc.double({ min: 0, max: 1, noNaN: true })),
-  seed: field(fc.integer()),
-  n: field(fc.integer({ min: 1, max: 3 })),
-  stop: field(fc.oneof(text, fc.array(text, { maxLength: 4 }))),
-  stream: field(fc.boolean()),
-  presence_penalty: field(fc.double({ min: -2, max: 2, noNaN: true })),
-  logit_bias: field(fc.dictionary(fc.nat(600).map(String), fc.integer({ min: -100, max: 100 }), { maxKeys: 3 })),
-};
-const completion = fc.record(
-  {
-    ...{ prompt: field(fc.oneof(text, fc.array(fc.nat(600), { minLength: 1, maxLength: 9 }))), ...sampling },
-    ...{ max_tokens: field(fc.nat(6)), logprobs: field(fc.nat(5)), echo: field(fc.boolean()) },
-  },
-  { requiredKeys: ["prompt", "max_tokens"] },
-);
-const chat = fc.record(
-  {
-    messages: field(
-      fc.array(fc.record({ role: fc.constantFrom("user", "system", "assistant", "tool"), content: text }), {
-        maxLength: 4,
-      }),
-    ),
-    ...sampling,
-    ...{
-      max_tokens: field(fc.integer({ min: 1, max: 6 })),
-      logprobs: field(fc.boolean()),
-      top_logprobs: field(fc.nat(5)),
-    },
-    response_format: field(fc.constantFrom({ type: "text" }, { type: "json_object" })),
-  },
-  { requiredKeys: ["messages", "max_tokens"] },
-);
-const raw = fc.string({ maxLength: 60 });
+async function leaving(): Promise<void> {
+  for (let round = 1; round <= rounds; round++) {
+    await inParallel(disconnects / rounds, 8, disconnect);
+    await wait(500);
+    const left = await busy();
+    check(
+      (await isWell()) && left === 0,
+      `${(round * disconnects) / rounds} clients left: ${memory()} MiB, ${left} still computed`,
+    );
+  }
+}
 
-const statuses = new Map<number, number>();
-const count = (status: number) => statuses.set(status, (statuses.get(status) ?? 0) + 1);
+/** Keeps requests that are well formed from taking long, and lets many of them be answered. */
+const lengths = { max_tokens: 6, max_completion_tokens: 6, max_output_tokens: 6, n: 3 };
+const known: Known = {
+  model: fc.constantFrom(path.basename(values.model), undefined),
+  ...Object.fromEntries(Object.entries(lengths).map(([name, max]) => [name, fc.integer({ min: 1, max })])),
+  logit_bias: fc.dictionary(fc.nat(600).map(String), fc.integer({ min: -100, max: 100 }), { maxKeys: 3 }),
+  prompt: fc.oneof(fc.constant("Tom had a"), fc.array(fc.nat(540), { minLength: 1, maxLength: 9 })),
+};
+
+async function atRandom(): Promise<void> {
+  const document = (await (await fetch(`${url}/openapi.json`)).json()) as Json;
+  const requests = requestsOf(document, known);
+  const statuses = new Map<string, number>();
+  const errors = new Map<string, number>();
+  let made = 0;
+  for (let round = 1; round <= rounds; round++) {
+    const samples = fc.sample(requests, { numRuns: random / rounds, seed: Number(values.seed) + round });
+    await inParallel(samples.length, 8, async (i) => {
+      const { method, path: at, contentType, body, operation } = samples[i]!;
+      const response = await fetch(url + at, {
+        method,
+        ...(body !== undefined && { body }),
+        ...(contentType !== undefined && { headers: { "content-type": contentType } }),
+      });
+      const text = await response.text();
+      made++;
+      const key = method === "GET" ? "GET" : operation.replace(/^postV1/, "");
+      statuses.set(`${key} ${response.status}`, (statuses.get(`${key} ${response.status}`) ?? 0) + 1);
+      if (response.status >= 500) errors.set(text.slice(0, 200), (errors.get(text.slice(0, 200)) ?? 0) + 1);
+    });
+    check(await isWell(), `${made} requests from the document: ${memory()} MiB`);
+  }
+  for (const [what, count] of [...statuses].sort()) console.log(`      ${what}: ${count}`);
+  check(errors.size === 0, `answers of 500 and more: ${JSON.stringify([...errors])}`);
+}
+
+/** What a socket is answered for bytes as they stand; undefined where nothing comes in time. */
+const raw = (bytes: string | Buffer, milliseconds = 2000): Promise<string | undefined> =>
+  new Promise((resolve) => {
+    const socket = connect(port, "127.0.0.1");
+    const timer = setTimeout(() => socket.destroy(), milliseconds);
+    let text = "";
+    socket.on("data", (part) => {
+      text += part.toString("latin1");
+      if (text.includes("\r\n\r\n")) socket.end();
+    });
+    socket.on("error", () => {});
+    socket.on("close", () => {
+      clearTimeout(timer);
+      resolve(text === "" ? undefined : text.split("\r\n")[0]);
+    });
+    socket.write(bytes);
+  });
+
+async function malformed(): Promise<void> {
+  const encoder = new TextEncoder();
+  const invalid = new Uint8Array([...encoder.encode('{"prompt":"'), 0xc3, 0x28, 0xff, ...encoder.encode('"}')]);
+  const deep = `${"[".repeat(100_000)}${"]".repeat(100_000)}`;
+  const bodies: [string, string | Uint8Array<ArrayBuffer>, number][] = [
+    ["nothing", "", 400],
+    ["no JSON", "{", 400],
+    ["invalid UTF-8", invalid, 400],
+    ["half a surrogate", '{"prompt":"\\ud800","max_tokens":1}', 200],
+    ["100000 lists in each other", deep, 400],
+    ["a prompt too long", JSON.stringify({ prompt: "long ".repeat(20_000), max_tokens: 1 }), 400],
+    ["a body too large", `{"prompt":"${"x".repeat(2 * MAX_BODY)}"}`, 413],
+    ["a key __proto__", '{"__proto__":{"stream":true},"prompt":"Tom","max_tokens":1}', 400],
+    ["a schema without end", JSON.stringify({ prompt: "Tom", max_tokens: 2, guided_json: { $ref: "#" } }), 400],
+    [
+      "a regular expression too large",
+      JSON.stringify({ prompt: "Tom", max_tokens: 2, guided_regex: "(a{1,1000}){1,1000}" }),
+      400,
+    ],
+  ];
+  for (const [name, body, status] of bodies) {
+    const got = (await post("/v1/completions", body)).status;
+    check(got === status, `${name}: ${got}`);
+  }
+  const large = await raw(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${1 << 30}\r\n\r\n`);
+  check(large?.includes("413") === true, `1 GiB announced: ${large}`);
+  const lines = [
+    "GET /%ff%fe HTTP/1.1\r\nhost: x\r\n\r\n",
+    "nonsense\r\n\r\n",
+    `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(1 << 20)}\r\n\r\n`,
+  ];
+  for (const text of lines) {
+    const got = await raw(text);
+    check(/ 4\d\d /.test(got ?? ""), `${JSON.stringify(text.slice(0, 30))}: ${got}`);
+  }
+  check(await isWell(), `well: ${memory()} MiB`);
+}
+
+async function slowSenders(): Promise<void> {
+  const sockets = Array.from({ length: 200 }, () => {
+    const socket = connect(port, "127.0.0.1");
+    socket.on("error", () => {});
+    socket.write("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{");
+    return socket;
+  });
+  await wait(300);
+  check(await isWell(), `with ${sockets.length} slow senders well: ${memory()} MiB`);
+  for (const socket of sockets) socket.destroy();
+  // and readers that do not read
+  const readers = Array.from({ length: 20 }, () => {
+    const socket = connect(port, "127.0.0.1").pause();
+    const body = JSON.stringify({ prompt: "Tom", max_tokens: 400, stream: true, logprobs: 20 });
+    socket.on("error", () => {});
+    socket.write(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+    return socket;
+  });
+  await wait(300);
+  check(await isWell(), `with ${readers.length} who do not read well: ${memory()} MiB`);
+  for (const socket of readers) socket.destroy();
+}
+
+/** Its end while 32 clients ask without pause: each request that was taken is answered whole, others are told or refused. */
+async function endUnderLoad(): Promise<void> {
+  const seen = { whole: 0, told: 0, refused: 0, cut: 0 };
+  let ending = false;
+  const clients = Array.from({ length: 32 }, async () => {
+    while (!ending || seen.refused === 0) {
+      try {
+        const response = await post("/v1/completions", JSON.stringify({ prompt: "Tom", max_tokens: 60, stream: true }));
+        try {
+          const text = await response.text();
+          if (response.status === 503) {
+            seen.told++;
+            return;
+          }
+          if (text.trimEnd().endsWith("data: [DONE]")) seen.whole++;
+          else seen.cut++;
+        } catch {
+          seen.cut++;
+        }
+      } catch {
+        if (!ending) throw new Error("refused before its end");
+        seen.refused++;
+        return;
+      }
+    }
+  });
+  await wait(1000);
+  ending = true;
+  child.kill("SIGTERM");
+  const code = await ended;
+  await Promise.all(clients);
+  check(code === 0 && seen.cut === 0, `SIGTERM while 32 ask: ended with ${code}; ${JSON.stringify(seen)}`);
+}
 
 await isWell();
-console.log(`resident at the start: ${memory()} MiB`);
-const rounds = 4;
-for (let round = 0; round < rounds; round++) {
-  await inParallel(Number(values.disconnects) / rounds, 8, disconnect);
-  await wait(500);
-  console.log(
-    `after ${((round + 1) * Number(values.disconnects)) / rounds} clients that left: ${memory()} MiB, well: ${await isWell()}`,
-  );
-}
-for (let round = 0; round < rounds; round++) {
-  const samples = fc.sample(
-    fc.oneof(
-      fc.tuple(
-        fc.constant("/v1/completions"),
-        completion.map((body) => JSON.stringify(body)),
-      ),
-      fc.tuple(
-        fc.constant("/v1/chat/completions"),
-        chat.map((body) => JSON.stringify(body)),
-      ),
-      fc.tuple(fc.constantFrom("/v1/completions", "/tokenize", "/detokenize"), raw),
-    ),
-    { numRuns: Number(values.random) / rounds, seed: round },
-  );
-  await inParallel(samples.length, 8, async (i) => {
-    const [endpoint, body] = samples[i] as [string, string];
-    const response = await post(endpoint, body);
-    await response.text();
-    count(response.status);
-  });
-  console.log(
-    `after ${((round + 1) * Number(values.random)) / rounds} random requests: ${memory()} MiB, well: ${await isWell()}`,
-  );
-}
-console.log(`answers to random requests: ${JSON.stringify(Object.fromEntries([...statuses].sort()))}`);
-// senders that do not finish
-const slow = Array.from({ length: 50 }, () => {
-  const socket = connect(Number(port), "127.0.0.1");
-  socket.on("error", () => {});
-  socket.write("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{");
-  return socket;
-});
-await wait(300);
-console.log(`with 50 slow senders well: ${await isWell()}`);
-for (const socket of slow) socket.destroy();
-child.kill("SIGTERM");
-console.log(`ended with ${await new Promise((resolve) => child.once("exit", resolve))}`);
+console.log(`    at the start: ${memory()} MiB`);
+await leaving();
+await atRandom();
+await malformed();
+await slowSenders();
+await leaving();
+await endUnderLoad();
+process.exitCode = failed ? 1 : 0;

@@ -99,6 +99,7 @@ export function httpApp(info: ServiceInfo, options: HttpOptions): Hono<Bindings>
   app.onError((error, c) => {
     const { known, body } = failure(error, c);
     if (known.details.retryAfter !== undefined) c.header("retry-after", `${known.details.retryAfter}`);
+    if (known.status === 413) c.header("connection", "close"); // what is left of the body is not read
     return c.json(body, known.status);
   });
   app.notFound(() => {
@@ -245,9 +246,11 @@ export function httpApp(info: ServiceInfo, options: HttpOptions): Hono<Bindings>
   return app;
 }
 
-/** @throws ApiError 400 for what is no JSON, 413 for too much of it */
+/** @throws ApiError 400 for what is no JSON, 408 when the client leaves before all of it is there, 413 for too much of it */
 async function jsonOf(c: Context<Bindings>): Promise<unknown> {
-  const bytes = await c.req.arrayBuffer();
+  const bytes = await c.req.arrayBuffer().catch((error: unknown) => {
+    throw error instanceof ApiError ? error : new ApiError(408, "the body did not come whole");
+  });
   try {
     return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch (error) {
