@@ -7,13 +7,29 @@ import { type Model, modelFromConfig, shapeOf } from "../src/models/index.js";
 import { writeJson } from "../src/system/files.js";
 import { Random } from "../src/system/random.js";
 
+export interface LlamaSizes {
+  readonly vocab: number;
+  readonly hidden: number;
+  readonly ffn: number;
+  readonly layers: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+}
+
 /** A Llama of about so many bytes in bf16, as a model directory of random weights, made once. */
 export function randomCheckpoint(directory: string, gigabytes: number): Model {
-  const [layers, hidden, ffn] = [Math.max(1, Math.round((gigabytes - 0.5) / 0.24)), 3072, 9216];
+  const layers = Math.max(1, Math.round((gigabytes - 0.5) / 0.24));
+  const widths = { vocab: 40960, hidden: 3072, ffn: 9216, heads: 24, kvHeads: 8, headDim: 128 };
+  return randomLlama(directory, { ...widths, layers });
+}
+
+/** A Llama of these sizes, as a model directory of random weights, made once. */
+export function randomLlama(directory: string, sizes: LlamaSizes): Model {
   const config = {
-    ...{ architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: 40960, hidden_size: hidden },
-    ...{ intermediate_size: ffn, num_hidden_layers: layers, num_attention_heads: 24, num_key_value_heads: 8 },
-    ...{ head_dim: 128, torch_dtype: "bfloat16" },
+    ...{ architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: sizes.vocab, hidden_size: sizes.hidden },
+    ...{ intermediate_size: sizes.ffn, num_hidden_layers: sizes.layers, num_attention_heads: sizes.heads },
+    ...{ num_key_value_heads: sizes.kvHeads, head_dim: sizes.headDim, torch_dtype: "bfloat16" },
   };
   const model = modelFromConfig(config);
   if (existsSync(path.join(directory, "config.json"))) return model;

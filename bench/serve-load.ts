@@ -2,10 +2,13 @@
  * How a service bears 1, 8 and 32 clients whose prompts begin alike and go on differently: tokens per second, and milliseconds to
  * the first text. With --peer, the same in turns against llama.cpp's own server on the same file, threads and slots.
  *
- *   npm run build && npx tsx bench/serve-load.ts --model model.gguf [--peer /path/to/llama-server] [--rounds 3] [--threads 1]
+ *   npm run build && npx tsx bench/serve-load.ts [--model model.gguf | --random] [--peer /path/to/llama-server] [--rounds 3] [--threads 1]
+ *
+ * --random measures a quantized model of 100 M parameters with random weights.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { existsSync } from "node:fs";
 import { Agent, request } from "node:http";
 import { createServer } from "node:net";
 import path from "node:path";
@@ -13,13 +16,15 @@ import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
 import { openGguf } from "../src/checkpoint/gguf.js";
-import { runnableGguf } from "../src/jobs/index.js";
+import { quantize, runnableGguf } from "../src/jobs/index.js";
 import { modelFacts } from "../src/serve/profiles.js";
 import { Random } from "../src/system/random.js";
+import { randomLlama } from "./random-checkpoint.js";
 
 const { values } = parseArgs({
   options: {
     model: { type: "string", default: "examples/tiny-teacher" },
+    random: { type: "boolean" },
     peer: { type: "string" },
     rounds: { type: "string", default: "3" },
     threads: { type: "string", default: "1" },
@@ -31,12 +36,22 @@ const { values } = parseArgs({
   },
 });
 const root = path.resolve(import.meta.dirname, "..");
-const file = await runnableGguf(values.model, {});
+const file = values.random ? await randomFile() : await runnableGguf(values.model, {});
 const { contextLength, vocab } = modelFacts(file);
 const context = Number(values.context ?? Math.min(2048, contextLength));
 const [threads, slots] = [Number(values.threads), Number(values.slots)];
 /** Tokens that all prompts of a round begin with, most of those that follow, and tokens to write. */
 const [prefix, own, written] = [Math.round(context * Number(values.shared)), context >> 3, context >> 4];
+
+/** A quantized model of 100 M parameters with random weights: it takes as long as one that was trained. */
+async function randomFile(): Promise<string> {
+  const directory = path.join(root, "bench/results/random-100m");
+  const out = `${directory}.Q4_K_M.gguf`;
+  const sizes = { vocab: 32000, hidden: 768, ffn: 2048, layers: 11, heads: 12, kvHeads: 4, headDim: 64 };
+  randomLlama(directory, sizes);
+  if (!existsSync(out)) await quantize({ model: directory, types: ["q4_k_m"], out });
+  return out;
+}
 
 interface Server {
   readonly name: string;
@@ -84,7 +99,7 @@ async function theirs(command: string): Promise<Server> {
 
 async function start({ command, flags, port }: Server): Promise<ChildProcess> {
   agent.destroy();
-  agent = new Agent({ maxSockets: 64 }); // a connection for each request: one of the servers closes them;
+  agent = new Agent({ maxSockets: 64 }); // a connection for each request: one of the servers closes them
   const child = spawn(command, flags, { stdio: "ignore" });
   for (let i = 0; i < 600; i++) {
     const well = await fetch(`http://127.0.0.1:${port}/v1/models`).then(
