@@ -10,6 +10,7 @@ const RANKS = [
   ["models", "checkpoint", "data"],
   ["evaluate"],
   ["prune", "distill", "quantize", "generate"],
+  ["devices"],
   ["jobs"],
   ["serve"],
   ["cli"],

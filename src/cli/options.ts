@@ -121,11 +121,13 @@ export interface TargetFlags {
   readonly scores?: string;
 }
 
-export const addTarget = (command: Command): Command =>
+export const addTarget = (command: Command, required = true): Command =>
   command
-    .requiredOption(
-      "--target <target>",
-      "8.4B (parameters), 0.67x (share), 4GiB (weights) or sizes: hidden=4096,ffn=11520",
+    .addOption(
+      new Option(
+        "--target <target>",
+        "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520",
+      ).makeOptionMandatory(required),
     )
     .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
     .option("--axes <list>", "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)", parseAxes)

@@ -1,7 +1,10 @@
 import { Command } from "commander";
-import { plan } from "../jobs/index.js";
-import { formatCount } from "../jobs/report.js";
+import { DEVICES, type FitCandidate } from "../devices/index.js";
+import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
+import { type DevicePlan, type PlanOutcome, plan, planForDevice } from "../jobs/index.js";
+import { formatBytes, formatCount } from "../jobs/report.js";
 import { UNIFORM_AXES } from "../prune/index.js";
+import { UsageError } from "../system/errors.js";
 import { action, example, table } from "./command.js";
 import {
   addCommon,
@@ -11,45 +14,114 @@ import {
   type CommonFlags,
   type DataFlags,
   dataOptions,
+  parsePositive,
+  parseWhole,
   type TargetFlags,
   targetOptions,
 } from "./options.js";
 
-type Flags = CommonFlags & DataFlags & TargetFlags;
+interface Flags extends Omit<CommonFlags, "device">, DataFlags, Omit<TargetFlags, "target"> {
+  readonly device: DeviceKind | "auto";
+  readonly target?: string;
+  readonly contextSize?: number;
+  readonly speed?: number;
+  readonly all?: boolean;
+}
 
-export const planCommand = example(
-  addCommon(
-    addTarget(
-      addValidation(
-        addData(
-          new Command("plan").description(
-            "List the smaller architectures that meet a target, ranked by loss if there is data",
-          ),
-          false,
+const command = addCommon(
+  addTarget(
+    addValidation(
+      addData(
+        new Command("plan").description(
+          "List the smaller architectures that meet a target, ranked by loss if there is data; or weigh cuts against types for a device",
         ),
+        false,
       ),
     ),
-  )
-    .argument("<model>", "model directory, directory with a config.json, or hub id")
-    .action(
-      action(async ({ job, print }, flags: Flags, model: string) => {
-        const outcome = await plan({ ...job, ...dataOptions(flags), ...targetOptions(flags), model });
-        print(outcome, ({ candidates, parameters, original }) =>
-          [
-            `${formatCount(parameters)} parameters now: ${UNIFORM_AXES.map((axis) => `${axis}=${original[axis]}`).join(", ")}`,
-            table(
-              [...UNIFORM_AXES, "parameters", "loss as pruned", "distilled briefly"],
-              candidates.map((c) => [
-                ...UNIFORM_AXES.map((axis) => String(c.sizes[axis])),
-                String(c.parameters),
-                c.loss?.toFixed(4) ?? "-",
-                c.distilledLoss?.toFixed(4) ?? "-",
-              ]),
-            ),
-          ].join("\n"),
-        );
-      }),
-    ),
+    false,
+  ),
+)
+  .argument("<model>", "model directory, directory with a config.json, or hub id")
+  .option("--context-size <n>", "tokens of prompt and answer on the device (default: the device's)", parseWhole)
+  .option("--speed <n>", "least tokens per second on the device", parsePositive)
+  .option("--all", "all that was weighed for a device, not only the best of each kind");
+const DEVICE_IDS = ["this-machine", ...DEVICES.map(({ id }) => id)];
+for (const option of command.options)
+  if (option.long === "--device") {
+    option.choices(["auto", ...DEVICE_KINDS, ...DEVICE_IDS]);
+    option.description = `where to compute; or what to plan for: ${DEVICE_IDS.join(", ")}`;
+  }
+
+export const planCommand = example(
+  command.action(
+    action(async ({ job, print }, flags: Flags, model: string) => {
+      const forDevice = DEVICE_IDS.find((id) => id === (flags.device as string));
+      if (forDevice !== undefined) {
+        const { contextSize: contextLength, speed: tokensPerSecond } = flags;
+        const { space } = targetOptions({ ...flags, target: "" });
+        const { device: _, ...options } = job;
+        const made = await planForDevice({ ...options, model, forDevice, contextLength, tokensPerSecond, space });
+        print(made, (plan) => renderDevicePlan(plan, flags.all === true));
+        return;
+      }
+      const { target } = flags;
+      if (target === undefined) throw new UsageError("plan needs a --target, or a device: --device phone-8gb");
+      const outcome = await plan({ ...job, ...dataOptions(flags), ...targetOptions({ ...flags, target }), model });
+      print(outcome, renderPlan);
+    }),
+  ),
   "coppice plan ./mistral-nemo --target 8.4B",
   "coppice plan ./model --target 0.67x --axes hidden,ffn,layers --data corpus.jsonl",
+  "coppice plan ./model --device phone-8gb --context-size 4096",
 );
+
+const renderPlan = ({ candidates, parameters, original }: PlanOutcome): string =>
+  [
+    `${formatCount(parameters)} parameters now: ${UNIFORM_AXES.map((axis) => `${axis}=${original[axis]}`).join(", ")}`,
+    table(
+      [...UNIFORM_AXES, "parameters", "loss as pruned", "distilled briefly"],
+      candidates.map((c) => [
+        ...UNIFORM_AXES.map((axis) => String(c.sizes[axis])),
+        ...[String(c.parameters), c.loss?.toFixed(4) ?? "-", c.distilledLoss?.toFixed(4) ?? "-"],
+      ]),
+    ),
+  ].join("\n");
+
+/** The Pareto front, or all; the best is marked. */
+function renderDevicePlan({ device, contextLength, candidates, best, parameters }: DevicePlan, all: boolean): string {
+  const shown = candidates.filter(({ onFront }) => all || onFront);
+  const advice =
+    best === undefined
+      ? "Nothing fits: cut more (--max-width-cut), or plan for less context (--context-size)."
+      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: coppice compress MODEL --target ${device.id === "this-machine" ? best.parameters : device.id} --data ...`;
+  return [
+    `${device.name}: ${formatBytes(device.usableBytes)} usable, ${(device.bandwidth / 1e9).toFixed(1)} GB/s; ${formatCount(parameters)} parameters now, a context of ${contextLength} tokens`,
+    table(
+      [
+        "parameters",
+        "of all",
+        "hidden",
+        "ffn",
+        "layers",
+        "type",
+        "weights",
+        "cache",
+        "all memory",
+        "tokens/s",
+        "loss more",
+        "",
+      ],
+      shown.map((c) => [
+        ...[formatCount(c.parameters), `${Math.round(100 * c.share)} %`],
+        ...[String(c.sizes.hidden), String(c.sizes.ffn), String(c.sizes.layers), c.kind],
+        ...[c.memory.weightBytes, c.memory.cacheBytes, c.memory.totalBytes].map(formatBytes),
+        ...[c.tokensPerSecond.toPrecision(3), c.expectedLoss.toPrecision(2)],
+        c === best ? "best" : c.fits ? "fits" : "does not fit",
+      ]),
+    ),
+    advice,
+  ].join("\n");
+}
+
+const describe = ({ sizes }: FitCandidate): string =>
+  `hidden ${sizes.hidden}, FFN ${sizes.ffn}, ${sizes.layers} layers`;

@@ -54,6 +54,8 @@ export interface BackendOptions {
   readonly threads?: number;
   /** Our own kernels on a CPU: the best that it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`. */
   readonly kernels?: "auto" | "none" | Variant;
+  /** Whether threads live as long as the backend; false has ggml start them for each computation, as llama.cpp does from Node. */
+  readonly keepThreads?: boolean;
 }
 
 /** Drivers that only imitate a GPU on the processor: slower than the processor itself, so never chosen unasked. */
@@ -100,7 +102,7 @@ export class Backend {
     const { kernels } =
       device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
     const backend = new Backend(library, device, handle, threads, kernels);
-    backend.startThreads();
+    backend.startThreads(options.keepThreads ?? true);
     return backend;
   }
 
@@ -126,12 +128,12 @@ export class Backend {
    * Gives a CPU a pool of threads that lives as long as it does. Without one ggml starts threads for every computation, and a
    * fresh thread can wait a scheduler tick (10 ms were seen) beside an idle core.
    */
-  private startThreads(): void {
+  private startThreads(keep: boolean): void {
     const create = this.deviceFunction("ggml_threadpool_new", "intptr_t", ["void *"]);
     const attach = this.deviceFunction("ggml_backend_cpu_set_threadpool", "void", ["intptr_t", "intptr_t"]);
     const limit = this.deviceFunction("ggml_backend_set_n_threads", "void", ["intptr_t", "int"]);
     limit?.(this.handle, this.threads);
-    if (create === undefined || attach === undefined || this.threads === 1) return;
+    if (create === undefined || attach === undefined || this.threads === 1 || !keep) return;
     const parameters = new Uint8Array(THREADPOOL_PARAMETER_BYTES);
     this.functions.ggml_threadpool_params_init(parameters, this.threads);
     this.threadpool = create(parameters);

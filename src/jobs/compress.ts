@@ -1,6 +1,7 @@
 import path from "node:path";
 import { openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
 import { Sequences, Tokenizer, type TokenStream } from "../data/index.js";
+import { isDevice, quantizableDivisors } from "../devices/index.js";
 import {
   crossEntropyObjective,
   type DistillationOptions,
@@ -10,9 +11,10 @@ import {
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
 import { loadWeights, type Model, modelFromConfig } from "../models/index.js";
-import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune, uniformSizes } from "../prune/index.js";
+import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
+import { fitFor } from "./device-plan.js";
 import { type OpenModel, onDevice, openData, openModel, writeDirectory } from "./environment.js";
 import { type EvaluateJob, type EvaluateOutcome, evaluate } from "./evaluate.js";
 import { generate } from "./generate.js";
@@ -86,7 +88,7 @@ const CORRECTION_RATE_SHARE = 0.2;
  */
 export async function compress(given: CompressJob): Promise<CompressOutcome> {
   const teacher = await openModel(given.model, given);
-  const job = forQuantization(given, teacher.model);
+  const job = forQuantization(forDevice(given, teacher.model), teacher.model);
   if (path.resolve(teacher.checkpoint.path) === path.resolve(job.out))
     throw new UsageError(`${job.out} is the model itself: choose another --out`);
   candidatesFor(teacher.model, job); // a target that cannot be met is said before anything long begins
@@ -96,16 +98,14 @@ export async function compress(given: CompressJob): Promise<CompressOutcome> {
   return onDevice(job, (backend) => new Compression(backend, job, teacher, tokens, validation, settings, run).run());
 }
 
-/** Widths from which on cuts keep to the large blocks of the k-quants; below, to those of the older types. */
-const LARGE_WIDTH = 2048;
-const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
+/** For a device, also the file that it takes. */
+const forDevice = (job: CompressJob, model: Model): CompressJob =>
+  isDevice(job.target) ? { ...job, gguf: job.gguf ?? [fitFor(model, job.target, job.space).kind] } : job;
 
 /** Where GGUF files are wanted, widths stay multiples of quantized blocks: rows that do not fill them could not be quantized. */
 function forQuantization(job: CompressJob, model: Model): CompressJob {
   if ((job.gguf ?? []).length === 0) return job;
-  const sizes = uniformSizes(model);
-  const blockOf = (size: number) => (size >= LARGE_WIDTH ? LARGE_BLOCK : SMALL_BLOCK);
-  const divisors = { hidden: blockOf(sizes.hidden), ffn: blockOf(sizes.ffn), ...job.space?.divisors };
+  const divisors = { ...quantizableDivisors(model), ...job.space?.divisors };
   return { ...job, space: { ...job.space, divisors } };
 }
 

@@ -1,5 +1,6 @@
 export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
+export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
 export type { DataOptions, JobOptions, ProgressEvent } from "./environment.js";
 export {
   EVALUATION_ENGINES,

@@ -1,11 +1,11 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
 import type { Checkpoint, TensorSource } from "../checkpoint/index.js";
-import { readJsonObject } from "../checkpoint/json.js";
 import { Sequences, type TokenStream } from "../data/index.js";
+import { isDevice } from "../devices/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
+import { countParameters, loadWeights, type Model, type ModelWeights } from "../models/index.js";
 import {
   type Candidate,
   calibrate,
@@ -32,12 +32,13 @@ import {
 } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
+import { fitFor, modelOnly } from "./device-plan.js";
 import { type DataOptions, type JobOptions, onDevice, openData, openModel, writeDirectory } from "./environment.js";
 import { distilBriefly, trainOptionsFor } from "./training.js";
 
 /** What the smaller model should be, and how it is looked for. */
 export interface TargetOptions {
-  /** `8.4B`, `0.67x`, `4GiB` or `hidden=4096,ffn=11520`. */
+  /** `8.4B`, `0.67x`, `4GiB`, `hidden=4096,ffn=11520` or a device's id. */
   readonly target: string;
   /** For a target in bytes; 16 by default. */
   readonly bitsPerWeight?: number;
@@ -65,6 +66,12 @@ const CALIBRATION_BATCH_TOKENS = 2048;
 
 /** The architectures that meet a target: one when it names sizes, else all within the tolerance. */
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
+  if (isDevice(options.target)) {
+    const { sizes, parameters, share } = fitFor(model, options.target, options.space);
+    return share === 1
+      ? [{ sizes, parameters }]
+      : enumerateCandidates(model, parameters, { axes: DEFAULT_AXES, ...options.space });
+  }
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS);
   const original = uniformSizes(model);
   if (target.kind === "sizes") {
@@ -159,10 +166,7 @@ export interface PlanOutcome {
 /** Lists the architectures that meet a target. With data they are measured; without, a config.json is enough. */
 export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
-    const config = existsSync(path.join(job.model, "config.json"))
-      ? readJsonObject(path.join(job.model, "config.json"))
-      : (await openModel(job.model, job)).checkpoint.config;
-    const model = modelFromConfig(config);
+    const model = await modelOnly(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),
       original: uniformSizes(model),

@@ -1,0 +1,94 @@
+/**
+ * How far predictions for a device are from what happens on this machine: what llama.cpp allocates for a model, a context and a
+ * type, and how fast it writes with half of the context filled.
+ *
+ *   npx tsx bench/devices.ts [--threads 1]
+ */
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { parseArgs } from "node:util";
+import type { Token } from "node-llama-cpp";
+import { table } from "../src/cli/command.js";
+import { measureThisMachine, predictMemory, predictSpeed } from "../src/devices/index.js";
+import { fastestThreads, loadModel } from "../src/generate/index.js";
+import { quantize } from "../src/jobs/index.js";
+import type { FileKind } from "../src/quantize/index.js";
+import { type LlamaSizes, randomLlama } from "./random-checkpoint.js";
+
+const { values } = parseArgs({ options: { threads: { type: "string" }, rounds: { type: "string", default: "3" } } });
+const results = path.resolve(import.meta.dirname, "results");
+const MODELS: Readonly<Record<string, LlamaSizes>> = {
+  "30m": { vocab: 32000, hidden: 384, ffn: 1024, layers: 8, heads: 6, kvHeads: 6, headDim: 64 },
+  "100m": { vocab: 32000, hidden: 768, ffn: 2048, layers: 11, heads: 12, kvHeads: 4, headDim: 64 },
+  "500m": { vocab: 32000, hidden: 1536, ffn: 4096, layers: 16, heads: 24, kvHeads: 8, headDim: 64 },
+};
+const KINDS: readonly FileKind[] = ["f16", "q8_0", "q4_k_m"];
+const CONTEXTS = [512, 2048];
+const WRITTEN = 48;
+const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN;
+
+const rows: string[][] = [];
+const errors: { memory: number[]; speed: number[] } = { memory: [], speed: [] };
+for (const [name, sizes] of Object.entries(MODELS)) {
+  const directory = path.join(results, `random-${name}`);
+  const architecture = randomLlama(directory, sizes);
+  for (const kind of KINDS) {
+    const file = `${directory}.${kind}.gguf`;
+    if (!existsSync(file)) await quantize({ model: directory, types: [kind], out: file });
+    const model = await loadModel(file, { device: "cpu" });
+    const threads = values.threads === undefined ? ((await fastestThreads(model)) ?? 2) : Number(values.threads);
+    for (const contextSize of CONTEXTS) {
+      const context = await model.createContext({ contextSize, threads, flashAttention: true });
+      const allocated = model.size + context.memoryUsage.ram;
+      const sequence = context.getSequence();
+      await sequence.evaluateWithoutGeneratingNewTokens(
+        Array.from({ length: contextSize / 2 - 1 }, (_, i) => ((i * 7) % 30000) as Token),
+      );
+      const [speeds, predictions]: [number[], number[]] = [[], []];
+      for (let round = 0; round < Number(values.rounds); round++) {
+        // the machine as it is now: others may use it too
+        const device = await measureThisMachine({ device: "cpu", threads });
+        predictions.push(predictSpeed(architecture, kind, device, contextSize).tokensPerSecond);
+        let written = 0;
+        const began = performance.now();
+        for await (const _ of sequence.evaluate([5 as Token], { temperature: 0 })) if (++written >= WRITTEN) break;
+        speeds.push((1000 * written) / (performance.now() - began));
+        await sequence.eraseContextTokenRanges([{ start: contextSize / 2 - 1, end: sequence.nextTokenIndex }]);
+      }
+      const [predicted, speed] = [median(predictions), median(speeds)];
+      const memory = predictMemory(architecture, kind, contextSize).totalBytes;
+      errors.memory.push(memory / allocated - 1);
+      errors.speed.push(predicted / speed - 1);
+      const percent = (error: number) => `${(100 * error).toFixed(1)} %`;
+      rows.push([
+        ...[name, kind, `${contextSize}`, `${threads}`],
+        ...[memory / 2 ** 20, allocated / 2 ** 20].map((mib) => mib.toFixed(1)),
+        ...[percent(memory / allocated - 1), predicted.toFixed(1), speed.toFixed(1), percent(predicted / speed - 1)],
+      ]);
+      await context.dispose();
+    }
+    await model.dispose();
+  }
+}
+console.log(
+  table(
+    [
+      "model",
+      "type",
+      "context",
+      "threads",
+      "MiB predicted",
+      "allocated",
+      "off",
+      "tokens/s predicted",
+      "measured",
+      "off",
+    ],
+    rows,
+  ),
+);
+const worst = (list: readonly number[]) => Math.max(...list.map(Math.abs));
+console.log(
+  `largest error: memory ${(100 * worst(errors.memory)).toFixed(1)} %, speed ${(100 * worst(errors.speed)).toFixed(1)} %`,
+);
+process.exit(0);

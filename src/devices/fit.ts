@@ -1,0 +1,133 @@
+import { countParameters, type Model } from "../models/index.js";
+import { enumerateCandidates, type SearchSpace, type UniformSizes, uniformPlan, uniformSizes } from "../prune/index.js";
+import type { FileKind } from "../quantize/index.js";
+import { UsageError } from "../system/errors.js";
+import {
+  type MemoryPrediction,
+  predictLoss,
+  predictMemory,
+  predictSpeed,
+  type SpeedPrediction,
+  WEIGHED_KINDS,
+} from "./predict.js";
+import type { DeviceProfile } from "./profiles.js";
+
+/** A way to make a model fit: an architecture in a type. */
+export interface FitCandidate extends SpeedPrediction {
+  readonly sizes: UniformSizes;
+  readonly parameters: number;
+  /** Of the original's parameters. */
+  readonly share: number;
+  readonly kind: FileKind;
+  readonly memory: MemoryPrediction;
+  readonly fits: boolean;
+  /** Nats a token that it is expected to be behind the original; of use to compare candidates. */
+  readonly expectedLoss: number;
+  /** Whether no other candidate is better in one of memory, speed and loss and worse in none. */
+  readonly onFront: boolean;
+}
+
+export interface DeviceFit {
+  readonly device: DeviceProfile;
+  readonly contextLength: number;
+  /** Best first among those that fit, then those that do not. */
+  readonly candidates: readonly FitCandidate[];
+  /** The fastest of those that fit and lose least, as far as can be told; undefined when nothing fits. */
+  readonly best: FitCandidate | undefined;
+}
+
+export interface FitOptions {
+  /** Tokens of prompt and answer; the device's, or the model's where that is less. */
+  readonly contextLength?: number | undefined;
+  readonly space?: Partial<SearchSpace> | undefined;
+  /** Least speed that is wanted. */
+  readonly tokensPerSecond?: number | undefined;
+}
+
+/** Shares of the parameters that are weighed: cuts to a third at once cost little (METHOD: up to a third, more in rounds). */
+const SHARES = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4];
+
+/** Weighs pruning against quantization: which architecture in which type is expected to lose least on a device. */
+export function fitDevice(model: Model, device: DeviceProfile, options: FitOptions = {}): DeviceFit {
+  const limit = Math.min(device.contextLength, model.maxPositions);
+  const contextLength = options.contextLength ?? limit;
+  if (contextLength > model.maxPositions)
+    throw new UsageError(`the model reads ${model.maxPositions} tokens at most, not ${contextLength}`);
+  const found = architectures(model, options.space ?? {}).flatMap(({ smaller, sizes }) =>
+    WEIGHED_KINDS.map((kind): Omit<FitCandidate, "onFront"> => {
+      const memory = predictMemory(smaller, kind, contextLength);
+      const speed = predictSpeed(smaller, kind, device, contextLength);
+      const parameters = countParameters(smaller.parameters, smaller.sizes);
+      const share = parameters / countParameters(model.parameters, model.sizes);
+      const fits = memory.totalBytes <= device.usableBytes && speed.tokensPerSecond >= (options.tokensPerSecond ?? 0);
+      return {
+        sizes,
+        parameters,
+        share,
+        kind,
+        memory,
+        ...speed,
+        fits,
+        expectedLoss: predictLoss(model, smaller, kind),
+      };
+    }),
+  );
+  const candidates = found
+    .map((one): FitCandidate => ({ ...one, onFront: !found.some((other) => dominates(other, one)) }))
+    .sort((a, b) => Number(b.fits) - Number(a.fits) || a.expectedLoss - b.expectedLoss);
+  return { device, contextLength, candidates, best: bestOf(candidates) };
+}
+
+/** Differences of the expected loss that say nothing, in nats. */
+const INDIFFERENT = 0.005;
+
+function bestOf(candidates: readonly FitCandidate[]): FitCandidate | undefined {
+  const fitting = candidates.filter(({ fits }) => fits);
+  const least = Math.min(...fitting.map(({ expectedLoss }) => expectedLoss));
+  return fitting
+    .filter(({ expectedLoss }) => expectedLoss <= least + INDIFFERENT)
+    .sort((a, b) => b.tokensPerSecond - a.tokensPerSecond)[0];
+}
+
+/** Widths from which on cuts keep to the large blocks of the k-quants; below, to those of the older types. */
+const LARGE_WIDTH = 2048;
+const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
+
+/** What widths must be multiples of, so that their rows fill quantized blocks: others could not be quantized. */
+export function quantizableDivisors(model: Model): { readonly hidden: number; readonly ffn: number } {
+  const { hidden, ffn } = uniformSizes(model);
+  const blockOf = (size: number) => (size >= LARGE_WIDTH ? LARGE_BLOCK : SMALL_BLOCK);
+  return { hidden: blockOf(hidden), ffn: blockOf(ffn) };
+}
+
+/** Architectures to weigh: the original, and for each share the one nearest to it. */
+function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Model; sizes: UniformSizes }[] {
+  const original = uniformSizes(model);
+  const parameters = countParameters(model.parameters, model.sizes);
+  const layers = Array.from({ length: model.layerCount }, (_, i) => i);
+  const divisors = { ...quantizableDivisors(model), ...space.divisors };
+  const found = SHARES.map((share) => {
+    if (share === 1) return original;
+    try {
+      return enumerateCandidates(model, share * parameters, { axes: ["hidden", "ffn"], ...space, divisors })[0]?.sizes;
+    } catch (error) {
+      if (error instanceof UsageError) return undefined; // the limits of a single cut do not allow it
+      throw error;
+    }
+  }).filter((sizes) => sizes !== undefined);
+  return [...new Map(found.map((sizes) => [JSON.stringify(sizes), sizes])).values()].map((sizes) => ({
+    sizes,
+    smaller: model.resized(uniformPlan(model, sizes, layers).sizes),
+  }));
+}
+
+type Weighed = Pick<FitCandidate, "memory" | "tokensPerSecond" | "expectedLoss">;
+
+function dominates(a: Weighed, b: Weighed): boolean {
+  const differences = [
+    b.memory.totalBytes - a.memory.totalBytes,
+    a.tokensPerSecond - b.tokensPerSecond,
+    b.expectedLoss - a.expectedLoss,
+  ];
+  return differences.every((difference) => difference >= 0) && differences.some((difference) => difference > 0);
+}

@@ -1,0 +1,143 @@
+import { blockSize, dataBytes, type StoredDType } from "../ggml/dtype.js";
+import { countParameters, type Model } from "../models/index.js";
+import type { FileKind } from "../quantize/index.js";
+import { typesFor } from "../quantize/recipes.js";
+import { ggufShapes, recipeFacts } from "../quantize/write.js";
+import type { DeviceProfile } from "./profiles.js";
+
+/** Bytes that a model takes when it runs. */
+export interface MemoryPrediction {
+  readonly weightBytes: number;
+  readonly cacheBytes: number;
+  /** What is passed from one operation to the next. */
+  readonly bufferBytes: number;
+  readonly totalBytes: number;
+}
+
+/** Tokens of a prompt that llama.cpp computes at once. */
+const BATCH = 512;
+const F16 = 2;
+const F32 = 4;
+
+/** The tensors of a model in a file of a kind. */
+export function storedTensors(model: Model, kind: FileKind): { name: string; dtype: StoredDType; bytes: number }[] {
+  const shapes = ggufShapes(model);
+  const types = typesFor(kind, shapes, recipeFacts(model, true));
+  return shapes.map(({ name, shape }) => {
+    const dtype = types.get(name) ?? "f32";
+    const columns = shape.at(-1) ?? 1;
+    const elements = shape.reduce((a, b) => a * b, 1);
+    const filled =
+      columns % blockSize(dtype) === 0
+        ? elements
+        : (elements / columns) * Math.ceil(columns / blockSize(dtype)) * blockSize(dtype);
+    return { name, dtype, bytes: dataBytes(dtype, filled) };
+  });
+}
+
+/** Bytes of a token's keys and values in 16 bits. */
+export const cacheBytesPerToken = (model: Model): number =>
+  2 *
+  F16 *
+  (model.sizes.headDim ?? 0) *
+  model.headGroups.reduce((sum, group) => sum + (model.sizes[group.kvHeads] ?? 0), 0);
+
+/**
+ * What llama.cpp takes for one sequence of a context: weights, keys and values in f16, and buffers for a batch of 512, of which the
+ * logits are the largest with flash attention.
+ */
+export function predictMemory(model: Model, kind: FileKind, contextLength: number): MemoryPrediction {
+  const weightBytes = storedTensors(model, kind).reduce((sum, { bytes }) => sum + bytes, 0);
+  const cacheBytes = cacheBytesPerToken(model) * contextLength;
+  const batch = Math.min(BATCH, contextLength);
+  const [hidden, ffn] = [model.sizes.hidden ?? 0, largest(model, "ffn")];
+  const bufferBytes = batch * F32 * (Math.max(model.vocabSize, 3 * ffn) + 2 * hidden);
+  return { weightBytes, cacheBytes, bufferBytes, totalBytes: weightBytes + cacheBytes + bufferBytes };
+}
+
+const largest = (model: Model, name: string): number =>
+  Math.max(0, ...Object.entries(model.sizes).map(([dimension, size]) => (dimension.endsWith(`.${name}`) ? size : 0)));
+
+export interface SpeedPrediction {
+  /** Tokens written in a second, one sequence, with half of the context filled. */
+  readonly tokensPerSecond: number;
+  readonly boundBy: "bandwidth" | "compute";
+}
+
+/** Of the memory's rate, what an engine reaches where it reads weights once for each token. */
+const BANDWIDTH_SHARE: Readonly<Record<DeviceProfile["kind"], number>> = {
+  ...{ phone: 0.6, board: 0.6, laptop: 0.7, gpu: 0.75, browser: 0.8 },
+  this: 1, // was measured
+};
+/** Seconds that starting an operation takes, of which a layer has about 16. */
+const START_SECONDS: Readonly<Record<DeviceProfile["kind"], number>> = {
+  ...{ phone: 3e-6, board: 4e-6, laptop: 2e-6, gpu: 3e-6, browser: 5e-6, this: 1.5e-6 },
+};
+const OPERATIONS_PER_LAYER = 16;
+
+/**
+ * How fast a device writes: each token reads all weights (but the rows of the embedding it does not need) and the keys and values
+ * before it, and takes two operations a weight. Whichever takes longer counts, tensor by tensor (the roofline model of Williams,
+ * Waterman and Patterson, 2009).
+ */
+export function predictSpeed(
+  model: Model,
+  kind: FileKind,
+  device: DeviceProfile,
+  contextLength: number,
+): SpeedPrediction {
+  const rate = device.bandwidth * BANDWIDTH_SHARE[device.kind];
+  const shapes = new Map(ggufShapes(model).map(({ name, shape }) => [name, shape.reduce((a, b) => a * b, 1)]));
+  const read = storedTensors(model, kind).filter(({ name }) => name !== "token_embd.weight" || model.tiedEmbeddings);
+  let [reading, computing] = [0, 0];
+  let seconds = OPERATIONS_PER_LAYER * model.layerCount * START_SECONDS[device.kind];
+  for (const { name, bytes } of read) {
+    const [memory, compute] = [bytes / rate, (2 * (shapes.get(name) ?? 0)) / device.compute];
+    reading += memory;
+    computing += compute;
+    seconds += Math.max(memory, compute);
+  }
+  const cached = (contextLength / 2) * cacheBytesPerToken(model);
+  const grouped = model.headGroups.reduce((sum, group) => sum + (model.sizes[group.heads] ?? 0), 0);
+  const attention = 4 * (contextLength / 2) * grouped * (model.sizes.headDim ?? 0);
+  reading += cached / rate;
+  computing += attention / device.compute;
+  seconds += Math.max(cached / rate, attention / device.compute);
+  return { tokensPerSecond: 1 / seconds, boundBy: reading >= computing ? "bandwidth" : "compute" };
+}
+
+/**
+ * Loss that language models of a size come to beyond what more data or parameters could not take away: 406.4 / N^0.34 nats a token
+ * (Hoffmann et al. 2022, arXiv 2203.15556, eq. 10 and its fit).
+ */
+const reducibleLoss = (parameters: number): number => 406.4 / parameters ** 0.34;
+
+/** Of the difference that scaling laws see between two sizes, what distillation leaves (arXiv 2407.14679: a pruned and distilled model is ahead of its size). */
+const AFTER_DISTILLATION = 0.5;
+
+/**
+ * Rise of the perplexity by quantizing a Llama of 7 B parameters, in nats a token: the logarithm of the ratios that llama.cpp's
+ * quantizer lists (f16: 5.9066). Types that it does not list stand between their neighbours by bits.
+ */
+const QUANTIZATION_LOSS: Readonly<Partial<Record<FileKind, number>>> = {
+  ...{ f32: 0, f16: 0, bf16: 0, q8_0: 0.0001, q6_k: 0.0007, q5_k_m: 0.0024, q5_k_s: 0.006 },
+  ...{ q4_k_m: 0.009, q4_k_s: 0.0193, iq4_xs: 0.0185, q3_k_m: 0.0404, iq3_xxs: 0.1, q2_k: 0.137 },
+};
+/** Kinds of files to weigh, from large to small. */
+export const WEIGHED_KINDS = Object.keys(QUANTIZATION_LOSS).filter(
+  (kind) => kind !== "f32" && kind !== "bf16",
+) as FileKind[];
+/** Smaller models have less to spare: the loss by quantizing grows about as so much power of the size (the same list, 7 B and 13 B). */
+const SIZE_POWER = 0.3;
+
+/** Nats a token that a smaller model in a type is expected to be behind the original. */
+export function predictLoss(original: Model, smaller: Model, kind: FileKind): number {
+  const [before, after] = [original, smaller].map((model) => Math.max(1, nonEmbedding(model)));
+  const pruning = AFTER_DISTILLATION * (reducibleLoss(after ?? 1) - reducibleLoss(before ?? 1));
+  return Math.max(0, pruning) + (QUANTIZATION_LOSS[kind] ?? 0) * (7e9 / (after ?? 1)) ** SIZE_POWER;
+}
+
+function nonEmbedding(model: Model): number {
+  const embeddings = (model.tiedEmbeddings ? 1 : 2) * model.vocabSize * (model.sizes.hidden ?? 0);
+  return countParameters(model.parameters, model.sizes) - embeddings;
+}

@@ -1,0 +1,53 @@
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { readJsonObject } from "../checkpoint/json.js";
+import {
+  type DeviceFit,
+  deviceProfile,
+  type FitCandidate,
+  type FitOptions,
+  fitDevice,
+  measureThisMachine,
+} from "../devices/index.js";
+import { countParameters, type Model, modelFromConfig } from "../models/index.js";
+import { UsageError } from "../system/errors.js";
+import { type JobOptions, openModel } from "./environment.js";
+import { formatBytes } from "./report.js";
+
+export interface DevicePlanJob extends Pick<JobOptions, "hub" | "onProgress" | "device" | "threads">, FitOptions {
+  readonly model: string;
+  /** A profile's id, or `this-machine`, which is measured. */
+  readonly forDevice: string;
+}
+
+export interface DevicePlan extends DeviceFit {
+  readonly parameters: number;
+}
+
+/** Weighs pruning against quantization for a device. A config.json is enough. */
+export async function planForDevice(job: DevicePlanJob): Promise<DevicePlan> {
+  const model = await modelOnly(job.model, job);
+  const { device, threads } = job;
+  const profile =
+    job.forDevice === "this-machine"
+      ? await measureThisMachine({ ...(device && { device }), ...(threads && { threads }) })
+      : deviceProfile(job.forDevice);
+  return { parameters: countParameters(model.parameters, model.sizes), ...fitDevice(model, profile, job) };
+}
+
+/** What is expected to lose least of those that a device holds. @throws UsageError when it holds none */
+export function fitFor(model: Model, device: string, space?: FitOptions["space"]): FitCandidate {
+  const { best, candidates } = fitDevice(model, deviceProfile(device), { space });
+  if (best !== undefined) return best;
+  const least = Math.min(...candidates.map(({ memory }) => memory.totalBytes));
+  throw new UsageError(
+    `no cut of this model fits ${device}: the smallest that was weighed takes ${formatBytes(least)}; allow larger cuts (--max-width-cut), or begin with a smaller model`,
+  );
+}
+
+/** A model's architecture, of which a directory need not have the weights. */
+export async function modelOnly(reference: string, options: Pick<JobOptions, "hub" | "onProgress">): Promise<Model> {
+  const file = path.join(reference, "config.json");
+  if (existsSync(file)) return modelFromConfig(readJsonObject(file));
+  return (await openModel(reference, options)).model;
+}
