@@ -74,6 +74,15 @@ const START_SECONDS: Readonly<Record<DeviceProfile["kind"], number>> = {
   ...{ phone: 3e-6, board: 4e-6, laptop: 2e-6, gpu: 3e-6, browser: 5e-6, this: 1.5e-6 },
 };
 const OPERATIONS_PER_LAYER = 16;
+/**
+ * Of the rate at quantized weights, what attention reaches: on processors llama.cpp reads keys and values in f16 anew for each query
+ * head (about a fifth was seen beside q4_k, one thread of a Zen 5).
+ */
+const ATTENTION_SHARE: Readonly<Record<DeviceProfile["kind"], number>> = {
+  ...{ phone: 0.2, board: 0.2, laptop: 0.2, gpu: 0.5, browser: 0.2, this: 0.2 },
+};
+/** Seconds that choosing a token and handing it on takes, and those of each word of the vocabulary that is looked at. */
+const [TOKEN_SECONDS, WORD_SECONDS] = [5e-4, 1e-8];
 
 /**
  * How fast a device writes: each token reads all weights (but the rows of the embedding it does not need) and the keys and values
@@ -90,7 +99,10 @@ export function predictSpeed(
   const shapes = new Map(ggufShapes(model).map(({ name, shape }) => [name, shape.reduce((a, b) => a * b, 1)]));
   const read = storedTensors(model, kind).filter(({ name }) => name !== "token_embd.weight" || model.tiedEmbeddings);
   let [reading, computing] = [0, 0];
-  let seconds = OPERATIONS_PER_LAYER * model.layerCount * START_SECONDS[device.kind];
+  let seconds =
+    OPERATIONS_PER_LAYER * model.layerCount * START_SECONDS[device.kind] +
+    TOKEN_SECONDS +
+    WORD_SECONDS * model.vocabSize;
   for (const { name, bytes } of read) {
     const [memory, compute] = [bytes / rate, (2 * (shapes.get(name) ?? 0)) / device.compute];
     reading += memory;
@@ -99,10 +111,11 @@ export function predictSpeed(
   }
   const cached = (contextLength / 2) * cacheBytesPerToken(model);
   const grouped = model.headGroups.reduce((sum, group) => sum + (model.sizes[group.heads] ?? 0), 0);
-  const attention = 4 * (contextLength / 2) * grouped * (model.sizes.headDim ?? 0);
+  const attention =
+    (4 * (contextLength / 2) * grouped * (model.sizes.headDim ?? 0)) / (device.compute * ATTENTION_SHARE[device.kind]);
   reading += cached / rate;
-  computing += attention / device.compute;
-  seconds += Math.max(cached / rate, attention / device.compute);
+  computing += attention;
+  seconds += Math.max(cached / rate, attention);
   return { tokensPerSecond: 1 / seconds, boundBy: reading >= computing ? "bandwidth" : "compute" };
 }
 
