@@ -13,6 +13,7 @@ const RANKS = [
   ["devices"],
   ["jobs"],
   ["serve"],
+  ["foundry"],
   ["cli"],
 ];
 const root = path.resolve(import.meta.dirname, "../src");

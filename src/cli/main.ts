@@ -11,6 +11,7 @@ import { distillCommand } from "./distill.js";
 import { doctorCommand } from "./doctor.js";
 import { evaluateCommand } from "./evaluate.js";
 import { exportCommand } from "./export.js";
+import { foundryCommand } from "./foundry.js";
 import { generateCommand } from "./generate.js";
 import { inspectCommand } from "./inspect.js";
 import { perplexityCommand } from "./perplexity.js";
@@ -32,7 +33,7 @@ const COMMANDS = [
     generateCommand,
     chatCommand,
   ],
-  ...[serveCommand, benchCommand, doctorCommand],
+  ...[serveCommand, foundryCommand, benchCommand, doctorCommand],
 ];
 
 // Standard output carries results only; libraries that log with console.debug and console.log go to standard error.

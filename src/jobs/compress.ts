@@ -37,6 +37,8 @@ import {
 
 export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOptions {
   readonly model: string;
+  /** What a run that goes on elsewhere knows the model by, where its path is another; the path by default. */
+  readonly modelName?: string;
   /** Training settings; 2 million tokens where none are given. */
   readonly settings?: Partial<TrainSettings>;
   readonly distillation?: Partial<DistillationOptions>;
@@ -111,12 +113,22 @@ function forQuantization(job: CompressJob, model: Model): CompressJob {
 
 /** What identifies a run: everything that its numbers depend on. */
 function configurationOf(job: CompressJob, settings: TrainOptions, tokens: TokenStream, validation: TokenStream) {
-  const { model, target, bitsPerWeight, space, depthMethod, maxCandidates, calibrationSamples, distillation } = job;
+  const {
+    modelName,
+    model: reference,
+    target,
+    bitsPerWeight,
+    space,
+    depthMethod,
+    maxCandidates,
+    calibrationSamples,
+    distillation,
+  } = job;
   const { teacherOptions, teacherCorrection, searchTokens, intermediate } = job;
   return {
     ...{
       command: "compress",
-      model,
+      model: modelName ?? reference,
       data: tokens.id,
       validation: validation.id,
       settings,

@@ -10,6 +10,7 @@ export {
   evaluate,
   type ModelEvaluation,
 } from "./evaluate.js";
+export { type Headline, headlines } from "./evaluation-table.js";
 export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
 export {
   type ExportJob,

@@ -1,12 +1,9 @@
-import { createServer as createHttpServer } from "node:http";
-import { createServer as createHttpsServer } from "node:https";
-import type { AddressInfo } from "node:net";
 import { setTimeout as wait } from "node:timers/promises";
-import { serve as serveHono } from "@hono/node-server";
 import { pino } from "pino";
 import type { ServiceInfo } from "./api/management.js";
 import { ModelPool, type ModelSource, type PoolOptions } from "./engine/model-pool.js";
 import { type HttpOptions, httpApp } from "./http.js";
+import { listen } from "./listen.js";
 import { Metrics } from "./metrics.js";
 
 export interface ServerOptions
@@ -32,9 +29,6 @@ export interface RunningServer {
   close(): Promise<void>;
 }
 
-/** Seconds in which a request must have been sent: slow senders hold a connection no longer. */
-const RECEIVE_SECONDS = 60;
-
 /** Serves models until it is closed. */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
   const logger = pino({ level: options.logLevel, base: null }, pino.destination(2));
@@ -44,20 +38,8 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   let taking = true;
   const info: ServiceInfo = { ...options, pool, started: Math.floor(Date.now() / 1000), taking: () => taking };
   const app = httpApp(info, { ...options, logger, metrics });
-  const limits = { requestTimeout: 1000 * RECEIVE_SECONDS, headersTimeout: 1000 * RECEIVE_SECONDS };
-  const server = serveHono({
-    ...{ fetch: app.fetch, hostname: options.host, port: options.port },
-    ...(options.tls === undefined
-      ? { createServer: createHttpServer, serverOptions: limits }
-      : { createServer: createHttpsServer, serverOptions: { ...options.tls, ...limits } }),
-  });
-  await new Promise<void>((resolve, reject) => {
-    server.once("listening", resolve);
-    server.once("error", reject);
-  });
-  const { port, address, family } = server.address() as AddressInfo;
-  const host = family === "IPv6" ? `[${address}]` : address;
-  const url = `${options.tls === undefined ? "http" : "https"}://${host}:${port}`;
+  const listening = await listen(app, options);
+  const { url } = listening;
   logger.info({ url }, "listening");
   const never = new AbortController().signal;
   const ready = pool.use(undefined, never, async () => {});
@@ -67,12 +49,10 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     ready,
     close: async () => {
       taking = false;
-      const ended = new Promise((resolve) => server.close(resolve));
+      const ended = listening.refuseMore();
       const deadline = performance.now() + 1000 * options.drainSeconds;
       while (pool.busy > 0 && performance.now() < deadline) await wait(20);
-      if ("closeIdleConnections" in server) server.closeIdleConnections();
-      await Promise.race([ended, wait(1000)]);
-      if ("closeAllConnections" in server) server.closeAllConnections();
+      await listening.close();
       await ended;
       await pool.close();
     },

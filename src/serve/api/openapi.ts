@@ -3,9 +3,9 @@ import { escapeHtml, page, table } from "../../jobs/report.js";
 import { ENDPOINTS } from "./index.js";
 import { MANAGEMENT } from "./management.js";
 
-type Json = Readonly<Record<string, unknown>>;
+export type Json = Readonly<Record<string, unknown>>;
 
-const errorSchema = z.object({
+export const errorSchema = z.object({
   error: z.object({
     message: z.string(),
     type: z.string(),
@@ -24,19 +24,24 @@ const STATUSES: Readonly<Record<string, string>> = {
   503: "not ready, or ending",
 };
 
-const schemaOf = (schema: z.ZodType, io: "input" | "output"): Json => {
+/** What errors are, for a document of which `components.schemas.Error` is {@link errorSchema}. */
+export const errorResponses = (statuses: Readonly<Record<string, string>>): Json =>
+  Object.fromEntries(
+    Object.entries(statuses).map(([status, description]) => [
+      status,
+      { description, content: { "application/json": { schema: { $ref: "#/components/schemas/Error" } } } },
+    ]),
+  );
+
+/** A schema as a document has it. */
+export const schemaOf = (schema: z.ZodType, io: "input" | "output"): Json => {
   const { $schema: _, ...rest } = z.toJSONSchema(schema, { io, unrepresentable: "any" }) as Json;
   return rest;
 };
 
 /** What can be asked for and what comes back, as an OpenAPI 3.1 document. */
 export function openApi(version: string): Json {
-  const errors = Object.fromEntries(
-    Object.entries(STATUSES).map(([status, description]) => [
-      status,
-      { description, content: { "application/json": { schema: { $ref: "#/components/schemas/Error" } } } },
-    ]),
-  );
+  const errors = errorResponses(STATUSES);
   const posts = ENDPOINTS.map(({ path, tag, summary, body, reply, streams }) => [
     path,
     {
@@ -78,7 +83,7 @@ export function openApi(version: string): Json {
   };
 }
 
-const operationId = (method: string, path: string): string =>
+export const operationId = (method: string, path: string): string =>
   `${method}${path.replace(/[/_]+(\w)/g, (_, letter: string) => letter.toUpperCase())}`;
 
 /** The same for people: a page without anything from elsewhere. */

@@ -1,0 +1,111 @@
+import type { Readable } from "node:stream";
+import type { Logger } from "pino";
+import { z } from "zod";
+import { ApiError } from "../../serve/errors.js";
+import type { Database } from "../database.js";
+import type { Materials } from "../materials.js";
+import type { Playground } from "../playground.js";
+import type { Storage } from "../storage.js";
+import type { Jobs } from "../store/jobs.js";
+import type { Library } from "../store/library.js";
+import type { Caller, Role, Tenants } from "../store/tenants.js";
+
+/** What endpoints work with. */
+export interface FoundryServices {
+  readonly db: Database;
+  readonly storage: Storage;
+  readonly tenants: Tenants;
+  readonly library: Library;
+  readonly jobs: Jobs;
+  readonly materials: Materials;
+  readonly playground: Playground;
+  readonly logger: Logger;
+  /** Bytes of one upload. */
+  readonly maxUploadBytes: number;
+  readonly corsOrigins: readonly string[];
+  /** Whether only this machine can reach it: then no keys are needed. */
+  readonly isLocal: boolean;
+}
+
+export interface RouteRequest<Parameters, Query, Body> {
+  readonly parameters: Parameters;
+  readonly query: Query;
+  readonly body: Body;
+  readonly caller: Caller;
+  /** Aborted when the client leaves. */
+  readonly signal: AbortSignal;
+  readonly header: (name: string) => string | undefined;
+  /** The body as it comes, for uploads. */
+  readonly content: () => Readable;
+}
+
+/** An answer that is not JSON. */
+export interface Streamed {
+  readonly stream: Readable;
+  readonly status?: 200 | 206;
+  readonly headers: Readonly<Record<string, string>>;
+}
+
+export interface Events {
+  readonly events: AsyncGenerator<{ readonly event: string; readonly id?: string; readonly data: unknown }>;
+}
+
+export interface Route {
+  readonly method: "GET" | "POST" | "PUT" | "DELETE";
+  /** With parameters in braces. */
+  readonly path: string;
+  readonly tag: string;
+  readonly summary: string;
+  /** Who may ask; nobody needs to be known for `anyone`. */
+  readonly needs: Role | "anyone";
+  readonly parameters: z.ZodObject;
+  readonly query: z.ZodObject;
+  /** JSON; or bytes of such a type, as they come. */
+  readonly body: z.ZodType | { readonly upload: string } | undefined;
+  readonly status: 200 | 201 | 202 | 204;
+  /** What is answered; or bytes of such a type. */
+  readonly reply: z.ZodType | { readonly media: string } | undefined;
+  answer(request: RouteRequest<never, never, never>, services: FoundryServices): Promise<unknown>;
+}
+
+const NOTHING = z.strictObject({});
+
+interface Definition<Parameters extends z.ZodObject, Query extends z.ZodObject, Body extends z.ZodType> {
+  readonly needs: Role | "anyone";
+  readonly summary: string;
+  readonly parameters?: Parameters;
+  readonly query?: Query;
+  readonly body?: Body | { readonly upload: string };
+  readonly status?: Route["status"];
+  readonly reply?: Route["reply"];
+  readonly answer: (
+    request: RouteRequest<z.infer<Parameters>, z.infer<Query>, z.infer<Body>>,
+    services: FoundryServices,
+  ) => Promise<unknown>;
+}
+
+/** Keeps the types of what is asked together with what answers it. @param at method and path, `GET /v1/jobs/{id}` */
+export function route<
+  Parameters extends z.ZodObject = typeof NOTHING,
+  Query extends z.ZodObject = typeof NOTHING,
+  Body extends z.ZodType = z.ZodUndefined,
+>(tag: string, at: `${Route["method"]} /${string}`, definition: Definition<Parameters, Query, Body>): Route {
+  const [method, path] = at.split(" ") as [Route["method"], string];
+  const { parameters = NOTHING, query = NOTHING, body, status = 200, reply, needs, summary, answer } = definition;
+  return {
+    ...{ method, path, tag, summary, needs, parameters, query, body, status, reply },
+    answer: answer as unknown as Route["answer"],
+  };
+}
+
+export const idParameter = z.strictObject({ id: z.uuid() });
+
+/** @throws ApiError 404 for what is not there, or is another's */
+export function found<T>(value: T | undefined, what: string): T {
+  if (value === undefined) throw new ApiError(404, `there is no such ${what}`);
+  return value;
+}
+
+/** A time as JSON has it. */
+export const time = z.iso.datetime().nullable();
+export const listOf = <T extends z.ZodType>(item: T) => z.object({ data: z.array(item) });

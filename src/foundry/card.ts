@@ -1,0 +1,77 @@
+import { formatBytes, formatCount } from "../jobs/report.js";
+import type { JobSpec } from "./specification.js";
+
+/** What a card is written from: only what was measured or given. */
+export interface CardFacts {
+  readonly name: string;
+  readonly base: string;
+  readonly baseReference: string | undefined;
+  readonly licence: string | null;
+  readonly dataset: string;
+  readonly spec: JobSpec;
+  readonly device: string | undefined;
+  readonly models: Readonly<
+    Record<
+      string,
+      { readonly parameters: number; readonly bytes: number; readonly loss: number; readonly perplexity: number }
+    >
+  >;
+  readonly plan: Readonly<Record<string, { readonly from: number; readonly to: number }>> | undefined;
+  readonly tokens: number | undefined;
+  readonly files: readonly { readonly name: string; readonly bytes: number; readonly sha256: string }[];
+  /** Scores by benchmark, then by model. */
+  readonly scores: Readonly<Record<string, Readonly<Record<string, string>>>> | undefined;
+  readonly version: string;
+}
+
+const row = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
+const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+  [row(head), row(head.map((_, i) => (i === 0 ? "---" : "---:"))), ...rows.map(row)].join("\n");
+/** Names come from people: they must not end a table or a header. */
+const plain = (text: string): string => text.replace(/[\r\n|<>`]/g, " ");
+
+/** The card of a model that a job made (README.md with the hub's header). */
+export function modelCard(facts: CardFacts): string {
+  const { name, base, baseReference, licence, models, plan, scores, files, tokens, device, dataset, version } = facts;
+  const header = [
+    "---",
+    ...(licence === null ? [] : [`license: ${JSON.stringify(plain(licence))}`]),
+    ...(baseReference === undefined ? [] : [`base_model: ${JSON.stringify(plain(baseReference))}`]),
+    "library_name: gguf",
+    "tags: [pruning, distillation, coppice]",
+    "---",
+  ].join("\n");
+  const cuts = Object.entries(plan ?? {}).filter(([, { from, to }]) => from !== to);
+  const recipe = [
+    `- Base model: ${plain(base)}${licence === null ? "" : ` (licence: ${plain(licence)}, which carries over)`}`,
+    `- Data: ${plain(dataset)}`,
+    ...(device === undefined ? [] : [`- Made for: ${device}`]),
+    ...(cuts.length === 0
+      ? ["- Nothing was cut"]
+      : [`- Cut: ${cuts.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ")}`]),
+    ...(tokens === undefined
+      ? []
+      : [
+          `- Distilled on ${formatCount(tokens)} tokens: forward KL divergence on the logits, every position (arXiv 2407.14679)`,
+        ]),
+  ].join("\n");
+  const measured = table(
+    ["", "parameters", "size", "loss, nats/token", "perplexity"],
+    Object.entries(models).map(([role, one]) => [
+      ...[role, formatCount(one.parameters), formatBytes(one.bytes), one.loss.toFixed(4), one.perplexity.toFixed(3)],
+    ]),
+  );
+  const roles = [...new Set(Object.values(scores ?? {}).flatMap((of) => Object.keys(of)))];
+  const benchmarks =
+    scores === undefined
+      ? ""
+      : `\n## Benchmarks\n\n${table(
+          ["", ...roles],
+          Object.entries(scores).map(([task, of]) => [task, ...roles.map((role) => of[role] ?? "-")]),
+        )}\n`;
+  const list = table(
+    ["file", "bytes", "SHA-256"],
+    files.map((file) => [file.name, String(file.bytes), `\`${file.sha256}\``]),
+  );
+  return `${header}\n\n# ${plain(name)}\n\n${recipe}\n\n## Measured\n\nOn held-out data.\n\n${measured}\n${benchmarks}\n## Files\n\n${list}\n\nMade with coppice ${version}.\n`;
+}

@@ -1,0 +1,87 @@
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import type { HubOptions } from "../checkpoint/index.js";
+import { openCheckpoint } from "../checkpoint/index.js";
+import { readJsonObject } from "../checkpoint/json.js";
+import { packageRoot } from "../ggml/library.js";
+import { countParameters, modelFromConfig } from "../models/index.js";
+import type { Storage } from "./storage.js";
+import type { Dataset, ModelFacts, ModelRow } from "./store/library.js";
+import type { Tenants } from "./store/tenants.js";
+
+/** Where what a tenant has lies in the store. */
+export const keys = {
+  dataset: (tenant: string, id: string, ending: string) => `tenants/${tenant}/datasets/${id}${ending}`,
+  model: (tenant: string, id: string) => `tenants/${tenant}/models/${id}`,
+  result: (tenant: string, jobId: string, lease: string) => `tenants/${tenant}/jobs/${jobId}/${lease.slice(0, 8)}`,
+  workspace: (jobId: string) => `workspaces/${jobId}`,
+};
+
+/** Embedded models and data lie in the package. */
+const EMBEDDED = (name: string): string => path.join(packageRoot, "examples", name);
+
+/** What jobs work on, as this machine can open it. */
+export class Materials {
+  constructor(
+    private readonly storage: Storage,
+    private readonly tenants: Tenants,
+  ) {}
+
+  /** What a job calls a model: a directory, a .gguf file or a hub id. */
+  async model(model: ModelRow): Promise<string> {
+    switch (model.source.kind) {
+      case "embedded":
+        return EMBEDDED(model.source.path);
+      case "hub":
+        return model.source.id;
+      default: {
+        const directory = await this.storage.local(modelKey(model));
+        const [only] = readdirSync(directory).filter((file) => file.endsWith(".gguf"));
+        return existsSync(path.join(directory, "config.json")) || only === undefined
+          ? directory
+          : path.join(directory, only);
+      }
+    }
+  }
+
+  dataset(dataset: Dataset | undefined): Promise<string> | string {
+    if (dataset === undefined || dataset.tenant === null) return EMBEDDED("corpus/stories.txt.gz");
+    return this.storage.local(dataset.storageKey);
+  }
+
+  /** How a tenant reaches the hub. */
+  async hub(tenant: string): Promise<HubOptions> {
+    const token = await this.tenants.hubToken(tenant);
+    return token === undefined ? {} : { token };
+  }
+}
+
+/** Where a model's files lie: an uploaded one's own place, or that of the job that made it. */
+export function modelKey(model: ModelRow): string {
+  if (model.tenant === null) throw new Error("an embedded model is not in the store");
+  return model.source.kind === "job" ? model.source.key : keys.model(model.tenant, model.id);
+}
+
+/** What a directory or file says of a model. @throws FormatError when it is none that is known */
+export function factsOf(at: string): ModelFacts {
+  const config = existsSync(path.join(at, "config.json"))
+    ? readJsonObject(path.join(at, "config.json"))
+    : openCheckpoint(at).config;
+  const model = modelFromConfig(config);
+  const parameters = countParameters(model.parameters, model.sizes);
+  return { architecture: model.architecture, parameters, contextLength: model.maxPositions, config };
+}
+
+const MOST_CARD_BYTES = 1 << 20;
+
+/** A model's licence, as its card's header or its licence file says. */
+export function licenceOf(directory: string): string | null {
+  const read = (name: string) => {
+    const file = path.join(directory, name);
+    return existsSync(file) ? readFileSync(file).subarray(0, MOST_CARD_BYTES).toString("utf8") : "";
+  };
+  const named = /^---\n[\s\S]*?^license:\s*["']?([\w. -]{1,60})["']?\s*$[\s\S]*?^---$/m.exec(read("README.md"))?.[1];
+  if (named !== undefined) return named.trim();
+  const first = ["LICENSE", "LICENSE.md", "LICENSE.txt"].map(read).find((text) => text.trim() !== "");
+  return first?.trim().split("\n")[0]?.trim().slice(0, 60) ?? null;
+}

@@ -1,0 +1,315 @@
+import { createReadStream, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import path from "node:path";
+import { Readable } from "node:stream";
+import { deviceProfile, fitDevice, predictMemory } from "../devices/index.js";
+import { packageRoot } from "../ggml/library.js";
+import { formatScore } from "../jobs/evaluation-table.js";
+import {
+  type CompressOutcome,
+  compress,
+  evaluate,
+  headlines,
+  inspect,
+  type JobOptions,
+  type ModelEvaluation,
+  measurePerplexity,
+  quantize,
+} from "../jobs/index.js";
+import { Stages } from "../jobs/stages.js";
+import { modelFromConfig } from "../models/index.js";
+import type { FileKind } from "../quantize/index.js";
+import { UsageError } from "../system/errors.js";
+import { modelCard } from "./card.js";
+import { factsOf, keys, licenceOf, type Materials } from "./materials.js";
+import type { CompressSpec, EvaluateSpec } from "./specification.js";
+import type { Storage, StoredFile, Workspace } from "./storage.js";
+import type { Artifact, Job } from "./store/jobs.js";
+import type { Dataset, ModelFacts, ModelRow } from "./store/library.js";
+
+export const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as {
+  version: string;
+};
+
+/** All that a job needs beside its own row. */
+export interface JobContext {
+  readonly job: Job;
+  readonly model: ModelRow;
+  readonly dataset: Dataset | undefined;
+  readonly materials: Materials;
+  readonly storage: Storage;
+  readonly workspace: Workspace;
+  /** Where computing happens, progress, and whether to stop. */
+  readonly options: JobOptions;
+  readonly log: (text: string) => void;
+}
+
+/** What a job leaves. */
+export interface JobOutcome {
+  readonly result: Readonly<Record<string, unknown>>;
+  readonly artifacts: readonly Omit<Artifact, "id">[];
+  /** The model that it made. */
+  readonly made?: {
+    /** Where its files lie. */
+    readonly key: string;
+    readonly facts: ModelFacts;
+    readonly licence: string | null;
+    readonly bytes: number;
+    readonly name: string;
+  };
+}
+
+/** Does a job, or goes on with it: what was finished in its workspace is not done again. */
+export function runJob(context: JobContext): Promise<JobOutcome> {
+  const { spec } = context.job;
+  return spec.kind === "evaluate" ? runEvaluation(context, spec) : runCompression(context, spec);
+}
+
+async function runEvaluation(context: JobContext, spec: EvaluateSpec): Promise<JobOutcome> {
+  const { materials, job, workspace, options, model } = context;
+  const outcome = await evaluate({
+    ...{ ...options, hub: await materials.hub(job.tenant), models: [await materials.model(model)] },
+    ...{ tasks: spec.tasks, limit: spec.limit, out: workspace.path },
+  });
+  const results = new Results(context);
+  for (const file of ["report.html", "report.json"]) await results.add(path.join(workspace.path, file), file);
+  return { result: { scores: scoresOf(outcome.models, [model.name]) }, artifacts: results.all };
+}
+
+/** What is to be made: sizes where something is cut, and types. */
+interface Aim {
+  readonly target: string | undefined;
+  readonly kinds: readonly FileKind[];
+}
+
+/** What was asked for, or what suits the device. @throws UsageError when nothing fits */
+export function aimOf(spec: CompressSpec, config: Readonly<Record<string, unknown>>): Aim {
+  const kinds = spec.quantization as readonly FileKind[] | undefined;
+  if (spec.target !== undefined) return { target: spec.target, kinds: kinds ?? ["q8_0"] };
+  if (spec.device === undefined)
+    throw new UsageError("a job needs a device or a target: what should the model become?");
+  const profile = deviceProfile(spec.device);
+  const { best } = fitDevice(modelFromConfig(config), profile, { contextLength: spec.context_length });
+  if (best === undefined)
+    throw new UsageError(
+      `no cut of this model fits ${profile.name}: begin with a smaller model, or plan for less context`,
+    );
+  const sizes = Object.entries(best.sizes).map(([axis, size]) => `${axis}=${size}`);
+  return { target: best.share === 1 ? undefined : sizes.join(","), kinds: kinds ?? [best.kind] };
+}
+
+async function runCompression(context: JobContext, spec: CompressSpec): Promise<JobOutcome> {
+  const { materials, job, workspace, model, log } = context;
+  const reference = await materials.model(model);
+  const data = await materials.dataset(context.dataset);
+  const hub = await materials.hub(job.tenant);
+  const options = { ...context.options, hub };
+  const facts = model.facts ?? (await remoteFacts(reference, options));
+  const aim = aimOf(spec, facts.config);
+  log(
+    aim.target === undefined
+      ? `nothing is cut; types: ${aim.kinds.join(", ")}`
+      : `target ${aim.target}; types: ${aim.kinds.join(", ")}`,
+  );
+  const results = new Results(context);
+  const outcome =
+    aim.target === undefined
+      ? await quantizeOnly(context, spec, reference, data, aim.kinds)
+      : await cutAndDistil(context, spec, reference, data, { ...aim, target: aim.target }, hub);
+  const base = fileName(model.name);
+  for (const file of outcome.gguf)
+    await results.add(file, `${base}-${path.basename(file).replace(/^.*?([^-.]+\.gguf)$/, "$1")}`, "gguf");
+  if (outcome.directory !== undefined)
+    for (const file of readdirSync(outcome.directory))
+      if (MODEL_FILES.test(file)) await results.add(path.join(outcome.directory, file), file, "model");
+  for (const file of ["report.html", "report.json", "metrics.jsonl"]) {
+    const at = path.join(workspace.path, file);
+    if (existsSync(at)) await results.add(at, file);
+  }
+  const source = existsSync(reference) ? reference : undefined;
+  const licence = model.licence ?? (source === undefined ? null : licenceOf(source));
+  const scores = outcome.evaluation && scoresOf(outcome.evaluation, ["teacher", "pruned", "student"]);
+  const name = spec.name ?? `${model.name}, smaller`;
+  const card = modelCard({
+    ...{ name, base: model.name, licence, spec, version, scores, models: outcome.models, plan: outcome.plan },
+    baseReference: model.source.kind === "hub" ? model.source.id : undefined,
+    dataset: context.dataset?.name ?? "the embedded stories",
+    device: spec.device === undefined ? undefined : deviceProfile(spec.device).name,
+    tokens: outcome.tokens,
+    files: results.all,
+  });
+  await results.addText("README.md", card);
+  const made = outcome.directory === undefined ? facts : factsOf(outcome.directory);
+  const device = spec.device === undefined ? undefined : deviceProfile(spec.device);
+  const memory = predictMemory(
+    modelFromConfig(made.config),
+    aim.kinds[0] ?? "q8_0",
+    spec.context_length ?? Math.min(device?.contextLength ?? made.contextLength, made.contextLength),
+  );
+  return {
+    result: {
+      ...{
+        models: outcome.models,
+        plan: outcome.plan ?? null,
+        tokens: outcome.tokens ?? 0,
+        scores: scores ?? null,
+        memory,
+      },
+      ...(outcome.sentence !== undefined && { sentence: outcome.sentence }),
+    },
+    artifacts: results.all,
+    made: {
+      ...{ name, licence, bytes: results.all.reduce((sum, { bytes }) => sum + bytes, 0) },
+      facts: made,
+      key: results.prefix + (outcome.directory === undefined ? "/gguf" : "/model"),
+    },
+  };
+}
+
+/** A name that people gave, as one for files. */
+const fileName = (name: string): string =>
+  name
+    .normalize("NFKD")
+    .replace(/[^\w.-]+/g, "-")
+    .replace(/^[-._]+|[-._]+$/g, "")
+    .slice(0, 60) || "model";
+
+/** Files of a model directory that are kept of a job. */
+const MODEL_FILES =
+  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$|^model(-\d+-of-\d+)?\.safetensors$|^tokenizer\.model$|^LICENSE(\.md|\.txt)?$/;
+
+interface Compressed {
+  readonly models: Readonly<Record<string, { parameters: number; bytes: number; loss: number; perplexity: number }>>;
+  readonly plan: CompressOutcome["plan"] | undefined;
+  readonly tokens: number | undefined;
+  readonly gguf: readonly string[];
+  readonly directory: string | undefined;
+  readonly evaluation: readonly ModelEvaluation[] | undefined;
+  readonly sentence: string | undefined;
+}
+
+async function cutAndDistil(
+  { options, workspace, model }: JobContext,
+  spec: CompressSpec,
+  reference: string,
+  data: string,
+  { target, kinds }: Aim & { readonly target: string },
+  hub: JobOptions["hub"],
+): Promise<Compressed> {
+  const { tokens, sequence_length: sequenceLength, batch_size: batchSize, learning_rate: learningRate, seed } = spec;
+  const outcome = await compress({
+    ...{ ...options, ...(hub && { hub }), model: reference, modelName: model.id, target, data: [data] },
+    ...{ gguf: kinds, out: workspace.path },
+    settings: Object.fromEntries(
+      Object.entries({ tokens, sequenceLength, batchSize, learningRate, seed }).filter(
+        ([, value]) => value !== undefined,
+      ),
+    ),
+    ...(spec.calibration_samples !== undefined && { calibrationSamples: spec.calibration_samples }),
+    ...(spec.candidates !== undefined && { maxCandidates: spec.candidates }),
+    ...(spec.teacher_correction === true && { teacherCorrection: true }),
+    ...(spec.evaluate && { evaluate: spec.evaluate }),
+  });
+  const { teacher, pruned, student, plan, gguf } = outcome;
+  return {
+    models: { teacher, pruned, student },
+    ...{ plan, tokens: outcome.tokens, directory: workspace.path },
+    gguf: gguf?.files.flatMap(({ files }) => files) ?? [],
+    evaluation: outcome.evaluation?.models,
+    sentence: gguf && gguf.prompt + gguf.sentence,
+  };
+}
+
+/** Where the model fits as it is, in a smaller type. */
+async function quantizeOnly(
+  { options, workspace, log }: JobContext,
+  spec: CompressSpec,
+  reference: string,
+  data: string,
+  kinds: readonly FileKind[],
+): Promise<Compressed> {
+  const stages = new Stages(path.join(workspace.path, "stages.json"));
+  const parameters = (await inspect(reference, options)).parameters;
+  const measured = async (name: string, of: string, bytes: number) => {
+    const { loss, perplexity } = await stages.once(name, () =>
+      measurePerplexity({ ...options, model: of, data: [data] }),
+    );
+    return { parameters, bytes, loss, perplexity };
+  };
+  const { bytes } = await inspect(reference, options);
+  const teacher = await measured("measure teacher", reference, bytes);
+  const { files } = await stages.once(`gguf ${kinds.join()}`, () =>
+    quantize({ ...options, model: reference, types: kinds, out: path.join(workspace.path, "gguf"), data: [data] }),
+  );
+  const models: Record<string, Compressed["models"][string]> = { teacher };
+  for (const file of files) {
+    models[file.name] = await measured(`measure ${file.name}`, file.files[0] ?? "", file.fileBytes);
+    for (const note of file.notes) log(note);
+  }
+  const evaluation = spec.evaluate && (await evaluate({ ...options, models: [reference], ...spec.evaluate })).models;
+  return {
+    ...{ models, plan: undefined, tokens: undefined, directory: undefined, sentence: undefined },
+    ...{ gguf: files.flatMap((file) => file.files), evaluation },
+  };
+}
+
+async function remoteFacts(reference: string, options: JobOptions): Promise<ModelFacts> {
+  const { openModel } = await import("../jobs/environment.js");
+  const { checkpoint } = await openModel(reference, options);
+  return factsOf(checkpoint.path);
+}
+
+/** Scores by benchmark, then by model, as they are shown. */
+function scoresOf(
+  models: readonly ModelEvaluation[],
+  names: readonly string[],
+): Record<string, Record<string, string>> {
+  const scores: Record<string, Record<string, string>> = {};
+  models.forEach((model, i) => {
+    for (const line of headlines(model)) {
+      const of = scores[line.name] ?? {};
+      of[names[i] ?? model.model] = formatScore(line);
+      scores[line.name] = of;
+    }
+  });
+  return scores;
+}
+
+/** What a job leaves in the store, with checksums. */
+class Results {
+  readonly all: Omit<Artifact, "id">[] = [];
+  readonly prefix: string;
+
+  constructor(private readonly context: JobContext) {
+    const { tenant, id, lease } = context.job;
+    this.prefix = keys.result(tenant, id, lease ?? "");
+  }
+
+  async add(file: string, name: string, folder?: string): Promise<void> {
+    const key = folder === undefined ? `${this.prefix}/${name}` : `${this.prefix}/${folder}/${name}`;
+    this.note(name, key, await this.context.storage.put(key, createReadStream(file)));
+    this.context.options.onProgress?.({
+      stage: "package",
+      done: this.all.length,
+      total: this.all.length + 1,
+      unit: "files",
+      detail: `${name}, ${statSync(file).size} bytes`,
+    });
+  }
+
+  async addText(name: string, text: string): Promise<void> {
+    const key = `${this.prefix}/${name}`;
+    this.note(name, key, await this.context.storage.put(key, Readable.from([Buffer.from(text)])));
+  }
+
+  private note(name: string, storageKey: string, stored: StoredFile): void {
+    this.all.push({ name, storageKey, mediaType: mediaTypeOf(name), ...stored });
+  }
+}
+
+const MEDIA_TYPES: Readonly<Record<string, string>> = {
+  ".html": "text/html; charset=utf-8",
+  ".json": "application/json",
+  ".jsonl": "application/x-ndjson",
+  ".md": "text/markdown; charset=utf-8",
+};
+const mediaTypeOf = (name: string): string => MEDIA_TYPES[path.extname(name)] ?? "application/octet-stream";

@@ -1,0 +1,262 @@
+import { createHash } from "node:crypto";
+import { createReadStream, createWriteStream, existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import path from "node:path";
+import { Readable, Transform } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import {
+  DeleteObjectsCommand,
+  GetObjectCommand,
+  HeadBucketCommand,
+  ListObjectsV2Command,
+  S3Client,
+} from "@aws-sdk/client-s3";
+import { Upload } from "@aws-sdk/lib-storage";
+import { CoppiceError, UsageError } from "../system/errors.js";
+import { moveIntoPlace, temporaryBeside } from "../system/files.js";
+
+/** What was stored. */
+export interface StoredFile {
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+/**
+ * Where files are kept: a directory that all processes see, or an S3-compatible store. Keys are made by us, of ids and names that were
+ * checked; none is taken from a request.
+ */
+export interface Storage {
+  /** Stores what a stream brings, whole or not at all. */
+  put(key: string, content: Readable): Promise<StoredFile>;
+  /** @param range first and last byte */
+  read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable>;
+  /** Deletes all whose keys begin so. */
+  remove(prefix: string): Promise<void>;
+  /** A path on this machine with the files below a key: the store's own, or a copy that is made once. */
+  local(key: string): Promise<string>;
+  /** A directory for a job's work. What is saved there another worker finds when it opens the same. */
+  workspace(key: string): Promise<Workspace>;
+}
+
+export interface Workspace {
+  readonly path: string;
+  /** Keeps what changed since the last time. */
+  save(): Promise<void>;
+  /** Deletes it everywhere. */
+  discard(): Promise<void>;
+}
+
+/** @param location a directory, or `s3://bucket/prefix` @param cache where copies of S3's files go */
+export async function openStorage(location: string, cache: string): Promise<Storage> {
+  const s3 = /^s3:\/\/([\w.-]+)(?:\/(.*))?$/.exec(location);
+  if (s3 === null) return new DiskStorage(path.resolve(location));
+  const [, bucket = "", prefix = ""] = s3;
+  return S3Storage.open(bucket, prefix.replace(/\/+$/, ""), cache);
+}
+
+const checkKey = (key: string): string => {
+  if (!/^[\w][\w./-]*$/.test(key) || key.split("/").some((part) => part === "" || part.startsWith(".")))
+    throw new CoppiceError(`"${key}" is no key of the store`);
+  return key;
+};
+
+/** Counts and hashes what passes. */
+function meter(): { readonly through: Transform; readonly result: () => StoredFile } {
+  const hash = createHash("sha256");
+  let bytes = 0;
+  const through = new Transform({
+    transform(chunk: Buffer, _, done) {
+      bytes += chunk.length;
+      hash.update(chunk);
+      done(null, chunk);
+    },
+  });
+  return { through, result: () => ({ bytes, sha256: hash.digest("hex") }) };
+}
+
+class DiskStorage implements Storage {
+  constructor(private readonly root: string) {
+    mkdirSync(root, { recursive: true, mode: 0o700 });
+  }
+
+  private at(key: string): string {
+    return path.join(this.root, ...checkKey(key).split("/"));
+  }
+
+  async put(key: string, content: Readable): Promise<StoredFile> {
+    const file = this.at(key);
+    mkdirSync(path.dirname(file), { recursive: true });
+    const temporary = temporaryBeside(file);
+    const { through, result } = meter();
+    try {
+      await pipeline(content, through, createWriteStream(temporary, { flush: true }));
+      moveIntoPlace(temporary, file);
+      return result();
+    } catch (error) {
+      rmSync(temporary, { force: true });
+      throw error;
+    }
+  }
+
+  async read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable> {
+    return createReadStream(this.at(key), range);
+  }
+
+  async remove(prefix: string): Promise<void> {
+    await rm(this.at(prefix), { recursive: true, force: true });
+  }
+
+  async local(key: string): Promise<string> {
+    const file = this.at(key);
+    if (!existsSync(file)) throw new CoppiceError(`the store has no ${key}`);
+    return file;
+  }
+
+  async workspace(key: string): Promise<Workspace> {
+    const directory = this.at(key);
+    mkdirSync(directory, { recursive: true });
+    return { path: directory, save: async () => {}, discard: () => this.remove(key) };
+  }
+}
+
+class S3Storage implements Storage {
+  private constructor(
+    private readonly client: S3Client,
+    private readonly bucket: string,
+    private readonly prefix: string,
+    private readonly cache: string,
+  ) {}
+
+  /** Region, keys and endpoint are found as by Amazon's own tools: AWS_REGION, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ... */
+  static async open(bucket: string, prefix: string, cache: string): Promise<S3Storage> {
+    const endpoint = process.env.AWS_ENDPOINT_URL_S3 ?? process.env.AWS_ENDPOINT_URL;
+    const client = new S3Client({
+      region: process.env.AWS_REGION ?? process.env.AWS_DEFAULT_REGION ?? "us-east-1",
+      // other stores than Amazon's are addressed by path
+      ...(endpoint !== undefined && { endpoint, forcePathStyle: true }),
+      ...{ requestChecksumCalculation: "WHEN_REQUIRED", responseChecksumValidation: "WHEN_REQUIRED" },
+    });
+    await client.send(new HeadBucketCommand({ Bucket: bucket })).catch((error: unknown) => {
+      throw new UsageError(`the bucket ${bucket} cannot be used: ${error instanceof Error ? error.name : error}`);
+    });
+    mkdirSync(cache, { recursive: true, mode: 0o700 });
+    return new S3Storage(client, bucket, prefix, cache);
+  }
+
+  private at(key: string): string {
+    return this.prefix === "" ? checkKey(key) : `${this.prefix}/${checkKey(key)}`;
+  }
+
+  async put(key: string, content: Readable): Promise<StoredFile> {
+    const { through, result } = meter();
+    const upload = new Upload({
+      client: this.client,
+      params: { Bucket: this.bucket, Key: this.at(key), Body: through },
+    });
+    await Promise.all([pipeline(content, through), upload.done()]);
+    return result();
+  }
+
+  async read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable> {
+    const { Body } = await this.client.send(
+      new GetObjectCommand({
+        ...{ Bucket: this.bucket, Key: this.at(key) },
+        ...(range && { Range: `bytes=${range.start}-${range.end}` }),
+      }),
+    );
+    if (!(Body instanceof Readable)) throw new CoppiceError(`the store has no ${key}`);
+    return Body;
+  }
+
+  private async list(prefix: string): Promise<{ key: string; bytes: number }[]> {
+    const found: { key: string; bytes: number }[] = [];
+    let token: string | undefined;
+    do {
+      const page = await this.client.send(
+        new ListObjectsV2Command({ Bucket: this.bucket, Prefix: prefix, ...(token && { ContinuationToken: token }) }),
+      );
+      for (const { Key = "", Size = 0 } of page.Contents ?? [])
+        if (Key === prefix || Key.startsWith(`${prefix}/`)) found.push({ key: Key, bytes: Size });
+      token = page.NextContinuationToken;
+    } while (token !== undefined);
+    return found;
+  }
+
+  private async removeKeys(keys: readonly string[]): Promise<void> {
+    for (let at = 0; at < keys.length; at += 1000)
+      await this.client.send(
+        new DeleteObjectsCommand({
+          ...{
+            Bucket: this.bucket,
+            Delete: { Objects: keys.slice(at, at + 1000).map((Key) => ({ Key })), Quiet: true },
+          },
+        }),
+      );
+  }
+
+  async remove(prefix: string): Promise<void> {
+    await this.removeKeys((await this.list(this.at(prefix))).map(({ key }) => key));
+  }
+
+  private async fetchTo(key: string, file: string): Promise<void> {
+    mkdirSync(path.dirname(file), { recursive: true });
+    const temporary = temporaryBeside(file);
+    const own = this.prefix === "" ? key : key.slice(this.prefix.length + 1);
+    await pipeline(await this.read(own), createWriteStream(temporary, { flush: true }));
+    moveIntoPlace(temporary, file);
+  }
+
+  /** Files do not change once they are stored: a copy of the right length is good. */
+  async local(key: string): Promise<string> {
+    const base = this.at(key);
+    const files = await this.list(base);
+    if (files.length === 0) throw new CoppiceError(`the store has no ${key}`);
+    const target = path.join(this.cache, ...key.split("/"));
+    for (const { key: one, bytes } of files) {
+      const file = path.join(target, ...one.slice(base.length).split("/"));
+      if (!existsSync(file) || statSync(file).size !== bytes) await this.fetchTo(one, file);
+    }
+    return target;
+  }
+
+  async workspace(key: string): Promise<Workspace> {
+    const base = this.at(key);
+    const directory = path.join(this.cache, "workspaces", ...key.split("/"));
+    rmSync(directory, { recursive: true, force: true }); // another worker may have gone on since
+    mkdirSync(directory, { recursive: true });
+    const saved = new Map<string, string>();
+    const stampOf = (file: string) => {
+      const { size, mtimeMs } = statSync(file);
+      return `${size} ${mtimeMs}`;
+    };
+    for (const { key: one } of await this.list(base)) {
+      const name = one.slice(base.length + 1);
+      const file = path.join(directory, ...name.split("/"));
+      await this.fetchTo(one, file);
+      saved.set(name, stampOf(file));
+    }
+    const save = async () => {
+      const names = readdirSync(directory, { recursive: true, withFileTypes: true })
+        .filter((entry) => entry.isFile() && !entry.name.includes(".partial-"))
+        .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)).split(path.sep).join("/"));
+      // a checkpoint before what says that it is there
+      const ordered = names.sort((a, b) => Number(b.includes("/")) - Number(a.includes("/")));
+      for (const name of ordered) {
+        const file = path.join(directory, ...name.split("/"));
+        if (!existsSync(file)) continue;
+        const stamp = stampOf(file);
+        if (saved.get(name) === stamp) continue;
+        await this.put(`${key}/${name}`, createReadStream(file));
+        saved.set(name, stamp);
+      }
+      const gone = [...saved.keys()].filter((name) => !names.includes(name));
+      await this.removeKeys(gone.map((name) => `${base}/${name}`));
+      for (const name of gone) saved.delete(name);
+    };
+    const discard = async () => {
+      rmSync(directory, { recursive: true, force: true });
+      await this.remove(key);
+    };
+    return { path: directory, save, discard };
+  }
+}

@@ -1,0 +1,312 @@
+import { randomUUID } from "node:crypto";
+import type { Database, Queryable } from "../database.js";
+import type { JobSpec } from "../specification.js";
+import type { StoredFile } from "../storage.js";
+
+export const JOB_STATES = ["queued", "running", "done", "failed", "cancelled"] as const;
+export type JobState = (typeof JOB_STATES)[number];
+
+export interface JobProgress {
+  readonly stage: string;
+  readonly done: number;
+  readonly total: number;
+  readonly unit: string;
+  readonly detail?: string | undefined;
+  readonly secondsLeft?: number | undefined;
+}
+
+export interface StageSummary {
+  readonly name: string;
+  readonly seconds: number;
+  readonly peakMemoryBytes: number;
+}
+
+export interface Job {
+  readonly id: string;
+  readonly tenant: string;
+  readonly number: number;
+  readonly name: string;
+  readonly spec: JobSpec;
+  readonly state: JobState;
+  readonly stage: string | null;
+  readonly progress: JobProgress | null;
+  readonly stages: readonly StageSummary[];
+  readonly attempts: number;
+  readonly deaths: number;
+  readonly lease: string | null;
+  readonly cancel_requested: boolean;
+  readonly error: string | null;
+  readonly result: Readonly<Record<string, unknown>> | null;
+  readonly created_at: Date;
+  readonly started_at: Date | null;
+  readonly finished_at: Date | null;
+}
+
+export type EventKind = "state" | "stage" | "metrics" | "log";
+
+export interface JobEvent {
+  readonly id: number;
+  readonly at: Date;
+  readonly kind: EventKind;
+  readonly data: Readonly<Record<string, unknown>>;
+}
+
+export interface Artifact extends StoredFile {
+  readonly id: string;
+  readonly name: string;
+  readonly mediaType: string;
+  readonly storageKey: string;
+}
+
+/** A job whose workers died so often at the same stage is taken for what kills workers. */
+const MOST_DEATHS = 5;
+
+const jobOf = (row: Job & { number: unknown }): Job => ({ ...row, number: Number(row.number) });
+
+/** The table of jobs. What a worker writes counts only while it holds the job's lease. */
+export class Jobs {
+  constructor(private readonly db: Database) {}
+
+  /** @returns the job, and whether it was there already under its key */
+  async create(
+    tenant: string,
+    name: string,
+    spec: JobSpec,
+    idempotencyKey: string | undefined,
+  ): Promise<{ readonly job: Job; readonly existed: boolean }> {
+    return this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        `insert into foundry.jobs (tenant, name, spec, state, idempotency_key) values ($1, $2, $3, 'queued', $4)
+         on conflict (tenant, idempotency_key) do nothing returning *`,
+        [tenant, name, JSON.stringify(spec), idempotencyKey ?? null],
+      );
+      const [made] = rows;
+      if (made !== undefined) {
+        await event(client, made.id, "state", { state: "queued" });
+        await this.db.announce(client, made.id);
+        return { job: jobOf(made), existed: false };
+      }
+      const before = await client.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
+        ...[tenant, idempotencyKey],
+      ]);
+      return { job: jobOf(before.rows[0]), existed: true };
+    });
+  }
+
+  async get(tenant: string, id: string): Promise<Job | undefined> {
+    const { rows } = await this.db.pool.query("select * from foundry.jobs where tenant = $1 and id = $2", [tenant, id]);
+    return rows[0] && jobOf(rows[0]);
+  }
+
+  /** Newest first. @param before a job's number: those that are older */
+  async list(
+    tenant: string,
+    {
+      state,
+      kind,
+      before,
+      limit = 50,
+    }: {
+      state?: JobState | undefined;
+      kind?: string | undefined;
+      before?: number | undefined;
+      limit?: number | undefined;
+    },
+  ): Promise<Job[]> {
+    const { rows } = await this.db.pool.query(
+      `select * from foundry.jobs where tenant = $1 and ($2::text is null or state = $2) and ($3::text is null or spec->>'kind' = $3)
+       and ($4::bigint is null or number < $4) order by number desc limit $5`,
+      [tenant, state ?? null, kind ?? null, before ?? null, limit],
+    );
+    return rows.map(jobOf);
+  }
+
+  /** Jobs that wait or run. */
+  async unfinished(tenant: string): Promise<number> {
+    const { rows } = await this.db.pool.query(
+      "select count(*)::int as count from foundry.jobs where tenant = $1 and state in ('queued', 'running')",
+      [tenant],
+    );
+    return rows[0].count;
+  }
+
+  /** Ends a job that waits, and asks the worker of one that runs. Nothing happens to one that has ended. */
+  async cancel(tenant: string, id: string): Promise<void> {
+    await this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        `update foundry.jobs set state = 'cancelled', finished_at = now(), cancel_requested = true
+         where tenant = $1 and id = $2 and state = 'queued' returning id`,
+        [tenant, id],
+      );
+      if (rows.length > 0) await event(client, id, "state", { state: "cancelled" });
+      else
+        await client.query(
+          "update foundry.jobs set cancel_requested = true where tenant = $1 and id = $2 and state = 'running'",
+          [tenant, id],
+        );
+    });
+  }
+
+  /** Lets a job that failed or was cancelled go on from where it was. @returns whether it was one */
+  async retry(tenant: string, id: string): Promise<boolean> {
+    return this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        `update foundry.jobs set state = 'queued', cancel_requested = false, error = null, finished_at = null, deaths = 0
+         where tenant = $1 and id = $2 and state in ('failed', 'cancelled') returning id`,
+        [tenant, id],
+      );
+      if (rows.length === 0) return false;
+      await event(client, id, "state", { state: "queued" });
+      await this.db.announce(client, id);
+      return true;
+    });
+  }
+
+  /** Gives a waiting job to a worker; undefined when it no longer waits. */
+  async claim(id: string, workerId: string): Promise<Job | undefined> {
+    return this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        `update foundry.jobs set state = 'running', lease = $2, worker_id = $3, attempts = attempts + 1,
+         started_at = coalesce(started_at, now()) where id = $1 and state = 'queued' returning *`,
+        [id, randomUUID(), workerId],
+      );
+      if (rows[0] === undefined) return undefined;
+      await event(client, id, "state", { state: "running", attempt: rows[0].attempts });
+      return jobOf(rows[0]);
+    });
+  }
+
+  /** Whether a worker may go on. */
+  async standing({ id, lease }: Job): Promise<"held" | "cancelled" | "lost"> {
+    const { rows } = await this.db.pool.query(
+      "select lease = $2 as held, cancel_requested from foundry.jobs where id = $1 and state = 'running'",
+      [id, lease],
+    );
+    const [row] = rows;
+    return row?.held !== true ? "lost" : row.cancel_requested ? "cancelled" : "held";
+  }
+
+  async report(
+    { id, lease }: Job,
+    {
+      stage,
+      progress,
+      stages,
+    }: { stage: string | null; progress: JobProgress | null; stages: readonly StageSummary[] },
+  ): Promise<void> {
+    await this.db.pool.query(
+      "update foundry.jobs set stage = $3, progress = $4, stages = $5 where id = $1 and lease = $2 and state = 'running'",
+      [id, lease, stage, progress && JSON.stringify(progress), JSON.stringify(stages)],
+    );
+  }
+
+  /** Notes what happened, while the lease is held. */
+  async note({ id, lease }: Job, kind: EventKind, all: readonly object[]): Promise<void> {
+    if (all.length === 0) return;
+    await this.db.pool.query(
+      `insert into foundry.events (job_id, kind, data) select $1, $3, value from jsonb_array_elements($4::jsonb)
+       where exists (select from foundry.jobs where id = $1 and lease = $2 and state = 'running')`,
+      [id, lease, kind, JSON.stringify(all)],
+    );
+  }
+
+  /**
+   * Ends a job, with what it made: once, and only by who holds its lease. @param more what belongs to the same transaction
+   * @returns whether it counted
+   */
+  async finish(
+    job: Job,
+    end: {
+      state: "done" | "failed" | "cancelled";
+      error?: string;
+      result?: object;
+      artifacts?: readonly Omit<Artifact, "id">[];
+    },
+    more: (client: Queryable) => Promise<void> = async () => {},
+  ): Promise<boolean> {
+    return this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        `update foundry.jobs set state = $3, error = $4, result = $5, finished_at = now(), lease = null, progress = null
+         where id = $1 and lease = $2 and state = 'running' returning id`,
+        [job.id, job.lease, end.state, end.error ?? null, end.result === undefined ? null : JSON.stringify(end.result)],
+      );
+      if (rows.length === 0) return false;
+      for (const { name, mediaType, bytes, sha256, storageKey } of end.artifacts ?? [])
+        await client.query(
+          `insert into foundry.artifacts (job_id, tenant, name, media_type, bytes, sha256, storage_key)
+           values ($1, $2, $3, $4, $5, $6, $7)`,
+          [job.id, job.tenant, name, mediaType, bytes, sha256, storageKey],
+        );
+      await more(client);
+      await event(client, job.id, "state", { state: end.state, ...(end.error !== undefined && { error: end.error }) });
+      return true;
+    });
+  }
+
+  /** Gives a job back that a worker cannot go on with now. */
+  async giveBack(job: Job): Promise<void> {
+    await this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        "update foundry.jobs set state = 'queued', lease = null where id = $1 and lease = $2 and state = 'running' returning id",
+        [job.id, job.lease],
+      );
+      if (rows.length === 0) return;
+      await event(client, job.id, "state", { state: "queued" });
+      await this.db.announce(client, job.id);
+    });
+  }
+
+  /** Takes jobs from workers that were not heard of for so long, for others to go on with. @returns how many */
+  async takeFromTheDead(seconds: number): Promise<number> {
+    return this.db.transaction(async (client) => {
+      const { rows } = await client.query(
+        `select j.id, j.deaths, j.cancel_requested from foundry.jobs j left join foundry.workers w on w.id = j.worker_id
+         where j.state = 'running' and (w.seen_at is null or w.seen_at < now() - make_interval(secs => $1))
+         for update of j skip locked`,
+        [seconds],
+      );
+      for (const { id, deaths, cancel_requested: cancelled } of rows) {
+        const hopeless = deaths + 1 >= MOST_DEATHS;
+        const state = cancelled ? "cancelled" : hopeless ? "failed" : "queued";
+        const error = hopeless ? `its worker died ${deaths + 1} times: it may need more memory than there is` : null;
+        await client.query(
+          `update foundry.jobs set state = $2, lease = null, deaths = deaths + 1, error = $3,
+           finished_at = case when $2 = 'queued' then null else now() end where id = $1`,
+          [id, state, error],
+        );
+        await event(client, id, "state", { state, ...(error !== null && { error }), workerDied: true });
+        if (state === "queued") await this.db.announce(client, id);
+      }
+      await client.query("delete from foundry.workers where seen_at < now() - interval '1 hour'");
+      return rows.length;
+    });
+  }
+
+  /** A job that came further does not kill its workers. */
+  async survived({ id, lease }: Job): Promise<void> {
+    await this.db.pool.query("update foundry.jobs set deaths = 0 where id = $1 and lease = $2", [id, lease]);
+  }
+
+  async events(id: string, after: number, limit = 1000): Promise<JobEvent[]> {
+    const { rows } = await this.db.pool.query(
+      "select id, at, kind, data from foundry.events where job_id = $1 and id > $2 order by id limit $3",
+      [id, after, limit],
+    );
+    return rows.map((row) => ({ ...row, id: Number(row.id) }));
+  }
+
+  async artifacts(id: string): Promise<Artifact[]> {
+    const { rows } = await this.db.pool.query("select * from foundry.artifacts where job_id = $1 order by name", [id]);
+    return rows.map((row) => ({
+      ...{ id: row.id, name: row.name, mediaType: row.media_type, bytes: Number(row.bytes), sha256: row.sha256 },
+      storageKey: row.storage_key,
+    }));
+  }
+}
+
+const event = (client: Queryable, jobId: string, kind: EventKind, data: object) =>
+  client.query("insert into foundry.events (job_id, kind, data) values ($1, $2, $3)", [
+    jobId,
+    kind,
+    JSON.stringify(data),
+  ]);

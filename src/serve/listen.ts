@@ -1,0 +1,62 @@
+import { createServer as createHttpServer } from "node:http";
+import { createServer as createHttpsServer } from "node:https";
+import type { AddressInfo } from "node:net";
+import { serve as serveHono } from "@hono/node-server";
+
+export interface ListenOptions {
+  readonly host: string;
+  /** 0 for any that is free. */
+  readonly port: number;
+  readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
+  /** Seconds in which a request must have been sent: slow senders hold a connection no longer. */
+  readonly receiveSeconds?: number;
+}
+
+export interface Listening {
+  readonly url: string;
+  /** Takes no more connections. Settled when the last has ended. */
+  refuseMore(): Promise<void>;
+  /** Ends connections, those that are answered a second later. */
+  close(): Promise<void>;
+}
+
+const RECEIVE_SECONDS = 60;
+const HEADERS_SECONDS = 60;
+const LAST_SECOND = 1000;
+
+/** Serves an application on an address. */
+export async function listen(
+  app: { readonly fetch: Parameters<typeof serveHono>[0]["fetch"] },
+  { host: hostname, port: wanted, tls, receiveSeconds = RECEIVE_SECONDS }: ListenOptions,
+): Promise<Listening> {
+  const limits = { requestTimeout: 1000 * receiveSeconds, headersTimeout: 1000 * HEADERS_SECONDS };
+  const server = serveHono({
+    ...{ fetch: app.fetch, hostname, port: wanted },
+    ...(tls === undefined
+      ? { createServer: createHttpServer, serverOptions: limits }
+      : { createServer: createHttpsServer, serverOptions: { ...tls, ...limits } }),
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once("listening", resolve);
+    server.once("error", reject);
+  });
+  const { port, address, family } = server.address() as AddressInfo;
+  const host = family === "IPv6" ? `[${address}]` : address;
+  let ended: Promise<void> | undefined;
+  const refuseMore = () => {
+    ended ??= new Promise<void>((resolve) => server.close(() => resolve()));
+    return ended;
+  };
+  return {
+    url: `${tls === undefined ? "http" : "https"}://${host}:${port}`,
+    refuseMore,
+    close: async () => {
+      const last = refuseMore();
+      if ("closeIdleConnections" in server) server.closeIdleConnections();
+      const late = new Promise((resolve) => setTimeout(resolve, LAST_SECOND).unref());
+      await Promise.race([last, late]);
+      if ("closeAllConnections" in server) server.closeAllConnections();
+      await last;
+    },
+  };
+}
