@@ -196,6 +196,5 @@ export const foundryCommand = example(
   "coppice foundry",
   "DATABASE_URL=postgres://db/foundry coppice foundry --workers 0 --host 0.0.0.0 --storage s3://models/foundry",
 )
-  .enablePositionalOptions()
   .addCommand(worker)
   .addCommand(keys);

@@ -48,8 +48,14 @@ const program = new Command("coppice")
   .description("Make language models smaller and keep them good: prune, distil, measure, quantize, run.")
   .version(version)
   .configureHelp({ helpWidth: 110 })
+  .enablePositionalOptions() // a subcommand's options are its own
   .exitOverride();
-for (const command of COMMANDS) program.addCommand(command.copyInheritedSettings(program));
+const settle = (command: Command, parent: Command): Command => {
+  command.copyInheritedSettings(parent);
+  for (const inner of command.commands) settle(inner as Command, command);
+  return command;
+};
+for (const command of COMMANDS) program.addCommand(settle(command, program));
 
 /** Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. */
 function exitCodeOf(error: unknown): number {

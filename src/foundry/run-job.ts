@@ -12,7 +12,6 @@ import {
   inspect,
   type JobOptions,
   type ModelEvaluation,
-  measurePerplexity,
   quantize,
 } from "../jobs/index.js";
 import { Stages } from "../jobs/stages.js";
@@ -228,23 +227,18 @@ async function quantizeOnly(
   kinds: readonly FileKind[],
 ): Promise<Compressed> {
   const stages = new Stages(path.join(workspace.path, "stages.json"));
-  const parameters = (await inspect(reference, options)).parameters;
-  const measured = async (name: string, of: string, bytes: number) => {
-    const { loss, perplexity } = await stages.once(name, () =>
-      measurePerplexity({ ...options, model: of, data: [data] }),
-    );
-    return { parameters, bytes, loss, perplexity };
-  };
-  const { bytes } = await inspect(reference, options);
-  const teacher = await measured("measure teacher", reference, bytes);
-  const { files } = await stages.once(`gguf ${kinds.join()}`, () =>
-    quantize({ ...options, model: reference, types: kinds, out: path.join(workspace.path, "gguf"), data: [data] }),
+  const { parameters } = await inspect(reference, options);
+  const out = path.join(workspace.path, "gguf");
+  const { original, files } = await stages.once(`gguf ${kinds.join()}`, () =>
+    quantize({ ...options, model: reference, types: kinds, out, data: [data], report: true }),
   );
-  const models: Record<string, Compressed["models"][string]> = { teacher };
-  for (const file of files) {
-    models[file.name] = await measured(`measure ${file.name}`, file.files[0] ?? "", file.fileBytes);
-    for (const note of file.notes) log(note);
-  }
+  const measured = [{ name: "teacher", fileBytes: original?.fileBytes ?? 0, report: original }, ...files];
+  const models = Object.fromEntries(
+    measured.flatMap(({ name, fileBytes: bytes, report }) =>
+      report === undefined ? [] : [[name, { parameters, bytes, loss: report.loss, perplexity: report.perplexity }]],
+    ),
+  );
+  for (const note of files.flatMap(({ notes }) => notes)) log(note);
   const evaluation = spec.evaluate && (await evaluate({ ...options, models: [reference], ...spec.evaluate })).models;
   return {
     ...{ models, plan: undefined, tokens: undefined, directory: undefined, sentence: undefined },

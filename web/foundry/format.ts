@@ -1,0 +1,21 @@
+export function count(value: number): string {
+  const units: readonly (readonly [number, string])[] = [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "K"],
+  ];
+  const [size, unit] = units.find(([one]) => value >= one) ?? [1, ""];
+  return `${Number((value / size).toPrecision(3))}${unit === "" ? "" : ` ${unit}`}`;
+}
+
+export function bytes(value: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const at = value < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(value) / 10));
+  return `${Number((value / 2 ** (10 * at)).toPrecision(3))} ${units[at]}`;
+}
+
+export function seconds(value: number): string {
+  if (value < 90) return `${Math.round(value)} s`;
+  return value < 5400 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
+}
