@@ -11,6 +11,18 @@ function scale(values: readonly number[], length: number, logarithmic = false) {
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, PAD] = [560, 300, 56, 40, 14];
 
+/** Those of which none that takes less is expected to lose less. */
+function lowest(candidates: readonly Candidate[]): Candidate[] {
+  let least = Number.POSITIVE_INFINITY;
+  return [...candidates]
+    .sort((a, b) => a.memory.totalBytes - b.memory.totalBytes || a.expectedLoss - b.expectedLoss)
+    .filter((one) => {
+      const better = one.expectedLoss < least;
+      if (better) least = one.expectedLoss;
+      return better;
+    });
+}
+
 /** What candidates take beside what they are expected to lose; one is chosen by click or key. */
 export function Pareto({
   candidates,
@@ -35,67 +47,73 @@ export function Pareto({
     cx: LEFT + PAD + x(one.memory.totalBytes),
     cy: HEIGHT - BOTTOM - PAD - y(one.expectedLoss),
   });
-  const front = candidates
-    .filter((one) => one.onFront && one.fits)
-    .sort((a, b) => a.memory.totalBytes - b.memory.totalBytes);
+  const front = lowest(candidates.filter((one) => one.fits));
   const [least, most] = [Math.min, Math.max].map((pick) => pick(...candidates.map((one) => one.memory.totalBytes)));
   const worst = Math.max(...candidates.map((one) => one.expectedLoss));
   return (
-    <svg
-      class="chart"
-      viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
-      role="radiogroup"
-      aria-label="Candidates: memory and expected loss"
-    >
-      <line x1={LEFT} y1={HEIGHT - BOTTOM} x2={WIDTH} y2={HEIGHT - BOTTOM} class="axis" />
-      <line x1={LEFT} y1={0} x2={LEFT} y2={HEIGHT - BOTTOM} class="axis" />
-      <text x={LEFT + PAD} y={HEIGHT - BOTTOM + 16}>
-        {bytes(least ?? 0)}
-      </text>
-      <text x={WIDTH - 4} y={HEIGHT - BOTTOM + 16} text-anchor="end">
-        {bytes(most ?? 0)}
-      </text>
-      <text x={(LEFT + WIDTH) / 2} y={HEIGHT - 4} text-anchor="middle">
-        memory
-      </text>
-      <text x={LEFT - 6} y={HEIGHT - BOTTOM - PAD} text-anchor="end">
-        0
-      </text>
-      <text x={LEFT - 6} y={PAD + 4} text-anchor="end">
-        {worst.toPrecision(2)}
-      </text>
-      <text x={14} y={(HEIGHT - BOTTOM) / 2} text-anchor="middle" transform={`rotate(-90 14 ${(HEIGHT - BOTTOM) / 2})`}>
-        expected loss, nats
-      </text>
-      <polyline class="front" points={front.map((one) => `${at(one).cx},${at(one).cy}`).join(" ")} />
-      {candidates.map((one) => {
-        const label = `${count(one.parameters)} parameters as ${one.kind}: ${bytes(one.memory.totalBytes)}, ${Math.round(one.tokensPerSecond)} tokens/s, ${one.expectedLoss.toPrecision(2)} nats${one.fits ? "" : ", does not fit"}`;
-        return (
-          // biome-ignore lint/a11y/useSemanticElements: a radio button cannot be drawn in a chart
-          <circle
-            key={`${one.kind} ${one.parameters}`}
-            {...at(one)}
-            r={one === chosen ? 8 : 5}
-            class={
-              one === chosen ? "point chosen" : one.fits ? (one.onFront ? "point on-front" : "point") : "point unfit"
-            }
-            role="radio"
-            aria-checked={one === chosen}
-            aria-label={label}
-            aria-disabled={!one.fits}
-            tabIndex={one.fits && one.onFront ? 0 : -1}
-            onClick={() => one.fits && onChoose(one)}
-            onKeyDown={(event) => {
-              if (event.key !== "Enter" && event.key !== " ") return;
-              event.preventDefault();
-              if (one.fits) onChoose(one);
-            }}
-          >
-            <title>{label}</title>
-          </circle>
-        );
-      })}
-    </svg>
+    <div role="radiogroup" aria-label="Candidates: memory and expected loss">
+      <svg class="chart" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} aria-hidden={false}>
+        <line x1={LEFT} y1={HEIGHT - BOTTOM} x2={WIDTH} y2={HEIGHT - BOTTOM} class="axis" />
+        <line x1={LEFT} y1={0} x2={LEFT} y2={HEIGHT - BOTTOM} class="axis" />
+        <text x={LEFT + PAD} y={HEIGHT - BOTTOM + 16}>
+          {bytes(least ?? 0)}
+        </text>
+        <text x={WIDTH - 4} y={HEIGHT - BOTTOM + 16} text-anchor="end">
+          {bytes(most ?? 0)}
+        </text>
+        <text x={(LEFT + WIDTH) / 2} y={HEIGHT - 4} text-anchor="middle">
+          memory
+        </text>
+        <text x={LEFT - 6} y={HEIGHT - BOTTOM - PAD} text-anchor="end">
+          0
+        </text>
+        <text x={LEFT - 6} y={PAD + 4} text-anchor="end">
+          {worst.toPrecision(2)}
+        </text>
+        <text
+          x={14}
+          y={(HEIGHT - BOTTOM) / 2}
+          text-anchor="middle"
+          transform={`rotate(-90 14 ${(HEIGHT - BOTTOM) / 2})`}
+        >
+          expected loss, nats
+        </text>
+        <polyline class="front" points={front.map((one) => `${at(one).cx},${at(one).cy}`).join(" ")} />
+        {candidates.map((one) => {
+          const label = `${count(one.parameters)} parameters as ${one.kind}: ${bytes(one.memory.totalBytes)}, ${Math.round(one.tokensPerSecond)} tokens/s, ${one.expectedLoss.toPrecision(2)} nats${one.fits ? "" : ", does not fit"}`;
+          return (
+            // biome-ignore lint/a11y/useSemanticElements: a radio button cannot be drawn in a chart
+            <circle
+              key={`${one.kind} ${one.parameters}`}
+              {...at(one)}
+              r={one === chosen ? 8 : 5}
+              class={
+                one === chosen
+                  ? "point chosen"
+                  : one.fits
+                    ? front.includes(one)
+                      ? "point on-front"
+                      : "point"
+                    : "point unfit"
+              }
+              role="radio"
+              aria-checked={one === chosen}
+              aria-label={label}
+              aria-disabled={!one.fits}
+              tabIndex={front.includes(one) ? 0 : -1}
+              onClick={() => one.fits && onChoose(one)}
+              onKeyDown={(event) => {
+                if (event.key !== "Enter" && event.key !== " ") return;
+                event.preventDefault();
+                if (one.fits) onChoose(one);
+              }}
+            >
+              <title>{label}</title>
+            </circle>
+          );
+        })}
+      </svg>
+    </div>
   );
 }
 
@@ -186,8 +204,7 @@ export function CutDrawing({ plan }: { plan: NonNullable<JobResult["plan"]> }) {
         ))}
       </svg>
       <figcaption>
-        {layers.from === layers.to ? `${layers.from} layers, all kept` : `layers ${layers.from} → ${layers.to}`};
-        filled: what stays
+        {`${layers.from === layers.to ? `${layers.from} layers, all kept` : `layers ${layers.from} → ${layers.to}`}; filled: what stays`}
       </figcaption>
     </figure>
   );

@@ -19,3 +19,10 @@ export function seconds(value: number): string {
   if (value < 90) return `${Math.round(value)} s`;
   return value < 5400 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
 }
+
+const ROLES = ["teacher", "pruned", "student"];
+
+/** What was measured, in the order in which it came about. */
+export const inOrder = <T>(models: Readonly<Record<string, T>>): [string, T][] =>
+  Object.entries(models).sort(([a], [b]) => rank(a) - rank(b) || a.localeCompare(b));
+const rank = (role: string): number => (ROLES.includes(role) ? ROLES.indexOf(role) : ROLES.length);

@@ -1,7 +1,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { type Artifact, events, get, type Job, type JobStatus, list, type Point, save, send } from "./api.js";
 import { CutDrawing, LossCurve } from "./charts.js";
-import { bytes, count, seconds } from "./format.js";
+import { bytes, count, inOrder, seconds } from "./format.js";
 import { messageOf, useLoaded } from "./use.js";
 
 const REFRESH = 2000;
@@ -157,7 +157,7 @@ export function JobPage({ id }: { id: string }) {
                 </tr>
               </thead>
               <tbody>
-                {Object.entries(job.result.models).map(([role, one]) => (
+                {inOrder(job.result.models).map(([role, one]) => (
                   <tr key={role}>
                     <th scope="row">{role}</th>
                     <td>{count(one.parameters)}</td>

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { get, type Job, list, type Model, send } from "./api.js";
-import { bytes, count } from "./format.js";
+import { bytes, count, inOrder } from "./format.js";
 import { messageOf, useLoaded } from "./use.js";
 
 export function Models() {
@@ -46,7 +46,7 @@ export function Models() {
 /** What a model's job measured, as bars. */
 function BeforeAfter({ jobId }: { jobId: string }) {
   const { value: job } = useLoaded(() => get<Job>(`/v1/jobs/${jobId}`), [jobId]);
-  const measured = Object.entries(job?.result?.models ?? {});
+  const measured = inOrder(job?.result?.models ?? {});
   const most = Math.max(...measured.map(([, one]) => one.bytes), 1);
   return (
     <table class="bars">
