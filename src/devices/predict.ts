@@ -16,6 +16,8 @@ export interface MemoryPrediction {
 
 /** Tokens of a prompt that llama.cpp computes at once. */
 const BATCH = 512;
+/** What it rounds contexts up to. */
+const CONTEXT_STEP = 256;
 const F16 = 2;
 const F32 = 4;
 
@@ -48,7 +50,7 @@ export const cacheBytesPerToken = (model: Model): number =>
  */
 export function predictMemory(model: Model, kind: FileKind, contextLength: number): MemoryPrediction {
   const weightBytes = storedTensors(model, kind).reduce((sum, { bytes }) => sum + bytes, 0);
-  const cacheBytes = cacheBytesPerToken(model) * contextLength;
+  const cacheBytes = cacheBytesPerToken(model) * CONTEXT_STEP * Math.ceil(contextLength / CONTEXT_STEP);
   const batch = Math.min(BATCH, contextLength);
   const [hidden, ffn] = [model.sizes.hidden ?? 0, largest(model, "ffn")];
   const bufferBytes = batch * F32 * (Math.max(model.vocabSize, 3 * ffn) + 2 * hidden);

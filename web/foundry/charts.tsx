@@ -52,7 +52,7 @@ export function Pareto({
   const worst = Math.max(...candidates.map((one) => one.expectedLoss));
   return (
     <div role="radiogroup" aria-label="Candidates: memory and expected loss">
-      <svg class="chart" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} aria-hidden={false}>
+      <svg class="chart" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="presentation">
         <line x1={LEFT} y1={HEIGHT - BOTTOM} x2={WIDTH} y2={HEIGHT - BOTTOM} class="axis" />
         <line x1={LEFT} y1={0} x2={LEFT} y2={HEIGHT - BOTTOM} class="axis" />
         <text x={LEFT + PAD} y={HEIGHT - BOTTOM + 16}>

@@ -1,0 +1,49 @@
+import { execFileSync, spawn } from "node:child_process";
+import { chownSync, existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
+
+export interface TestDatabase {
+  /** Undefined for PGlite. */
+  readonly url: string | undefined;
+  stop(): Promise<void>;
+}
+
+/** Debian keeps PostgreSQL's programs by version. */
+function postgresBinaries(): string | undefined {
+  const debian = "/usr/lib/postgresql";
+  const found = existsSync(debian) ? readdirSync(debian).map((version) => path.join(debian, version, "bin")) : [];
+  return found.find((directory) => existsSync(path.join(directory, "postgres")));
+}
+
+/** A PostgreSQL of its own on a socket, started for a test. It does not run as root. */
+async function startPostgres(binaries: string): Promise<TestDatabase> {
+  const directory = mkdtempSync(path.join(tmpdir(), "coppice-postgres-"));
+  const isRoot = process.getuid?.() === 0;
+  const idOf = (flag: string) => Number(execFileSync("id", [flag, "postgres"], { encoding: "utf8" }));
+  const user = isRoot ? { uid: idOf("-u"), gid: idOf("-g") } : {};
+  if (user.uid !== undefined && user.gid !== undefined) chownSync(directory, user.uid, user.gid);
+  const files = path.join(directory, "data");
+  const run = { ...user, cwd: directory, stdio: "ignore" as const };
+  execFileSync(path.join(binaries, "initdb"), ["-D", files, "-U", "postgres", "-A", "trust", "-N"], run);
+  const server = spawn(path.join(binaries, "postgres"), ["-D", files, "-k", directory, "-h", "", "-F"], run);
+  for (let i = 0; i < 200 && !existsSync(path.join(directory, ".s.PGSQL.5432")); i++) await wait(50);
+  return {
+    url: `postgres://postgres@/postgres?host=${encodeURIComponent(directory)}`,
+    stop: async () => {
+      const ended = new Promise((resolve) => server.once("exit", resolve));
+      server.kill("SIGINT");
+      await ended;
+      rmSync(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+const binaries = postgresBinaries();
+
+/** Both engines; PostgreSQL where it is installed (`apt-get install postgresql`). */
+export const DATABASES: readonly { name: string; missing: boolean; start: () => Promise<TestDatabase> }[] = [
+  { name: "PGlite", missing: false, start: async () => ({ url: undefined, stop: async () => {} }) },
+  { name: "PostgreSQL", missing: binaries === undefined, start: () => startPostgres(binaries ?? "") },
+];

@@ -1,0 +1,132 @@
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { gunzipSync } from "node:zlib";
+import { type Browser, chromium, type Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openGguf } from "../../src/checkpoint/index.js";
+import { type RunningFoundry, startFoundry } from "../../src/foundry/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const executablePath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
+const root = path.resolve(import.meta.dirname, "../..");
+/** Where pictures of the pages are left to look at. */
+const pictures = path.join(root, "test-results/foundry");
+
+/** Needs a browser: `apt-get install chromium`. */
+describe.skipIf(executablePath === undefined)("the foundry's pages in a browser", () => {
+  let foundry: RunningFoundry;
+  let browser: Browser;
+  let page: Page;
+  const problems: string[] = [];
+  beforeAll(async () => {
+    mkdirSync(pictures, { recursive: true });
+    const options = { port: 0, workers: 1, device: "cpu", threads: 1, logLevel: "silent" } as const;
+    foundry = await startFoundry({ data: temporaryDirectory(), ...options });
+    browser = await chromium.launch({ executablePath: executablePath ?? "", args: ["--no-sandbox"] });
+    page = await (await browser.newContext({ acceptDownloads: true })).newPage();
+    page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+    page.on("pageerror", (error) => problems.push(`${error}`));
+    page.on("request", (request) => {
+      const url = request.url();
+      if (!url.startsWith(foundry.url) && !/^(blob|data):/.test(url)) problems.push(url);
+    });
+  }, 60_000);
+  afterAll(async () => {
+    await browser?.close();
+    await foundry?.close();
+  });
+  const picture = (name: string) => page.screenshot({ path: path.join(pictures, `${name}.png`), fullPage: true });
+
+  it("make a smaller model of the embedded one for a phone, which then writes in the tab", async () => {
+    await page.goto(foundry.url);
+    await expect
+      .poll(() =>
+        page
+          .getByLabel(/^Model/)
+          .locator("option:checked")
+          .textContent(),
+      )
+      .toContain("Tiny teacher");
+    const stories = gunzipSync(readFileSync(path.join(root, "examples/corpus/stories.txt.gz")));
+    const corpus = path.join(temporaryDirectory(), "my stories.txt");
+    writeFileSync(corpus, stories);
+    await page.getByLabel("Send data").setInputFiles(corpus);
+    await expect
+      .poll(() => page.getByLabel(/^Data/).locator("option:checked").textContent())
+      .toContain("my stories.txt");
+    await page.getByLabel(/^Device/).selectOption("phone-4gb");
+    const points = page.getByRole("radio");
+    await expect.poll(() => points.count()).toBeGreaterThan(20);
+    // a cut one, by keyboard
+    const cut = page.getByRole("radio", { name: /^6\d\d K parameters as q8_0/ }).first();
+    await cut.dispatchEvent("click");
+    await expect.poll(() => page.locator(".choice").textContent()).toMatch(/6\d\d K parameters \(7\d %\) as q8_0/);
+    await page.getByText("More").click();
+    await page.getByLabel("Tokens to distil on").fill("20000");
+    await picture("1-new-job");
+    await page.getByRole("button", { name: "Start" }).click();
+    await expect.poll(() => page.getByTestId("state").textContent()).toMatch(/queued|running/);
+    await expect.poll(() => page.getByLabel(/^Loss by tokens/).count(), { timeout: 60_000 }).toBe(1);
+    await picture("2-job-running");
+    await expect.poll(() => page.getByTestId("state").textContent(), { timeout: 90_000 }).toBe("done");
+    await expect.poll(() => page.getByRole("rowheader", { name: "student" }).count()).toBe(1);
+    await picture("3-job-done");
+
+    const [download] = await Promise.all([
+      page.waitForEvent("download"),
+      page.getByRole("button", { name: /\.gguf$/ }).click(),
+    ]);
+    const file = path.join(temporaryDirectory(), "student.gguf");
+    await download.saveAs(file);
+    expect(openGguf(file).tensors.size).toBeGreaterThan(10);
+
+    await page.getByRole("link", { name: "Run it here" }).click();
+    await expect.poll(() => page.getByTestId("engine").textContent(), { timeout: 60_000 }).toMatch(/^Ready/);
+    const asked: string[] = [];
+    page.on("request", (request) => asked.push(request.url()));
+    await page.getByLabel("Text to go on with").fill("Once upon a time");
+    await page.getByRole("button", { name: "Write" }).click();
+    await expect
+      .poll(() => page.getByTestId("engine").textContent(), { timeout: 60_000 })
+      .toMatch(/tokens\/s on this device/);
+    expect((await page.getByTestId("answer").textContent())?.length).toBeGreaterThan("Once upon a time".length + 20);
+    expect(asked.filter((url) => url.startsWith("http"))).toEqual([]); // nothing leaves the device
+    await picture("4-run-here");
+  }, 240_000);
+
+  it("have teacher and student answer side by side", async () => {
+    await page.goto(`${foundry.url}/#/models`);
+    await page.getByRole("link", { name: "Compare" }).nth(1).click();
+    await expect.poll(() => page.getByLabel(/^One/).locator("option").count()).toBe(2);
+    await page.getByRole("button", { name: "Ask both" }).click();
+    const answers = page.locator(".two .answer");
+    const prompt = "Tom had a red";
+    await expect
+      .poll(async () => Math.min(...(await answers.allTextContents()).map((text) => text.length)), { timeout: 30_000 })
+      .toBeGreaterThan(prompt.length + 20);
+    await picture("5-compare");
+  });
+
+  it("fit a phone in the dark, are worked by keyboard, and ask for nothing from elsewhere", async () => {
+    await page.emulateMedia({ colorScheme: "dark" });
+    await page.setViewportSize({ width: 360, height: 700 });
+    for (const place of ["", "jobs", "models", "compare", "settings"]) {
+      await page.goto(`${foundry.url}/#/${place}`);
+      await expect.poll(() => page.getByRole("heading", { level: 1 }).count()).toBe(1);
+      await expect.poll(() => page.evaluate("document.documentElement.scrollWidth")).toBeLessThanOrEqual(360);
+      const unnamed = await page.evaluate(
+        "[...document.querySelectorAll('input, select, textarea')].filter((one) => one.labels.length === 0 && !one.ariaLabel).length",
+      );
+      expect(unnamed, `fields without labels on ${place}`).toBe(0);
+    }
+    await page.goto(`${foundry.url}/#/`);
+    await page.reload();
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    await expect.poll(() => page.getByRole("heading", { level: 1 }).textContent()).toBe("Jobs");
+    await picture("6-phone-dark");
+    expect(problems).toEqual([]);
+  });
+});

@@ -1,0 +1,99 @@
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { Readable } from "node:stream";
+import S3rver from "s3rver";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openStorage, type Storage } from "../../src/foundry/storage.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const text = async (stream: Readable): Promise<string> => {
+  let all = "";
+  for await (const part of stream) all += part;
+  return all;
+};
+
+describe.each(["a directory", "S3"])("files in %s", (kind) => {
+  let server: S3rver | undefined;
+  let open: () => Promise<Storage>;
+  const root = temporaryDirectory();
+  const before = { ...process.env };
+  beforeAll(async () => {
+    if (kind === "a directory") {
+      open = () => openStorage(path.join(root, "files"), root);
+      return;
+    }
+    server = new S3rver({
+      port: 0,
+      address: "127.0.0.1",
+      silent: true,
+      directory: path.join(root, "s3"),
+      configureBuckets: [{ name: "foundry", configs: [] }],
+    });
+    const { port } = (await server.run()) as { port: number };
+    Object.assign(process.env, {
+      AWS_ENDPOINT_URL_S3: `http://127.0.0.1:${port}`,
+      AWS_ACCESS_KEY_ID: "S3RVER",
+      AWS_SECRET_ACCESS_KEY: "S3RVER",
+    });
+    let machine = 0;
+    open = () => openStorage("s3://foundry/some/place", path.join(root, `machine-${machine++}`)); // each has its own cache
+  });
+  afterAll(async () => {
+    process.env = before;
+    await server?.close();
+  });
+
+  it("come back as they were stored, whole and in part, and go when they are removed", async () => {
+    const storage = await open();
+    const content = Buffer.from("0123456789".repeat(1000));
+    const stored = await storage.put("tenants/a/x.bin", Readable.from([content.subarray(0, 7), content.subarray(7)]));
+    expect(stored).toEqual({ bytes: 10_000, sha256: createHash("sha256").update(content).digest("hex") });
+    expect(await text(await storage.read("tenants/a/x.bin"))).toBe(content.toString());
+    expect(await text(await storage.read("tenants/a/x.bin", { start: 8, end: 11 }))).toBe("8901");
+    await storage.put("tenants/ab/y.bin", Readable.from([content]));
+    const at = await (await open()).local("tenants/a");
+    expect(readFileSync(path.join(at, "x.bin"))).toEqual(content);
+    expect(readdirSync(at)).toEqual(["x.bin"]);
+    await storage.remove("tenants/a");
+    await expect((await open()).local("tenants/a")).rejects.toThrow("the store has no tenants/a");
+    expect(await text(await storage.read("tenants/ab/y.bin"))).toHaveLength(10_000);
+  });
+
+  it("leave nothing when what is stored breaks off", async () => {
+    const storage = await open();
+    const broken = new Readable({
+      read() {
+        this.push("half");
+        this.destroy(new Error("gone"));
+      },
+    });
+    await expect(storage.put("tenants/c/z.bin", broken)).rejects.toThrow("gone");
+    await expect(storage.local("tenants/c/z.bin")).rejects.toThrow("the store has no");
+  });
+
+  it("are refused under keys that would lead elsewhere", async () => {
+    const storage = await open();
+    for (const key of ["../x", "a/../../x", "/etc/passwd", "a//b", "", "a/.hidden", "a\\b", "a\0b"])
+      await expect(storage.put(key, Readable.from(["x"])), key).rejects.toThrow("is no key");
+  });
+
+  it("of a job's work are found by the next worker, without what was deleted since", async () => {
+    const one = await (await open()).workspace("workspaces/job");
+    mkdirSync(path.join(one.path, "checkpoints/step-1"), { recursive: true });
+    writeFileSync(path.join(one.path, "run.json"), "{}");
+    writeFileSync(path.join(one.path, "checkpoints/step-1/state.json"), "1");
+    await one.save();
+    rmSync(path.join(one.path, "checkpoints/step-1"), { recursive: true });
+    mkdirSync(path.join(one.path, "checkpoints/step-2"));
+    writeFileSync(path.join(one.path, "checkpoints/step-2/state.json"), "2");
+    writeFileSync(path.join(one.path, "run.json"), '{"a":1}');
+    await one.save();
+    const other = await (await open()).workspace("workspaces/job");
+    expect(readFileSync(path.join(other.path, "run.json"), "utf8")).toBe('{"a":1}');
+    expect(readFileSync(path.join(other.path, "checkpoints/step-2/state.json"), "utf8")).toBe("2");
+    expect(existsSync(path.join(other.path, "checkpoints/step-1/state.json"))).toBe(false);
+    await other.discard();
+    expect(readdirSync((await (await open()).workspace("workspaces/job")).path)).toEqual([]);
+  });
+});
