@@ -21,9 +21,17 @@ const CONTEXT_STEP = 256;
 const F16 = 2;
 const F32 = 4;
 
+/** A model's tensors, which many candidates ask for. */
+const shapesOf = (model: Model): ReturnType<typeof ggufShapes> => {
+  const known = SHAPES.get(model) ?? ggufShapes(model);
+  SHAPES.set(model, known);
+  return known;
+};
+const SHAPES = new WeakMap<Model, ReturnType<typeof ggufShapes>>();
+
 /** The tensors of a model in a file of a kind. */
 export function storedTensors(model: Model, kind: FileKind): { name: string; dtype: StoredDType; bytes: number }[] {
-  const shapes = ggufShapes(model);
+  const shapes = shapesOf(model);
   const types = typesFor(kind, shapes, recipeFacts(model, true));
   return shapes.map(({ name, shape }) => {
     const dtype = types.get(name) ?? "f32";
@@ -46,14 +54,15 @@ export const cacheBytesPerToken = (model: Model): number =>
 
 /**
  * What llama.cpp takes for one sequence of a context: weights, keys and values in f16, and buffers for a batch of 512, of which the
- * logits are the largest with flash attention.
+ * logits are the largest with flash attention, or in a small vocabulary those of a layer.
  */
 export function predictMemory(model: Model, kind: FileKind, contextLength: number): MemoryPrediction {
   const weightBytes = storedTensors(model, kind).reduce((sum, { bytes }) => sum + bytes, 0);
   const cacheBytes = cacheBytesPerToken(model) * CONTEXT_STEP * Math.ceil(contextLength / CONTEXT_STEP);
   const batch = Math.min(BATCH, contextLength);
   const [hidden, ffn] = [model.sizes.hidden ?? 0, largest(model, "ffn")];
-  const bufferBytes = batch * F32 * (Math.max(model.vocabSize, 3 * ffn) + 2 * hidden);
+  const mask = contextLength / 2; // in 16 bits
+  const bufferBytes = batch * F32 * Math.max(model.vocabSize + 2 * hidden, 3 * ffn + 4 * hidden + mask);
   return { weightBytes, cacheBytes, bufferBytes, totalBytes: weightBytes + cacheBytes + bufferBytes };
 }
 
@@ -98,7 +107,7 @@ export function predictSpeed(
   contextLength: number,
 ): SpeedPrediction {
   const rate = device.bandwidth * BANDWIDTH_SHARE[device.kind];
-  const shapes = new Map(ggufShapes(model).map(({ name, shape }) => [name, shape.reduce((a, b) => a * b, 1)]));
+  const shapes = new Map(shapesOf(model).map(({ name, shape }) => [name, shape.reduce((a, b) => a * b, 1)]));
   const read = storedTensors(model, kind).filter(({ name }) => name !== "token_embd.weight" || model.tiedEmbeddings);
   let [reading, computing] = [0, 0];
   let seconds =

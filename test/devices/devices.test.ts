@@ -92,7 +92,7 @@ describe("a fit", () => {
         expect(best === undefined).toBe(!candidates.some(({ fits }) => fits));
         if (best !== undefined) expect(best.fits).toBe(true);
       }),
-      { numRuns: 20 },
+      { numRuns: 6 },
     );
   });
 
