@@ -35,7 +35,7 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await browser?.close();
     await foundry?.close();
   });
-  const picture = (name: string) => page.screenshot({ path: path.join(pictures, `${name}.png`), fullPage: true });
+  const picture = (name: string) => page.screenshot({ path: path.join(pictures, `${name}.png`) });
 
   it("make a smaller model of the embedded one for a phone, which then writes in the tab", async () => {
     await page.goto(foundry.url);
@@ -64,7 +64,7 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await page.getByText("More").click();
     await page.getByLabel("Tokens to distil on").fill("20000");
     await picture("1-new-job");
-    await page.getByRole("button", { name: "Start" }).click();
+    await page.getByRole("button", { name: "Start" }).press("Enter");
     await expect.poll(() => page.getByTestId("state").textContent()).toMatch(/queued|running/);
     await expect.poll(() => page.getByLabel(/^Loss by tokens/).count(), { timeout: 60_000 }).toBe(1);
     await picture("2-job-running");
