@@ -112,8 +112,10 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await page.setViewportSize({ width: 360, height: 700 });
     for (const place of ["", "jobs", "models", "compare", "settings"]) {
       await page.goto(`${foundry.url}/#/${place}`);
-      await expect.poll(() => page.getByRole("heading", { level: 1 }).count()).toBe(1);
-      await expect.poll(() => page.evaluate("document.documentElement.scrollWidth")).toBeLessThanOrEqual(360);
+      await expect.poll(() => page.getByRole("heading", { level: 1 }).count(), { timeout: 30_000 }).toBe(1);
+      await expect
+        .poll(() => page.evaluate("document.documentElement.scrollWidth"), { timeout: 30_000 })
+        .toBeLessThanOrEqual(360);
       const unnamed = await page.evaluate(
         "[...document.querySelectorAll('input, select, textarea')].filter((one) => one.labels.length === 0 && !one.ariaLabel).length",
       );
@@ -121,11 +123,11 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     }
     await page.goto(`${foundry.url}/#/`);
     await page.reload();
-    await page.keyboard.press("Tab");
-    await page.keyboard.press("Tab");
-    await page.keyboard.press("Tab");
+    await expect.poll(() => page.getByRole("heading", { level: 1 }).count(), { timeout: 30_000 }).toBe(1);
+    const focused = () => page.evaluate("document.activeElement?.textContent");
+    for (let i = 0; i < 6 && (await focused()) !== "Jobs"; i++) await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
-    await expect.poll(() => page.getByRole("heading", { level: 1 }).textContent()).toBe("Jobs");
+    await expect.poll(() => page.getByRole("heading", { level: 1 }).textContent(), { timeout: 30_000 }).toBe("Jobs");
     await picture("6-phone-dark");
     expect(problems).toEqual([]);
   });
