@@ -112,7 +112,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
 
 /** A self-contained page. */
 export const page = (title: string, sections: readonly string[]): string =>
-  `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>${escapeHtml(title)}</title><style>${STYLE}</style><main>${sections.join("\n")}</main></html>\n`;
+  `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><title>${escapeHtml(title)}</title><style>${STYLE}</style><main>${sections.join("\n")}</main></html>\n`;
 
 const STYLE = `:root{color-scheme:light dark;--line:#2a7de1;--soft:#8886}body{font:15px/1.5 system-ui,sans-serif;margin:0}
 main{max-width:52rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
