@@ -2,6 +2,7 @@ import { mkdirSync, rmSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
+import type { PGlite } from "@electric-sql/pglite";
 import pg from "pg";
 import PgBoss from "pg-boss";
 import { CoppiceError } from "../system/errors.js";
@@ -105,7 +106,11 @@ async function startEmbedded(directory: string) {
   const { PGlite } = await import("@electric-sql/pglite");
   const { PGLiteSocketServer } = await import("@electric-sql/pglite-socket");
   const db = await PGlite.create(files);
-  const server = new PGLiteSocketServer({ db, path: path.join(sockets, ".s.PGSQL.5432"), maxConnections: 64 });
+  const server = new PGLiteSocketServer({
+    db: turnsByQuery(db),
+    path: path.join(sockets, ".s.PGSQL.5432"),
+    maxConnections: 64,
+  });
   await server.start();
   const close = async () => {
     await server.stop();
@@ -113,6 +118,38 @@ async function startEmbedded(directory: string) {
     lock.close();
   };
   return { url: `socket:${sockets}`, close };
+}
+
+/** Messages of PostgreSQL's extended protocol that others follow up to a Sync: Parse, Bind, Describe, Execute, Close, Flush. */
+const CONTINUED = new Set([..."PBDECH"].map((letter) => letter.charCodeAt(0)));
+const SYNC = Uint8Array.of("S".charCodeAt(0), 0, 0, 0, 4);
+
+/**
+ * Connections share PGlite's one session, and the socket's server gives them turns by message: another's Parse may come between a
+ * Parse and its Bind, which then means the wrong statement. It keeps a turn for a connection within a transaction; here it also
+ * counts as one until its query's Sync.
+ */
+function turnsByQuery(db: PGlite): PGlite {
+  let within = false;
+  const own: Partial<PGlite> = {
+    isInTransaction: () => within || db.isInTransaction(),
+    execProtocolRawStream: (message, options) => {
+      within = CONTINUED.has(message[0] ?? 0);
+      return db.execProtocolRawStream(message, options);
+    },
+    // what is done when a connection breaks off: what came of its query is ended, too
+    exec: async (sql, options) => {
+      if (within) await db.execProtocolRaw(SYNC);
+      within = false;
+      return db.exec(sql, options);
+    },
+  };
+  return new Proxy(db, {
+    get: (target, name) => {
+      const value: unknown = Reflect.get(name in own ? own : target, name);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
 }
 
 /** Two processes with one PGlite would destroy it: a socket that only one can listen on tells. */

@@ -193,6 +193,7 @@ export async function runWorker(
   } finally {
     await endHeartbeat();
     await db.close();
+    if (options.attached) process.stdin.destroy(); // would keep the process
   }
 }
 

@@ -1,0 +1,69 @@
+import pg from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { connectionOf, Database } from "../../src/foundry/database.js";
+import { temporaryDirectory } from "../temporary.js";
+import { DATABASES, type TestDatabase } from "./databases.js";
+
+describe.each(DATABASES)("$name, reached by several connections", ({ missing, start }) => {
+  describe.skipIf(missing)("", () => {
+    let engine: TestDatabase;
+    let db: Database;
+    beforeAll(async () => {
+      engine = await start();
+      db = await Database.open(engine.url, temporaryDirectory());
+    });
+    afterAll(async () => {
+      await db?.close();
+      await engine?.stop();
+    });
+
+    it("answers each query of each with its own result", async () => {
+      const clients = await Promise.all(
+        Array.from({ length: 6 }, async () => {
+          const client = new pg.Client(connectionOf(db.url));
+          await client.connect();
+          return client;
+        }),
+      );
+      await Promise.all(
+        clients.map(async (client, own) => {
+          // statements of the same form: a mix-up would not even be an error
+          const sql = `select ${own} as statement, $1::int as value`;
+          for (let value = 0; value < 150; value++)
+            expect((await client.query(sql, [value])).rows).toEqual([{ statement: own, value }]);
+        }),
+      );
+      await Promise.all(clients.map((client) => client.end()));
+    });
+
+    it("does several things or none, whatever others do meanwhile", async () => {
+      await db.pool.query("create table public.counted (n int)");
+      const once = (fails: boolean) =>
+        db.transaction(async (client) => {
+          await client.query("insert into public.counted values ($1)", [1]);
+          if (fails) await client.query("select $1::int / 0", [1]);
+          await client.query("insert into public.counted values ($1)", [1]);
+        });
+      const all = await Promise.allSettled(Array.from({ length: 40 }, (_, i) => once(i % 4 === 0)));
+      expect(all.filter(({ status }) => status === "rejected")).toHaveLength(10);
+      expect((await db.pool.query("select count(*)::int as count from public.counted")).rows).toEqual([{ count: 60 }]);
+    });
+
+    it("goes on when a connection breaks off in the middle of a query", async () => {
+      const client = new pg.Client(connectionOf(db.url));
+      client.on("error", () => {});
+      await client.connect();
+      const { stream } = (
+        client as unknown as { connection: { stream: { write(bytes: Buffer): void; destroy(): void } } }
+      ).connection;
+      const text = Buffer.from("\0select nonsense from nowhere\0\0\0"); // a Parse that fails, and no Sync after it
+      const head = Buffer.alloc(5);
+      head.write("P");
+      head.writeInt32BE(text.length + 4, 1);
+      stream.write(Buffer.concat([head, text]));
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      stream.destroy();
+      expect((await db.pool.query("select $1::int as value", [7])).rows).toEqual([{ value: 7 }]);
+    });
+  });
+});
