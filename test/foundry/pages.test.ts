@@ -116,6 +116,8 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
       await expect
         .poll(() => page.evaluate("document.documentElement.scrollWidth"), { timeout: 30_000 })
         .toBeLessThanOrEqual(360);
+      await page.waitForLoadState("networkidle"); // what is loaded must fit, too
+      expect(await page.evaluate("document.documentElement.scrollWidth"), place).toBeLessThanOrEqual(360);
       const unnamed = await page.evaluate(
         "[...document.querySelectorAll('input, select, textarea')].filter((one) => one.labels.length === 0 && !one.ariaLabel).length",
       );
