@@ -106,11 +106,9 @@ async function startEmbedded(directory: string) {
   const { PGlite } = await import("@electric-sql/pglite");
   const { PGLiteSocketServer } = await import("@electric-sql/pglite-socket");
   const db = await PGlite.create(files);
-  const server = new PGLiteSocketServer({
-    db: turnsByQuery(db),
-    path: path.join(sockets, ".s.PGSQL.5432"),
-    maxConnections: 64,
-  });
+  const socket = path.join(sockets, ".s.PGSQL.5432");
+  rmSync(socket, { force: true }); // of one that was killed: the lock says that no other uses it
+  const server = new PGLiteSocketServer({ db: turnsByQuery(db), path: socket, maxConnections: 64 });
   await server.start();
   const close = async () => {
     await server.stop();

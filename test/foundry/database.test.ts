@@ -1,3 +1,7 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { connectionOf, Database } from "../../src/foundry/database.js";
@@ -65,5 +69,27 @@ describe.each(DATABASES)("$name, reached by several connections", ({ missing, st
       stream.destroy();
       expect((await db.pool.query("select $1::int as value", [7])).rows).toEqual([{ value: 7 }]);
     });
+  });
+});
+
+describe("an embedded database", () => {
+  it("starts again after its process was killed, with what was committed", async () => {
+    const directory = temporaryDirectory();
+    const module = pathToFileURL(path.resolve(import.meta.dirname, "../../dist/foundry/database.js"));
+    const script = `
+      const { Database } = await import(${JSON.stringify(module.href)});
+      const db = await Database.open(undefined, ${JSON.stringify(directory)});
+      await db.pool.query("create table public.kept as select 7 as n");
+      console.log("committed");`;
+    const child = spawn(process.execPath, ["--input-type=module", "-e", script], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    await once(child.stdout, "data");
+    await expect(Database.open(undefined, directory)).rejects.toThrow("is used by another foundry");
+    child.kill("SIGKILL");
+    await once(child, "exit");
+    const db = await Database.open(undefined, directory);
+    expect((await db.pool.query("select n from public.kept")).rows).toEqual([{ n: 7 }]);
+    await db.close();
   });
 });
