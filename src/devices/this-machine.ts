@@ -1,6 +1,6 @@
 import { availableParallelism, freemem } from "node:os";
 import { dataBytes } from "../ggml/dtype.js";
-import { Backend, type DeviceKind, type StoredDType } from "../ggml/index.js";
+import { Backend, canKeepThreads, type DeviceKind, type StoredDType } from "../ggml/index.js";
 import { Graph, ops, TensorStore } from "../tensor/index.js";
 import type { DeviceProfile } from "./profiles.js";
 
@@ -21,7 +21,7 @@ export async function measureThisMachine(
   let usableBytes = 0.75 * freemem();
   let name = "CPU";
   for (const threads of tried) {
-    const backend = Backend.open({ device: options.device ?? "auto", threads, keepThreads: false });
+    const backend = Backend.open({ device: options.device ?? "auto", threads, keepThreads: canKeepThreads() });
     try {
       if (backend.device.kind !== "cpu") usableBytes = 0.9 * backend.device.memoryFreeBytes;
       name = backend.device.description;

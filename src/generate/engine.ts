@@ -10,7 +10,7 @@ import {
   type LlamaModel,
   type Token,
 } from "node-llama-cpp";
-import type { DeviceKind } from "../ggml/index.js";
+import { type DeviceKind, keepThreads } from "../ggml/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { checkRunnable } from "./runnable.js";
 
@@ -190,9 +190,13 @@ function started(device: DeviceKind | "auto", threads: number | undefined): Prom
     ...{ progressLogs: false, skipDownload: true },
     ...(threads !== undefined && { maxThreads: threads }),
   });
-  instances.set(key, llama);
-  llama.catch(() => instances.delete(key));
-  return llama;
+  const ready = llama.then((instance) => {
+    keepThreads();
+    return instance;
+  });
+  instances.set(key, ready);
+  ready.catch(() => instances.delete(key));
+  return ready;
 }
 
 /** Loads a model in llama.cpp. @throws CoppiceError when it cannot be run */

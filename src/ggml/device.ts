@@ -54,7 +54,7 @@ export interface BackendOptions {
   readonly threads?: number;
   /** Our own kernels on a CPU: the best that it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`. */
   readonly kernels?: "auto" | "none" | Variant;
-  /** Whether threads live as long as the backend; false has ggml start them for each computation, as llama.cpp does from Node. */
+  /** Whether threads live as long as the backend; false has ggml start them for each computation, as llama.cpp does without our library. */
   readonly keepThreads?: boolean;
 }
 

@@ -31,3 +31,4 @@ export {
   loadFunctions,
   loadLibrary,
 } from "./library.js";
+export { canKeepThreads, keepThreads } from "./threads.js";

@@ -51,8 +51,11 @@ export async function buildKernels(): Promise<KernelBuild> {
       }
     }
     if (objects.length === 0 && failures[0] !== undefined) throw failures[0];
-    const support = path.join(scratch, "support.o");
-    await compile(compiler, [...COMMON_FLAGS, "-c", source("support.c"), "-o", support]);
+    for (const name of ["support", "threads"]) {
+      const object = path.join(scratch, `${name}.o`);
+      await compile(compiler, [...COMMON_FLAGS, "-c", source(`${name}.c`), "-o", object]);
+      objects.push(object);
+    }
     const built = path.join(scratch, "kernels.so");
     // never unloaded: threads may end after the process has closed its libraries, and their memory is freed by code of ours
     await compile(compiler, [
@@ -61,7 +64,6 @@ export async function buildKernels(): Promise<KernelBuild> {
       "-o",
       built,
       ...objects,
-      support,
       "-lm",
       "-lpthread",
     ]);

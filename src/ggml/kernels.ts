@@ -114,11 +114,15 @@ export function availableKernels(functions: Functions): Variant[] {
 type Opened = { readonly variants: readonly Kernels[] } | { readonly kernels: undefined; readonly reason: string };
 const openedFiles = new Map<string, Opened>();
 
-function open(functions: Functions): Opened {
-  if (VARIANTS[process.arch] === undefined) return { kernels: undefined, reason: `there are none for ${process.arch}` };
-  const file = kernelDirectories()
+/** Our native library, where it is built from the source as it is. */
+export const builtLibrary = (): string | undefined =>
+  kernelDirectories()
     .map((directory) => path.join(directory, kernelFileName()))
     .find((candidate) => existsSync(candidate));
+
+function open(functions: Functions): Opened {
+  if (VARIANTS[process.arch] === undefined) return { kernels: undefined, reason: `there are none for ${process.arch}` };
+  const file = builtLibrary();
   if (file === undefined) return { kernels: undefined, reason: NOT_BUILT };
   const before = openedFiles.get(file);
   if (before !== undefined) return before;

@@ -1,0 +1,55 @@
+import { readdirSync } from "node:fs";
+import path from "node:path";
+import type { LlamaModel, Token } from "node-llama-cpp";
+import { afterAll, describe, expect, it } from "vitest";
+import { loadModel } from "../../src/generate/engine.js";
+import { canKeepThreads } from "../../src/ggml/index.js";
+import { exportModel } from "../../src/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const file = path.join(temporaryDirectory(), "teacher-f32.gguf");
+await exportModel({ model: teacher, out: file, dtype: "f32" });
+
+const threadIds = () => new Set(readdirSync("/proc/self/task"));
+const PROMPT = [1, 7, 30, 52, 9].map((id) => id as Token);
+
+/** Tokens that a context with so many threads writes, and the threads that were there after each of them. */
+async function written(model: LlamaModel, threads: number, count: number) {
+  const before = threadIds();
+  const context = await model.createContext({ contextSize: 64, threads });
+  const tokens: Token[] = [];
+  const kept: string[][] = [];
+  for await (const token of context.getSequence().evaluate(PROMPT, { temperature: 0, yieldEogToken: true })) {
+    tokens.push(token);
+    kept.push([...threadIds()].filter((id) => !before.has(id)));
+    if (tokens.length === count) break;
+  }
+  await context.dispose();
+  return { tokens, kept, left: [...threadIds()].filter((id) => !before.has(id)) };
+}
+
+describe("threads that llama.cpp computes with", async () => {
+  const model = await loadModel(file, { device: "cpu" });
+  afterAll(() => model.dispose());
+  const alone = await written(model, 1, 12); // also starts the threads that Node keeps
+
+  it.skipIf(!canKeepThreads())("live as long as their context, and no longer", async () => {
+    const { kept, left } = await written(model, 2, 12);
+    const [, , third = []] = kept; // the first graph finds no pool yet
+    expect(third).toHaveLength(1);
+    for (const ids of kept.slice(3)) expect(ids).toEqual(third);
+    expect(left).toEqual([]);
+  });
+
+  it("write the same, however many they are, and beside each other", async () => {
+    const several = await Promise.all([2, 1, 2].map((threads) => written(model, threads, 12)));
+    for (const { tokens } of several) expect(tokens).toEqual(alone.tokens);
+  });
+
+  it.skipIf(!canKeepThreads())("end with every context that is given back", async () => {
+    const before = threadIds().size;
+    for (let round = 0; round < 20; round++) await written(model, 1 + (round % 2), 3);
+    expect(threadIds().size).toBe(before);
+  });
+});
