@@ -2,8 +2,9 @@
  * How a service bears 1, 8 and 32 clients whose prompts begin alike and go on differently: tokens per second, and milliseconds to
  * the first text. With --peer, the same in turns against llama.cpp's own server on the same file, threads and slots.
  *
- *   npm run build && npx tsx bench/serve-load.ts [--model model.gguf | --random] [--peer /path/to/llama-server] [--rounds 3] [--threads 1]
+ *   npm run build && npx tsx bench/serve-load.ts [--model model.gguf | --random] [--peer /path/to/llama-server] [--rounds 3] [--threads 1] [--requests 64]
  *
+ * Each server is started anew for each round, and bears the same number of other requests before those that count.
  * --random measures a quantized model of 100 M parameters with random weights.
  */
 import { type ChildProcess, spawn } from "node:child_process";
@@ -27,6 +28,7 @@ const { values } = parseArgs({
     random: { type: "boolean" },
     peer: { type: "string" },
     rounds: { type: "string", default: "3" },
+    requests: { type: "string", default: "64" },
     threads: { type: "string", default: "1" },
     slots: { type: "string", default: "8" },
     clients: { type: "string", default: "1,8,32" },
@@ -174,7 +176,7 @@ const median = (list: readonly number[]): number => [...list].sort((a, b) => a -
 
 /** Each client asks one question after the other; prompts are the same for both servers and new in each round. */
 async function load(server: Server, clients: number, round: number): Promise<Result> {
-  const each = Math.max(2, Math.ceil(24 / clients));
+  const each = Math.max(2, Math.ceil(Number(values.requests) / clients));
   const random = new Random(1000 * round + clients);
   const tokens = (count: number) => Array.from({ length: count }, () => 3 + Math.floor(random.uniform() * (vocab - 3)));
   const common = tokens(prefix);
@@ -209,6 +211,7 @@ for (const clients of values.clients.split(",").map(Number))
     for (const server of round % 2 === 0 ? servers : [...servers].reverse()) {
       const child = await start(server); // one at a time: they would take each other's processor
       try {
+        await load(server, clients, 1000 + round); // warms up: compilers, caches, connections
         results.push(await load(server, clients, round));
       } finally {
         child.kill("SIGTERM");
