@@ -5,15 +5,13 @@
  *
  *   npm run build && npx tsx bench/serve-faults.ts [--model examples/tiny-teacher] [--disconnects 1000] [--random 10000]
  */
-import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
 import { connect } from "node:net";
 import path from "node:path";
-import { createInterface } from "node:readline";
 import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import fc from "fast-check";
 import { type Json, type Known, requestsOf } from "../test/openapi-requests.js";
+import { Answers, checks, inParallel, Service } from "./faults.js";
 
 const { values } = parseArgs({
   options: {
@@ -27,35 +25,12 @@ const { values } = parseArgs({
 const [disconnects, random, rounds] = [Number(values.disconnects), Number(values.random), Number(values.rounds)];
 const MAX_BODY = 1 << 20;
 
-const root = path.resolve(import.meta.dirname, "..");
 const flags = ["--port", "0", "--device", "cpu", "--threads", "1", "--log-level", "error", "--json"];
-const limits = ["--max-body", `${MAX_BODY}`, "--queue", "200"];
-const child = spawn(
-  process.execPath,
-  [path.join(root, "bin/coppice.cjs"), "serve", values.model, ...flags, ...limits],
-  {
-    stdio: ["ignore", "pipe", "inherit"],
-  },
-);
-process.on("exit", () => child.kill("SIGKILL"));
-const ended = new Promise<number | string | null>((resolve) =>
-  child.once("exit", (code, signal) => resolve(code ?? signal)),
-);
-const line = await new Promise<string>((resolve) => createInterface({ input: child.stdout }).once("line", resolve));
-const { url } = JSON.parse(line) as { url: string };
-const port = Number(new URL(url).port);
-
-let failed = false;
-const check = (good: boolean, what: string) => {
-  console.log(`${good ? "    " : "BAD "}${what}`);
-  failed ||= !good;
-};
-
-/** Resident memory of the service, in MiB (Linux). */
-const memory = (): number => {
-  const [, kilobytes] = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${child.pid}/status`, "utf8")) ?? [];
-  return Math.round(Number(kilobytes) / 1024);
-};
+const service = await Service.start([
+  ...["serve", values.model, ...flags, "--max-body", `${MAX_BODY}`, "--queue", "200"],
+]);
+const { url, port } = service;
+const { check } = checks;
 const post = (endpoint: string, body: string | Uint8Array<ArrayBuffer>, signal?: AbortSignal) =>
   fetch(url + endpoint, { method: "POST", body, ...(signal && { signal }) });
 const isWell = async (): Promise<boolean> =>
@@ -68,15 +43,6 @@ const busy = async (): Promise<number> => {
     0,
   );
 };
-
-/** So many jobs, some at a time. */
-async function inParallel(count: number, width: number, job: (i: number) => Promise<void>): Promise<void> {
-  let next = 0;
-  const worker = async () => {
-    while (next < count) await job(next++);
-  };
-  await Promise.all(Array.from({ length: width }, worker));
-}
 
 async function disconnect(i: number): Promise<void> {
   const abort = new AbortController();
@@ -97,7 +63,7 @@ async function leaving(): Promise<void> {
     const left = await busy();
     check(
       (await isWell()) && left === 0,
-      `${(round * disconnects) / rounds} clients left: ${memory()} MiB, ${left} still computed`,
+      `${(round * disconnects) / rounds} clients left: ${service.memory} MiB, ${left} still computed`,
     );
   }
 }
@@ -114,47 +80,18 @@ const known: Known = {
 async function atRandom(): Promise<void> {
   const document = (await (await fetch(`${url}/openapi.json`)).json()) as Json;
   const requests = requestsOf(document, known);
-  const statuses = new Map<string, number>();
-  const errors = new Map<string, number>();
-  let made = 0;
+  const answers = new Answers(({ method, operation }) => (method === "GET" ? "GET" : operation.replace(/^postV1/, "")));
   for (let round = 1; round <= rounds; round++) {
-    const samples = fc.sample(requests, { numRuns: random / rounds, seed: Number(values.seed) + round });
-    await inParallel(samples.length, 8, async (i) => {
-      const { method, path: at, contentType, body, operation } = samples[i]!;
-      const response = await fetch(url + at, {
-        method,
-        ...(body !== undefined && { body }),
-        ...(contentType !== undefined && { headers: { "content-type": contentType } }),
-      });
-      const text = await response.text();
-      made++;
-      const key = method === "GET" ? "GET" : operation.replace(/^postV1/, "");
-      statuses.set(`${key} ${response.status}`, (statuses.get(`${key} ${response.status}`) ?? 0) + 1);
-      if (response.status >= 500) errors.set(text.slice(0, 200), (errors.get(text.slice(0, 200)) ?? 0) + 1);
+    await answers.make(requests, random / rounds, Number(values.seed) + round, async (request) => {
+      const { method, path: at, contentType, body } = request;
+      const headers = contentType === undefined ? {} : { "content-type": contentType };
+      const response = await fetch(url + at, { method, headers, ...(body !== undefined && { body }) });
+      return { status: response.status, text: await response.text() };
     });
-    check(await isWell(), `${made} requests from the document: ${memory()} MiB`);
+    check(await isWell(), `${answers.made} requests from the document: ${service.memory} MiB`);
   }
-  for (const [what, count] of [...statuses].sort()) console.log(`      ${what}: ${count}`);
-  check(errors.size === 0, `answers of 500 and more: ${JSON.stringify([...errors])}`);
+  answers.report();
 }
-
-/** What a socket is answered for bytes as they stand; undefined where nothing comes in time. */
-const raw = (bytes: string | Buffer, milliseconds = 2000): Promise<string | undefined> =>
-  new Promise((resolve) => {
-    const socket = connect(port, "127.0.0.1");
-    const timer = setTimeout(() => socket.destroy(), milliseconds);
-    let text = "";
-    socket.on("data", (part) => {
-      text += part.toString("latin1");
-      if (text.includes("\r\n\r\n")) socket.end();
-    });
-    socket.on("error", () => {});
-    socket.on("close", () => {
-      clearTimeout(timer);
-      resolve(text === "" ? undefined : text.split("\r\n")[0]);
-    });
-    socket.write(bytes);
-  });
 
 async function malformed(): Promise<void> {
   const encoder = new TextEncoder();
@@ -180,7 +117,7 @@ async function malformed(): Promise<void> {
     const got = (await post("/v1/completions", body)).status;
     check(got === status, `${name}: ${got}`);
   }
-  const large = await raw(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${1 << 30}\r\n\r\n`);
+  const large = await service.raw(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${1 << 30}\r\n\r\n`);
   check(large?.includes("413") === true, `1 GiB announced: ${large}`);
   const lines = [
     "GET /%ff%fe HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -188,10 +125,10 @@ async function malformed(): Promise<void> {
     `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(1 << 20)}\r\n\r\n`,
   ];
   for (const text of lines) {
-    const got = await raw(text);
+    const got = await service.raw(text);
     check(/ 4\d\d /.test(got ?? ""), `${JSON.stringify(text.slice(0, 30))}: ${got}`);
   }
-  check(await isWell(), `well: ${memory()} MiB`);
+  check(await isWell(), `well: ${service.memory} MiB`);
 }
 
 async function slowSenders(): Promise<void> {
@@ -202,7 +139,7 @@ async function slowSenders(): Promise<void> {
     return socket;
   });
   await wait(300);
-  check(await isWell(), `with ${sockets.length} slow senders well: ${memory()} MiB`);
+  check(await isWell(), `with ${sockets.length} slow senders well: ${service.memory} MiB`);
   for (const socket of sockets) socket.destroy();
   // and readers that do not read
   const readers = Array.from({ length: 20 }, () => {
@@ -213,7 +150,7 @@ async function slowSenders(): Promise<void> {
     return socket;
   });
   await wait(300);
-  check(await isWell(), `with ${readers.length} who do not read well: ${memory()} MiB`);
+  check(await isWell(), `with ${readers.length} who do not read well: ${service.memory} MiB`);
   for (const socket of readers) socket.destroy();
 }
 
@@ -245,18 +182,18 @@ async function endUnderLoad(): Promise<void> {
   });
   await wait(1000);
   ending = true;
-  child.kill("SIGTERM");
-  const code = await ended;
+  service.stop();
+  const code = await service.ended;
   await Promise.all(clients);
   check(code === 0 && seen.cut === 0, `SIGTERM while 32 ask: ended with ${code}; ${JSON.stringify(seen)}`);
 }
 
 await isWell();
-console.log(`    at the start: ${memory()} MiB`);
+console.log(`    at the start: ${service.memory} MiB`);
 await leaving();
 await atRandom();
 await malformed();
 await slowSenders();
 await leaving();
 await endUnderLoad();
-process.exitCode = failed ? 1 : 0;
+process.exitCode = checks.failed ? 1 : 0;

@@ -40,6 +40,8 @@ export class TokenStream {
     readonly largestId: number,
     /** Names the content: equal ids mean equal tokens. */
     readonly id: string,
+    /** Where in the shards it begins. */
+    private readonly first = 0,
   ) {}
 
   /** Opens the shards that `part` describes. @throws FormatError when they are not as long as it says */
@@ -64,14 +66,23 @@ export class TokenStream {
     return new TokenStream([shard], 4, words.length, largest, id);
   }
 
+  /** Tokens `from` up to `to` of it, as a stream of their own. */
+  part(from: number, to: number): TokenStream {
+    if (from < 0 || from > to || to > this.length)
+      throw new CoppiceError(`tokens ${from} to ${to} lie outside the ${this.length} there are`);
+    const id = `${this.id} ${from}-${to}`;
+    return new TokenStream(this.shards, this.bytesPerToken, to - from, this.largestId, id, this.first + from);
+  }
+
   /** Copies `count` ids from position `start` into `target` at `offset`. */
   copy(start: number, count: number, target: Int32Array, offset: number): void {
     if (start < 0 || start + count > this.length)
       throw new CoppiceError(`tokens ${start} to ${start + count} lie outside the ${this.length} there are`);
     let done = 0;
     while (done < count) {
-      const shard = this.shards[Math.floor((start + done) / SHARD_TOKENS)] as MappedFile;
-      const within = (start + done) % SHARD_TOKENS;
+      const at = this.first + start + done;
+      const shard = this.shards[Math.floor(at / SHARD_TOKENS)] as MappedFile;
+      const within = at % SHARD_TOKENS;
       const take = Math.min(count - done, SHARD_TOKENS - within);
       const bytes = shard.bytes(within * this.bytesPerToken, take * this.bytesPerToken);
       const view =

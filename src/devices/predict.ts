@@ -78,11 +78,10 @@ export interface SpeedPrediction {
 /** Of the memory's rate, what an engine reaches where it reads weights once for each token. */
 const BANDWIDTH_SHARE: Readonly<Record<DeviceProfile["kind"], number>> = {
   ...{ phone: 0.6, board: 0.6, laptop: 0.7, gpu: 0.75, browser: 0.8 },
-  this: 1, // was measured
 };
 /** Seconds that starting an operation takes, of which a layer has about 16. */
 const START_SECONDS: Readonly<Record<DeviceProfile["kind"], number>> = {
-  ...{ phone: 3e-6, board: 4e-6, laptop: 2e-6, gpu: 3e-6, browser: 5e-6, this: 1.5e-6 },
+  ...{ phone: 3e-6, board: 4e-6, laptop: 2e-6, gpu: 3e-6, browser: 5e-6 },
 };
 const OPERATIONS_PER_LAYER = 16;
 /**
@@ -90,10 +89,39 @@ const OPERATIONS_PER_LAYER = 16;
  * head (about a fifth was seen beside q4_k, one thread of a Zen 5).
  */
 const ATTENTION_SHARE: Readonly<Record<DeviceProfile["kind"], number>> = {
-  ...{ phone: 0.2, board: 0.2, laptop: 0.2, gpu: 0.5, browser: 0.2, this: 0.2 },
+  ...{ phone: 0.2, board: 0.2, laptop: 0.2, gpu: 0.5, browser: 0.2 },
 };
 /** Seconds that choosing a token and handing it on takes, and those of each word of the vocabulary that is looked at. */
-const [TOKEN_SECONDS, WORD_SECONDS] = [5e-4, 1e-8];
+const [TOKEN_SECONDS, WORD_SECONDS] = [3e-4, 1e-8];
+
+/** What an engine reaches on a device. */
+interface Rates {
+  readonly bandwidth: number;
+  readonly compute: (dtype: StoredDType) => number;
+  readonly attention: number;
+  readonly startSeconds: number;
+}
+
+function ratesOf({ kind, bandwidth, compute, measured }: DeviceProfile): Rates {
+  if (measured !== undefined) {
+    const known = Object.entries(measured.computeOf) as [StoredDType, number][];
+    // one that was not measured is taken for the type that is nearest in size
+    const nearest = (dtype: StoredDType) =>
+      known.reduce(
+        (best, one) => (sizeGap(one[0], dtype) < sizeGap(best[0], dtype) ? one : best),
+        known[0] ?? ["f16", compute],
+      );
+    const { attentionCompute: attention, startSeconds } = measured;
+    return { bandwidth, attention, startSeconds, compute: (dtype) => nearest(dtype)[1] };
+  }
+  return {
+    ...{ bandwidth: bandwidth * BANDWIDTH_SHARE[kind], compute: () => compute },
+    ...{ attention: compute * ATTENTION_SHARE[kind], startSeconds: START_SECONDS[kind] },
+  };
+}
+
+const bytesPerWeight = (dtype: StoredDType): number => dataBytes(dtype, blockSize(dtype)) / blockSize(dtype);
+const sizeGap = (a: StoredDType, b: StoredDType): number => Math.abs(bytesPerWeight(a) - bytesPerWeight(b));
 
 /**
  * How fast a device writes: each token reads all weights (but the rows of the embedding it does not need) and the keys and values
@@ -106,29 +134,30 @@ export function predictSpeed(
   device: DeviceProfile,
   contextLength: number,
 ): SpeedPrediction {
-  const rate = device.bandwidth * BANDWIDTH_SHARE[device.kind];
+  const rates = ratesOf(device);
   const shapes = new Map(shapesOf(model).map(({ name, shape }) => [name, shape.reduce((a, b) => a * b, 1)]));
   const read = storedTensors(model, kind).filter(({ name }) => name !== "token_embd.weight" || model.tiedEmbeddings);
   let [reading, computing] = [0, 0];
   let seconds =
-    OPERATIONS_PER_LAYER * model.layerCount * START_SECONDS[device.kind] +
-    TOKEN_SECONDS +
-    WORD_SECONDS * model.vocabSize;
-  for (const { name, bytes } of read) {
-    const [memory, compute] = [bytes / rate, (2 * (shapes.get(name) ?? 0)) / device.compute];
+    OPERATIONS_PER_LAYER * model.layerCount * rates.startSeconds + TOKEN_SECONDS + WORD_SECONDS * model.vocabSize;
+  for (const { name, dtype, bytes } of read) {
+    const [memory, compute] = [bytes / rates.bandwidth, (2 * (shapes.get(name) ?? 0)) / rates.compute(dtype)];
     reading += memory;
     computing += compute;
     seconds += Math.max(memory, compute);
   }
-  const cached = (contextLength / 2) * cacheBytesPerToken(model);
-  const grouped = model.headGroups.reduce((sum, group) => sum + (model.sizes[group.heads] ?? 0), 0);
-  const attention =
-    (4 * (contextLength / 2) * grouped * (model.sizes.headDim ?? 0)) / (device.compute * ATTENTION_SHARE[device.kind]);
-  reading += cached / rate;
+  const past = contextLength / 2;
+  const heads = model.headGroups.reduce((sum, group) => sum + (model.sizes[group.heads] ?? 0), 0);
+  const cache = (past * cacheBytesPerToken(model)) / rates.bandwidth;
+  const attention = (4 * past * heads * (model.sizes.headDim ?? 0)) / rates.attention;
+  reading += cache;
   computing += attention;
-  seconds += Math.max(cached / rate, attention);
-  return { tokensPerSecond: 1 / seconds, boundBy: reading >= computing ? "bandwidth" : "compute" };
+  seconds += Math.max(cache, attention);
+  return { tokensPerSecond: 1 / seconds, boundBy: reading >= NEARLY * computing ? "bandwidth" : "compute" };
 }
+
+/** What was measured reads and computes at once: memory bounds it where it needs about as long. */
+const NEARLY = 0.8;
 
 /**
  * Loss that language models of a size come to beyond what more data or parameters could not take away: 406.4 / N^0.34 nats a token

@@ -1,10 +1,11 @@
+import type { StoredDType } from "../ggml/index.js";
 import { UsageError } from "../system/errors.js";
 
 /** What a model is to run on. Rates are the hardware's own; predictions say what of them an engine reaches. */
 export interface DeviceProfile {
   readonly id: string;
   readonly name: string;
-  readonly kind: "phone" | "board" | "laptop" | "gpu" | "browser" | "this";
+  readonly kind: "phone" | "board" | "laptop" | "gpu" | "browser";
   /** Bytes that a model with its cache may take: the rest is the system's and other programs'. */
   readonly usableBytes: number;
   /** Bytes of memory read in a second. */
@@ -13,6 +14,18 @@ export interface DeviceProfile {
   readonly compute: number;
   /** Tokens of prompt and answer to plan for. */
   readonly contextLength: number;
+  /** What was measured there rather than estimated from the hardware's rates. */
+  readonly measured?: MeasuredRates;
+}
+
+/** How fast an engine computes on a device, one token at a time. */
+export interface MeasuredRates {
+  /** Operations on weights of a type in a second, read from memory. */
+  readonly computeOf: Readonly<Partial<Record<StoredDType, number>>>;
+  /** Operations of attention to keys and values in f16 in a second. */
+  readonly attentionCompute: number;
+  /** Seconds that an operation takes which does nothing. */
+  readonly startSeconds: number;
 }
 
 const GiB = 2 ** 30;

@@ -1,5 +1,14 @@
 import { createHash } from "node:crypto";
-import { createReadStream, createWriteStream, existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import {
+  createReadStream,
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { rm } from "node:fs/promises";
 import path from "node:path";
 import { Readable, Transform } from "node:stream";
@@ -34,8 +43,11 @@ export interface Storage {
   remove(prefix: string): Promise<void>;
   /** A path on this machine with the files below a key: the store's own, or a copy that is made once. */
   local(key: string): Promise<string>;
-  /** A directory for a job's work. What is saved there another worker finds when it opens the same. */
-  workspace(key: string): Promise<Workspace>;
+  /**
+   * A directory for a job's work, with what earlier attempts saved. Each attempt has its own: a worker that was taken for dead and
+   * wakes up finds its directory gone, and what it still saves is looked at by nobody.
+   */
+  workspace(key: string, attempt: number): Promise<Workspace>;
 }
 
 export interface Workspace {
@@ -112,12 +124,26 @@ class DiskStorage implements Storage {
     return file;
   }
 
-  async workspace(key: string): Promise<Workspace> {
-    const directory = this.at(key);
-    mkdirSync(directory, { recursive: true });
+  async workspace(key: string, attempt: number): Promise<Workspace> {
+    const all = this.at(key);
+    const directory = path.join(all, attemptName(attempt));
+    mkdirSync(all, { recursive: true });
+    const [latest, ...older] = attemptsOf(readdirSync(all));
+    for (const name of older) rmSync(path.join(all, name), { recursive: true, force: true });
+    if (latest === undefined) mkdirSync(directory);
+    else renameSync(path.join(all, latest), directory);
     return { path: directory, save: async () => {}, discard: () => this.remove(key) };
   }
 }
+
+const attemptName = (attempt: number): string => `attempt-${attempt}`;
+/** Names of attempts, the latest first. */
+const attemptsOf = (names: readonly string[]): string[] =>
+  names
+    .filter((name) => /^attempt-\d+$/.test(name))
+    .sort((a, b) => Number(b.slice("attempt-".length)) - Number(a.slice("attempt-".length)));
+/** Says that an attempt's files are all there, those of the attempts before as well. */
+const COMPLETE = "complete";
 
 class S3Storage implements Storage {
   private constructor(
@@ -219,44 +245,50 @@ class S3Storage implements Storage {
     return target;
   }
 
-  async workspace(key: string): Promise<Workspace> {
-    const base = this.at(key);
-    const directory = path.join(this.cache, "workspaces", ...key.split("/"));
-    rmSync(directory, { recursive: true, force: true }); // another worker may have gone on since
+  async workspace(key: string, attempt: number): Promise<Workspace> {
+    const all = this.at(key);
+    const own = `${key}/${attemptName(attempt)}`;
+    const directory = path.join(this.cache, "workspaces", ...own.split("/"));
+    rmSync(path.dirname(directory), { recursive: true, force: true }); // another worker may have gone on since
     mkdirSync(directory, { recursive: true });
+    const stored = (await this.list(all)).map(({ key: one }) => one.slice(all.length + 1));
+    const whole = stored.filter((name) => name.endsWith(`/${COMPLETE}`)).map((name) => path.posix.dirname(name));
+    const [latest] = attemptsOf(whole);
+    for (const name of stored)
+      if (latest !== undefined && name.startsWith(`${latest}/`) && name !== `${latest}/${COMPLETE}`)
+        await this.fetchTo(`${all}/${name}`, path.join(directory, ...name.split("/").slice(1)));
     const saved = new Map<string, string>();
-    const stampOf = (file: string) => {
-      const { size, mtimeMs } = statSync(file);
-      return `${size} ${mtimeMs}`;
-    };
-    for (const { key: one } of await this.list(base)) {
-      const name = one.slice(base.length + 1);
-      const file = path.join(directory, ...name.split("/"));
-      await this.fetchTo(one, file);
-      saved.set(name, stampOf(file));
-    }
+    let complete = false;
     const save = async () => {
-      const names = readdirSync(directory, { recursive: true, withFileTypes: true })
-        .filter((entry) => entry.isFile() && !entry.name.includes(".partial-"))
-        .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)).split(path.sep).join("/"));
+      const names = filesBelow(directory);
       // a checkpoint before what says that it is there
       const ordered = names.sort((a, b) => Number(b.includes("/")) - Number(a.includes("/")));
       for (const name of ordered) {
         const file = path.join(directory, ...name.split("/"));
-        if (!existsSync(file)) continue;
-        const stamp = stampOf(file);
-        if (saved.get(name) === stamp) continue;
-        await this.put(`${key}/${name}`, createReadStream(file));
-        saved.set(name, stamp);
+        const { size, mtimeMs } = statSync(file, { throwIfNoEntry: false }) ?? {};
+        if (size === undefined || saved.get(name) === `${size} ${mtimeMs}`) continue;
+        await this.put(`${own}/${name}`, createReadStream(file));
+        saved.set(name, `${size} ${mtimeMs}`);
       }
       const gone = [...saved.keys()].filter((name) => !names.includes(name));
-      await this.removeKeys(gone.map((name) => `${base}/${name}`));
+      await this.removeKeys(gone.map((name) => `${this.at(own)}/${name}`));
       for (const name of gone) saved.delete(name);
+      if (complete) return;
+      await this.put(`${own}/${COMPLETE}`, Readable.from([Buffer.from("\n")]));
+      complete = true;
+      const before = stored.filter((name) => !name.startsWith(`${attemptName(attempt)}/`));
+      await this.removeKeys(before.map((name) => `${all}/${name}`));
     };
     const discard = async () => {
-      rmSync(directory, { recursive: true, force: true });
+      rmSync(path.dirname(directory), { recursive: true, force: true });
       await this.remove(key);
     };
     return { path: directory, save, discard };
   }
 }
+
+/** Names of a directory's files, those of its folders too, without what is being written. */
+const filesBelow = (directory: string): string[] =>
+  readdirSync(directory, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && !entry.name.includes(".partial-"))
+    .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)).split(path.sep).join("/"));

@@ -28,7 +28,7 @@ const IDLE_MILLISECONDS = 500;
 const TICK_MILLISECONDS = 1000;
 /** A job that was told to stop and did not is left, and the process with it. */
 const STOP_SECONDS = 20;
-/** How often what was done is kept where other machines find it. */
+/** How often what was done is kept where other machines find it, within a stage. */
 const SAVE_SECONDS = 10;
 
 /** Takes jobs and does them, one at a time, until it is told to stop. */
@@ -77,7 +77,7 @@ export class Worker {
     const abort = new AbortController();
     const stop = () => abort.abort();
     signal.addEventListener("abort", stop, { once: true });
-    const workspace = await storage.workspace(keys.workspace(job.id));
+    const workspace = await storage.workspace(keys.workspace(job.id), job.attempts);
     const reporter = new Reporter(this.jobs, job, workspace);
     let standing: "held" | "cancelled" | "lost" = "held";
     let stopAsked = 0;
@@ -87,10 +87,10 @@ export class Worker {
       if (ticking) return;
       ticking = true;
       try {
-        await reporter.report();
+        const finished = await reporter.report();
         standing = await this.jobs.standing(job);
         if (standing !== "held") abort.abort();
-        if (performance.now() - lastSave > 1000 * SAVE_SECONDS && standing === "held") {
+        if ((finished || performance.now() - lastSave > 1000 * SAVE_SECONDS) && standing === "held") {
           lastSave = performance.now();
           await workspace.save();
         }
@@ -215,7 +215,9 @@ class Reporter {
     this.latest = { stage, done, total, unit, detail, secondsLeft };
   }
 
-  async report(): Promise<void> {
+  /** @returns whether a stage was finished since the last time */
+  async report(): Promise<boolean> {
+    const before = this.stages.length;
     const stamp = statSync(this.file("stages.json"), { throwIfNoEntry: false })?.mtimeMs;
     if (stamp !== undefined && `${stamp}` !== this.stagesStamp) {
       this.stagesStamp = `${stamp}`;
@@ -228,6 +230,7 @@ class Reporter {
     await jobs.note(job, "stage", this.begun.splice(0));
     await jobs.note(job, "log", this.logs.splice(0));
     await jobs.note(job, "metrics", this.newMetrics());
+    return this.stages.length > before;
   }
 
   /** At most so many points at once: a tiny model takes thousands of steps in a second. */

@@ -104,6 +104,10 @@ export const SIGNATURES = {
   ggml_swiglu_split: c("pointer", "pointer", "pointer", "pointer"),
   ggml_soft_max_ext: c("pointer", "pointer", "pointer", "optional", "float", "float"),
   ggml_soft_max_ext_back: c("pointer", "pointer", "pointer", "pointer", "float", "float"),
+  ggml_flash_attn_ext: c(
+    ...(["pointer", "pointer", "pointer", "pointer", "pointer", "optional"] as const),
+    ...(["float", "float", "float"] as const),
+  ),
   ggml_rope_ext: c(
     ...(["pointer", "pointer", "pointer", "pointer", "optional", "int", "int", "int"] as const),
     ...(["float", "float", "float", "float", "float", "float"] as const),

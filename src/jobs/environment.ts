@@ -67,7 +67,7 @@ export async function openModel(reference: string, options: JobOptions = {}): Pr
 /** Where training and validation tokens come from. */
 export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" | "cacheDir"> {
   readonly data: readonly string[];
-  /** Held-out text; a share of the documents where none is given. */
+  /** Held-out text; a share of the documents where none is given, or the end of the text where they are few. */
   readonly validation?: readonly string[];
 }
 
@@ -75,6 +75,8 @@ export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" |
 const HELD_OUT_SHARE = 0.02;
 /** Fewer validation tokens than this say nothing. */
 const MIN_VALIDATION_TOKENS = 256;
+/** Of little text, what is left to train on. */
+const MIN_TRAINED_SHARE = 0.8;
 
 /** Opens training and validation tokens for a model. */
 export async function openData(
@@ -88,12 +90,15 @@ export async function openData(
     const validation = await openTokens(data.validation, tokenizer, data, options);
     return { train: train.train, validation: validation.train };
   }
-  const corpus = await openTokens(data.data, tokenizer, data, options, HELD_OUT_SHARE);
-  if (corpus.heldOut.length < MIN_VALIDATION_TOKENS)
+  const { train, heldOut } = await openTokens(data.data, tokenizer, data, options, HELD_OUT_SHARE);
+  if (heldOut.length >= MIN_VALIDATION_TOKENS) return { train, validation: heldOut };
+  // few documents, or only one: the end of the text
+  const end = train.length - Math.max(MIN_VALIDATION_TOKENS, Math.ceil(HELD_OUT_SHARE * train.length));
+  if (end < MIN_TRAINED_SHARE * train.length)
     throw new CoppiceError(
-      `holding out ${HELD_OUT_SHARE * 100} % of the documents leaves ${corpus.heldOut.length} tokens to validate on: give validation data (--validation)`,
+      `the data has ${train.length} tokens, of which ${MIN_VALIDATION_TOKENS} would be needed to validate on: give more, or validation data (--validation)`,
     );
-  return { train: corpus.train, validation: corpus.heldOut };
+  return { train: train.part(0, end), validation: train.part(end, train.length) };
 }
 
 /** Tokenises data, or finds it tokenised. */

@@ -2,6 +2,7 @@ import { readdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { openCorpus, Sequences, Tokenizer, type TokenStream, TrainingOrder } from "../../src/data/index.js";
+import { openData } from "../../src/jobs/environment.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
 
@@ -57,6 +58,33 @@ describe("a corpus", () => {
     expect(out.length).toBeGreaterThan(80);
     expect(out.length).toBeLessThan(240);
     expect(kept.filter((text) => out.includes(text))).toEqual([]);
+  });
+
+  it("has parts, which have parts", async () => {
+    const { train } = await openCorpus([file], await Tokenizer.load(tiny), { cacheDir });
+    const ids = all(train);
+    const part = train.part(10, 300);
+    expect(all(part)).toEqual(ids.slice(10, 300));
+    expect(all(part.part(5, 40))).toEqual(ids.slice(15, 50));
+    expect(part.id).not.toBe(train.part(10, 301).id);
+    for (const [from, to] of [
+      [-1, 4],
+      [5, 4],
+      [0, 291],
+    ] as const)
+      expect(() => part.part(from, to)).toThrow("lie outside");
+  });
+
+  it("of one document is validated on its end", async () => {
+    const book = path.join(directory, "book.txt");
+    writeFileSync(book, documents.join("\n"));
+    const { train, validation } = await openData(tiny, { data: [book], cacheDir }, {});
+    const whole = (await openCorpus([book], await Tokenizer.load(tiny), { cacheDir })).train;
+    expect([...all(train), ...all(validation)]).toEqual(all(whole));
+    expect(validation.length).toBe(Math.max(256, Math.ceil(0.02 * whole.length)));
+    const note = path.join(directory, "note.txt");
+    writeFileSync(note, documents.slice(0, 9).join("\n"));
+    await expect(openData(tiny, { data: [note], cacheDir }, {})).rejects.toThrow("give more, or validation data");
   });
 });
 

@@ -64,12 +64,17 @@ describe("what a model takes", () => {
 
 describe("how fast a device writes", () => {
   it("is bound by reading weights where memory is slow, by computing where it is fast", () => {
-    const device = { ...deviceProfile("laptop-16gb"), kind: "this" as const };
-    const slow = predictSpeed(nemo, "q8_0", { ...device, bandwidth: 10e9, compute: 1e15 }, 16);
+    const measured = (compute: number) => ({
+      computeOf: { q8_0: compute },
+      attentionCompute: compute,
+      startSeconds: 0,
+    });
+    const device = deviceProfile("laptop-16gb");
+    const slow = predictSpeed(nemo, "q8_0", { ...device, bandwidth: 10e9, measured: measured(1e15) }, 16);
     expect(slow.boundBy).toBe("bandwidth");
     const read = predictMemory(nemo, "q8_0", 16).weightBytes * (1 - 1 / 18.2); // all but the embedding: 131072 x 5120 of 12.2 G
     expect(slow.tokensPerSecond * (read / 10e9)).toBeCloseTo(1, 1);
-    const fast = predictSpeed(nemo, "q8_0", { ...device, bandwidth: 1e15, compute: 1e11 }, 16);
+    const fast = predictSpeed(nemo, "q8_0", { ...device, bandwidth: 1e15, measured: measured(1e11) }, 16);
     expect(fast.boundBy).toBe("compute");
     expect(fast.tokensPerSecond * ((2 * (12.25e9 - 0.67e9)) / 1e11)).toBeCloseTo(1, 1);
   });

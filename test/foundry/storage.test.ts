@@ -79,7 +79,7 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
   });
 
   it("of a job's work are found by the next worker, without what was deleted since", async () => {
-    const one = await (await open()).workspace("workspaces/job");
+    const one = await (await open()).workspace("workspaces/job", 1);
     mkdirSync(path.join(one.path, "checkpoints/step-1"), { recursive: true });
     writeFileSync(path.join(one.path, "run.json"), "{}");
     writeFileSync(path.join(one.path, "checkpoints/step-1/state.json"), "1");
@@ -89,11 +89,39 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
     writeFileSync(path.join(one.path, "checkpoints/step-2/state.json"), "2");
     writeFileSync(path.join(one.path, "run.json"), '{"a":1}');
     await one.save();
-    const other = await (await open()).workspace("workspaces/job");
+    const other = await (await open()).workspace("workspaces/job", 2);
     expect(readFileSync(path.join(other.path, "run.json"), "utf8")).toBe('{"a":1}');
     expect(readFileSync(path.join(other.path, "checkpoints/step-2/state.json"), "utf8")).toBe("2");
     expect(existsSync(path.join(other.path, "checkpoints/step-1/state.json"))).toBe(false);
     await other.discard();
-    expect(readdirSync((await (await open()).workspace("workspaces/job")).path)).toEqual([]);
+    expect(readdirSync((await (await open()).workspace("workspaces/job", 3)).path)).toEqual([]);
+  });
+
+  it("of a job's work are not touched by a worker that was taken for dead", async () => {
+    const zombie = await (await open()).workspace("workspaces/other", 1);
+    writeFileSync(path.join(zombie.path, "run.json"), "1");
+    await zombie.save();
+    const heir = await (await open()).workspace("workspaces/other", 2);
+    writeFileSync(path.join(heir.path, "run.json"), "2");
+    await heir.save();
+    try {
+      writeFileSync(path.join(zombie.path, "run.json"), "late"); // on a disk that both see, its directory is gone
+    } catch {}
+    await zombie.save().catch(() => {});
+    expect(readFileSync(path.join(heir.path, "run.json"), "utf8")).toBe("2");
+    const next = await (await open()).workspace("workspaces/other", 3);
+    expect(readFileSync(path.join(next.path, "run.json"), "utf8")).toBe("2");
+    await next.discard();
+  });
+
+  it("that were saved in part when a worker was lost leave those of the attempt before", async () => {
+    const one = await (await open()).workspace("workspaces/part", 1);
+    writeFileSync(path.join(one.path, "a.json"), "1");
+    await one.save();
+    if (kind === "S3") await (await open()).put("workspaces/part/attempt-2/b.json", Readable.from(["2"]));
+    const next = await (await open()).workspace("workspaces/part", 3);
+    expect(readdirSync(next.path)).toEqual(["a.json"]);
+    expect(readFileSync(path.join(next.path, "a.json"), "utf8")).toBe("1");
+    await next.discard();
   });
 });

@@ -98,6 +98,19 @@ describe("the official OpenAI client", () => {
     expect(one.choices[0]?.text).not.toBe(one.choices[1]?.text);
   });
 
+  it("gets the same text for the same seed, whoever else writes", async () => {
+    const seeded = { ...story, prompt: "Mara found a", temperature: 1, seed: 3, max_tokens: 60 };
+    const alone = await client.completions.create(seeded);
+    const prompts = ["Once", "The kite", "A boat"];
+    const others = prompts.map((prompt) =>
+      client.completions.create({ ...story, prompt, temperature: 1, max_tokens: 90 }),
+    );
+    const [among, again] = await Promise.all([client.completions.create(seeded), client.completions.create(seeded)]);
+    await Promise.all(others);
+    expect(among.choices).toEqual(alone.choices);
+    expect(again.choices).toEqual(alone.choices);
+  });
+
   it("gets JSON where it asks for it", async () => {
     const schema = {
       type: "object",

@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import type { Conversation, Format, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
-import type { Written, WrittenToken } from "../engine/hosted-model.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, repeatedTask, streamAll, usageOf, writeAll } from "../engine/writer.js";
+import type { Written, WrittenToken } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import {

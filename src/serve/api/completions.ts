@@ -1,6 +1,5 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import type { TokenLogprob, Written, WrittenToken } from "../engine/hosted-model.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import {
   fittingTokens,
@@ -12,6 +11,7 @@ import {
   usageOf,
   writeAll,
 } from "../engine/writer.js";
+import type { TokenLogprob, Written, WrittenToken } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { guidedFormat, sampling, samplingOf, text, tokenIds } from "./schemas.js";

@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import type { Conversation, ToolChoice, Turn } from "../engine/conversation.js";
-import type { Written } from "../engine/hosted-model.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
+import type { Written } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { checkTools, jsonSchema, modelName, text, textOf, toolList, toolName } from "./schemas.js";

@@ -1,10 +1,6 @@
-import { Template } from "@huggingface/jinja";
 import {
   type ControlledEvaluateInputItem,
-  type CustomBatchingPrioritizationStrategy,
-  DraftSequenceTokenPredictor,
   type LlamaContext,
-  type LlamaContextSequence,
   type LlamaEmbeddingContext,
   LlamaGrammarEvaluationState,
   type LlamaModel,
@@ -20,11 +16,13 @@ import { modelFromConfig } from "../../models/index.js";
 import { FormatError } from "../../system/errors.js";
 import { ApiError } from "../errors.js";
 import { checkGrammar } from "../grammar/index.js";
-import type { Sampling } from "./conversation.js";
+import { ChatTemplate } from "./chat-template.js";
 import { flashAttentionIsFaster } from "./flash-attention.js";
+import { ALONE, type Slot, Slots } from "./slots.js";
 import { StopTexts } from "./stop-texts.js";
 import { DETOKENIZE_AFTER, TokenDecoder } from "./token-decoder.js";
 import type { TemplateMessage } from "./tools.js";
+import type { Piece, TokenLogprob, WriteRequest, Written, WrittenToken } from "./written.js";
 
 export interface HostOptions {
   readonly device?: DeviceKind | "auto" | undefined;
@@ -41,95 +39,30 @@ export interface HostOptions {
   readonly lora?: readonly { readonly file: string; readonly scale: number }[] | undefined;
 }
 
-/** What is to be written after a prompt. */
-export interface WriteRequest extends Sampling {
-  readonly prompt: readonly Token[];
-  readonly maxTokens: number | undefined;
-  /** How many of the most probable tokens to tell of, beside the one taken. */
-  readonly topLogprobs?: number | undefined;
-  /** What may be written: from the beginning on, or from where a text was written. */
-  readonly grammar?: { readonly text: string; readonly param: string; readonly after?: string | undefined } | undefined;
-  /** Whether special tokens are shown as text. */
-  readonly special?: boolean | undefined;
-  readonly signal: AbortSignal;
-}
-
-export interface TokenLogprob {
-  readonly token: string;
-  readonly bytes: readonly number[];
-  readonly logprob: number;
-}
-
-export interface WrittenToken extends TokenLogprob {
-  readonly top: readonly TokenLogprob[];
-  /** Code points that it adds to the text; a letter of several tokens comes with the last of them. */
-  readonly width: number;
-}
-
-/** Some text as it was written. */
-export interface Piece {
-  readonly text: string;
-  /** Of the tokens that were written since the piece before; only where they were asked for. */
-  readonly tokens: readonly WrittenToken[];
-}
-
-export interface Written {
-  readonly finishReason: "stop" | "length";
-  /** The text that it stopped at, where it was one of the request's. */
-  readonly stoppedAt: string | undefined;
-  readonly promptTokens: number;
-  /** Of these, found in the cache. */
-  readonly cachedTokens: number;
-  readonly completionTokens: number;
-}
-
 interface Sampled {
   readonly token: Token;
   readonly probabilities?: Map<Token, number>;
 }
 
-/** One of the places in which a request is computed, and what is in it. */
-interface Slot {
-  readonly sequence: LlamaContextSequence;
-  busy: boolean;
-  lastUsed: number;
-  /** The prompt that is being computed there, until it is. */
-  prefill: { readonly prompt: readonly Token[]; readonly done: Promise<void> } | undefined;
-}
-
-/** A sequence that can take over what another one has computed: there, though not in the library's types. */
-interface CopyingSequence {
-  _copyStateFromOtherSequence?(other: LlamaContextSequence, upToTokenIndex: number): Promise<boolean>;
-}
-
 const [DEFAULT_CONTEXT, MOST_CONTEXT] = [2048, 8192];
-const DRAFT_TOKENS = 8;
-/** Copying this many tokens' keys and values is surely faster than computing them. */
-const WORTH_COPYING = 16;
 const DEFAULT_BATCH = 512;
 /** Without flash attention, the scores of a batch are held whole. */
 const MOST_SCORE_BYTES = 256 << 20;
-/** Tokens of prompts in a batch while others write: they wait for the whole of it. */
-const PROMPT_SHARE = 128;
 /** Tokens that an embedding is made of. */
 const MOST_EMBEDDED = 8192;
 
 /** A model in memory that writes for several at once. llama.cpp computes what they ask for together. */
 export class HostedModel {
-  private clock = 0;
   private embedder: Promise<LlamaEmbeddingContext> | undefined;
 
   private constructor(
     private readonly model: LlamaModel,
     private readonly context: LlamaContext,
     private readonly draft: { readonly model: LlamaModel; readonly context: LlamaContext } | undefined,
-    private readonly slots: readonly Slot[],
+    private readonly slots: Slots,
     /** Tokens of prompt and answer that a request may have. */
     readonly contextSize: number,
-    /** How the model was taught to read conversations (Jinja), where it was. */
-    readonly templateSource: string | undefined,
-    private readonly template: Template | undefined,
-    private readonly specials: { readonly bos: string; readonly eos: string },
+    private readonly template: ChatTemplate | undefined,
     private readonly vocabSize: number,
     private readonly threads: number | undefined,
   ) {}
@@ -150,10 +83,11 @@ export class HostedModel {
       const mayHoldScores =
         4 * (batchSize ?? DEFAULT_BATCH) * contextSize * queryHeads(target.file) <= MOST_SCORE_BYTES;
       const flashAttention = mayHoldScores ? await flashAttentionIsFaster(model, threads) : undefined;
+      const slots = new Slots(contextSize);
       const context = await model.createContext({
         ...{ ...shared, ...(batchSize !== undefined && { batchSize }) },
         ...(flashAttention !== undefined && { flashAttention }),
-        batching: { itemPrioritizationStrategy: decodingFirst },
+        batching: slots.batching,
         ...(adapters.length > 0 && { lora: { adapters } }),
       });
       if (options.draft !== undefined) {
@@ -161,27 +95,29 @@ export class HostedModel {
         checkSameTokens(model, draftModel);
       }
       const draft = draftModel && { model: draftModel, context: await draftModel.createContext(shared) };
-      const slots = Array.from({ length: sequences }, (): Slot => {
-        // a guess is waited for, where the draft is no faster than the model
-        const options = { minTokens: 1, maxTokens: DRAFT_TOKENS };
-        const predictor = draft && new DraftSequenceTokenPredictor(draft.context.getSequence(), options);
-        const sequence = context.getSequence(predictor && { tokenPredictor: predictor });
-        return { sequence, busy: false, lastUsed: 0, prefill: undefined };
-      });
+      slots.fill(context, draft?.context, sequences);
       const source = metadataString(metadata, "tokenizer.chat_template");
       const listed = metadata.get("tokenizer.ggml.tokens");
       const vocabSize = listed?.kind === "array" ? listed.value.length : 0;
       const { bosString: bos, eosString: eos } = model.tokens;
-      const template = source === undefined ? undefined : templateOf(source, file);
       const specials = { bos: bos ?? "", eos: eos ?? "" };
-      return new HostedModel(
-        ...([model, context, draft, slots, contextSize, source, template, specials, vocabSize, threads] as const),
-      );
+      const template = source === undefined ? undefined : new ChatTemplate(source, specials, file);
+      return new HostedModel(model, context, draft, slots, contextSize, template, vocabSize, threads);
     } catch (error) {
       await model.dispose();
       await draftModel?.dispose();
       throw error;
     }
+  }
+
+  /** How the model was taught to read conversations (Jinja), where it was. */
+  get templateSource(): string | undefined {
+    return this.template?.source;
+  }
+
+  /** Share of the cache that holds something. */
+  get cacheUse(): number {
+    return this.slots.use;
   }
 
   /** Bytes that the model, its cache and its draft take. */
@@ -234,33 +170,9 @@ export class HostedModel {
       const turns = messages.map(({ role, content }) => `${role}: ${content}\n`);
       return this.promptOf(`${turns.join("")}assistant:${opening}`);
     }
-    const text = this.rendered(this.template, messages, tools);
-    const tokens = this.tokenize(text + opening, true);
+    const tokens = this.tokenize(this.template.render(messages, tools) + opening, true);
     const { bos, shouldPrependBosToken: begins } = this.model.tokens;
     return begins && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
-  }
-
-  private rendered(template: Template, messages: readonly TemplateMessage[], tools: readonly unknown[]): string {
-    const render = (own: readonly TemplateMessage[]) =>
-      template.render({
-        ...{ messages: own, add_generation_prompt: true, bos_token: this.specials.bos, eos_token: this.specials.eos },
-        ...(tools.length > 0 && { tools }),
-      });
-    try {
-      return render(messages);
-    } catch (error) {
-      const [system, user, ...rest] = messages;
-      const reason = error instanceof Error ? error.message : error;
-      const refused = new ApiError(400, `the model's chat template does not take these messages: ${reason}`, {
-        param: "messages",
-      });
-      if (system?.role !== "system" || user?.role !== "user") throw refused;
-      try {
-        return render([{ ...user, content: `${system.content}\n\n${user.content}` }, ...rest]); // Gemma has no system
-      } catch {
-        throw refused;
-      }
-    }
   }
 
   /** What a text means, as a vector of length 1. @throws ApiError when it does not fit */
@@ -283,12 +195,6 @@ export class HostedModel {
     return vector.map((value) => value / (length || 1));
   }
 
-  /** Share of the cache that holds something. */
-  get cacheUse(): number {
-    const used = this.slots.reduce((sum, { sequence }) => sum + sequence.nextTokenIndex, 0);
-    return used / (this.slots.length * this.contextSize);
-  }
-
   /**
    * Writes after a prompt. What it has in common with what a free slot computed before is not computed again.
    * @throws ApiError when the prompt does not fit; the signal's reason when it is aborted
@@ -298,7 +204,7 @@ export class HostedModel {
     this.checkLength(prompt);
     const room = this.contextSize - prompt.length;
     const limit = Math.min(request.maxTokens ?? room, room);
-    const slot = this.slotFor(prompt);
+    const slot = this.slots.take(prompt);
     try {
       return yield* this.writeIn(slot, request, limit, signal);
     } finally {
@@ -316,7 +222,9 @@ export class HostedModel {
     signal: AbortSignal,
   ): Promise<(WrittenToken | undefined)[]> {
     this.checkLength(prompt);
-    return this.inSlot(prompt, async ({ sequence }) => {
+    const slot = this.slots.take(prompt);
+    const { sequence } = slot;
+    try {
       await sequence.clearHistory();
       const options = { temperature: 1, topK: 0, topP: 1, minP: 0 };
       const input = prompt.map((token, i): ControlledEvaluateInputItem => {
@@ -336,7 +244,9 @@ export class HostedModel {
         const probabilities = new Map([...logits].map(([id, logit]) => [id, Math.exp(logit - shift)]));
         return this.logprobs(token, probabilities, top, prompt.slice(Math.max(0, i - DETOKENIZE_AFTER), i), text);
       });
-    });
+    } finally {
+      slot.busy = false;
+    }
   }
 
   private checkLength(prompt: readonly Token[]): void {
@@ -347,54 +257,6 @@ export class HostedModel {
         `the prompt has ${prompt.length} tokens, the model's context ${this.contextSize}: shorten it`,
         { param: "prompt", code: "context_length_exceeded" },
       );
-  }
-
-  private async inSlot<T>(prompt: readonly Token[], work: (slot: Slot) => Promise<T>): Promise<T> {
-    const slot = this.slotFor(prompt);
-    try {
-      return await work(slot);
-    } finally {
-      slot.busy = false;
-    }
-  }
-
-  /** The free slot whose content begins as the prompt does for longest; the one that was not used for longest among equals. */
-  private slotFor(prompt: readonly Token[]): Slot {
-    const free = this.slots.filter(({ busy }) => !busy);
-    const ranked = free
-      .map((slot) => ({ slot, shared: sharedLength(slot.sequence.contextTokens, prompt) }))
-      .sort((a, b) => b.shared - a.shared || a.slot.lastUsed - b.slot.lastUsed);
-    const best = ranked[0]?.slot;
-    if (best === undefined) throw new ApiError(503, "every place of the model is taken");
-    best.busy = true;
-    best.lastUsed = ++this.clock;
-    return best;
-  }
-
-  /**
-   * Takes over what another slot has of a prompt, where it has more than this one; one that is computing it is waited for. So a
-   * beginning that several requests share is computed once.
-   */
-  private async takeOver(slot: Slot, prompt: readonly Token[], signal: AbortSignal): Promise<void> {
-    const { sequence } = slot;
-    const copying = sequence as LlamaContextSequence & CopyingSequence;
-    if (this.draft !== undefined || sequence.needsCheckpoints || copying._copyStateFromOtherSequence === undefined)
-      return;
-    const last = prompt.length - 1; // is computed in any case: what comes next depends on it
-    const own = sharedLength(sequence.contextTokens, prompt);
-    const sharedWith = (other: Slot) =>
-      Math.min(last, sharedLength(other.prefill?.prompt ?? other.sequence.contextTokens, prompt));
-    const [best] = this.slots
-      .filter((other) => other !== slot)
-      .map((other) => ({ other, shared: sharedWith(other) }))
-      .sort((a, b) => b.shared - a.shared || a.other.lastUsed - b.other.lastUsed);
-    if (best === undefined || best.shared < own + WORTH_COPYING) return;
-    await best.other.prefill?.done;
-    signal.throwIfAborted();
-    const shared = Math.min(last, sharedLength(best.other.sequence.contextTokens, prompt));
-    if (shared < own + WORTH_COPYING) return;
-    const copied = await copying._copyStateFromOtherSequence(best.other.sequence, shared);
-    if (!copied) await sequence.clearHistory();
   }
 
   private async *writeIn(
@@ -411,18 +273,22 @@ export class HostedModel {
       computed = resolve;
     });
     try {
-      const before = this.takeOver(slot, prompt, signal);
+      const before = this.slots.takeOver(slot, prompt, signal);
       slot.prefill = { prompt, done };
       await before;
       await sequence.adaptStateToTokens(prompt.slice(0, -1), false);
       const cachedTokens = sequence.nextTokenIndex;
+      slot.alone = request.seed !== undefined;
+      // what is computed alone begins with the prompt's last token, whether the others were cached or not
+      if (slot.alone) await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(cachedTokens, -1));
       const wantsTop = request.topLogprobs !== undefined;
       const all: Token[] = [];
       const generated = sequence.evaluateWithMetadata(
-        prompt.slice(cachedTokens),
+        prompt.slice(sequence.nextTokenIndex),
         { probabilities: wantsTop },
         {
           ...this.samplingOf(request, all, limit),
+          ...(slot.alone && { evaluationPriority: ALONE }),
           yieldEogToken: true,
           ...(grammar && { grammarEvaluationState: () => grammar.current as LlamaGrammarEvaluationState }),
         },
@@ -431,11 +297,16 @@ export class HostedModel {
       const decoder = new TokenDecoder(this.model, all, request.special);
       let tokens: WrittenToken[] = [];
       let finishReason: Written["finishReason"] = "length";
-      let coming = limit > 0 ? generated.next() : undefined;
+      const next = () => {
+        slot.awaiting = true;
+        return generated.next();
+      };
+      let coming = limit > 0 ? next() : undefined;
       try {
         while (coming !== undefined) {
           const { done, value } = await coming;
           coming = undefined;
+          slot.awaiting = false;
           computed();
           slot.prefill = undefined;
           signal.throwIfAborted();
@@ -452,7 +323,7 @@ export class HostedModel {
           const shown = stops.push(text);
           if (stops.found !== undefined) finishReason = "stop";
           // the next token is computed while this one is on its way
-          else if (all.length < limit) coming = generated.next();
+          else if (all.length < limit) coming = next();
           if (shown !== "" || (text !== "" && tokens.length > 0)) {
             yield { text: shown, tokens };
             tokens = [];
@@ -460,6 +331,7 @@ export class HostedModel {
         }
       } finally {
         await coming?.catch(() => {});
+        slot.awaiting = false;
         await generated.return();
       }
       const rest = stops.found === undefined ? stops.push(decoder.end()) + stops.end() : "";
@@ -552,35 +424,7 @@ function checkAdapter(file: string): string {
   return file;
 }
 
-/** Fills a batch with the next token of each text that is being written, then with prompts in the order in which they came. */
-const decodingFirst: CustomBatchingPrioritizationStrategy = ({ items, size }) => {
-  const [next, prompts] = [
-    items.filter(({ tokens }) => tokens.length === 1),
-    items.filter(({ tokens }) => tokens.length > 1),
-  ];
-  let left = Math.min(size, next.length === 0 ? size : next.length + PROMPT_SHARE);
-  return [...next, ...prompts].flatMap((item) => {
-    const processAmount = Math.min(item.tokens.length, left);
-    left -= processAmount;
-    return processAmount === 0 ? [] : [{ item, processAmount }];
-  });
-};
-
 const queryHeads = (file: string): number => {
   const model = modelFromConfig(openCheckpoint(file).config);
   return Math.max(1, ...model.headGroups.map(({ heads }) => model.sizes[heads] ?? 0));
 };
-
-function templateOf(source: string, file: string): Template {
-  try {
-    return new Template(source);
-  } catch (error) {
-    throw new FormatError(`${file}: its chat template is none: ${error instanceof Error ? error.message : error}`);
-  }
-}
-
-function sharedLength(a: readonly number[], b: readonly number[]): number {
-  let i = 0;
-  while (i < a.length && i < b.length && a[i] === b[i]) i++;
-  return i;
-}

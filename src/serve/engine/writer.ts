@@ -3,7 +3,6 @@ import { ApiError } from "../errors.js";
 import { either, GrammarRules, jsonGrammar, literal, regexBody } from "../grammar/index.js";
 import type { Metrics } from "../metrics.js";
 import type { Conversation, Format, Overflow, ToolCall, Turn } from "./conversation.js";
-import type { Piece, WriteRequest, Written, WrittenToken } from "./hosted-model.js";
 import type { LoadedModel } from "./model-pool.js";
 import {
   CallReader,
@@ -14,6 +13,7 @@ import {
   plainMessages,
   templateMessages,
 } from "./tools.js";
+import type { Piece, WriteRequest, Written, WrittenToken } from "./written.js";
 
 /** What of a request does not come with its body. */
 export interface RequestContext {

@@ -1,0 +1,44 @@
+import type { Token } from "node-llama-cpp";
+import type { Sampling } from "./conversation.js";
+
+/** What is to be written after a prompt. */
+export interface WriteRequest extends Sampling {
+  readonly prompt: readonly Token[];
+  readonly maxTokens: number | undefined;
+  /** How many of the most probable tokens to tell of, beside the one taken. */
+  readonly topLogprobs?: number | undefined;
+  /** What may be written: from the beginning on, or from where a text was written. */
+  readonly grammar?: { readonly text: string; readonly param: string; readonly after?: string | undefined } | undefined;
+  /** Whether special tokens are shown as text. */
+  readonly special?: boolean | undefined;
+  readonly signal: AbortSignal;
+}
+
+export interface TokenLogprob {
+  readonly token: string;
+  readonly bytes: readonly number[];
+  readonly logprob: number;
+}
+
+export interface WrittenToken extends TokenLogprob {
+  readonly top: readonly TokenLogprob[];
+  /** Code points that it adds to the text; a letter of several tokens comes with the last of them. */
+  readonly width: number;
+}
+
+/** Some text as it was written. */
+export interface Piece {
+  readonly text: string;
+  /** Of the tokens that were written since the piece before; only where they were asked for. */
+  readonly tokens: readonly WrittenToken[];
+}
+
+export interface Written {
+  readonly finishReason: "stop" | "length";
+  /** The text that it stopped at, where it was one of the request's. */
+  readonly stoppedAt: string | undefined;
+  readonly promptTokens: number;
+  /** Of these, found in the cache. */
+  readonly cachedTokens: number;
+  readonly completionTokens: number;
+}
