@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
+import { setMaxListeners } from "node:events";
 import { mkdirSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
@@ -76,6 +77,9 @@ async function openCommon(options: FoundryOptions, url: string | undefined): Pro
   return { db, storage, tenants, directory };
 }
 
+/** What a request that was taken may still take when the service ends. */
+const LAST_SECONDS = 10;
+
 /** Starts the service: its API, its pages and its workers. */
 export async function startFoundry(options: FoundryOptions = {}): Promise<RunningFoundry> {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
@@ -85,10 +89,12 @@ export async function startFoundry(options: FoundryOptions = {}): Promise<Runnin
   const { db, storage, tenants } = common;
   const library = new Library(db);
   await seed(library, db);
+  const ending = new AbortController();
+  setMaxListeners(0, ending.signal); // as many as watch
   const services: FoundryServices = {
     ...{ db, storage, tenants, library, jobs: new Jobs(db), materials: new Materials(storage, tenants), logger },
     ...{ maxUploadBytes: all.maxUploadBytes, corsOrigins: all.corsOrigins ?? [], isLocal: isLoopback(all.host) },
-    playground: new Playground(all),
+    ...{ playground: new Playground(all), ending: ending.signal },
   };
   if (!services.isLocal && !(await tenants.anyKeys()))
     throw new UsageError(
@@ -117,7 +123,8 @@ export async function startFoundry(options: FoundryOptions = {}): Promise<Runnin
     close: async () => {
       clearInterval(sweep);
       await crew.stop();
-      await listening.close();
+      ending.abort();
+      await listening.close(LAST_SECONDS);
       await services.playground.close();
       await db.close();
     },

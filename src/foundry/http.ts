@@ -126,11 +126,11 @@ export function foundryApp(services: FoundryServices): Hono<Bindings> {
         query: parseBody(route.query, c.req.query()),
         body: isJson ? parseBody(route.body as z.ZodType, await jsonOf(c)) : undefined,
         ...{ caller, signal: abort.signal, header: (name: string) => c.req.header(name) },
-        content: () => (c.req.raw.body === null ? Readable.from([]) : Readable.fromWeb(c.req.raw.body as never)),
+        content: () => Readable.from(wholeBody(c)),
       };
       const answer = await route.answer(request as never, services);
       if (answer !== null && typeof answer === "object" && "events" in answer)
-        return sendEvents(c, answer as Events, abort, failure);
+        return sendEvents(c, answer as Events, { abort, ending: services.ending }, failure);
       if (answer !== null && typeof answer === "object" && "stream" in answer) return sendStream(answer as Streamed);
       return route.status === 204 ? c.body(null, 204) : c.json(answer as object, route.status);
     });
@@ -169,16 +169,25 @@ async function jsonOf(c: Context<Bindings>): Promise<unknown> {
   }
 }
 
+/** A body as it comes. @throws ApiError 408 when it breaks off */
+async function* wholeBody(c: Context<Bindings>): AsyncGenerator<Uint8Array> {
+  if (c.req.raw.body !== null) yield* c.req.raw.body;
+  // one that broke off before it was read ends like a whole one
+  if (!c.env.incoming.complete) throw new ApiError(408, "the upload did not come whole");
+}
+
 const sendStream = ({ stream, status = 200, headers }: Streamed): Response =>
   new Response(Readable.toWeb(stream) as ReadableStream, { status, headers: { ...headers } });
 
 async function sendEvents(
   c: Context<Bindings>,
   { events }: Events,
-  abort: AbortController,
+  { abort, ending }: { readonly abort: AbortController; readonly ending: AbortSignal },
   failure: (error: unknown, c: Context<Bindings>) => ApiError,
 ): Promise<Response> {
   const first = await events.next(); // what is wrong from the start is answered with its status
+  const end = () => abort.abort(ending.reason);
+  ending.addEventListener("abort", end, { once: true });
   return streamSSE(c, async (sse) => {
     sse.onAbort(() => abort.abort(new ApiError(408, "the client left")));
     try {
@@ -189,6 +198,7 @@ async function sendEvents(
     } catch (error) {
       if (!abort.signal.aborted) await sse.writeSSE({ event: "error", data: JSON.stringify(failure(error, c).body) });
     } finally {
+      ending.removeEventListener("abort", end);
       await events.return(undefined);
     }
   });

@@ -4,6 +4,7 @@ import {
   createWriteStream,
   existsSync,
   mkdirSync,
+  openSync,
   readdirSync,
   renameSync,
   rmSync,
@@ -11,7 +12,7 @@ import {
 } from "node:fs";
 import { rm } from "node:fs/promises";
 import path from "node:path";
-import { Readable, Transform } from "node:stream";
+import { PassThrough, Readable, Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import {
   DeleteObjectsCommand,
@@ -86,6 +87,20 @@ function meter(): { readonly through: Transform; readonly result: () => StoredFi
   return { through, result: () => ({ bytes, sha256: hash.digest("hex") }) };
 }
 
+/** Writes a file of what passes, whole or not at all. */
+async function writeWhole(file: string, content: Readable, through: Transform): Promise<void> {
+  mkdirSync(path.dirname(file), { recursive: true });
+  const temporary = temporaryBeside(file);
+  const fd = openSync(temporary, "wx"); // a stream opens its file later: after it was removed, where its source had failed at once
+  try {
+    await pipeline(content, through, createWriteStream(temporary, { fd, flush: true }));
+    moveIntoPlace(temporary, file);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+}
+
 class DiskStorage implements Storage {
   constructor(private readonly root: string) {
     mkdirSync(root, { recursive: true, mode: 0o700 });
@@ -96,18 +111,9 @@ class DiskStorage implements Storage {
   }
 
   async put(key: string, content: Readable): Promise<StoredFile> {
-    const file = this.at(key);
-    mkdirSync(path.dirname(file), { recursive: true });
-    const temporary = temporaryBeside(file);
     const { through, result } = meter();
-    try {
-      await pipeline(content, through, createWriteStream(temporary, { flush: true }));
-      moveIntoPlace(temporary, file);
-      return result();
-    } catch (error) {
-      rmSync(temporary, { force: true });
-      throw error;
-    }
+    await writeWhole(this.at(key), content, through);
+    return result();
   }
 
   async read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable> {
@@ -225,11 +231,8 @@ class S3Storage implements Storage {
   }
 
   private async fetchTo(key: string, file: string): Promise<void> {
-    mkdirSync(path.dirname(file), { recursive: true });
-    const temporary = temporaryBeside(file);
     const own = this.prefix === "" ? key : key.slice(this.prefix.length + 1);
-    await pipeline(await this.read(own), createWriteStream(temporary, { flush: true }));
-    moveIntoPlace(temporary, file);
+    await writeWhole(file, await this.read(own), new PassThrough());
   }
 
   /** Files do not change once they are stored: a copy of the right length is good. */

@@ -50,7 +50,8 @@ export async function storeUpload(
     key: string;
     name: string;
     form: UploadForm;
-    content: Readable;
+    /** Begins to read what comes. */
+    content: () => Readable;
     most?: number;
   },
 ): Promise<StoredFile> {
@@ -90,10 +91,13 @@ export async function storeUpload(
       }
     },
   });
-  content.on("error", (error) =>
-    checked.destroy(error instanceof ApiError ? error : new ApiError(408, "the upload did not come whole")),
-  );
-  return storage.put(key, content.pipe(checked));
+  // a stream that has ended before it is listened to says nothing more: it is opened only here
+  const source = content();
+  const broken = (error?: unknown) =>
+    checked.destroy(error instanceof ApiError ? error : new ApiError(408, "the upload did not come whole"));
+  source.on("error", broken);
+  source.on("close", () => source.readableEnded || broken());
+  return storage.put(key, source.pipe(checked));
 }
 
 /** Documents that are read of a new data set, to see whether it is one. */

@@ -16,13 +16,14 @@ export interface Listening {
   readonly url: string;
   /** Takes no more connections. Settled when the last has ended. */
   refuseMore(): Promise<void>;
-  /** Ends connections, those that are answered a second later. */
-  close(): Promise<void>;
+  /** Ends connections: idle ones at once, those that are answered when they were or so many seconds later (1). */
+  close(seconds?: number): Promise<void>;
 }
 
 const RECEIVE_SECONDS = 60;
 const HEADERS_SECONDS = 60;
-const LAST_SECOND = 1000;
+/** How often connections that were answered meanwhile are ended. */
+const IDLE_MILLISECONDS = 50;
 
 /** Serves an application on an address. */
 export async function listen(
@@ -50,11 +51,14 @@ export async function listen(
   return {
     url: `${tls === undefined ? "http" : "https"}://${host}:${port}`,
     refuseMore,
-    close: async () => {
+    close: async (seconds = 1) => {
       const last = refuseMore();
-      if ("closeIdleConnections" in server) server.closeIdleConnections();
-      const late = new Promise((resolve) => setTimeout(resolve, LAST_SECOND).unref());
+      const endIdle = () => "closeIdleConnections" in server && server.closeIdleConnections();
+      endIdle();
+      const timer = setInterval(endIdle, IDLE_MILLISECONDS);
+      const late = new Promise((resolve) => setTimeout(resolve, 1000 * seconds).unref());
       await Promise.race([last, late]);
+      clearInterval(timer);
       if ("closeAllConnections" in server) server.closeAllConnections();
       await last;
     },

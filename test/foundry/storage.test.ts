@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { Readable } from "node:stream";
+import { setTimeout as wait } from "node:timers/promises";
 import S3rver from "s3rver";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openStorage, type Storage } from "../../src/foundry/storage.js";
@@ -69,7 +70,16 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
       },
     });
     await expect(storage.put("tenants/c/z.bin", broken)).rejects.toThrow("gone");
+    const atOnce = new Readable({
+      read() {
+        this.destroy(new Error("gone"));
+      },
+    });
+    await expect(storage.put("tenants/c/z.bin", atOnce)).rejects.toThrow("gone");
     await expect(storage.local("tenants/c/z.bin")).rejects.toThrow("the store has no");
+    await wait(50);
+    const left = readdirSync(root, { recursive: true }).filter((name) => `${name}`.includes("z.bin"));
+    expect(left).toEqual([]);
   });
 
   it("are refused under keys that would lead elsewhere", async () => {

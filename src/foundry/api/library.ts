@@ -130,7 +130,7 @@ export const modelRoutes: readonly Route[] = [
         key,
         name: parameters.name,
         form: form[1],
-        content: content(),
+        content,
         most,
       });
       await services.library.addModelFile(model.id, { name: parameters.name, storageKey: key, ...stored });
@@ -209,7 +209,7 @@ export const datasetRoutes: readonly Route[] = [
         key,
         name: query.name,
         form,
-        content: content(),
+        content,
       });
       try {
         await checkDocuments(await services.storage.local(key));

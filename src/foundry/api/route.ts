@@ -25,6 +25,8 @@ export interface FoundryServices {
   readonly corsOrigins: readonly string[];
   /** Whether only this machine can reach it: then no keys are needed. */
   readonly isLocal: boolean;
+  /** Aborted when the service ends: nobody is told of a job from there any more. */
+  readonly ending: AbortSignal;
 }
 
 export interface RouteRequest<Parameters, Query, Body> {
