@@ -118,9 +118,6 @@ export function foundryApp(services: FoundryServices): Hono<Bindings> {
       const parameters = route.parameters.safeParse(c.req.param());
       if (!parameters.success) throw new ApiError(404, "there is no such thing");
       const abort = new AbortController();
-      c.req.raw.signal.addEventListener("abort", () => abort.abort(new ApiError(408, "the client left")), {
-        once: true,
-      });
       const request = {
         parameters: parameters.data,
         query: parseBody(route.query, c.req.query()),
@@ -185,11 +182,26 @@ async function sendEvents(
   { abort, ending }: { readonly abort: AbortController; readonly ending: AbortSignal },
   failure: (error: unknown, c: Context<Bindings>) => ApiError,
 ): Promise<Response> {
-  const first = await events.next(); // what is wrong from the start is answered with its status
+  // listeners are taken off again: one that stays keeps its request in memory (undici holds on to the signal of a request with a body)
+  const left = () => abort.abort(new ApiError(408, "the client left"));
   const end = () => abort.abort(ending.reason);
+  const { signal } = c.req.raw;
+  signal.addEventListener("abort", left, { once: true });
   ending.addEventListener("abort", end, { once: true });
+  const forget = async () => {
+    signal.removeEventListener("abort", left);
+    ending.removeEventListener("abort", end);
+    await events.return(undefined);
+  };
+  let first: Awaited<ReturnType<typeof events.next>>;
+  try {
+    first = await events.next(); // what is wrong from the start is answered with its status
+  } catch (error) {
+    await forget();
+    throw error;
+  }
   return streamSSE(c, async (sse) => {
-    sse.onAbort(() => abort.abort(new ApiError(408, "the client left")));
+    sse.onAbort(left);
     try {
       for (let next = first; next.done !== true; next = await events.next()) {
         const { event, id, data } = next.value;
@@ -198,8 +210,7 @@ async function sendEvents(
     } catch (error) {
       if (!abort.signal.aborted) await sse.writeSSE({ event: "error", data: JSON.stringify(failure(error, c).body) });
     } finally {
-      ending.removeEventListener("abort", end);
-      await events.return(undefined);
+      await forget();
     }
   });
 }
