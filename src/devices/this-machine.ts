@@ -1,6 +1,7 @@
 import { availableParallelism, freemem } from "node:os";
-import { dataBytes } from "../ggml/dtype.js";
-import { Backend, canKeepThreads, type DeviceKind, type StoredDType } from "../ggml/index.js";
+import { dataBytes, fromFloat32 } from "../ggml/dtype.js";
+import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDType } from "../ggml/index.js";
+import { Random } from "../system/random.js";
 import { defineOp, elementCount, Graph, ops, type Shape, type Tensor, TensorStore } from "../tensor/index.js";
 import type { DeviceProfile } from "./profiles.js";
 
@@ -10,20 +11,29 @@ const [MATRICES, ROWS, COLUMNS] = [8, 4096, 2048] as const;
 const TYPES = ["f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "iq3_xxs", "q2_k"] as const;
 /** Attention of one token: [query heads, heads of keys and values, tokens before it, size of a head]. */
 const [HEADS, KV_HEADS, PAST, HEAD_SIZE] = [16, 4, 2048, 64] as const;
+const LAYERS = 12;
 /** Operations after each other that do next to nothing. */
 const STARTS = 256;
 /** Times that each is computed; their median counts. */
 const ROUNDS = 9;
 
-/** What llama.cpp computes for one token's attention: q [heads, 1, size], keys and values [heads, tokens, size] in f16. */
-const tokenAttention = defineOp<[q: Tensor, keys: Tensor, values: Tensor], { readonly scale: number }>(
+/**
+ * What llama.cpp computes for one token's attention: q [heads, 1, size], keys and values [tokens, heads, size] as its cache has them,
+ * and the mask [1, tokens], in f16.
+ */
+const tokenAttention = defineOp<[q: Tensor, keys: Tensor, values: Tensor, mask: Tensor], { readonly scale: number }>(
   "tokenAttention",
-  3,
+  4,
   {
-    accepts: [undefined, ["f16"], ["f16"]],
+    accepts: [undefined, ["f16"], ["f16"], ["f16"]],
     shape: ([q]) => [1, q.shape[0] ?? 0, q.shape[2] ?? 0],
-    build: ({ f, context }, [q, keys, values], { scale }) =>
-      f.ggml_flash_attn_ext(context, q.handle, keys.handle, values.handle, null, scale, 0, 0),
+    build: ({ f, context }, [q, keys, values, mask], { scale }) => {
+      const [k, v] = [keys, values].map(({ handle }) => f.ggml_permute(context, handle, 0, 2, 1, 3)) as [
+        Pointer,
+        Pointer,
+      ];
+      return f.ggml_flash_attn_ext(context, q.handle, k, v, mask.handle, scale, 0, 0);
+    },
   },
 );
 
@@ -77,20 +87,30 @@ async function measure(backend: Backend): Promise<DeviceProfile> {
 /** Seconds of products of a vector with matrices of weights. */
 function secondsOfProducts(backend: Backend, dtype: StoredDType): Promise<number> {
   const names = Array.from({ length: MATRICES }, (_, i) => `w${i}`);
-  return timed(backend, { names, shape: [ROWS, COLUMNS], dtype }, [1, COLUMNS], (g, x, matrices) => {
-    for (const one of matrices) g.output(ops.linear(g, x, one));
+  const stored = names.map((name) => ({ name, shape: [ROWS, COLUMNS], dtype }));
+  return timed(backend, stored, [1, COLUMNS], (g, x, of) => {
+    for (const name of names) g.output(ops.linear(g, x, of(name)));
   });
 }
 
-function secondsOfAttention(backend: Backend): Promise<number> {
-  const cache = { names: ["k", "v"], shape: [KV_HEADS, PAST, HEAD_SIZE], dtype: "f16" } as const;
-  return timed(backend, cache, [HEADS, 1, HEAD_SIZE], (g, q, [keys, values]) => {
-    if (keys && values) g.output(tokenAttention(g, q, keys, values, { scale: HEAD_SIZE ** -0.5 }));
+/** Seconds of a token's attention in one layer of several, whose keys and values a core's own cache does not hold. */
+async function secondsOfAttention(backend: Backend): Promise<number> {
+  const cache = { shape: [PAST, KV_HEADS, HEAD_SIZE], dtype: "f16" } as const;
+  const layers = Array.from({ length: LAYERS }, (_, i) => [`k${i}`, `v${i}`]);
+  const stored = [
+    ...layers.flat().map((name) => ({ name, ...cache })),
+    { name: "mask", shape: [1, PAST], dtype: "f16" as const },
+  ];
+  const scale = HEAD_SIZE ** -0.5;
+  const seconds = await timed(backend, stored, [HEADS, 1, HEAD_SIZE], (g, q, of) => {
+    for (const [keys = "", values = ""] of layers)
+      g.output(tokenAttention(g, q, of(keys), of(values), of("mask"), { scale }));
   });
+  return seconds / LAYERS;
 }
 
 function secondsOfStarts(backend: Backend): Promise<number> {
-  return timed(backend, undefined, [1, HEAD_SIZE], (g, x) => {
+  return timed(backend, [], [1, HEAD_SIZE], (g, x) => {
     let sum = x;
     for (let i = 0; i < STARTS; i++) sum = ops.add(g, sum, x);
     g.output(sum);
@@ -98,7 +118,7 @@ function secondsOfStarts(backend: Backend): Promise<number> {
 }
 
 interface Stored {
-  readonly names: readonly string[];
+  readonly name: string;
   readonly shape: Shape;
   readonly dtype: StoredDType;
 }
@@ -106,20 +126,21 @@ interface Stored {
 /** Seconds that a computation of an input and stored tensors takes. */
 async function timed(
   backend: Backend,
-  stored: Stored | undefined,
+  stored: readonly Stored[],
   inputShape: Shape,
-  build: (g: Graph, x: Tensor, stored: readonly Tensor[]) => void,
+  build: (g: Graph, x: Tensor, of: (name: string) => Tensor) => void,
 ): Promise<number> {
-  const store = new TensorStore(backend, stored?.names.length ?? 0);
-  const tensors = stored?.names.map((name) => store.add(name, stored.shape, stored.dtype)) ?? [];
-  if (stored !== undefined) {
-    store.allocate();
-    const filled = new Uint8Array(dataBytes(stored.dtype, elementCount(stored.shape))).fill(1);
-    for (const one of tensors) store.write(one, filled);
+  const store = new TensorStore(backend, stored.length);
+  const tensors = new Map(stored.map(({ name, shape, dtype }) => [name, store.add(name, shape, dtype)]));
+  if (stored.length > 0) store.allocate();
+  for (const { name, shape, dtype } of stored) {
+    const bytes = new Uint8Array(dataBytes(dtype, elementCount(shape)));
+    if (dtype === "f16" && name !== "mask") fillWithNoise(bytes, backend);
+    store.write(tensors.get(name) as Tensor, bytes);
   }
   const g = new Graph(backend);
   const x = g.input("x", "f32", inputShape);
-  build(g, x, tensors);
+  build(g, x, (name) => tensors.get(name) as Tensor);
   g.write(x, new Float32Array(elementCount(inputShape)).fill(0.5));
   try {
     const seconds: number[] = [];
@@ -133,4 +154,15 @@ async function timed(
     g.free();
     store.free();
   }
+}
+
+/** Numbers in f16, drawn from a normal distribution: what attention does depends on them. */
+function fillWithNoise(bytes: Uint8Array, { functions }: Backend): void {
+  const random = new Random(1);
+  const noise = fromFloat32(
+    functions,
+    Float32Array.from({ length: 1 << 14 }, () => random.normal()),
+    "f16",
+  );
+  for (let at = 0; at < bytes.length; at += noise.length) bytes.set(noise.subarray(0, bytes.length - at), at);
 }
