@@ -11,9 +11,13 @@ export interface Session {
   readonly print: <T>(result: T, render: (result: T) => string) => void;
 }
 
-/** Wraps an action: progress, Ctrl-C, and where the result goes. */
+/** What a service says when it is told to stop. */
+export const SERVICE_ENDS = "finishing what is under way";
+
+/** Wraps an action: progress, Ctrl-C, and where the result goes. @param ending what is said when it is told to stop */
 export function action<Arguments extends unknown[], Flags extends CommonFlags>(
   run: (session: Session, flags: Flags, ...args: Arguments) => Promise<void>,
+  ending = "stopping after this step",
 ): (...all: unknown[]) => Promise<void> {
   return async (...all) => {
     const command = all.at(-1) as Command;
@@ -22,7 +26,7 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
     const abort = new AbortController();
     const interrupt = () => {
       if (abort.signal.aborted) process.exit(130);
-      process.stderr.write("\nstopping after this step; press Ctrl-C again to stop at once\n");
+      process.stderr.write(`\n${ending}; press Ctrl-C again to stop at once\n`);
       abort.abort();
     };
     process.on("SIGINT", interrupt);

@@ -1,7 +1,7 @@
 import { Command, Option } from "commander";
 import { type FoundryOptions, ROLES, type Role, runWorker, startFoundry, withTenants } from "../foundry/index.js";
 import { DEVICE_KINDS } from "../ggml/index.js";
-import { action, example, table } from "./command.js";
+import { action, example, SERVICE_ENDS, table } from "./command.js";
 import { type CommonFlags, parseBytes, parseCount, parseNames, parsePositive, parseWhole } from "./options.js";
 
 interface Flags extends CommonFlags {
@@ -87,7 +87,7 @@ const worker = example(
       action(async ({ job }, flags: Flags) => {
         const { signal = new AbortController().signal } = job;
         await runWorker({ ...placesOf(flags), ...computeOf(flags), attached: flags.attached === true }, signal);
-      }),
+      }, "giving the job back"),
     ),
   "DATABASE_URL=postgres://db/foundry coppice foundry worker --storage s3://models/foundry",
 );
@@ -191,7 +191,7 @@ export const foundryCommand = example(
         } finally {
           await foundry.close();
         }
-      }),
+      }, SERVICE_ENDS),
     ),
   "coppice foundry",
   "DATABASE_URL=postgres://db/foundry coppice foundry --workers 0 --host 0.0.0.0 --storage s3://models/foundry",

@@ -2,7 +2,7 @@ import { Command, Option } from "commander";
 import { formatBytes } from "../jobs/report.js";
 import { listProfiles, PROFILE_NAMES, type Profile, type ProfileName, serve } from "../serve/index.js";
 import { UsageError } from "../system/errors.js";
-import { action, example, table } from "./command.js";
+import { action, example, SERVICE_ENDS, table } from "./command.js";
 import { addCommon, type CommonFlags, parseBytes, parseNames, parsePositive, parseWhole } from "./options.js";
 
 interface Flags extends CommonFlags {
@@ -136,7 +136,7 @@ export const serveCommand = example(
       } finally {
         await server.close();
       }
-    }),
+    }, SERVICE_ENDS),
   ),
   "coppice serve student-Q4_K_M.gguf --port 8000",
   "coppice serve ./student ./teacher --memory 8GiB --api-keys keys.txt",
