@@ -8,8 +8,8 @@ import { connectionOf, Database } from "../../src/foundry/database.js";
 import { temporaryDirectory } from "../temporary.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
-describe.each(DATABASES)("$name, reached by several connections", ({ missing, start }) => {
-  describe.skipIf(missing)("", () => {
+for (const { name, missing, start } of DATABASES)
+  describe.skipIf(missing)(`${name}, reached by several connections`, () => {
     let engine: TestDatabase;
     let db: Database;
     beforeAll(async () => {
@@ -70,7 +70,6 @@ describe.each(DATABASES)("$name, reached by several connections", ({ missing, st
       expect((await db.pool.query("select $1::int as value", [7])).rows).toEqual([{ value: 7 }]);
     });
   });
-});
 
 describe("an embedded database", () => {
   it("starts again after its process was killed, with what was committed", async () => {

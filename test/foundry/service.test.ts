@@ -15,11 +15,24 @@ const corpus = path.resolve(import.meta.dirname, "../../examples/corpus/stories.
 /** A job of seconds. */
 const QUICK = { tokens: 5000, sequence_length: 32, calibration_samples: 8, target: "hidden=96,ffn=320" };
 
-// biome-ignore lint/suspicious/noExplicitAny: answers are checked as they come
-type Json = Record<string, any>;
+/** What is read of answers. */
+interface Json {
+  readonly [name: string]: unknown;
+  readonly id: string;
+  readonly name: string;
+  readonly sha256: string;
+  readonly key: string;
+  readonly state: string;
+  readonly result: {
+    readonly models: Readonly<Record<"teacher" | "pruned" | "student", { parameters: number; loss: number }>>;
+  };
+  readonly data: readonly Json[];
+  readonly stages: readonly Json[];
+  readonly error: { readonly message: string; readonly code: string | null };
+}
 
-describe.each(DATABASES)("the foundry on $name", ({ missing, start }) => {
-  describe.skipIf(missing)("", () => {
+for (const { name: engine, missing, start } of DATABASES)
+  describe.skipIf(missing)(`the foundry on ${engine}`, () => {
     const data = temporaryDirectory();
     let database: TestDatabase;
     let foundry: RunningFoundry;
@@ -69,7 +82,7 @@ describe.each(DATABASES)("the foundry on $name", ({ missing, start }) => {
       };
     };
     const embedded = async (): Promise<string> =>
-      (await ask("anna", "GET", "/v1/models")).json.data.find(({ shared }: Json) => shared).id;
+      (await ask("anna", "GET", "/v1/models")).json.data.find(({ shared }: Json) => shared)!.id;
     const ended = async (who: keyof typeof keys, id: string): Promise<Json> => {
       for (;;) {
         const { json } = await ask(who, "GET", `/v1/jobs/${id}`);
@@ -98,7 +111,7 @@ describe.each(DATABASES)("the foundry on $name", ({ missing, start }) => {
         bytes: content.length,
         sha256: createHash("sha256").update(content).digest("hex"),
       });
-      const [model] = (await client.getV1Models!()).data.data;
+      const model = (await client.getV1Models!()).data.data[0]!;
       const plan = await client.postV1Plans!(null, { model: model.id, device: "phone-4gb" });
       expect(plan.data.best).toMatchObject({ share: 1, fits: true });
       const spec = { ...QUICK, model: model.id, dataset: dataset.data.id, device: "phone-4gb", name: "Smaller" };
@@ -128,7 +141,7 @@ describe.each(DATABASES)("the foundry on $name", ({ missing, start }) => {
       expect(student.parameters).toBeLessThan(teacher.parameters);
       expect(student.loss).toBeLessThan(pruned.loss);
 
-      const { data: files } = (await client.getV1JobsIdArtifacts!({ id: job.id })).data as unknown as { data: Json[] };
+      const { data: files } = (await client.getV1JobsIdArtifacts!({ id: job.id })).data;
       expect(files.map(({ name }) => name)).toEqual(
         expect.arrayContaining(["README.md", "Tiny-teacher-q8_0.gguf", "model.safetensors", "report.html"]),
       );
@@ -150,7 +163,7 @@ describe.each(DATABASES)("the foundry on $name", ({ missing, start }) => {
       });
       expect([part.status, part.text]).toEqual([206, card.text.slice(4, 10)]);
 
-      const own = (await client.getV1Models!()).data.data.find(({ job_id: id }: Json) => id === job.id);
+      const own = (await client.getV1Models!()).data.data.find(({ job_id: id }: Json) => id === job.id)!;
       expect(own).toMatchObject({
         name: "Smaller",
         state: "ready",
@@ -342,4 +355,3 @@ describe.each(DATABASES)("the foundry on $name", ({ missing, start }) => {
         if (state === "queued" || state === "running") await ask("boss", "POST", `/v1/jobs/${id}/cancel`);
     });
   });
-});
