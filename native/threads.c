@@ -33,9 +33,6 @@ typedef struct {
   _Bool paused;
 } PoolSettings;
 
-// A unit of it is 131072 pauses, some milliseconds: threads wait awake from one token to the next, and sleep soon after the last.
-enum { POLLING = 0 };
-
 // A backend that was told that it has no pool, and the pool that it has.
 typedef struct Kept {
   Backend *backend;
@@ -87,7 +84,8 @@ static void set_pool_or_keep(Backend *backend, void *pool) {
     Kept *kept = find(backend);
     if (kept == NULL) kept = keep(backend);
     if (kept != NULL && kept->pool == NULL && kept->threads > 1) {
-      PoolSettings settings = {.threads = kept->threads, .polling = 0}; // awake between tokens they would keep the caller waiting
+      // asleep between tokens: awake they would take the processor from who makes the next one ready
+      PoolSettings settings = {.threads = kept->threads, .polling = 0};
       kept->pool = new_pool(&settings);
     }
     if (kept != NULL) pool = kept->pool;

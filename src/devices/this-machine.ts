@@ -7,7 +7,7 @@ import type { DeviceProfile } from "./profiles.js";
 
 /** Weights that no cache holds, as a model's: [matrices, rows, columns]. */
 const [MATRICES, ROWS, COLUMNS] = [8, 4096, 2048] as const;
-/** Types that files consist of, by what a weight takes; others count as the next larger one that was measured. */
+/** Types that files consist of, by what a weight takes; others count as the nearest one in size. */
 const TYPES = ["f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "iq3_xxs", "q2_k"] as const;
 /** Attention of one token: [query heads, heads of keys and values, tokens before it, size of a head]. */
 const [HEADS, KV_HEADS, PAST, HEAD_SIZE] = [16, 4, 2048, 64] as const;

@@ -115,8 +115,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
       ? await quantizeOnly(context, spec, reference, data, aim.kinds)
       : await cutAndDistil(context, spec, reference, data, { ...aim, target: aim.target }, hub);
   const base = fileName(model.name);
-  // finished by an attempt before this one, they were told of under its directory
-  for (const file of outcome.gguf.map((one) => path.join(workspace.path, "gguf", path.basename(one))))
+  for (const file of outcome.gguf)
     await results.add(file, `${base}-${path.basename(file).replace(/^.*?([^-.]+\.gguf)$/, "$1")}`, "gguf");
   if (outcome.directory !== undefined)
     for (const file of readdirSync(outcome.directory))

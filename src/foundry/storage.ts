@@ -134,7 +134,7 @@ class DiskStorage implements Storage {
     const all = this.at(key);
     const directory = path.join(all, attemptName(attempt));
     mkdirSync(all, { recursive: true });
-    const [latest, ...older] = attemptsOf(readdirSync(all));
+    const [latest, ...older] = attemptsUpTo(attempt, readdirSync(all));
     for (const name of older) rmSync(path.join(all, name), { recursive: true, force: true });
     if (latest === undefined) mkdirSync(directory);
     else renameSync(path.join(all, latest), directory);
@@ -143,11 +143,9 @@ class DiskStorage implements Storage {
 }
 
 const attemptName = (attempt: number): string => `attempt-${attempt}`;
-/** Names of attempts, the latest first. */
-const attemptsOf = (names: readonly string[]): string[] =>
-  names
-    .filter((name) => /^attempt-\d+$/.test(name))
-    .sort((a, b) => Number(b.slice("attempt-".length)) - Number(a.slice("attempt-".length)));
+/** Names of an attempt and those before it, the latest first. What a later one has is not touched by who wakes up late. */
+const attemptsUpTo = (attempt: number, names: readonly string[]): string[] =>
+  Array.from({ length: attempt }, (_, i) => attemptName(attempt - i)).filter((name) => names.includes(name));
 /** Says that an attempt's files are all there, those of the attempts before as well. */
 const COMPLETE = "complete";
 
@@ -252,11 +250,13 @@ class S3Storage implements Storage {
     const all = this.at(key);
     const own = `${key}/${attemptName(attempt)}`;
     const directory = path.join(this.cache, "workspaces", ...own.split("/"));
-    rmSync(path.dirname(directory), { recursive: true, force: true }); // another worker may have gone on since
+    const copies = path.dirname(directory);
+    for (const name of attemptsUpTo(attempt, existsSync(copies) ? readdirSync(copies) : []))
+      rmSync(path.join(copies, name), { recursive: true, force: true }); // another worker may have gone on since
     mkdirSync(directory, { recursive: true });
     const stored = (await this.list(all)).map(({ key: one }) => one.slice(all.length + 1));
     const whole = stored.filter((name) => name.endsWith(`/${COMPLETE}`)).map((name) => path.posix.dirname(name));
-    const [latest] = attemptsOf(whole);
+    const [latest] = attemptsUpTo(attempt, whole);
     for (const name of stored)
       if (latest !== undefined && name.startsWith(`${latest}/`) && name !== `${latest}/${COMPLETE}`)
         await this.fetchTo(`${all}/${name}`, path.join(directory, ...name.split("/").slice(1)));
@@ -279,11 +279,15 @@ class S3Storage implements Storage {
       if (complete) return;
       await this.put(`${own}/${COMPLETE}`, Readable.from([Buffer.from("\n")]));
       complete = true;
-      const before = stored.filter((name) => !name.startsWith(`${attemptName(attempt)}/`));
+      const earlier = attemptsUpTo(
+        attempt - 1,
+        stored.map((name) => name.split("/")[0] ?? ""),
+      );
+      const before = stored.filter((name) => earlier.includes(name.split("/")[0] ?? ""));
       await this.removeKeys(before.map((name) => `${all}/${name}`));
     };
     const discard = async () => {
-      rmSync(path.dirname(directory), { recursive: true, force: true });
+      rmSync(copies, { recursive: true, force: true });
       await this.remove(key);
     };
     return { path: directory, save, discard };

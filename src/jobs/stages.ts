@@ -1,4 +1,5 @@
 import { existsSync, readFileSync } from "node:fs";
+import path from "node:path";
 import { writeJson } from "../system/files.js";
 import { PeakMemory } from "../system/memory.js";
 
@@ -11,12 +12,22 @@ export interface StageRecord {
   readonly result: unknown;
 }
 
-/** The finished parts of a job on disk, so that a job that was killed goes on where it was. */
+/** On disk, begins paths below the directory that the record lies in. */
+const HERE = "\0here/";
+
+/**
+ * The finished parts of a job on disk, so that a job that was killed goes on where it was. Paths below the record's directory are
+ * kept as such: the directory may lie elsewhere when the job goes on.
+ */
 export class Stages {
   private records: StageRecord[];
+  private readonly directory: string;
 
   constructor(private readonly file: string) {
-    this.records = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as StageRecord[]) : [];
+    this.directory = path.dirname(file);
+    const found = (_: string, value: unknown) =>
+      typeof value === "string" && value.startsWith(HERE) ? path.join(this.directory, value.slice(HERE.length)) : value;
+    this.records = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8"), found) as StageRecord[]) : [];
   }
 
   get all(): readonly StageRecord[] {
@@ -33,10 +44,16 @@ export class Stages {
       const result = await work();
       const seconds = (performance.now() - started) / 1000;
       this.records = [...this.records, { name, seconds, peakMemoryBytes: memory.stop(), result: result ?? null }];
-      writeJson(this.file, this.records);
+      this.write();
       return result;
     } finally {
       memory.stop();
     }
+  }
+  private write(): void {
+    const below = this.directory + path.sep;
+    const kept = (_: string, value: unknown) =>
+      typeof value === "string" && value.startsWith(below) ? HERE + value.slice(below.length) : value;
+    writeJson(this.file, JSON.parse(JSON.stringify(this.records, kept)));
   }
 }

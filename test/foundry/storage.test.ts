@@ -118,6 +118,7 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
       writeFileSync(path.join(zombie.path, "run.json"), "late"); // on a disk that both see, its directory is gone
     } catch {}
     await zombie.save().catch(() => {});
+    await (await open()).workspace("workspaces/other", 1); // one that wakes up before it had its place
     expect(readFileSync(path.join(heir.path, "run.json"), "utf8")).toBe("2");
     const next = await (await open()).workspace("workspaces/other", 3);
     expect(readFileSync(path.join(next.path, "run.json"), "utf8")).toBe("2");
