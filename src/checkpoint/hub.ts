@@ -88,6 +88,8 @@ export async function downloadRepo(
 ): Promise<{ readonly directory: string; readonly commit: string }> {
   if (!isRepoName(repo)) throw new UsageError(`${repo} is no repository name (organisation/name)`);
   const options = resolveOptions(given);
+  if (/(^|\/)\.{1,2}(\/|$)|[^\w./-]/.test(options.revision))
+    throw new UsageError(`${options.revision} is no branch, tag or commit`); // it becomes a file's name
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
   if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
@@ -151,16 +153,30 @@ function cachedSnapshot(repo: string, storage: string, reference: string, revisi
   return { directory, commit };
 }
 
-/** What of a model repository is needed: configuration, tokenizer, safetensors weights, licence. */
-const MODEL_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*"];
+/** What of a model repository is needed: configuration, tokenizer, safetensors weights, licence and the card that names it. */
+const MODEL_FILES = [
+  ...["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md"],
+];
+
+/** The configuration of a hub's model, without its weights. @returns the directory that it lies in */
+export async function resolveConfig(id: string, options: HubOptions = {}): Promise<string> {
+  const [repo = "", revision] = id.split("@");
+  if (!isRepoName(repo)) throw new UsageError(`${id} is no hub id (organisation/name)`);
+  const given = revision === undefined ? options : { ...options, revision };
+  return (await downloadRepo("model", repo, ["config.json"], given)).directory;
+}
+
+/** Before a hub id: it is one, whatever there is on this machine. */
+export const HUB_PREFIX = "hf://";
 
 /**
  * Finds a model: a local directory or .gguf file as it is, or a hub id (`org/name`, `org/name@revision`,
- * `org/name/file.gguf`), downloaded if need be.
+ * `org/name/file.gguf`, also after `hf://`), downloaded if need be.
  * @returns a directory in Hugging Face's layout, or a .gguf file
  */
-export async function resolveModel(model: string, options: HubOptions = {}): Promise<string> {
-  if (existsSync(model)) {
+export async function resolveModel(given: string, options: HubOptions = {}): Promise<string> {
+  const model = given.startsWith(HUB_PREFIX) ? given.slice(HUB_PREFIX.length) : given;
+  if (model === given && existsSync(model)) {
     if (!statSync(model).isDirectory() && !model.endsWith(".gguf"))
       throw new UsageError(`${model} is a file; a MODEL is a directory, a .gguf file or a hub id`);
     return model;

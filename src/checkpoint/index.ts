@@ -8,7 +8,15 @@ export {
   openGguf,
   writeGguf,
 } from "./gguf.js";
-export { type DownloadProgress, downloadRepo, type HubOptions, isRepoName, resolveModel } from "./hub.js";
+export {
+  type DownloadProgress,
+  downloadRepo,
+  HUB_PREFIX,
+  type HubOptions,
+  isRepoName,
+  resolveConfig,
+  resolveModel,
+} from "./hub.js";
 export { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
 export {
   blocks,

@@ -15,6 +15,8 @@ export type Queryable = Pick<pg.PoolClient, "query">;
 const QUEUE = "jobs";
 /** A message that a worker took and did not answer for is given to another after so many seconds. */
 const MESSAGE_SECONDS = 60;
+/** A message that nobody takes is kept for so many days: jobs may wait for a worker for long. */
+const MESSAGE_DAYS = 3650;
 
 /**
  * PostgreSQL, or PGlite within this process, behind one driver and one schema. A table of jobs says what is to be done and by whom; a
@@ -73,9 +75,9 @@ export class Database {
   }
 
   /** Wakes a worker for a job, when the transaction is through. */
-  async announce(client: Queryable, jobId: string, afterSeconds = 0): Promise<void> {
+  async announce(client: Queryable, jobId: string): Promise<void> {
     const db = { executeSql: (text: string, values: unknown[]) => client.query(text, values) };
-    await this.boss.send(QUEUE, { jobId }, { db, startAfter: afterSeconds });
+    await this.boss.send(QUEUE, { jobId }, { db, retentionDays: MESSAGE_DAYS });
   }
 
   /** A job that waits, if there is one. `done` says that the message has served. */

@@ -77,6 +77,9 @@ async function openCommon(options: FoundryOptions, url: string | undefined): Pro
   return { db, storage, tenants, directory };
 }
 
+/** Where what comes from the hub for tenants with keys lies. */
+const hubCacheOf = ({ directory }: Common): string => path.join(directory, "cache", "hub");
+
 /** What a request that was taken may still take when the service ends. */
 const LAST_SECONDS = 10;
 
@@ -92,7 +95,8 @@ export async function startFoundry(options: FoundryOptions = {}): Promise<Runnin
   const ending = new AbortController();
   setMaxListeners(0, ending.signal); // as many as watch
   const services: FoundryServices = {
-    ...{ db, storage, tenants, library, jobs: new Jobs(db), materials: new Materials(storage, tenants), logger },
+    ...{ db, storage, tenants, library, jobs: new Jobs(db), logger },
+    materials: new Materials(storage, tenants, library, hubCacheOf(common)),
     ...{ maxUploadBytes: all.maxUploadBytes, corsOrigins: all.corsOrigins ?? [], isLocal: isLoopback(all.host) },
     ...{ playground: new Playground(all), ending: ending.signal },
   };
@@ -176,7 +180,8 @@ export async function runWorker(
     throw new UsageError("a worker needs to know the database: --database postgres://... (DATABASE_URL)");
   const logger = newLogger(options.logLevel);
   const deadAfterSeconds = options.deadAfterSeconds ?? DEFAULTS.deadAfterSeconds;
-  const { db, storage, tenants } = await openCommon(options, url);
+  const common = await openCommon(options, url);
+  const { db, storage, tenants } = common;
   const abort = new AbortController();
   const stop = () => abort.abort();
   signal.addEventListener("abort", stop, { once: true });
@@ -188,7 +193,9 @@ export async function runWorker(
       .resume();
   const { device, threads } = options;
   const compute = { ...(device && { device }), ...(threads && { threads }) };
-  const worker = new Worker({ db, storage, tenants, logger, deadAfterSeconds, compute });
+  const library = new Library(db);
+  const materials = new Materials(storage, tenants, library, hubCacheOf(common));
+  const worker = new Worker({ db, storage, library, materials, logger, deadAfterSeconds, compute });
   const endHeartbeat = await startHeartbeat({
     url: db.url,
     id: worker.id,

@@ -16,7 +16,7 @@ import { ROUTES, type Route } from "./api/index.js";
 import type { Events, FoundryServices, Streamed } from "./api/route.js";
 import { foundryDocs, foundryOpenApi } from "./openapi.js";
 import { version } from "./run-job.js";
-import type { Caller, Role } from "./store/tenants.js";
+import { type Caller, LOCAL_TENANT, type Role } from "./store/tenants.js";
 
 export type { FoundryServices } from "./api/route.js";
 
@@ -28,7 +28,7 @@ interface Bindings {
 const MOST_JSON_BYTES = 1 << 20;
 const RANK: Readonly<Record<Role, number>> = { viewer: 0, user: 1, admin: 2 };
 /** Who asks where no keys are needed. */
-const LOCAL: Caller = { tenant: "local", name: "local", role: "admin" };
+const LOCAL: Caller = { tenant: LOCAL_TENANT, name: "local", role: "admin" };
 
 /** Pages load nothing from elsewhere, run WebAssembly for models, and no other page may frame them. */
 const PAGE_HEADERS = {
@@ -159,11 +159,17 @@ async function jsonOf(c: Context<Bindings>): Promise<unknown> {
     throw error instanceof ApiError ? error : new ApiError(408, "the body did not come whole");
   });
   try {
-    // PostgreSQL's texts have no character 0
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes).replaceAll("\\u0000", ""));
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), withoutZeros);
   } catch (error) {
     throw new ApiError(400, `the body is no JSON in UTF-8: ${error instanceof Error ? error.message : error}`);
   }
+}
+
+/** PostgreSQL's texts have no character 0. */
+function withoutZeros(key: string, value: unknown): unknown {
+  if (key.includes("\0") || (typeof value === "string" && value.includes("\0")))
+    throw new Error("a text has the character 0");
+  return value;
 }
 
 /** A body as it comes. @throws ApiError 408 when it breaks off */

@@ -1,19 +1,21 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/index.js";
-import { openCheckpoint } from "../checkpoint/index.js";
+import { HUB_PREFIX, openCheckpoint, resolveConfig } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import { packageRoot } from "../ggml/library.js";
 import { countParameters, modelFromConfig } from "../models/index.js";
 import type { Storage } from "./storage.js";
-import type { Dataset, ModelFacts, ModelRow } from "./store/library.js";
-import type { Tenants } from "./store/tenants.js";
+import type { Dataset, Library, ModelFacts, ModelRow } from "./store/library.js";
+import { LOCAL_TENANT, type Tenants } from "./store/tenants.js";
 
 /** Where what a tenant has lies in the store. */
 export const keys = {
   dataset: (tenant: string, id: string, ending: string) => `tenants/${tenant}/datasets/${id}${ending}`,
   model: (tenant: string, id: string) => `tenants/${tenant}/models/${id}`,
-  result: (tenant: string, jobId: string, lease: string) => `tenants/${tenant}/jobs/${jobId}/${lease.slice(0, 8)}`,
+  results: (tenant: string, jobId: string) => `tenants/${tenant}/jobs/${jobId}`,
+  /** Of one attempt: none writes into another's. */
+  result: (tenant: string, jobId: string, lease: string) => `${keys.results(tenant, jobId)}/${lease.slice(0, 8)}`,
   workspace: (jobId: string) => `workspaces/${jobId}`,
 };
 
@@ -22,18 +24,21 @@ const EMBEDDED = (name: string): string => path.join(packageRoot, "examples", na
 
 /** What jobs work on, as this machine can open it. */
 export class Materials {
+  /** @param hubCache where what comes from the hub lies */
   constructor(
     private readonly storage: Storage,
     private readonly tenants: Tenants,
+    private readonly library: Library,
+    private readonly hubCache: string,
   ) {}
 
-  /** What a job calls a model: a directory, a .gguf file or a hub id. */
+  /** What a job calls a model: a directory, a .gguf file or a hub id, which is never a path. */
   async model(model: ModelRow): Promise<string> {
     switch (model.source.kind) {
       case "embedded":
         return EMBEDDED(model.source.path);
       case "hub":
-        return model.source.id;
+        return HUB_PREFIX + model.source.id;
       default: {
         const directory = await this.storage.local(modelKey(model));
         const [only] = readdirSync(directory).filter((file) => file.endsWith(".gguf"));
@@ -49,10 +54,26 @@ export class Materials {
     return this.storage.local(dataset.storageKey);
   }
 
-  /** How a tenant reaches the hub. */
+  /**
+   * How a tenant reaches the hub. Whoever runs the service does so as its environment says; others with their own token or none, and
+   * what came by a token is only for who has it.
+   */
   async hub(tenant: string): Promise<HubOptions> {
     const token = await this.tenants.hubToken(tenant);
-    return token === undefined ? {} : { token };
+    if (tenant === LOCAL_TENANT) return token === undefined ? {} : { token };
+    return { token: token ?? "", cacheDir: path.join(this.hubCache, token === undefined ? "public" : `of-${tenant}`) };
+  }
+
+  /**
+   * What is known of a model, where its configuration is still to be had from the hub.
+   * @throws CoppiceError when it cannot be had, or is none that is known
+   */
+  async facts(tenant: string, model: ModelRow): Promise<ModelFacts> {
+    if (model.facts !== null || model.source.kind !== "hub") return model.facts as ModelFacts;
+    const directory = await resolveConfig(model.source.id, await this.hub(tenant));
+    const facts = factsOf(directory);
+    await this.library.learn(model.id, { facts });
+    return facts;
   }
 }
 

@@ -1,6 +1,7 @@
-import { createReadStream, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { createReadStream, existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import { Readable } from "node:stream";
+import type { HubOptions } from "../checkpoint/index.js";
 import { deviceProfile, fitDevice, predictMemory } from "../devices/index.js";
 import { packageRoot } from "../ggml/library.js";
 import { formatScore } from "../jobs/evaluation-table.js";
@@ -12,6 +13,7 @@ import {
   inspect,
   type JobOptions,
   type ModelEvaluation,
+  openModel,
   quantize,
 } from "../jobs/index.js";
 import { Stages } from "../jobs/stages.js";
@@ -23,7 +25,7 @@ import { factsOf, keys, licenceOf, type Materials } from "./materials.js";
 import type { CompressSpec, EvaluateSpec } from "./specification.js";
 import type { Storage, StoredFile, Workspace } from "./storage.js";
 import type { Artifact, Job } from "./store/jobs.js";
-import type { Dataset, ModelFacts, ModelRow } from "./store/library.js";
+import type { Dataset, Library, ModelFacts, ModelRow } from "./store/library.js";
 
 export const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as {
   version: string;
@@ -35,6 +37,7 @@ export interface JobContext {
   readonly model: ModelRow;
   readonly dataset: Dataset | undefined;
   readonly materials: Materials;
+  readonly library: Library;
   readonly storage: Storage;
   readonly workspace: Workspace;
   /** Where computing happens, progress, and whether to stop. */
@@ -65,14 +68,23 @@ export function runJob(context: JobContext): Promise<JobOutcome> {
 
 async function runEvaluation(context: JobContext, spec: EvaluateSpec): Promise<JobOutcome> {
   const { materials, job, workspace, options, model } = context;
-  const outcome = await evaluate({
+  const out = path.join(workspace.path, "results");
+  rmSync(out, { recursive: true, force: true }); // of an attempt that did not end; its answers are there
+  const { models } = await evaluate({
     ...{ ...options, hub: await materials.hub(job.tenant), models: [await materials.model(model)] },
-    ...{ tasks: spec.tasks, limit: spec.limit, out: workspace.path },
+    ...{ names: [model.name], answers: answersOf(context), tasks: spec.tasks, limit: spec.limit, out },
   });
   const results = new Results(context);
-  for (const file of ["report.html", "report.json"]) await results.add(path.join(workspace.path, file), file);
-  return { result: { scores: scoresOf(outcome.models, [model.name]) }, artifacts: results.all };
+  for (const file of readdirSync(out, { recursive: true, withFileTypes: true }))
+    if (file.isFile()) await results.add(path.join(file.parentPath, file.name), file.name);
+  return { result: { scores: scoresOf(models, [model.name]) }, artifacts: results.all };
 }
+
+/** A model's answers to benchmarks go along with the job's work. */
+const answersOf = ({ workspace, model }: JobContext) => ({
+  directory: path.join(workspace.path, "answers"),
+  identities: [model.id],
+});
 
 /** What is to be made: sizes where something is cut, and types. */
 interface Aim {
@@ -101,8 +113,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   const reference = await materials.model(model);
   const data = await materials.dataset(context.dataset);
   const hub = await materials.hub(job.tenant);
-  const options = { ...context.options, hub };
-  const facts = model.facts ?? (await remoteFacts(reference, options));
+  const { facts, licence } = await known(context, reference, hub);
   const aim = aimOf(spec, facts.config);
   log(
     aim.target === undefined
@@ -112,11 +123,9 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   const results = new Results(context);
   const outcome =
     aim.target === undefined
-      ? await quantizeOnly(context, spec, reference, data, aim.kinds)
+      ? await quantizeOnly(context, spec, reference, data, aim.kinds, hub)
       : await cutAndDistil(context, spec, reference, data, { ...aim, target: aim.target }, hub);
-  const base = fileName(model.name);
-  for (const file of outcome.gguf)
-    await results.add(file, `${base}-${path.basename(file).replace(/^.*?([^-.]+\.gguf)$/, "$1")}`, "gguf");
+  for (const file of outcome.gguf) await results.add(file, path.basename(file), "gguf");
   if (outcome.directory !== undefined)
     for (const file of readdirSync(outcome.directory))
       if (MODEL_FILES.test(file)) await results.add(path.join(outcome.directory, file), file, "model");
@@ -124,10 +133,8 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
     const at = path.join(workspace.path, file);
     if (existsSync(at)) await results.add(at, file);
   }
-  const source = existsSync(reference) ? reference : undefined;
-  const licence = model.licence ?? (source === undefined ? null : licenceOf(source));
   const scores = outcome.evaluation && scoresOf(outcome.evaluation, ["teacher", "pruned", "student"]);
-  const name = spec.name ?? `${model.name}, smaller`;
+  const { name } = job;
   const card = modelCard({
     ...{ name, base: model.name, licence, spec, version, scores, models: outcome.models, plan: outcome.plan },
     baseReference: model.source.kind === "hub" ? model.source.id : undefined,
@@ -149,6 +156,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
       ...{
         models: outcome.models,
         plan: outcome.plan ?? null,
+        keptLayers: outcome.keptLayers ?? null,
         tokens: outcome.tokens ?? 0,
         scores: scores ?? null,
         memory,
@@ -164,14 +172,6 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   };
 }
 
-/** A name that people gave, as one for files. */
-const fileName = (name: string): string =>
-  name
-    .normalize("NFKD")
-    .replace(/[^\w.-]+/g, "-")
-    .replace(/^[-._]+|[-._]+$/g, "")
-    .slice(0, 60) || "model";
-
 /** Files of a model directory that are kept of a job. */
 const MODEL_FILES =
   /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$|^model(-\d+-of-\d+)?\.safetensors$|^tokenizer\.model$|^LICENSE(\.md|\.txt)?$/;
@@ -179,6 +179,7 @@ const MODEL_FILES =
 interface Compressed {
   readonly models: Readonly<Record<string, { parameters: number; bytes: number; loss: number; perplexity: number }>>;
   readonly plan: CompressOutcome["plan"] | undefined;
+  readonly keptLayers: readonly number[] | undefined;
   readonly tokens: number | undefined;
   readonly gguf: readonly string[];
   readonly directory: string | undefined;
@@ -187,17 +188,17 @@ interface Compressed {
 }
 
 async function cutAndDistil(
-  { options, workspace, model }: JobContext,
+  { options, workspace, model, job }: JobContext,
   spec: CompressSpec,
   reference: string,
   data: string,
   { target, kinds }: Aim & { readonly target: string },
-  hub: JobOptions["hub"],
+  hub: HubOptions,
 ): Promise<Compressed> {
   const { tokens, sequence_length: sequenceLength, batch_size: batchSize, learning_rate: learningRate, seed } = spec;
   const outcome = await compress({
-    ...{ ...options, ...(hub && { hub }), model: reference, modelName: model.id, target, data: [data] },
-    ...{ gguf: kinds, out: workspace.path },
+    ...{ ...options, hub, model: reference, modelName: model.id, target, data: [data] },
+    ...{ gguf: kinds, out: workspace.path, name: job.name },
     settings: Object.fromEntries(
       Object.entries({ tokens, sequenceLength, batchSize, learningRate, seed }).filter(
         ([, value]) => value !== undefined,
@@ -208,10 +209,10 @@ async function cutAndDistil(
     ...(spec.teacher_correction === true && { teacherCorrection: true }),
     ...(spec.evaluate && { evaluate: spec.evaluate }),
   });
-  const { teacher, pruned, student, plan, gguf } = outcome;
+  const { teacher, pruned, student, plan, keptLayers, gguf } = outcome;
   return {
     models: { teacher, pruned, student },
-    ...{ plan, tokens: outcome.tokens, directory: workspace.path },
+    ...{ plan, keptLayers, tokens: outcome.tokens, directory: workspace.path },
     gguf: gguf?.files.flatMap(({ files }) => files) ?? [],
     evaluation: outcome.evaluation?.models,
     sentence: gguf && gguf.prompt + gguf.sentence,
@@ -220,17 +221,20 @@ async function cutAndDistil(
 
 /** Where the model fits as it is, in a smaller type. */
 async function quantizeOnly(
-  { options, workspace, log }: JobContext,
+  context: JobContext,
   spec: CompressSpec,
   reference: string,
   data: string,
   kinds: readonly FileKind[],
+  hub: HubOptions,
 ): Promise<Compressed> {
+  const { workspace, log, job } = context;
+  const options = { ...context.options, hub };
   const stages = new Stages(path.join(workspace.path, "stages.json"));
   const { parameters } = await inspect(reference, options);
   const out = path.join(workspace.path, "gguf");
   const { original, files } = await stages.once(`gguf ${kinds.join()}`, () =>
-    quantize({ ...options, model: reference, types: kinds, out, data: [data], report: true }),
+    quantize({ ...options, model: reference, name: job.name, types: kinds, out, data: [data], report: true }),
   );
   const measured = [{ name: "teacher", fileBytes: original?.fileBytes ?? 0, report: original }, ...files];
   const models = Object.fromEntries(
@@ -239,17 +243,23 @@ async function quantizeOnly(
     ),
   );
   for (const note of files.flatMap(({ notes }) => notes)) log(note);
-  const evaluation = spec.evaluate && (await evaluate({ ...options, models: [reference], ...spec.evaluate })).models;
+  const measuring = { models: [reference], names: ["teacher"], answers: answersOf(context) };
+  const evaluation = spec.evaluate && (await evaluate({ ...options, ...measuring, ...spec.evaluate })).models;
   return {
-    ...{ models, plan: undefined, tokens: undefined, directory: undefined, sentence: undefined },
+    ...{ models, plan: undefined, keptLayers: undefined, tokens: undefined, directory: undefined, sentence: undefined },
     ...{ gguf: files.flatMap((file) => file.files), evaluation },
   };
 }
 
-async function remoteFacts(reference: string, options: JobOptions): Promise<ModelFacts> {
-  const { openModel } = await import("../jobs/environment.js");
-  const { checkpoint } = await openModel(reference, options);
-  return factsOf(checkpoint.path);
+/** A model's facts and licence, which of a hub's model are known when it is here. */
+async function known({ model, library, options }: JobContext, reference: string, hub: HubOptions) {
+  const { facts, licence } = model;
+  if (model.source.kind !== "hub" || (facts !== null && licence !== null))
+    return { facts: facts as ModelFacts, licence };
+  const { checkpoint } = await openModel(reference, { ...options, hub });
+  const found = { facts: factsOf(checkpoint.path), licence: licenceOf(checkpoint.directory) };
+  await library.learn(model.id, found);
+  return found;
 }
 
 /** Scores by benchmark, then by model, as they are shown. */

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { DEVICES } from "../devices/index.js";
+import { isBenchmark } from "../jobs/index.js";
 import { FILE_KINDS } from "../quantize/index.js";
 
 /** What a job may be asked for. Every field is named here; one that is not is refused. */
@@ -9,10 +10,12 @@ const id = z.uuid();
 export const fileKind = z.enum(FILE_KINDS as [string, ...string[]]);
 export const deviceId = z.enum(DEVICES.map((device) => device.id) as [string, ...string[]]);
 const name = z.string().min(1).max(120);
-const tasks = z
-  .array(z.string().regex(/^[\w:.-]{1,64}$/))
-  .min(1)
-  .max(80);
+/** Never a file: those that the library takes, too, may be programs. */
+const benchmark = z
+  .string()
+  .max(64)
+  .refine(isBenchmark, "is no benchmark: known are minitron, mmlu, arc_easy, piqa and so on, also NAME:EXAMPLES");
+const tasks = z.array(benchmark).min(1).max(80);
 
 const evaluation = z.strictObject({
   tasks: tasks.describe("benchmarks or groups of them, for example minitron"),

@@ -36,6 +36,8 @@ export interface StoredFile {
  * checked; none is taken from a request.
  */
 export interface Storage {
+  /** Below it is all that is on this machine. */
+  readonly root: string;
   /** Stores what a stream brings, whole or not at all. */
   put(key: string, content: Readable): Promise<StoredFile>;
   /** @param range first and last byte */
@@ -102,7 +104,7 @@ async function writeWhole(file: string, content: Readable, through: Transform): 
 }
 
 class DiskStorage implements Storage {
-  constructor(private readonly root: string) {
+  constructor(readonly root: string) {
     mkdirSync(root, { recursive: true, mode: 0o700 });
   }
 
@@ -154,7 +156,7 @@ class S3Storage implements Storage {
     private readonly client: S3Client,
     private readonly bucket: string,
     private readonly prefix: string,
-    private readonly cache: string,
+    readonly root: string,
   ) {}
 
   /** Region, keys and endpoint are found as by Amazon's own tools: AWS_REGION, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ... */
@@ -238,7 +240,7 @@ class S3Storage implements Storage {
     const base = this.at(key);
     const files = await this.list(base);
     if (files.length === 0) throw new CoppiceError(`the store has no ${key}`);
-    const target = path.join(this.cache, ...key.split("/"));
+    const target = path.join(this.root, ...key.split("/"));
     for (const { key: one, bytes } of files) {
       const file = path.join(target, ...one.slice(base.length).split("/"));
       if (!existsSync(file) || statSync(file).size !== bytes) await this.fetchTo(one, file);
@@ -249,7 +251,7 @@ class S3Storage implements Storage {
   async workspace(key: string, attempt: number): Promise<Workspace> {
     const all = this.at(key);
     const own = `${key}/${attemptName(attempt)}`;
-    const directory = path.join(this.cache, "workspaces", ...own.split("/"));
+    const directory = path.join(this.root, "workspaces", ...own.split("/"));
     const copies = path.dirname(directory);
     for (const name of attemptsUpTo(attempt, existsSync(copies) ? readdirSync(copies) : []))
       rmSync(path.join(copies, name), { recursive: true, force: true }); // another worker may have gone on since

@@ -1,22 +1,22 @@
 import { randomUUID } from "node:crypto";
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { closeSync, openSync, readFileSync, readSync, statSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { JobOptions, ProgressEvent } from "../jobs/index.js";
 import { CoppiceError } from "../system/errors.js";
 import type { Database } from "./database.js";
-import { keys, Materials } from "./materials.js";
+import { keys, type Materials } from "./materials.js";
 import { runJob } from "./run-job.js";
 import type { Storage, Workspace } from "./storage.js";
 import { type Job, type JobProgress, Jobs, type StageSummary } from "./store/jobs.js";
-import { Library, type ModelRow } from "./store/library.js";
-import type { Tenants } from "./store/tenants.js";
+import type { Library, ModelRow } from "./store/library.js";
 
 export interface WorkerOptions {
   readonly db: Database;
   readonly storage: Storage;
-  readonly tenants: Tenants;
+  readonly library: Library;
+  readonly materials: Materials;
   readonly logger: Logger;
   /** Where and how jobs compute. */
   readonly compute: Pick<JobOptions, "device" | "threads">;
@@ -35,13 +35,9 @@ const SAVE_SECONDS = 10;
 export class Worker {
   readonly id = randomUUID();
   private readonly jobs: Jobs;
-  private readonly library: Library;
-  private readonly materials: Materials;
 
   constructor(private readonly options: WorkerOptions) {
     this.jobs = new Jobs(options.db);
-    this.library = new Library(options.db);
-    this.materials = new Materials(options.storage, options.tenants);
   }
 
   /** @param signal to stop: a job that runs is given back, for another worker to go on with */
@@ -71,7 +67,7 @@ export class Worker {
   }
 
   private async work(job: Job, signal: AbortSignal): Promise<void> {
-    const { logger, storage } = this.options;
+    const { logger, storage, library, materials } = this.options;
     const started = performance.now();
     logger.info({ job: job.id, attempt: job.attempts }, "job begins");
     const abort = new AbortController();
@@ -81,34 +77,51 @@ export class Worker {
     const reporter = new Reporter(this.jobs, job, workspace);
     let standing: "held" | "cancelled" | "lost" = "held";
     let stopAsked = 0;
+    let stageEnded = false;
     let lastSave = performance.now();
-    let ticking = false;
+    let saving: Promise<void> | undefined;
+    /** May take minutes: not waited for while the job runs, so that it hears of its end in seconds. */
+    const save = () => {
+      stageEnded = false;
+      saving = workspace
+        .save()
+        .catch((error: unknown) => logger.error({ job: job.id, error: String(error) }, "cannot save"))
+        .finally(() => {
+          lastSave = performance.now();
+          saving = undefined;
+        });
+    };
+    let ticking: Promise<void> | undefined;
     const tick = async () => {
-      if (ticking) return;
-      ticking = true;
       try {
-        const finished = await reporter.report();
+        stageEnded = (await reporter.report()) || stageEnded;
         standing = await this.jobs.standing(job);
         if (standing !== "held") abort.abort();
-        if ((finished || performance.now() - lastSave > 1000 * SAVE_SECONDS) && standing === "held") {
-          lastSave = performance.now();
-          await workspace.save();
-        }
+        const due = stageEnded || performance.now() - lastSave > 1000 * SAVE_SECONDS;
+        if (due && standing === "held" && saving === undefined) save();
         if (abort.signal.aborted) {
           stopAsked ||= performance.now();
           if (performance.now() - stopAsked > 1000 * STOP_SECONDS) await this.abandon(job, standing);
         }
       } catch (error) {
         logger.error({ job: job.id, error: String(error) }, "cannot report");
-      } finally {
-        ticking = false;
       }
     };
-    const timer = setInterval(() => void tick(), TICK_MILLISECONDS);
+    const timer = setInterval(() => {
+      ticking ??= tick().finally(() => {
+        ticking = undefined;
+      });
+    }, TICK_MILLISECONDS);
+    /** Nothing is reported or saved any more. */
+    const settled = async () => {
+      clearInterval(timer);
+      await ticking;
+      await saving;
+    };
     try {
       const { model, dataset } = await this.inputs(job);
       const outcome = await runJob({
-        ...{ job, model, dataset, storage, workspace, materials: this.materials },
+        ...{ job, model, dataset, storage, workspace, library, materials },
         options: { ...this.options.compute, signal: abort.signal, onProgress: (event) => reporter.progress(event) },
         log: (text) => reporter.log(text),
       });
@@ -120,7 +133,7 @@ export class Worker {
           const { made } = outcome;
           if (made === undefined) return;
           const { name, facts, licence, bytes, key } = made;
-          await this.library.addModel(
+          await library.addModel(
             {
               tenant: job.tenant,
               name,
@@ -135,18 +148,22 @@ export class Worker {
           );
         },
       );
+      await settled();
       if (counted) await workspace.discard();
       logger.info({ job: job.id, seconds: (performance.now() - started) / 1000, counted }, "job done");
     } catch (error) {
       if (!abort.signal.aborted) standing = await this.jobs.standing(job);
       if (standing === "cancelled") await this.jobs.finish(job, { state: "cancelled" });
       else if (signal.aborted && standing === "held") {
+        await settled();
         await workspace.save();
         await this.jobs.giveBack(job);
       } else if (standing === "held") {
+        await settled();
         await reporter.report().catch(() => {});
+        await workspace.save().catch(() => {}); // for when it is tried again
         const said = error instanceof Error ? error.message : String(error);
-        await this.jobs.finish(job, { state: "failed", error: said.replaceAll(workspace.path, "the job's directory") });
+        await this.jobs.finish(job, { state: "failed", error: withoutPlaces(said, workspace, storage) });
       }
       logger.info(
         { job: job.id, standing, error: error instanceof CoppiceError ? error.message : String(error) },
@@ -166,14 +183,19 @@ export class Worker {
   }
 
   private async inputs({ tenant, spec }: Job) {
-    const model = await this.library.model(tenant, spec.model);
+    const { library } = this.options;
+    const model = await library.model(tenant, spec.model);
     if (model === undefined) throw new CoppiceError("the job's model is no longer there");
     const wanted = spec.kind === "compress" ? spec.dataset : undefined;
-    const dataset = wanted === undefined ? undefined : await this.library.dataset(tenant, wanted);
+    const dataset = wanted === undefined ? undefined : await library.dataset(tenant, wanted);
     if (wanted !== undefined && dataset === undefined) throw new CoppiceError("the job's data is no longer there");
     return { model: model as ModelRow, dataset };
   }
 }
+
+/** What went wrong, without where things lie on this machine. */
+const withoutPlaces = (said: string, workspace: Workspace, storage: Storage): string =>
+  said.replaceAll(workspace.path, "the job's directory").replaceAll(storage.root + path.sep, "");
 
 /** Tells the database what a job does: its stage and progress, and the lines of metrics since the last time. */
 class Reporter {
@@ -235,13 +257,7 @@ class Reporter {
 
   /** At most so many points at once: a tiny model takes thousands of steps in a second. */
   private newMetrics(): object[] {
-    const file = this.file("metrics.jsonl");
-    if (!existsSync(file)) return [];
-    const bytes = readFileSync(file);
-    if (bytes.length < this.metricsRead) this.metricsRead = 0; // cut back to a checkpoint
-    const end = bytes.lastIndexOf(10) + 1;
-    const lines = bytes.subarray(this.metricsRead, end).toString("utf8").split("\n").filter(Boolean);
-    this.metricsRead = Math.max(this.metricsRead, end);
+    const lines = this.newLines(this.file("metrics.jsonl"));
     const every = Math.ceil(lines.length / MOST_POINTS);
     return lines
       .filter((line, i) => i % every === every - 1 || line.includes('"validationLoss"'))
@@ -260,6 +276,25 @@ class Reporter {
         };
       });
   }
+
+  /** Whole lines since the last time: the file may be long. */
+  private newLines(file: string): string[] {
+    const { size } = statSync(file, { throwIfNoEntry: false }) ?? {};
+    if (size === undefined) return [];
+    if (size < this.metricsRead) this.metricsRead = 0; // cut back to a checkpoint
+    const bytes = Buffer.alloc(Math.min(size - this.metricsRead, MOST_BYTES));
+    const fd = openSync(file, "r");
+    try {
+      const read = readSync(fd, bytes, 0, bytes.length, this.metricsRead);
+      const end = bytes.subarray(0, read).lastIndexOf(10) + 1;
+      this.metricsRead += end;
+      return bytes.toString("utf8", 0, end).split("\n").filter(Boolean);
+    } finally {
+      closeSync(fd);
+    }
+  }
 }
 
 const MOST_POINTS = 20;
+/** What is read at once of the lines that a job wrote. */
+const MOST_BYTES = 4 << 20;

@@ -39,6 +39,8 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly model: string;
   /** What a run that goes on elsewhere knows the model by, where its path is another; the path by default. */
   readonly modelName?: string;
+  /** What the result is called in its report and its GGUF files; by default as `out` is. */
+  readonly name?: string;
   /** Training settings; 2 million tokens where none are given. */
   readonly settings?: Partial<TrainSettings>;
   readonly distillation?: Partial<DistillationOptions>;
@@ -59,6 +61,8 @@ export interface CompressOutcome {
   readonly pruned: Measurement;
   readonly student: Measurement;
   readonly plan: PlanSummary;
+  /** Layers of the original that stayed, counted from 0. */
+  readonly keptLayers: readonly number[];
   /** Tokens the student was distilled on. */
   readonly tokens: number;
   readonly seconds: number;
@@ -185,6 +189,7 @@ class Compression {
     const outcome: CompressOutcome = {
       ...{ teacher, pruned, student },
       plan: summarisePlan(this.original.model, modelFromConfig(openCheckpoint(job.out).config)),
+      keptLayers: plan.keptLayers,
       tokens: training.tokens,
       seconds: stages.all.reduce((sum, stage) => sum + stage.seconds, 0),
       tokensPerSecond: training.tokensPerSecond,
@@ -192,7 +197,8 @@ class Compression {
       ...(gguf && { gguf }),
       ...(evaluation && { evaluation }),
     };
-    writeReport(this.directory, { ...outcome, models: { teacher, pruned, student }, stages: stages.all });
+    const { name = job.out } = job;
+    writeReport(this.directory, { ...outcome, name, models: { teacher, pruned, student }, stages: stages.all });
     return outcome;
   }
 
@@ -208,12 +214,13 @@ class Compression {
     const { job } = this;
     if (job.evaluate === undefined) return undefined;
     const roles = ["teacher", "pruned", "student"];
-    const { out: _, ...options } = job;
+    const { out: _, name: _name, modelName, ...options } = job;
     const { tasks, limit, data } = job.evaluate;
-    return this.stages.once(`evaluate ${JSON.stringify([tasks, limit, data])}`, async () => {
-      const outcome = await evaluate({ ...options, models, tasks, limit, data });
-      return { models: outcome.models.map((model, i) => ({ ...model, model: roles[i] ?? model.model })) };
-    });
+    // of a run that may go on elsewhere, answers go along
+    const answers = modelName && { directory: this.directory.file("answers"), identities: roles };
+    return this.stages.once(`evaluate ${JSON.stringify([tasks, limit, data])}`, () =>
+      evaluate({ ...options, models, names: roles, ...(answers && { answers }), tasks, limit, data }),
+    );
   }
 
   /** Quantizes the student, and has the first file write a sentence: the proof that it runs. */

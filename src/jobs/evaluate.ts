@@ -41,6 +41,13 @@ export type EvaluationEngine = (typeof EVALUATION_ENGINES)[number];
 export interface EvaluateJob extends JobOptions {
   /** Directories, .gguf files, hub ids, or `http://host/v1[#name]` of an OpenAI-compatible server. */
   readonly models: readonly string[];
+  /** What they are called in results, in their order; as they are given by default. */
+  readonly names?: readonly string[] | undefined;
+  /**
+   * Where answers are kept, and what is to be unchanged of each model for them to hold, for an evaluation that goes on elsewhere; in the
+   * cache and by the models' files by default.
+   */
+  readonly answers?: { readonly directory: string; readonly identities: readonly string[] } | undefined;
   /** Names of tasks, groups and suites (`minitron`, the default), also `name:SHOTS`, and task files. */
   readonly tasks?: readonly string[] | undefined;
   /** At most so many documents of each task, or that share of them where below 1. */
@@ -93,7 +100,7 @@ export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   const sandbox = new PythonSandbox();
   const models: ModelEvaluation[] = [];
   try {
-    for (const name of job.models) models.push(await evaluateModel(name, planned, job, datasets, sandbox));
+    for (const index of job.models.keys()) models.push(await evaluateModel(index, planned, job, datasets, sandbox));
   } finally {
     sandbox.close();
   }
@@ -120,11 +127,23 @@ async function plannedTasks(names: readonly string[], fewShot: number | undefine
   return [...byLabel.values()];
 }
 
-/** @throws UsageError for a name that means nothing, listing those that do */
-async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
+/** The name of a task and the number of its examples: `NAME:SHOTS`. */
+function nameAndShots(given: string, fewShot?: number): { readonly name: string; readonly fewShot?: number } {
   const [, name = given, shots] = /^(.*?)(?::(\d+))?$/.exec(given) ?? [];
   const own = shots === undefined ? fewShot : Number(shots);
-  const suite = SUITES[name];
+  return { name, ...(own !== undefined && { fewShot: own }) };
+}
+
+/** Whether a name means a task, group or suite that is brought along: no file is looked at. */
+export function isBenchmark(given: string): boolean {
+  const { name } = nameAndShots(given);
+  return Object.hasOwn(SUITES, name) || [...TASK_GROUPS, ...TASKS].some((known) => known.name === name);
+}
+
+/** @throws UsageError for a name that means nothing, listing those that do */
+async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
+  const { name, fewShot: own } = nameAndShots(given, fewShot);
+  const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
   if (suite !== undefined)
     return (await Promise.all(suite.map((entry) => tasksOf(entry.task, own ?? entry.fewShot)))).flat();
   const group = TASK_GROUPS.find((known) => known.name === name);
@@ -138,14 +157,15 @@ async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit
 }
 
 async function evaluateModel(
-  name: string,
+  index: number,
   planned: readonly PlannedTask[],
   job: EvaluateJob,
   datasets: Datasets,
   sandbox: PythonSandbox,
 ): Promise<ModelEvaluation> {
   const started = performance.now();
-  const opened = await open(name, job);
+  const opened = await open(index, job);
+  const name = nameOf(index, job);
   const results = new Map<PlannedTask, TaskResult>();
   const date = new Date();
   const samplesOf = ({ task, label }: PlannedTask) =>
@@ -177,6 +197,8 @@ async function evaluateModel(
   }
   return evaluation;
 }
+
+const nameOf = (index: number, { models, names }: EvaluateJob): string => names?.[index] ?? models[index] ?? "";
 
 /** Tells of a task's requests; a group's tasks are one stage. */
 function progressOf(
@@ -266,10 +288,11 @@ interface OpenedModel {
 /** Changes when the same request would get another answer. */
 const ANSWERS_VERSION = 1;
 
-async function open(name: string, job: EvaluateJob): Promise<OpenedModel> {
+async function open(index: number, job: EvaluateJob): Promise<OpenedModel> {
+  const name = job.models[index] ?? "";
   const cacheOf = (identity: unknown) =>
     ReplyCache.open(
-      path.join(cacheDirectory(job.cacheDir), "evaluations"),
+      job.answers?.directory ?? path.join(cacheDirectory(job.cacheDir), "evaluations"),
       [ANSWERS_VERSION, identity],
       job.restart === true,
     );
@@ -293,7 +316,7 @@ async function open(name: string, job: EvaluateJob): Promise<OpenedModel> {
   const lazy = new LazyModel(opened, name, { ...job, maxLength });
   if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
   const { engine = "coppice", computeType = "f32" } = job;
-  const cache = cacheOf([identityOf(checkpoint), engine, computeType, maxLength]);
+  const cache = cacheOf([job.answers?.identities[index] ?? identityOf(checkpoint), engine, computeType, maxLength]);
   return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
 }
 

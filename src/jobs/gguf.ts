@@ -17,11 +17,12 @@ import {
   loadImportance,
   measureImportance,
   measureSensitivity,
+  nameOf,
   saveImportance,
   type WrittenModel,
 } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
-import { cacheDirectory, hashBytes } from "../system/files.js";
+import { cacheDirectory, hashBytes, safeFileName } from "../system/files.js";
 import {
   type DataOptions,
   type JobOptions,
@@ -64,7 +65,8 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
 }
 
 /** What writing files is told of a job. */
-const writing = (job: JobOptions & Pick<ExportJob, "shardBytes" | "preTokenizer">, stage: string) => ({
+const writing = (job: JobOptions & Pick<QuantizeJob, "name" | "shardBytes" | "preTokenizer">, stage: string) => ({
+  ...(job.name !== undefined && { name: job.name }),
   threads: job.threads ?? availableParallelism(),
   ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
   ...(job.preTokenizer !== undefined && { preTokenizer: job.preTokenizer }),
@@ -91,7 +93,7 @@ export async function runnableGguf(reference: string, job: JobOptions & { readon
     "exported",
     hashBytes(JSON.stringify([EXPORT_VERSION, identityOf(checkpoint), kind])).slice(0, 32),
   );
-  const file = path.join(folder, `${path.basename(path.resolve(checkpoint.path)).replace(/\.gguf$/, "")}-${kind}.gguf`);
+  const file = path.join(folder, `${nameOf(checkpoint)}-${kind}.gguf`);
   const whole = { shardBytes: Number.POSITIVE_INFINITY }; // one name to look for
   if (!existsSync(file)) await exportGguf(file, checkpoint, { kind, ...writing(job, `export ${kind}`), ...whole });
   return file;
@@ -113,6 +115,8 @@ export interface QuantizeJob extends JobOptions, Partial<DataOptions>, Pick<Expo
   readonly model: string;
   /** A .gguf file for a single result, else a directory. */
   readonly out: string;
+  /** What the model is called in its files and their names; as its directory or file by default. */
+  readonly name?: string;
   /** Kinds of files to make. */
   readonly types?: readonly FileKind[];
   /** A file of at most so many bytes, with the best types for it. */
@@ -184,7 +188,7 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   if (job.report === true && calibration === undefined) throw new UsageError("--report needs --data to measure on");
   const importance = await importanceFor(opened, calibration, job);
   const files: QuantizedFile[] = [];
-  const stem = path.basename(path.resolve(opened.checkpoint.path)).replace(/\.gguf$/, "");
+  const stem = job.name === undefined ? nameOf(opened.checkpoint) : safeFileName(job.name);
   const place = (name: string) => (isGguf(job.out) ? job.out : path.join(job.out, `${stem}-${name}.gguf`));
   for (const kind of types)
     files.push(

@@ -1,13 +1,14 @@
 export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
-export type { DataOptions, JobOptions, ProgressEvent } from "./environment.js";
+export { type DataOptions, type JobOptions, openModel, type ProgressEvent } from "./environment.js";
 export {
   EVALUATION_ENGINES,
   type EvaluateJob,
   type EvaluateOutcome,
   type EvaluationEngine,
   evaluate,
+  isBenchmark,
   type ModelEvaluation,
 } from "./evaluate.js";
 export { type Headline, headlines } from "./evaluation-table.js";

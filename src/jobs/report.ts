@@ -1,5 +1,5 @@
 import type { MetricsRecord, RunDirectory } from "../distill/index.js";
-import { writeFileAtomic, writeJson } from "../system/files.js";
+import { pathsBelow, writeFileAtomic, writeJson } from "../system/files.js";
 import type { EvaluateOutcome, ModelEvaluation } from "./evaluate.js";
 import { comparison } from "./evaluation-table.js";
 import type { Measurement } from "./measure.js";
@@ -15,7 +15,8 @@ export interface ReportContent {
   readonly seconds: number;
   readonly tokensPerSecond: number;
   readonly stages: readonly StageRecord[];
-  readonly out: string;
+  /** What it is about. */
+  readonly name: string;
   /** Scores on benchmarks. */
   readonly evaluation?: EvaluateOutcome;
 }
@@ -32,7 +33,8 @@ export function writeReport(run: RunDirectory, content: ReportContent): void {
   const stages = content.stages.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
   const recovered = recoveredShare(content.models);
   const summary = { ...content, stages, ...(recovered !== undefined && { recoveredShare: recovered }) };
-  writeJson(run.file("report.json"), summary);
+  // it may lie elsewhere when it is read
+  writeJson(run.file("report.json"), summary, pathsBelow(run.path, "./"));
   writeFileAtomic(run.file("report.html"), renderReport({ ...content, stages: content.stages }, run.readMetrics()));
 }
 
@@ -81,7 +83,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
   const { models, plan, stages } = content;
   const recovered = recoveredShare(models);
   const sections = [
-    `<h1>${escapeHtml(content.out)}</h1>`,
+    `<h1>${escapeHtml(content.name)}</h1>`,
     `<p>Trained on ${formatCount(content.tokens)} tokens at ${formatCount(content.tokensPerSecond)} tokens/s; ${content.seconds.toFixed(0)} s in all.${
       recovered === undefined
         ? ""

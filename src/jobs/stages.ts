@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
-import { writeJson } from "../system/files.js";
+import { pathsBelow, writeJson } from "../system/files.js";
 import { PeakMemory } from "../system/memory.js";
 
 /** A finished part of a job. */
@@ -50,10 +50,8 @@ export class Stages {
       memory.stop();
     }
   }
+
   private write(): void {
-    const below = this.directory + path.sep;
-    const kept = (_: string, value: unknown) =>
-      typeof value === "string" && value.startsWith(below) ? HERE + value.slice(below.length) : value;
-    writeJson(this.file, JSON.parse(JSON.stringify(this.records, kept)));
+    writeJson(this.file, this.records, pathsBelow(this.directory, HERE));
   }
 }

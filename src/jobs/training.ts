@@ -288,7 +288,7 @@ async function finish(
   const { tokens, seconds, tokensPerSecond } = result;
   const outcome = { student, tokens, seconds, tokensPerSecond, out: job.out };
   run.dropCheckpoints();
-  writeReport(run, { ...outcome, models: { student }, stages: stages.all });
+  writeReport(run, { ...outcome, name: job.out, models: { student }, stages: stages.all });
   return outcome;
 }
 

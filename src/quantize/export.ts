@@ -8,7 +8,8 @@ import { type FileKind, fileTypeOf, fileTypeOfMostly, typesFor } from "./recipes
 import type { Sensitivity } from "./sensitivity.js";
 import { fileBytes, ggufShapes, recipeFacts, type WriteModelOptions, type WrittenModel, writeModel } from "./write.js";
 
-export interface ExportOptions extends Pick<WriteModelOptions, "shardBytes" | "preTokenizer" | "onBytes" | "signal"> {
+export interface ExportOptions
+  extends Pick<WriteModelOptions, "name" | "shardBytes" | "preTokenizer" | "onBytes" | "signal"> {
   /** What kind of file; the name of one of llama.cpp's mixtures. */
   readonly kind: FileKind;
   readonly importance?: Importance;

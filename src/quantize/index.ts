@@ -7,4 +7,4 @@ export {
 } from "./importance.js";
 export { FILE_KINDS, type FileKind, parseFileKind } from "./recipes.js";
 export { measureSensitivity, type Sensitivity, type SensitivityOptions, type TypeCost } from "./sensitivity.js";
-export type { WrittenModel } from "./write.js";
+export { nameOf, type WrittenModel } from "./write.js";

@@ -24,6 +24,8 @@ const AHEAD = 2;
 export interface WriteModelOptions {
   /** The type of each tensor, by its name in GGUF. */
   readonly types: ReadonlyMap<string, StoredDType>;
+  /** `general.name`; as the model's directory or file by default. */
+  readonly name?: string;
   /** `general.file_type`. */
   readonly fileType: number;
   readonly kind?: FileKind;
@@ -73,7 +75,7 @@ function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModel
   const scratch = new Scratch();
   const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
   return {
-    metadata: describe(checkpoint, model, layout, tokenizer.entries, options.fileType),
+    metadata: describe(options.name ?? nameOf(checkpoint), model, layout, tokenizer.entries, options.fileType),
     derived: layout.derived,
     tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, scratch, parameter, options)),
     notes: [...layout.notes, ...tokenizer.notes, ...requantized(checkpoint.source, options.types, layout)],
@@ -190,14 +192,16 @@ function plannedTensor(
   };
 }
 
+/** What a model's directory or file is called. */
+export const nameOf = ({ path: at }: Checkpoint): string => path.basename(path.resolve(at)).replace(/\.gguf$/, "");
+
 function describe(
-  checkpoint: Checkpoint,
+  name: string,
   model: Model,
   layout: GgufLayout,
   tokenizer: readonly (readonly [string, GgufValue])[],
   fileType: number,
 ): GgufMetadata {
-  const name = path.basename(path.resolve(checkpoint.path)).replace(/\.gguf$/, "");
   return new Map<string, GgufValue>([
     ["general.architecture", gguf.string(layout.architecture)],
     ["general.type", gguf.string("model")],

@@ -57,10 +57,24 @@ export function writeFileAtomic(file: string, content: string | Uint8Array): voi
   }
 }
 
-/** Writes a value as indented JSON, atomically. */
-export function writeJson(file: string, value: unknown): void {
-  writeFileAtomic(file, `${JSON.stringify(value, null, 2)}\n`);
+/** Writes a value as indented JSON, atomically. @param replacer as `JSON.stringify` has it */
+export function writeJson(file: string, value: unknown, replacer?: (key: string, value: unknown) => unknown): void {
+  writeFileAtomic(file, `${JSON.stringify(value, replacer, 2)}\n`);
 }
+
+/** For {@link writeJson}: paths of a directory and what is below it begin with something else. */
+export const pathsBelow = (directory: string, start: string) => (_: string, value: unknown) =>
+  typeof value === "string" && `${value}${path.sep}`.startsWith(directory + path.sep)
+    ? start + value.slice(directory.length + 1)
+    : value;
+
+/** A name that people gave, as one for files. */
+export const safeFileName = (name: string): string =>
+  name
+    .normalize("NFKD")
+    .replace(/[^\w.-]+/g, "-")
+    .replace(/^[-._]+|[-._]+$/g, "")
+    .slice(0, 60) || "model";
 
 /** SHA-256 of a file's bytes, streamed, in hexadecimal. */
 export async function hashFile(file: string): Promise<string> {

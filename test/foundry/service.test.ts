@@ -143,7 +143,7 @@ for (const { name: engine, missing, start } of DATABASES)
 
       const { data: files } = (await client.getV1JobsIdArtifacts!({ id: job.id })).data;
       expect(files.map(({ name }) => name)).toEqual(
-        expect.arrayContaining(["README.md", "Tiny-teacher-q8_0.gguf", "model.safetensors", "report.html"]),
+        expect.arrayContaining(["README.md", "Smaller-q8_0.gguf", "model.safetensors", "report.html"]),
       );
       for (const { name, sha256 } of files) {
         const bytes = Buffer.from(

@@ -56,6 +56,8 @@ export interface Measured {
 export interface JobResult {
   readonly models?: Readonly<Record<string, Measured>>;
   readonly plan?: Readonly<Record<string, { readonly from: number; readonly to: number }>> | null;
+  /** Layers of the original that stayed. */
+  readonly keptLayers?: readonly number[] | null;
   readonly tokens?: number;
   readonly scores?: Readonly<Record<string, Readonly<Record<string, string>>>> | null;
   readonly sentence?: string;
@@ -168,6 +170,19 @@ export async function* events(path: string, init: RequestInit): AsyncGenerator<S
           .join("\n");
       yield { event: field("event"), data: JSON.parse(field("data")) as Record<string, unknown> };
     }
+  }
+}
+
+/** Points of a curve by step, as they come: one that comes again takes the place of the one before. */
+export class Points {
+  private readonly byStep = new Map<number, Point>();
+
+  add(point: Point): void {
+    this.byStep.set(point.step, point);
+  }
+
+  get sorted(): Point[] {
+    return [...this.byStep.values()].sort((a, b) => a.step - b.step);
   }
 }
 

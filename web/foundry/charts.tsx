@@ -117,9 +117,18 @@ export function Pareto({
   );
 }
 
+/** Of many points as many as there is room for, and those that were validated. */
+function thinned(points: readonly Point[]): Point[] {
+  const every = Math.ceil(points.length / WIDTH);
+  return points.filter(
+    ({ validationLoss }, i) => i % every === 0 || i === points.length - 1 || validationLoss !== undefined,
+  );
+}
+
 /** Losses by tokens: training, and validation where it was measured. */
-export function LossCurve({ points }: { points: readonly Point[] }) {
-  if (points.length < 2) return <p class="quiet">The curve is drawn once training has begun.</p>;
+export function LossCurve({ points: all }: { points: readonly Point[] }) {
+  if (all.length < 2) return <p class="quiet">The curve is drawn once training has begun.</p>;
+  const points = thinned(all);
   const validated = points.filter((point) => point.validationLoss !== undefined);
   const tokens = points.map((point) => point.tokens);
   const x = scale(tokens, WIDTH - LEFT - 2 * PAD);
@@ -169,15 +178,23 @@ export function LossCurve({ points }: { points: readonly Point[] }) {
   );
 }
 
-/** The model before and after, to scale: widths as boxes, layers as rows. */
-export function CutDrawing({ plan }: { plan: NonNullable<JobResult["plan"]> }) {
+const MOST_ROWS = 48;
+
+/** The model before and after, to scale: widths as boxes, layers as rows; of many layers, evenly chosen ones. */
+export function CutDrawing({
+  plan,
+  keptLayers,
+}: {
+  plan: NonNullable<JobResult["plan"]>;
+  keptLayers: JobResult["keptLayers"];
+}) {
   const [layers, hidden, ffn] = ["layers", "hidden", "ffn"].map((axis) => plan[axis] ?? { from: 1, to: 1 });
   if (layers === undefined || hidden === undefined || ffn === undefined) return null;
-  const shown = Math.min(24, layers.from);
-  const rows = Array.from({ length: shown }, (_, i) => i);
+  const shown = Math.min(MOST_ROWS, layers.from);
+  const rows = Array.from({ length: shown }, (_, i) => Math.floor((i * layers.from) / shown));
+  const kept = (layer: number) => keptLayers?.includes(layer) ?? layer < layers.to;
   const widest = Math.max(hidden.from, ffn.from);
   const [row, width] = [14, 240];
-  const kept = Math.round((layers.to / layers.from) * shown);
   const bar = (size: number) => (size / widest) * width;
   return (
     <figure>
@@ -194,17 +211,18 @@ export function CutDrawing({ plan }: { plan: NonNullable<JobResult["plan"]> }) {
             <text x={0} y={12}>
               {column === 0 ? `hidden ${hidden.from} → ${hidden.to}` : `FFN ${ffn.from} → ${ffn.to}`}
             </text>
-            {rows.map((i) => (
-              <g key={i}>
+            {rows.map((layer, i) => (
+              <g key={layer}>
+                <title>{`layer ${layer}${kept(layer) ? "" : ", cut"}`}</title>
                 <rect x={0} y={20 + i * row} width={bar(size.from)} height={row - 3} class="gone" />
-                {i < kept && <rect x={0} y={20 + i * row} width={bar(size.to)} height={row - 3} class="kept" />}
+                {kept(layer) && <rect x={0} y={20 + i * row} width={bar(size.to)} height={row - 3} class="kept" />}
               </g>
             ))}
           </g>
         ))}
       </svg>
       <figcaption>
-        {`${layers.from === layers.to ? `${layers.from} layers, all kept` : `layers ${layers.from} → ${layers.to}`}; filled: what stays`}
+        {`${layers.from === layers.to ? `${layers.from} layers, all kept` : `layers ${layers.from} → ${layers.to}`}${layers.from > shown ? `, ${shown} of them drawn` : ""}; filled: what stays`}
       </figcaption>
     </figure>
   );

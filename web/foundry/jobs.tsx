@@ -1,10 +1,12 @@
 import { useEffect, useState } from "preact/hooks";
-import { type Artifact, events, get, type Job, type JobStatus, list, type Point, save, send } from "./api.js";
+import { type Artifact, events, get, type Job, type JobStatus, list, type Point, Points, save, send } from "./api.js";
 import { CutDrawing, LossCurve } from "./charts.js";
 import { bytes, count, inOrder, seconds } from "./format.js";
 import { messageOf, useLoaded } from "./use.js";
 
 const REFRESH = 2000;
+/** What comes in between is drawn at once. */
+const DRAW = 250;
 
 export function Jobs() {
   const { value: jobs, error, reload } = useLoaded(() => list<Job>("/v1/jobs"), []);
@@ -56,15 +58,20 @@ export function JobPage({ id }: { id: string }) {
     setLogs([]);
     setStatus(undefined);
     const abort = new AbortController();
+    const curve = new Points();
+    let isDue = false;
+    const draw = () => {
+      isDue = false;
+      if (!abort.signal.aborted) setPoints(curve.sorted);
+    };
     const follow = async () => {
       for await (const { event, data } of events(`/v1/jobs/${id}/events`, { signal: abort.signal })) {
         if (event === "status") setStatus(data as unknown as JobStatus);
-        if (event === "metrics")
-          setPoints((before) =>
-            [...before.filter(({ step }) => step !== data.step), data as unknown as Point].sort(
-              (a, b) => a.step - b.step,
-            ),
-          );
+        if (event === "metrics") {
+          curve.add(data as unknown as Point);
+          if (!isDue) setTimeout(draw, DRAW);
+          isDue = true;
+        }
         if (event === "log") setLogs((before) => [...before, String(data.text)]);
         if (event === "state") setLogs((before) => [...before, `${data.state}${data.error ? `: ${data.error}` : ""}`]);
         if (event === "end") reload();
@@ -76,6 +83,14 @@ export function JobPage({ id }: { id: string }) {
 
   const act = (what: "cancel" | "retry") =>
     send("POST", `/v1/jobs/${id}/${what}`).then(reload, (failed: unknown) => setProblem(messageOf(failed)));
+  const forget = () =>
+    confirm(`Forget ${job?.name}, its files and the model that it made?`) &&
+    send("DELETE", `/v1/jobs/${id}`).then(
+      () => {
+        location.hash = "#/jobs";
+      },
+      (failed: unknown) => setProblem(messageOf(failed)),
+    );
   if (job === undefined) return <section>{error ? <p class="error">{error}</p> : <p>…</p>}</section>;
   const now = { ...job, ...status };
   const { progress } = now;
@@ -95,6 +110,11 @@ export function JobPage({ id }: { id: string }) {
         {(now.state === "failed" || now.state === "cancelled") && (
           <button type="button" onClick={() => act("retry")}>
             Go on
+          </button>
+        )}{" "}
+        {!running && (
+          <button type="button" onClick={forget}>
+            Forget
           </button>
         )}
       </p>
@@ -139,7 +159,7 @@ export function JobPage({ id }: { id: string }) {
       {job.result?.plan && (
         <>
           <h2>Cut</h2>
-          <CutDrawing plan={job.result.plan} />
+          <CutDrawing plan={job.result.plan} keptLayers={job.result.keptLayers} />
         </>
       )}
       {job.result?.models && (

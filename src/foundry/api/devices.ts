@@ -55,16 +55,12 @@ export const deviceRoutes: readonly Route[] = [
     reply: z.object({
       ...{ device, contextLength: z.number().int(), candidates: z.array(candidate), best: candidate.nullable() },
     }),
-    answer: async ({ body, caller }, { library }) => {
+    answer: async ({ body, caller }, { library, materials }) => {
       const model = found(await library.model(caller.tenant, body.model), "model");
-      if (model.facts === null)
-        throw new ApiError(
-          409,
-          "nothing is known of this model before a job has read it: give the job a device or a target",
-          { param: "model" },
-        );
+      if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet", { param: "model" });
       try {
-        const { best, ...fit } = fitDevice(modelFromConfig(model.facts.config), deviceProfile(body.device), {
+        const facts = await materials.facts(caller.tenant, model);
+        const { best, ...fit } = fitDevice(modelFromConfig(facts.config), deviceProfile(body.device), {
           contextLength: body.context_length,
           tokensPerSecond: body.tokens_per_second,
         });

@@ -2,9 +2,10 @@ import { setTimeout as wait } from "node:timers/promises";
 import { z } from "zod";
 import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
+import { keys } from "../materials.js";
 import { aimOf } from "../run-job.js";
-import { type JobSpec, jobSpec } from "../specification.js";
-import { type Artifact, JOB_STATES, type Job } from "../store/jobs.js";
+import { evaluateSpec, type JobSpec, jobSpec } from "../specification.js";
+import { type Artifact, EVENTS_AT_ONCE, JOB_STATES, type Job } from "../store/jobs.js";
 import type { Caller } from "../store/tenants.js";
 import {
   type Events,
@@ -126,10 +127,12 @@ async function* follow(job: Job, after: number, services: FoundryServices, signa
   let shown = "";
   for (;;) {
     const now = (await services.jobs.get(job.tenant, job.id)) ?? job;
-    for (const one of await services.jobs.events(job.id, last)) {
+    const events = await services.jobs.events(job.id, last);
+    for (const one of events) {
       last = one.id;
       yield { event: one.kind, id: `${one.id}`, data: { at: one.at, ...one.data } };
     }
+    if (events.length === EVENTS_AT_ONCE && !signal.aborted) continue; // there are more
     const { state, stage: at, progress, stages } = now;
     const status = JSON.stringify({ state, stage: at, progress, stages });
     if (status !== shown) {
@@ -226,6 +229,16 @@ export const jobRoutes: readonly Route[] = [
       return shownJob(await jobOf(request, services));
     },
   }),
+  route("Jobs", "DELETE /v1/jobs/{id}", {
+    summary: "Forgets a job that has ended, with its files and the model that it made",
+    ...{ needs: "user", parameters: idParameter, status: 204 },
+    answer: async (request, services) => {
+      const { tenant, id, state } = await jobOf(request, services);
+      if (!(await services.jobs.remove(tenant, id))) throw new ApiError(409, `the job is ${state}: stop it first`);
+      await services.storage.remove(keys.results(tenant, id));
+      await services.storage.remove(keys.workspace(id));
+    },
+  }),
   route("Jobs", "GET /v1/jobs/{id}/events", {
     summary: "What happens to a job, as server-sent events: state, stage, metrics, log, status, and end at its end",
     ...{ needs: "viewer", parameters: idParameter, reply: { media: "text/event-stream" } },
@@ -245,7 +258,7 @@ export const jobRoutes: readonly Route[] = [
     },
   }),
   route("Jobs", "GET /v1/jobs/{id}/metrics", {
-    summary: "Losses and learning rates by step",
+    summary: "Losses and learning rates by step, 2000 at most",
     ...{
       needs: "viewer",
       parameters: idParameter,
@@ -253,11 +266,7 @@ export const jobRoutes: readonly Route[] = [
     },
     answer: async (request, services) => {
       const { id } = await jobOf(request, services);
-      const { rows } = await services.db.pool.query(
-        "select data from foundry.events where job_id = $1 and kind = 'metrics' order by (data->>'step')::int, id",
-        [id],
-      );
-      return { data: rows.map((row) => row.data) };
+      return { data: await services.jobs.metrics(id) };
     },
   }),
   route("Jobs", "GET /v1/jobs/{id}/artifacts", {
@@ -283,20 +292,10 @@ export const jobRoutes: readonly Route[] = [
   }),
 ];
 
-const evaluationBody = z.strictObject({
-  model: z.uuid(),
-  tasks: z
-    .array(z.string().regex(/^[\w:.-]{1,64}$/))
-    .min(1)
-    .max(80),
-  limit: z.number().gt(0).max(1e6).optional(),
-  name: z.string().min(1).max(120).optional(),
-});
-
 export const evaluationRoutes: readonly Route[] = [
   route("Evaluations", "POST /v1/evaluations", {
     summary: "Asks for a model to be measured on benchmarks: a job",
-    ...{ needs: "user", body: evaluationBody, status: 201, reply: jobSchema },
+    ...{ needs: "user", body: evaluateSpec.omit({ kind: true }), status: 201, reply: jobSchema },
     answer: async ({ body, caller, header }, services) =>
       shownJob((await createJob({ kind: "evaluate", ...body }, caller, services, idempotencyKeyOf(header))).job),
   }),

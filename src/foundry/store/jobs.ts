@@ -61,6 +61,8 @@ export interface Artifact extends StoredFile {
 /** A job whose workers died so often at the same stage is taken for what kills workers. */
 const MOST_DEATHS = 5;
 
+export const EVENTS_AT_ONCE = 1000;
+
 const jobOf = (row: Job & { number: unknown }): Job => ({ ...row, number: Number(row.number) });
 
 /** The table of jobs. What a worker writes counts only while it holds the job's lease. */
@@ -158,6 +160,19 @@ export class Jobs {
       if (rows.length === 0) return false;
       await event(client, id, "state", { state: "queued" });
       await this.db.announce(client, id);
+      return true;
+    });
+  }
+
+  /** Forgets a job that has ended, what it told, and the model that it made. @returns whether it had ended */
+  async remove(tenant: string, id: string): Promise<boolean> {
+    return this.db.transaction(async (client) => {
+      const { rowCount } = await client.query(
+        "delete from foundry.jobs where tenant = $1 and id = $2 and state not in ('queued', 'running')",
+        [tenant, id],
+      );
+      if (rowCount === 0) return false;
+      await client.query("delete from foundry.models where tenant = $1 and job_id = $2", [tenant, id]);
       return true;
     });
   }
@@ -268,7 +283,8 @@ export class Jobs {
       for (const { id, deaths, cancel_requested: cancelled } of rows) {
         const hopeless = deaths + 1 >= MOST_DEATHS;
         const state = cancelled ? "cancelled" : hopeless ? "failed" : "queued";
-        const error = hopeless ? `its worker died ${deaths + 1} times: it may need more memory than there is` : null;
+        const error =
+          state === "failed" ? `its worker died ${deaths + 1} times: it may need more memory than there is` : null;
         await client.query(
           `update foundry.jobs set state = $2, lease = null, deaths = deaths + 1, error = $3,
            finished_at = case when $2 = 'queued' then null else now() end where id = $1`,
@@ -287,7 +303,20 @@ export class Jobs {
     await this.db.pool.query("update foundry.jobs set deaths = 0 where id = $1 and lease = $2", [id, lease]);
   }
 
-  async events(id: string, after: number, limit = 1000): Promise<JobEvent[]> {
+  /** What the job told of its training, in order of the steps; of more points than `most`, every so many-th. */
+  async metrics(id: string, most = 2000): Promise<Readonly<Record<string, unknown>>[]> {
+    const { rows } = await this.db.pool.query(
+      `select data from (
+         select data, row_number() over (order by (data->>'step')::int desc, id desc) - 1 as place, count(*) over () as count
+         from foundry.events where job_id = $1 and kind = 'metrics') as points
+       where place % ceil(count / $2::numeric) = 0 order by place desc`,
+      [id, most],
+    );
+    return rows.map(({ data }) => data);
+  }
+
+  /** In order, `EVENTS_AT_ONCE` at most. */
+  async events(id: string, after: number, limit = EVENTS_AT_ONCE): Promise<JobEvent[]> {
     const { rows } = await this.db.pool.query(
       "select id, at, kind, data from foundry.events where job_id = $1 and id > $2 order by id limit $3",
       [id, after, limit],

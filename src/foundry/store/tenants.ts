@@ -3,6 +3,9 @@ import { hashKey } from "../../serve/index.js";
 import type { Database } from "../database.js";
 import type { Secrets } from "../secrets.js";
 
+/** Whoever runs the service: asks without a key where none are needed. */
+export const LOCAL_TENANT = "local";
+
 export const ROLES = ["viewer", "user", "admin"] as const;
 /** A viewer looks, a user also makes and deletes, an admin also gives keys and quotas, of any tenant. */
 export type Role = (typeof ROLES)[number];
