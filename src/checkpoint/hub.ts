@@ -49,6 +49,15 @@ function resolveOptions(options: HubOptions) {
 export const isRepoName = (text: string): boolean =>
   /^[\w.-]+\/[\w.-]+$/.test(text) && !/(^|\/)\.{1,2}($|\/)/.test(text);
 
+/** Whether a text has the form of a branch, tag or commit: it becomes a file's name. */
+const isRevision = (text: string): boolean => /^[\w./-]+$/.test(text) && !/(^|\/)\.{0,2}(\/|$)/.test(text);
+
+/** Whether a text has the form of a model's id, `organisation/name` or `organisation/name@revision`. */
+export function isHubId(text: string): boolean {
+  const [repo = "", ...revisions] = text.split("@");
+  return isRepoName(repo) && revisions.length <= 1 && revisions.every(isRevision);
+}
+
 /** The newest commit that a revision names. */
 async function resolveCommit(
   type: RepoType,
@@ -88,8 +97,7 @@ export async function downloadRepo(
 ): Promise<{ readonly directory: string; readonly commit: string }> {
   if (!isRepoName(repo)) throw new UsageError(`${repo} is no repository name (organisation/name)`);
   const options = resolveOptions(given);
-  if (/(^|\/)\.{1,2}(\/|$)|[^\w./-]/.test(options.revision))
-    throw new UsageError(`${options.revision} is no branch, tag or commit`); // it becomes a file's name
+  if (!isRevision(options.revision)) throw new UsageError(`${options.revision} is no branch, tag or commit`);
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
   if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
@@ -161,7 +169,7 @@ const MODEL_FILES = [
 /** The configuration of a hub's model, without its weights. @returns the directory that it lies in */
 export async function resolveConfig(id: string, options: HubOptions = {}): Promise<string> {
   const [repo = "", revision] = id.split("@");
-  if (!isRepoName(repo)) throw new UsageError(`${id} is no hub id (organisation/name)`);
+  if (!isHubId(id)) throw new UsageError(`${id} is no hub id (organisation/name)`);
   const given = revision === undefined ? options : { ...options, revision };
   return (await downloadRepo("model", repo, ["config.json"], given)).directory;
 }

@@ -13,7 +13,7 @@ export {
   downloadRepo,
   HUB_PREFIX,
   type HubOptions,
-  isRepoName,
+  isHubId,
   resolveConfig,
   resolveModel,
 } from "./hub.js";

@@ -104,12 +104,10 @@ export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   } finally {
     sandbox.close();
   }
-  const outcome = { models, ...(job.out !== undefined && { out: job.out }) };
-  if (job.out !== undefined) {
-    writeJson(path.join(job.out, "results.json"), outcome);
-    writeEvaluationReport(job.out, models, job.published);
-  }
-  return outcome;
+  if (job.out === undefined) return { models };
+  writeJson(path.join(job.out, "results.json"), { models });
+  writeEvaluationReport(job.out, models, job.published);
+  return { models, out: job.out };
 }
 
 async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import { isRepoName, openCheckpoint } from "../../checkpoint/index.js";
+import { isHubId, openCheckpoint } from "../../checkpoint/index.js";
 import { checkRunnable } from "../../generate/index.js";
 import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
@@ -91,7 +91,7 @@ export const modelRoutes: readonly Route[] = [
     body: z.strictObject({ name: name.optional(), hub_id: z.string().max(200).optional() }),
     answer: async ({ body, caller }, { library }) => {
       const { hub_id: id } = body;
-      if (id !== undefined && !isRepoName(id.replace(/@[\w./-]+$/, "")))
+      if (id !== undefined && !isHubId(id))
         throw new ApiError(400, `"${id}" is no id of the hub: organisation/name, or organisation/name@revision`, {
           param: "hub_id",
         });
