@@ -1,10 +1,12 @@
 import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { connectionOf, Database } from "../../src/foundry/database.js";
+import { Jobs } from "../../src/foundry/store/jobs.js";
 import { temporaryDirectory } from "../temporary.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
@@ -51,6 +53,25 @@ for (const { name, missing, start } of DATABASES)
       const all = await Promise.allSettled(Array.from({ length: 40 }, (_, i) => once(i % 4 === 0)));
       expect(all.filter(({ status }) => status === "rejected")).toHaveLength(10);
       expect((await db.pool.query("select count(*)::int as count from public.counted")).rows).toEqual([{ count: 60 }]);
+    });
+
+    it("thins a long curve, and keeps its end", async () => {
+      const jobs = new Jobs(db);
+      const { job } = await jobs.create(
+        "anna",
+        "long",
+        { kind: "evaluate", model: randomUUID(), tasks: [] },
+        undefined,
+      );
+      const held = (await jobs.claim(job.id, randomUUID()))!;
+      const points = Array.from({ length: 95 }, (_, step) => ({ step, loss: 1 / (1 + step) }));
+      await jobs.note(held, "metrics", points.slice(0, 50));
+      await jobs.note(held, "metrics", points.slice(50));
+      expect(await jobs.metrics(job.id)).toEqual(points);
+      const some = await jobs.metrics(job.id, 10);
+      expect(some).toHaveLength(10);
+      expect(some).toEqual(points.filter(({ step }) => some.some((one) => one.step === step)));
+      expect(some.at(-1)).toEqual(points.at(-1));
     });
 
     it("goes on when a connection breaks off in the middle of a query", async () => {

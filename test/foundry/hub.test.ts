@@ -73,9 +73,10 @@ describe("the foundry with a hub", () => {
     expect(plan.best.share).toBe(1);
     expect(hub.requests.filter((request) => request.endsWith("safetensors"))).toEqual([]);
     expect((await ask("anna", "GET", `/v1/models/${model}`)).parameters).toBeGreaterThan(500_000);
-    const spec = { model, device: "phone-4gb", quantization: ["q8_0"] };
+    const spec = { model, device: "phone-4gb", quantization: ["q8_0"], evaluate: { tasks: ["piqa"], limit: 4 } };
     const job = await ended("anna", (await ask("anna", "POST", "/v1/jobs", spec)).id);
     expect(job).toMatchObject({ state: "done", error: null, name: "org/tiny for phone-4gb" });
+    expect(Object.keys(job.result.scores.piqa ?? {})).toEqual(["teacher"]);
     const card = await textOf("anna", job.id, "README.md");
     expect(card).toContain('license: "mit"\nbase_model: "org/tiny"\n');
     const files = (await ask("anna", "GET", `/v1/jobs/${job.id}/artifacts`)).data.map(({ name }) => name);

@@ -64,7 +64,7 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await page.getByText("More").click();
     await page.getByLabel("Tokens to distil on").fill("20000");
     await picture("1-new-job");
-    await page.getByRole("button", { name: "Start" }).press("Enter");
+    await page.getByRole("button", { name: "Start" }).click();
     await expect.poll(() => page.getByTestId("state").textContent()).toMatch(/queued|running/);
     await expect.poll(() => page.getByLabel(/^Loss by tokens/).count(), { timeout: 60_000 }).toBe(1);
     await picture("2-job-running");
@@ -105,6 +105,16 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
       .poll(async () => Math.min(...(await answers.allTextContents()).map((text) => text.length)), { timeout: 30_000 })
       .toBeGreaterThan(prompt.length + 20);
     await picture("5-compare");
+  });
+
+  it("forget a job, its files and its model when told to", async () => {
+    await page.goto(`${foundry.url}/#/jobs`);
+    await page.getByRole("link", { name: "Tiny teacher for phone-4gb" }).click();
+    page.once("dialog", (dialog) => dialog.accept());
+    await page.getByRole("button", { name: "Forget" }).click();
+    await expect.poll(() => page.getByText("There are none yet").count()).toBe(1);
+    await page.goto(`${foundry.url}/#/models`);
+    await expect.poll(() => page.getByRole("link", { name: "Compare" }).count()).toBe(1);
   });
 
   it("fit a phone in the dark, are worked by keyboard, and ask for nothing from elsewhere", async () => {

@@ -1,10 +1,11 @@
 import { createHash, randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { OpenAPIClientAxios } from "openapi-client-axios";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openGguf } from "../../src/checkpoint/index.js";
 import { connectionOf } from "../../src/foundry/database.js";
 import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
 import { requestsOf } from "../openapi-requests.js";
@@ -76,7 +77,7 @@ for (const { name: engine, missing, start } of DATABASES)
       const text = await response.text();
       return {
         status: response.status,
-        json: (text.startsWith("{") ? JSON.parse(text) : {}) as Json,
+        json: (/^application\/json/.test(response.headers.get("content-type") ?? "") ? JSON.parse(text) : {}) as Json,
         text,
         headers: response.headers,
       };
@@ -179,6 +180,40 @@ for (const { name: engine, missing, start } of DATABASES)
       const events = await ask("anna", "GET", `/v1/jobs/${job.id}/events`);
       expect(events.text).toContain('"loss":');
       expect(events.text).toMatch(/event: end\ndata: \{"state":"done"\}\s*$/);
+      const curve = (await client.getV1JobsIdMetrics!({ id: job.id })).data.data as unknown as { step: number }[];
+      expect(curve.length).toBeGreaterThan(1);
+      expect(curve.map(({ step }) => step)).toEqual(curve.map(({ step }) => step).sort((a, b) => a - b));
+
+      // what it made is called as it is, and tells nothing of where things lie here
+      const gguf = path.join(temporaryDirectory(), "smaller.gguf");
+      const all = `/v1/jobs/${job.id}/artifacts`;
+      const bytes = await fetch(`${foundry.url}${all}/Smaller-q8_0.gguf`, {
+        headers: { authorization: `Bearer ${keys.anna}` },
+      });
+      writeFileSync(gguf, Buffer.from(await bytes.arrayBuffer()));
+      expect(openGguf(gguf).metadata.get("general.name")?.value).toBe("Smaller");
+      for (const name of ["report.html", "report.json", "README.md", "metrics.jsonl"])
+        expect((await ask("anna", "GET", `${all}/${name}`)).text, name).not.toContain(data);
+
+      const stored = path.join(data, "files/tenants/anna/jobs", job.id);
+      expect(existsSync(stored)).toBe(true);
+      expect((await client.deleteV1JobsId!({ id: job.id })).status).toBe(204);
+      for (const at of [`/v1/jobs/${job.id}`, all, `/v1/models/${own.id}`])
+        expect((await ask("anna", "GET", at)).status, at).toBe(404);
+      expect(existsSync(stored)).toBe(false);
+      expect((await ask("anna", "GET", "/v1/me")).json.used_bytes).toBe(content.length);
+    });
+
+    it("forgets a job only when it has ended", async () => {
+      const spec = { ...QUICK, tokens: 50_000_000, model: await embedded() };
+      const { id } = (await ask("anna", "POST", "/v1/jobs", spec)).json;
+      expect((await ask("anna", "DELETE", `/v1/jobs/${id}`)).status).toBe(409);
+      await ask("anna", "POST", `/v1/jobs/${id}/cancel`);
+      await ended("anna", id);
+      expect((await ask("viewer", "DELETE", `/v1/jobs/${id}`)).status).toBe(403);
+      expect((await ask("anna", "DELETE", `/v1/jobs/${id}`)).status).toBe(204);
+      expect((await ask("anna", "DELETE", `/v1/jobs/${id}`)).status).toBe(404);
+      expect(existsSync(path.join(data, "files/workspaces", id))).toBe(false);
     });
 
     it("shows a tenant nothing of another's", async () => {
@@ -191,6 +226,7 @@ for (const { name: engine, missing, start } of DATABASES)
         ["GET", `/v1/jobs/${job}`],
         ["POST", `/v1/jobs/${job}/cancel`],
         ["POST", `/v1/jobs/${job}/retry`],
+        ["DELETE", `/v1/jobs/${job}`],
         ["GET", `/v1/jobs/${job}/events`],
         ["GET", `/v1/jobs/${job}/metrics`],
         ["GET", `/v1/jobs/${job}/artifacts`],
