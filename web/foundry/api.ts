@@ -149,6 +149,8 @@ export async function upload<T>(method: "POST" | "PUT", path: string, file: Blob
 
 export interface ServerEvent {
   readonly event: string;
+  /** By which a stream can be gone on with; empty where it has none. */
+  readonly id: string;
   readonly data: Record<string, unknown>;
 }
 
@@ -168,7 +170,7 @@ export async function* events(path: string, init: RequestInit): AsyncGenerator<S
           .filter((line) => line.startsWith(`${name}:`))
           .map((line) => line.slice(name.length + 1).trim())
           .join("\n");
-      yield { event: field("event"), data: JSON.parse(field("data")) as Record<string, unknown> };
+      yield { event: field("event"), id: field("id"), data: JSON.parse(field("data")) as Record<string, unknown> };
     }
   }
 }

@@ -1,5 +1,17 @@
-import { useEffect, useState } from "preact/hooks";
-import { type Artifact, events, get, type Job, type JobStatus, list, type Point, Points, save, send } from "./api.js";
+import { useEffect, useRef, useState } from "preact/hooks";
+import {
+  type Artifact,
+  events,
+  get,
+  type Job,
+  type JobStatus,
+  list,
+  type Point,
+  Points,
+  Refused,
+  save,
+  send,
+} from "./api.js";
 import { CutDrawing, LossCurve } from "./charts.js";
 import { bytes, count, inOrder, seconds } from "./format.js";
 import { messageOf, useLoaded } from "./use.js";
@@ -52,33 +64,51 @@ export function JobPage({ id }: { id: string }) {
   const [problem, setProblem] = useState("");
   const artifacts = useLoaded(() => list<Artifact>(`/v1/jobs/${id}/artifacts`), [id, job?.state]);
   const running = job?.state === "queued" || job?.state === "running";
+  /** What was heard of the job so far: a stream that breaks off is gone on with. */
+  const followed = useRef({ id: "", last: 0, curve: new Points() });
 
   useEffect(() => {
-    setPoints([]);
-    setLogs([]);
-    setStatus(undefined);
-    const abort = new AbortController();
-    const curve = new Points();
+    const stop = new AbortController();
+    const { signal } = stop;
+    if (followed.current.id !== id) {
+      followed.current = { id, last: 0, curve: new Points() };
+      setPoints([]);
+      setLogs([]);
+      setStatus(undefined);
+    }
+    const known = followed.current;
     let isDue = false;
     const draw = () => {
       isDue = false;
-      if (!abort.signal.aborted) setPoints(curve.sorted);
+      if (followed.current === known) setPoints(known.curve.sorted);
     };
     const follow = async () => {
-      for await (const { event, data } of events(`/v1/jobs/${id}/events`, { signal: abort.signal })) {
+      for await (const { event, id: at, data } of events(`/v1/jobs/${id}/events?after=${known.last}`, { signal })) {
+        if (at !== "") known.last = Number(at);
         if (event === "status") setStatus(data as unknown as JobStatus);
         if (event === "metrics") {
-          curve.add(data as unknown as Point);
+          known.curve.add(data as unknown as Point);
           if (!isDue) setTimeout(draw, DRAW);
           isDue = true;
         }
         if (event === "log") setLogs((before) => [...before, String(data.text)]);
         if (event === "state") setLogs((before) => [...before, `${data.state}${data.error ? `: ${data.error}` : ""}`]);
-        if (event === "end") reload();
+        if (event === "end") return reload();
       }
+      throw new Error("the service ended the connection");
     };
-    follow().catch((failed: unknown) => abort.signal.aborted || setProblem(messageOf(failed)));
-    return () => abort.abort();
+    const keepOn = async () => {
+      for (;;)
+        try {
+          return await follow();
+        } catch (failed) {
+          if (signal.aborted) return;
+          if (failed instanceof Refused) return setProblem(failed.message);
+          await new Promise((resolve) => setTimeout(resolve, REFRESH)); // the service may come back
+        }
+    };
+    void keepOn();
+    return () => stop.abort();
   }, [id, running]);
 
   const act = (what: "cancel" | "retry") =>
@@ -150,7 +180,7 @@ export function JobPage({ id }: { id: string }) {
         ))}
         {running && now.stage !== null && <li class="now">{now.stage}</li>}
       </ol>
-      {job.spec.kind === "compress" && (
+      {job.spec.kind === "compress" && (running || points.length > 1) && (
         <>
           <h2>Learning</h2>
           <LossCurve points={points} />
