@@ -79,13 +79,15 @@ const document = (await (await fetch(`${service.url}/openapi.json`)).json()) as 
 const models = JSON.parse((await ask("anna", "GET", "/v1/models")).text) as { data: { id: string }[] };
 const model = models.data.at(-1)?.id;
 const quick = { model, tokens: 5000, sequence_length: 32, calibration_samples: 8, target: "hidden=96,ffn=320" };
-const own = {
+/** Something of each kind that is Anna's. */
+const annas = async () => ({
   job: await made("/v1/jobs", JSON.stringify(quick)),
   model: await made("/v1/models", JSON.stringify({ name: "Anna's" })),
   dataset: await made("/v1/datasets?name=a.txt", "Tom had a kite. ".repeat(50), "text/plain"),
-};
+});
 
 async function atRandom(): Promise<void> {
+  const own = await annas(); // some of which will be deleted
   const known: Known = {
     ...{ model: fc.constant(model), tokens: fc.constant(1000), hub_id: fc.constant("a/b"), max_tokens: fc.nat(8) },
     ...{ id: fc.constantFrom(model, own.job, own.model, own.dataset, randomUUID()), tenant: fc.constant("carl") },
@@ -106,6 +108,7 @@ async function atRandom(): Promise<void> {
 
 /** Every operation on something of Anna's, asked for by Bert as the document has it: to him it does not exist. */
 async function anotherTenant(): Promise<void> {
+  const own = await annas();
   const seen = new Map<string, string>();
   let [asked, refused] = [0, 0];
   for (const [kind, id] of Object.entries(own)) {
@@ -124,6 +127,8 @@ async function anotherTenant(): Promise<void> {
       else seen.set(request.operation, `${status}, ${nobodys.status}`);
     }
   }
+  for (const [kind, id] of Object.entries(own))
+    check((await ask("anna", "GET", `/v1/${kind}s/${id}`)).status === 200, `Anna still has her ${kind}`);
   check(
     seen.size === 0 && refused < asked / 20,
     `${asked} requests of another tenant: 404, but ${refused} that are refused whatever they ask for, and ${JSON.stringify([...seen])}`,
@@ -152,8 +157,9 @@ async function malformed(): Promise<void> {
     }),
   );
   check(over.status === 413, `an upload too large: ${over.status}`);
+  const { model: uploading } = await annas();
   for (const name of ["../../etc/passwd", "..%2f..%2fsecrets", "a/../../b", "%00", "model.bin", "x.pt"]) {
-    const { status } = await ask("anna", "PUT", `/v1/models/${own.model}/files/${encodeURIComponent(name)}`, "x");
+    const { status } = await ask("anna", "PUT", `/v1/models/${uploading}/files/${encodeURIComponent(name)}`, "x");
     check(status >= 400 && status < 500, `a file named ${name}: ${status}`);
   }
   check(await isWell(), `well: ${service.memory} MiB`);
@@ -193,9 +199,11 @@ async function brokenUploads(): Promise<void> {
 /** Those who watch a job and leave. */
 async function watchers(): Promise<void> {
   const count = Number(values.watchers);
+  const watched = await made("/v1/jobs", JSON.stringify({ ...quick, tokens: 1e9 }));
   await inParallel(count, 50, async () => {
-    await ask("anna", "GET", `/v1/jobs/${own.job}/events`).catch(() => {});
+    await ask("anna", "GET", `/v1/jobs/${watched}/events`).catch(() => {});
   });
+  await ask("anna", "POST", `/v1/jobs/${watched}/cancel`);
   check(await isWell(), `${count} watchers left: ${service.memory} MiB`);
 }
 

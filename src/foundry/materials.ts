@@ -1,10 +1,12 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { homedir } from "node:os";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/index.js";
 import { HUB_PREFIX, openCheckpoint, resolveConfig } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import { packageRoot } from "../ggml/library.js";
 import { countParameters, modelFromConfig } from "../models/index.js";
+import { cacheDirectory } from "../system/files.js";
 import type { Storage } from "./storage.js";
 import type { Dataset, Library, ModelFacts, ModelRow } from "./store/library.js";
 import { LOCAL_TENANT, type Tenants } from "./store/tenants.js";
@@ -62,6 +64,12 @@ export class Materials {
     const token = await this.tenants.hubToken(tenant);
     if (tenant === LOCAL_TENANT) return token === undefined ? {} : { token };
     return { token: token ?? "", cacheDir: path.join(this.hubCache, token === undefined ? "public" : `of-${tenant}`) };
+  }
+
+  /** A text without where things lie on this machine. */
+  withoutPlaces(text: string): string {
+    const places = [this.storage.root, this.hubCache, cacheDirectory(), homedir(), packageRoot];
+    return places.reduce((left, place) => left.replaceAll(place + path.sep, ""), text);
   }
 
   /**

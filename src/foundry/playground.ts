@@ -1,13 +1,27 @@
+import { freemem } from "node:os";
 import type { HubOptions } from "../checkpoint/index.js";
 import { runnableGguf } from "../jobs/index.js";
+import { formatBytes } from "../jobs/report.js";
 import { FairQueue } from "../serve/engine/fair-queue.js";
 import { HostedModel, type HostOptions } from "../serve/engine/hosted-model.js";
+import { ApiError } from "../serve/errors.js";
 
 export interface PlayRequest {
   readonly prompt: string;
   readonly maxTokens: number;
   readonly temperature: number;
   readonly seed: number | undefined;
+}
+
+/** A model to be tried. */
+export interface TriedModel {
+  /** What it is kept under. */
+  readonly id: string;
+  /** Where it is. */
+  readonly reference: string;
+  readonly hub: HubOptions;
+  /** About so many its weights take. */
+  readonly bytes: number;
 }
 
 interface Entry {
@@ -20,6 +34,8 @@ interface Entry {
 /** Models that are kept in memory, to be asked again. */
 const MOST_MODELS = 3;
 const [SLOTS, WAITING] = [2, 16];
+/** Of the memory that is free, what a model may take: the service goes on beside it. */
+const MEMORY_SHARE = 0.5;
 
 /** Lets people try models: a few are kept in memory, the one that was not asked for longest makes room. */
 export class Playground {
@@ -28,14 +44,14 @@ export class Playground {
 
   constructor(private readonly options: Pick<HostOptions, "device" | "threads">) {}
 
-  /** @param id what it is kept under @param reference where the model is @throws ApiError 429 when too many wait */
+  /** @throws ApiError 409 for a model that is too large, 429 when too many wait; CoppiceError for one that cannot be had or run */
   async *write(
-    { id, reference, hub }: { id: string; reference: string; hub: HubOptions },
+    tried: TriedModel,
     { prompt, maxTokens, temperature, seed }: PlayRequest,
     client: string,
     signal: AbortSignal,
   ): AsyncGenerator<string> {
-    const entry = await this.entry(id, reference, hub);
+    const entry = this.entry(tried);
     entry.users++;
     try {
       const leave = await entry.queue.enter(client, signal);
@@ -52,12 +68,18 @@ export class Playground {
     }
   }
 
-  private async entry(id: string, reference: string, hub: HubOptions): Promise<Entry> {
+  private entry({ id, reference, hub, bytes }: TriedModel): Entry {
     const known = this.entries.get(id);
     if (known !== undefined) return known;
     const { device, threads } = this.options;
     const load = async () => {
       await this.makeRoom();
+      const most = MEMORY_SHARE * freemem();
+      if (bytes > most)
+        throw new ApiError(
+          409,
+          `the model takes about ${formatBytes(bytes)}, and ${formatBytes(most)} are free here: download it, and run it elsewhere`,
+        );
       const file = await runnableGguf(reference, { hub });
       return HostedModel.open(file, { device, threads, slots: SLOTS });
     };

@@ -163,7 +163,10 @@ export class Worker {
         await reporter.report().catch(() => {});
         await workspace.save().catch(() => {}); // for when it is tried again
         const said = error instanceof Error ? error.message : String(error);
-        await this.jobs.finish(job, { state: "failed", error: withoutPlaces(said, workspace, storage) });
+        await this.jobs.finish(job, {
+          state: "failed",
+          error: materials.withoutPlaces(said.replaceAll(workspace.path, "the job's directory")),
+        });
       }
       logger.info(
         { job: job.id, standing, error: error instanceof CoppiceError ? error.message : String(error) },
@@ -192,10 +195,6 @@ export class Worker {
     return { model: model as ModelRow, dataset };
   }
 }
-
-/** What went wrong, without where things lie on this machine. */
-const withoutPlaces = (said: string, workspace: Workspace, storage: Storage): string =>
-  said.replaceAll(workspace.path, "the job's directory").replaceAll(storage.root + path.sep, "");
 
 /** Tells the database what a job does: its stage and progress, and the lines of metrics since the last time. */
 class Reporter {

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { gunzipSync } from "node:zlib";
 import { type Browser, chromium, type Page } from "playwright-core";
@@ -107,14 +107,45 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await picture("5-compare");
   });
 
+  it("take a model that is sent, and talk with one that was made for it", async () => {
+    const directory = temporaryDirectory();
+    cpSync(path.join(root, "examples/tiny-teacher"), directory, { recursive: true });
+    const settings = path.join(directory, "tokenizer_config.json");
+    const template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}assistant:";
+    const known = JSON.parse(readFileSync(settings, "utf8")) as object;
+    writeFileSync(settings, JSON.stringify({ ...known, chat_template: template }));
+    await page.goto(`${foundry.url}/#/`);
+    await page
+      .getByLabel("Send a model")
+      .setInputFiles(readdirSync(directory).map((name) => path.join(directory, name)));
+    await expect.poll(() => page.locator(".choice").textContent()).toContain("Nothing needs to be cut");
+    await expect.poll(() => page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
+    await page.getByRole("button", { name: "Start" }).click();
+    await page.getByRole("link", { name: "Run it here" }).click({ timeout: 60_000 });
+    await expect.poll(() => page.getByTestId("engine").textContent(), { timeout: 60_000 }).toMatch(/^Ready/);
+    for (const message of ["Hello there", "And then"]) {
+      await page.getByLabel("Message").fill(message);
+      await page.getByRole("button", { name: "Send" }).click();
+      await expect.poll(() => page.getByTestId("engine").textContent(), { timeout: 60_000 }).toMatch(/tokens\/s/);
+      await expect.poll(() => page.getByRole("button", { name: "Begin anew" }).isEnabled()).toBe(true);
+    }
+    const said = await page.locator(".answer").allTextContents();
+    expect(said).toHaveLength(4);
+    expect([said[0], said[2]]).toEqual(["You: Hello there", "You: And then"]);
+    expect(Math.min(said[1]!.length, said[3]!.length)).toBeGreaterThan("The model: ".length);
+    await picture("6-chat-in-the-tab");
+  });
+
   it("forget a job, its files and its model when told to", async () => {
     await page.goto(`${foundry.url}/#/jobs`);
-    await page.getByRole("link", { name: "Tiny teacher for phone-4gb" }).click();
+    const link = page.getByRole("link", { name: "Tiny teacher for phone-4gb" });
+    await link.click();
     page.once("dialog", (dialog) => dialog.accept());
     await page.getByRole("button", { name: "Forget" }).click();
-    await expect.poll(() => page.getByText("There are none yet").count()).toBe(1);
+    await expect.poll(() => page.getByRole("heading", { level: 1 }).textContent()).toBe("Jobs");
+    await expect.poll(() => link.count()).toBe(0);
     await page.goto(`${foundry.url}/#/models`);
-    await expect.poll(() => page.getByRole("link", { name: "Compare" }).count()).toBe(1);
+    await expect.poll(() => page.getByRole("link", { name: "Compare" }).count()).toBe(3);
   });
 
   it("fit a phone in the dark, are worked by keyboard, and ask for nothing from elsewhere", async () => {
@@ -140,7 +171,7 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     for (let i = 0; i < 6 && (await focused()) !== "Jobs"; i++) await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
     await expect.poll(() => page.getByRole("heading", { level: 1 }).textContent(), { timeout: 30_000 }).toBe("Jobs");
-    await picture("6-phone-dark");
+    await picture("7-phone-dark");
     expect(problems).toEqual([]);
   });
 });

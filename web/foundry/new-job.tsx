@@ -32,10 +32,10 @@ export function NewJob() {
   const [busy, setBusy] = useState("");
   const ready = (models.value ?? []).filter((one) => one.state === "ready");
   const selected = model === "" ? (ready.find((one) => one.shared) ?? ready[0])?.id : model;
-  const known = ready.find((one) => one.id === selected);
+  const isNew = ready.find((one) => one.id === selected)?.parameters === null;
 
   useEffect(() => {
-    if (selected === undefined || known?.parameters === null) return setPlan(undefined);
+    if (selected === undefined) return setPlan(undefined);
     let current = true;
     const body = { model: selected, device, ...(context !== "" && { context_length: Number(context) }) };
     send<Plan>("POST", "/v1/plans", body).then(
@@ -43,6 +43,7 @@ export function NewJob() {
         if (!current) return;
         setProblem("");
         setPlan(made);
+        if (isNew) models.reload(); // it was read for the plan
         setChosen(
           made.candidates.find(
             (one) => made.best !== null && one.kind === made.best.kind && one.parameters === made.best.parameters,
@@ -58,7 +59,7 @@ export function NewJob() {
     return () => {
       current = false;
     };
-  }, [selected, device, context, known?.parameters]);
+  }, [selected, device, context]);
 
   const doing = async (what: string, work: () => Promise<void>) => {
     setBusy(what);
@@ -221,7 +222,6 @@ export function NewJob() {
           </p>
         )}
         {plan !== undefined && plan.best === null && <p class="error">Nothing that was weighed fits this device.</p>}
-        {known?.parameters === null && <p class="quiet">This model is planned for when the job has read it.</p>}
         <details>
           <summary>More</summary>
           <div class="grid">

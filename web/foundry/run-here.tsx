@@ -3,11 +3,23 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { fileOf } from "./api.js";
 import { messageOf } from "./use.js";
 
-/** A finished file runs in this tab, by WebAssembly: nothing that is written here leaves the device. */
+interface Turn {
+  readonly role: "user" | "assistant";
+  readonly content: string;
+}
+
+/** Tokens of prompt and answer, and those that it may write at once. */
+const [CONTEXT, MOST_TOKENS] = [2048, 256];
+
+/**
+ * A finished file runs in this tab, by WebAssembly: nothing that is written here leaves the device. One that has a template for
+ * chats is talked with; others go on with a text.
+ */
 export function RunHere({ jobId, name }: { jobId: string; name: string }) {
   const [state, setState] = useState("Loading the file …");
+  const [chats, setChats] = useState(false);
   const [text, setText] = useState("Tom had a");
-  const [answer, setAnswer] = useState("");
+  const [turns, setTurns] = useState<readonly Turn[]>([]);
   const [busy, setBusy] = useState(true);
   const engine = useRef<Wllama | undefined>(undefined);
   const abort = useRef<AbortController | undefined>(undefined);
@@ -17,8 +29,12 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
     const load = async () => {
       const file = await fileOf(jobId, name);
       setState("Starting the model …");
-      await own.loadModel([file], { n_gpu_layers: 0 });
+      await own.loadModel([file], { n_gpu_layers: 0, n_ctx: CONTEXT });
       engine.current = own;
+      if (own.getChatTemplate()) {
+        setChats(true);
+        setText("");
+      }
       setBusy(false);
       setState(`Ready, on ${own.getNumThreads()} thread${own.getNumThreads() === 1 ? "" : "s"} of this device.`);
     };
@@ -30,22 +46,19 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
     const own = engine.current;
     if (own === undefined) return;
     setBusy(true);
-    setAnswer("");
+    const asked = [...(chats ? turns : []), { role: "user", content: text } as const];
+    const put = (content: string) => setTurns([...asked, { role: "assistant", content }]);
+    put("");
+    if (chats) setText("");
     const stop = new AbortController();
     abort.current = stop;
     const began = performance.now();
-    let tokens = 0;
+    let [tokens, answer] = [0, ""];
     try {
-      const chunks = await own.createCompletion({
-        prompt: text,
-        max_tokens: 96,
-        temperature: 0.7,
-        stream: true,
-        abortSignal: stop.signal,
-      });
-      for await (const chunk of chunks) {
+      for await (const part of partsOf(own, asked, chats, stop.signal)) {
         tokens++;
-        setAnswer((before) => before + (chunk.choices[0]?.text ?? ""));
+        answer += part;
+        put(answer);
       }
       setState(
         `${tokens} tokens, ${((1000 * tokens) / (performance.now() - began)).toFixed(1)} tokens/s on this device.`,
@@ -64,6 +77,21 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
         <code>{name}</code> runs in this tab. What you write stays on this device.{" "}
         <a href={`#/jobs/${jobId}`}>Back to the job</a>
       </p>
+      <div data-testid="answer" aria-live="polite">
+        {chats
+          ? turns.map(({ role, content }, i) => (
+              <p key={i} class={`answer ${role}`}>
+                <span class="quiet">{role === "user" ? "You" : "The model"}: </span>
+                {content}
+              </p>
+            ))
+          : turns.length > 0 && (
+              <p class="answer">
+                <span class="quiet">{turns[0]?.content}</span>
+                {turns[1]?.content}
+              </p>
+            )}
+      </div>
       <form
         onSubmit={(event) => {
           event.preventDefault();
@@ -71,25 +99,43 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
         }}
       >
         <label>
-          Text to go on with
+          {chats ? "Message" : "Text to go on with"}
           <textarea rows={3} value={text} onInput={(event) => setText(event.currentTarget.value)} />
         </label>
         <button type="submit" class="primary" disabled={busy || text === ""}>
-          Write
+          {chats ? "Send" : "Write"}
         </button>{" "}
         <button type="button" disabled={!busy || abort.current === undefined} onClick={() => abort.current?.abort()}>
           Stop
         </button>
+        {chats && (
+          <button type="button" disabled={busy || turns.length === 0} onClick={() => setTurns([])}>
+            Begin anew
+          </button>
+        )}
       </form>
       <p role="status" data-testid="engine">
         {state}
       </p>
-      <p class="answer" data-testid="answer" aria-live="polite">
-        {answer !== "" && <span class="quiet">{text}</span>}
-        {answer}
-      </p>
     </section>
   );
+}
+
+/** What a model says to the turns before, or how it goes on with the only one, as it comes. */
+async function* partsOf(
+  model: Wllama,
+  turns: readonly Turn[],
+  chats: boolean,
+  abortSignal: AbortSignal,
+): AsyncGenerator<string> {
+  const common = { max_tokens: MOST_TOKENS, temperature: 0.7, stream: true, abortSignal } as const;
+  if (chats) {
+    for await (const { choices } of await model.createChatCompletion({ ...common, messages: [...turns] }))
+      if (choices[0]?.delta.content) yield choices[0].delta.content;
+  } else {
+    for await (const { choices } of await model.createCompletion({ ...common, prompt: turns[0]?.content ?? "" }))
+      yield choices[0]?.text ?? "";
+  }
 }
 
 const quiet = { debug: () => {}, log: () => {}, warn: () => {}, error: console.error };

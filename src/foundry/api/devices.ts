@@ -66,7 +66,7 @@ export const deviceRoutes: readonly Route[] = [
         });
         return { ...fit, best: best ?? null };
       } catch (error) {
-        if (error instanceof CoppiceError) throw new ApiError(400, error.message);
+        if (error instanceof CoppiceError) throw new ApiError(400, materials.withoutPlaces(error.message));
         throw error;
       }
     },

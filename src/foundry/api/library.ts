@@ -42,6 +42,8 @@ const shownDataset = ({ id, name, format, bytes, sha256, created_at }: Dataset) 
 });
 
 const name = z.string().min(1).max(120);
+/** Bytes of a weight where a model is run as it is stored. */
+const EXPORTED_BYTES = 2;
 /** Files that a model may have, by the form that they must be of. */
 const MODEL_FILE_FORMS: readonly (readonly [pattern: RegExp, form: UploadForm, most?: number])[] = [
   [
@@ -172,19 +174,28 @@ export const modelRoutes: readonly Route[] = [
     answer: async ({ parameters, body, caller, signal }, services): Promise<Events> => {
       const model = found(await services.library.model(caller.tenant, parameters.id), "model");
       if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet");
-      const reference = await services.materials.model(model);
-      const hub = await services.materials.hub(caller.tenant);
+      const { materials, playground } = services;
       const request = {
         prompt: body.prompt,
         maxTokens: body.max_tokens,
         temperature: body.temperature,
         seed: body.seed,
       };
-      const texts = services.playground.write({ id: model.id, reference, hub }, request, caller.tenant, signal);
       return {
         events: (async function* () {
-          for await (const text of texts) yield { event: "text", data: { text } };
-          yield { event: "end", data: {} };
+          try {
+            const reference = await materials.model(model);
+            const hub = await materials.hub(caller.tenant);
+            const { parameters } = await materials.facts(caller.tenant, model);
+            const bytes = model.source.kind === "upload" ? model.bytes : EXPORTED_BYTES * parameters;
+            const tried = { id: model.id, reference, hub, bytes };
+            for await (const text of playground.write(tried, request, caller.tenant, signal))
+              yield { event: "text", data: { text } };
+            yield { event: "end", data: {} };
+          } catch (error) {
+            if (!(error instanceof CoppiceError) || error instanceof ApiError) throw error;
+            throw new ApiError(409, `the model cannot be tried: ${materials.withoutPlaces(error.message)}`);
+          }
         })(),
       };
     },
