@@ -50,6 +50,8 @@ const DEFAULTS = { host: "127.0.0.1", port: 7700, workers: 1, maxUploadBytes: 50
 /** What a tenant may take where nothing else is said. */
 const QUOTA: Quota = { max_bytes: null, max_jobs: 1000, max_tokens: null };
 const BEAT_SECONDS = 2;
+/** Longer than a worker that hears gives its job to stop. */
+const DEAF_SECONDS = 25;
 /** Seconds that an upload may take. */
 const UPLOAD_SECONDS = 6 * 3600;
 
@@ -200,6 +202,7 @@ export async function runWorker(
     url: db.url,
     id: worker.id,
     seconds: Math.min(BEAT_SECONDS, deadAfterSeconds / 4),
+    deafSeconds: DEAF_SECONDS,
   });
   logger.info({ worker: worker.id, pid: process.pid }, "worker");
   try {

@@ -1,6 +1,6 @@
 /**
  * Says every second or two that a worker lives. A thread of its own with a connection of its own: the worker's thread may compute
- * for minutes.
+ * or write for minutes. When a job is to be stopped meanwhile, it ends the process.
  */
 import { hostname } from "node:os";
 import { setTimeout as wait } from "node:timers/promises";
@@ -12,6 +12,8 @@ interface Beat {
   readonly url: string;
   readonly id: string;
   readonly seconds: number;
+  /** A worker that was told so long ago to stop does not hear it: its process is killed, and its job counts as cancelled. */
+  readonly deafSeconds: number;
 }
 
 /** Starts the thread. @returns what ends it */
@@ -28,8 +30,9 @@ export async function startHeartbeat(beat: Beat): Promise<() => Promise<void>> {
   };
 }
 
-async function main({ url, id, seconds }: Beat): Promise<void> {
+async function main({ url, id, seconds, deafSeconds }: Beat): Promise<void> {
   const { parentPort } = await import("node:worker_threads");
+  let toldAt: number | undefined;
   for (;;) {
     const client = new pg.Client(connectionOf(url));
     client.on("error", () => {});
@@ -41,6 +44,13 @@ async function main({ url, id, seconds }: Beat): Promise<void> {
           [id, hostname(), process.pid],
         );
         parentPort?.postMessage("alive");
+        const { rows } = await client.query(
+          "select 1 from foundry.jobs where worker_id = $1 and state = 'running' and cancel_requested",
+          [id],
+        );
+        toldAt = rows.length === 0 ? undefined : (toldAt ?? performance.now());
+        if (toldAt !== undefined && performance.now() - toldAt > 1000 * deafSeconds)
+          process.kill(process.pid, "SIGKILL");
         await wait(1000 * seconds);
       }
     } catch {

@@ -57,7 +57,11 @@ export class Playground {
       const leave = await entry.queue.enter(client, signal);
       try {
         const model = await entry.model;
-        const request = { prompt: model.promptOf(prompt), maxTokens, temperature, seed, stops: [], signal };
+        const tokens =
+          model.templateSource === undefined
+            ? model.promptOf(prompt)
+            : model.chatPrompt([{ role: "user", content: prompt }]);
+        const request = { prompt: tokens, maxTokens, temperature, seed, stops: [], signal };
         for await (const { text } of model.write(request)) if (text !== "") yield text;
       } finally {
         leave();

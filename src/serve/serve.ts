@@ -75,9 +75,10 @@ export async function serve(job: ServeJob): Promise<RunningServer> {
       name: names[i] ?? "",
       expectedBytes: () => {
         const file = files.get(reference) ?? reference;
-        return file.endsWith(".gguf") && existsSync(file)
-          ? memoryOf(modelFacts(file), slots, contextSize ?? DEFAULT_CONTEXT, batchSize ?? DEFAULT_BATCH)
-          : 0;
+        if (!file.endsWith(".gguf") || !existsSync(file)) return 0; // is known when it was loaded
+        const facts = modelFacts(file);
+        const context = contextSize ?? Math.min(DEFAULT_CONTEXT, facts.contextLength || DEFAULT_CONTEXT);
+        return memoryOf(facts, slots, context, batchSize ?? DEFAULT_BATCH);
       },
       open: async () => {
         const own = await chosen(reference);

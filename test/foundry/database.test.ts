@@ -1,7 +1,9 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -91,6 +93,36 @@ for (const { name, missing, start } of DATABASES)
       expect((await db.pool.query("select $1::int as value", [7])).rows).toEqual([{ value: 7 }]);
     });
   });
+
+describe("a worker that computes and hears nothing", () => {
+  it("is killed when its job is to be stopped, and its job is then taken for cancelled", async () => {
+    const directory = temporaryDirectory();
+    const db = await Database.open(undefined, directory);
+    const jobs = new Jobs(db);
+    const { job } = await jobs.create("anna", "long", { kind: "evaluate", model: randomUUID(), tasks: [] }, undefined);
+    const id = randomUUID();
+    const module = pathToFileURL(path.resolve(import.meta.dirname, "../../dist/foundry/heartbeat.js"));
+    const beat = { url: db.url, id, seconds: 0.1, deafSeconds: 0.5 };
+    const script = `
+      const { startHeartbeat } = await import(${JSON.stringify(module.href)});
+      await startHeartbeat(${JSON.stringify(beat)});
+      console.log("lives");
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60_000);`;
+    const file = path.join(directory, "worker.mjs");
+    writeFileSync(file, script);
+    const child = spawn(process.execPath, [file], { stdio: ["ignore", "pipe", "inherit"] });
+    const exit = once(child, "exit");
+    await once(child.stdout, "data");
+    await jobs.claim(job.id, id);
+    expect(await jobs.takeFromTheDead(1)).toBe(0); // it lives
+    await jobs.cancel("anna", job.id);
+    expect((await exit)[1]).toBe("SIGKILL");
+    await wait(1100);
+    expect(await jobs.takeFromTheDead(1)).toBe(1);
+    expect(await jobs.get("anna", job.id)).toMatchObject({ state: "cancelled", error: null });
+    await db.close();
+  });
+});
 
 describe("an embedded database", () => {
   it("starts again after its process was killed, with what was committed", async () => {

@@ -2,7 +2,7 @@ import { useRef, useState } from "preact/hooks";
 import { events, list, type Model } from "./api.js";
 import { messageOf, useLoaded } from "./use.js";
 
-/** Two models go on with the same text, side by side. */
+/** Two models go on with the same text, or answer it, side by side. */
 export function Compare({ id }: { id: string | undefined }) {
   const { value: models, error } = useLoaded(() => list<Model>("/v1/models"), []);
   const ready = (models ?? []).filter((model) => model.state === "ready");
@@ -59,7 +59,7 @@ export function Compare({ id }: { id: string | undefined }) {
         }}
       >
         <label>
-          Text to go on with
+          Text to go on with, or to answer
           <textarea rows={3} value={prompt} onInput={(event) => setPrompt(event.currentTarget.value)} />
         </label>
         <button type="submit" class="primary" disabled={busy || prompt === ""}>

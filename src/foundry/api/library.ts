@@ -158,7 +158,8 @@ export const modelRoutes: readonly Route[] = [
     },
   }),
   route("Models", "POST /v1/models/{id}/completions", {
-    summary: "Has a model continue a text, as server-sent events: text, then end",
+    summary:
+      "Has a model continue a text, or answer it where it has a template for chats; server-sent events: text, then end",
     ...{ needs: "user", parameters: idParameter, reply: { media: "text/event-stream" } },
     body: z.strictObject({
       prompt: z.string().min(1).max(100_000),

@@ -114,6 +114,7 @@ export class ModelPool {
       released = true;
       entry.users--;
       entry.lastUsed = ++this.clock;
+      if (entry.users === 0 && this.taken > this.options.memoryLimit) void this.inTurn(() => this.trim());
       for (const wake of this.freed.splice(0)) wake();
     };
     try {
@@ -162,6 +163,7 @@ export class ModelPool {
       const { slots, queueLimit } = this.options;
       const loaded = { name: entry.source.name, model, queue: new FairQueue(slots, queueLimit) };
       entry.loaded = loaded;
+      await this.trim(); // it may take more than was expected
       return loaded;
     } catch (error) {
       if (error instanceof ApiError) throw error;
@@ -174,14 +176,35 @@ export class ModelPool {
     }
   }
 
+  private get inMemory(): Entry[] {
+    return [...this.entries.values()].filter(({ loaded }) => loaded !== undefined);
+  }
+
+  /** Bytes that models take together. */
+  private get taken(): number {
+    return this.inMemory.reduce((sum, { bytes = 0 }) => sum + bytes, 0);
+  }
+
+  /** The model in memory that nobody uses, and nobody used for longest. */
+  private get idle(): Entry | undefined {
+    return this.inMemory.filter(({ users }) => users === 0).sort((a, b) => a.lastUsed - b.lastUsed)[0];
+  }
+
+  /** Unloads what nobody uses until the rest may stay, or one is left. */
+  private async trim(): Promise<void> {
+    while (this.inMemory.length > 1 && this.taken > this.options.memoryLimit) {
+      const { idle } = this;
+      if (idle === undefined) return;
+      await unload(idle);
+    }
+  }
+
   private async makeRoom(entry: Entry): Promise<void> {
     const { memoryLimit } = this.options;
     const needed = entry.bytes ?? entry.source.expectedBytes();
     for (;;) {
-      const others = [...this.entries.values()].filter((other) => other.loaded !== undefined);
-      const taken = others.reduce((sum, { bytes = 0 }) => sum + bytes, 0);
-      if (others.length === 0 || taken + needed <= memoryLimit || this.closed) return;
-      const [idle] = others.filter(({ users }) => users === 0).sort((a, b) => a.lastUsed - b.lastUsed);
+      if (this.inMemory.length === 0 || this.taken + needed <= memoryLimit || this.closed) return;
+      const { idle } = this;
       if (idle === undefined) await new Promise<void>((resolve) => this.freed.push(resolve));
       else await unload(idle);
     }
