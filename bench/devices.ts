@@ -6,6 +6,7 @@
  */
 import { existsSync } from "node:fs";
 import path from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Token } from "node-llama-cpp";
 import { table } from "../src/cli/command.js";
@@ -15,7 +16,7 @@ import { quantize } from "../src/jobs/index.js";
 import type { FileKind } from "../src/quantize/index.js";
 import { type LlamaSizes, randomLlama } from "./random-checkpoint.js";
 
-const { values } = parseArgs({ options: { threads: { type: "string" }, rounds: { type: "string", default: "3" } } });
+const { values } = parseArgs({ options: { threads: { type: "string" }, rounds: { type: "string", default: "15" } } });
 const results = path.resolve(import.meta.dirname, "results");
 const MODELS: Readonly<Record<string, LlamaSizes>> = {
   "30m": { vocab: 32000, hidden: 384, ffn: 1024, layers: 8, heads: 6, kvHeads: 6, headDim: 64 },
@@ -24,7 +25,9 @@ const MODELS: Readonly<Record<string, LlamaSizes>> = {
 };
 const KINDS: readonly FileKind[] = ["f16", "q8_0", "q4_k_m"];
 const CONTEXTS = [512, 2048];
-const WRITTEN = 48;
+/** Tokens that are written before those that count. */
+const [WARM_UP, WRITTEN] = [8, 48];
+const SETTLE_MILLISECONDS = 300;
 const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN;
 
 const rows: string[][] = [];
@@ -44,26 +47,37 @@ for (const [name, sizes] of Object.entries(MODELS)) {
       await sequence.evaluateWithoutGeneratingNewTokens(
         Array.from({ length: contextSize / 2 - 1 }, (_, i) => ((i * 7) % 30000) as Token),
       );
-      const [speeds, predictions]: [number[], number[]] = [[], []];
-      for (let round = 0; round < Number(values.rounds); round++) {
-        // the machine as it is now: others may use it too
+      const predict = async () => {
         const device = await measureThisMachine({ device: "cpu", threads });
-        predictions.push(predictSpeed(architecture, kind, device, contextSize).tokensPerSecond);
+        return predictSpeed(architecture, kind, device, contextSize).tokensPerSecond;
+      };
+      const [speeds, predictions]: [number[], number[]] = [[], []];
+      let before = await predict();
+      for (let round = 0; round < Number(values.rounds); round++) {
+        // what the measurement left (memory given back, caches, threads that slept) is no part of writing
+        await wait(SETTLE_MILLISECONDS);
         let written = 0;
-        const began = performance.now();
-        for await (const _ of sequence.evaluate([5 as Token], { temperature: 0 })) if (++written >= WRITTEN) break;
-        speeds.push((1000 * written) / (performance.now() - began));
+        let began = 0;
+        for await (const _ of sequence.evaluate([5 as Token], { temperature: 0 })) {
+          if (++written === WARM_UP) began = performance.now();
+          if (written >= WARM_UP + WRITTEN) break;
+        }
+        speeds.push((1000 * WRITTEN) / (performance.now() - began));
+        // the machine as it is now, before and after: others may use it too
+        const after = await predict();
+        predictions.push((before + after) / 2);
+        before = after;
         await sequence.eraseContextTokenRanges([{ start: contextSize / 2 - 1, end: sequence.nextTokenIndex }]);
       }
-      const [predicted, speed] = [median(predictions), median(speeds)];
+      const error = median(predictions.map((predicted, i) => predicted / (speeds[i] ?? Number.NaN) - 1));
       const memory = predictMemory(architecture, kind, contextSize).totalBytes;
       errors.memory.push(memory / allocated - 1);
-      errors.speed.push(predicted / speed - 1);
-      const percent = (error: number) => `${(100 * error).toFixed(1)} %`;
+      errors.speed.push(error);
+      const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
       rows.push([
         ...[name, kind, `${contextSize}`, `${threads}`],
         ...[memory / 2 ** 20, allocated / 2 ** 20].map((mib) => mib.toFixed(1)),
-        ...[percent(memory / allocated - 1), predicted.toFixed(1), speed.toFixed(1), percent(predicted / speed - 1)],
+        ...[percent(memory / allocated - 1), median(predictions).toFixed(1), median(speeds).toFixed(1), percent(error)],
       ]);
       await context.dispose();
     }
