@@ -98,6 +98,7 @@ const [TOKEN_SECONDS, WORD_SECONDS] = [3e-4, 1e-8];
 interface Rates {
   readonly bandwidth: number;
   readonly compute: (dtype: StoredDType) => number;
+  readonly rowSeconds: number;
   readonly attention: number;
   readonly startSeconds: number;
 }
@@ -111,11 +112,11 @@ function ratesOf({ kind, bandwidth, compute, measured }: DeviceProfile): Rates {
         (best, one) => (sizeGap(one[0], dtype) < sizeGap(best[0], dtype) ? one : best),
         known[0] ?? ["f16", compute],
       );
-    const { attentionCompute: attention, startSeconds } = measured;
-    return { bandwidth, attention, startSeconds, compute: (dtype) => nearest(dtype)[1] };
+    const { attentionCompute: attention, startSeconds, rowSeconds } = measured;
+    return { bandwidth, attention, startSeconds, rowSeconds, compute: (dtype) => nearest(dtype)[1] };
   }
   return {
-    ...{ bandwidth: bandwidth * BANDWIDTH_SHARE[kind], compute: () => compute },
+    ...{ bandwidth: bandwidth * BANDWIDTH_SHARE[kind], compute: () => compute, rowSeconds: 0 },
     ...{ attention: compute * ATTENTION_SHARE[kind], startSeconds: START_SECONDS[kind] },
   };
 }
@@ -135,13 +136,17 @@ export function predictSpeed(
   contextLength: number,
 ): SpeedPrediction {
   const rates = ratesOf(device);
-  const shapes = new Map(shapesOf(model).map(({ name, shape }) => [name, shape.reduce((a, b) => a * b, 1)]));
+  const shapes = new Map(shapesOf(model).map(({ name, shape }) => [name, shape]));
   const read = storedTensors(model, kind).filter(({ name }) => name !== "token_embd.weight" || model.tiedEmbeddings);
   let [reading, computing] = [0, 0];
   let seconds =
     OPERATIONS_PER_LAYER * model.layerCount * rates.startSeconds + TOKEN_SECONDS + WORD_SECONDS * model.vocabSize;
   for (const { name, dtype, bytes } of read) {
-    const [memory, compute] = [bytes / rates.bandwidth, (2 * (shapes.get(name) ?? 0)) / rates.compute(dtype)];
+    const shape = shapes.get(name) ?? [];
+    const elements = shape.reduce((a, b) => a * b, 1);
+    const rows = elements / (shape.at(-1) ?? 1);
+    const memory = bytes / rates.bandwidth;
+    const compute = (2 * elements) / rates.compute(dtype) + rows * rates.rowSeconds;
     reading += memory;
     computing += compute;
     seconds += Math.max(memory, compute);

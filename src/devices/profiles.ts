@@ -22,6 +22,8 @@ export interface DeviceProfile {
 export interface MeasuredRates {
   /** Operations on weights of a type in a second, read from memory. */
   readonly computeOf: Readonly<Partial<Record<StoredDType, number>>>;
+  /** Seconds that a row of a matrix takes beside those. */
+  readonly rowSeconds: number;
   /** Operations of attention to keys and values in f16 in a second. */
   readonly attentionCompute: number;
   /** Seconds that an operation takes which does nothing. */

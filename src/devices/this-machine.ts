@@ -5,8 +5,16 @@ import { Random } from "../system/random.js";
 import { defineOp, elementCount, Graph, ops, type Shape, type Tensor, TensorStore } from "../tensor/index.js";
 import type { DeviceProfile } from "./profiles.js";
 
-/** Weights that no cache holds, as a model's: [matrices, rows, columns]. */
-const [MATRICES, ROWS, COLUMNS] = [8, 4096, 2048] as const;
+/** Matrices of weights that no cache holds: [matrices, rows, columns]. */
+type Matrices = readonly [count: number, rows: number, columns: number];
+/** As many weights in few long rows and in many short ones, as larger and smaller models have them. */
+const [LONG, SHORT]: readonly [Matrices, Matrices] = [
+  [8, 4096, 2048],
+  [128, 1024, 512],
+];
+/** Of the time that long rows take, what is laid to their number at most. */
+const MOST_ROW_SHARE = 0.5;
+const WEIGHTS = LONG[0] * LONG[1] * LONG[2];
 /** Types that files consist of, by what a weight takes; others count as the nearest one in size. */
 const TYPES = ["f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "iq3_xxs", "q2_k"] as const;
 /** Attention of one token: [query heads, heads of keys and values, tokens before it, size of a head]. */
@@ -60,14 +68,18 @@ export async function measureThisMachine(
 
 async function measure(backend: Backend): Promise<DeviceProfile> {
   const { kind, description, memoryFreeBytes } = backend.device;
-  const weights = MATRICES * ROWS * COLUMNS;
-  const computeOf: Partial<Record<StoredDType, number>> = {};
-  let bandwidth = 0;
-  for (const dtype of TYPES) {
-    const seconds = await secondsOfProducts(backend, dtype);
-    computeOf[dtype] = (2 * weights) / seconds;
-    bandwidth = Math.max(bandwidth, dataBytes(dtype, weights) / seconds);
-  }
+  const startSeconds = (await secondsOfStarts(backend)) / STARTS;
+  const secondsOf = async (matrices: Matrices) =>
+    (await secondsByType(backend, matrices)).map((seconds) => seconds - matrices[0] * startSeconds);
+  const [long, short] = [await secondsOf(LONG), await secondsOf(SHORT)];
+  const rowsOf = ([count, rows]: Matrices) => count * rows;
+  // the same weights take longer in more rows; of one type that may be lost in the noise
+  const byType = TYPES.map((_, i) => ((short[i] ?? 0) - (long[i] ?? 0)) / (rowsOf(SHORT) - rowsOf(LONG)));
+  const rowSeconds = Math.min(Math.max(0, median(byType)), (MOST_ROW_SHARE * Math.min(...long)) / rowsOf(LONG));
+  const bandwidth = Math.max(...TYPES.map((dtype, i) => dataBytes(dtype, WEIGHTS) / (long[i] ?? 0)));
+  const computeOf = Object.fromEntries(
+    TYPES.map((dtype, i) => [dtype, (2 * WEIGHTS) / ((long[i] ?? 0) - rowsOf(LONG) * rowSeconds)]),
+  ) as Record<(typeof TYPES)[number], number>;
   return {
     id: "this-machine",
     name: `This machine (${description})`,
@@ -75,23 +87,31 @@ async function measure(backend: Backend): Promise<DeviceProfile> {
     usableBytes: kind === "cpu" ? 0.75 * freemem() : 0.9 * memoryFreeBytes,
     contextLength: 8192,
     bandwidth,
-    compute: computeOf.q4_k ?? 0,
+    compute: computeOf.q4_k,
     measured: {
-      computeOf,
+      ...{ computeOf, rowSeconds },
       attentionCompute: (4 * HEADS * PAST * HEAD_SIZE) / (await secondsOfAttention(backend)),
-      startSeconds: (await secondsOfStarts(backend)) / STARTS,
+      startSeconds,
     },
   };
 }
 
-/** Seconds of products of a vector with matrices of weights. */
-function secondsOfProducts(backend: Backend, dtype: StoredDType): Promise<number> {
-  const names = Array.from({ length: MATRICES }, (_, i) => `w${i}`);
-  const stored = names.map((name) => ({ name, shape: [ROWS, COLUMNS], dtype }));
-  return timed(backend, stored, [1, COLUMNS], (g, x, of) => {
-    for (const name of names) g.output(ops.linear(g, x, of(name)));
-  });
+/** Seconds of products of a vector with matrices of weights, of one type after the other. */
+async function secondsByType(backend: Backend, [count, rows, columns]: Matrices): Promise<number[]> {
+  const names = Array.from({ length: count }, (_, i) => `w${i}`);
+  const seconds: number[] = [];
+  for (const dtype of TYPES) {
+    const stored = names.map((name) => ({ name, shape: [rows, columns], dtype }));
+    seconds.push(
+      await timed(backend, stored, [1, columns], (g, x, of) => {
+        for (const name of names) g.output(ops.linear(g, x, of(name)));
+      }),
+    );
+  }
+  return seconds;
 }
+
+const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN;
 
 /** Seconds of a token's attention in one layer of several, whose keys and values a core's own cache does not hold. */
 async function secondsOfAttention(backend: Backend): Promise<number> {
@@ -149,7 +169,7 @@ async function timed(
       await g.run();
       seconds.push((performance.now() - began) / 1000);
     }
-    return seconds.sort((a, b) => a - b)[ROUNDS >> 1] ?? Number.NaN;
+    return median(seconds);
   } finally {
     g.free();
     store.free();

@@ -64,8 +64,9 @@ describe("what a model takes", () => {
 
 describe("how fast a device writes", () => {
   it("is bound by reading weights where memory is slow, by computing where it is fast", () => {
-    const measured = (compute: number) => ({
+    const measured = (compute: number, rowSeconds = 0) => ({
       computeOf: { q8_0: compute },
+      rowSeconds,
       attentionCompute: compute,
       startSeconds: 0,
     });
@@ -77,6 +78,10 @@ describe("how fast a device writes", () => {
     const fast = predictSpeed(nemo, "q8_0", { ...device, bandwidth: 1e15, measured: measured(1e11) }, 16);
     expect(fast.boundBy).toBe("compute");
     expect(fast.tokensPerSecond * ((2 * (12.25e9 - 0.67e9)) / 1e11)).toBeCloseTo(1, 1);
+    // each row takes its time: those of 40 layers (q, k, v, o, gate, up, down) and of the logits, norms aside
+    const rows = 40 * (4096 + 2 * 1024 + 5120 + 2 * 14336 + 5120) + 131072;
+    const many = predictSpeed(nemo, "q8_0", { ...device, bandwidth: 1e15, measured: measured(1e15, 1e-6) }, 16);
+    expect((many.tokensPerSecond * rows) / 1e6).toBeCloseTo(1, 1);
   });
 });
 
