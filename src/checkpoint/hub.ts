@@ -166,14 +166,6 @@ const MODEL_FILES = [
   ...["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md"],
 ];
 
-/** The configuration of a hub's model, without its weights. @returns the directory that it lies in */
-export async function resolveConfig(id: string, options: HubOptions = {}): Promise<string> {
-  const [repo = "", revision] = id.split("@");
-  if (!isHubId(id)) throw new UsageError(`${id} is no hub id (organisation/name)`);
-  const given = revision === undefined ? options : { ...options, revision };
-  return (await downloadRepo("model", repo, ["config.json"], given)).directory;
-}
-
 /** Before a hub id: it is one, whatever there is on this machine. */
 export const HUB_PREFIX = "hf://";
 
@@ -182,7 +174,17 @@ export const HUB_PREFIX = "hf://";
  * `org/name/file.gguf`, also after `hf://`), downloaded if need be.
  * @returns a directory in Hugging Face's layout, or a .gguf file
  */
-export async function resolveModel(given: string, options: HubOptions = {}): Promise<string> {
+export function resolveModel(given: string, options: HubOptions = {}): Promise<string> {
+  return resolve(given, MODEL_FILES, options);
+}
+
+/** Finds a model like {@link resolveModel}, but downloads no weights where its configuration can be had alone. */
+export function resolveConfig(given: string, options: HubOptions = {}): Promise<string> {
+  return resolve(given, ["config.json"], options);
+}
+
+/** @param patterns what of a repository is downloaded */
+async function resolve(given: string, patterns: readonly string[], options: HubOptions): Promise<string> {
   const model = given.startsWith(HUB_PREFIX) ? given.slice(HUB_PREFIX.length) : given;
   if (model === given && existsSync(model)) {
     if (!statSync(model).isDirectory() && !model.endsWith(".gguf"))
@@ -199,7 +201,7 @@ export async function resolveModel(given: string, options: HubOptions = {}): Pro
   const { directory } = await downloadRepo(
     "model",
     repo,
-    MODEL_FILES,
+    patterns,
     revision === undefined ? options : { ...options, revision },
   );
   return directory;

@@ -78,7 +78,7 @@ export class Materials {
    */
   async facts(tenant: string, model: ModelRow): Promise<ModelFacts> {
     if (model.facts !== null || model.source.kind !== "hub") return model.facts as ModelFacts;
-    const directory = await resolveConfig(model.source.id, await this.hub(tenant));
+    const directory = await resolveConfig(await this.model(model), await this.hub(tenant));
     const facts = factsOf(directory);
     await this.library.learn(model.id, { facts });
     return facts;

@@ -1,8 +1,8 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
-import { chmodSync, existsSync, readFileSync } from "node:fs";
+import { existsSync, linkSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { CoppiceError } from "../system/errors.js";
-import { writeFileAtomic } from "../system/files.js";
+import { temporaryBeside } from "../system/files.js";
 
 /** Keeps secrets at rest: AES-256-GCM, bound to whose they are. */
 export class Secrets {
@@ -19,8 +19,15 @@ export class Secrets {
     if (given !== undefined && given !== "") return new Secrets(given);
     const file = path.join(directory, "secret");
     if (!existsSync(file)) {
-      writeFileAtomic(file, randomBytes(32).toString("hex"));
-      chmodSync(file, 0o600);
+      const temporary = temporaryBeside(file);
+      writeFileSync(temporary, randomBytes(32).toString("hex"), { mode: 0o600, flush: true });
+      try {
+        linkSync(temporary, file); // unless another process was faster
+      } catch (error) {
+        if (!existsSync(file)) throw error;
+      } finally {
+        rmSync(temporary);
+      }
     }
     return new Secrets(readFileSync(file, "utf8").trim());
   }

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
+import { openCheckpoint, resolveConfig } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import {
   type DeviceFit,
@@ -11,7 +12,7 @@ import {
 } from "../devices/index.js";
 import { countParameters, type Model, modelFromConfig } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
-import { type JobOptions, openModel } from "./environment.js";
+import type { JobOptions } from "./environment.js";
 import { formatBytes } from "./report.js";
 
 export interface DevicePlanJob extends Pick<JobOptions, "hub" | "onProgress" | "device" | "threads">, FitOptions {
@@ -45,9 +46,9 @@ export function fitFor(model: Model, device: string, space?: FitOptions["space"]
   );
 }
 
-/** A model's architecture, of which a directory need not have the weights. */
-export async function modelOnly(reference: string, options: Pick<JobOptions, "hub" | "onProgress">): Promise<Model> {
-  const file = path.join(reference, "config.json");
-  if (existsSync(file)) return modelFromConfig(readJsonObject(file));
-  return (await openModel(reference, options)).model;
+/** A model's architecture, of which neither a directory nor this machine need have the weights. */
+export async function modelOnly(reference: string, { hub }: Pick<JobOptions, "hub">): Promise<Model> {
+  const at = await resolveConfig(reference, hub);
+  const file = path.join(at, "config.json");
+  return modelFromConfig(existsSync(file) ? readJsonObject(file) : openCheckpoint(at).config);
 }

@@ -8,7 +8,9 @@ import { pathToFileURL } from "node:url";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { connectionOf, Database } from "../../src/foundry/database.js";
+import { Secrets } from "../../src/foundry/secrets.js";
 import { Jobs } from "../../src/foundry/store/jobs.js";
+import { Tenants } from "../../src/foundry/store/tenants.js";
 import { temporaryDirectory } from "../temporary.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
@@ -55,6 +57,15 @@ for (const { name, missing, start } of DATABASES)
       const all = await Promise.allSettled(Array.from({ length: 40 }, (_, i) => once(i % 4 === 0)));
       expect(all.filter(({ status }) => status === "rejected")).toHaveLength(10);
       expect((await db.pool.query("select count(*)::int as count from public.counted")).rows).toEqual([{ count: 60 }]);
+    });
+
+    it("has no tenants whose names would not do for a directory", async () => {
+      const tenants = new Tenants(db, new Secrets("x"), { max_bytes: null, max_jobs: null, max_tokens: null });
+      for (const name of ["../up", "a/b", ".", "", "Anna", "a".repeat(42)])
+        await expect(tenants.addKey(name, "laptop", "user"), name).rejects.toThrow("is no tenant's name");
+      expect(await tenants.anyKeys()).toBe(false);
+      const { key } = await tenants.addKey("anna-2", "laptop", "user");
+      expect(await tenants.callerOf(key)).toEqual({ tenant: "anna-2", name: "laptop", role: "user" });
     });
 
     it("thins a long curve, and keeps its end", async () => {

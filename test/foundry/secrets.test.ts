@@ -1,6 +1,9 @@
+import { readdirSync, statSync } from "node:fs";
+import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Secrets } from "../../src/foundry/secrets.js";
+import { temporaryDirectory } from "../temporary.js";
 
 describe("a secret", () => {
   const secrets = new Secrets("one");
@@ -17,6 +20,14 @@ describe("a secret", () => {
         expect(() => secrets.unseal(bytes.toString("base64"), owner)).toThrow("cannot be read");
       }),
     );
+  });
+
+  it("that nobody gave is made once, in a file that only its owner reads", () => {
+    const directory = temporaryDirectory();
+    const sealed = Secrets.open(directory).seal("x", "a");
+    expect(Secrets.open(directory).unseal(sealed, "a")).toBe("x");
+    expect(readdirSync(directory)).toEqual(["secret"]);
+    expect(statSync(path.join(directory, "secret")).mode & 0o777).toBe(0o600);
   });
 
   it("looks different each time", () => {

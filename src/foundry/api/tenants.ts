@@ -1,9 +1,9 @@
 import { z } from "zod";
 import { version } from "../run-job.js";
-import { ROLES } from "../store/tenants.js";
+import { ROLES, TENANT } from "../store/tenants.js";
 import { found, idParameter, listOf, type Route, route, time } from "./route.js";
 
-const tenant = z.string().regex(/^[a-z0-9][a-z0-9-]{0,40}$/);
+const tenant = z.string().regex(TENANT);
 const role = z.enum(ROLES);
 const key = z.object({ id: z.uuid(), tenant: z.string(), name: z.string(), role, created_at: time });
 const limit = z

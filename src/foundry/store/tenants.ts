@@ -1,10 +1,14 @@
 import { randomBytes } from "node:crypto";
 import { hashKey } from "../../serve/index.js";
+import { UsageError } from "../../system/errors.js";
 import type { Database } from "../database.js";
 import type { Secrets } from "../secrets.js";
 
 /** Whoever runs the service: asks without a key where none are needed. */
 export const LOCAL_TENANT = "local";
+
+/** What tenants are called: it becomes part of paths. */
+export const TENANT = /^[a-z0-9][a-z0-9-]{0,40}$/;
 
 export const ROLES = ["viewer", "user", "admin"] as const;
 /** A viewer looks, a user also makes and deletes, an admin also gives keys and quotas, of any tenant. */
@@ -49,8 +53,10 @@ export class Tenants {
     return rows[0].any;
   }
 
-  /** @returns the key itself, which is kept nowhere */
+  /** @returns the key itself, which is kept nowhere @throws UsageError for a name that no tenant may have */
   async addKey(tenant: string, name: string, role: Role): Promise<{ readonly key: string; readonly row: KeyRow }> {
+    if (!TENANT.test(tenant))
+      throw new UsageError(`"${tenant}" is no tenant's name: up to 41 small letters, digits and hyphens`);
     const key = `cpk_${randomBytes(32).toString("base64url")}`;
     const { rows } = await this.db.pool.query(
       "insert into foundry.keys (tenant, name, role, hash) values ($1, $2, $3, $4) returning id, tenant, name, role, created_at",
