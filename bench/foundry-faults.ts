@@ -30,6 +30,8 @@ const { values } = parseArgs({
 });
 const rounds = Number(values.rounds);
 const MAX_UPLOAD = 1 << 20;
+/** Requests that are made of the same things. */
+const AT_ONCE = 200;
 /** Events come until a job ends: so long is looked at them. */
 const WATCHED_MILLISECONDS = 200;
 
@@ -87,20 +89,24 @@ const annas = async () => ({
 });
 
 async function atRandom(): Promise<void> {
-  const own = await annas(); // some of which will be deleted
-  const known: Known = {
-    ...{ model: fc.constant(model), tokens: fc.constant(1000), hub_id: fc.constant("a/b"), max_tokens: fc.nat(8) },
-    ...{ id: fc.constantFrom(model, own.job, own.model, own.dataset, randomUUID()), tenant: fc.constant("carl") },
-    name: fc.constantFrom("a.txt", "README.md", "config.json"),
-  };
-  const requests = requestsOf(document, known).filter(({ path: at }) => at.length < 4000);
   const answers = new Answers(({ operation }) => operation);
-  for (let round = 1; round <= rounds; round++) {
+  const all = Number(values.random);
+  let shown = 0;
+  for (let seed = Number(values.seed); answers.made < all; seed++) {
+    const own = await annas(); // anew each time: some of these will be deleted
+    const known: Known = {
+      ...{ model: fc.constant(model), tokens: fc.constant(1000), hub_id: fc.constant("a/b"), max_tokens: fc.nat(8) },
+      ...{ id: fc.constantFrom(model, own.job, own.model, own.dataset, randomUUID()), tenant: fc.constant("carl") },
+      ...{ name: fc.constantFrom("a.txt", "README.md", "config.json"), tasks: fc.constantFrom(["piqa"], ["own.js"]) },
+    };
+    const requests = requestsOf(document, known).filter(({ path: at }) => at.length < 4000);
     // each asks as one who may do all, or as the one whose things these are
-    const seed = Number(values.seed) + round;
-    await answers.make(requests, Number(values.random) / rounds, seed, (request) =>
+    await answers.make(requests, Math.min(AT_ONCE, all - answers.made), seed, (request) =>
       send(request, answers.made % 2 === 0 ? "boss" : "anna"),
     );
+    await ask("anna", "POST", `/v1/jobs/${own.job}/cancel`);
+    if (answers.made < ((shown + 1) * all) / rounds) continue;
+    shown++;
     check(await isWell(), `${answers.made} requests from the document: ${service.memory} MiB`);
   }
   answers.report();
