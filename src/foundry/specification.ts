@@ -13,7 +13,7 @@ const name = z.string().min(1).max(120);
 /** Never a file: those that the library takes, too, may be programs. */
 const benchmark = z
   .string()
-  .max(64)
+  .regex(/^[\w.-]{1,64}(:\d{1,3})?$/, "is no benchmark")
   .refine(isBenchmark, "is no benchmark: known are minitron, mmlu, arc_easy, piqa and so on, also NAME:EXAMPLES");
 const tasks = z.array(benchmark).min(1).max(80);
 

@@ -105,7 +105,14 @@ describe("the foundry with a hub", () => {
 
   it("takes only benchmarks for tasks, and ids for models: files are never looked at", async () => {
     const model = (await ask("anna", "GET", "/v1/models")).data.at(-1)!.id;
-    for (const task of ["package.json", "vitest.config.ts", "./tasks/own.js", "constructor", "no_such_task"]) {
+    for (const task of [
+      "package.json",
+      "vitest.config.ts",
+      "./tasks/own.js",
+      "constructor",
+      "no_such_task",
+      "piqa:5000",
+    ]) {
       const refused = await send("anna", "POST", "/v1/evaluations", { model, tasks: [task] });
       expect(refused.status, task).toBe(400);
       expect(((await refused.json()) as Json).error?.message).toContain("is no benchmark");
