@@ -14,6 +14,7 @@ import { measureThisMachine, predictMemory, predictSpeed } from "../src/devices/
 import { fastestThreads, loadModel } from "../src/generate/index.js";
 import { quantize } from "../src/jobs/index.js";
 import type { FileKind } from "../src/quantize/index.js";
+import { median } from "../src/system/statistics.js";
 import { type LlamaSizes, randomLlama } from "./random-checkpoint.js";
 
 const { values } = parseArgs({ options: { threads: { type: "string" }, rounds: { type: "string", default: "15" } } });
@@ -28,7 +29,6 @@ const CONTEXTS = [512, 2048];
 /** Tokens that are written before those that count. */
 const [WARM_UP, WRITTEN] = [8, 48];
 const SETTLE_MILLISECONDS = 300;
-const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN;
 
 const rows: string[][] = [];
 const errors: { memory: number[]; speed: number[] } = { memory: [], speed: [] };

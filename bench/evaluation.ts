@@ -17,8 +17,9 @@ import { writeCheckpoint } from "../src/checkpoint/index.js";
 import { Backend } from "../src/ggml/index.js";
 import type { EvaluateOutcome } from "../src/index.js";
 import { initialise, modelFromConfig } from "../src/models/index.js";
+import { median } from "../src/system/statistics.js";
 import { writeBenchmarkData } from "./benchmark-data.js";
-import { markdown, median } from "./lines.js";
+import { markdown } from "./lines.js";
 
 const { values } = parseArgs({
   options: {

@@ -9,7 +9,8 @@ import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { fileTypeOf, parseFileKind } from "../src/quantize/recipes.js";
-import { markdown, median } from "./lines.js";
+import { median } from "../src/system/statistics.js";
+import { markdown } from "./lines.js";
 import { randomCheckpoint } from "./random-checkpoint.js";
 
 const { values } = parseArgs({

@@ -20,6 +20,7 @@ import { openGguf } from "../src/checkpoint/gguf.js";
 import { quantize, runnableGguf } from "../src/jobs/index.js";
 import { modelFacts } from "../src/serve/profiles.js";
 import { Random } from "../src/system/random.js";
+import { median } from "../src/system/statistics.js";
 import { randomLlama } from "./random-checkpoint.js";
 
 const { values } = parseArgs({
@@ -172,7 +173,6 @@ interface Result {
 
 const quantile = (sorted: readonly number[], share: number): number =>
   sorted[Math.min(sorted.length - 1, Math.ceil(share * sorted.length) - 1)] ?? Number.NaN;
-const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN;
 
 /** Each client asks one question after the other; prompts are the same for both servers and new in each round. */
 async function load(server: Server, clients: number, round: number): Promise<Result> {

@@ -10,7 +10,8 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { Contender, markdown, median } from "./lines.js";
+import { median } from "../src/system/statistics.js";
+import { Contender, markdown } from "./lines.js";
 
 const { values } = parseArgs({
   options: {

@@ -1,7 +1,7 @@
 import { existsSync, statSync } from "node:fs";
 import path from "node:path";
 import { glob } from "tinyglobby";
-import { downloadRepo, type HubOptions } from "../checkpoint/hub.js";
+import { downloadRepo, HUB_PREFIX, type HubOptions } from "../checkpoint/hub.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import { endingOf, ROW_ENDINGS, readError, readRows, textStream } from "./rows.js";
 
@@ -37,7 +37,7 @@ export function readDocuments(file: string, options: DocumentOptions): AsyncIter
   return readerOf(file)(file, options);
 }
 
-const HUB_PREFIX = "hf://datasets/";
+const HUB_DATASETS = `${HUB_PREFIX}datasets/`;
 
 /**
  * Finds the files that data arguments mean: a file, a directory (every readable file below it), a glob, or
@@ -55,7 +55,7 @@ export async function findDataFiles(inputs: readonly string[], hub: HubOptions =
 }
 
 async function filesOf(input: string, hub: HubOptions): Promise<string[]> {
-  if (input.startsWith(HUB_PREFIX)) return hubFiles(input.slice(HUB_PREFIX.length), hub);
+  if (input.startsWith(HUB_DATASETS)) return hubFiles(input.slice(HUB_DATASETS.length), hub);
   if (existsSync(input)) return statSync(input).isDirectory() ? filesBelow(input) : [path.resolve(input)];
   return (await glob(input, { absolute: true, expandDirectories: false })).sort();
 }
@@ -68,7 +68,8 @@ async function filesBelow(directory: string): Promise<string[]> {
 
 async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   const match = /^([\w.-]+\/[\w.-]+?)(?:@([\w.-]+))?(?:\/(.+))?$/.exec(reference);
-  if (match === null) throw new UsageError(`${HUB_PREFIX}${reference} is no data set (${HUB_PREFIX}organisation/name)`);
+  if (match === null)
+    throw new UsageError(`${HUB_DATASETS}${reference} is no data set (${HUB_DATASETS}organisation/name)`);
   const [, repo = "", revision, pattern] = match;
   const patterns =
     pattern === undefined ? ["**/*.parquet", "**/*.jsonl", "**/*.jsonl.gz", "**/*.txt", "**/*.txt.gz"] : [pattern];

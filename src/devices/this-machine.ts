@@ -2,6 +2,7 @@ import { availableParallelism, freemem } from "node:os";
 import { dataBytes, fromFloat32 } from "../ggml/dtype.js";
 import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDType } from "../ggml/index.js";
 import { Random } from "../system/random.js";
+import { median } from "../system/statistics.js";
 import { defineOp, elementCount, Graph, ops, type Shape, type Tensor, TensorStore } from "../tensor/index.js";
 import type { DeviceProfile } from "./profiles.js";
 
@@ -14,6 +15,7 @@ const [LONG, SHORT]: readonly [Matrices, Matrices] = [
 ];
 /** Of the time that long rows take, what is laid to their number at most. */
 const MOST_ROW_SHARE = 0.5;
+const rowsOf = ([count, rows]: Matrices): number => count * rows;
 const WEIGHTS = LONG[0] * LONG[1] * LONG[2];
 /** Types that files consist of, by what a weight takes; others count as the nearest one in size. */
 const TYPES = ["f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "iq3_xxs", "q2_k"] as const;
@@ -69,16 +71,19 @@ export async function measureThisMachine(
 async function measure(backend: Backend): Promise<DeviceProfile> {
   const { kind, description, memoryFreeBytes } = backend.device;
   const startSeconds = (await secondsOfStarts(backend)) / STARTS;
-  const secondsOf = async (matrices: Matrices) =>
-    (await secondsByType(backend, matrices)).map((seconds) => seconds - matrices[0] * startSeconds);
-  const [long, short] = [await secondsOf(LONG), await secondsOf(SHORT)];
-  const rowsOf = ([count, rows]: Matrices) => count * rows;
-  // the same weights take longer in more rows; of one type that may be lost in the noise
-  const byType = TYPES.map((_, i) => ((short[i] ?? 0) - (long[i] ?? 0)) / (rowsOf(SHORT) - rowsOf(LONG)));
-  const rowSeconds = Math.min(Math.max(0, median(byType)), (MOST_ROW_SHARE * Math.min(...long)) / rowsOf(LONG));
-  const bandwidth = Math.max(...TYPES.map((dtype, i) => dataBytes(dtype, WEIGHTS) / (long[i] ?? 0)));
+  const secondsOf = async (dtype: StoredDType, matrices: Matrices) =>
+    (await secondsOfProducts(backend, dtype, matrices)) - matrices[0] * startSeconds;
+  const times: { readonly dtype: (typeof TYPES)[number]; readonly long: number; readonly byRow: number }[] = [];
+  for (const dtype of TYPES) {
+    const [long, short] = [await secondsOf(dtype, LONG), await secondsOf(dtype, SHORT)];
+    times.push({ dtype, long, byRow: (short - long) / (rowsOf(SHORT) - rowsOf(LONG)) }); // the same weights, in more rows
+  }
+  // of one type it may be lost in the noise
+  const byRow = Math.max(0, median(times.map((one) => one.byRow)));
+  const rowSeconds = Math.min(byRow, ...times.map(({ long }) => (MOST_ROW_SHARE * long) / rowsOf(LONG)));
+  const bandwidth = Math.max(...times.map(({ dtype, long }) => dataBytes(dtype, WEIGHTS) / long));
   const computeOf = Object.fromEntries(
-    TYPES.map((dtype, i) => [dtype, (2 * WEIGHTS) / ((long[i] ?? 0) - rowsOf(LONG) * rowSeconds)]),
+    times.map(({ dtype, long }) => [dtype, (2 * WEIGHTS) / (long - rowsOf(LONG) * rowSeconds)]),
   ) as Record<(typeof TYPES)[number], number>;
   return {
     id: "this-machine",
@@ -96,22 +101,14 @@ async function measure(backend: Backend): Promise<DeviceProfile> {
   };
 }
 
-/** Seconds of products of a vector with matrices of weights, of one type after the other. */
-async function secondsByType(backend: Backend, [count, rows, columns]: Matrices): Promise<number[]> {
+/** Seconds of products of a vector with matrices of weights. */
+function secondsOfProducts(backend: Backend, dtype: StoredDType, [count, rows, columns]: Matrices): Promise<number> {
   const names = Array.from({ length: count }, (_, i) => `w${i}`);
-  const seconds: number[] = [];
-  for (const dtype of TYPES) {
-    const stored = names.map((name) => ({ name, shape: [rows, columns], dtype }));
-    seconds.push(
-      await timed(backend, stored, [1, columns], (g, x, of) => {
-        for (const name of names) g.output(ops.linear(g, x, of(name)));
-      }),
-    );
-  }
-  return seconds;
+  const stored = names.map((name) => ({ name, shape: [rows, columns], dtype }));
+  return timed(backend, stored, [1, columns], (g, x, of) => {
+    for (const name of names) g.output(ops.linear(g, x, of(name)));
+  });
 }
-
-const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN;
 
 /** Seconds of a token's attention in one layer of several, whose keys and values a core's own cache does not hold. */
 async function secondsOfAttention(backend: Backend): Promise<number> {

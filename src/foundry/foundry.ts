@@ -18,7 +18,7 @@ import { openStorage, type Storage } from "./storage.js";
 import { Jobs } from "./store/jobs.js";
 import { Library } from "./store/library.js";
 import { type Quota, Tenants } from "./store/tenants.js";
-import { Worker } from "./worker.js";
+import { STOP_SECONDS, Worker } from "./worker.js";
 
 export interface FoundryOptions extends Pick<JobOptions, "device" | "threads"> {
   /** Where the embedded database, files and secrets are. */
@@ -50,8 +50,8 @@ const DEFAULTS = { host: "127.0.0.1", port: 7700, workers: 1, maxUploadBytes: 50
 /** What a tenant may take where nothing else is said. */
 const QUOTA: Quota = { max_bytes: null, max_jobs: 1000, max_tokens: null };
 const BEAT_SECONDS = 2;
-/** Longer than a worker that hears gives its job to stop. */
-const DEAF_SECONDS = 25;
+/** Seconds beyond those that a worker gives its job to stop, after which it is taken to hear nothing. */
+const DEAF_SECONDS = 5;
 /** Seconds that an upload may take. */
 const UPLOAD_SECONDS = 6 * 3600;
 
@@ -202,7 +202,7 @@ export async function runWorker(
     url: db.url,
     id: worker.id,
     seconds: Math.min(BEAT_SECONDS, deadAfterSeconds / 4),
-    deafSeconds: DEAF_SECONDS,
+    deafSeconds: STOP_SECONDS + DEAF_SECONDS,
   });
   logger.info({ worker: worker.id, pid: process.pid }, "worker");
   try {

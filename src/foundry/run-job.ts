@@ -113,7 +113,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   const reference = await materials.model(model);
   const data = await materials.dataset(context.dataset);
   const hub = await materials.hub(job.tenant);
-  const { facts, licence } = await known(context, reference, hub);
+  const { facts, licence } = await factsAndLicence(context, reference, hub);
   const aim = aimOf(spec, facts.config);
   log(
     aim.target === undefined
@@ -252,7 +252,7 @@ async function quantizeOnly(
 }
 
 /** A model's facts and licence, which of a hub's model are known when it is here. */
-async function known({ model, library, options }: JobContext, reference: string, hub: HubOptions) {
+async function factsAndLicence({ model, library, options }: JobContext, reference: string, hub: HubOptions) {
   const { facts, licence } = model;
   if (model.source.kind !== "hub" || (facts !== null && licence !== null))
     return { facts: facts as ModelFacts, licence };

@@ -27,7 +27,7 @@ export interface WorkerOptions {
 const IDLE_MILLISECONDS = 500;
 const TICK_MILLISECONDS = 1000;
 /** A job that was told to stop and did not is left, and the process with it. */
-const STOP_SECONDS = 20;
+export const STOP_SECONDS = 20;
 /** How often what was done is kept where other machines find it, within a stage. */
 const SAVE_SECONDS = 10;
 

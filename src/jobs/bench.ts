@@ -12,6 +12,7 @@ import { calibrate } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { PeakMemory } from "../system/memory.js";
 import { Random } from "../system/random.js";
+import { median } from "../system/statistics.js";
 import { type ComputeType, Graph, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
 import { type JobOptions, onDevice, openModel } from "./environment.js";
 
@@ -266,12 +267,6 @@ async function measurePeak(backend: Backend, computeType: ComputeType): Promise<
     store.free();
   }
 }
-
-const median = (values: readonly number[]): number => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = Math.floor(sorted.length / 2);
-  return sorted.length % 2 === 1 ? (sorted[middle] ?? 0) : ((sorted[middle - 1] ?? 0) + (sorted[middle] ?? 0)) / 2;
-};
 
 const SIZE_FIELDS: Readonly<Record<string, string>> = {
   hidden: "hidden_size",

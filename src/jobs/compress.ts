@@ -197,8 +197,9 @@ class Compression {
       ...(gguf && { gguf }),
       ...(evaluation && { evaluation }),
     };
-    const { name = job.out } = job;
-    writeReport(this.directory, { ...outcome, name, models: { teacher, pruned, student }, stages: stages.all });
+    const { out, ...told } = outcome;
+    const { name = out } = job;
+    writeReport(this.directory, { ...told, name, models: { teacher, pruned, student }, stages: stages.all });
     return outcome;
   }
 

@@ -62,9 +62,9 @@ export function writeJson(file: string, value: unknown, replacer?: (key: string,
   writeFileAtomic(file, `${JSON.stringify(value, replacer, 2)}\n`);
 }
 
-/** For {@link writeJson}: paths of a directory and what is below it begin with something else. */
+/** For {@link writeJson}: paths below a directory begin with something else. */
 export const pathsBelow = (directory: string, start: string) => (_: string, value: unknown) =>
-  typeof value === "string" && `${value}${path.sep}`.startsWith(directory + path.sep)
+  typeof value === "string" && value.startsWith(directory + path.sep)
     ? start + value.slice(directory.length + 1)
     : value;
 

@@ -22,6 +22,7 @@ interface Json {
   readonly id: string;
   readonly name: string;
   readonly sha256: string;
+  readonly step: number;
   readonly key: string;
   readonly state: string;
   readonly result: {
@@ -180,7 +181,7 @@ for (const { name: engine, missing, start } of DATABASES)
       const events = await ask("anna", "GET", `/v1/jobs/${job.id}/events`);
       expect(events.text).toContain('"loss":');
       expect(events.text).toMatch(/event: end\ndata: \{"state":"done"\}\s*$/);
-      const curve = (await client.getV1JobsIdMetrics!({ id: job.id })).data.data as unknown as { step: number }[];
+      const curve = (await client.getV1JobsIdMetrics!({ id: job.id })).data.data;
       expect(curve.length).toBeGreaterThan(1);
       expect(curve.map(({ step }) => step)).toEqual(curve.map(({ step }) => step).sort((a, b) => a - b));
 

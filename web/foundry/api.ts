@@ -147,15 +147,23 @@ export async function upload<T>(method: "POST" | "PUT", path: string, file: Blob
   return response.json() as Promise<T>;
 }
 
-export interface ServerEvent {
-  readonly event: string;
-  /** By which a stream can be gone on with; empty where it has none. */
-  readonly id: string;
-  readonly data: Record<string, unknown>;
-}
+/** What a stream tells, by the event's name. */
+export type ServerEvents = Readonly<Record<string, unknown>>;
+
+export type ServerEvent<Events extends ServerEvents> = {
+  readonly [Name in keyof Events & string]: {
+    readonly event: Name;
+    /** By which a stream can be gone on with; empty where it has none. */
+    readonly id: string;
+    readonly data: Events[Name];
+  };
+}[keyof Events & string];
 
 /** Server-sent events of a request, also one with a body and a key, which EventSource cannot make. */
-export async function* events(path: string, init: RequestInit): AsyncGenerator<ServerEvent> {
+export async function* events<Events extends ServerEvents>(
+  path: string,
+  init: RequestInit,
+): AsyncGenerator<ServerEvent<Events>> {
   const response = await ask(path, init);
   if (response.body === null) return;
   let text = "";
@@ -170,21 +178,8 @@ export async function* events(path: string, init: RequestInit): AsyncGenerator<S
           .filter((line) => line.startsWith(`${name}:`))
           .map((line) => line.slice(name.length + 1).trim())
           .join("\n");
-      yield { event: field("event"), id: field("id"), data: JSON.parse(field("data")) as Record<string, unknown> };
+      yield { event: field("event"), id: field("id"), data: JSON.parse(field("data")) } as ServerEvent<Events>;
     }
-  }
-}
-
-/** Points of a curve by step, as they come: one that comes again takes the place of the one before. */
-export class Points {
-  private readonly byStep = new Map<number, Point>();
-
-  add(point: Point): void {
-    this.byStep.set(point.step, point);
-  }
-
-  get sorted(): Point[] {
-    return [...this.byStep.values()].sort((a, b) => a.step - b.step);
   }
 }
 

@@ -2,6 +2,13 @@ import { useRef, useState } from "preact/hooks";
 import { events, list, type Model } from "./api.js";
 import { messageOf, useLoaded } from "./use.js";
 
+/** What is told of a model that writes. */
+type WritingEvents = {
+  readonly text: { readonly text: string };
+  readonly error: { readonly error: { readonly message: string } };
+  readonly end: Readonly<Record<string, never>>;
+};
+
 /** Two models go on with the same text, or answer it, side by side. */
 export function Compare({ id }: { id: string | undefined }) {
   const { value: models, error } = useLoaded(() => list<Model>("/v1/models"), []);
@@ -32,9 +39,9 @@ export function Compare({ id }: { id: string | undefined }) {
           ]);
         try {
           const init = { method: "POST", body, signal: own.signal, headers: { "content-type": "application/json" } };
-          for await (const { event, data } of events(`/v1/models/${model}/completions`, init)) {
-            if (event === "text") put(String(data.text));
-            if (event === "error") put(` [${(data.error as { message?: string })?.message}]`);
+          for await (const { event, data } of events<WritingEvents>(`/v1/models/${model}/completions`, init)) {
+            if (event === "text") put(data.text);
+            if (event === "error") put(` [${data.error.message}]`);
           }
         } catch (failed) {
           if (!own.signal.aborted) put(` [${messageOf(failed)}]`);

@@ -1,22 +1,19 @@
 import { useEffect, useRef, useState } from "preact/hooks";
-import {
-  type Artifact,
-  events,
-  get,
-  type Job,
-  type JobStatus,
-  list,
-  type Point,
-  Points,
-  Refused,
-  save,
-  send,
-} from "./api.js";
+import { type Artifact, events, get, type Job, type JobStatus, list, type Point, Refused, save, send } from "./api.js";
 import { CutDrawing, LossCurve } from "./charts.js";
 import { bytes, count, inOrder, seconds } from "./format.js";
 import { messageOf, useLoaded } from "./use.js";
 
 const REFRESH = 2000;
+/** What happens to a job. */
+type JobEvents = {
+  readonly status: JobStatus;
+  readonly state: { readonly state: string; readonly error?: string };
+  readonly stage: { readonly stage: string };
+  readonly metrics: Point;
+  readonly log: { readonly text: string };
+  readonly end: { readonly state: string };
+};
 /** What comes in between is drawn at once. */
 const DRAW = 250;
 
@@ -65,13 +62,13 @@ export function JobPage({ id }: { id: string }) {
   const artifacts = useLoaded(() => list<Artifact>(`/v1/jobs/${id}/artifacts`), [id, job?.state]);
   const running = job?.state === "queued" || job?.state === "running";
   /** What was heard of the job so far: a stream that breaks off is gone on with. */
-  const followed = useRef({ id: "", last: 0, curve: new Points() });
+  const followed = useRef({ id: "", last: 0, curve: new Map<number, Point>() });
 
   useEffect(() => {
     const stop = new AbortController();
     const { signal } = stop;
     if (followed.current.id !== id) {
-      followed.current = { id, last: 0, curve: new Points() };
+      followed.current = { id, last: 0, curve: new Map() };
       setPoints([]);
       setLogs([]);
       setStatus(undefined);
@@ -80,18 +77,19 @@ export function JobPage({ id }: { id: string }) {
     let isDue = false;
     const draw = () => {
       isDue = false;
-      if (followed.current === known) setPoints(known.curve.sorted);
+      if (followed.current === known) setPoints([...known.curve.values()].sort((a, b) => a.step - b.step));
     };
     const follow = async () => {
-      for await (const { event, id: at, data } of events(`/v1/jobs/${id}/events?after=${known.last}`, { signal })) {
+      const all = events<JobEvents>(`/v1/jobs/${id}/events?after=${known.last}`, { signal });
+      for await (const { event, id: at, data } of all) {
         if (at !== "") known.last = Number(at);
-        if (event === "status") setStatus(data as unknown as JobStatus);
+        if (event === "status") setStatus(data);
         if (event === "metrics") {
-          known.curve.add(data as unknown as Point);
+          known.curve.set(data.step, data);
           if (!isDue) setTimeout(draw, DRAW);
           isDue = true;
         }
-        if (event === "log") setLogs((before) => [...before, String(data.text)]);
+        if (event === "log") setLogs((before) => [...before, data.text]);
         if (event === "state") setLogs((before) => [...before, `${data.state}${data.error ? `: ${data.error}` : ""}`]);
         if (event === "end") return reload();
       }
