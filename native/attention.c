@@ -3,11 +3,14 @@
 // All of q, k, v and their gradients are [batch, sequence, heads, headDim].
 //
 // Forwards, a sequence may be a forest of token sequences that share their beginnings, written in depth-first order: ends[j] is
-// the place after the last token below token j, so that query i reads key j where j <= i < ends[j].
+// the place after the last token below token j, so that query i reads key j where j <= i < ends[j]. A window counts positions,
+// which in a forest are given.
 #include "gemm.h"
 #include "rows.h"
 
-enum { ATTENTION_BF16 = 1, WINDOW_SHIFT = 1 };
+// Flags, of which the last three say which sources follow q, k and v, in this order: the ends and the positions of a forest; what
+// scores are limited to (Gemma 2 report, section 2); a logit per head that counts in the softmax's denominator only (gpt-oss).
+enum { ATTENTION_BF16 = 1, ATTENTION_FOREST = 2, ATTENTION_SOFT_CAP = 4, ATTENTION_SINKS = 8, WINDOW_SHIFT = 4 };
 
 #define SCORE_BYTES (256 << 10) // scores of a block of queries stay in the second-level cache
 #define MAX_QUERIES (4 * NR > 64 ? 4 * NR : 64)
@@ -18,7 +21,9 @@ typedef struct {
   float scale;
   int pairs;
   int queries; // in a block
-  const int32_t *ends; // of a forest; NULL for one sequence
+  const int32_t *ends, *positions; // of a forest; NULL for one sequence
+  float cap;                       // of the scaled scores; 0 for none
+  const float *sinks;              // one per head; NULL for none
 } Shape;
 
 // A stretch of keys. Stretches begin at panels' edges; all but the last end there.
@@ -26,7 +31,8 @@ typedef struct {
   int64_t from, to;
 } Run;
 
-static Shape shape_of(const Tensor *q, const Tensor *k, const Tensor *ends, const void *data) {
+// `more` are the sources after q, k and v.
+static Shape shape_of(const Tensor *q, const Tensor *k, Tensor *const *more, const void *data) {
   const Settings s = {.pointer = (void *)data};
   Shape shape = {.batch = q->ne[3], .length = q->ne[2], .heads = q->ne[1], .kv_heads = k->ne[1], .dim = q->ne[0]};
   shape.window = s.flags >> WINDOW_SHIFT;
@@ -34,8 +40,13 @@ static Shape shape_of(const Tensor *q, const Tensor *k, const Tensor *ends, cons
   shape.scale = s.value;
   shape.pairs = HAS_BF16_DOT && (s.flags & ATTENTION_BF16);
   int64_t queries = SCORE_BYTES / (4 * shape.length) / NR * NR;
-  shape.ends = ends == NULL ? NULL : ends->data;
   shape.queries = queries < NR ? NR : queries > MAX_QUERIES ? MAX_QUERIES : (int)queries;
+  if (s.flags & ATTENTION_FOREST) {
+    shape.ends = (*more++)->data;
+    shape.positions = (*more++)->data;
+  }
+  if (s.flags & ATTENTION_SOFT_CAP) shape.cap = *(const float *)(*more++)->data;
+  if (s.flags & ATTENTION_SINKS) shape.sinks = (*more++)->data;
   return shape;
 }
 
@@ -45,26 +56,26 @@ static Operand head_of(const Tensor *x, int64_t batch, int64_t head, int64_t at,
   return transposed ? (Operand){data, x->type, x->nb[0], x->nb[2]} : (Operand){data, x->type, x->nb[2], x->nb[0]};
 }
 
-// The keys that the queries [q0, q1) read: from a panel's edge before the first, to after the last.
-static void keys_of(const Shape *s, int64_t q0, int64_t q1, int64_t *from, int64_t *to) {
+// The keys of one sequence that the queries [q0, q1) read: from a panel's edge before the first, to after the last.
+static Run keys_of(const Shape *s, int64_t q0, int64_t q1) {
   const int64_t first = q0 - s->window + 1;
-  *from = first > 0 ? first / MR * MR : 0;
-  *to = q1;
+  return (Run){first > 0 ? first / MR * MR : 0, q1};
 }
 
 // The same as runs, without the panels that no query of the block reads. @returns how many
 static int runs_of(const Shape *s, int64_t q0, int64_t q1, Run *runs) {
-  int64_t from, to;
-  keys_of(s, q0, q1, &from, &to);
   if (s->ends == NULL) {
-    runs[0] = (Run){from, to};
+    runs[0] = keys_of(s, q0, q1);
     return 1;
   }
+  int64_t lowest = s->positions[q0];
+  for (int64_t i = q0 + 1; i < q1; i++) lowest = s->positions[i] < lowest ? s->positions[i] : lowest;
   int count = 0;
-  for (int64_t panel = from; panel < to; panel += MR) {
-    const int64_t end = panel + MR < to ? panel + MR : to;
+  for (int64_t panel = 0; panel < q1; panel += MR) {
+    const int64_t end = panel + MR < q1 ? panel + MR : q1;
     int64_t last = 0; // the last place from which a key of the panel is read
-    for (int64_t j = panel; j < end; j++) last = s->ends[j] > last ? s->ends[j] : last;
+    for (int64_t j = panel; j < end; j++)
+      if (s->positions[j] > lowest - s->window && s->ends[j] > last) last = s->ends[j];
     if (last <= q0) continue;
     if (count > 0 && runs[count - 1].to == panel)
       runs[count - 1].to = end;
@@ -78,8 +89,10 @@ static int runs_of(const Shape *s, int64_t q0, int64_t q1, Run *runs) {
 static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
   const int64_t n = run.to - run.from;
   if (s->ends != NULL) {
-    const int32_t *ends = s->ends + run.from;
-    for (int64_t j = 0; j < n; j++) row[j] = run.from + j <= query && ends[j] > query ? row[j] : -INFINITY;
+    const int32_t *ends = s->ends + run.from, *positions = s->positions + run.from;
+    const int32_t place = (int32_t)query, before = s->positions[query] - (int32_t)s->window, last = place - (int32_t)run.from;
+    for (int32_t j = 0; j < n; j++)
+      row[j] = (j <= last) & (ends[j] > place) & (positions[j] > before) ? row[j] : -INFINITY;
     return n;
   }
   const int64_t first = query - s->window + 1, lo = first > run.from ? first - run.from : 0, hi = query + 1 - run.from;
@@ -88,11 +101,26 @@ static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
   return hi;
 }
 
-// Scores into the numerators of probabilities, row by row, zero where a query must not look. Row r is query q0 + r over the
-// n keys of the runs, one after the other. sums[r] is what to divide by.
-static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t q0, int rows, const Run *runs, int count,
-                         float *sums) {
-  const vf scale = splat(s->scale);
+// Scores into scaled ones limited smoothly, cap tanh(score scale / cap), for rows of n. Where `slopes` is not NULL it takes the slopes
+// of that, 1 - tanh^2.
+static void limit(const Shape *s, float *scores, int64_t ld, int rows, int64_t n, float *slopes) {
+  const float ratio = s->scale / s->cap;
+  for (int r = 0; r < rows; r++) {
+    float *row = scores + r * ld;
+    for (int64_t j = 0; j < n; j += VL) {
+      const vf t = vtanh(row_at(row, j, n, 0) * ratio);
+      put_row(row, j, n, t * s->cap);
+      if (slopes != NULL) put_row(slopes + r * ld, j, n, 1.0f - t * t);
+    }
+  }
+}
+
+// Scores into the numerators of probabilities, row by row, zero where a query must not look. Row r is query q0 + r of a head over
+// the n keys of the runs, one after the other. sums[r] is what to divide by, and sunk[r] the sink's numerator, 0 without one.
+static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t head, int64_t q0, int rows, const Run *runs, int count,
+                         float *sums, float *sunk) {
+  const float factor = s->cap > 0 ? 1 : s->scale; // limited scores are scaled already
+  const vf scale = splat(factor);
   for (int r = 0; r < rows; r++) {
     float *row = scores + r * ld;
     int64_t n = 0, hi = 0;
@@ -102,14 +130,17 @@ static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t q0, 
     }
     vf most = splat(-INFINITY);
     for (int64_t j = 0; j < hi; j += VL) most = vmax(most, row_at(row, j, n, -INFINITY));
-    const vf shift = splat(max_of(most) * s->scale);
+    float highest = max_of(most) * factor;
+    if (s->sinks != NULL && s->sinks[head] > highest) highest = s->sinks[head];
+    const vf shift = splat(highest);
     vf total = (vf){0};
     for (int64_t j = 0; j < n; j += VL) {
       const vf e = vexp(row_at(row, j, n, -INFINITY) * scale - shift);
       total += e;
       put_row(row, j, n, e);
     }
-    sums[r] = sum_of(total);
+    sunk[r] = s->sinks == NULL ? 0 : vexp(splat(s->sinks[head] - highest))[0];
+    sums[r] = sum_of(total) + sunk[r];
   }
 }
 
@@ -141,16 +172,16 @@ static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t f
                   out, row, add);
 }
 
-// src: q, k, v, and the ends of a forest where it is one -> [batch, sequence, heads, headDim]
+// src: q, k, v, and what the flags say -> [batch, sequence, heads, headDim]
 void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
-  const Shape s = shape_of(q, k, dst->src[3], data);
+  const Shape s = shape_of(q, k, dst->src + 3, data);
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL), row = s.heads * s.dim;
   const int words = words_for((int)s.dim, s.pairs);
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
   uint32_t *pq = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
   Run *runs = coppice_scratch(SCRATCH_5, (s.length / MR + 1) * sizeof(Run));
-  float sums[MAX_QUERIES];
+  float sums[MAX_QUERIES], sunk[MAX_QUERIES];
   // more threads than key-value heads share a head's blocks of queries
   const int64_t units = s.batch * s.kv_heads, shares = units >= nth ? 1 : (nth + units - 1) / units;
   for (int64_t unit = ith; unit < units * shares; unit += nth) {
@@ -167,7 +198,8 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
         for (int i = 0; i < count; at += runs[i].to - runs[i].from, i++)
           multiply_panels(s.pairs, words, pk + runs[i].from * words, words, (int)(runs[i].to - runs[i].from), pq, rows,
                           scores + at, ld, 0);
-        exponentials(&s, scores, ld, q0, rows, runs, count, sums);
+        if (s.cap > 0) limit(&s, scores, ld, rows, at, NULL);
+        exponentials(&s, scores, ld, h, q0, rows, runs, count, sums, sunk);
         float *out = (float *)dst->data + (batch * s.length + q0) * row + h * s.dim;
         at = 0;
         for (int i = 0; i < count; at += runs[i].to - runs[i].from, i++)
@@ -180,18 +212,39 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// src: gradient of the result, q, k, v -> the gradients of q, k and v, one after the other
+// The gradient of probabilities into that of scores, for one row of n: with p = e / sum, p (dp - sum of p dp) scale, times the slopes
+// of limited scores where there are some. e turns into p. @returns the sum of p dp
+static float score_gradient(const Shape *s, float *e, float *d, const float *slopes, int64_t n, float inverse) {
+  vf total = (vf){0};
+  for (int64_t j = 0; j < n; j += VL) {
+    const vf p = row_at(e, j, n, 0) * inverse;
+    put_row(e, j, n, p);
+    total += p * row_at(d, j, n, 0);
+  }
+  const float sum = sum_of(total);
+  const vf mean = splat(sum), scale = splat(s->scale);
+  for (int64_t j = 0; j < n; j += VL) {
+    const vf gradient = row_at(e, j, n, 0) * (row_at(d, j, n, 0) - mean) * scale;
+    put_row(d, j, n, slopes == NULL ? gradient : gradient * row_at(slopes, j, n, 0));
+  }
+  return sum;
+}
+
+// src: gradient of the result, q, k, v, and what the flags say, no forest -> the gradients of q, k and v, one after the other, and
+// where there are sinks theirs for each sequence, [batch, heads]
 void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *dy = dst->src[0], *q = dst->src[1], *k = dst->src[2], *v = dst->src[3];
-  const Shape s = shape_of(q, k, NULL, data);
+  const Shape s = shape_of(q, k, dst->src + 4, data);
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL);
   const int64_t row = s.heads * s.dim, kv_row = s.kv_heads * s.dim, positions = s.batch * s.length;
   const int words = words_for((int)s.dim, s.pairs);
   float *const dq = dst->data, *const dk = dq + positions * row, *const dv = dk + positions * kv_row;
+  float *const dsinks = dv + positions * kv_row;
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
   float *slopes = coppice_scratch(SCRATCH_5, 4 * s.queries * ld);
+  float *bends = s.cap > 0 ? coppice_scratch(SCRATCH_7, 4 * s.queries * ld) : NULL;
   uint32_t *pb = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
-  float sums[MAX_QUERIES];
+  float sums[MAX_QUERIES], sunk[MAX_QUERIES];
   for (int64_t unit = ith; unit < s.batch * s.kv_heads; unit += nth) {
     const int64_t batch = unit / s.kv_heads, kv = unit % s.kv_heads;
     const uint32_t *pk = pack_head(SCRATCH_1, k, batch, kv, &s, 0), *pv = pack_head(SCRATCH_2, v, batch, kv, &s, 0);
@@ -201,13 +254,14 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
       memset(dk_head + t * kv_row, 0, 4 * s.dim);
       memset(dv_head + t * kv_row, 0, 4 * s.dim);
     }
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++)
+    for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
+      double read_sink = 0;
       for (int64_t q0 = 0; q0 < s.length; q0 += s.queries) {
         const int64_t q1 = q0 + s.queries < s.length ? q0 + s.queries : s.length;
         const int rows = (int)(q1 - q0);
-        int64_t from, to;
-        keys_of(&s, q0, q1, &from, &to);
-        const int n = (int)(to - from);
+        const Run run = keys_of(&s, q0, q1);
+        const int64_t from = run.from;
+        const int n = (int)(run.to - from);
         const Operand queries = head_of(q, batch, h, q0, 0), queries_t = head_of(q, batch, h, q0, 1);
         const int64_t at = (batch * s.length + q0) * row + h * s.dim;
         const float *dy_block = (const float *)dy->data + at;
@@ -215,27 +269,22 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
 
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pb);
         multiply_panels(s.pairs, words, pk + from * words, words, n, pb, rows, scores, ld, 0);
-        const Run run = {from, to};
-        exponentials(&s, scores, ld, q0, rows, &run, 1, sums);
+        if (s.cap > 0) limit(&s, scores, ld, rows, n, bends);
+        exponentials(&s, scores, ld, h, q0, rows, &run, 1, sums, sunk);
         pack_b(&dy_rows, 0, rows, 0, (int)s.dim, s.pairs, pb);
         multiply_panels(s.pairs, words, pv + from * words, words, n, pb, rows, slopes, ld, 0);
-        for (int r = 0; r < rows; r++) { // P = e / sum; dS = P (dP - sum of P dP) scale
-          float *p = scores + r * ld, *d = slopes + r * ld;
+        for (int r = 0; r < rows; r++) {
           const float inverse = 1 / sums[r];
-          vf total = (vf){0};
-          for (int64_t j = 0; j < n; j += VL) {
-            const vf probability = row_at(p, j, n, 0) * inverse;
-            put_row(p, j, n, probability);
-            total += probability * row_at(d, j, n, 0);
-          }
-          const vf mean = splat(sum_of(total)), scale = splat(s.scale);
-          for (int64_t j = 0; j < n; j += VL)
-            put_row(d, j, n, row_at(p, j, n, 0) * (row_at(d, j, n, 0) - mean) * scale);
+          const float *bent = bends == NULL ? NULL : bends + r * ld;
+          const float mean = score_gradient(&s, scores + r * ld, slopes + r * ld, bent, n, inverse);
+          read_sink += sunk[r] * inverse * mean;
         }
         multiply_positions(&s, pk_t, from, n, slopes, ld, rows, dq + at, row, 0);
         const Operand p_t = matrix(scores, ld, 1), ds_t = matrix(slopes, ld, 1);
         multiply(&dy_t, 0, s.dim, &p_t, 0, n, rows, dv_head + from * kv_row, kv_row, s.pairs, 1);
         multiply(&queries_t, 0, s.dim, &ds_t, 0, n, rows, dk_head + from * kv_row, kv_row, s.pairs, 1);
       }
+      if (s.sinks != NULL) dsinks[batch * s.heads + h] = (float)-read_sink;
+    }
   }
 }

@@ -65,3 +65,18 @@ void KERNEL(add_rows)(Tensor *dst, int ith, int nth, void *data) {
     for (; i < to; i++) out[i] += row[i];
   }
 }
+
+// src: tensors whose rows stand side by side in the result's
+void KERNEL(concat_last)(Tensor *dst, int ith, int nth, void *data) {
+  (void)data;
+  int64_t from, to;
+  share_of(dst->ne[1] * dst->ne[2] * dst->ne[3], ith, nth, &from, &to);
+  for (int64_t r = from; r < to; r++) {
+    float *out = (float *)dst->data + r * dst->ne[0];
+    for (int i = 0; i < SOURCES && dst->src[i] != NULL; i++) {
+      const int64_t n = dst->src[i]->ne[0];
+      memcpy(out, (const float *)dst->src[i]->data + r * n, 4 * n);
+      out += n;
+    }
+  }
+}

@@ -1,21 +1,32 @@
-// Root-mean-square normalisation with a gain (Zhang & Sennrich 2019, eq. 4), and the gated activation (Shazeer 2020, eq. 6).
+// Normalisation of rows with a gain: by the root mean square (Zhang & Sennrich 2019, eq. 4), or, where flags are 1, by the mean and
+// the standard deviation (layer normalisation, Ba et al. 2016, eq. 4), which is the former of what is left without the mean.
 #include "rows.h"
 
-static float inverse_rms(const float *x, int64_t n, float epsilon) {
+static float mean_of(const float *x, int64_t n) {
+  vf total[4] = {{0}};
+  int64_t i = 0;
+  for (; i + 4 * VL <= n; i += 4 * VL)
+    for (int j = 0; j < 4; j++) total[j] += load(x + i + j * VL);
+  float sum = sum_of((total[0] + total[1]) + (total[2] + total[3]));
+  for (; i < n; i++) sum += x[i];
+  return sum / (float)n;
+}
+
+static float inverse_rms(const float *x, int64_t n, float mean, float epsilon) {
   vf total[4] = {{0}};
   int64_t i = 0;
   for (; i + 4 * VL <= n; i += 4 * VL)
     for (int j = 0; j < 4; j++) {
-      const vf v = load(x + i + j * VL);
+      const vf v = load(x + i + j * VL) - mean;
       total[j] += v * v;
     }
   float sum = sum_of((total[0] + total[1]) + (total[2] + total[3]));
-  for (; i < n; i++) sum += x[i] * x[i];
+  for (; i < n; i++) sum += (x[i] - mean) * (x[i] - mean);
   return 1 / sqrtf(sum / (float)n + epsilon);
 }
 
-// src: x [rows, n], gain [n] -> x / rms(x) * gain
-void KERNEL(rms_norm)(Tensor *dst, int ith, int nth, void *data) {
+// src: x [rows, n], gain [n] -> (x - mean) / rms(x - mean) * gain
+void KERNEL(norm)(Tensor *dst, int ith, int nth, void *data) {
   const Settings s = {.pointer = data};
   const float *gain = dst->src[1]->data;
   const int64_t n = dst->ne[0];
@@ -24,10 +35,10 @@ void KERNEL(rms_norm)(Tensor *dst, int ith, int nth, void *data) {
   for (int64_t r = from; r < to; r++) {
     const float *x = (const float *)dst->src[0]->data + r * n;
     float *y = (float *)dst->data + r * n;
-    const float inverse = inverse_rms(x, n, s.value);
+    const float mean = s.flags ? mean_of(x, n) : 0, inverse = inverse_rms(x, n, mean, s.value);
     int64_t i = 0;
-    for (; i + VL <= n; i += VL) store(y + i, load(x + i) * inverse * load(gain + i));
-    for (; i < n; i++) y[i] = x[i] * inverse * gain[i];
+    for (; i + VL <= n; i += VL) store(y + i, (load(x + i) - mean) * inverse * load(gain + i));
+    for (; i < n; i++) y[i] = (x[i] - mean) * inverse * gain[i];
   }
 }
 
@@ -35,7 +46,7 @@ void KERNEL(rms_norm)(Tensor *dst, int ith, int nth, void *data) {
 enum { GAIN_PARTS = 16 };
 
 // src: gradient of the result, x, gain -> [rows + GAIN_PARTS, n]: the gradient of x, and parts of the sum that is the gain's
-void KERNEL(rms_norm_back)(Tensor *dst, int ith, int nth, void *data) {
+void KERNEL(norm_back)(Tensor *dst, int ith, int nth, void *data) {
   const Settings s = {.pointer = data};
   const float *gain = dst->src[2]->data;
   const int64_t n = dst->ne[0], rows = dst->ne[1] - GAIN_PARTS;
@@ -47,55 +58,26 @@ void KERNEL(rms_norm_back)(Tensor *dst, int ith, int nth, void *data) {
     for (int64_t r = from; r < to; r++) {
       const float *dy = (const float *)dst->src[0]->data + r * n, *x = (const float *)dst->src[1]->data + r * n;
       float *dx = (float *)dst->data + r * n;
-      const float inverse = inverse_rms(x, n, s.value);
-      vf total = (vf){0};
+      const float mean = s.flags ? mean_of(x, n) : 0, inverse = inverse_rms(x, n, mean, s.value);
+      vf products = (vf){0}, slopes = (vf){0};
       int64_t i = 0;
       for (; i + VL <= n; i += VL) {
-        const vf slope = load(dy + i), value = load(x + i);
-        total += slope * load(gain + i) * value;
+        const vf slope = load(dy + i), value = load(x + i) - mean, scaled = slope * load(gain + i);
+        products += scaled * value;
+        slopes += scaled;
         store(gain_sum + i, load(gain_sum + i) + slope * value * inverse);
       }
-      float sum = sum_of(total);
+      float product = sum_of(products), slope = sum_of(slopes);
       for (; i < n; i++) {
-        sum += dy[i] * gain[i] * x[i];
-        gain_sum[i] += dy[i] * x[i] * inverse;
+        product += dy[i] * gain[i] * (x[i] - mean);
+        slope += dy[i] * gain[i];
+        gain_sum[i] += dy[i] * (x[i] - mean) * inverse;
       }
-      // with z = x / rms: dx = (gain dy - z mean(gain dy z)) / rms
-      const float mean = sum / (float)n * inverse * inverse;
+      // with z = (x - mean) / rms: dx = (gain dy - mean(gain dy) - z mean(gain dy z)) / rms; without a mean, without its term
+      const float along = product / (float)n * inverse * inverse, level = s.flags ? slope / (float)n : 0;
       for (i = 0; i + VL <= n; i += VL)
-        store(dx + i, (load(dy + i) * load(gain + i) - load(x + i) * mean) * inverse);
-      for (; i < n; i++) dx[i] = (dy[i] * gain[i] - x[i] * mean) * inverse;
+        store(dx + i, (load(dy + i) * load(gain + i) - level - (load(x + i) - mean) * along) * inverse);
+      for (; i < n; i++) dx[i] = (dy[i] * gain[i] - level - (x[i] - mean) * along) * inverse;
     }
-  }
-}
-
-static inline vf sigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
-
-// src: gate, up -> silu(gate) up
-void KERNEL(swiglu)(Tensor *dst, int ith, int nth, void *data) {
-  (void)data;
-  const float *gate = dst->src[0]->data, *up = dst->src[1]->data;
-  float *out = dst->data;
-  int64_t i, to;
-  span_of(count_of(dst), ith, nth, &i, &to);
-  for (; i < to; i += VL) {
-    const vf x = row_at(gate, i, to, 0);
-    put_row(out, i, to, x * sigmoid(x) * row_at(up, i, to, 0));
-  }
-}
-
-// src: gradient of the result, gate, up -> the gradients of gate and up, one after the other
-void KERNEL(swiglu_back)(Tensor *dst, int ith, int nth, void *data) {
-  (void)data;
-  const float *dy = dst->src[0]->data, *gate = dst->src[1]->data, *up = dst->src[2]->data;
-  const int64_t n = count_of(dst->src[0]);
-  float *dgate = dst->data, *dup = dgate + n;
-  int64_t i, to;
-  span_of(n, ith, nth, &i, &to);
-  for (; i < to; i += VL) {
-    const vf x = row_at(gate, i, to, 0), slope = row_at(dy, i, to, 0);
-    const vf s = sigmoid(x);
-    put_row(dup, i, to, slope * x * s);
-    put_row(dgate, i, to, slope * row_at(up, i, to, 0) * s * (1.0f + x * (1.0f - s)));
   }
 }

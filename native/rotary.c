@@ -1,11 +1,14 @@
-// Rotary position embedding, split-half layout (Su et al. 2021, eq. 34).
+// Rotary position embedding (Su et al. 2021, eq. 34).
 #include "rows.h"
 
-// src: x [batch, sequence, heads, headDim], table [sequence, 2, half]: cosines and sines -> x turned, by the opposite angles
-// where flags are 1. Channels past the turned ones are copied.
+enum { ROTARY_BACKWARDS = 1, ROTARY_INTERLEAVED = 2 };
+
+// src: x [batch, sequence, heads, headDim], table [sequence, 2, half]: cosines and sines -> x turned, or turned back. Pairs are
+// channels i and i + half, or 2i and 2i + 1. Channels past the turned ones are copied.
 void KERNEL(rope)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *x = dst->src[0], *table = dst->src[1];
-  const float sign = ((Settings){.pointer = data}).flags ? -1 : 1;
+  const uint32_t flags = ((Settings){.pointer = data}).flags;
+  const float sign = flags & ROTARY_BACKWARDS ? -1 : 1;
   const int64_t half = table->ne[0], dim = x->ne[0], heads = x->ne[1], length = x->ne[2];
   int64_t from, to;
   share_of(length * x->ne[3], ith, nth, &from, &to);
@@ -15,7 +18,12 @@ void KERNEL(rope)(Tensor *dst, int ith, int nth, void *data) {
       const float *in = (const float *)((const char *)x->data + position / length * x->nb[3] + position % length * x->nb[2] +
                                         h * x->nb[1]);
       float *out = (float *)dst->data + (position * heads + h) * dim;
-      for (int64_t i = 0; i < half; i += VL) {
+      for (int64_t i = 0; flags & ROTARY_INTERLEAVED && i < half; i++) {
+        const float a = in[2 * i], b = in[2 * i + 1], c = cosines[i], s = sines[i] * sign;
+        out[2 * i] = a * c - b * s;
+        out[2 * i + 1] = a * s + b * c;
+      }
+      for (int64_t i = 0; !(flags & ROTARY_INTERLEAVED) && i < half; i += VL) {
         const vf c = row_at(cosines, i, half, 0), s = row_at(sines, i, half, 0) * sign;
         const vf a = row_at(in, i, half, 0), b = row_at(in + half, i, half, 0);
         put_row(out, i, half, a * c - b * s);

@@ -131,6 +131,26 @@ static inline vf vexp(vf x) {
 #endif
 }
 
+// A where x > 0, b elsewhere.
+static inline vf where_positive(vf x, vf a, vf b) {
+  const vi positive = x > (vf){0};
+  return (vf)(((vi)a & positive) | ((vi)b & ~positive));
+}
+
+static inline vf vabs(vf x) { return vmax(x, -x); }
+
+// tanh x, within 3 units in the last place; NaN stays NaN. Near 0 a minimax polynomial (Cephes' tanhf), by e^2x elsewhere.
+static inline vf vtanh(vf x) {
+  const vf size = vmin(splat(10.0f), vabs(x)), square = size * size;
+  vf p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const vf near = p * square * size + size, far = 1.0f - 2.0f / (vexp(size + size) + 1.0f);
+  const vf result = where_positive(size - 0.625f, far, near);
+  return where_positive(x, result, -result);
+}
+
 // Words of two bf16: bf16(even[i]) in the low half of word i, bf16(odd[i]) in the high one. Rounds to nearest even.
 static inline vu pair_words(vf even, vf odd) {
 #if VL == 16 && HAS_BF16_DOT

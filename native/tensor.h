@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { SOURCES = 10 };
+
 typedef struct Tensor {
   int32_t type;
   void *buffer;
@@ -11,7 +13,7 @@ typedef struct Tensor {
   int32_t op;
   int32_t op_params[16];
   int32_t flags;
-  struct Tensor *src[10];
+  struct Tensor *src[SOURCES];
   struct Tensor *view_src;
   size_t view_offs;
   void *data;
@@ -30,7 +32,7 @@ typedef union {
 
 // Memory of a thread, kept from op to op and freed with the thread. At least so many bytes, aligned to 64.
 void *coppice_scratch(int slot, size_t bytes);
-enum { SCRATCH_A, SCRATCH_B, SCRATCH_1, SCRATCH_2, SCRATCH_3, SCRATCH_4, SCRATCH_5, SCRATCH_6, SCRATCH_SLOTS };
+enum { SCRATCH_A, SCRATCH_B, SCRATCH_1, SCRATCH_2, SCRATCH_3, SCRATCH_4, SCRATCH_5, SCRATCH_6, SCRATCH_7, SCRATCH_SLOTS };
 
 // The part of n items that is a thread's.
 static inline void share_of(int64_t n, int ith, int nth, int64_t *from, int64_t *to) {

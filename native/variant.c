@@ -4,6 +4,7 @@
 #define KERNEL(name) EXPAND(VARIANT, name)
 
 #include "matmul.c"
+#include "activation.c"
 #include "attention.c"
 #include "elementwise.c"
 #include "loss.c"

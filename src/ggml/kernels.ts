@@ -23,7 +23,8 @@ export interface Kernels {
 export const KERNEL_NAMES = [
   ...(["matmul", "attention", "attention_back"] as const),
   ...(["divergence", "divergence_back", "cross_entropy", "cross_entropy_back"] as const),
-  ...(["rms_norm", "rms_norm_back", "swiglu", "swiglu_back", "rope"] as const),
+  ...(["norm", "norm_back", "rope", "concat_last"] as const),
+  ...(["gelu", "gelu_back", "gated", "gated_back", "soft_cap", "soft_cap_back"] as const),
   ...(["squared_means", "cosines"] as const),
   ...(["adamw", "add_rows", "sum_squares"] as const),
 ] as const;

@@ -52,9 +52,9 @@ export class GradientSums {
 export function backpropagate(g: Graph, tape: readonly TapeEntry[], sums: GradientSums): void {
   g.withoutGradient(() => {
     for (const entry of tape.toReversed()) {
-      const dy = sums.take(entry.output);
-      if (dy === undefined) continue;
-      const products = entry.vjp(dy);
+      const dys = entry.outputs.map((output) => sums.take(output));
+      if (dys.every((dy) => dy === undefined)) continue;
+      const products = entry.vjp(dys);
       entry.inputs.forEach((input, i) => {
         const product = products[i];
         if (input.requiresGrad && product !== null && product !== undefined) sums.add(g, input, product);
@@ -65,7 +65,7 @@ export function backpropagate(g: Graph, tape: readonly TapeEntry[], sums: Gradie
 
 /** What a tape computes from: inputs that need a gradient and are not computed on it. */
 export function leavesOf(tape: readonly TapeEntry[]): Tensor[] {
-  const computed = new Set(tape.map(({ output }) => output));
+  const computed = new Set(tape.flatMap(({ outputs }) => outputs));
   const inputs = tape.flatMap((entry) => entry.inputs.filter((input) => input.requiresGrad && !computed.has(input)));
   return [...new Set(inputs)];
 }

@@ -14,11 +14,18 @@ import {
   writeTensor,
 } from "./tensor.js";
 
-/** One recorded forward step, with how to go back through it. */
-export interface TapeEntry {
+/** A forward step with one result, with how to go back through it. */
+export interface RecordedStep {
   readonly output: Tensor;
   readonly inputs: readonly Tensor[];
   readonly vjp: (dy: Tensor) => readonly Gradient[];
+}
+
+/** One recorded forward step. Its `vjp` is given a gradient for each output that something depends on. */
+export interface TapeEntry {
+  readonly outputs: readonly Tensor[];
+  readonly inputs: readonly Tensor[];
+  readonly vjp: (dys: readonly (Tensor | undefined)[]) => readonly Gradient[];
 }
 
 /** Number type that matrix products read their right operand in. Accumulation and everything else is f32. */
@@ -121,8 +128,13 @@ export class Graph {
   }
 
   /** Records a step for reverse-mode differentiation. */
-  record(entry: TapeEntry): void {
-    if (this.recording && entry.output.requiresGrad) this.entries.push(entry);
+  record({ output, inputs, vjp }: RecordedStep): void {
+    this.recordAll({ outputs: [output], inputs, vjp: ([dy]) => (dy === undefined ? [] : vjp(dy)) });
+  }
+
+  /** Records a step that has several results. */
+  recordAll(entry: TapeEntry): void {
+    if (this.recording && entry.outputs.some(({ requiresGrad }) => requiresGrad)) this.entries.push(entry);
   }
 
   /** What was recorded so far. */

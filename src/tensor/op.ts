@@ -48,11 +48,11 @@ export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
   /** Our own kernel for it, used where the device has kernels. */
   readonly kernel?: (inputs: Inputs, attributes: Attributes, g: Graph) => KernelUse;
   /** Makes the native node. The shape rule has passed. */
-  readonly build?: (native: Native, inputs: Inputs, attributes: Attributes) => Pointer;
-  /** The same from other ops, for devices without the kernel. */
+  readonly build?: ((native: Native, inputs: Inputs, attributes: Attributes) => Pointer) | undefined;
+  /** The same from other ops, for devices that have neither. */
   readonly composed?: (g: Graph, inputs: Inputs, attributes: Attributes) => Tensor;
   /** Vector-Jacobian product: given the gradient of the output, that of each input. */
-  readonly vjp?: (g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[];
+  readonly vjp?: ((g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[]) | undefined;
 }
 
 /** A defined op: `(graph, ...inputs, attributes) => tensor`. */

@@ -1,9 +1,12 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type Op } from "../op.js";
-import { describe, elementCount, type Tensor } from "../tensor.js";
+import { describe, elementCount, type Shape, type Tensor } from "../tensor.js";
+import { softCap as limited } from "./activations.js";
+import { add, scale as scaled, sumRows } from "./elementwise.js";
+import { type Forest, forestMask, maskOf } from "./forest.js";
 import { matmul } from "./matmul.js";
-import { part, permute, reshape } from "./shape.js";
+import { concatLast, part, permute, reshape, splitLast, zeros } from "./shape.js";
 import { maskedSoftmax } from "./transformer.js";
 
 export interface AttentionAttributes {
@@ -11,41 +14,12 @@ export interface AttentionAttributes {
   readonly scale: number;
   /** How many positions a query reads, its own included; all before it by default. */
   readonly window?: number | undefined;
-  /** Where the one sequence is a forest. No gradient. */
+  /** Where the one sequence is a forest. On devices with kernels it has no gradient. */
   readonly forest?: Forest | undefined;
-}
-
-/**
- * Token sequences that share their beginnings, as one: a forest (one tree, or several) written in depth-first order, each token once.
- * A token reads itself and what is above it. Made by {@link forestInput}.
- */
-export interface Forest {
-  /** How far below its root each token is, i32 [places]. */
-  readonly positions: Tensor;
-  /** On devices with kernels where each token's subtree ends, i32 [places]; elsewhere an additive mask [places, places]. */
-  readonly visibility: Tensor;
-}
-
-/** What a forest is at a time. */
-export interface ForestLayout {
-  readonly positions: Int32Array;
-  /** The place after the last token of each token's subtree. */
-  readonly ends: Int32Array;
-}
-
-/** A forest of so many places that is written before each run. */
-export function forestInput(g: Graph, places: number): Forest {
-  const [dtype, shape] =
-    g.backend.kernels === undefined ? (["f32", [places, places]] as const) : (["i32", [places]] as const);
-  return { positions: g.input("positions", "i32", [places]), visibility: g.input("visibility", dtype, shape) };
-}
-
-export function writeForest(g: Graph, forest: Forest, { positions, ends }: ForestLayout): void {
-  g.write(forest.positions, positions);
-  g.write(
-    forest.visibility,
-    forest.visibility.dtype === "i32" ? ends : maskOf((i, j) => i < (ends[j] ?? 0), ends.length),
-  );
+  /** Limits the scaled scores s smoothly, to softCap · tanh(s / softCap) (Gemma 2). */
+  readonly softCap?: number | undefined;
+  /** One more logit per head, that of reading nothing: it counts in the softmax's denominator only (gpt-oss). [heads] */
+  readonly sinks?: Tensor | undefined;
 }
 
 /**
@@ -54,88 +28,138 @@ export function writeForest(g: Graph, forest: Forest, { positions, ends }: Fores
  */
 export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes: AttentionAttributes): Tensor {
   const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
+  checkAttention(q, k, v, attributes);
+  const { window } = attributes;
+  const effective = { ...attributes, window: window === undefined || window >= seq ? undefined : window };
+  const mixed = g.backend.kernels === undefined ? composed(g, q, k, v, effective) : fused(g, q, k, v, effective);
+  return reshape(g, mixed, { to: [batch * seq, heads * headDim] });
+}
+
+/** @throws ShapeError when something does not fit */
+function checkAttention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  { forest, sinks, window, softCap }: AttentionAttributes,
+): void {
+  const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
   const kvHeads = k.shape[2] ?? 0;
   const fits =
     q.shape.length === 4 &&
     k.shape.join() === v.shape.join() &&
     k.shape.join() === [batch, seq, kvHeads, headDim].join() &&
     heads % kvHeads === 0;
-  const { forest, window } = attributes;
-  if (!fits || (forest !== undefined && (batch !== 1 || forest.positions.shape[0] !== seq || window !== undefined)))
+  if (!fits || (forest !== undefined && (batch !== 1 || forest.positions.shape.join() !== `${seq}`)))
     throw new ShapeError(`attention of ${describe(q)} over ${describe(k)} and ${describe(v)} does not fit`);
-  const mixed =
-    g.backend.kernels === undefined
-      ? composed(g, q, k, v, attributes)
-      : forest === undefined
-        ? fusedAttention(g, q, k, v, attributes)
-        : forestAttention(g, q, k, v, forest.visibility, attributes);
-  return reshape(g, mixed, { to: [batch * seq, heads * headDim] });
+  if (sinks !== undefined && sinks.shape.join() !== `${heads}`)
+    throw new ShapeError(`${describe(sinks)} are not the sinks of the heads of ${describe(q)}`);
+  if (window !== undefined && !(Number.isSafeInteger(window) && window > 0))
+    throw new ShapeError(`attention of ${describe(q)} in a window of ${window} positions is not possible`);
+  if (softCap !== undefined && !(softCap > 0 && softCap < Number.POSITIVE_INFINITY))
+    throw new ShapeError(`attention scores of ${describe(q)} cannot be limited to ±${softCap}`);
 }
 
-/** Bit 0 of the kernel's flags: products of bf16. The window is above. */
-const settings = (g: Graph, { scale, window }: AttentionAttributes) => ({
-  flags: (g.computeType === "bf16" ? 1 : 0) | ((window ?? 0) << 1),
+/** Bits of the kernels' flags, which say which sources follow q, k and v, in this order. The window is above. */
+const FLAG = { bf16: 1, forest: 2, softCap: 4, sinks: 8 };
+const WINDOW_SHIFT = 4;
+
+/** Past this a window is longer than any sequence that can be computed. */
+const LONGEST_WINDOW = 2 ** 28 - 1;
+
+const settings = (g: Graph, { scale, window = 0, forest, softCap, sinks }: AttentionAttributes) => ({
+  flags:
+    (g.computeType === "bf16" ? FLAG.bf16 : 0) |
+    (forest === undefined ? 0 : FLAG.forest) |
+    (softCap === undefined ? 0 : FLAG.softCap) |
+    (sinks === undefined ? 0 : FLAG.sinks) |
+    (Math.min(window, LONGEST_WINDOW) << WINDOW_SHIFT),
   value: scale,
 });
 
 /** Scores exist for a block of queries at a time. -> [batch, seq, heads, headDim] */
-const fusedAttention: Op<[q: Tensor, k: Tensor, v: Tensor], AttentionAttributes> = defineOp("attention", 3, {
-  shape: ([q]) => q.shape,
-  kernel: (_, attributes, g) => ({ name: "attention", ...settings(g, attributes) }),
-  vjp: (g, dy, { inputs: [q, k, v], attributes }) => {
-    let all: Tensor | undefined;
-    const gradientAt = (offset: number, like: Tensor) => ({
-      value: () => {
-        all ??= fusedAttentionBack(g, dy, q, k, v, attributes);
-        return part(g, all, { offset, to: like.shape });
-      },
-    });
-    const [queries, keys] = [elementCount(q.shape), elementCount(k.shape)];
-    return [gradientAt(0, q), gradientAt(queries, k), gradientAt(queries + keys, v)];
-  },
-});
+function fused(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes: AttentionAttributes): Tensor {
+  const { forest, softCap, sinks } = attributes;
+  const more = [
+    ...(forest === undefined ? [] : [forest.visibility, forest.positions]),
+    ...(softCap === undefined ? [] : [g.constant(`soft cap ${softCap}`, "f32", [1], Float32Array.of(softCap))]),
+    ...(sinks === undefined ? [] : [sinks]),
+  ];
+  return fusedAttention(more.length, forest !== undefined)(g, q, k, v, ...more, attributes);
+}
 
-const forestAttention: Op<[q: Tensor, k: Tensor, v: Tensor, ends: Tensor], AttentionAttributes> = defineOp(
-  "forestAttention",
-  4,
-  {
-    accepts: [undefined, undefined, undefined, INDICES],
+type Sources = readonly [q: Tensor, k: Tensor, v: Tensor, ...more: Tensor[]];
+
+const fusedAttention = (more: number, isForest: boolean): Op<Sources, AttentionAttributes> =>
+  defineOp<Sources, AttentionAttributes>("attention", 3 + more, {
+    accepts: isForest ? [undefined, undefined, undefined, INDICES, INDICES] : [],
     shape: ([q]) => q.shape,
     kernel: (_, attributes, g) => ({ name: "attention", ...settings(g, attributes) }),
-  },
-);
+    vjp: isForest
+      ? undefined
+      : (g, dy, { inputs: [q, k, v, ...others], attributes }) => {
+          let all: Tensor | undefined;
+          const gradientAt = (offset: number, to: Shape) => () => {
+            all ??= fusedAttentionBack(others.length)(g, dy, q, k, v, ...others, attributes);
+            return part(g, all, { offset, to });
+          };
+          const [batch = 1, , heads = 1] = q.shape;
+          const [queries, keys] = [elementCount(q.shape), elementCount(k.shape)];
+          const ofSinks = gradientAt(queries + 2 * keys, [batch, heads]);
+          return [
+            { value: gradientAt(0, q.shape) },
+            { value: gradientAt(queries, k.shape) },
+            { value: gradientAt(queries + keys, v.shape) },
+            ...(attributes.softCap === undefined ? [] : [null]),
+            ...(attributes.sinks === undefined ? [] : [() => reshape(g, sumRows(g, ofSinks()), { to: [heads] })]),
+          ];
+        },
+  });
 
-/** The gradients of q, k and v, one after the other. */
-const fusedAttentionBack: Op<[dy: Tensor, q: Tensor, k: Tensor, v: Tensor], AttentionAttributes> = defineOp(
-  "attentionBack",
-  4,
-  {
-    shape: ([, q, k]) => [elementCount(q.shape) + 2 * elementCount(k.shape)],
+/** The gradients of q, k and v, one after the other, and where there are sinks theirs for each sequence, [batch, heads]. */
+const fusedAttentionBack = (more: number): Op<readonly [dy: Tensor, ...Sources], AttentionAttributes> =>
+  defineOp<readonly [dy: Tensor, ...Sources], AttentionAttributes>("attentionBack", 4 + more, {
+    shape: ([, q, k], { sinks }) => {
+      const [batch = 1, , heads = 1] = q.shape;
+      return [elementCount(q.shape) + 2 * elementCount(k.shape) + (sinks === undefined ? 0 : batch * heads)];
+    },
     kernel: (_, attributes, g) => ({ name: "attention_back", ...settings(g, attributes) }),
-  },
-);
+  });
 
 /** From other ops. The heads of a group are folded into the sequence axis, so keys and values are never repeated. */
-function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, { scale, window, forest }: AttentionAttributes): Tensor {
+function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes: AttentionAttributes): Tensor {
   const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
   const kvHeads = k.shape[2] ?? 0;
   const group = heads / kvHeads;
-  const inWindow = (i: number, j: number) => window === undefined || j > i - window;
-  const mask = forest?.visibility ?? g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], maskOf(inWindow, seq));
   const headsFirst = (x: Tensor) => permute(g, x, { order: [0, 2, 1, 3] });
   const folded = reshape(g, headsFirst(q), { to: [batch, kvHeads, group * seq, headDim] });
   const scores = matmul(g, folded, headsFirst(k)); // [batch, kvHeads, group x seq, seq]
   const unfolded = reshape(g, scores, { to: [batch, heads, seq, seq] });
-  const probabilities = maskedSoftmax(g, unfolded, mask, { scale });
+  const probabilities = probabilitiesOf(g, unfolded, attributes);
   const refolded = reshape(g, probabilities, { to: [batch, kvHeads, group * seq, seq] });
   const mixed = matmul(g, refolded, permute(g, v, { order: [0, 2, 3, 1] })); // [batch, kvHeads, group x seq, headDim]
   const perHead = reshape(g, mixed, { to: [batch, heads, seq, headDim] });
   return headsFirst(perHead); // [batch, seq, heads, headDim]
 }
 
-/** Additive attention mask [seq, seq]: 0 where query i may read key j, itself or one before it, -infinity elsewhere. */
-function maskOf(reads: (query: number, key: number) => boolean, seq: number): Float32Array {
-  const mask = new Float32Array(seq * seq).fill(-Infinity);
-  for (let i = 0; i < seq; i++) for (let j = 0; j <= i; j++) if (reads(i, j)) mask[i * seq + j] = 0;
-  return mask;
+/** scores, the result: [batch, heads, seq, seq] */
+function probabilitiesOf(
+  g: Graph,
+  scores: Tensor,
+  { scale, window, forest, softCap, sinks }: AttentionAttributes,
+): Tensor {
+  const [batch = 1, heads = 1, seq = 1] = scores.shape;
+  const inWindow = (i: number, j: number) => window === undefined || j > i - window;
+  const mask =
+    forest === undefined
+      ? g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], maskOf(inWindow, seq))
+      : forestMask(g, forest, window);
+  if (softCap === undefined && sinks === undefined) return maskedSoftmax(g, scores, mask, { scale });
+  const final = scaled(g, scores, { factor: scale });
+  const capped = softCap === undefined ? final : limited(g, final, { cap: softCap });
+  if (sinks === undefined) return maskedSoftmax(g, capped, mask, { scale: 1 });
+  // one more key, which each query sees and whose value is nothing
+  const column = add(g, zeros(g, [batch, heads, seq, 1]), reshape(g, sinks, { to: [heads, 1, 1] }));
+  const widened = g.memo(mask, "with sinks", () => concatLast(g, [mask, zeros(g, [seq, 1])]));
+  const all = maskedSoftmax(g, concatLast(g, [capped, column]), widened, { scale: 1 });
+  return splitLast(g, all, [seq, 1])[0] as Tensor;
 }

@@ -29,8 +29,11 @@ export const broadcastTo: Op<[x: Tensor, like: Tensor]> = defineOp("broadcastTo"
   vjp: (g, dy, { inputs: [x] }) => [() => sumTo(g, dy, x), null],
 });
 
-const unbroadcast = (g: Graph, gradient: Tensor, b: Tensor): Tensor =>
-  sameShape(gradient.shape, b.shape) ? gradient : sumTo(g, gradient, b);
+function unbroadcast(g: Graph, gradient: Tensor, b: Tensor): Tensor {
+  if (sameShape(gradient.shape, b.shape)) return gradient;
+  // one number's gradient is a long sum, which `sum` adds up more accurately
+  return sameShape(b.shape, [1]) ? sum(g, gradient) : sumTo(g, gradient, b);
+}
 
 /** a + b, b broadcast to a. */
 export const add: Op<[a: Tensor, b: Tensor]> = defineOp("add", 2, {
@@ -109,6 +112,12 @@ export const abs: Op<[x: Tensor]> = defineOp("abs", 1, {
 export const sign: Op<[x: Tensor]> = defineOp("sign", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_sgn(context, x.handle),
+});
+
+/** 1 where x > 0, 0 elsewhere. Piecewise constant: no gradient. */
+export const step: Op<[x: Tensor]> = defineOp("step", 1, {
+  shape: ([x]) => x.shape,
+  build: ({ f, context }, [x]) => f.ggml_step(context, x.handle),
 });
 
 /** x limited to [low, high]. Used where no gradient flows. */

@@ -1,26 +1,24 @@
 export {
-  type AttentionAttributes,
-  attention,
-  type Forest,
-  type ForestLayout,
-  forestInput,
-  writeForest,
-} from "./attention.js";
+  type GeluApproximation,
+  geglu,
+  gelu,
+  relu,
+  sigmoid,
+  silu,
+  softCap,
+  softplus,
+  swiglu,
+  tanh,
+  xielu,
+} from "./activations.js";
+export { type AttentionAttributes, attention } from "./attention.js";
 export * from "./elementwise.js";
+export { type Forest, type ForestLayout, forestInput, writeForest } from "./forest.js";
 export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
 export { argmax, embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence } from "./loss.js";
-export { linear, matmul } from "./matmul.js";
-export { cast, concatRows, part, permute, reshape, rowsOf } from "./shape.js";
+export { type LinearAttributes, linear, matmul } from "./matmul.js";
+export { type PositionFactors, type RotaryAttributes, rope, scaleByPosition } from "./rotary.js";
+export { cast, concatLast, concatRows, part, permute, reshape, rowsOf, splitLast } from "./shape.js";
 export { addMagnitudes, meanCosine } from "./statistics.js";
-export {
-  logSoftmax,
-  maskedSoftmax,
-  type RotaryAttributes,
-  rmsNorm,
-  rmsNormGain,
-  rope,
-  silu,
-  softmax,
-  swiglu,
-} from "./transformer.js";
+export { layerNorm, logSoftmax, maskedSoftmax, rmsNorm, rmsNormGain, softmax } from "./transformer.js";

@@ -78,6 +78,14 @@ const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3
   vjp: (g, dy, { inputs: [a, b] }) => [leftGradient(g, dy, b), rightGradient(g, dy, a), null],
 });
 
+/** The product by a matrix that is stored transposed, a b: [n, k] x [k, m] -> [n, m], with its gradient. */
+const recordedTransposed: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3, {
+  accepts: [undefined, FLOATS],
+  shape: ([, , value]) => value.shape,
+  build: (_native, [, , value]) => value.handle,
+  vjp: (g, dy, { inputs: [a, b] }) => [{ value: () => product(g, dy, b) }, rightGradient(g, a, dy), null],
+});
+
 /** a bᵀ, with the way to compute it chosen by the length of the sum. */
 function product(g: Graph, a: Tensor, b: Tensor): Tensor {
   if (isQuantized(b.dtype)) return dotProducts(g, a, b);
@@ -87,20 +95,25 @@ function product(g: Graph, a: Tensor, b: Tensor): Tensor {
   return dotProducts(g, a, operand(g, b));
 }
 
-/** dA = dC B: [..., n, m] x [..., m, k] -> [..., n, k]. */
-function leftGradient(g: Graph, dy: Tensor, b: Tensor): Gradient {
-  if (g.backend.kernels === undefined) return { value: () => composedLeftGradient(g, dy, b) };
-  const sizes = { rows: axisFromEnd(dy.shape, 2), columns: axisFromEnd(b.shape, 1) };
-  const attributes = { ...sizes, flags: FLAG.leftTransposed };
-  return {
-    value: () => kernelProduct(g, b, dy, attributes),
-    addTo: (sum) => kernelProductInto(g, sum, b, dy, attributes),
-  };
+/** The kernel's words for a b. */
+const untransposed = (a: Tensor, b: Tensor): KernelProduct => ({
+  rows: axisFromEnd(a.shape, 2),
+  columns: axisFromEnd(b.shape, 1),
+  flags: FLAG.leftTransposed,
+});
+
+/** a b: [..., n, m] x [..., m, k] -> [..., n, k]. */
+function productUntransposed(g: Graph, a: Tensor, b: Tensor): Tensor {
+  if (g.backend.kernels !== undefined) return kernelProduct(g, b, a, untransposed(a, b));
+  if (axisFromEnd(a.shape, 1) <= SHORT_SUM && rowwise(g, a, b)) return outerProductsTransposed(g, b, a);
+  return dotProducts(g, a, transposedOperand(g, b));
 }
 
-function composedLeftGradient(g: Graph, dy: Tensor, b: Tensor): Tensor {
-  if (axisFromEnd(dy.shape, 1) <= SHORT_SUM && rowwise(g, dy, b)) return outerProductsTransposed(g, b, dy);
-  return dotProducts(g, dy, transposedOperand(g, b));
+/** dA = dC B: [..., n, m] x [..., m, k] -> [..., n, k]. */
+function leftGradient(g: Graph, dy: Tensor, b: Tensor): Gradient {
+  const value = () => productUntransposed(g, dy, b);
+  if (g.backend.kernels === undefined) return { value };
+  return { value, addTo: (sum) => kernelProductInto(g, sum, b, dy, untransposed(dy, b)) };
 }
 
 /** dB = dCᵀ A: [..., n, m], [..., n, k] -> [..., m, k]. */
@@ -135,12 +148,25 @@ export function matmul(g: Graph, a: Tensor, b: Tensor): Tensor {
   return recorded(g, a, b, value);
 }
 
+/** a b by a matrix b: [n, k] x [k, m] -> [n, m]. */
+function matmulTransposed(g: Graph, a: Tensor, b: Tensor): Tensor {
+  if (b.shape.length !== 2 || b.shape[0] !== axisFromEnd(a.shape, 1) || !FLOATS.includes(b.dtype))
+    throw new ShapeError(`${describe(a)} times ${describe(b)}: the inner axes must agree, and no matrix be quantized`);
+  const value = g.withoutGradient(() => productUntransposed(g, a, b));
+  return recordedTransposed(g, a, b, value);
+}
+
+export interface LinearAttributes {
+  /** Whether the weight is stored as [in, out] (GPT-2's Conv1D); [out, in] by default. */
+  readonly transposed?: boolean | undefined;
+}
+
 /** x Wᵀ: [..., in] x [out, in] -> [..., out], as a linear layer's. */
-export function linear(g: Graph, x: Tensor, weight: Tensor): Tensor {
+export function linear(g: Graph, x: Tensor, weight: Tensor, { transposed = false }: LinearAttributes = {}): Tensor {
   const inputSize = axisFromEnd(x.shape, 1);
   const rows = elementCount(x.shape) / inputSize;
   const flat = x.shape.length === 2 ? x : reshape(g, x, { to: [rows, inputSize] });
-  const result = matmul(g, flat, weight);
+  const result = transposed ? matmulTransposed(g, flat, weight) : matmul(g, flat, weight);
   if (x.shape.length === 2) return result;
-  return reshape(g, result, { to: [...x.shape.slice(0, -1), axisFromEnd(weight.shape, 2)] });
+  return reshape(g, result, { to: [...x.shape.slice(0, -1), axisFromEnd(result.shape, 1)] });
 }

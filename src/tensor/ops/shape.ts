@@ -1,7 +1,7 @@
 import { DTYPE_ID, type DType, dataBytes } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
+import { ANY, defineOp, FLOATS, type Gradient, type Op, reshaped } from "../op.js";
 import { axisFromEnd, describe, elementCount, nativeSizes, type Shape, sameShape, type Tensor } from "../tensor.js";
 
 /** The same elements in another shape. */
@@ -83,6 +83,84 @@ export function concatRows(g: Graph, parts: readonly Tensor[]): Tensor {
   if (first === undefined) throw new ShapeError("there is nothing to put together");
   return others.reduce((all, next) => concatTwo(g, all, next), first);
 }
+
+/** The elements [from, from + size) of the last axis. No gradient. */
+const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }> = defineOp("columns", 1, {
+  accepts: [FLOATS],
+  shape: ([x], { size }) => [...x.shape.slice(0, -1), size],
+  dtype: ([x]) => x.dtype,
+  build: ({ f, context }, [x], { from, size }) => {
+    const width = axisFromEnd(x.shape, 1);
+    const rows = elementCount(x.shape) / width;
+    const bytes = dataBytes(x.dtype, 1);
+    const strides = [width * bytes, width * rows * bytes, width * rows * bytes] as const;
+    const view = f.ggml_view_4d(context, x.handle, size, rows, 1, 1, ...strides, from * bytes);
+    return reshaped({ f, context }, f.ggml_cont(context, view), [...x.shape.slice(0, -1), size]);
+  },
+});
+
+/** Zeros of a shape, a constant. */
+export const zeros = (g: Graph, shape: Shape): Tensor =>
+  g.constant(`zeros ${shape.join()}`, "f32", shape, new Float32Array(elementCount(shape)));
+
+/**
+ * Splits the last axis into runs of these sizes, one after the other: [..., n] -> [..., sizes[0]], [..., sizes[1]], ...
+ * @throws ShapeError when the sizes do not add up to n
+ */
+export function splitLast(g: Graph, x: Tensor, sizes: readonly number[]): Tensor[] {
+  const fits = sizes.every((size) => Number.isSafeInteger(size) && size > 0);
+  if (!fits || sizes.reduce((sum, size) => sum + size, 0) !== axisFromEnd(x.shape, 1))
+    throw new ShapeError(`the last axis of ${describe(x)} cannot be split into ${sizes.join(" + ") || "nothing"}`);
+  let from = 0;
+  const outputs = sizes.map((size): Tensor => {
+    const values = g.withoutGradient(() => columns(g, x, { from, size }));
+    from += size;
+    return { ...values, requiresGrad: g.isRecording && x.requiresGrad };
+  });
+  g.recordAll({
+    outputs,
+    inputs: [x],
+    vjp: (dys) => {
+      const parts = dys.map((dy, i) => dy ?? zeros(g, outputs[i]?.shape ?? []));
+      return [{ value: () => concatLast(g, parts) }];
+    },
+  });
+  return outputs;
+}
+
+/** How many tensors the kernel puts together at once: as many as ggml's custom ops may read. */
+const MOST_PARTS = 10;
+
+/** Tensors side by side along the last axis; the other axes must agree. */
+export function concatLast(g: Graph, parts: readonly Tensor[]): Tensor {
+  const [first, ...others] = parts;
+  if (first === undefined) throw new ShapeError("there is nothing to put together");
+  const most = g.backend.kernels === undefined ? 2 : MOST_PARTS;
+  if (parts.length > most) return concatLast(g, [concatLast(g, parts.slice(0, most)), ...parts.slice(most)]);
+  return others.length === 0 ? first : sideBySide(parts.length)(g, ...parts);
+}
+
+const sideBySide = (count: number): Op<readonly Tensor[]> =>
+  defineOp<readonly Tensor[]>("concatLast", count, {
+    shape: ([first, ...others]) => {
+      const leading = first?.shape.slice(0, -1) ?? [];
+      for (const other of others)
+        if (first !== undefined && !sameShape(other.shape.slice(0, -1), leading))
+          throw new ShapeError(`${describe(other)} cannot stand beside ${describe(first)}`);
+      return [...leading, [first, ...others].reduce((sum, x) => sum + axisFromEnd(x?.shape ?? [], 1), 0)];
+    },
+    kernel: () => ({ name: "concat_last" }),
+    build: ({ f, context }, inputs) =>
+      inputs.map(({ handle }) => handle).reduce((all, next) => f.ggml_concat(context, all, next, 0)),
+    vjp: (g, dy, { inputs }) => {
+      let from = 0;
+      return inputs.map((x): Gradient => {
+        const run = { from, size: axisFromEnd(x.shape, 1) };
+        from += run.size;
+        return { value: () => columns(g, dy, run) };
+      });
+    },
+  });
 
 /** Converts the element type. The gradient stays f32. */
 export const cast: Op<[x: Tensor], { readonly to: DType }> = defineOp("cast", 1, {

@@ -1,12 +1,9 @@
-import type { Pointer } from "../../ggml/functions.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import type { Native } from "../op.js";
-import { defineOp, INDICES, type Op } from "../op.js";
-import { axisFromEnd, describe, elementCount, sameShape, type Tensor } from "../tensor.js";
-import { div, mul, sub, sumLast, sumRows } from "./elementwise.js";
-import { embedding } from "./lookup.js";
-import { part, reshape, rowsOf } from "./shape.js";
+import { defineOp, type Op } from "../op.js";
+import { axisFromEnd, describe, sameShape, type Tensor } from "../tensor.js";
+import { add, div, mul, scale, sub, sumLast, sumRows } from "./elementwise.js";
+import { reshape, rowsOf } from "./shape.js";
 
 /** Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019, eq. 4), without a gain. */
 export const rmsNorm: Op<[x: Tensor], { readonly epsilon: number }> = defineOp("rmsNorm", 1, {
@@ -23,10 +20,18 @@ const rmsNormBack: Op<[dy: Tensor, x: Tensor], { readonly epsilon: number }> = d
 /** In how many parts the kernel sums the gain's gradient. */
 const GAIN_PARTS = 16;
 
-/** Root-mean-square normalisation with a gain, in one pass. x: [rows, n]; gain: [n]. */
-const fusedNorm: Op<[x: Tensor, gain: Tensor], { readonly epsilon: number }> = defineOp("rmsNorm", 2, {
+interface NormAttributes {
+  readonly epsilon: number;
+  /** Whether each row's mean is taken off first, which makes it layer normalisation. */
+  readonly centred: boolean;
+}
+
+const normSettings = ({ epsilon, centred }: NormAttributes) => ({ flags: centred ? 1 : 0, value: epsilon });
+
+/** Normalisation with a gain, in one pass. x: [rows, n]; gain: [n]. */
+const fusedNorm: Op<[x: Tensor, gain: Tensor], NormAttributes> = defineOp("norm", 2, {
   shape: ([x]) => x.shape,
-  kernel: (_, { epsilon }) => ({ name: "rms_norm", value: epsilon }),
+  kernel: (_, attributes) => ({ name: "norm", ...normSettings(attributes) }),
   vjp: (g, dy, { inputs: [x, gain], attributes }) => {
     const [rows = 1, n = 1] = x.shape;
     let both: Tensor | undefined;
@@ -42,60 +47,50 @@ const fusedNorm: Op<[x: Tensor, gain: Tensor], { readonly epsilon: number }> = d
 });
 
 /** The gradient of x, and below it parts of the sum that is the gain's. */
-const fusedNormBack: Op<[dy: Tensor, x: Tensor, gain: Tensor], { readonly epsilon: number }> = defineOp(
-  "rmsNormBack",
-  3,
-  {
-    shape: ([, x]) => [(x.shape[0] ?? 1) + GAIN_PARTS, x.shape[1] ?? 1],
-    kernel: (_, { epsilon }) => ({ name: "rms_norm_back", value: epsilon }),
-  },
-);
+const fusedNormBack: Op<[dy: Tensor, x: Tensor, gain: Tensor], NormAttributes> = defineOp("normBack", 3, {
+  shape: ([, x]) => [(x.shape[0] ?? 1) + GAIN_PARTS, x.shape[1] ?? 1],
+  kernel: (_, attributes) => ({ name: "norm_back", ...normSettings(attributes) }),
+});
 
-/** Root-mean-square normalisation over the last axis, times a gain. x: [rows, n]; gain: [n]. */
-export function rmsNormGain(g: Graph, x: Tensor, gain: Tensor, attributes: { readonly epsilon: number }): Tensor {
-  if (x.shape.length !== 2 || gain.shape.join() !== String(x.shape[1]))
-    throw new ShapeError(`${describe(gain)} is no gain for the rows of ${describe(x)}`);
-  return g.backend.kernels === undefined ? mul(g, rmsNorm(g, x, attributes), gain) : fusedNorm(g, x, gain, attributes);
+/** x less the mean of its last axis. */
+const centre: Op<[x: Tensor]> = defineOp("centre", 1, {
+  shape: ([x]) => x.shape,
+  composed: (g, [x]) => sub(g, x, scale(g, sumLast(g, x), { factor: 1 / axisFromEnd(x.shape, 1) })),
+  vjp: (g, dy) => [() => centre(g, dy)],
+});
+
+/** @throws ShapeError when a gain or bias is not one for rows of x */
+function checkPerChannel(x: Tensor, vector: Tensor, kind: string): void {
+  if (x.shape.length !== 2 || vector.shape.join() !== String(x.shape[1]))
+    throw new ShapeError(`${describe(vector)} is no ${kind} for the rows of ${describe(x)}`);
 }
 
-/** x · sigmoid(x). */
-export const silu: Op<[x: Tensor]> = defineOp("silu", 1, {
-  shape: ([x]) => x.shape,
-  build: ({ f, context }, [x]) => f.ggml_silu(context, x.handle),
-  vjp: (g, dy, { inputs: [x] }) => [() => siluBack(g, dy, x)],
-});
+/** Root-mean-square normalisation over the last axis, times a gain. x: [rows, n]; gain: [n]. */
+export function rmsNormGain(g: Graph, x: Tensor, gain: Tensor, { epsilon }: { readonly epsilon: number }): Tensor {
+  checkPerChannel(x, gain, "gain");
+  if (g.backend.kernels === undefined) return mul(g, rmsNorm(g, x, { epsilon }), gain);
+  return fusedNorm(g, x, gain, { epsilon, centred: false });
+}
 
-const siluBack: Op<[dy: Tensor, x: Tensor]> = defineOp("siluBack", 2, {
-  shape: ([dy]) => dy.shape,
-  build: ({ f, context }, [dy, x]) => f.ggml_silu_back(context, dy.handle, x.handle),
-});
-
-/** silu(gate) · up, the gated FFN activation (Shazeer 2020, eq. 6). */
-export const swiglu: Op<[gate: Tensor, up: Tensor]> = defineOp("swiglu", 2, {
-  shape: ([gate, up]) => {
-    if (!sameShape(gate.shape, up.shape))
-      throw new ShapeError(`${describe(gate)} gates ${describe(up)}: shapes differ`);
-    return gate.shape;
-  },
-  kernel: () => ({ name: "swiglu" }),
-  build: ({ f, context }, [gate, up]) => f.ggml_swiglu_split(context, gate.handle, up.handle),
-  vjp: (g, dy, { inputs: [gate, up] }) => {
-    if (g.backend.kernels === undefined)
-      return [() => siluBack(g, mul(g, dy, up), gate), () => mul(g, dy, silu(g, gate))];
-    let both: Tensor | undefined;
-    const half = (which: number) => () => {
-      both ??= swigluBack(g, dy, gate, up);
-      return part(g, both, { offset: which * elementCount(gate.shape), to: gate.shape });
-    };
-    return [half(0), half(1)];
-  },
-});
-
-/** The gradients of gate and up, one after the other. */
-const swigluBack: Op<[dy: Tensor, gate: Tensor, up: Tensor]> = defineOp("swigluBack", 3, {
-  shape: ([, gate]) => [2 * elementCount(gate.shape)],
-  kernel: () => ({ name: "swiglu_back" }),
-});
+/**
+ * Layer normalisation over the last axis (Ba et al. 2016, eq. 4), times a gain and, where there is one, plus a bias.
+ * x: [rows, n]; gain, bias: [n].
+ */
+export function layerNorm(
+  g: Graph,
+  x: Tensor,
+  gain: Tensor,
+  bias: Tensor | undefined,
+  { epsilon }: { readonly epsilon: number },
+): Tensor {
+  checkPerChannel(x, gain, "gain");
+  if (bias !== undefined) checkPerChannel(x, bias, "bias");
+  const normalised =
+    g.backend.kernels === undefined
+      ? mul(g, rmsNorm(g, centre(g, x), { epsilon }), gain) // a centred row's mean square is the row's variance
+      : fusedNorm(g, x, gain, { epsilon, centred: true });
+  return bias === undefined ? normalised : add(g, normalised, bias);
+}
 
 /**
  * softmax(x · scale + mask) over the last axis. x: [..., q, k]; mask: [q, k], 0 or -infinity.
@@ -147,98 +142,3 @@ export const logSoftmax: Op<[x: Tensor], { readonly scale: number }> = defineOp(
     },
   ],
 });
-
-/** How positions become rotation angles: the first `rotaryDim` channels of each head, split-half layout. */
-export interface RotaryAttributes {
-  readonly rotaryDim: number;
-  readonly theta: number;
-  /** What each channel pair's frequency is divided by, [rotaryDim / 2]. */
-  readonly factors: Float32Array;
-  /** Multiplies cosine and sine (YaRN's attention factor). */
-  readonly attentionFactor: number;
-  /** The position of each place in a sequence, i32 [sequence], below the sequence's length; 0, 1, 2, ... by default. */
-  readonly positions?: Tensor | undefined;
-}
-
-/**
- * Rotary position embedding (Su et al. 2021, eq. 34): channel pair i at position p turns by
- * p · theta^(-2i/rotaryDim) / factors[i].
- * x: [batch, sequence, heads, headDim]
- */
-export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor {
-  const { rotaryDim, theta, factors, attentionFactor } = attributes;
-  const seq = x.shape[1] ?? 1;
-  const { positions } = attributes;
-  const half = rotaryDim / 2;
-  const fits =
-    x.shape.length === 4 &&
-    (positions === undefined || positions.shape.join() === `${seq}`) &&
-    rotaryDim % 2 === 0 &&
-    rotaryDim <= axisFromEnd(x.shape, 1) &&
-    factors.length === half;
-  if (!fits)
-    throw new ShapeError(
-      `rotating ${rotaryDim} channels of ${describe(x)} by ${positions?.shape.join() ?? seq} positions and ${factors.length} factors does not fit`,
-    );
-  const key = `${theta} ${rotaryDim} ${attentionFactor} ${factors.join()}`;
-  if (g.backend.kernels === undefined) {
-    const places =
-      positions ??
-      g.constant(
-        `positions ${seq}`,
-        "i32",
-        [seq],
-        Int32Array.from({ length: seq }, (_, i) => i),
-      );
-    return ggmlRope(g, x, places, g.constant(`rotary ${key}`, "f32", [half], factors), attributes);
-  }
-  const table = g.constant(
-    `rotary ${key} ${seq}`,
-    "f32",
-    [seq, rotaryDim],
-    Float32Array.from({ length: seq * rotaryDim }, (_, i) => {
-      const channel = i % half;
-      const angle = (Math.floor(i / rotaryDim) * theta ** (-channel / half)) / (factors[channel] ?? 1);
-      return attentionFactor * (i % rotaryDim < half ? Math.cos(angle) : Math.sin(angle));
-    }),
-  );
-  const chosen = positions === undefined ? table : embedding(g, table, positions);
-  return tableRope(g, x, reshape(g, chosen, { to: [seq, 2, half] }), { backwards: false });
-}
-
-const tableRope: Op<[x: Tensor, table: Tensor], { readonly backwards: boolean }> = defineOp("rope", 2, {
-  shape: ([x]) => x.shape,
-  kernel: (_, { backwards }) => ({ name: "rope", flags: backwards ? 1 : 0 }),
-  vjp: (g, dy, { inputs: [, table] }) => [() => tableRope(g, dy, table, { backwards: true }), null],
-});
-
-const ggmlRope: Op<[x: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("rope", 3, {
-  accepts: [undefined, INDICES],
-  shape: ([x]) => x.shape,
-  build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext", inputs, attributes),
-  vjp: (g, dy, { inputs: [, positions, factors], attributes }) => [
-    () => ggmlRopeBack(g, dy, positions, factors, attributes),
-    null,
-    null,
-  ],
-});
-
-const ggmlRopeBack: Op<[dy: Tensor, positions: Tensor, factors: Tensor], RotaryAttributes> = defineOp("ropeBack", 3, {
-  accepts: [undefined, INDICES],
-  shape: ([dy]) => dy.shape,
-  build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext_back", inputs, attributes),
-});
-
-/** GPT-NeoX layout: channel i turns with channel i + rotaryDim / 2. */
-const SPLIT_HALF = 2;
-
-const rotate = (
-  { f, context }: Native,
-  direction: "ggml_rope_ext" | "ggml_rope_ext_back",
-  [x, positions, factors]: readonly [Tensor, Tensor, Tensor],
-  { rotaryDim, theta, attentionFactor }: RotaryAttributes,
-): Pointer =>
-  f[direction](
-    ...([context, x.handle, positions.handle, factors.handle, rotaryDim, SPLIT_HALF, 0] as const),
-    ...([theta, 1, 0, attentionFactor, 0, 0] as const),
-  );

@@ -1,0 +1,116 @@
+// Activations: alone, and of a gate times something else (Shazeer 2020, section 2). Their number is the low part of an op's flags.
+#include "rows.h"
+
+enum { SILU, GELU_TANH, GELU }; // x sigmoid(x); x normal_cdf(x) by tanh; the same by the error function
+
+static inline vf sigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
+
+// The share of the normal distribution below x, within 2e-7 of it, far out too. The complementary error function is that of Press
+// et al. 1992, section 6.2 (erfcc).
+static inline vf normal_cdf(vf x) {
+  const vf z = vabs(x) * 0.707106781f, t = 1.0f / (1.0f + 0.5f * z);
+  vf p = t * 0.17087277f - 0.82215223f;
+  p = p * t + 1.48851587f;
+  p = p * t - 1.13520398f;
+  p = p * t + 0.27886807f;
+  p = p * t - 0.18628806f;
+  p = p * t + 0.09678418f;
+  p = p * t + 0.37409196f;
+  p = p * t + 1.00002368f;
+  p = p * t - 1.26551223f;
+  const vf tail = 0.5f * t * vexp(p - 0.5f * x * x);
+  return where_positive(x, 1.0f - tail, tail);
+}
+
+// What x is multiplied by, and the slope of the whole.
+static inline __attribute__((always_inline)) vf activation(const int kind, vf x, vf *slope) {
+  if (kind == SILU) {
+    const vf s = sigmoid(x);
+    *slope = s * (1.0f + x * (1.0f - s));
+    return s;
+  }
+  if (kind == GELU_TANH) { // (1 + tanh u) / 2 = sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+    const vf square = x * x, s = sigmoid(x * (square * 0.0713548162726f + 1.59576912161f));
+    *slope = s + x * s * (1.0f - s) * (square * 0.214064448818f + 1.59576912161f);
+    return s;
+  }
+  const vf s = normal_cdf(x);
+  *slope = s + x * 0.398942280401f * vexp(-0.5f * x * x);
+  return s;
+}
+
+static inline __attribute__((always_inline)) void gate_span(const int kind, const float *gate, const float *up, float *out,
+                                                            int64_t i, int64_t to) {
+  for (; i < to; i += VL) {
+    const vf x = row_at(gate, i, to, 0);
+    vf slope;
+    put_row(out, i, to, x * activation(kind, x, &slope) * (up == NULL ? splat(1) : row_at(up, i, to, 0)));
+  }
+}
+
+static inline __attribute__((always_inline)) void gate_span_back(const int kind, const float *dy, const float *gate,
+                                                                 const float *up, float *dgate, float *dup, int64_t i,
+                                                                 int64_t to) {
+  for (; i < to; i += VL) {
+    const vf x = row_at(gate, i, to, 0), upstream = row_at(dy, i, to, 0);
+    vf slope;
+    const vf factor = activation(kind, x, &slope);
+    if (up != NULL) put_row(dup, i, to, upstream * x * factor);
+    put_row(dgate, i, to, upstream * slope * (up == NULL ? splat(1) : row_at(up, i, to, 0)));
+  }
+}
+
+static void activate(Tensor *dst, int ith, int nth, const void *data, const Tensor *gate, const Tensor *up) {
+  const float *x = gate->data, *y = up == NULL ? NULL : up->data;
+  int64_t i, to;
+  span_of(count_of(dst), ith, nth, &i, &to);
+  switch (((Settings){.pointer = (void *)data}).flags) {
+  case SILU: gate_span(SILU, x, y, dst->data, i, to); break;
+  case GELU_TANH: gate_span(GELU_TANH, x, y, dst->data, i, to); break;
+  default: gate_span(GELU, x, y, dst->data, i, to);
+  }
+}
+
+static void activate_back(Tensor *dst, int ith, int nth, const void *data, const Tensor *up) {
+  const float *dy = dst->src[0]->data, *x = dst->src[1]->data, *y = up == NULL ? NULL : up->data;
+  const int64_t n = count_of(dst->src[0]);
+  float *dx = dst->data, *dup = dx + n;
+  int64_t i, to;
+  span_of(n, ith, nth, &i, &to);
+  switch (((Settings){.pointer = (void *)data}).flags) {
+  case SILU: gate_span_back(SILU, dy, x, y, dx, dup, i, to); break;
+  case GELU_TANH: gate_span_back(GELU_TANH, dy, x, y, dx, dup, i, to); break;
+  default: gate_span_back(GELU, dy, x, y, dx, dup, i, to);
+  }
+}
+
+// src: x -> gelu(x)
+void KERNEL(gelu)(Tensor *dst, int ith, int nth, void *data) { activate(dst, ith, nth, data, dst->src[0], NULL); }
+
+// src: gradient of the result, x -> the gradient of x
+void KERNEL(gelu_back)(Tensor *dst, int ith, int nth, void *data) { activate_back(dst, ith, nth, data, NULL); }
+
+// src: gate, up -> activation(gate) up
+void KERNEL(gated)(Tensor *dst, int ith, int nth, void *data) { activate(dst, ith, nth, data, dst->src[0], dst->src[1]); }
+
+// src: gradient of the result, gate, up -> the gradients of gate and up, one after the other
+void KERNEL(gated_back)(Tensor *dst, int ith, int nth, void *data) { activate_back(dst, ith, nth, data, dst->src[2]); }
+
+// src: x -> cap tanh(x / cap)
+void KERNEL(soft_cap)(Tensor *dst, int ith, int nth, void *data) {
+  const float cap = ((Settings){.pointer = data}).value, *x = dst->src[0]->data;
+  int64_t i, to;
+  span_of(count_of(dst), ith, nth, &i, &to);
+  for (; i < to; i += VL) put_row(dst->data, i, to, vtanh(row_at(x, i, to, 0) * (1 / cap)) * cap);
+}
+
+// src: gradient of the result, the result -> the gradient of x
+void KERNEL(soft_cap_back)(Tensor *dst, int ith, int nth, void *data) {
+  const float cap = ((Settings){.pointer = data}).value, *dy = dst->src[0]->data, *y = dst->src[1]->data;
+  int64_t i, to;
+  span_of(count_of(dst), ith, nth, &i, &to);
+  for (; i < to; i += VL) {
+    const vf t = row_at(y, i, to, 0) * (1 / cap);
+    put_row(dst->data, i, to, row_at(dy, i, to, 0) * (1.0f - t * t));
+  }
+}
