@@ -9,7 +9,7 @@ import { mkdirSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { openCheckpoint, type TensorSource } from "../src/checkpoint/index.js";
+import type { TensorSource } from "../src/checkpoint/index.js";
 import { openCorpus, Sequences, Tokenizer, type TokenStream } from "../src/data/index.js";
 import {
   crossEntropyObjective,
@@ -30,15 +30,16 @@ import {
   type Model,
   type ModelWeights,
   modelFromConfig,
+  openCheckpoint,
 } from "../src/models/index.js";
 import {
   calibrate,
   enumerateCandidates,
   keptIndices,
   layerOrder,
+  planFor,
   prune,
   rankCandidates,
-  uniformPlan,
 } from "../src/prune/index.js";
 import { writeJson } from "../src/system/files.js";
 
@@ -166,22 +167,13 @@ const search = {
 
 // Two cuts of equal size: two of five layers gone, and the widths that come nearest to it.
 const order = await layerOrder(backend, teacher, validation, scores, 2, { ...search, method: "contiguous-loss" });
-const depthPlan = uniformPlan(model, { layers: model.layerCount - 2 }, order);
-const depthCut = prune(model, checkpoint.source, depthPlan, keptIndices(model, depthPlan, scores));
+const depthPlan = planFor(model, { layers: model.layerCount - 2 }, order);
+const depthCut = prune(checkpoint, depthPlan, keptIndices(model, depthPlan, scores));
 const target = countParameters(depthCut.model.parameters, depthCut.model.sizes);
 const candidates = enumerateCandidates(model, target, { axes: ["hidden", "ffn"], tolerance: 0.02 });
-const [bestWidth] = await rankCandidates(
-  backend,
-  model,
-  checkpoint.source,
-  teacher,
-  candidates,
-  scores,
-  validation,
-  search,
-);
+const [bestWidth] = await rankCandidates(backend, checkpoint, teacher, candidates, scores, validation, search);
 if (bestWidth === undefined) throw new Error("no width candidate");
-const widthCut = prune(model, checkpoint.source, bestWidth.plan, keptIndices(model, bestWidth.plan, scores));
+const widthCut = prune(checkpoint, bestWidth.plan, keptIndices(model, bestWidth.plan, scores));
 
 const distilled = () => distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
 const topK = (k: number) => () =>

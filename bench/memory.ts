@@ -19,7 +19,7 @@ const scoresFile = path.join(values.dir, "scores.safetensors");
 const model = randomCheckpoint(source, Number(values["size-gb"]));
 if (!existsSync(scoresFile)) {
   const random = new Random(2);
-  const grouped = model.headGroups.map((g) => g.kvHeads);
+  const grouped = model.groups.map(({ groupedBy }) => groupedBy);
   const dimensions = new Set([...model.scoredBy.map(({ dimension }) => dimension), ...grouped, "layers"]);
   const scoresOf = (name: string) => Float32Array.from({ length: model.sizes[name] ?? 0 }, () => random.uniform());
   saveScores(scoresFile, new Map([...dimensions].map((name) => [name, scoresOf(name)])));

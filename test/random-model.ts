@@ -48,5 +48,9 @@ export function randomModel(root: string, name: string, changes: Record<string, 
         importance.has(parameter) ? [[tensor, importance.get(parameter)!] as const] : [],
       ),
   );
-  return { checkpoint: { path: directory, directory, config, source, bytes: 0, files: [] }, importance, named };
+  return {
+    checkpoint: { path: directory, directory, config, model, source, bytes: 0, files: [], notes: [] },
+    importance,
+    named,
+  };
 }

@@ -3,33 +3,18 @@ import path from "node:path";
 import { z } from "zod";
 import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
-import type { ConfigJson } from "../models/architecture.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
-import { openGgufCheckpoint } from "./gguf-checkpoint.js";
 import { readJsonObject } from "./json.js";
 import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
-import {
-  blocks,
-  floatSource,
-  sourceBytes,
-  type TensorInfo,
-  type TensorSource,
-  tensorBytes,
-  tensorInfo,
-} from "./tensor-source.js";
+import { blocks, floatSource, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
 
-/** A model, opened lazily: a directory in Hugging Face's layout or a GGUF file. */
-export interface Checkpoint {
-  /** What to open again. */
-  readonly path: string;
-  /** Where its tokenizer and generation settings lie. */
-  readonly directory: string;
-  readonly config: ConfigJson;
+/** A directory in Hugging Face's layout, opened: its configuration and its tensors as they are stored. */
+export interface CheckpointDirectory {
+  /** The content of `config.json`. */
+  readonly config: Readonly<Record<string, unknown>>;
   readonly source: TensorSource;
-  /** Bytes of its tensors. */
-  readonly bytes: number;
-  /** The files that hold them. */
+  /** The files that hold the tensors. */
   readonly files: readonly string[];
 }
 
@@ -54,24 +39,15 @@ const CARRIED = [
 const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
 
 /**
- * Opens a model: a directory with `config.json` and either `model.safetensors` or the shards of its index, or a GGUF file.
+ * Opens a directory with `config.json` and either `model.safetensors` or the shards of its index.
  * @throws CoppiceError when files are missing, FormatError when they are not what they claim
  */
-export function openCheckpoint(directory: string): Checkpoint {
-  if (isGguf(directory)) return openGgufCheckpoint(directory);
+export function openDirectory(directory: string): CheckpointDirectory {
   const configFile = path.join(directory, "config.json");
   if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
   const config = readJsonObject(configFile);
   const files = openWeights(directory);
-  const source = new ShardedSource(files);
-  return {
-    path: directory,
-    directory,
-    config,
-    source,
-    bytes: sourceBytes(source),
-    files: files.map((file) => file.path),
-  };
+  return { config, source: new ShardedSource(files), files: files.map((file) => file.path) };
 }
 
 /** Whether a path names a GGUF file. */
@@ -164,7 +140,7 @@ const DEFAULT_SHARD_BYTES = 5e9;
  */
 export function writeCheckpoint(
   directory: string,
-  config: ConfigJson,
+  config: Readonly<Record<string, unknown>>,
   source: TensorSource,
   options: WriteOptions = {},
 ): void {
@@ -181,7 +157,10 @@ export function writeCheckpoint(
 }
 
 /** States the stored type under the name that the configuration already uses for it. */
-function withDtype(config: ConfigJson, tensors: readonly TensorInfo<FloatDType>[]): ConfigJson {
+function withDtype(
+  config: Readonly<Record<string, unknown>>,
+  tensors: readonly TensorInfo<FloatDType>[],
+): Record<string, unknown> {
   const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[tensors[0]?.dtype ?? "f32"];
   const field = "dtype" in config ? "dtype" : "torch_dtype";
   return { ...config, [field]: stored };

@@ -1,7 +1,6 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
-import type { ConfigJson } from "../models/architecture.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { type GgufMetadata, type GgufScalar, type GgufValue, gguf } from "./gguf.js";
 import { readJsonObject } from "./json.js";
@@ -60,7 +59,7 @@ export interface TokenizerMetadata {
  */
 export function tokenizerMetadata(
   directory: string,
-  config: ConfigJson,
+  config: Readonly<Record<string, unknown>>,
   vocabSize: number,
   preTokenizer?: string,
 ): TokenizerMetadata {
@@ -212,7 +211,7 @@ const idsOf = (value: unknown): number[] => [value].flat().filter((id) => typeof
 
 function specialTokens(
   directory: string,
-  config: ConfigJson,
+  config: Readonly<Record<string, unknown>>,
   definition: Definition,
 ): (readonly [string, GgufValue])[] {
   const optional = (name: string): Step => {

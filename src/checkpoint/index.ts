@@ -1,4 +1,4 @@
-export { type Checkpoint, openCheckpoint, type WriteOptions, writeCheckpoint } from "./directory.js";
+export { type CheckpointDirectory, isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "./directory.js";
 export {
   type GgufFile,
   type GgufKind,

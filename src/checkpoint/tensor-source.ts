@@ -91,3 +91,16 @@ export function floatSource(source: TensorSource): TensorSource<FloatDType> {
     releaseRows: (name, from, to) => source.releaseRows(name, from, to),
   };
 }
+
+/** Rows of a tensor in another order. */
+export function gatherRows(source: TensorSource, name: string, order: Uint32Array): Uint8Array {
+  const width = rowBytes(tensorInfo(source, name));
+  const lowest = order.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY);
+  const highest = order.reduce((a, b) => Math.max(a, b), 0);
+  const rows = source.readRows(name, lowest, highest + 1);
+  const result = new Uint8Array(order.length * width);
+  order.forEach((row, i) => {
+    result.set(rows.subarray((row - lowest) * width, (row - lowest + 1) * width), i * width);
+  });
+  return result;
+}

@@ -2,7 +2,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { DIVERGENCES, type Divergence } from "../distill/index.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
-import { DEPTH_METHODS, type DepthMethod, parseSizes, UNIFORM_AXES, type UniformAxis } from "../prune/index.js";
+import { DEPTH_METHODS, type DepthMethod, largestOf, parseSizes } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { byteCount } from "../system/units.js";
 import type { ProgressDisplay } from "./progress.js";
@@ -35,14 +35,6 @@ export function parseWhole(text: string): number {
 
 /** Names, comma-separated. */
 export const parseNames = (text: string): string[] => text.split(",").map((name) => name.trim());
-
-function parseAxes(text: string): UniformAxis[] {
-  return parseNames(text).map((name) => {
-    const axis = UNIFORM_AXES.find((known) => known === name);
-    if (axis === undefined) throw new InvalidArgumentError(`axes are ${UNIFORM_AXES.join(", ")}.`);
-    return axis;
-  });
-}
 
 /** The MODEL argument, as every command describes it. */
 export const MODEL = "model directory, .gguf file or hub id (org/name)";
@@ -109,7 +101,7 @@ export const dataOptions = (flags: DataFlags): DataOptions => ({
 export interface TargetFlags {
   readonly target: string;
   readonly bits?: number;
-  readonly axes?: UniformAxis[];
+  readonly axes?: string[];
   readonly divisors?: string;
   readonly maxWidthCut?: number;
   readonly maxDepthCut?: number;
@@ -130,7 +122,7 @@ export const addTarget = (command: Command, required = true): Command =>
       ).makeOptionMandatory(required),
     )
     .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
-    .option("--axes <list>", "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)", parseAxes)
+    .option("--axes <list>", "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)", parseNames)
     .option("--divisors <sizes>", "what sizes are multiples of, for example hidden=256,ffn=512")
     .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parsePositive)
     .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parsePositive)
@@ -143,10 +135,13 @@ export const addTarget = (command: Command, required = true): Command =>
     .option("--samples <n>", "calibration sequences (default: 1024)", parseWhole)
     .option("--scores <file>", "importance scores to use, or where to keep them");
 
+const parseDivisors = (text: string): Record<string, number> =>
+  Object.fromEntries(Object.entries(parseSizes(text)).map(([axis, size]) => [axis, largestOf(size)]));
+
 export function targetOptions(flags: TargetFlags): TargetOptions {
   const space = {
     ...(flags.axes && { axes: flags.axes }),
-    ...(flags.divisors !== undefined && { divisors: parseSizes(flags.divisors) }),
+    ...(flags.divisors !== undefined && { divisors: parseDivisors(flags.divisors) }),
     ...(flags.maxWidthCut !== undefined && { maxWidthCut: flags.maxWidthCut }),
     ...(flags.maxDepthCut !== undefined && { maxDepthCut: flags.maxDepthCut }),
     ...(flags.tolerance !== undefined && { tolerance: flags.tolerance }),

@@ -3,7 +3,7 @@ import { DEVICES, type FitCandidate } from "../devices/index.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
 import { type DevicePlan, type PlanOutcome, plan, planForDevice } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../jobs/report.js";
-import { UNIFORM_AXES } from "../prune/index.js";
+import { type AxisSize, describeSize } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { action, example, table } from "./command.js";
 import {
@@ -75,17 +75,23 @@ export const planCommand = example(
   "coppice plan ./model --device phone-8gb --context-size 4096",
 );
 
-const renderPlan = ({ candidates, parameters, original }: PlanOutcome): string =>
-  [
-    `${formatCount(parameters)} parameters now: ${UNIFORM_AXES.map((axis) => `${axis}=${original[axis]}`).join(", ")}`,
+function renderPlan({ candidates, parameters, original }: PlanOutcome): string {
+  const axes = Object.keys(original);
+  return [
+    `${formatCount(parameters)} parameters now: ${axes.map((axis) => `${axis}=${sizeText(original[axis])}`).join(", ")}`,
     table(
-      [...UNIFORM_AXES, "parameters", "loss as pruned", "distilled briefly"],
+      [...axes, "parameters", "loss as pruned", "distilled briefly"],
       candidates.map((c) => [
-        ...UNIFORM_AXES.map((axis) => String(c.sizes[axis])),
-        ...[String(c.parameters), c.loss?.toFixed(4) ?? "-", c.distilledLoss?.toFixed(4) ?? "-"],
+        ...axes.map((axis) => sizeText(c.sizes[axis] ?? original[axis])),
+        String(c.parameters),
+        c.loss?.toFixed(4) ?? "-",
+        c.distilledLoss?.toFixed(4) ?? "-",
       ]),
     ),
   ].join("\n");
+}
+
+const sizeText = (size: AxisSize | undefined): string => (size === undefined ? "-" : describeSize(size));
 
 /** The Pareto front, or all; the best is marked. */
 function renderDevicePlan({ device, contextLength, candidates, best, parameters }: DevicePlan, all: boolean): string {
@@ -113,7 +119,8 @@ function renderDevicePlan({ device, contextLength, candidates, best, parameters 
       ],
       shown.map((c) => [
         ...[formatCount(c.parameters), `${Math.round(100 * c.share)} %`],
-        ...[String(c.sizes.hidden), String(c.sizes.ffn), String(c.sizes.layers), c.kind],
+        ...[c.sizes.hidden, c.sizes.ffn, c.sizes.layers].map(sizeText),
+        c.kind,
         ...[c.memory.weightBytes, c.memory.cacheBytes, c.memory.totalBytes].map(formatBytes),
         ...[c.tokensPerSecond.toPrecision(3), c.expectedLoss.toPrecision(2)],
         c === best ? "best" : c.fits ? "fits" : "does not fit",
@@ -124,4 +131,4 @@ function renderDevicePlan({ device, contextLength, candidates, best, parameters 
 }
 
 const describe = ({ sizes }: FitCandidate): string =>
-  `hidden ${sizes.hidden}, FFN ${sizes.ffn}, ${sizes.layers} layers`;
+  `hidden ${sizeText(sizes.hidden)}, FFN ${sizeText(sizes.ffn)}, ${sizeText(sizes.layers)} layers`;

@@ -1,5 +1,5 @@
-import { countParameters, type Model } from "../models/index.js";
-import { enumerateCandidates, type SearchSpace, type UniformSizes, uniformPlan, uniformSizes } from "../prune/index.js";
+import { countParameters, largestSize, type Model } from "../models/index.js";
+import { type AxisSizes, axisSizes, enumerateCandidates, planFor, type SearchSpace } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import {
@@ -14,7 +14,7 @@ import type { DeviceProfile } from "./profiles.js";
 
 /** A way to make a model fit: an architecture in a type. */
 export interface FitCandidate extends SpeedPrediction {
-  readonly sizes: UniformSizes;
+  readonly sizes: AxisSizes;
   readonly parameters: number;
   /** Of the original's parameters. */
   readonly share: number;
@@ -95,31 +95,35 @@ const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
 
 /** What widths must be multiples of, so that their rows fill quantized blocks: others could not be quantized. */
 export function quantizableDivisors(model: Model): { readonly hidden: number; readonly ffn: number } {
-  const { hidden, ffn } = uniformSizes(model);
   const blockOf = (size: number) => (size >= LARGE_WIDTH ? LARGE_BLOCK : SMALL_BLOCK);
-  return { hidden: blockOf(hidden), ffn: blockOf(ffn) };
+  return { hidden: blockOf(largestSize(model, "hidden")), ffn: blockOf(largestSize(model, "ffn")) };
 }
 
 /** Architectures to weigh: the original, and for each share the one nearest to it. */
-function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Model; sizes: UniformSizes }[] {
-  const original = uniformSizes(model);
+function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Model; sizes: AxisSizes }[] {
+  const original = axisSizes(model);
   const parameters = countParameters(model.parameters, model.sizes);
   const layers = Array.from({ length: model.layerCount }, (_, i) => i);
-  const divisors = { ...quantizableDivisors(model), ...space.divisors };
+  const cuttable = model.axes.map(({ name }) => name);
+  const axes = ["hidden", "ffn"].filter((axis) => cuttable.includes(axis));
+  const divisors = { ...only(quantizableDivisors(model), axes), ...space.divisors };
   const found = SHARES.map((share) => {
     if (share === 1) return original;
     try {
-      return enumerateCandidates(model, share * parameters, { axes: ["hidden", "ffn"], ...space, divisors })[0]?.sizes;
+      return enumerateCandidates(model, share * parameters, { axes, ...space, divisors })[0]?.sizes;
     } catch (error) {
       if (error instanceof UsageError) return undefined; // the limits of a single cut do not allow it
       throw error;
     }
   }).filter((sizes) => sizes !== undefined);
-  return [...new Map(found.map((sizes) => [JSON.stringify(sizes), sizes])).values()].map((sizes) => ({
-    sizes,
-    smaller: model.resized(uniformPlan(model, sizes, layers).sizes),
-  }));
+  return [...new Map(found.map((sizes) => [JSON.stringify(sizes), sizes])).values()].map((sizes) => {
+    const plan = planFor(model, sizes, layers);
+    return { sizes, smaller: model.resized(plan.sizes, plan.keptLayers) };
+  });
 }
+
+const only = (sizes: Readonly<Record<string, number>>, axes: readonly string[]): Record<string, number> =>
+  Object.fromEntries(Object.entries(sizes).filter(([axis]) => axes.includes(axis)));
 
 type Weighed = Pick<FitCandidate, "memory" | "tokensPerSecond" | "expectedLoss">;
 

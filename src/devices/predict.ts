@@ -1,5 +1,5 @@
 import { blockSize, dataBytes, type StoredDType } from "../ggml/dtype.js";
-import { countParameters, type Model } from "../models/index.js";
+import { activeWeights, cacheBytes as cacheBytesOf, largestSize, type Model, sizeOf } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { typesFor } from "../quantize/recipes.js";
 import { ggufShapes, recipeFacts } from "../quantize/write.js";
@@ -18,7 +18,6 @@ export interface MemoryPrediction {
 const BATCH = 512;
 /** What it rounds contexts up to. */
 const CONTEXT_STEP = 256;
-const F16 = 2;
 const F32 = 4;
 
 /** A model's tensors, which many candidates ask for. */
@@ -45,29 +44,19 @@ export function storedTensors(model: Model, kind: FileKind): { name: string; dty
   });
 }
 
-/** Bytes of a token's keys and values in 16 bits. */
-export const cacheBytesPerToken = (model: Model): number =>
-  2 *
-  F16 *
-  (model.sizes.headDim ?? 0) *
-  model.headGroups.reduce((sum, group) => sum + (model.sizes[group.kvHeads] ?? 0), 0);
-
 /**
  * What llama.cpp takes for one sequence of a context: weights, keys and values in f16, and buffers for a batch of 512, of which the
  * logits are the largest with flash attention, or in a small vocabulary those of a layer.
  */
 export function predictMemory(model: Model, kind: FileKind, contextLength: number): MemoryPrediction {
   const weightBytes = storedTensors(model, kind).reduce((sum, { bytes }) => sum + bytes, 0);
-  const cacheBytes = cacheBytesPerToken(model) * CONTEXT_STEP * Math.ceil(contextLength / CONTEXT_STEP);
+  const cacheBytes = cacheBytesOf(model, CONTEXT_STEP * Math.ceil(contextLength / CONTEXT_STEP));
   const batch = Math.min(BATCH, contextLength);
-  const [hidden, ffn] = [model.sizes.hidden ?? 0, largest(model, "ffn")];
+  const [hidden, ffn] = [sizeOf("hidden", model.sizes), largestSize(model, "ffn")];
   const mask = contextLength / 2; // in 16 bits
   const bufferBytes = batch * F32 * Math.max(model.vocabSize + 2 * hidden, 3 * ffn + 4 * hidden + mask);
   return { weightBytes, cacheBytes, bufferBytes, totalBytes: weightBytes + cacheBytes + bufferBytes };
 }
-
-const largest = (model: Model, name: string): number =>
-  Math.max(0, ...Object.entries(model.sizes).map(([dimension, size]) => (dimension.endsWith(`.${name}`) ? size : 0)));
 
 export interface SpeedPrediction {
   /** Tokens written in a second, one sequence, with half of the context filled. */
@@ -152,9 +141,8 @@ export function predictSpeed(
     seconds += Math.max(memory, compute);
   }
   const past = contextLength / 2;
-  const heads = model.headGroups.reduce((sum, group) => sum + (model.sizes[group.heads] ?? 0), 0);
-  const cache = (past * cacheBytesPerToken(model)) / rates.bandwidth;
-  const attention = (4 * past * heads * (model.sizes.headDim ?? 0)) / rates.attention;
+  const cache = cacheBytesOf(model, past) / rates.bandwidth;
+  const attention = model.cost(past).operations / rates.attention;
   reading += cache;
   computing += attention;
   seconds += Math.max(cache, attention);
@@ -190,12 +178,7 @@ const SIZE_POWER = 0.3;
 
 /** Nats a token that a smaller model in a type is expected to be behind the original. */
 export function predictLoss(original: Model, smaller: Model, kind: FileKind): number {
-  const [before, after] = [original, smaller].map((model) => Math.max(1, nonEmbedding(model)));
+  const [before, after] = [original, smaller].map((model) => Math.max(1, activeWeights(model, { head: false })));
   const pruning = AFTER_DISTILLATION * (reducibleLoss(after ?? 1) - reducibleLoss(before ?? 1));
   return Math.max(0, pruning) + (QUANTIZATION_LOSS[kind] ?? 0) * (7e9 / (after ?? 1)) ** SIZE_POWER;
-}
-
-function nonEmbedding(model: Model): number {
-  const embeddings = (model.tiedEmbeddings ? 1 : 2) * model.vocabSize * (model.sizes.hidden ?? 0);
-  return countParameters(model.parameters, model.sizes) - embeddings;
 }

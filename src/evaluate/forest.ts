@@ -39,13 +39,8 @@ const FAMILY_SHARE = 0.5;
  * Packs sequences so that what they share at the beginning is computed once: sorted, neighbours share most, and each adds only what
  * it does not share with the one before. A family that fits into a packing is not spread over two.
  * @param places how many tokens a packing may have beyond its first sequence
- * @param longestShared sequences longer than this share nothing
  */
-export function packSequences(
-  sequences: readonly ScoredSequence[],
-  places: number,
-  longestShared = Number.POSITIVE_INFINITY,
-): Packing[] {
+export function packSequences(sequences: readonly ScoredSequence[], places: number): Packing[] {
   const inputOf = (number: number): Int32Array => (sequences[number] as ScoredSequence).input;
   const order = sequences.map((_, i) => i).sort((a, b) => compare(inputOf(a), inputOf(b)));
   const sorted = order.map((number, i) => {
@@ -64,8 +59,7 @@ export function packSequences(
   let size = 0;
   let capacity = 0;
   sorted.forEach(({ length, added, begins }, i) => {
-    const alone = Math.max(length, sorted[i - 1]?.length ?? 0) > longestShared;
-    if (i > first && (alone || size + (begins ? familySize(i) : added) > capacity)) {
+    if (i > first && size + (begins ? familySize(i) : added) > capacity) {
       packings.push(pack(sequences, order.slice(first, i)));
       first = i;
     }

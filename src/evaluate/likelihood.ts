@@ -57,7 +57,7 @@ export class EngineLikelihoods implements LikelihoodModel {
       const sums = part.map(({ kind }) => ({ logLikelihood: 0, isGreedy: kind === "log-likelihood" }));
       const answer = (request: number) => onReply(from + request, sums[request] as Likelihood);
       for (const [request, count] of waiting.entries()) if (count === 0) answer(request); // nothing to predict
-      for (const packing of packSequences(sequences, PLACES, this.weights.model.attentionWindow)) {
+      for (const packing of packSequences(sequences, PLACES)) {
         if (signal?.aborted) return;
         const scores = await this.compute(packing);
         let at = 0;
@@ -111,20 +111,16 @@ export class EngineLikelihoods implements LikelihoodModel {
     const { model } = this.weights;
     const places = roundUp(packing.tokens.length, packing.tokens.length > 1024 ? 256 : 128);
     const rows = 64 * 2 ** Math.ceil(Math.log2(Math.max(1, packing.rows.length / 64)));
-    // a sequence that is longer than the model's window is alone, and only plain attention knows windows
-    const windowed = packing.tokens.length > (model.attentionWindow ?? Number.POSITIVE_INFINITY);
-    const plain = windowed && packing.members.length === 1;
-    const built = this.graphs.get(`${places} ${rows} ${plain}`, () => this.build(places, rows, plain));
+    const built = this.graphs.get(`${places} ${rows}`, () => this.build(places, rows));
     const { g } = built;
     g.write(
       built.tokens,
       padded(packing.tokens, places, () => 0),
     );
-    if (built.forest !== undefined)
-      ops.writeForest(g, built.forest, {
-        positions: padded(packing.positions, places, () => 0),
-        ends: padded(packing.ends, places, (i) => i + 1), // trees of one token, for nobody
-      });
+    ops.writeForest(g, built.forest, {
+      positions: padded(packing.positions, places, () => 0),
+      ends: padded(packing.ends, places, (i) => i + 1), // trees of one token, for nobody
+    });
     const targets = padded(packing.targets, rows, () => 0);
     g.write(
       built.rows,
@@ -142,14 +138,14 @@ export class EngineLikelihoods implements LikelihoodModel {
     return { losses: g.read(built.losses), best };
   }
 
-  private build(places: number, count: number, plain: boolean): ScoringGraph {
+  private build(places: number, count: number): ScoringGraph {
     const { model, get } = this.weights;
     const g = new Graph(this.backend, { computeType: this.options.computeType ?? "f32" });
     const tokens = g.input("tokens", "i32", [1, places]);
     const rows = g.input("rows", "i32", [count]);
     const indices = g.input("targets", "i32", [count]);
-    const forest = plain ? undefined : ops.forestInput(g, places);
-    const { hidden, logits } = model.forward(g, get, tokens, forest && { forest });
+    const forest = ops.forestInput(g, places);
+    const { hidden, logits } = model.forward(g, get, tokens, { forest });
     const best: Tensor[] = [];
     const losses = ops.mapHeadRows(g, ops.embedding(g, hidden, rows), model.vocabSize, (part, range) => {
       const scores = logits(part);
@@ -169,7 +165,7 @@ interface ScoringGraph {
   readonly tokens: Tensor;
   readonly rows: Tensor;
   readonly indices: Tensor;
-  readonly forest: ops.Forest | undefined;
+  readonly forest: ops.Forest;
   readonly losses: Tensor;
   /** The most probable id of each row, in parts. */
   readonly best: readonly Tensor[];

@@ -1,4 +1,6 @@
+import type { PlanSummary } from "../jobs/pruning.js";
 import { formatBytes, formatCount } from "../jobs/report.js";
+import { describeSize } from "../prune/index.js";
 import type { JobSpec } from "./specification.js";
 
 /** What a card is written from: only what was measured or given. */
@@ -16,7 +18,7 @@ export interface CardFacts {
       { readonly parameters: number; readonly bytes: number; readonly loss: number; readonly perplexity: number }
     >
   >;
-  readonly plan: Readonly<Record<string, { readonly from: number; readonly to: number }>> | undefined;
+  readonly plan: PlanSummary | undefined;
   readonly tokens: number | undefined;
   readonly files: readonly { readonly name: string; readonly bytes: number; readonly sha256: string }[];
   /** Scores by benchmark, then by model. */
@@ -41,14 +43,16 @@ export function modelCard(facts: CardFacts): string {
     "tags: [pruning, distillation, coppice]",
     "---",
   ].join("\n");
-  const cuts = Object.entries(plan ?? {}).filter(([, { from, to }]) => from !== to);
+  const cuts = Object.entries(plan ?? {})
+    .map(([axis, { from, to }]) => ({ axis, from: describeSize(from), to: describeSize(to) }))
+    .filter(({ from, to }) => from !== to);
   const recipe = [
     `- Base model: ${plain(base)}${licence === null ? "" : ` (licence: ${plain(licence)}, which carries over)`}`,
     `- Data: ${plain(dataset)}`,
     ...(device === undefined ? [] : [`- Made for: ${device}`]),
     ...(cuts.length === 0
       ? ["- Nothing was cut"]
-      : [`- Cut: ${cuts.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ")}`]),
+      : [`- Cut: ${cuts.map(({ axis, from, to }) => `${axis} ${from} to ${to}`).join(", ")}`]),
     ...(tokens === undefined
       ? []
       : [

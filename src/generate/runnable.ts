@@ -1,7 +1,6 @@
 import { type GgufFile, openGguf } from "../checkpoint/gguf.js";
-import { openCheckpoint } from "../checkpoint/index.js";
-import { metadataNumber, metadataString } from "../models/gguf-layout.js";
-import { modelFromConfig } from "../models/index.js";
+import { metadataNumber, metadataString } from "../models/gguf-config.js";
+import { openCheckpoint } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
 import { FormatError } from "../system/errors.js";
 
@@ -14,9 +13,9 @@ import { FormatError } from "../system/errors.js";
 export function checkRunnable(file: string): { readonly file: string; readonly contextLength: number } {
   const opened = openGguf(file);
   checkTokenizer(opened);
-  const { config, source } = openCheckpoint(file);
+  const { model, source } = openCheckpoint(file);
   try {
-    checkTensors(modelFromConfig(config), source);
+    checkTensors(model, source);
   } catch (error) {
     throw new FormatError(`${file}: ${error instanceof Error ? error.message : error}`);
   }

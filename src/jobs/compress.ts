@@ -1,5 +1,4 @@
 import path from "node:path";
-import { openCheckpoint, writeCheckpoint } from "../checkpoint/index.js";
 import { Sequences, Tokenizer, type TokenStream } from "../data/index.js";
 import { isDevice, quantizableDivisors } from "../devices/index.js";
 import {
@@ -10,7 +9,7 @@ import {
   type TrainOptions,
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, type Model, modelFromConfig } from "../models/index.js";
+import { loadWeights, type Model, openCheckpoint, writeModel } from "../models/index.js";
 import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
@@ -188,7 +187,7 @@ class Compression {
     const evaluation = await this.evaluate([before, prunedDirectory, job.out]);
     const outcome: CompressOutcome = {
       ...{ teacher, pruned, student },
-      plan: summarisePlan(this.original.model, modelFromConfig(openCheckpoint(job.out).config)),
+      plan: summarisePlan(this.original.model, openCheckpoint(job.out).model),
       keptLayers: plan.keptLayers,
       tokens: training.tokens,
       seconds: stages.all.reduce((sum, stage) => sum + stage.seconds, 0),
@@ -273,10 +272,14 @@ class Compression {
             minimumLearningRate: learningRate / 10,
           }),
         });
-        writeCheckpoint(corrected, model.config, student.source(), {
-          dtype: storedType(checkpoint.source),
-          carryFrom: checkpoint.directory,
-        });
+        writeModel(
+          corrected,
+          { ...checkpoint, source: student.source() },
+          {
+            dtype: storedType(checkpoint.source),
+            carryFrom: checkpoint.directory,
+          },
+        );
         return result;
       } finally {
         student.free();
@@ -288,9 +291,9 @@ class Compression {
 
   private async search(teacherPath: string): Promise<PrunePlan> {
     const { backend, job, settings, validation } = this;
-    const { source } = openCheckpoint(teacherPath);
-    const { model } = this.original;
-    const weights = loadWeights(backend, model, source, { dtype: settings.computeType, trainable: false });
+    const original = openCheckpoint(teacherPath);
+    const { model } = original;
+    const weights = loadWeights(backend, model, original.source, { dtype: settings.computeType, trainable: false });
     try {
       const options = { ...job, scoresFile: this.scoresFile };
       const scores = await this.stages
@@ -299,7 +302,7 @@ class Compression {
         })
         .then(() => loadScores(backend, this.scoresFile, model));
       const ranked = await search({
-        ...{ backend, model, source, weights, scores, validation, options, computeType: settings.computeType },
+        ...{ backend, original, weights, scores, validation, options, computeType: settings.computeType },
         ...(job.searchTokens !== undefined && {
           distill: (pruned: PrunedModel) =>
             distilBriefly(backend, weights, pruned, this.sequences, validation, {
@@ -321,24 +324,28 @@ class Compression {
   }
 
   private cut(teacherPath: string, plan: PrunePlan): PrunedModel {
-    const { model } = this.original;
-    const scores = loadScores(this.backend, this.scoresFile, model);
-    return prune(model, openCheckpoint(teacherPath).source, plan, keptIndices(model, plan, scores));
+    const teacher = openCheckpoint(teacherPath);
+    const scores = loadScores(this.backend, this.scoresFile, teacher.model);
+    return prune(teacher, plan, keptIndices(teacher.model, plan, scores));
   }
 
   private distil(teacherPath: string, prunedDirectory: string, plan: PrunePlan) {
     const { backend, job, settings, validation } = this;
-    const { config, source } = openCheckpoint(prunedDirectory);
+    const pruned = openCheckpoint(prunedDirectory);
     const intermediate = job.intermediate === true ? { intermediate: defaultIntermediatePairs(plan.keptLayers) } : {};
     return distillStage({
       ...{ backend, stage: "distill", run: this.directory, settings, validation, options: job, teacherPath },
       sequences: this.sequences,
-      student: { model: modelFromConfig(config), source },
+      student: pruned,
       distillation: { ...job.distillation, ...intermediate },
       teacher: job.teacherOptions ?? {},
       ...(job.cacheDir !== undefined && { cacheDir: job.cacheDir }),
       write: (weights) =>
-        writeCheckpoint(job.out, config, weights.source(), { dtype: storedType(source), carryFrom: prunedDirectory }),
+        writeModel(
+          job.out,
+          { ...pruned, source: weights.source() },
+          { dtype: storedType(pruned.source), carryFrom: prunedDirectory },
+        ),
     });
   }
 }

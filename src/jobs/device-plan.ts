@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { openCheckpoint, resolveConfig } from "../checkpoint/index.js";
+import { resolveConfig } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import {
   type DeviceFit,
@@ -10,7 +10,7 @@ import {
   fitDevice,
   measureThisMachine,
 } from "../devices/index.js";
-import { countParameters, type Model, modelFromConfig } from "../models/index.js";
+import { countParameters, type Model, modelFromConfig, openCheckpoint } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import type { JobOptions } from "./environment.js";
 import { formatBytes } from "./report.js";
@@ -50,5 +50,5 @@ export function fitFor(model: Model, device: string, space?: FitOptions["space"]
 export async function modelOnly(reference: string, { hub }: Pick<JobOptions, "hub">): Promise<Model> {
   const at = await resolveConfig(reference, hub);
   const file = path.join(at, "config.json");
-  return modelFromConfig(existsSync(file) ? readJsonObject(file) : openCheckpoint(at).config);
+  return existsSync(file) ? modelFromConfig(readJsonObject(file)) : openCheckpoint(at).model;
 }

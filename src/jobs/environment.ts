@@ -1,16 +1,15 @@
-import {
-  type Checkpoint,
-  floatSource,
-  type HubOptions,
-  openCheckpoint,
-  resolveModel,
-  type TensorSource,
-  tensorBytes,
-  writeCheckpoint,
-} from "../checkpoint/index.js";
+import { type HubOptions, resolveModel, tensorBytes } from "../checkpoint/index.js";
 import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
 import { Backend, type BackendOptions, type FloatDType } from "../ggml/index.js";
-import { countParameters, type Model, modelFromConfig } from "../models/index.js";
+import {
+  type Checkpoint,
+  countParameters,
+  type Model,
+  type ModelTensors,
+  openCheckpoint,
+  storedSource,
+  writeModel,
+} from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 
 /** Something that goes on and takes a while. */
@@ -60,7 +59,7 @@ export async function openModel(reference: string, options: JobOptions = {}): Pr
     }),
   });
   const checkpoint = openCheckpoint(directory);
-  const model = modelFromConfig(checkpoint.config);
+  const { model } = checkpoint;
   return { checkpoint, model, parameters: countParameters(model.parameters, model.sizes) };
 }
 
@@ -132,16 +131,11 @@ export interface WriteJob extends JobOptions {
 }
 
 /** Writes a model directory, with progress. @param from whose tokenizer, settings and licence go along */
-export function writeDirectory(
-  { model, source }: { readonly model: Model; readonly source: TensorSource },
-  from: string,
-  job: WriteJob,
-  stage: string,
-): void {
-  const stored = [...floatSource(source).tensors.values()];
+export function writeDirectory(tensors: ModelTensors, from: string, job: WriteJob, stage: string): void {
+  const stored = [...storedSource(tensors).tensors.values()];
   const total = stored.reduce((sum, info) => sum + tensorBytes({ ...info, dtype: job.dtype ?? info.dtype }), 0);
   let done = 0;
-  writeCheckpoint(job.out, model.config, source, {
+  writeModel(job.out, tensors, {
     carryFrom: from,
     ...(job.dtype !== undefined && { dtype: job.dtype }),
     ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),

@@ -2,13 +2,12 @@ import { existsSync, statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
 import { isGguf } from "../checkpoint/directory.js";
-import { type Checkpoint, openCheckpoint } from "../checkpoint/index.js";
 import { Sequences } from "../data/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import { Engine } from "../generate/index.js";
 import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
-import { loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
+import { type Checkpoint, loadWeights, type ModelWeights, openCheckpoint } from "../models/index.js";
 import {
   exportGguf,
   exportToSize,
@@ -51,7 +50,7 @@ export interface ExportOutcome extends WrittenModel {
 
 /** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
 export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
-  const { checkpoint, model } = await openModel(job.model, job);
+  const { checkpoint } = await openModel(job.model, job);
   if (path.resolve(checkpoint.path) === path.resolve(job.out))
     throw new UsageError(`${job.out} is the model itself: choose another --out`);
   const started = performance.now();
@@ -60,7 +59,7 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
         kind: job.dtype ?? storedType(checkpoint.source),
         ...writing(job, "export"),
       })
-    : asDirectory(job, checkpoint, model);
+    : asDirectory(job, checkpoint);
   return { ...written, seconds: (performance.now() - started) / 1000 };
 }
 
@@ -74,8 +73,8 @@ const writing = (job: JobOptions & Pick<QuantizeJob, "name" | "shardBytes" | "pr
   onBytes: (done: number, total: number) => job.onProgress?.({ stage, done, total, unit: "bytes" }),
 });
 
-function asDirectory(job: ExportJob, checkpoint: Checkpoint, model: Model): WrittenModel {
-  writeDirectory({ model, source: checkpoint.source }, checkpoint.directory, job, "export");
+function asDirectory(job: ExportJob, checkpoint: Checkpoint): WrittenModel {
+  writeDirectory(checkpoint, checkpoint.directory, job, "export");
   const { files, bytes } = openCheckpoint(job.out);
   return { files, bytes, notes: [] };
 }
@@ -318,8 +317,8 @@ async function report(
     try {
       const measured = [{ ...(await lossOf(reference)), divergence: 0 }];
       for (const { files: names } of files) {
-        const { config, source } = openCheckpoint(names[0] ?? "");
-        const weights = loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
+        const { model, source } = openCheckpoint(names[0] ?? "");
+        const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
         const variant = meter.of(weights);
         try {
           measured.push({ divergence: await variant.measure(), ...(await lossOf(weights)) });

@@ -1,9 +1,8 @@
-import { openCheckpoint } from "../checkpoint/index.js";
 import { sourceBytes } from "../checkpoint/tensor-source.js";
 import { Tokenizer, type TokenStream } from "../data/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, type DimensionName, loadWeights, modelFromConfig } from "../models/index.js";
+import { cacheBytes, countParameters, type DimensionName, loadWeights, openCheckpoint } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type DataOptions, type JobOptions, onDevice, openModel, openTokens } from "./environment.js";
 
@@ -17,6 +16,8 @@ export interface Inspection {
   readonly bytes: number;
   /** Bytes to run it: the weights as stored and an f16 key-value cache of one sequence of full length. */
   readonly memoryBytes: number;
+  /** What in its files is not used, or not as one might think. */
+  readonly notes: readonly string[];
 }
 
 /** Describes a model without reading its weights. */
@@ -31,9 +32,8 @@ export async function inspect(reference: string, options: JobOptions = {}): Prom
   }
   for (const [name, value] of Object.entries(dimensions))
     if (Array.isArray(value) && new Set(value).size === 1) dimensions[name] = value[0] ?? 0;
-  const kvHeads = model.headGroups.reduce((total, group) => total + (model.sizes[group.kvHeads] ?? 0), 0);
-  const cacheBytes = kvHeads * (model.sizes.headDim ?? 0) * 2 * 2 * model.maxPositions;
-  return { architecture: model.architecture, parameters, dimensions, bytes, memoryBytes: bytes + cacheBytes };
+  const memoryBytes = bytes + cacheBytes(model, model.maxPositions);
+  return { architecture: model.architecture, parameters, dimensions, bytes, memoryBytes, notes: checkpoint.notes };
 }
 
 /** Size and loss of a model. */
@@ -55,8 +55,7 @@ export async function measure(
   stage: string,
   options: MeasureOptions & JobOptions,
 ): Promise<Measurement> {
-  const { config, source, bytes } = openCheckpoint(path);
-  const model = modelFromConfig(config);
+  const { model, source, bytes } = openCheckpoint(path);
   const dtype = (options.computeType ?? "f32") === "f32" ? "f32" : "bf16";
   const weights = loadWeights(backend, model, source, { dtype, trainable: false });
   try {

@@ -1,34 +1,41 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
-import type { Checkpoint, TensorSource } from "../checkpoint/index.js";
 import { Sequences, type TokenStream } from "../data/index.js";
 import { isDevice } from "../devices/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, loadWeights, type Model, type ModelWeights } from "../models/index.js";
 import {
+  type Checkpoint,
+  countParameters,
+  loadWeights,
+  type Model,
+  type ModelTensors,
+  type ModelWeights,
+} from "../models/index.js";
+import {
+  type AxisSize,
+  type AxisSizes,
+  axisSizes,
   type Candidate,
   calibrate,
   type DepthMethod,
   describeSizes,
   enumerateCandidates,
   keptIndices,
+  largestOf,
   layerOrder,
   loadScores,
   type PrunedModel,
   type PrunePlan,
   parametersAt,
   parseTarget,
+  planFor,
   prune,
   type RankedCandidate,
   rankCandidates,
   type Scores,
   type SearchSpace,
   saveScores,
-  type UniformAxis,
-  type UniformSizes,
-  uniformPlan,
-  uniformSizes,
 } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
@@ -56,7 +63,14 @@ export interface TargetOptions {
   readonly scoresFile?: string;
 }
 
-const DEFAULT_AXES: readonly UniformAxis[] = ["hidden", "ffn"];
+const DEFAULT_AXES: readonly string[] = ["hidden", "ffn"];
+
+/** Where sizes are looked for: the widths that the model lets be cut, where nothing else is said. */
+const spaceOf = (model: Model, { space }: TargetOptions): SearchSpace => ({
+  axes: DEFAULT_AXES.filter((axis) => model.axes.some(({ name }) => name === axis)),
+  ...space,
+});
+
 const DEFAULT_BITS = 16;
 const DEFAULT_MAX_CANDIDATES = 12;
 const DEFAULT_CALIBRATION_SAMPLES = 1024;
@@ -68,17 +82,11 @@ const CALIBRATION_BATCH_TOKENS = 2048;
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
   if (isDevice(options.target)) {
     const { sizes, parameters, share } = fitFor(model, options.target, options.space);
-    return share === 1
-      ? [{ sizes, parameters }]
-      : enumerateCandidates(model, parameters, { axes: DEFAULT_AXES, ...options.space });
+    return share === 1 ? [{ sizes, parameters }] : enumerateCandidates(model, parameters, spaceOf(model, options));
   }
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS);
-  const original = uniformSizes(model);
-  if (target.kind === "sizes") {
-    const sizes = { ...original, ...target.sizes };
-    return [{ sizes, parameters: parametersAt(model, sizes) }];
-  }
-  return enumerateCandidates(model, target.parameters, { axes: DEFAULT_AXES, ...options.space });
+  if (target.kind === "sizes") return [{ sizes: target.sizes, parameters: parametersAt(model, target.sizes) }];
+  return enumerateCandidates(model, target.parameters, spaceOf(model, options));
 }
 
 /** Calibrates, or reads the scores of an earlier calibration. */
@@ -106,8 +114,7 @@ export async function scoresFor(
 /** What a search works on. */
 export interface SearchStage {
   readonly backend: Backend;
-  readonly model: Model;
-  readonly source: TensorSource;
+  readonly original: ModelTensors;
   readonly weights: ModelWeights;
   readonly scores: Scores;
   readonly validation: TokenStream;
@@ -119,7 +126,8 @@ export interface SearchStage {
 
 /** Ranks the architectures that meet a target, best first. */
 export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
-  const { backend, model, source, weights, scores, validation, options, computeType } = stage;
+  const { backend, original, weights, scores, validation, options, computeType } = stage;
+  const { model } = original;
   const candidates = candidatesFor(model, options);
   const depthMethod = options.depthMethod ?? "contiguous-loss";
   const common = {
@@ -128,7 +136,7 @@ export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
     sequenceLength: Math.min(256, defaultSequenceLength(model)),
     maxSequences: SEARCH_SEQUENCES,
   };
-  return rankCandidates(backend, model, source, weights, candidates, scores, validation, {
+  return rankCandidates(backend, original, weights, candidates, scores, validation, {
     ...common,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
@@ -158,7 +166,7 @@ export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions>
 
 export interface PlanOutcome {
   readonly parameters: number;
-  readonly original: UniformSizes;
+  readonly original: AxisSizes;
   /** Those that were measured, best first; then the others, nearest to the target first. */
   readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
 }
@@ -169,7 +177,7 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     const model = await modelOnly(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),
-      original: uniformSizes(model),
+      original: axisSizes(model),
       candidates: candidatesFor(model, job),
     };
   }
@@ -182,14 +190,14 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     try {
       const scores = await scoresFor(backend, weights, train, job, computeType);
       const ranked = await search({
-        ...{ backend, model, source: checkpoint.source, weights, scores, validation, options: job, computeType },
+        ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
         ...briefDistiller(backend, weights, train, validation, job, computeType),
       });
       const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
       const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
       return {
         parameters,
-        original: uniformSizes(model),
+        original: axisSizes(model),
         candidates: [...ranked.map(({ plan: _, ...rest }) => rest), ...others],
       };
     } finally {
@@ -212,14 +220,12 @@ export interface PruneOutcome {
 }
 
 /** Each size of a plan, before and after. */
-export type PlanSummary = Readonly<Record<string, { readonly from: number; readonly to: number }>>;
+export type PlanSummary = Readonly<Record<string, { readonly from: AxisSize; readonly to: AxisSize }>>;
 
-/** Compares the uniform sizes of two models. */
+/** Compares the sizes of two models: a number where all layers agree, a list where they differ. */
 export function summarisePlan(before: Model, after: Model): PlanSummary {
-  const [from, to] = [uniformSizes(before), uniformSizes(after)];
-  return Object.fromEntries(
-    Object.keys(from).map((axis) => [axis, { from: from[axis as UniformAxis], to: to[axis as UniformAxis] }]),
-  );
+  const [from, to] = [axisSizes(before), axisSizes(after)];
+  return Object.fromEntries(Object.entries(from).map(([axis, size]) => [axis, { from: size, to: to[axis] ?? size }]));
 }
 
 /** Prunes a model to a target and writes it. */
@@ -232,7 +238,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
   const { chosen, scores } = await onDevice(job, (backend) =>
     choose(backend, checkpoint, model, candidates, job, computeType),
   );
-  const pruned = prune(model, checkpoint.source, chosen, keptIndices(model, chosen, scores));
+  const pruned = prune(checkpoint, chosen, keptIndices(model, chosen, scores));
   writeDirectory(pruned, checkpoint.directory, job, "prune");
   const count = countParameters(pruned.model.parameters, pruned.model.sizes);
   return { parameters: { from: parameters, to: count }, plan: summarisePlan(model, pruned.model), out: job.out };
@@ -241,23 +247,24 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
 /** Decides what stays. Scores that are at hand and sizes that are named need no data and no weights in memory. */
 async function choose(
   backend: Backend,
-  { directory, source }: Checkpoint,
+  checkpoint: Checkpoint,
   model: Model,
   candidates: readonly Candidate[],
   job: PruneJob,
   computeType: ComputeType,
 ): Promise<{ readonly chosen: PrunePlan; readonly scores: Scores }> {
+  const { directory, source } = checkpoint;
   const only = candidates.length === 1 ? candidates[0] : undefined;
+  const layers = only?.sizes.layers === undefined ? model.layerCount : largestOf(only.sizes.layers);
   const stored =
     job.scoresFile !== undefined && existsSync(job.scoresFile) ? loadScores(backend, job.scoresFile, model) : undefined;
-  const byInfluence =
-    only !== undefined && (only.sizes.layers === model.layerCount || job.depthMethod === "block-influence");
+  const byInfluence = only !== undefined && (layers === model.layerCount || job.depthMethod === "block-influence");
   if (stored !== undefined && only !== undefined && byInfluence) {
     const order = [...(stored.get("layers") ?? [])]
       .map((score, layer) => ({ score, layer }))
       .sort((a, b) => a.score - b.score);
     return {
-      chosen: uniformPlan(
+      chosen: planFor(
         model,
         only.sizes,
         order.map(({ layer }) => layer),
@@ -273,19 +280,19 @@ async function choose(
     const scores = await scoresFor(backend, weights, train, job, computeType);
     if (only === undefined) {
       const [best] = await search({
-        ...{ backend, model, source, weights, scores, validation, options: job, computeType },
+        ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
         ...briefDistiller(backend, weights, train, validation, job, computeType),
       });
       if (best === undefined) throw new CoppiceError("no candidate was measured");
       return { chosen: best.plan, scores };
     }
-    const order = await layerOrder(backend, weights, validation, scores, model.layerCount - only.sizes.layers, {
+    const order = await layerOrder(backend, weights, validation, scores, model.layerCount - layers, {
       method: job.depthMethod ?? "contiguous-loss",
       computeType,
       sequenceLength: Math.min(256, defaultSequenceLength(model)),
       maxSequences: SEARCH_SEQUENCES,
     });
-    return { chosen: uniformPlan(model, only.sizes, order), scores };
+    return { chosen: planFor(model, only.sizes, order), scores };
   } finally {
     weights.free();
   }

@@ -125,13 +125,22 @@ th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto}text{fo
 
 /** Bars of each size before and after. */
 function cutChart(plan: PlanSummary): string {
-  const rows = Object.entries(plan);
+  const rows = Object.entries(plan).flatMap(cutRows);
   const height = rows.length * 26;
-  const bars = rows.map(([axis, { from, to }], i) => {
+  const bars = rows.map(({ axis, from, to }, i) => {
     const y = i * 26 + 4;
     return `<text x="0" y="${y + 12}">${escapeHtml(axis)}</text><rect class="before" x="80" y="${y}" width="420" height="16"/><rect class="after" x="80" y="${y}" width="${((420 * to) / from).toFixed(1)}" height="16"/><text x="510" y="${y + 12}">${from === to ? `${from}` : `${from} to ${to} (-${(100 * (1 - to / from)).toFixed(0)} %)`}</text>`;
   });
   return `<svg viewBox="0 0 660 ${height}" role="img" aria-label="Sizes before and after">${bars.join("")}</svg>`;
+}
+
+/** An axis, or each layer of it where layers differ. */
+function cutRows([axis, { from, to }]: [string, PlanSummary[string]]): { axis: string; from: number; to: number }[] {
+  const [before, after] = [[from].flat(), [to].flat()];
+  const length = Math.max(before.length, after.length);
+  const at = (sizes: readonly number[], i: number): number => sizes[i] ?? sizes[0] ?? 0;
+  if (length === 1) return [{ axis, from: at(before, 0), to: at(after, 0) }];
+  return Array.from({ length }, (_, i) => ({ axis: `${axis} ${i}`, from: at(before, i), to: at(after, i) }));
 }
 
 const MAX_POINTS = 600;

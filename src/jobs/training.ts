@@ -1,11 +1,5 @@
 import path from "node:path";
-import {
-  type Checkpoint,
-  floatSource,
-  openCheckpoint,
-  type TensorSource,
-  writeCheckpoint,
-} from "../checkpoint/index.js";
+import { floatSource, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
 import {
@@ -23,7 +17,15 @@ import {
 } from "../distill/index.js";
 import { defaultSequenceLength, type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend, FloatDType } from "../ggml/index.js";
-import { initialise, loadWeights, type Model, type ModelWeights, modelFromConfig } from "../models/index.js";
+import {
+  type Checkpoint,
+  initialise,
+  loadWeights,
+  type Model,
+  type ModelWeights,
+  modelFromConfig,
+  openCheckpoint,
+} from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { cacheDirectory, hashFile } from "../system/files.js";
@@ -122,7 +124,7 @@ export async function distillStage(
 ): Promise<TrainResult> {
   const { backend, settings, sequences } = stage;
   const teacherCheckpoint = openCheckpoint(stage.teacherPath);
-  const teacherModel = modelFromConfig(teacherCheckpoint.config);
+  const teacherModel = teacherCheckpoint.model;
   if (teacherModel.vocabSize !== stage.student.model.vocabSize)
     throw new UsageError(
       `the teacher's vocabulary has ${teacherModel.vocabSize} tokens, the student's ${stage.student.model.vocabSize}: they must be the same`,

@@ -1,8 +1,8 @@
 import { CoppiceError } from "../system/errors.js";
 
 /**
- * The name of a dimension of a model: `hidden`, `vocab`, `headDim`, `layers.3.ffn`, `layers.3.heads`, ... Everything that
- * has to do with sizes (pruning, counting, memory estimates) goes by these names.
+ * The name of a dimension of a model: `hidden`, `vocab`, `layers.3.ffn`, `layers.3.heads`, ... Everything that has to do with
+ * sizes (pruning, counting, memory estimates) goes by these names.
  */
 export type DimensionName = string;
 
@@ -10,33 +10,62 @@ export type DimensionName = string;
 export type Sizes = Readonly<Record<DimensionName, number>>;
 
 /**
- * One axis of a parameter: a product of dimensions, outermost first, written `layers.3.heads x headDim`. Index
- * h · headDim + d of the axis belongs to head h.
+ * One axis of a parameter: a dimension; a product of axes, outermost first (index h · headDim + d of heads x headDim belongs to
+ * head h); or axes one after another, as in a matrix that holds queries, keys and values.
  */
-export type Axis = string;
+export type Axis = DimensionName | { readonly product: readonly Axis[] } | { readonly concat: readonly Axis[] };
 
 /** How a parameter starts when a model is trained from scratch. */
 export type Initialisation = "normal" | "ones" | "zeros";
 
 /** A parameter of a model: its axes, outermost first as in PyTorch. */
 export interface ParameterSpec {
+  /** Its name in a Hugging Face checkpoint, without what may stand before it there. */
   readonly name: string;
   readonly axes: readonly Axis[];
   readonly initialisation: Initialisation;
   /** The tapped activation that this matrix multiplies, where it multiplies one. */
-  readonly input?: string;
+  readonly input?: string | undefined;
+  /** The layer it belongs to, and its name within it; undefined for parameters of the whole model. */
+  readonly layer?: number | undefined;
+  readonly local: string;
+  /** Whether a Hugging Face checkpoint stores it with its two axes swapped (GPT-2). */
+  readonly transposed?: boolean | undefined;
 }
 
-/** The dimensions an axis is the product of, outermost first. */
-export const factorsOf = (axis: Axis): DimensionName[] => axis.split(" x ");
+/** @throws CoppiceError when the dimension has no size */
+export function sizeOf(name: DimensionName, sizes: Sizes): number {
+  const size = sizes[name];
+  if (size === undefined) throw new CoppiceError(`the dimension ${name} has no size`);
+  return size;
+}
 
 /** The size of an axis. @throws CoppiceError when a dimension has no size */
 export function axisSize(axis: Axis, sizes: Sizes): number {
-  return factorsOf(axis).reduce((product, name) => {
-    const size = sizes[name];
-    if (size === undefined) throw new CoppiceError(`the dimension ${name} has no size`);
-    return product * size;
-  }, 1);
+  if (typeof axis === "string") return sizeOf(axis, sizes);
+  return "product" in axis
+    ? axis.product.reduce((product, factor) => product * axisSize(factor, sizes), 1)
+    : axis.concat.reduce((sum, part) => sum + axisSize(part, sizes), 0);
+}
+
+/** Every dimension that an axis is made of. */
+export function dimensionsOf(axis: Axis): DimensionName[] {
+  if (typeof axis === "string") return [axis];
+  return ("product" in axis ? axis.product : axis.concat).flatMap(dimensionsOf);
+}
+
+/** An axis with other names for its dimensions. */
+export function renamed(axis: Axis, rename: (name: DimensionName) => DimensionName): Axis {
+  if (typeof axis === "string") return rename(axis);
+  return "product" in axis
+    ? { product: axis.product.map((factor) => renamed(factor, rename)) }
+    : { concat: axis.concat.map((part) => renamed(part, rename)) };
+}
+
+/** An axis as it is written in messages: `layers.3.heads x layers.3.headDim`, `a + b`. */
+export function describeAxis(axis: Axis): string {
+  if (typeof axis === "string") return axis;
+  return "product" in axis ? axis.product.map(describeAxis).join(" x ") : axis.concat.map(describeAxis).join(" + ");
 }
 
 /** The shape of a parameter, outermost axis first. */

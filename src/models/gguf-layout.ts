@@ -1,14 +1,25 @@
-import type { GgufFile, GgufMetadata, GgufValue } from "../checkpoint/gguf.js";
-import type { ConfigJson } from "./architecture.js";
+import { type GgufValue, gguf } from "../checkpoint/gguf.js";
+import type { RotaryConfig } from "./rotary.js";
 
 /** A parameter in a GGUF file. */
 export interface GgufParameter {
   /** Its name there. */
   readonly name: string;
+  /** The part it plays in mixtures of types, the same in all layers: `attn_q`, `output`, ... */
+  readonly role: string;
+  readonly layer: number | undefined;
   /** Its name in a Hugging Face checkpoint. */
   readonly parameter: string;
   /** Row i there is row `rows[i]` of the checkpoint's; the same where undefined. */
-  readonly rows?: Uint32Array;
+  readonly rows: Uint32Array | undefined;
+  /** Added to every element there. */
+  readonly offset: number | undefined;
+}
+
+/** A tensor that is computed from the configuration. */
+export interface DerivedTensor {
+  readonly name: string;
+  readonly values: Float32Array;
 }
 
 /** How a model lies in a GGUF file. */
@@ -17,37 +28,38 @@ export interface GgufLayout {
   readonly architecture: string;
   readonly metadata: readonly (readonly [key: string, value: GgufValue])[];
   readonly parameters: readonly GgufParameter[];
-  /** Tensors that are computed from the configuration. */
-  readonly derived: readonly { readonly name: string; readonly values: Float32Array }[];
+  readonly derived: readonly DerivedTensor[];
   /** Where llama.cpp computes something else than the model says. */
   readonly notes: readonly string[];
 }
 
-/** How to recognise an architecture in a GGUF file and get its configuration back. */
-export interface GgufReader {
-  /** Values of `general.architecture`. */
-  readonly architectures: readonly string[];
-  /** @throws FormatError naming the key that is missing or not supported */
-  readonly configOf: (file: GgufFile) => ConfigJson;
+/** What an architecture says of its GGUF files beside what its blocks say. */
+export interface GgufFacts {
+  /** `general.architecture`. */
+  readonly architecture: string;
+  /** By key without the architecture; in place of what the blocks say. Undefined: the key is left out. */
+  readonly metadata?: Readonly<Record<string, GgufValue | undefined>> | undefined;
+  /** Whose scaling the file tells of. */
+  readonly rotary?: RotaryConfig | undefined;
+  readonly notes?: readonly string[] | undefined;
+  /** Why llama.cpp cannot compute the model at all. */
+  readonly refused?: string | undefined;
 }
 
-/** A float32 as the shortest decimal that it came from: 1e-5 rather than 9.999999747378752e-6. */
-export const shortest = (value: number): number => Number(value.toPrecision(7));
+/** Keys whose value may be a list of one for each layer. */
+const LISTS: ReadonlySet<string> = new Set(["attention.head_count", "attention.head_count_kv", "feed_forward_length"]);
+const INTEGER = /(length|count|head_count_kv)$/;
 
-/** A number among metadata. */
-export function metadataNumber(metadata: GgufMetadata, key: string): number | undefined {
-  const entry = metadata.get(key);
-  if (entry === undefined || entry.kind === "array" || typeof entry.value !== "number") return undefined;
-  return entry.kind === "float32" ? shortest(entry.value) : entry.value;
-}
+/** A number as a value of a key: counts and lengths are whole. */
+export const numberValue = (key: string, value: number | readonly number[]): GgufValue => {
+  const whole = INTEGER.test(key);
+  if (typeof value !== "number") return gguf.numbers(whole ? "uint32" : "float32", [...value]);
+  return whole ? gguf.uint32(value) : gguf.float32(value);
+};
 
-/** A number, or a list of one per layer. */
-export function metadataNumbers(metadata: GgufMetadata, key: string): number | number[] | undefined {
-  const entry = metadata.get(key);
-  return entry?.kind === "array" ? entry.value.map(Number) : metadataNumber(metadata, key);
-}
-
-export function metadataString(metadata: GgufMetadata, key: string): string | undefined {
-  const entry = metadata.get(key);
-  return entry?.kind === "string" ? String(entry.value) : undefined;
+/** Values of a key in each layer as one: a number, or a list where they differ and may; undefined where it cannot be said. */
+export function combined(key: string, values: readonly number[]): GgufValue | undefined {
+  const [first = 0] = values;
+  if (values.every((value) => value === first)) return numberValue(key, first);
+  return LISTS.has(key) ? numberValue(key, values) : undefined;
 }

@@ -1,17 +1,21 @@
-export type { Architecture, ConfigJson, ForwardOptions, ForwardResult, Model, Tap, Weights } from "./architecture.js";
+export type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+export type { ConfigJson } from "./config.js";
+export { activeWeights, cacheBytes, forwardFlopsPerToken, largestSize, sizesOfAxis } from "./cost.js";
 export {
   type Axis,
   axisSize,
   countParameters,
   type DimensionName,
-  factorsOf,
+  describeAxis,
+  dimensionsOf,
   layerDimension,
   type ParameterSpec,
   type Sizes,
   shapeOf,
+  sizeOf,
   splitLayer,
 } from "./dimensions.js";
-export { forwardFlopsPerToken } from "./flops.js";
-export type { GgufLayout } from "./gguf-layout.js";
-export { configFromGguf, knownModelTypes, modelFromConfig } from "./registry.js";
+export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
+export { type Checkpoint, type ModelTensors, openCheckpoint, storedSource, writeModel } from "./open.js";
+export { ARCHITECTURES, configFromGguf, knownGgufArchitectures, knownModelTypes, modelFromConfig } from "./registry.js";
 export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

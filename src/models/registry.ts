@@ -1,39 +1,49 @@
 import type { GgufFile } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
-import type { Architecture, ConfigJson, Model } from "./architecture.js";
-import { metadataString } from "./gguf-layout.js";
-import { llama } from "./llama.js";
+import type { Architecture, Model } from "./architecture.js";
+import { llama } from "./architectures/llama.js";
+import type { ConfigJson } from "./config.js";
+import { decoderModel } from "./decoder.js";
+import { GgufConfig } from "./gguf-config.js";
+import { languageConfig, wrapperTypes } from "./wrappers.js";
 
 /** Every architecture there is. Adding one is its file and its name here. */
-const ARCHITECTURES: readonly Architecture[] = [llama];
+export const ARCHITECTURES: readonly Architecture[] = [llama];
 
-/** The architecture names that `config.json` may ask for. */
-export const knownModelTypes: readonly string[] = ARCHITECTURES.flatMap(({ modelTypes }) => modelTypes);
+/** The `model_type` values that `config.json` may have. */
+export const knownModelTypes: readonly string[] = [
+  ...ARCHITECTURES.flatMap(({ modelTypes }) => modelTypes),
+  ...wrapperTypes,
+];
 
 /**
  * Makes a model of a parsed `config.json`.
  * @throws FormatError when the architecture is not known or the configuration is invalid
  */
 export function modelFromConfig(config: ConfigJson): Model {
-  const type = config.model_type;
+  const language = languageConfig(config);
+  const type = language.model_type;
   const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.some((known) => known === type));
   if (architecture === undefined)
     throw new FormatError(
       `config.json: model_type ${JSON.stringify(type)} is not supported; supported are ${knownModelTypes.join(", ")}`,
     );
-  return architecture.parse(config);
+  return decoderModel(architecture, config, architecture.decoder(language), modelFromConfig);
 }
+
+/** Values of `general.architecture` that are known. */
+export const knownGgufArchitectures: readonly string[] = ARCHITECTURES.flatMap(({ gguf }) => gguf.architectures);
 
 /**
  * The configuration that a GGUF file describes, as a `config.json` would.
  * @throws FormatError when the architecture is not known or a key is missing
  */
 export function configFromGguf(file: GgufFile): ConfigJson {
-  const name = metadataString(file.metadata, "general.architecture");
-  const architecture = ARCHITECTURES.find(({ gguf }) => gguf.architectures.some((known) => known === name));
+  const read = new GgufConfig(file);
+  const architecture = ARCHITECTURES.find(({ gguf }) => gguf.architectures.includes(read.architecture));
   if (architecture === undefined)
     throw new FormatError(
-      `${file.path}: the architecture ${JSON.stringify(name)} is not supported; supported are ${ARCHITECTURES.flatMap(({ gguf }) => gguf.architectures).join(", ")}`,
+      `${file.path}: the architecture ${JSON.stringify(read.architecture)} is not supported; supported are ${knownGgufArchitectures.join(", ")}`,
     );
-  return architecture.gguf.configOf(file);
+  return architecture.gguf.configOf(read);
 }

@@ -5,7 +5,7 @@ import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
 import type { Model } from "./architecture.js";
-import { shapeOf } from "./dimensions.js";
+import { describeAxis, shapeOf } from "./dimensions.js";
 
 /** A model's parameters on a device. */
 export class ModelWeights {
@@ -84,7 +84,7 @@ export function checkTensors(model: Model, source: TensorSource): void {
     const expected = shapeOf(spec, model.sizes);
     if (shape.join() !== expected.join())
       throw new FormatError(
-        `${spec.name} has the shape [${shape.join(", ")}], config.json makes it [${expected.join(", ")}] (${spec.axes.join(", ")})`,
+        `${spec.name} has the shape [${shape.join(", ")}], config.json makes it [${expected.join(", ")}] (${spec.axes.map(describeAxis).join(", ")})`,
       );
   }
 }

@@ -1,28 +1,28 @@
-import { countParameters, type Model } from "../models/index.js";
-import { UsageError } from "../system/errors.js";
+import { countParameters, type Model, type PruningAxis, shapeOf } from "../models/index.js";
+import { FormatError, UsageError } from "../system/errors.js";
 import type { Scores } from "./importance.js";
 import {
+  type AxisSize,
+  type AxisSizes,
+  axisSizes,
   highest,
   keptIndices,
+  largestOf,
   type PrunePlan,
-  UNIFORM_AXES,
-  type UniformAxis,
-  type UniformSizes,
-  uniformPlan,
-  uniformSizes,
+  planFor,
 } from "./plan.js";
 
 /** An architecture that meets the target. */
 export interface Candidate {
-  readonly sizes: UniformSizes;
+  readonly sizes: AxisSizes;
   readonly parameters: number;
 }
 
 export interface SearchSpace {
-  /** Which sizes may change. */
-  readonly axes: readonly UniformAxis[];
+  /** Which of the model's axes may change. */
+  readonly axes: readonly string[];
   /** Sizes are multiples of these. Default: the largest power of two up to a 32nd of the original; for layers a 16th. */
-  readonly divisors?: Partial<UniformSizes>;
+  readonly divisors?: Readonly<Record<string, number>>;
   /** Largest share cut off a width and off the depth (Model Optimizer's 40 % and 20 % by default). */
   readonly maxWidthCut?: number;
   readonly maxDepthCut?: number;
@@ -36,86 +36,158 @@ export const DEFAULT_TOLERANCE = 0.05;
 
 const powerOfTwoBelow = (value: number): number => 2 ** Math.max(0, Math.floor(Math.log2(value)));
 
-/** What sizes of an axis are multiples of where nothing else is said. */
-function defaultDivisor(axis: UniformAxis, size: number): number {
-  if (axis === "heads" || axis === "kvHeads") return 1;
-  return powerOfTwoBelow(axis === "layers" ? size / 16 : size / 32);
+/** Axes of few, whole things: any number of them may stay. */
+const COUNTED = new Set(["heads", "kvHeads"]);
+
+/** What sizes of an axis are multiples of: what is asked for, else a part of the size, and what the format needs. */
+function divisorOf({ name, multipleOf = 1 }: PruningAxis, size: number, space: SearchSpace): number {
+  const own = COUNTED.has(name) ? 1 : powerOfTwoBelow(name === "layers" ? size / 16 : size / 32);
+  return leastCommonMultiple(space.divisors?.[name] ?? own, multipleOf);
 }
 
-/** The sizes an axis may take, largest first. */
-function choices(axis: UniformAxis, size: number, space: SearchSpace): number[] {
-  if (!space.axes.includes(axis)) return [size];
-  const divisor = space.divisors?.[axis] ?? defaultDivisor(axis, size);
-  const cut = axis === "layers" ? (space.maxDepthCut ?? DEFAULT_DEPTH_CUT) : (space.maxWidthCut ?? DEFAULT_WIDTH_CUT);
+const greatestCommonDivisor = (a: number, b: number): number => (b === 0 ? a : greatestCommonDivisor(b, a % b));
+const leastCommonMultiple = (a: number, b: number): number => (a / greatestCommonDivisor(a, b)) * b;
+
+/** The sizes an axis may take, largest first. Layers that differ are cut by the same share. */
+function choices(axis: PruningAxis, original: AxisSize, space: SearchSpace): AxisSize[] {
+  if (!space.axes.includes(axis.name)) return [original];
+  const size = largestOf(original);
+  const divisor = divisorOf(axis, size, space);
+  const cut =
+    axis.name === "layers" ? (space.maxDepthCut ?? DEFAULT_DEPTH_CUT) : (space.maxWidthCut ?? DEFAULT_WIDTH_CUT);
   const smallest = Math.max(1, Math.ceil(size * (1 - cut) - 1e-9));
   const multiples: number[] = [];
   for (let value = Math.floor(size / divisor) * divisor; value >= smallest; value -= divisor) multiples.push(value);
-  return multiples.includes(size) ? multiples : [size, ...multiples];
+  const all = multiples.includes(size) ? multiples : [size, ...multiples];
+  if (typeof original === "number") return all;
+  const scaled = (before: number, value: number) =>
+    value === size ? before : Math.min(before, Math.max(1, Math.round((before * value) / size / divisor) * divisor));
+  return all.map((value) => original.map((before) => scaled(before, value)));
 }
 
-/** Parameters of a model cut to uniform sizes, without making a plan of it. */
-export function parametersAt(model: Model, sizes: Partial<UniformSizes>): number {
+/** Parameters of a model cut to some sizes. @throws FormatError where its configuration cannot say them */
+export function parametersAt(model: Model, sizes: AxisSizes): number {
   const layers = Array.from({ length: model.layerCount }, (_, i) => i);
-  const plan = uniformPlan(model, sizes, layers);
-  return countParameters(model.resized(plan.sizes).parameters, plan.sizes);
+  const { sizes: wanted, keptLayers } = planFor(model, sizes, layers);
+  return countParameters(model.resized(wanted, keptLayers).parameters, wanted);
 }
 
 /**
- * Every architecture of the space whose parameter count is within the tolerance of the target, nearest first.
+ * Every architecture of the space whose parameter count is within the tolerance of the target, nearest first. What the model's
+ * configuration cannot say is left out.
  * @throws UsageError when there is none, with the nearest that the limits allow
  */
 export function enumerateCandidates(model: Model, targetParameters: number, space: SearchSpace): Candidate[] {
-  const original = uniformSizes(model);
+  checkAxes(model, space);
+  const original = axisSizes(model);
   const tolerance = space.tolerance ?? DEFAULT_TOLERANCE;
-  const group = original.heads / original.kvHeads;
   const found: Candidate[] = [];
   let nearest: Candidate | undefined;
   const distance = (candidate: Candidate) => Math.abs(candidate.parameters - targetParameters);
-  const linear = parameterFormula(model, original);
-  for (const layers of choices("layers", original.layers, space))
-    for (const kvHeads of choices("kvHeads", original.kvHeads, space))
-      for (const heads of choices("heads", original.heads, space)) {
-        if (heads % kvHeads !== 0 || heads / kvHeads > group) continue;
-        for (const hidden of choices("hidden", original.hidden, space))
-          for (const ffn of choices("ffn", original.ffn, space)) {
-            const sizes = { hidden, ffn, heads, kvHeads, layers };
-            const candidate = { sizes, parameters: linear(sizes) };
-            if (nearest === undefined || distance(candidate) < distance(nearest)) nearest = candidate;
-            if (distance(candidate) <= tolerance * targetParameters) found.push(candidate);
-          }
-      }
+  const count = parameterFormula(model);
+  for (const sizes of combinations(model, original, space)) {
+    const parameters = count(sizes);
+    if (parameters === undefined) continue;
+    const candidate = { sizes, parameters };
+    if (nearest === undefined || distance(candidate) < distance(nearest)) nearest = candidate;
+    if (distance(candidate) <= tolerance * targetParameters) found.push(candidate);
+  }
   if (found.length === 0)
     throw new UsageError(
       `no architecture has ${targetParameters} parameters within ${tolerance * 100} %; the nearest that the limits allow has ${nearest?.parameters} (${describeSizes(nearest?.sizes ?? original)}): ` +
         "widen --axes, the limits (--max-width-cut, --max-depth-cut) or --tolerance",
     );
+  const size = (candidate: Candidate, axis: string) => largestOf(candidate.sizes[axis]);
   return found.sort(
-    (a, b) => distance(a) - distance(b) || b.sizes.layers - a.sizes.layers || b.sizes.hidden - a.sizes.hidden,
+    (a, b) =>
+      distance(a) - distance(b) || size(b, "layers") - size(a, "layers") || size(b, "hidden") - size(a, "hidden"),
   );
 }
 
-/**
- * Parameter counts as a function of uniform sizes. A count is a sum of layers, each linear in every width, so it is found
- * exactly from the parameter table of a model with one layer and one with none.
- */
-function parameterFormula(model: Model, original: UniformSizes): (sizes: UniformSizes) => number {
-  const cache = new Map<string, readonly [rest: number, perLayer: number]>();
-  return (sizes) => {
-    const key = `${sizes.hidden} ${sizes.ffn} ${sizes.heads} ${sizes.kvHeads}`;
-    let parts = cache.get(key);
-    if (parts === undefined) {
-      const one = parametersAt(model, { ...sizes, layers: 1 });
-      const two = original.layers > 1 ? parametersAt(model, { ...sizes, layers: 2 }) : one;
-      parts = original.layers > 1 ? [2 * one - two, two - one] : [0, one];
-      cache.set(key, parts);
+/** @throws UsageError naming an axis that the model has not */
+function checkAxes(model: Model, space: SearchSpace): void {
+  const axes = model.axes.map(({ name }) => name);
+  const unknown = [...space.axes, ...Object.keys(space.divisors ?? {})].find((name) => !axes.includes(name));
+  if (unknown !== undefined)
+    throw new UsageError(`${model.architecture} has no axis ${unknown} that could be cut; it has ${axes.join(", ")}`);
+}
+
+/** Every combination of sizes in which heads can be shared out to their groups. */
+function* combinations(model: Model, original: AxisSizes, space: SearchSpace): Generator<AxisSizes> {
+  const axes = model.axes;
+  const chosen: Record<string, AxisSize> = {};
+  function* from(at: number): Generator<AxisSizes> {
+    const axis = axes[at];
+    if (axis === undefined) {
+      if (axes.every((one) => isGrouped(one, original, chosen))) yield { ...chosen };
+      return;
     }
-    return parts[0] + parts[1] * sizes.layers;
+    for (const size of choices(axis, original[axis.name] ?? 0, spaceFor(axis, original, space))) {
+      chosen[axis.name] = size;
+      yield* from(at + 1);
+    }
+  }
+  yield* from(0);
+}
+
+/** Where every head has a key-value head of its own, both may change when one may. */
+function spaceFor(axis: PruningAxis, original: AxisSizes, space: SearchSpace): SearchSpace {
+  const alone = String(original.heads) === String(original.kvHeads);
+  return alone && axis.name === "kvHeads" && space.axes.includes("heads")
+    ? { ...space, axes: [...space.axes, "kvHeads"] }
+    : space;
+}
+
+/** Whether an axis's sizes are multiples of their groups' and at most as many times them as in the original. */
+function isGrouped({ name, groupedBy }: PruningAxis, original: AxisSizes, chosen: AxisSizes): boolean {
+  if (groupedBy === undefined) return true;
+  const at = (sizes: AxisSizes, axis: string, i: number) => [sizes[axis] ?? 1].flat()[i] ?? largestOf(sizes[axis]);
+  const length = Math.max(...[chosen[name], chosen[groupedBy]].map((size) => [size ?? 1].flat().length));
+  return Array.from({ length }, (_, i) => i).every((i) => {
+    const ratio = at(chosen, name, i) / at(chosen, groupedBy, i);
+    return Number.isInteger(ratio) && ratio <= at(original, name, i) / at(original, groupedBy, i);
+  });
+}
+
+/**
+ * Parameter counts as a function of sizes: those of the whole model, and those of its layers in proportion to how many stay, exact
+ * where layers are alike. Undefined for sizes that the configuration cannot say.
+ */
+function parameterFormula(model: Model): (sizes: AxisSizes) => number | undefined {
+  const cache = new Map<string, readonly [rest: number, layers: number] | undefined>();
+  const all = Array.from({ length: model.layerCount }, (_, i) => i);
+  const countAt = (widths: AxisSizes): readonly [number, number] | undefined => {
+    try {
+      const { sizes } = planFor(model, widths, []);
+      const smaller = model.resized(sizes, all);
+      const elements = (inLayers: boolean) =>
+        smaller.parameters
+          .filter(({ layer }) => (layer !== undefined) === inLayers)
+          .reduce((sum, spec) => sum + shapeOf(spec, smaller.sizes).reduce((a, b) => a * b, 1), 0);
+      return [elements(false), elements(true)];
+    } catch (error) {
+      if (error instanceof FormatError) return undefined;
+      throw error;
+    }
+  };
+  return ({ layers, ...widths }) => {
+    const key = JSON.stringify(widths);
+    if (!cache.has(key)) cache.set(key, countAt(widths));
+    const parts = cache.get(key);
+    if (parts === undefined) return undefined;
+    const share = layers === undefined ? 1 : largestOf(layers) / model.layerCount;
+    return Math.round(parts[0] + parts[1] * share);
   };
 }
 
+/** A size as it is written on the command line: `1024`, or `1024/768/1024` where layers differ. */
+export const describeSize = (size: AxisSize): string => [size].flat().join("/");
+
 /** Sizes as they are written on the command line. */
-export const describeSizes = (sizes: Partial<UniformSizes>): string =>
-  UNIFORM_AXES.flatMap((axis) => (sizes[axis] === undefined ? [] : [`${axis}=${sizes[axis]}`])).join(",");
+export const describeSizes = (sizes: AxisSizes): string =>
+  Object.entries(sizes)
+    .map(([axis, size]) => `${axis}=${describeSize(size)}`)
+    .join(",");
 
 /**
  * The share of all importance that a plan keeps: the mean over the cut dimensions of the kept scores' share. A quick guess
@@ -143,7 +215,7 @@ export function mostPromising(
 ): Candidate[] {
   if (candidates.length <= count) return [...candidates];
   const guesses = Float32Array.from(candidates, ({ sizes }) =>
-    retainedImportance(model, uniformPlan(model, sizes, layerOrder), scores),
+    retainedImportance(model, planFor(model, sizes, layerOrder), scores),
   );
   return [...highest(guesses, count)].map((i) => candidates[i] as Candidate);
 }

@@ -9,6 +9,7 @@ import {
   layerDimension,
   type Model,
   type ModelWeights,
+  sizeOf,
   splitLayer,
   type Tap,
 } from "../models/index.js";
@@ -69,7 +70,7 @@ class ScoreSums {
     private readonly batchSize: number,
   ) {
     this.store = new TensorStore(g.backend, model.scoredBy.length + model.layerCount);
-    for (const { dimension, tap } of model.scoredBy) this.store.add(tap, [1, sizeOf(model, dimension)], "f32");
+    for (const { dimension, tap } of model.scoredBy) this.store.add(tap, [1, sizeOf(dimension, model.sizes)], "f32");
     for (let layer = 0; layer < model.layerCount; layer++) this.store.add(layerDimension(layer, "cosine"), [1], "f32");
     this.store.allocate();
     this.missing = new Set(model.scoredBy.map(({ tap }) => tap));
@@ -101,12 +102,12 @@ class ScoreSums {
       const before = scores.get(dimension);
       scores.set(dimension, before === undefined ? score : before.map((value, i) => value + (score[i] ?? 0)));
     }
-    for (const { heads, kvHeads } of this.model.headGroups) {
-      const groups = sizeOf(this.model, kvHeads);
-      const headScores = scores.get(heads) ?? new Float32Array();
+    for (const { dimension, groupedBy } of this.model.groups) {
+      const groups = sizeOf(groupedBy, this.model.sizes);
+      const headScores = scores.get(dimension) ?? new Float32Array();
       const perGroup = headScores.length / groups;
       scores.set(
-        kvHeads,
+        groupedBy,
         Float32Array.from({ length: groups }, (_, i) =>
           headScores.subarray(i * perGroup, (i + 1) * perGroup).reduce((a, b) => a + b, 0),
         ),
@@ -125,8 +126,6 @@ class ScoreSums {
     this.store.free();
   }
 }
-
-const sizeOf = (model: Model, dimension: DimensionName): number => model.sizes[dimension] ?? 1;
 
 /** Keeps scores in a safetensors file, one tensor per dimension. */
 export function saveScores(file: string, scores: Scores): void {
@@ -148,13 +147,13 @@ export function loadScores(backend: Backend, file: string, model: Model): Scores
   const scores = new Map<DimensionName, Float32Array>();
   const dimensions = new Set([
     ...model.scoredBy.map(({ dimension }) => dimension),
-    ...model.headGroups.map((group) => group.kvHeads),
+    ...model.groups.map(({ groupedBy }) => groupedBy),
   ]);
   for (const dimension of [...dimensions, "layers"]) {
     const info = source.tensors.get(dimension);
-    if (info?.shape.join() !== String(sizeOf(model, dimension)))
+    if (info?.shape.join() !== String(sizeOf(dimension, model.sizes)))
       throw new FormatError(
-        `${file} has no ${sizeOf(model, dimension)} scores for ${dimension}: it was made for another model`,
+        `${file} has no ${sizeOf(dimension, model.sizes)} scores for ${dimension}: it was made for another model`,
       );
     scores.set(dimension, toFloat32(backend.functions, readTensor(source, dimension), info.dtype).slice());
   }

@@ -1,6 +1,7 @@
 export {
   type Candidate,
   DEFAULT_TOLERANCE,
+  describeSize,
   describeSizes,
   enumerateCandidates,
   parametersAt,
@@ -10,15 +11,15 @@ export {
 export { DEPTH_METHODS, type DepthMethod, layerOrder } from "./depth.js";
 export { calibrate, loadScores, type Scores, saveScores } from "./importance.js";
 export {
+  type AxisSize,
+  type AxisSizes,
+  axisSizes,
   type KeptIndices,
   keptIndices,
+  largestOf,
   type PrunePlan,
+  planFor,
   planWithLayers,
-  UNIFORM_AXES,
-  type UniformAxis,
-  type UniformSizes,
-  uniformPlan,
-  uniformSizes,
 } from "./plan.js";
 export { type RankedCandidate, rankCandidates, type SearchOptions } from "./search.js";
 export { type PrunedModel, prune } from "./surgery.js";

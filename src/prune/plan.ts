@@ -1,4 +1,4 @@
-import { type DimensionName, layerDimension, type Model, type Sizes, splitLayer } from "../models/index.js";
+import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf, splitLayer } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { Scores } from "./importance.js";
 
@@ -13,58 +13,93 @@ export interface PrunePlan {
   readonly keptLayers: readonly number[];
 }
 
-/** Sizes that apply to every layer alike: `hidden`, `layers`, and `ffn`, `heads`, `kvHeads` for each layer. */
-export const UNIFORM_AXES = ["hidden", "ffn", "heads", "kvHeads", "layers"] as const;
-export type UniformAxis = (typeof UNIFORM_AXES)[number];
-export type UniformSizes = Readonly<Record<UniformAxis, number>>;
+/** A size that all layers have, or one for each dimension of the axis where they differ. */
+export type AxisSize = number | readonly number[];
 
-/** The sizes of a model whose layers are all alike. @throws CoppiceError when they are not */
-export function uniformSizes(model: Model): UniformSizes {
-  const sizeOf = (axis: UniformAxis): number => {
-    if (axis === "hidden" || axis === "layers") return model.sizes[axis] ?? 0;
-    const all = new Set(Array.from({ length: model.layerCount }, (_, i) => model.sizes[layerDimension(i, axis)]));
-    if (all.size !== 1)
-      throw new CoppiceError(`the layers of this model have different ${axis} sizes (${[...all].join(", ")})`);
-    return [...all][0] ?? 0;
-  };
-  return {
-    hidden: sizeOf("hidden"),
-    ffn: sizeOf("ffn"),
-    heads: sizeOf("heads"),
-    kvHeads: sizeOf("kvHeads"),
-    layers: sizeOf("layers"),
-  };
-}
+/** Sizes by the model's axes: `hidden`, `ffn`, `heads`, ..., `layers`. */
+export type AxisSizes = Readonly<Record<string, AxisSize>>;
+
+/** One number where all are equal. */
+export const simplest = (sizes: readonly number[]): AxisSize =>
+  sizes.every((size) => size === sizes[0]) ? (sizes[0] ?? 0) : sizes;
+
+/** The sizes of a model's axes as they are. */
+export const axisSizes = (model: Model): AxisSizes =>
+  Object.fromEntries(
+    model.axes.map(({ name, dimensions }) => [name, simplest(dimensions.map((one) => sizeOf(one, model.sizes)))]),
+  );
+
+/** The largest of an axis's sizes. */
+export const largestOf = (size: AxisSize | undefined): number => Math.max(0, ...[size ?? 0].flat());
 
 /**
- * Makes a plan of uniform sizes.
+ * Makes a plan.
+ * @param wanted sizes by axis, or by dimension (`layers.3.ffn`)
  * @param layerOrder the original layers, those to be cut first at the front; see `depth.ts`
  */
-export function uniformPlan(model: Model, wanted: Partial<UniformSizes>, layerOrder: readonly number[]): PrunePlan {
-  const count = wanted.layers ?? model.layerCount;
-  const cut = new Set(layerOrder.slice(0, model.layerCount - count));
+export function planFor(model: Model, wanted: AxisSizes, layerOrder: readonly number[]): PrunePlan {
+  const count = wanted.layers === undefined ? model.layerCount : largestOf(wanted.layers);
+  const cut = new Set(layerOrder.slice(0, Math.max(0, model.layerCount - count)));
   const keptLayers = Array.from({ length: model.layerCount }, (_, i) => i).filter((layer) => !cut.has(layer));
   return planWithLayers(model, wanted, keptLayers);
 }
 
 /** The same for an explicit choice of layers. @throws UsageError for a size that cannot be cut to */
-export function planWithLayers(model: Model, wanted: Partial<UniformSizes>, keptLayers: readonly number[]): PrunePlan {
+export function planWithLayers(model: Model, wanted: AxisSizes, keptLayers: readonly number[]): PrunePlan {
+  checkNames(model, wanted);
+  const smaller = wantedSizes(model, wanted);
   const sizes: Record<DimensionName, number> = {};
-  for (const [name, size] of Object.entries(model.sizes)) {
-    const layered = splitLayer(name);
-    if (layered === undefined) sizes[name] = name === "hidden" ? (wanted.hidden ?? size) : size;
-  }
+  for (const [name, size] of Object.entries(model.sizes))
+    if (splitLayer(name) === undefined) sizes[name] = smaller.get(name) ?? size;
   sizes.layers = keptLayers.length;
   keptLayers.forEach((from, to) => {
     for (const [name, size] of Object.entries(model.sizes)) {
       const layered = splitLayer(name);
-      if (layered?.layer !== from) continue;
-      sizes[layerDimension(to, layered.name)] = wanted[layered.name as UniformAxis] ?? size;
+      if (layered?.layer === from) sizes[layerDimension(to, layered.name)] = smaller.get(name) ?? size;
     }
   });
   const plan = { sizes, keptLayers };
   checkPlan(model, plan);
   return plan;
+}
+
+/** @throws UsageError for a name that is no axis of the model, nor a dimension of one */
+export function checkNames(model: Model, wanted: AxisSizes): void {
+  const axes = model.axes.map(({ name }) => name);
+  const unknown = Object.keys(wanted).find(
+    (name) => !axes.includes(name) && !model.axes.some(({ dimensions }) => dimensions.includes(name)),
+  );
+  if (unknown !== undefined)
+    throw new UsageError(
+      `the size ${unknown} is not understood: of a ${model.architecture} model ${axes.join(", ")} can be cut`,
+    );
+}
+
+/** What each of the original's dimensions is to be, as far as something is wanted. */
+function wantedSizes(model: Model, wanted: AxisSizes): Map<DimensionName, number> {
+  const sizes = new Map<DimensionName, number>();
+  for (const { name, dimensions } of model.axes) {
+    const size = wanted[name];
+    if (size === undefined || name === "layers") continue;
+    if (typeof size !== "number" && size.length !== dimensions.length)
+      throw new UsageError(`${name}: ${size.length} sizes are given for ${dimensions.length} layers`);
+    const differ = new Set(dimensions.map((one) => sizeOf(one, model.sizes))).size > 1;
+    dimensions.forEach((dimension, i) => {
+      const before = sizeOf(dimension, model.sizes);
+      // one size for layers that differ is the most that each has
+      sizes.set(dimension, typeof size !== "number" ? (size[i] ?? before) : differ ? Math.min(size, before) : size);
+    });
+  }
+  for (const [name, size] of Object.entries(wanted))
+    if (name in model.sizes && name !== "layers") sizes.set(name, largestOf(size));
+  for (const { dimension, groupedBy } of model.groups) {
+    // heads and the key-value heads they belong to are cut together where only one of them is named
+    const perGroup = sizeOf(dimension, model.sizes) / sizeOf(groupedBy, model.sizes);
+    const [own, group] = [sizes.get(dimension), sizes.get(groupedBy)];
+    if (own === undefined && group !== undefined) sizes.set(dimension, group * perGroup);
+    if (own !== undefined && group === undefined && perGroup === 1) sizes.set(groupedBy, own);
+  }
+  return sizes;
 }
 
 /** A dimension's name in the original model, for a dimension of the smaller one. */
@@ -85,17 +120,22 @@ export function checkPlan(model: Model, plan: PrunePlan): void {
     if (!Number.isInteger(size) || size < 1 || size > before)
       throw new UsageError(`${name}=${size}: the model has ${before}; choose a whole number from 1 to ${before}`);
   }
-  for (let layer = 0; layer < plan.keptLayers.length; layer++) {
-    const sizeIn = (sizes: Sizes, at: number, name: string) => sizes[layerDimension(at, name)] ?? 1;
-    const [heads, kvHeads] = [sizeIn(plan.sizes, layer, "heads"), sizeIn(plan.sizes, layer, "kvHeads")];
-    const from = plan.keptLayers[layer] ?? 0;
-    const group = sizeIn(model.sizes, from, "heads") / sizeIn(model.sizes, from, "kvHeads");
-    if (heads % kvHeads !== 0 || heads / kvHeads > group)
+  const groups = new Map(model.groups.map(({ dimension, groupedBy }) => [dimension, groupedBy]));
+  for (const [name, size] of Object.entries(plan.sizes)) {
+    const groupedBy = groups.get(originalDimension(plan, name));
+    if (groupedBy === undefined) continue;
+    const groupCount = sizeOf(inPlan(name, groupedBy), plan.sizes);
+    const most = sizeOf(originalDimension(plan, name), model.sizes) / sizeOf(groupedBy, model.sizes);
+    if (size % groupCount !== 0 || size / groupCount > most)
       throw new UsageError(
-        `layer ${layer}: heads=${heads} cannot be shared by kvHeads=${kvHeads}; heads must be a multiple of kvHeads and at most ${group} times it`,
+        `${name}=${size} cannot be shared by ${splitLayer(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${most} times it`,
       );
   }
 }
+
+/** The smaller model's name of another dimension of the same layer. */
+const inPlan = (sibling: DimensionName, original: DimensionName): DimensionName =>
+  layerDimension(splitLayer(sibling)?.layer ?? 0, splitLayer(original)?.name ?? original);
 
 /** Which indices of each original dimension stay, ascending. A dimension that is not cut is absent. */
 export type KeptIndices = ReadonlyMap<DimensionName, Uint32Array>;
@@ -111,34 +151,36 @@ export function keptIndices(model: Model, plan: PrunePlan, scores: Scores): Kept
     if (found === undefined) throw new CoppiceError(`${name} is to be cut but has no importance scores`);
     return found;
   };
-  const grouped = new Map(model.headGroups.map((group) => [group.heads, group.kvHeads]));
+  const grouped = new Map(model.groups.map(({ dimension, groupedBy }) => [dimension, groupedBy]));
   const groupNames = new Set(grouped.values());
   for (const [name, size] of Object.entries(plan.sizes)) {
     const original = originalDimension(plan, name);
     const before = model.sizes[original];
     if (name === "layers" || before === undefined || groupNames.has(original)) continue;
-    const kvName = grouped.get(original);
-    if (kvName === undefined) {
+    const groupedBy = grouped.get(original);
+    if (groupedBy === undefined) {
       if (size < before) kept.set(original, highest(scoresOf(original), size));
       continue;
     }
-    const kvBefore = model.sizes[kvName] ?? 1;
-    const layered = splitLayer(name);
-    const kvSize = plan.sizes[layerDimension(layered?.layer ?? 0, splitLayer(kvName)?.name ?? "")] ?? kvBefore;
-    if (size === before && kvSize === kvBefore) continue;
-    const groups = highest(scoresOf(kvName), kvSize);
-    kept.set(kvName, groups);
-    const headScores = scoresOf(original);
-    const perGroup = before / kvBefore;
-    const keptPerGroup = size / kvSize;
-    const heads = [...groups].flatMap((group) =>
-      [...highest(headScores.subarray(group * perGroup, (group + 1) * perGroup), keptPerGroup)].map(
-        (i) => group * perGroup + i,
-      ),
-    );
-    kept.set(original, Uint32Array.from(heads));
+    const groupsBefore = sizeOf(groupedBy, model.sizes);
+    const groupsAfter = sizeOf(inPlan(name, groupedBy), plan.sizes);
+    if (size === before && groupsAfter === groupsBefore) continue;
+    const groups = highest(scoresOf(groupedBy), groupsAfter);
+    kept.set(groupedBy, groups);
+    kept.set(original, withinGroups(scoresOf(original), groups, before / groupsBefore, size / groupsAfter));
   }
   return kept;
+}
+
+/** The highest scores inside each of the groups. */
+function withinGroups(scores: Float32Array, groups: Uint32Array, perGroup: number, keptPerGroup: number): Uint32Array {
+  return Uint32Array.from(
+    [...groups].flatMap((group) =>
+      [...highest(scores.subarray(group * perGroup, (group + 1) * perGroup), keptPerGroup)].map(
+        (i) => group * perGroup + i,
+      ),
+    ),
+  );
 }
 
 /** The indices of the `count` highest values, ascending; of equal values the first. */

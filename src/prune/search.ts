@@ -1,13 +1,12 @@
-import type { TensorSource } from "../checkpoint/index.js";
 import type { TokenStream } from "../data/index.js";
 import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/device.js";
-import { loadWeights, type Model, type ModelWeights } from "../models/index.js";
+import { loadWeights, type ModelTensors, type ModelWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type Candidate, mostPromising } from "./candidates.js";
 import { type DepthMethod, layerOrder } from "./depth.js";
 import type { Scores } from "./importance.js";
-import { keptIndices, type PrunePlan, uniformPlan } from "./plan.js";
+import { keptIndices, largestOf, type PrunePlan, planFor } from "./plan.js";
 import { type PrunedModel, prune } from "./surgery.js";
 
 /** A candidate with what was measured of it. */
@@ -40,14 +39,14 @@ export interface SearchOptions {
  */
 export async function rankCandidates(
   backend: Backend,
-  model: Model,
-  source: TensorSource,
+  original: ModelTensors,
   weights: ModelWeights,
   candidates: readonly Candidate[],
   scores: Scores,
   validation: TokenStream,
   options: SearchOptions,
 ): Promise<RankedCandidate[]> {
+  const { model } = original;
   const { computeType, sequenceLength, maxSequences } = options;
   const measuring = { computeType, sequenceLength, maxSequences };
   const orders = new Map<number, number[]>();
@@ -66,8 +65,8 @@ export async function rankCandidates(
   const chosen = mostPromising(model, candidates, scores, byInfluence, options.maxCandidates);
   const ranked: RankedCandidate[] = [];
   for (const candidate of chosen) {
-    const plan = uniformPlan(model, candidate.sizes, await orderFor(candidate.sizes.layers));
-    const pruned = prune(model, source, plan, keptIndices(model, plan, scores));
+    const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
+    const pruned = prune(original, plan, keptIndices(model, plan, scores));
     const loaded = loadWeights(backend, pruned.model, pruned.source, { dtype: "bf16", trainable: false });
     try {
       const { loss } = await perplexity(backend, pruned.model, loaded, validation, measuring);
@@ -82,7 +81,7 @@ export async function rankCandidates(
   const best = ranked.splice(0, options.distilled ?? 4);
   const distilled: RankedCandidate[] = [];
   for (const candidate of best) {
-    const pruned = prune(model, source, candidate.plan, keptIndices(model, candidate.plan, scores));
+    const pruned = prune(original, candidate.plan, keptIndices(model, candidate.plan, scores));
     distilled.push({ ...candidate, distilledLoss: await options.distill(pruned) });
   }
   distilled.sort((a, b) => (a.distilledLoss ?? 0) - (b.distilledLoss ?? 0));

@@ -1,14 +1,23 @@
 import { type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/index.js";
 import { floatSource, rowBytes } from "../checkpoint/tensor-source.js";
 import { DTYPE_BYTES, type FloatDType } from "../ggml/dtype.js";
-import { type Axis, factorsOf, type Model, type ParameterSpec, shapeOf } from "../models/index.js";
+import {
+  type Axis,
+  axisSize,
+  dimensionsOf,
+  type Model,
+  type ModelTensors,
+  type ParameterSpec,
+  shapeOf,
+  sizeOf,
+} from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
+import { carriedAxes } from "../models/wrappers.js";
 import { FormatError } from "../system/errors.js";
-import { type KeptIndices, originalDimension, type PrunePlan } from "./plan.js";
+import type { KeptIndices, PrunePlan } from "./plan.js";
 
 /** A pruned model: its description and its tensors, cut from the original's as they are read. */
-export interface PrunedModel {
-  readonly model: Model;
+export interface PrunedModel extends ModelTensors {
   readonly source: TensorSource<FloatDType>;
 }
 
@@ -16,28 +25,55 @@ export interface PrunedModel {
  * Cuts a model. Generic over architectures: every parameter is sliced along the dimensions it names. Elements are copied bit
  * by bit, and nothing is read before the result is, so a checkpoint of any size is pruned in little memory. Quantized tensors
  * are expanded first.
- * @throws FormatError when the source is not this model's
+ * @throws FormatError when the source is not this model's, or a tensor that is carried along has an axis that is cut
  */
-export function prune(model: Model, original: TensorSource, plan: PrunePlan, kept: KeptIndices): PrunedModel {
-  const source = floatSource(original);
+export function prune(original: ModelTensors, plan: PrunePlan, kept: KeptIndices): PrunedModel {
+  const { model, carried, prefixes } = original;
+  const source = floatSource(original.source);
   checkTensors(model, source);
-  const smaller = model.resized(plan.sizes);
-  const originals = new Map(model.parameters.map((spec) => [spec.name, spec]));
+  const smaller = model.resized(plan.sizes, plan.keptLayers);
+  const originals = new Map(model.parameters.map((spec) => [placeOf(spec.layer, spec.local), spec]));
   const cuts = new Map<string, Cut>();
   const tensors = new Map<string, TensorInfo<FloatDType>>();
   for (const spec of smaller.parameters) {
-    const before = originals.get(originalParameter(plan, spec.name));
+    const layer = spec.layer === undefined ? undefined : plan.keptLayers[spec.layer];
+    const before = originals.get(placeOf(layer, spec.local));
     if (before === undefined) throw new FormatError(`${spec.name} has no counterpart in the original`);
     const info = tensorInfo(source, before.name);
     cuts.set(spec.name, cutOf(before, model, kept));
     tensors.set(spec.name, { dtype: info.dtype, shape: shapeOf(spec, smaller.sizes) });
   }
-  return { model: smaller, source: new PrunedSource(source, cuts, tensors) };
+  return {
+    model: smaller,
+    source: new PrunedSource(source, cuts, tensors),
+    carried: carried && cutCarried(model, carried, kept),
+    prefixes,
+  };
 }
 
-/** The original's name of a parameter of the smaller model: the layer's number is the original one. */
-const originalParameter = (plan: PrunePlan, name: string): string =>
-  name.replace(/layers\.\d+/, (layer) => originalDimension(plan, `${layer}.x`).replace(/\.x$/, ""));
+const placeOf = (layer: number | undefined, local: string): string => `${layer} ${local}`;
+
+/**
+ * Cuts what is carried along where it has an axis of the language model's.
+ * @throws FormatError where it may have one, but nothing is known of it
+ */
+function cutCarried(model: Model, carried: TensorSource, kept: KeptIndices): TensorSource<FloatDType> {
+  const source = floatSource(carried);
+  const cuts = new Map<string, Cut>();
+  const tensors = new Map<string, TensorInfo<FloatDType>>();
+  for (const [name, info] of source.tensors) {
+    const axes = carriedAxes(model.config, name);
+    const [rows, columns] = axes?.map((axis) => (axis === undefined ? undefined : kept.get(axis))) ?? [];
+    const hidden = sizeOf("hidden", model.sizes);
+    if (axes === undefined && kept.has("hidden") && info.shape.includes(hidden))
+      throw new FormatError(
+        `${name} belongs to no parameter of the language model and has an axis as long as the hidden size (${hidden}), which is to be cut: cut other axes (--axes ffn), or take the tensor out of the checkpoint`,
+      );
+    cuts.set(name, { name, rows, columns });
+    tensors.set(name, { ...info, shape: info.shape.map((size, i) => [rows, columns][i]?.length ?? size) });
+  }
+  return new PrunedSource(source, cuts, tensors);
+}
 
 /** What stays of one parameter: rows of its first axis, and elements within each row; all where undefined. */
 interface Cut {
@@ -53,23 +89,34 @@ function cutOf(spec: ParameterSpec, model: Model, kept: KeptIndices): Cut {
   return { name: spec.name, rows: first, columns: second };
 }
 
-/** The kept indices of an axis that is a product of dimensions, outermost first. */
+/** The kept indices of an axis; all where undefined. */
 export function keptOnAxis(axis: Axis, model: Model, kept: KeptIndices): Uint32Array | undefined {
-  const factors = factorsOf(axis);
-  if (!factors.some((name) => kept.has(name))) return undefined;
-  let indices = Uint32Array.of(0);
-  for (const name of factors) {
-    const size = model.sizes[name] ?? 1;
-    const choices = kept.get(name) ?? Uint32Array.from({ length: size }, (_, i) => i);
-    const next = new Uint32Array(indices.length * choices.length);
-    indices.forEach((outer, i) => {
-      choices.forEach((inner, j) => {
-        next[i * choices.length + j] = outer * size + inner;
+  return dimensionsOf(axis).some((name) => kept.has(name)) ? keptWithin(axis, model, kept) : undefined;
+}
+
+function keptWithin(axis: Axis, model: Model, kept: KeptIndices): Uint32Array {
+  if (typeof axis === "string")
+    return kept.get(axis) ?? Uint32Array.from({ length: sizeOf(axis, model.sizes) }, (_, i) => i);
+  if ("concat" in axis) {
+    let offset = 0;
+    const parts = axis.concat.map((part) => {
+      const indices = keptWithin(part, model, kept).map((i) => offset + i);
+      offset += axisSize(part, model.sizes);
+      return indices;
+    });
+    return Uint32Array.from(parts.flatMap((part) => [...part]));
+  }
+  return axis.product.reduce((outer, factor) => {
+    const size = axisSize(factor, model.sizes);
+    const inner = keptWithin(factor, model, kept);
+    const next = new Uint32Array(outer.length * inner.length);
+    outer.forEach((before, i) => {
+      inner.forEach((index, j) => {
+        next[i * inner.length + j] = before * size + index;
       });
     });
-    indices = next;
-  }
-  return indices;
+    return next;
+  }, Uint32Array.of(0));
 }
 
 class PrunedSource implements TensorSource<FloatDType> {

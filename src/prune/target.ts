@@ -1,12 +1,12 @@
 import { countParameters, type Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { byteCount } from "../system/units.js";
-import { UNIFORM_AXES, type UniformAxis, type UniformSizes } from "./plan.js";
+import { type AxisSize, type AxisSizes, checkNames } from "./plan.js";
 
 /** What the smaller model should be. */
 export type Target =
   | { readonly kind: "parameters"; readonly parameters: number }
-  | { readonly kind: "sizes"; readonly sizes: Partial<UniformSizes> };
+  | { readonly kind: "sizes"; readonly sizes: AxisSizes };
 
 const COUNT_UNITS: Readonly<Record<string, number>> = { "": 1, k: 1e3, m: 1e6, b: 1e9, t: 1e12 };
 
@@ -16,7 +16,11 @@ const COUNT_UNITS: Readonly<Record<string, number>> = { "": 1, k: 1e3, m: 1e6, b
  * @throws UsageError saying what is accepted
  */
 export function parseTarget(text: string, model: Model, bitsPerWeight: number): Target {
-  if (text.includes("=")) return { kind: "sizes", sizes: parseSizes(text) };
+  if (text.includes("=")) {
+    const sizes = parseSizes(text);
+    checkNames(model, sizes);
+    return { kind: "sizes", sizes };
+  }
   const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
   const value = Number(match?.[1]);
   const unit = match?.[2]?.toLowerCase() ?? "?";
@@ -36,18 +40,17 @@ export function parseTarget(text: string, model: Model, bitsPerWeight: number): 
   return { kind: "parameters", parameters: Math.round(parameters) };
 }
 
-const isAxis = (name: string): name is UniformAxis => UNIFORM_AXES.some((axis) => axis === name);
-
-/** Reads `hidden=4096,ffn=11520`. */
-export function parseSizes(text: string): Partial<UniformSizes> {
-  const sizes: Partial<Record<UniformAxis, number>> = {};
+/** Reads `hidden=4096,ffn=11520`; sizes that differ from layer to layer are written `ffn=1024/768/1024`. */
+export function parseSizes(text: string): AxisSizes {
+  const sizes: Record<string, AxisSize> = {};
   for (const part of text.split(",")) {
-    const [name = "", value = ""] = part.split("=").map((piece) => piece.trim());
-    if (!isAxis(name) || !/^\d+$/.test(value))
+    const [, name, value] = /^\s*([\w.]+)\s*=\s*(\d+(?:\/\d+)*)\s*$/.exec(part) ?? [];
+    if (name === undefined || value === undefined)
       throw new UsageError(
-        `the size "${part}" is not understood; sizes are ${UNIFORM_AXES.map((axis) => `${axis}=N`).join(", ")}`,
+        `the size "${part}" is not understood; sizes are hidden=N, ffn=N, heads=N, kvHeads=N, layers=N`,
       );
-    sizes[name] = Number(value);
+    const numbers = value.split("/").map(Number);
+    sizes[name] = numbers.length === 1 ? (numbers[0] ?? 0) : numbers;
   }
   return sizes;
 }

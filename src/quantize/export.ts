@@ -1,7 +1,6 @@
 import { availableParallelism } from "node:os";
-import type { Checkpoint } from "../checkpoint/directory.js";
 import type { QuantizedDType, StoredDType } from "../ggml/dtype.js";
-import { modelFromConfig } from "../models/index.js";
+import type { Checkpoint } from "../models/index.js";
 import type { Importance } from "./importance.js";
 import { bestMix } from "./mix.js";
 import { type FileKind, fileTypeOf, fileTypeOfMostly, typesFor } from "./recipes.js";
@@ -19,7 +18,7 @@ export interface ExportOptions
 
 /** Writes a model as a GGUF file of a kind. @throws CoppiceError when llama.cpp could not run it */
 export function exportGguf(file: string, checkpoint: Checkpoint, options: ExportOptions): Promise<WrittenModel> {
-  const model = modelFromConfig(checkpoint.config);
+  const { model } = checkpoint;
   const types = typesFor(options.kind, ggufShapes(model), recipeFacts(model, options.importance !== undefined));
   return writeModel(file, checkpoint, model, {
     ...options,
@@ -50,7 +49,7 @@ export async function exportToSize(
   sensitivity: Sensitivity,
   options: FitOptions,
 ): Promise<FittedModel> {
-  const model = modelFromConfig(checkpoint.config);
+  const { model } = checkpoint;
   const shapes = ggufShapes(model);
   const typed = (choice: ReadonlyMap<string, QuantizedDType>): Map<string, StoredDType> =>
     new Map(shapes.map(({ name }) => [name, choice.get(name) ?? "f32"]));

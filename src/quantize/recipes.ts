@@ -6,20 +6,17 @@ import { FormatError, UsageError } from "../system/errors.js";
  * there: facts from its quantizer (src/llama-quant.cpp, release 0.5), checked against it by test.
  */
 
-/** A tensor's part in the model, as far as mixtures tell them apart. */
-export type Role = keyof typeof ROLES;
-
-const ROLES = {
-  output: /^output\.weight$/,
-  embedding: /^token_embd\.weight$/,
-  attn_v: /attn_v\.weight$/,
-  attn_k: /attn_k\.weight$/,
-  attn_q: /attn_q\.weight$/,
-  attn_output: /attn_output\.weight$/,
-  ffn_down: /ffn_down\.weight$/,
-  ffn_gate: /ffn_gate\.weight$/,
-  ffn_up: /ffn_up\.weight$/,
-} as const;
+/** A tensor's part in the model, as far as mixtures tell them apart: its name in GGUF files without layer and kind. */
+export type Role =
+  | "output"
+  | "token_embd"
+  | "attn_v"
+  | "attn_k"
+  | "attn_q"
+  | "attn_output"
+  | "ffn_down"
+  | "ffn_gate"
+  | "ffn_up";
 
 /** What a mixture may look at. */
 interface Place {
@@ -60,7 +57,7 @@ const lattice2 = (fileType: number, base: StoredDType, low: "q2_k" | "iq3_s", at
   base,
   roles: {
     output: "q5_k",
-    embedding: low,
+    token_embd: low,
     attn_v: grouped("q4_k", low),
     ffn_down: when(firstEighth, low),
     ...(attnOutput !== undefined && { attn_output: attnOutput }),
@@ -101,9 +98,9 @@ const RECIPES = {
   },
   iq4_nl: lattice4(25, "iq4_nl"),
   iq4_xs: lattice4(30, "iq4_xs"),
-  mxfp4: { fileType: 38, base: "mxfp4", roles: { output: "q8_0", embedding: "q8_0" } },
+  mxfp4: { fileType: 38, base: "mxfp4", roles: { output: "q8_0", token_embd: "q8_0" } },
   mxfp4_moe: { fileType: 38, base: "q8_0" },
-  nvfp4: { fileType: 39, base: "nvfp4", roles: { output: "q8_0", embedding: "q8_0" } },
+  nvfp4: { fileType: 39, base: "nvfp4", roles: { output: "q8_0", token_embd: "q8_0" } },
   q3_k_l: { fileType: 13, base: "q3_k", roles: { attn_v: "q5_k", ffn_down: "q5_k", attn_output: "q5_k" } },
   q3_k_m: {
     fileType: 12,
@@ -137,7 +134,7 @@ const RECIPES = {
     base: "iq3_xxs",
     roles: {
       output: "q5_k",
-      embedding: "iq3_s",
+      token_embd: "iq3_s",
       attn_v: (at) => (at.grouped >= 4 ? "q4_k" : at.weighted ? undefined : "iq3_s"),
       attn_k: "iq2_s",
       attn_q: "iq2_s",
@@ -151,13 +148,13 @@ const RECIPES = {
     roles: { attn_v: grouped("q4_k", "q3_k"), ffn_down: "q3_k", attn_output: "q3_k" },
   },
   q2_k_s: { fileType: 21, base: "q2_k", roles: { attn_v: grouped("q4_k"), ffn_down: when(firstEighth, "q4_k") } },
-  q2_0: { fileType: 41, base: "q2_0", roles: { embedding: "q4_k" } },
+  q2_0: { fileType: 41, base: "q2_0", roles: { token_embd: "q4_k" } },
   iq2_m: lattice2(29, "iq2_s", "iq3_s", "iq3_s"),
   iq2_s: lattice2(28, "iq2_xs", "iq3_s", "iq3_s"),
   iq2_xs: lattice2(20, "iq2_xs", "q2_k"),
   iq2_xxs: lattice2(19, "iq2_xxs", "q2_k"),
-  tq2_0: { fileType: 37, base: "tq2_0", roles: { embedding: "q4_k" } },
-  tq1_0: { fileType: 36, base: "tq1_0", roles: { embedding: "q4_k" } },
+  tq2_0: { fileType: 37, base: "tq2_0", roles: { token_embd: "q4_k" } },
+  tq1_0: { fileType: 36, base: "tq1_0", roles: { token_embd: "q4_k" } },
   iq1_m: lattice2(31, "iq1_m", "q2_k", "iq2_xxs"),
   iq1_s: lattice2(24, "iq1_s", "q2_k", "iq2_xxs"),
   q1_0: { fileType: 40, base: "q1_0" },
@@ -183,6 +180,8 @@ export const fileTypeOfMostly = (dtype: StoredDType): number =>
 /** A tensor as far as its type depends on it. */
 export interface TensorShape {
   readonly name: string;
+  readonly role: string;
+  readonly layer: number | undefined;
   readonly shape: readonly number[];
 }
 
@@ -194,9 +193,9 @@ export interface RecipeFacts {
   readonly weighted: boolean;
 }
 
-/** Whether a tensor is ever quantized: matrices are, vectors are not. */
-export const isQuantizable = ({ name, shape }: TensorShape): boolean =>
-  shape.length > 1 && name.endsWith(".weight") && !name.includes("_norm.");
+/** Whether a tensor is ever quantized: matrices are, vectors and learnt positions are not. */
+export const isQuantizable = ({ role, shape }: Pick<TensorShape, "role" | "shape">): boolean =>
+  shape.length > 1 && !role.endsWith("_norm") && role !== "position_embd";
 
 /** What comes instead of a type whose blocks the rows do not fill. */
 const SMALLER_BLOCKS: Readonly<Partial<Record<QuantizedDType, QuantizedDType>>> = {
@@ -219,7 +218,7 @@ export function typesFor(
   facts: RecipeFacts,
 ): Map<string, StoredDType> {
   const recipe: Recipe = RECIPES[kind];
-  const tied = !tensors.some(({ name }) => ROLES.output.test(name));
+  const tied = !tensors.some(({ role }) => role === "output");
   return new Map(
     tensors.map((tensor) => [
       tensor.name,
@@ -228,15 +227,19 @@ export function typesFor(
   );
 }
 
-function typeOf(recipe: Recipe, { name, shape }: TensorShape, facts: RecipeFacts, tied: boolean): StoredDType {
+function typeOf(
+  recipe: Recipe,
+  { role: own, layer = 0, shape }: TensorShape,
+  facts: RecipeFacts,
+  tied: boolean,
+): StoredDType {
   const { base, roles = {} } = recipe;
   if (!isQuantized(base)) return base;
   const columns = shape.at(-1) ?? 1;
-  const found = (Object.keys(ROLES) as Role[]).find((role) => ROLES[role].test(name));
-  const role = found === "embedding" && tied ? "output" : found;
+  // mixtures treat a matrix of queries, keys and values as they treat values
+  const role = own === "token_embd" && tied ? "output" : own === "attn_qkv" ? "attn_v" : own;
   if (role === "output") return fittingType(outputType(recipe, columns), columns);
-  const layer = Number(/^blk\.(\d+)\./.exec(name)?.[1] ?? 0);
-  const choice = role === undefined ? undefined : roles[role];
+  const choice = roles[role as Role];
   const { layers, heads, kvHeads, weighted } = facts;
   const place = { layer, layers, grouped: heads / kvHeads, weighted };
   const chosen = (typeof choice === "function" ? choice(place) : choice) ?? base;
@@ -253,9 +256,13 @@ function outputType({ base, roles }: Recipe, columns: number): StoredDType {
 }
 
 /** @throws FormatError when a tensor needs importances and has none */
-export function checkImportance(name: string, dtype: QuantizedDType, kind: FileKind | undefined): void {
+export function checkImportance(
+  { name, role }: Pick<TensorShape, "name" | "role">,
+  dtype: QuantizedDType,
+  kind: FileKind | undefined,
+): void {
   const tooCoarse = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"].includes(dtype);
-  if ((tooCoarse || (kind === "q2_k_s" && dtype === "q2_k")) && !ROLES.embedding.test(name) && !ROLES.output.test(name))
+  if ((tooCoarse || (kind === "q2_k_s" && dtype === "q2_k")) && role !== "token_embd" && role !== "output")
     throw new FormatError(
       `${name}: ${dtype} is garbage without knowing which inputs matter: give calibration data (--data)`,
     );

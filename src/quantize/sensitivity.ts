@@ -125,9 +125,9 @@ interface NamedTensor {
 /** The tensors that are ever quantized. */
 function namedTensors(model: Model): NamedTensor[] {
   const shapes = new Map(ggufShapes(model).map((tensor) => [tensor.name, tensor.shape]));
-  return model.gguf().parameters.flatMap(({ name, parameter }) => {
+  return model.gguf().parameters.flatMap(({ name, role, parameter }) => {
     const shape = shapes.get(name) ?? [];
-    return isQuantizable({ name, shape }) ? [{ name, parameter, shape }] : [];
+    return isQuantizable({ role, shape }) ? [{ name, parameter, shape }] : [];
   });
 }
 

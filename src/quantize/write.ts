@@ -1,11 +1,18 @@
 import path from "node:path";
-import type { Checkpoint } from "../checkpoint/directory.js";
 import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
-import { gatherRows } from "../checkpoint/gguf-checkpoint.js";
 import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
-import { type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
-import { bytesOf, isQuantized, type StoredDType } from "../ggml/dtype.js";
-import { countParameters, type GgufLayout, type Model, shapeOf } from "../models/index.js";
+import { gatherRows, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
+import { bytesOf, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { loadFunctions } from "../ggml/library.js";
+import {
+  type Checkpoint,
+  countParameters,
+  type GgufLayout,
+  type GgufParameter,
+  type Model,
+  shapeOf,
+  sizesOfAxis,
+} from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
 import { convertRows, Scratch } from "./convert.js";
 import type { Importance } from "./importance.js";
@@ -48,17 +55,16 @@ export interface WrittenModel {
 /** The tensors of a model as they will lie in a GGUF file, without their types. */
 export const ggufShapes = (model: Model): TensorShape[] => {
   const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
-  return model.gguf().parameters.flatMap(({ name, parameter }) => {
+  return model.gguf().parameters.flatMap(({ name, role, layer, parameter }) => {
     const spec = specs.get(parameter);
-    return spec === undefined ? [] : [{ name, shape: shapeOf(spec, model.sizes) }];
+    return spec === undefined ? [] : [{ name, role, layer, shape: shapeOf(spec, model.sizes) }];
   });
 };
 
 /** What mixtures want to know of a model. */
 export function recipeFacts(model: Model, weighted: boolean): RecipeFacts {
-  const size = (name: string | undefined): number => (name === undefined ? 1 : (model.sizes[name] ?? 1));
-  const [first] = model.headGroups;
-  return { layers: model.layerCount, heads: size(first?.heads), kvHeads: size(first?.kvHeads), weighted };
+  const [heads = 1, kvHeads = 1] = ["heads", "kvHeads"].map((name) => sizesOfAxis(model, name)[0]);
+  return { layers: model.layerCount, heads, kvHeads, weighted };
 }
 
 /** A file before its tensors are converted. */
@@ -157,13 +163,13 @@ interface Piece {
 function plannedTensor(
   source: TensorSource,
   scratch: Scratch,
-  { name, parameter, rows }: GgufLayout["parameters"][number],
+  { name, role, parameter, rows, offset }: GgufParameter,
   { types, importance, kind }: Omit<WriteModelOptions, "threads">,
 ) {
   const { dtype: from, shape } = tensorInfo(source, parameter);
   const to = types.get(name) ?? from;
   const weights = importance?.get(parameter);
-  if (isQuantized(to) && from !== to && weights === undefined) checkImportance(name, to, kind);
+  if (isQuantized(to) && from !== to && weights === undefined) checkImportance({ name, role }, to, kind);
   const columns = shape.length > 1 ? (shape.at(-1) ?? 1) : 1;
   const total = shape[0] ?? 1;
   const step = Math.max(1, Math.floor(PIECE_ELEMENTS / columns));
@@ -180,7 +186,9 @@ function plannedTensor(
             rows === undefined
               ? source.readRows(parameter, row, end)
               : gatherRows(source, parameter, rows.subarray(row, end));
-          const converted = await convertRows(bytes, { name, from, to, columns, importance: weights }, scratch);
+          const plain = offset === undefined ? bytes : plus(bytes, from, offset);
+          const dtype = offset === undefined ? from : "f32";
+          const converted = await convertRows(plain, { name, from: dtype, to, columns, importance: weights }, scratch);
           const written = () => {
             source.releaseRows(parameter, row, end);
             if (converted !== bytes) scratch.give(converted);
@@ -190,6 +198,11 @@ function plannedTensor(
       }
     },
   };
+}
+
+/** Numbers with something added to each, f32. */
+function plus(bytes: Uint8Array, dtype: StoredDType, offset: number): Uint8Array {
+  return bytesOf(toFloat32(loadFunctions(), bytes, dtype).map((value) => value + offset));
 }
 
 /** What a model's directory or file is called. */

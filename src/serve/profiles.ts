@@ -1,9 +1,8 @@
 import { statSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
 import { openGguf } from "../checkpoint/gguf.js";
-import { openCheckpoint } from "../checkpoint/index.js";
 import { type DeviceKind, listDevices, loadLibrary } from "../ggml/index.js";
-import { modelFromConfig } from "../models/index.js";
+import { cacheBytes, largestSize, openCheckpoint } from "../models/index.js";
 
 export const PROFILE_NAMES = ["throughput", "latency", "low-memory"] as const;
 export type ProfileName = (typeof PROFILE_NAMES)[number];
@@ -12,7 +11,8 @@ export type ProfileName = (typeof PROFILE_NAMES)[number];
 export interface ModelFacts {
   readonly weightBytes: number;
   /** Keys and values of a token, in 16 bits each. */
-  readonly cacheBytesPerToken: number;
+  /** Bytes of the keys and values of one sequence of so many tokens. */
+  readonly cacheBytes: (tokens: number) => number;
   /** Tokens that it was made for. */
   readonly contextLength: number;
   readonly vocab: number;
@@ -59,21 +59,20 @@ export function findHardware(wanted: DeviceKind | "auto" = "auto"): Hardware {
 
 /** What a GGUF file needs. */
 export function modelFacts(file: string): ModelFacts {
-  const model = modelFromConfig(openCheckpoint(file).config);
-  const size = (name: string) => model.sizes[name] ?? 0;
-  const kvHeads = model.headGroups.reduce((sum, group) => sum + size(group.kvHeads), 0);
+  const { model } = openCheckpoint(file);
   return {
     weightBytes: openGguf(file).files.reduce((sum, part) => sum + statSync(part).size, 0),
-    cacheBytesPerToken: 2 * 2 * kvHeads * size("headDim"),
+    cacheBytes: (tokens) => cacheBytes(model, tokens),
     contextLength: contextLengthOf(file),
-    ...{ vocab: size("vocab"), hidden: size("hidden") },
+    vocab: model.vocabSize,
+    hidden: largestSize(model, "hidden"),
   };
 }
 
 /** Bytes of a model with its cache, and of the results that a batch passes from one operation to the next. */
 export const memoryOf = (facts: ModelFacts, slots: number, contextSize: number, batchSize: number): number =>
   facts.weightBytes +
-  facts.cacheBytesPerToken * contextSize * slots +
+  facts.cacheBytes(contextSize) * slots +
   4 * batchSize * (facts.vocab + ACTIVATIONS * facts.hidden);
 
 /** Results of the model's width that are held at once. */

@@ -1,8 +1,8 @@
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { openCheckpoint, readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
-import { modelFromConfig } from "../../src/models/index.js";
+import { readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
+import { modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { checkTensors } from "../../src/models/weights.js";
 import { temporaryDirectory } from "../temporary.js";
 

@@ -4,10 +4,10 @@ import fc from "fast-check";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
 import { beforeAll, describe, expect, it } from "vitest";
 import { tokenizerFiles } from "../../src/checkpoint/gguf-tokenizer.js";
-import { type Checkpoint, openCheckpoint, openGguf } from "../../src/checkpoint/index.js";
+import { openGguf } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { PRE_TOKENIZERS } from "../../src/checkpoint/pre-tokenizers.js";
-import { modelFromConfig, shapeOf } from "../../src/models/index.js";
+import { type Checkpoint, modelFromConfig, openCheckpoint, shapeOf } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { loadInLlamaCpp } from "../llama-cpp.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
@@ -68,7 +68,7 @@ function modelWith(directory: string, vocabSize: number): Checkpoint {
       ),
     releaseRows: () => {},
   };
-  return { path: directory, directory, config, source, bytes: 0, files: [] };
+  return { path: directory, directory, config, model, source, bytes: 0, files: [], notes: [] };
 }
 
 const byteCharacters = Array.from(

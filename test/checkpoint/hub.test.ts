@@ -2,9 +2,10 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from "node
 import path from "node:path";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
-import { openCheckpoint, resolveConfig, resolveModel } from "../../src/checkpoint/index.js";
+import { resolveConfig, resolveModel } from "../../src/checkpoint/index.js";
 import { findDataFiles } from "../../src/data/index.js";
 import { Datasets } from "../../src/evaluate/index.js";
+import { openCheckpoint } from "../../src/models/index.js";
 import { COMMIT, filesOf, startHub, type TestHub } from "../hub.js";
 import { temporaryDirectory } from "../temporary.js";
 

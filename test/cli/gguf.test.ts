@@ -3,10 +3,10 @@ import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
-import { openCheckpoint, openGguf, readTensor } from "../../src/checkpoint/index.js";
+import { openGguf, readTensor } from "../../src/checkpoint/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import type { GenerateOutcome, QuantizeOutcome } from "../../src/index.js";
-import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = path.resolve(import.meta.dirname, "../..");

@@ -3,8 +3,8 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
-import { openCheckpoint } from "../../src/checkpoint/index.js";
 import type { CompressOutcome } from "../../src/index.js";
+import { openCheckpoint } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = path.resolve(import.meta.dirname, "../..");

@@ -1,12 +1,11 @@
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { openCheckpoint } from "../../src/checkpoint/index.js";
 import { Tokenizer } from "../../src/data/index.js";
 import { EngineLikelihoods, type Likelihood } from "../../src/evaluate/index.js";
 import { LlamaCppModel } from "../../src/generate/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import { exportModel } from "../../src/index.js";
-import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");

@@ -1,9 +1,8 @@
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { openCheckpoint } from "../../src/checkpoint/index.js";
 import { crossEntropyObjective } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { Random } from "../../src/system/random.js";
 import { elementCount, Graph, gradients } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";

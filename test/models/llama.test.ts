@@ -1,10 +1,10 @@
 import { readdirSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { openCheckpoint, openSafetensors, readTensor } from "../../src/checkpoint/index.js";
+import { openSafetensors, readTensor } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { Backend, toFloat32 } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { Graph } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
 import { hasSharedData, stories260K } from "../shared-data.js";

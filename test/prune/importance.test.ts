@@ -1,11 +1,11 @@
 import { createHash } from "node:crypto";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { openCheckpoint, readTensor } from "../../src/checkpoint/index.js";
+import { readTensor } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { Sequences } from "../../src/data/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { loadWeights, openCheckpoint } from "../../src/models/index.js";
 import {
   calibrate,
   keptIndices,
@@ -36,8 +36,7 @@ describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s
   const backend = Backend.open(options);
   afterAll(() => backend.free());
   const open = () => {
-    const { config, source } = openCheckpoint(stories260K);
-    return { model: modelFromConfig(config), source };
+    return openCheckpoint(stories260K);
   };
   const score = async (batchSize: number): Promise<Scores> => {
     const { model, source } = open();
@@ -62,7 +61,7 @@ describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s
     const { model, source } = open();
     const { keptLayers, ...sizes } = reference.plan;
     const plan = planWithLayers(model, sizes, keptLayers);
-    const pruned = prune(model, source, plan, keptIndices(model, plan, await score(4)));
+    const pruned = prune({ model, source }, plan, keptIndices(model, plan, await score(4)));
     const hashes = [...pruned.source.tensors.keys()].map((name) => [
       name,
       createHash("sha256").update(readTensor(pruned.source, name)).digest("hex"),

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { TensorInfo, TensorSource } from "../../src/checkpoint/index.js";
 import { readTensor } from "../../src/checkpoint/index.js";
 import { rowBytes, tensorInfo } from "../../src/checkpoint/tensor-source.js";
-import { countParameters, modelFromConfig, shapeOf } from "../../src/models/index.js";
+import { countParameters, dimensionsOf, modelFromConfig, shapeOf } from "../../src/models/index.js";
 import { type KeptIndices, keptIndices, planWithLayers, prune, type Scores } from "../../src/prune/index.js";
 import { highest } from "../../src/prune/plan.js";
 import { Random } from "../../src/system/random.js";
@@ -69,7 +69,7 @@ describe("surgery", () => {
         const plan = planWithLayers(model, { hidden, ffn, kvHeads, heads: kvHeads * perGroup }, layers);
         const source = countingSource(elementBytes);
         const kept: KeptIndices = keptIndices(model, plan, randomScores(seed));
-        const pruned = prune(model, source, plan, kept);
+        const pruned = prune({ model, source }, plan, kept);
         const originals = [...source.tensors.keys()];
         let elements = 0;
         for (const [name, { shape }] of pruned.source.tensors) {
@@ -80,7 +80,7 @@ describe("surgery", () => {
           // an independent reading of "keep these": walk every kept combination of the axes' factors
           const axes = spec.axes.map((axis) => {
             let indices = [0];
-            for (const factor of axis.split(" x ")) {
+            for (const factor of dimensionsOf(axis)) {
               const size = model.sizes[factor]!;
               const stays = [...(kept.get(factor) ?? Array.from({ length: size }, (_, i) => i))];
               indices = indices.flatMap((outer) => stays.map((inner) => outer * size + inner));
@@ -117,7 +117,7 @@ describe("surgery", () => {
   it("cuts layers to different sizes and writes a configuration that says so", () => {
     const sizes = { ...model.sizes, "layers.1.ffn": 4 };
     const plan = { sizes, keptLayers: [0, 1, 2, 3] };
-    const pruned = prune(model, countingSource(4), plan, keptIndices(model, plan, randomScores(1)));
+    const pruned = prune({ model, source: countingSource(4) }, plan, keptIndices(model, plan, randomScores(1)));
     expect(pruned.model.config.intermediate_size).toEqual([10, 4, 10, 10]);
     expect(pruned.source.tensors.get("model.layers.1.mlp.down_proj.weight")!.shape).toEqual([12, 4]);
     expect(modelFromConfig(pruned.model.config).sizes).toEqual(sizes);

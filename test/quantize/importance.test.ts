@@ -1,10 +1,9 @@
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { openCheckpoint } from "../../src/checkpoint/index.js";
 import { Sequences, TokenStream } from "../../src/data/index.js";
 import { DivergenceMeter } from "../../src/evaluate/divergence.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { loadImportance, measureImportance, measureSensitivity, saveImportance } from "../../src/quantize/index.js";
 import { Random } from "../../src/system/random.js";
 import { Graph, type Tensor } from "../../src/tensor/index.js";

@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import { isHubId, openCheckpoint } from "../../checkpoint/index.js";
+import { isHubId } from "../../checkpoint/index.js";
 import { checkRunnable } from "../../generate/index.js";
+import { openCheckpoint } from "../../models/index.js";
 import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
 import { factsOf, keys, licenceOf } from "../materials.js";

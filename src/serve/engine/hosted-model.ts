@@ -8,11 +8,10 @@ import {
   TokenBias,
 } from "node-llama-cpp";
 import { openGguf } from "../../checkpoint/gguf.js";
-import { openCheckpoint } from "../../checkpoint/index.js";
 import { checkRunnable, checkSameTokens, fastestThreads, loadModel } from "../../generate/index.js";
 import type { DeviceKind } from "../../ggml/index.js";
-import { metadataString } from "../../models/gguf-layout.js";
-import { modelFromConfig } from "../../models/index.js";
+import { metadataString } from "../../models/gguf-config.js";
+import { largestSize, openCheckpoint } from "../../models/index.js";
 import { FormatError } from "../../system/errors.js";
 import { ApiError } from "../errors.js";
 import { checkGrammar } from "../grammar/index.js";
@@ -424,7 +423,4 @@ function checkAdapter(file: string): string {
   return file;
 }
 
-const queryHeads = (file: string): number => {
-  const model = modelFromConfig(openCheckpoint(file).config);
-  return Math.max(1, ...model.headGroups.map(({ heads }) => model.sizes[heads] ?? 0));
-};
+const queryHeads = (file: string): number => Math.max(1, largestSize(openCheckpoint(file).model, "heads"));

@@ -1,0 +1,133 @@
+import { type Graph, ops, type Tensor } from "../../tensor/index.js";
+import { type Block, FREE, type Parameter, type Scope } from "./block.js";
+
+/** Activations of a gate, by the names that configurations use. */
+const GATES = {
+  silu: (g: Graph, gate: Tensor, up: Tensor) => ops.swiglu(g, gate, up),
+  gelu_pytorch_tanh: (g: Graph, gate: Tensor, up: Tensor) => ops.geglu(g, gate, up, { approximation: "tanh" }),
+  gelu: (g: Graph, gate: Tensor, up: Tensor) => ops.geglu(g, gate, up, { approximation: "none" }),
+};
+export type Gate = keyof typeof GATES;
+export const isGate = (name: string): name is Gate => name in GATES;
+
+export interface GatedOptions {
+  readonly size: number;
+  readonly activation: Gate;
+  readonly bias?: boolean | undefined;
+  /** Gate and up in one matrix, `gate_up_proj` (Phi-3, GLM-4). */
+  readonly fused?: boolean | undefined;
+}
+
+const matrix = (axes: Parameter["axes"], input: string, name: string, transposed?: boolean): Parameter => ({
+  axes,
+  input,
+  transposed,
+  gguf: { name },
+});
+const biasOf = (axis: Parameter["axes"][number], name: string): Parameter => ({
+  axes: [axis],
+  initialisation: "zeros",
+  gguf: { name, kind: "bias" },
+});
+
+const scores = [{ dimension: "ffn", tap: "down_proj.input" }];
+
+/** down(activation(gate x) · up x) (Shazeer 2020, eq. 5 and 6). */
+export function gatedFeedForward({ size, activation, bias = false, fused = false }: GatedOptions): Block {
+  const both = { concat: ["ffn", "ffn"] };
+  const matrices: Record<string, Parameter> = fused
+    ? { "gate_up_proj.weight": matrix([both, "hidden"], "input", "ffn_up") }
+    : {
+        "gate_proj.weight": matrix(["ffn", "hidden"], "input", "ffn_gate"),
+        "up_proj.weight": matrix(["ffn", "hidden"], "input", "ffn_up"),
+      };
+  const biases: Record<string, Parameter> = bias
+    ? {
+        "gate_proj.bias": biasOf("ffn", "ffn_gate"),
+        "up_proj.bias": biasOf("ffn", "ffn_up"),
+        "down_proj.bias": biasOf("hidden", "ffn_down"),
+      }
+    : {};
+  const { linear } = projections(bias);
+  return {
+    dimensions: { ffn: { size, prunable: true } },
+    parameters: {
+      ...matrices,
+      "down_proj.weight": matrix(["hidden", "ffn"], "down_proj.input", "ffn_down"),
+      ...biases,
+    },
+    scores,
+    metadata: { feed_forward_length: size },
+    cost: () => FREE,
+    forward: (scope, x) => {
+      const { g } = scope;
+      const [gate, up] = fused
+        ? ops.splitLast(g, linear(scope, x, "gate_up_proj"), [size, size])
+        : [linear(scope, x, "gate_proj"), linear(scope, x, "up_proj")];
+      const gated = GATES[activation](g, gate as Tensor, up as Tensor);
+      scope.tap("down_proj.input", gated);
+      return linear(scope, gated, "down_proj");
+    },
+  };
+}
+
+/** Activations without a gate, by the names that configurations use. */
+const ACTIVATIONS = {
+  relu2: ({ g }: Scope, x: Tensor) => ops.square(g, ops.relu(g, x)),
+  gelu: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "none" }),
+  gelu_new: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "tanh" }),
+  gelu_pytorch_tanh: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "tanh" }),
+  relu: ({ g }: Scope, x: Tensor) => ops.relu(g, x),
+  xielu: ({ g, weight }: Scope, x: Tensor) =>
+    ops.xielu(g, x, weight("act_fn.alpha_p"), weight("act_fn.alpha_n"), { beta: XIELU_BETA, epsilon: XIELU_EPSILON }),
+};
+export type Activation = keyof typeof ACTIVATIONS;
+export const isActivation = (name: string): name is Activation => name in ACTIVATIONS;
+
+/** xIELU's constants (arXiv 2411.13010; Apertus stores them beside its learnt alphas). */
+export const [XIELU_BETA, XIELU_EPSILON] = [0.5, -1e-6];
+
+export interface PlainOptions {
+  readonly size: number;
+  readonly activation: Activation;
+  readonly bias?: boolean | undefined;
+  /** What checkpoints call the two matrices; `up_proj` and `down_proj` by default. */
+  readonly names?: { readonly up: string; readonly down: string } | undefined;
+  readonly transposed?: boolean | undefined;
+}
+
+/** down(activation(up x)). */
+export function plainFeedForward({ size, activation, bias = false, names, transposed }: PlainOptions): Block {
+  const { up, down } = names ?? { up: "up_proj", down: "down_proj" };
+  const biases: Record<string, Parameter> = bias
+    ? { [`${up}.bias`]: biasOf("ffn", "ffn_up"), [`${down}.bias`]: biasOf("hidden", "ffn_down") }
+    : {};
+  const alpha: Parameter = { axes: ["one"], initialisation: "ones", gguf: undefined };
+  const learnt: Record<string, Parameter> =
+    activation === "xielu" ? { "act_fn.alpha_p": alpha, "act_fn.alpha_n": alpha } : {};
+  const { linear } = projections(bias);
+  return {
+    dimensions: { ffn: { size, prunable: true } },
+    parameters: {
+      [`${up}.weight`]: matrix(["ffn", "hidden"], "input", "ffn_up", transposed),
+      [`${down}.weight`]: matrix(["hidden", "ffn"], "down_proj.input", "ffn_down", transposed),
+      ...biases,
+      ...learnt,
+    },
+    scores,
+    metadata: { feed_forward_length: size },
+    cost: () => FREE,
+    forward: (scope, x) => {
+      const activated = ACTIVATIONS[activation](scope, linear(scope, x, up));
+      scope.tap("down_proj.input", activated);
+      return linear(scope, activated, down);
+    },
+  };
+}
+
+const projections = (bias: boolean) => ({
+  linear: ({ g, weight }: Scope, x: Tensor, name: string): Tensor => {
+    const y = ops.linear(g, x, weight(`${name}.weight`));
+    return bias ? ops.add(g, y, weight(`${name}.bias`)) : y;
+  },
+});

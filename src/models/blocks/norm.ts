@@ -1,0 +1,60 @@
+import { ops } from "../../tensor/index.js";
+import type { Axis } from "../dimensions.js";
+import { type Block, FREE, type Parameter } from "./block.js";
+
+export interface NormOptions {
+  readonly epsilon: number;
+  /** The gain is stored less one (Gemma, Nemotron). */
+  readonly plusOne?: boolean | undefined;
+  /** What is normalised; the model's width by default. */
+  readonly over?: Axis | undefined;
+}
+
+/** The gain's parameter. GGUF files hold the gain itself. */
+const gainOf = (gguf: string, { plusOne = false, over = "hidden" }: NormOptions): Parameter => ({
+  axes: [over],
+  initialisation: plusOne ? "zeros" : "ones",
+  gguf: { name: gguf, offset: plusOne ? 1 : undefined },
+});
+
+const scoresOf = ({ over = "hidden" }: NormOptions): Block["scores"] =>
+  over === "hidden" ? [{ dimension: "hidden", tap: "output" }] : [];
+
+/** Root-mean-square normalisation of rows with a gain (Zhang & Sennrich 2019, eq. 4). @param gguf its name in GGUF files */
+export function rmsNorm(gguf: string, options: NormOptions): Block {
+  const { epsilon, plusOne = false } = options;
+  return {
+    dimensions: {},
+    parameters: { weight: gainOf(gguf, options) },
+    scores: scoresOf(options),
+    metadata: { "attention.layer_norm_rms_epsilon": epsilon },
+    cost: () => FREE,
+    forward: ({ g, weight, tap }, x) => {
+      const gain = plusOne ? ops.scale(g, weight("weight"), { factor: 1, bias: 1 }) : weight("weight");
+      const y = ops.rmsNormGain(g, x, gain, { epsilon });
+      tap("output", y);
+      return y;
+    },
+  };
+}
+
+/** Normalisation of rows to mean 0 and variance 1, with a gain and perhaps a bias (Ba et al. 2016, eq. 4). */
+export function layerNorm(gguf: string, options: NormOptions & { readonly bias: boolean }): Block {
+  const { epsilon, plusOne = false, bias, over = "hidden" } = options;
+  const biases: Record<string, Parameter> = bias
+    ? { bias: { axes: [over], initialisation: "zeros", gguf: { name: gguf, kind: "bias" } } }
+    : {};
+  return {
+    dimensions: {},
+    parameters: { weight: gainOf(gguf, options), ...biases },
+    scores: scoresOf(options),
+    metadata: { "attention.layer_norm_epsilon": epsilon },
+    cost: () => FREE,
+    forward: ({ g, weight, tap }, x) => {
+      const gain = plusOne ? ops.scale(g, weight("weight"), { factor: 1, bias: 1 }) : weight("weight");
+      const y = ops.layerNorm(g, x, gain, bias ? weight("bias") : undefined, { epsilon });
+      tap("output", y);
+      return y;
+    },
+  };
+}

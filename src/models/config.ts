@@ -1,0 +1,57 @@
+import { z } from "zod";
+import { FormatError } from "../system/errors.js";
+
+/** The parsed content of a checkpoint's `config.json`. */
+export type ConfigJson = Readonly<Record<string, unknown>>;
+
+/** A size in a configuration, far above what any model has. */
+export const size = z
+  .number()
+  .int()
+  .positive()
+  .max(2 ** 24);
+export const layerCount = z.number().int().positive().max(4096);
+export const positive = z.number().positive();
+
+/** Reads a configuration. @throws FormatError naming the first field that is missing or not as it must be */
+export function parseConfig<T extends z.ZodType>(schema: T, config: ConfigJson): z.infer<T> {
+  const parsed = schema.safeParse(config);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  throw new FormatError(`config.json: ${issue?.path.join(".") ?? "?"}: ${issue?.message ?? "invalid"}`);
+}
+
+/** @throws FormatError when a field has another value than those that are supported */
+export function oneOf<T extends string>(config: ConfigJson, field: string, known: readonly T[], fallback: T): T {
+  const value = config[field] ?? fallback;
+  const found = known.find((one) => one === value);
+  if (found === undefined)
+    throw new FormatError(
+      `config.json: ${field} ${JSON.stringify(value)} is not supported for ${config.model_type}, only ${known.join(", ")}`,
+    );
+  return found;
+}
+
+/** @throws FormatError when query heads cannot be shared out to key-value heads */
+export function checkHeads(heads: number, kvHeads: number): void {
+  if (heads % kvHeads !== 0)
+    throw new FormatError(`config.json: ${heads} attention heads cannot be shared by ${kvHeads} key-value heads`);
+}
+
+/** The size of a head: what the configuration says, or the width shared out to the heads. @throws FormatError when it cannot be */
+export function headSize(headDim: number | null | undefined, hidden: number, heads: number): number {
+  const found = headDim ?? hidden / heads;
+  if (!Number.isInteger(found))
+    throw new FormatError(
+      `config.json: hidden_size ${hidden} is not a multiple of ${heads} heads and there is no head_dim`,
+    );
+  return found;
+}
+
+/** The entry of a layer in a list of one for each. @throws FormatError when the list has another length */
+export function entryOf<T>(field: string, list: readonly T[], layer: number, layers: number): T {
+  const entry = list.length === layers ? list[layer] : undefined;
+  if (entry === undefined)
+    throw new FormatError(`config.json: ${field} lists ${list.length} sizes for ${layers} layers`);
+  return entry;
+}

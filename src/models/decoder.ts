@@ -1,0 +1,251 @@
+import { FormatError } from "../system/errors.js";
+import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
+import type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+import type { Parameter, Scope } from "./blocks/block.js";
+import type { ConfigJson } from "./config.js";
+import { type Axis, type DimensionName, layerDimension, renamed, type Sizes } from "./dimensions.js";
+import { ggufLayout, type PlacedParameter } from "./gguf-writer.js";
+import { resizedConfig } from "./resize.js";
+import { type DecoderSpec, type Layer, layerDimensions, mainBlocks, type NamedBlock, namesOf } from "./spec.js";
+
+/**
+ * Makes a model of a decoder's description.
+ * @param config the whole configuration, wrapper included
+ * @param parse makes a model of another configuration
+ */
+export function decoderModel(
+  architecture: Architecture,
+  config: ConfigJson,
+  spec: DecoderSpec,
+  parse: (config: ConfigJson) => Model,
+): Model {
+  const parameters = parametersOf(spec);
+  const sizes = sizesOf(spec);
+  return {
+    architecture: architecture.name,
+    config,
+    sizes,
+    parameters,
+    layerCount: spec.layers.length,
+    vocabSize: spec.vocab,
+    maxPositions: spec.maxPositions,
+    tiedEmbeddings: spec.tied,
+    axes: axesOf(spec),
+    scoredBy: scoresOf(spec),
+    groups: groupsOf(spec),
+    cost: (context) =>
+      spec.layers.flatMap(mainBlocks).reduce(
+        (sum, [, block]) => {
+          const { cacheElements, operations } = block.cost(context);
+          return { cacheElements: sum.cacheElements + cacheElements, operations: sum.operations + operations };
+        },
+        { cacheElements: 0, operations: 0 },
+      ),
+    forward: (g, weights, tokens, options = {}) => forward(spec, g, weights, tokens, options),
+    resized: (wanted, keptLayers) => parse(resizedConfig(architecture, config, spec, wanted, keptLayers)),
+    gguf: () => ggufLayout(spec, parameters),
+  };
+}
+
+function sizesOf(spec: DecoderSpec): Sizes {
+  const sizes: Record<string, number> = { vocab: spec.vocab, hidden: spec.hidden, layers: spec.layers.length, one: 1 };
+  if (spec.learntPositions !== undefined) sizes.positions = spec.maxPositions;
+  spec.layers.forEach((layer, i) => {
+    for (const [name, { size }] of Object.entries(layerDimensions(layer))) sizes[layerDimension(i, name)] = size;
+  });
+  return sizes;
+}
+
+/** Every parameter with the names of its dimensions: pruning, counting, export and initialisation all read this table. */
+function parametersOf(spec: DecoderSpec): PlacedParameter[] {
+  const names = namesOf(spec);
+  const finalTap = "norm.output";
+  const top = (name: string, axes: readonly Axis[], gguf: string, more: Partial<PlacedParameter> = {}) => ({
+    name,
+    local: name,
+    axes,
+    initialisation: "normal" as const,
+    gguf: { name: gguf },
+    ...more,
+  });
+  const positions = spec.learntPositions;
+  return [
+    // as the output head it multiplies
+    top(`${names.embedding}.weight`, ["vocab", "hidden"], "token_embd", { input: spec.tied ? finalTap : undefined }),
+    ...(positions === undefined ? [] : [top(`${positions}.weight`, ["positions", "hidden"], "position_embd")]),
+    ...spec.layers.flatMap((layer, i) => layerParameters(spec, layer, i)),
+    ...Object.entries(spec.finalNorm.parameters).map(([local, parameter]) =>
+      placed(parameter, `${names.norm}.${local}`, undefined, (name) => name, undefined),
+    ),
+    ...(spec.tied ? [] : [top(`${names.head}.weight`, ["vocab", "hidden"], "output", { input: finalTap })]),
+  ];
+}
+
+function placed(
+  { axes, initialisation = "normal", transposed, gguf }: Parameter,
+  name: string,
+  layer: number | undefined,
+  rename: (name: string) => DimensionName,
+  input: string | undefined,
+  local = name,
+): PlacedParameter {
+  return {
+    name,
+    local,
+    layer,
+    axes: axes.map((axis) => renamed(axis, rename)),
+    initialisation,
+    input,
+    transposed,
+    gguf,
+  };
+}
+
+function layerParameters(spec: DecoderSpec, layer: Layer, i: number): PlacedParameter[] {
+  const own = layerDimensions(layer);
+  const rename = (name: string) => (name in own ? layerDimension(i, name) : name);
+  const at = `${namesOf(spec).layers}.${i}`;
+  const of = ([name, block]: NamedBlock, input: string) =>
+    Object.entries(block.parameters).map(([inner, parameter]) => {
+      const local = name === "" ? inner : `${name}.${inner}`;
+      const tap =
+        parameter.input === undefined
+          ? undefined
+          : parameter.input === "input"
+            ? input
+            : `${tapOf(i, name)}.${parameter.input}`;
+      return placed(parameter, `${at}.${local}`, i, rename, tap, local);
+    });
+  return layer.residuals.flatMap(({ norm, block, after }) => [
+    ...(norm === undefined ? [] : of(norm, "")),
+    ...of(block, inputTap(i, norm, block)),
+    ...(after === undefined ? [] : of(after, "")),
+  ]);
+}
+
+const tapOf = (layer: number, block: string): string => `layers.${layer}.${block}`;
+
+/** What a block's first matrices multiply: the output of the norm before it, or its own input. */
+const inputTap = (layer: number, norm: NamedBlock | undefined, [name]: NamedBlock): string =>
+  norm === undefined ? `${tapOf(layer, name)}.input` : `${tapOf(layer, norm[0])}.output`;
+
+function scoresOf(spec: DecoderSpec): Model["scoredBy"] {
+  const layers = spec.layers.flatMap((layer, i) =>
+    layer.residuals.flatMap(({ norm, block }) => [
+      { dimension: "hidden", tap: inputTap(i, norm, block) },
+      ...block[1].scores.map(({ dimension, tap }) => ({
+        dimension: layerDimension(i, dimension),
+        tap: `${tapOf(i, block[0])}.${tap}`,
+      })),
+    ]),
+  );
+  const seen = new Set<string>();
+  // parallel steps may share their input
+  return [...layers, { dimension: "hidden", tap: "norm.output" }].filter(({ tap }) => !seen.has(tap) && seen.add(tap));
+}
+
+const groupsOf = (spec: DecoderSpec): Model["groups"] =>
+  spec.layers.flatMap((layer, i) =>
+    Object.entries(layerDimensions(layer)).flatMap(([name, { groupedBy }]) =>
+      groupedBy === undefined ? [] : [{ dimension: layerDimension(i, name), groupedBy: layerDimension(i, groupedBy) }],
+    ),
+  );
+
+function axesOf(spec: DecoderSpec): PruningAxis[] {
+  const axes = new Map<string, PruningAxis & { dimensions: DimensionName[] }>();
+  spec.layers.forEach((layer, i) => {
+    for (const [name, { prunable, groupedBy }] of Object.entries(layerDimensions(layer))) {
+      if (!prunable) continue;
+      const axis = axes.get(name) ?? { name, dimensions: [], groupedBy };
+      axis.dimensions.push(layerDimension(i, name));
+      axes.set(name, axis);
+    }
+  });
+  const { prunable = true, multipleOf } = spec.hiddenAxis ?? {};
+  const rank = ({ name }: PruningAxis) => ["ffn", "heads", "kvHeads"].indexOf(name) >>> 0;
+  return [
+    ...(prunable ? [{ name: "hidden", dimensions: ["hidden"], multipleOf }] : []),
+    ...[...axes.values()].sort((a, b) => rank(a) - rank(b)),
+    { name: "layers", dimensions: ["layers"] },
+  ];
+}
+
+function forward(
+  spec: DecoderSpec,
+  g: Graph,
+  weights: Weights,
+  tokens: Tensor,
+  options: ForwardOptions,
+): ForwardResult {
+  const [batch = 0, seq = 0] = tokens.shape;
+  const { forest } = options;
+  const names = namesOf(spec);
+  const tapped = new Set<string>();
+  const tap: Tap = (name, activation) => {
+    if (tapped.has(name)) return; // a layer that is computed again for its gradient
+    tapped.add(name);
+    options.tap?.(name, activation);
+  };
+  const scope = (parameters: string, taps: string): Scope => ({
+    g,
+    batch,
+    seq,
+    // a forest's sequences are each no longer than the model's positions
+    longest: forest === undefined ? seq : Math.min(seq, spec.maxPositions),
+    forest,
+    weight: (name) => weights(`${parameters}.${name}`),
+    tap: (name, activation) => tap(`${taps}.${name}`, activation),
+  });
+  let x = embedded(spec, g, weights, tokens, forest); // [rows, hidden]
+  tap("embed_tokens.output", x);
+  for (const i of options.layers ?? spec.layers.keys()) {
+    const layer = spec.layers[i];
+    if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
+    tap(`layers.${i}.input`, x);
+    const at = (name: string) => scope(`${names.layers}.${i}.${name}`, tapOf(i, name));
+    x = recomputed(g, x, (input) => layerForward(layer, g, at, input));
+    tap(`layers.${i}.output`, x);
+  }
+  const hidden = spec.finalNorm.forward(scope(names.norm, "norm"), x);
+  return { hidden, logits: (rows = hidden) => logitsOf(spec, g, weights, rows) };
+}
+
+function layerForward(layer: Layer, g: Graph, at: (name: string) => Scope, input: Tensor): Tensor {
+  return layer.residuals.reduce((sum, { norm, block, after, scale }) => {
+    const x = layer.parallel ? input : sum;
+    const scope = at(block[0]);
+    const normed = norm === undefined ? x : norm[1].forward(at(norm[0]), x);
+    if (norm === undefined) scope.tap("input", x);
+    const y = block[1].forward(scope, normed);
+    const z = after === undefined ? y : after[1].forward(at(after[0]), y);
+    return ops.add(g, sum, scale === undefined ? z : ops.scale(g, z, { factor: scale }));
+  }, input);
+}
+
+function embedded(
+  spec: DecoderSpec,
+  g: Graph,
+  weights: Weights,
+  tokens: Tensor,
+  forest: ops.Forest | undefined,
+): Tensor {
+  const [batch = 0, seq = 0] = tokens.shape;
+  const names = namesOf(spec);
+  const rows = ops.embedding(g, weights(`${names.embedding}.weight`), ops.reshape(g, tokens, { to: [batch * seq] }));
+  const scaled = spec.embeddingScale === undefined ? rows : ops.scale(g, rows, { factor: spec.embeddingScale });
+  if (spec.learntPositions === undefined) return scaled;
+  if (seq > spec.maxPositions && forest === undefined)
+    throw new FormatError(`the model has ${spec.maxPositions} positions, not ${seq}`);
+  const places = Int32Array.from({ length: seq }, (_, i) => i);
+  const at = forest?.positions ?? g.constant(`places ${seq}`, "i32", [seq], places);
+  const positions = ops.embedding(g, weights(`${spec.learntPositions}.weight`), at); // [seq, hidden]
+  const perSequence = ops.reshape(g, scaled, { to: [batch, seq, spec.hidden] });
+  return ops.reshape(g, ops.add(g, perSequence, positions), { to: [batch * seq, spec.hidden] });
+}
+
+function logitsOf(spec: DecoderSpec, g: Graph, weights: Weights, rows: Tensor): Tensor {
+  const names = namesOf(spec);
+  const plain = ops.linear(g, rows, weights(`${spec.tied ? names.embedding : names.head}.weight`));
+  const scaled = spec.logitScale === undefined ? plain : ops.scale(g, plain, { factor: spec.logitScale });
+  return spec.logitCap === undefined ? scaled : ops.softCap(g, scaled, { cap: spec.logitCap });
+}

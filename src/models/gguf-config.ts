@@ -1,0 +1,134 @@
+import type { GgufFile, GgufMetadata } from "../checkpoint/gguf.js";
+import { toFloat32 } from "../ggml/dtype.js";
+import { loadFunctions } from "../ggml/library.js";
+import { FormatError } from "../system/errors.js";
+import type { ConfigJson } from "./config.js";
+
+/** A float32 as the shortest decimal that it came from: 1e-5 rather than 9.999999747378752e-6. */
+export const shortest = (value: number): number => Number(value.toPrecision(7));
+
+/** A number among metadata. */
+export function metadataNumber(metadata: GgufMetadata, key: string): number | undefined {
+  const entry = metadata.get(key);
+  if (entry === undefined || entry.kind === "array" || typeof entry.value !== "number") return undefined;
+  return entry.kind === "float32" ? shortest(entry.value) : entry.value;
+}
+
+/** A number, or a list of one per layer. */
+export function metadataNumbers(metadata: GgufMetadata, key: string): number | number[] | undefined {
+  const entry = metadata.get(key);
+  return entry?.kind === "array" ? entry.value.map(Number) : metadataNumber(metadata, key);
+}
+
+export function metadataString(metadata: GgufMetadata, key: string): string | undefined {
+  const entry = metadata.get(key);
+  return entry?.kind === "string" ? String(entry.value) : undefined;
+}
+
+/** A GGUF file as its architecture reads it: keys without the architecture's name, errors that name what is missing. */
+export class GgufConfig {
+  readonly architecture: string;
+  readonly path: string;
+
+  constructor(readonly file: GgufFile) {
+    this.path = file.path;
+    this.architecture = metadataString(file.metadata, "general.architecture") ?? "";
+  }
+
+  private key = (name: string): string => `${this.architecture}.${name}`;
+
+  optional(name: string): number | undefined {
+    return metadataNumber(this.file.metadata, this.key(name));
+  }
+
+  /** @throws FormatError when the key is missing */
+  number(name: string): number {
+    return this.needed(this.optional(name), name);
+  }
+
+  optionalNumbers(name: string): number | number[] | undefined {
+    return metadataNumbers(this.file.metadata, this.key(name));
+  }
+
+  /** @throws FormatError when the key is missing */
+  numbers(name: string): number | number[] {
+    return this.needed(this.optionalNumbers(name), name);
+  }
+
+  /** A number that all layers share. @throws FormatError when it is missing or differs */
+  shared(name: string): number {
+    const value = this.numbers(name);
+    const [first = 0, ...others] = [value].flat();
+    if (others.some((other) => other !== first))
+      throw new FormatError(`${this.path}: layers differ in ${this.key(name)}, which this architecture does not know`);
+    return first;
+  }
+
+  string(name: string): string | undefined {
+    return metadataString(this.file.metadata, this.key(name));
+  }
+
+  boolean(name: string): boolean | undefined {
+    const entry = this.file.metadata.get(this.key(name));
+    return entry?.kind === "bool" ? Boolean(entry.value) : undefined;
+  }
+
+  has(tensor: string): boolean {
+    return this.file.tensors.has(tensor);
+  }
+
+  /** The elements of a small tensor. */
+  values(tensor: string): Float32Array | undefined {
+    const info = this.file.tensors.get(tensor);
+    if (info === undefined) return undefined;
+    return toFloat32(loadFunctions(), this.file.readRows(tensor, 0, info.shape[0] ?? 0), info.dtype);
+  }
+
+  /** The size of a head. */
+  get headDim(): number {
+    return this.optional("attention.key_length") ?? this.number("embedding_length") / this.firstHeads;
+  }
+
+  private get firstHeads(): number {
+    return [this.numbers("attention.head_count")].flat()[0] ?? 1;
+  }
+
+  /** Fields that nearly every configuration has, under the names that most of them have for them. */
+  common(modelType: string, className: string): Record<string, unknown> {
+    if ((this.optional("expert_count") ?? 0) > 0)
+      throw new FormatError(`${this.path}: mixtures of experts are not supported`);
+    const embedding = this.file.tensors.get("token_embd.weight");
+    if (embedding === undefined) throw new FormatError(`${this.path}: the tensor token_embd.weight is missing`);
+    const heads = this.numbers("attention.head_count");
+    const ids = Object.fromEntries(
+      ["bos", "eos"].flatMap((name) => {
+        const id = metadataNumber(this.file.metadata, `tokenizer.ggml.${name}_token_id`);
+        return id === undefined ? [] : [[`${name}_token_id`, id]];
+      }),
+    );
+    return {
+      architectures: [className],
+      model_type: modelType,
+      vocab_size: embedding.shape[0],
+      hidden_size: this.number("embedding_length"),
+      intermediate_size: this.numbers("feed_forward_length"),
+      num_hidden_layers: this.number("block_count"),
+      num_attention_heads: heads,
+      num_key_value_heads: this.optionalNumbers("attention.head_count_kv") ?? heads,
+      head_dim: this.headDim,
+      max_position_embeddings: this.number("context_length"),
+      tie_word_embeddings: !this.has("output.weight"),
+      ...ids,
+      torch_dtype: "float16",
+    };
+  }
+
+  private needed<T>(value: T | undefined, name: string): T {
+    if (value === undefined) throw new FormatError(`${this.path}: the key ${this.key(name)} is missing or no number`);
+    return value;
+  }
+}
+
+/** A configuration without the fields that are undefined. */
+export const defined = (config: Record<string, unknown>): ConfigJson =>
+  Object.fromEntries(Object.entries(config).filter(([, value]) => value !== undefined));

@@ -1,0 +1,70 @@
+import type { GgufValue } from "../checkpoint/gguf.js";
+import { gguf } from "../checkpoint/gguf.js";
+import { FormatError } from "../system/errors.js";
+import type { GgufTensor } from "./blocks/block.js";
+import type { ParameterSpec } from "./dimensions.js";
+import { combined, type GgufLayout, type GgufParameter } from "./gguf-layout.js";
+import { rotaryLayout } from "./rotary-gguf.js";
+import { blocksOf, type DecoderSpec } from "./spec.js";
+
+/** A parameter with its place in a GGUF file. */
+export interface PlacedParameter extends ParameterSpec {
+  readonly gguf: GgufTensor | undefined;
+}
+
+/** How a decoder lies in a GGUF file. @throws FormatError when llama.cpp has no graph for it */
+export function ggufLayout(spec: DecoderSpec, parameters: readonly PlacedParameter[]): GgufLayout {
+  const { architecture, refused, notes = [] } = spec.gguf;
+  if (refused !== undefined) throw new FormatError(refused);
+  const rotary = spec.gguf.rotary && rotaryLayout(spec.gguf.rotary);
+  const metadata = new Map<string, GgufValue>([
+    ["block_count", gguf.uint32(spec.layers.length)],
+    ["context_length", gguf.uint32(spec.maxPositions)],
+    ["embedding_length", gguf.uint32(spec.hidden)],
+    ["vocab_size", gguf.uint32(spec.vocab)],
+    ...blockMetadata(spec),
+    ...Object.entries(rotary?.metadata ?? {}),
+  ]);
+  for (const [key, value] of Object.entries(spec.gguf.metadata ?? {}))
+    if (value === undefined) metadata.delete(key);
+    else metadata.set(key, value);
+  return {
+    architecture,
+    metadata: [...metadata].map(([key, value]) => [`${architecture}.${key}`, value]),
+    parameters: parameters.flatMap(parameterLayout),
+    derived: rotary?.derived ?? [],
+    notes: [...(rotary?.notes ?? []), ...notes],
+  };
+}
+
+function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufParameter[] {
+  if (place === undefined) return [];
+  const { kind = "weight", rows, offset } = place;
+  const base = layer === undefined ? place.name : `blk.${layer}.${place.name}`;
+  return [
+    {
+      name: kind === "none" ? base : `${base}.${kind}`,
+      role: place.name,
+      layer,
+      parameter: name,
+      rows: rows?.(),
+      offset: kind === "weight" ? offset : undefined,
+    },
+  ];
+}
+
+/** What all blocks say, one value or list a key. @throws FormatError for what layers say differently and the file cannot */
+function blockMetadata(spec: DecoderSpec): [string, GgufValue][] {
+  const said = new Map<string, number[]>();
+  for (const layer of spec.layers) {
+    const own = Object.assign({}, ...blocksOf(layer).map(([, block]) => block.metadata)) as Record<string, number>;
+    for (const [key, value] of Object.entries(own)) said.set(key, [...(said.get(key) ?? []), value]);
+  }
+  for (const [key, value] of Object.entries(spec.finalNorm.metadata)) if (!said.has(key)) said.set(key, [value]);
+  return [...said].flatMap(([key, values]): [string, GgufValue][] => {
+    const value = combined(key, values);
+    if (value !== undefined) return [[key, value]];
+    if (key in (spec.gguf.metadata ?? {})) return []; // the architecture says it its own way
+    throw new FormatError(`GGUF files have one ${key} for all layers, not ${[...new Set(values)].join(" and ")}`);
+  });
+}

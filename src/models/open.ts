@@ -1,0 +1,209 @@
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { type GgufFile, openGguf } from "../checkpoint/gguf.js";
+import { tokenizerFiles } from "../checkpoint/gguf-tokenizer.js";
+import { isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "../checkpoint/index.js";
+import { blocks, floatSource, sourceBytes, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import type { StoredDType } from "../ggml/dtype.js";
+import { FormatError } from "../system/errors.js";
+import { cacheDirectory, hashBytes, writeJson } from "../system/files.js";
+import type { Model } from "./architecture.js";
+import type { ConfigJson } from "./config.js";
+import { shapeOf } from "./dimensions.js";
+import type { GgufParameter } from "./gguf-layout.js";
+import { configFromGguf, modelFromConfig } from "./registry.js";
+import { inverted, joinedSource, type Place, placedSource, renamedSource, transposedSource } from "./sources.js";
+import { type StoredNames, storedNames, wrappedName } from "./stored-names.js";
+import { languageConfig, withLanguageConfig } from "./wrappers.js";
+
+/** A model's description with its tensors. */
+export interface ModelTensors {
+  readonly model: Model;
+  /** By parameter name. */
+  readonly source: TensorSource;
+  /** Tensors of no parameter (a vision tower), under their names in the file: they go wherever the model goes. */
+  readonly carried?: TensorSource | undefined;
+  /** What stands before names where the model is a part of a larger one. */
+  readonly prefixes?: StoredNames["prefixes"] | undefined;
+}
+
+/** A model, opened lazily: a directory in Hugging Face's layout or a GGUF file. */
+export interface Checkpoint extends ModelTensors {
+  /** What to open again. */
+  readonly path: string;
+  /** Where its tokenizer and generation settings lie. */
+  readonly directory: string;
+  readonly config: ConfigJson;
+  /** Bytes of its tensors. */
+  readonly bytes: number;
+  /** The files that hold them. */
+  readonly files: readonly string[];
+  /** What in the files is not used, or not as one might think. */
+  readonly notes: readonly string[];
+}
+
+/**
+ * Opens a model: a directory with `config.json` and safetensors files, or a GGUF file.
+ * @throws CoppiceError when files are missing, FormatError when they are not what they claim or the architecture is not known
+ */
+export const openCheckpoint = (at: string): Checkpoint => (isGguf(at) ? openGgufModel(at) : openDirectoryModel(at));
+
+function openDirectoryModel(directory: string): Checkpoint {
+  const { config: stored, source: raw, files } = openDirectory(directory);
+  const { config, notes } = checkedTie(stored, raw);
+  const model = modelFromConfig(config);
+  const names = storedNames(model, raw.tensors);
+  const isWrapped = languageConfig(config) !== config;
+  const source = transposedSource(renamedSource(raw, names.tensorOf), transposedIn(model));
+  const others = names.others.filter((name) => !isHead(name));
+  const carried = others.length === 0 ? undefined : renamedSource(raw, new Map(others.map((name) => [name, name])));
+  return {
+    path: directory,
+    directory,
+    config,
+    model,
+    source,
+    carried,
+    prefixes: isWrapped ? names.prefixes : undefined,
+    bytes: sourceBytes(raw),
+    files,
+    notes: [...notes, ...notesOn(names, others)],
+  };
+}
+
+const transposedIn = (model: Model): ReadonlySet<string> =>
+  new Set(model.parameters.flatMap(({ name, transposed }) => (transposed ? [name] : [])));
+
+const isHead = (name: string): boolean => /(^|\.)(lm_head|embed_out)\.weight$/.test(name);
+
+function notesOn({ surplusLayers }: StoredNames, others: readonly string[]): string[] {
+  const notes: string[] = [];
+  const [first, last] = [surplusLayers[0], surplusLayers.at(-1)];
+  if (surplusLayers.length > 0)
+    notes.push(
+      `the files hold ${surplusLayers.length} more layers than the configuration has (${first === last ? first : `${first} to ${last}`}); they are not used`,
+    );
+  const groups = [...new Set(others.map((name) => name.split(".").slice(0, 2).join(".")))];
+  if (others.length > 0)
+    notes.push(
+      `${others.length} tensors belong to no parameter of the language model (${groups.slice(0, 4).join(", ")}${groups.length > 4 ? ", ..." : ""}); they are carried along as they are`,
+    );
+  return notes;
+}
+
+/**
+ * Whether the output head is the embedding follows transformers: where the configuration says so and the files hold a head of other
+ * values, that is used.
+ */
+function checkedTie(
+  config: ConfigJson,
+  raw: TensorSource,
+): { readonly config: ConfigJson; readonly notes: readonly string[] } {
+  const language = languageConfig(config);
+  const model = modelFromConfig(config);
+  const head = [...raw.tensors.keys()].find(isHead);
+  const { tensorOf } = storedNames(model, raw.tensors);
+  const embedding = tensorOf.get(model.parameters[0]?.name ?? "");
+  if (!model.tiedEmbeddings || head === undefined || embedding === undefined || sameTensor(raw, head, embedding))
+    return { config, notes: [] };
+  return {
+    config: withLanguageConfig(config, { ...language, tie_word_embeddings: false }),
+    notes: [
+      `config.json ties the output head to the embedding, but ${head} has other values: it is used, as transformers does`,
+    ],
+  };
+}
+
+function sameTensor(source: TensorSource, a: string, b: string): boolean {
+  const [first, second] = [tensorInfo(source, a), tensorInfo(source, b)];
+  if (first.dtype !== second.dtype || first.shape.join() !== second.shape.join()) return false;
+  const others = blocks(source, b);
+  for (const { bytes } of blocks(source, a)) {
+    const other = others.next();
+    if (other.done || Buffer.compare(bytes, other.value.bytes) !== 0) return false;
+  }
+  return true;
+}
+
+function openGgufModel(file: string): Checkpoint {
+  const opened = openGguf(file);
+  const config = configFromGguf(opened);
+  const model = modelFromConfig(config);
+  const source = placedSource(opened, ggufPlaces(opened, model));
+  let directory: string | undefined;
+  return {
+    path: file,
+    get directory() {
+      directory ??= tokenizerDirectory(opened);
+      return directory;
+    },
+    config,
+    model,
+    source,
+    bytes: sourceBytes(opened),
+    files: opened.files,
+    notes: [],
+  };
+}
+
+/** The file's tokenizer as files, in the cache. */
+function tokenizerDirectory(file: GgufFile): string {
+  const files = tokenizerFiles(file.path, file.metadata);
+  const directory = path.join(cacheDirectory(), "gguf", hashBytes(JSON.stringify(files)).slice(0, 32));
+  for (const [name, content] of Object.entries(files))
+    if (!existsSync(path.join(directory, name))) writeJson(path.join(directory, name), content);
+  return directory;
+}
+
+/** Where each parameter lies in a GGUF file. What is missing is said when the weights are asked for. */
+function ggufPlaces(file: GgufFile, model: Model): Map<string, Place> {
+  const places = new Map<string, Place>();
+  const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
+  for (const tensor of model.gguf().parameters) {
+    const spec = specs.get(tensor.parameter);
+    const rows = spec && shapeOf(spec, model.sizes)[0];
+    const place = placeOf(file, tensor, rows ?? 0);
+    if (place !== undefined) places.set(tensor.parameter, place);
+  }
+  return places;
+}
+
+function placeOf(file: GgufFile, { name, rows, offset }: GgufParameter, count: number): Place | undefined {
+  const info = file.tensors.get(name);
+  if (info === undefined) return fusedPlace(file, name, rows, count);
+  if (rows !== undefined && rows.length !== info.shape[0])
+    throw new FormatError(`${file.path}: ${name} has ${info.shape[0]} rows, its heads make ${rows.length}`);
+  return { name, rows: rows && inverted(rows), offset: offset && -offset };
+}
+
+/** Some files hold queries, keys and values in one matrix where others have three. */
+function fusedPlace(file: GgufFile, name: string, rows: Uint32Array | undefined, count: number): Place | undefined {
+  const fused = name.replace(/attn_[qkv]\.(weight|bias)$/, "attn_qkv.$1");
+  const total = fused === name ? undefined : file.tensors.get(fused)?.shape[0];
+  if (total === undefined) return undefined;
+  const others = total - count; // of keys and values where these are queries; else of the other two
+  const from = /attn_q\./.test(name) ? 0 : /attn_k\./.test(name) ? total - 2 * count : total - count;
+  if (from < 0 || others < 0) throw new FormatError(`${file.path}: ${fused} has ${total} rows, too few for ${name}`);
+  const order = rows === undefined ? Uint32Array.from({ length: count }, (_, i) => i) : inverted(rows);
+  return { name: fused, rows: order.map((row) => from + row), offset: undefined };
+}
+
+/** Writes a model directory that loads in transformers, with what is carried along. */
+export function writeModel(
+  directory: string,
+  { model, source, carried, prefixes }: ModelTensors,
+  options: WriteOptions = {},
+): void {
+  writeCheckpoint(directory, model.config, storedSource({ model, source, carried, prefixes }), options);
+}
+
+/** A model's tensors as a checkpoint holds them: names, order of axes, and what is carried along. */
+export function storedSource({ model, source, carried, prefixes }: ModelTensors): TensorSource {
+  const floats: TensorSource<StoredDType> = floatSource(source);
+  const stored = transposedSource(floats, transposedIn(model));
+  const names = model.parameters.map(
+    ({ name }) => [prefixes === undefined ? name : wrappedName(name, prefixes), name] as const,
+  );
+  const renamed = renamedSource(stored, new Map(names));
+  return carried === undefined ? renamed : joinedSource(renamed, carried);
+}

@@ -1,0 +1,140 @@
+import { type GgufValue, gguf } from "../checkpoint/gguf.js";
+import { FormatError } from "../system/errors.js";
+import { type GgufConfig, shortest } from "./gguf-config.js";
+import type { DerivedTensor } from "./gguf-layout.js";
+import { type RotaryConfig, type RotaryJson, rotaryFrequencies } from "./rotary.js";
+
+/** Rotary scalings in GGUF files, out and in. */
+
+interface RotaryLayout {
+  /** By key without the architecture. */
+  readonly metadata: Readonly<Record<string, GgufValue>>;
+  readonly derived: readonly DerivedTensor[];
+  readonly notes: readonly string[];
+}
+
+const NOTHING: RotaryLayout = { metadata: {}, derived: [], notes: [] };
+
+/** How llama.cpp is told of a rotary scaling. */
+export function rotaryLayout(rotary: RotaryConfig): RotaryLayout {
+  const { kind, settings, maxPositions } = rotary;
+  const original = settings.original_max_position_embeddings ?? maxPositions;
+  const factor = settings.factor ?? maxPositions / original;
+  const factors = (length: number) => rotaryFrequencies(rotary, length).factors;
+  switch (kind) {
+    case "default":
+      return NOTHING;
+    case "dynamic":
+      return {
+        ...NOTHING,
+        notes: [`llama.cpp has no dynamic rotary scaling: texts longer than ${maxPositions} tokens differ`],
+      };
+    case "linear":
+      return {
+        ...NOTHING,
+        metadata: { "rope.scaling.type": gguf.string("linear"), "rope.scaling.factor": gguf.float32(factor) },
+      };
+    case "llama3":
+      return { ...NOTHING, derived: [{ name: "rope_freqs.weight", values: factors(1) }] };
+    case "yarn":
+      return yarnLayout(rotary, factor, original);
+    case "longrope":
+      return {
+        metadata: {
+          "rope.scaling.type": gguf.string("longrope"),
+          "rope.scaling.original_context_length": gguf.uint32(original),
+          "rope.scaling.attn_factor": gguf.float32(rotaryFrequencies(rotary, 1).attentionFactor),
+        },
+        derived: [
+          { name: "rope_factors_long.weight", values: factors(original + 1) },
+          { name: "rope_factors_short.weight", values: factors(1) },
+        ],
+        notes: ["llama.cpp chooses between long and short rotary factors by the size of the context, not of the text"],
+      };
+  }
+}
+
+/** llama.cpp multiplies by 1 + 0.1 ln(factor) by itself. */
+const yarnTemperature = (factor: number): number => 1 + 0.1 * Math.log(factor);
+
+function yarnLayout(rotary: RotaryConfig, factor: number, original: number): RotaryLayout {
+  const { settings } = rotary;
+  const { attentionFactor } = rotaryFrequencies(rotary, 1);
+  return {
+    ...NOTHING,
+    metadata: {
+      "rope.scaling.type": gguf.string("yarn"),
+      "rope.scaling.factor": gguf.float32(factor),
+      "rope.scaling.original_context_length": gguf.uint32(original),
+      "rope.scaling.attn_factor": gguf.float32(attentionFactor / yarnTemperature(factor)),
+      "rope.scaling.yarn_beta_fast": gguf.float32(settings.beta_fast ?? 32),
+      "rope.scaling.yarn_beta_slow": gguf.float32(settings.beta_slow ?? 1),
+    },
+    notes:
+      settings.truncate === false
+        ? ["llama.cpp rounds the ends of YaRN's ramp; this model does not: it differs slightly"]
+        : [],
+  };
+}
+
+interface RotaryFacts {
+  readonly theta: number;
+  readonly rotaryDim: number;
+  readonly maxPositions: number;
+}
+
+/** The rotary scaling that a file describes. @throws FormatError for one that is not known */
+export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson | undefined {
+  const optional = (name: string) => read.optional(`rope.scaling.${name}`);
+  const type = read.string("rope.scaling.type") ?? "linear";
+  const factor = optional("factor");
+  const original = optional("original_context_length") ?? facts.maxPositions;
+  const frequencies = read.values("rope_freqs.weight");
+  if (frequencies !== undefined) return llama3Of(frequencies, facts);
+  if (type === "linear") return factor === undefined || factor === 1 ? undefined : { rope_type: "linear", factor };
+  if (type === "none") return undefined;
+  if (type === "yarn" && factor !== undefined)
+    return {
+      rope_type: "yarn",
+      factor,
+      original_max_position_embeddings: original,
+      attention_factor: shortest((optional("attn_factor") ?? 1) * yarnTemperature(factor)),
+      beta_fast: optional("yarn_beta_fast") ?? 32,
+      beta_slow: optional("yarn_beta_slow") ?? 1,
+    };
+  const [long, short] = ["long", "short"].map((which) => read.values(`rope_factors_${which}.weight`));
+  if (type === "longrope" && long !== undefined && short !== undefined)
+    return {
+      rope_type: "longrope",
+      original_max_position_embeddings: original,
+      attention_factor: optional("attn_factor") ?? 1,
+      long_factor: [...long].map(shortest),
+      short_factor: [...short].map(shortest),
+    };
+  throw new FormatError(`${read.path}: a rotary scaling of type "${type}" is not known, or lacks what it needs`);
+}
+
+/** Llama 3's published settings, where the factors are theirs; the factors themselves otherwise. */
+function llama3Of(factors: Float32Array, { theta, rotaryDim, maxPositions }: RotaryFacts): RotaryJson {
+  const settings: RotaryJson = {
+    rope_type: "llama3",
+    factor: shortest(factors.reduce((a, b) => Math.max(a, b), 1)),
+    low_freq_factor: 1,
+    high_freq_factor: 4,
+    original_max_position_embeddings: 8192,
+  };
+  const expected = rotaryFrequencies({ kind: "llama3", theta, rotaryDim, maxPositions, settings }, 1).factors;
+  const same =
+    expected.length === factors.length &&
+    expected.every((value, i) => Math.abs(value - (factors[i] ?? 0)) < 1e-4 * value);
+  if (same) return settings;
+  const list = [...factors].map(shortest);
+  return {
+    rope_type: "longrope",
+    attention_factor: 1,
+    original_max_position_embeddings: maxPositions,
+    factor: 1,
+    long_factor: list,
+    short_factor: list,
+  };
+}

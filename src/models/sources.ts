@@ -1,0 +1,128 @@
+import { gatherRows, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import { DTYPE_BYTES, type FloatDType } from "../ggml/dtype.js";
+import { FormatError } from "../system/errors.js";
+
+/** Tensors of a source under other names. @param names from the new to the source's */
+export function renamedSource<S extends TensorInfo["dtype"]>(
+  source: TensorSource<S>,
+  names: ReadonlyMap<string, string>,
+): TensorSource<S> {
+  const original = (name: string): string => {
+    const found = names.get(name);
+    if (found === undefined) throw new FormatError(`the checkpoint has no tensor ${name}`);
+    return found;
+  };
+  return {
+    tensors: new Map([...names].map(([name, from]) => [name, tensorInfo(source, from)])),
+    readRows: (name, from, to) => source.readRows(original(name), from, to),
+    releaseRows: (name, from, to) => source.releaseRows(original(name), from, to),
+  };
+}
+
+/** The tensors of two sources as one. */
+export function joinedSource<S extends TensorInfo["dtype"]>(
+  first: TensorSource<S>,
+  second: TensorSource<S>,
+): TensorSource<S> {
+  const of = (name: string) => (first.tensors.has(name) ? first : second);
+  return {
+    tensors: new Map([...second.tensors, ...first.tensors]),
+    readRows: (name, from, to) => of(name).readRows(name, from, to),
+    releaseRows: (name, from, to) => of(name).releaseRows(name, from, to),
+  };
+}
+
+/** A source whose named matrices have their axes swapped. Numbers only: quantized rows cannot be taken apart. */
+export function transposedSource<S extends TensorInfo["dtype"]>(
+  source: TensorSource<S>,
+  transposed: ReadonlySet<string>,
+): TensorSource<S> {
+  if (transposed.size === 0) return source;
+  const tensors = new Map(
+    [...source.tensors].map(([name, info]) => [
+      name,
+      transposed.has(name) ? { ...info, shape: info.shape.toReversed() } : info,
+    ]),
+  );
+  return {
+    tensors,
+    readRows: (name, from, to) =>
+      transposed.has(name) ? columnsOf(source, name, from, to) : source.readRows(name, from, to),
+    releaseRows: (name, from, to) => {
+      if (!transposed.has(name)) source.releaseRows(name, from, to);
+    },
+  };
+}
+
+/** The columns [from, to) of a matrix, as rows. */
+function columnsOf(source: TensorSource, name: string, from: number, to: number): Uint8Array {
+  const info = tensorInfo(source, name);
+  const bytes = DTYPE_BYTES[info.dtype as FloatDType];
+  const rows = info.shape[0] ?? 1;
+  const result = new Uint8Array((to - from) * rows * bytes);
+  const width = rowBytes(info);
+  const stored = source.readRows(name, 0, rows);
+  for (let column = from; column < to; column++)
+    for (let row = 0; row < rows; row++) {
+      const at = row * width + column * bytes;
+      result.set(stored.subarray(at, at + bytes), ((column - from) * rows + row) * bytes);
+    }
+  return result;
+}
+
+/** A tensor in another source: some rows of it, in an order; numbers with something added. */
+export interface Place {
+  readonly name: string;
+  /** Row i is row `rows[i]` there; the same where undefined. */
+  readonly rows: Uint32Array | undefined;
+  /** Added to every element, f32 only. */
+  readonly offset: number | undefined;
+}
+
+/** Tensors put together from places in another source. */
+export function placedSource(source: TensorSource, places: ReadonlyMap<string, Place>): TensorSource {
+  const placeOf = (name: string): Place => {
+    const place = places.get(name);
+    if (place === undefined) throw new FormatError(`the checkpoint has no tensor ${name}`);
+    return place;
+  };
+  const tensors = new Map<string, TensorInfo>();
+  for (const [name, { name: from, rows, offset }] of places) {
+    const info = tensorInfo(source, from);
+    if (offset !== undefined && info.dtype !== "f32")
+      throw new FormatError(`${from} is ${info.dtype}; gains are f32 in GGUF files`);
+    tensors.set(name, rows === undefined ? info : { ...info, shape: [rows.length, ...info.shape.slice(1)] });
+  }
+  return {
+    tensors,
+    readRows: (name, from, to) => {
+      const { name: stored, rows, offset } = placeOf(name);
+      const bytes =
+        rows === undefined ? source.readRows(stored, from, to) : gatherRows(source, stored, rows.subarray(from, to));
+      return offset === undefined ? bytes : added(bytes, offset);
+    },
+    releaseRows: (name, from, to) => {
+      const { name: stored, rows } = placeOf(name);
+      if (rows === undefined) source.releaseRows(stored, from, to);
+      else if (to > from)
+        source.releaseRows(stored, lowest(rows.subarray(from, to)), highest(rows.subarray(from, to)) + 1);
+    },
+  };
+}
+
+const lowest = (rows: Uint32Array): number => rows.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY);
+const highest = (rows: Uint32Array): number => rows.reduce((a, b) => Math.max(a, b), 0);
+
+function added(bytes: Uint8Array, offset: number): Uint8Array {
+  const values = new Float32Array(bytes.slice().buffer).map((value) => value + offset);
+  return new Uint8Array(values.buffer);
+}
+
+/** For each row of a checkpoint's tensor, the row of the file's: the inverse of a parameter's rows. */
+export function inverted(rows: Uint32Array): Uint32Array {
+  const result = new Uint32Array(rows.length);
+  rows.forEach((row, i) => {
+    result[row] = i;
+  });
+  return result;
+}

@@ -1,0 +1,71 @@
+import type { Block, Dimension } from "./blocks/block.js";
+import type { GgufFacts } from "./gguf-layout.js";
+
+/** A block and what checkpoints call it. */
+export type NamedBlock = readonly [name: string, block: Block];
+
+/** One residual step: x + scale · after(block(norm(x))). */
+export interface Residual {
+  readonly norm?: NamedBlock | undefined;
+  readonly block: NamedBlock;
+  readonly after?: NamedBlock | undefined;
+  readonly scale?: number | undefined;
+}
+
+export interface Layer {
+  readonly residuals: readonly Residual[];
+  /** Every step reads the layer's input, not what the step before it made of it (GPT-NeoX). */
+  readonly parallel?: boolean | undefined;
+}
+
+/** What checkpoints call the parts that are the whole model's. */
+export interface Names {
+  readonly embedding: string;
+  readonly layers: string;
+  readonly norm: string;
+  readonly head: string;
+}
+
+const DEFAULT_NAMES: Names = {
+  embedding: "model.embed_tokens",
+  layers: "model.layers",
+  norm: "model.norm",
+  head: "lm_head",
+};
+
+/** A decoder made of blocks. */
+export interface DecoderSpec {
+  readonly hidden: number;
+  readonly vocab: number;
+  readonly maxPositions: number;
+  readonly layers: readonly Layer[];
+  readonly finalNorm: Block;
+  readonly tied: boolean;
+  /** Multiplies the embeddings (Gemma, Granite). */
+  readonly embeddingScale?: number | undefined;
+  /** Multiplies the logits (Granite). */
+  readonly logitScale?: number | undefined;
+  /** Logits are c · tanh(logit / c) (Gemma 2). */
+  readonly logitCap?: number | undefined;
+  /** A learnt vector for each position, by this name (GPT-2). */
+  readonly learntPositions?: string | undefined;
+  readonly names?: Partial<Names> | undefined;
+  /** Whether the width may be cut, and what it must be a multiple of. */
+  readonly hiddenAxis?: { readonly prunable: boolean; readonly multipleOf?: number | undefined } | undefined;
+  /** Lists of the configuration with an entry for each layer, also those that a pattern implies: they follow their layers. */
+  readonly perLayer?: Readonly<Record<string, readonly unknown[]>> | undefined;
+  readonly gguf: GgufFacts;
+}
+
+export const namesOf = ({ names }: DecoderSpec): Names => ({ ...DEFAULT_NAMES, ...names });
+
+export const mainBlocks = ({ residuals }: Layer): NamedBlock[] => residuals.map(({ block }) => block);
+
+/** Every block of a layer in the order of computation. */
+export const blocksOf = ({ residuals }: Layer): NamedBlock[] =>
+  residuals.flatMap(({ norm, block, after }) => [norm, block, after].filter((one) => one !== undefined));
+
+/** A layer's dimensions by local name. */
+export function layerDimensions(layer: Layer): Readonly<Record<string, Dimension>> {
+  return Object.assign({}, ...mainBlocks(layer).map(([, block]) => block.dimensions));
+}
