@@ -3,13 +3,14 @@ it (f32, eager attention), into test/fixtures/models.
 
     python bench/peers/make_architecture_fixtures.py [test/fixtures/models] [NAME ...]
 
-Each folder holds the model as transformers saves it and expected.safetensors: `tokens` (i32 [2, T]) and `logits`
-(f32 [2, T, vocab]). A fixture that would pass without one of its features is worthless, so a model is written only
+Each folder holds the model as transformers saves it, expected.json with `tokens` ([2][T]) and expected.safetensors
+with `logits` (f32 [2, T, vocab]). A fixture that would pass without one of its features is worthless, so a model is written only
 after every feature of its row has been switched off, every tensor has been set to its neutral value, and the logits
 have been seen to change.
 """
 import contextlib
 import copy
+import json
 import re
 import shutil
 import sys
@@ -361,8 +362,9 @@ def write(name, fixture, directory):
     stored = auto_class(model.config).from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     change = difference(logits_of(stored.eval(), tokens), expected)
     assert change == 0, f"{name}: opened again, the logits differ by {change:.1e}"
-    save_file({"tokens": tokens.int(), "logits": expected}, directory / "expected.safetensors",
+    save_file({"logits": expected}, directory / "expected.safetensors",
               metadata={"transformers": transformers.__version__})
+    (directory / "expected.json").write_text(json.dumps({"tokens": tokens.tolist()}))
     size = sum(file.stat().st_size for file in directory.iterdir())
     assert size < BYTES_LIMIT, f"{name}: {size} bytes"
     noise = difference(logits_of(stored.double(), tokens).float(), expected)

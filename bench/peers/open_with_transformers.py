@@ -1,13 +1,15 @@
 """Opens model directories with Hugging Face transformers (f32, eager attention) and writes the logits of given tokens.
 
-    python bench/peers/open_with_transformers.py DIR --tokens TOKENS.safetensors --out LOGITS.safetensors [DIR ...]
+    python bench/peers/open_with_transformers.py DIR --tokens TOKENS.json --out LOGITS.safetensors [DIR ...]
 
-TOKENS holds `tokens` (i32 [batch, T]); LOGITS gets `logits` (f32 [batch, T, vocab]). Several directories can be opened
+TOKENS holds `tokens` ([batch][T]); LOGITS gets `logits` (f32 [batch, T, vocab]). Several directories can be opened
 in one start: give each its own --out, and each its own --tokens or one for all. transformers only warns of weights that
 are missing or unexpected; here they fail the directory, as does a weight of another shape. Exits with 1 if a directory
 failed.
 """
 import argparse
+import json
+import pathlib
 import sys
 
 import torch
@@ -34,7 +36,7 @@ def open_model(directory):
 
 def write_logits(directory, tokens_file, out):
     model = open_model(directory)
-    tokens = load_file(tokens_file)["tokens"].long()
+    tokens = torch.tensor(json.loads(pathlib.Path(tokens_file).read_text())["tokens"])
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits.float().contiguous()
     if not logits.isfinite().all():

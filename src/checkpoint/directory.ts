@@ -5,6 +5,7 @@ import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
+import { readConfigJson, writeConfigJson } from "./config-json.js";
 import { readJsonObject } from "./json.js";
 import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
 import { blocks, floatSource, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
@@ -45,7 +46,7 @@ const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.
 export function openDirectory(directory: string): CheckpointDirectory {
   const configFile = path.join(directory, "config.json");
   if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
-  const config = readJsonObject(configFile);
+  const config = readConfigJson(configFile);
   const files = openWeights(directory);
   return { config, source: new ShardedSource(files), files: files.map((file) => file.path) };
 }
@@ -153,7 +154,7 @@ export function writeCheckpoint(
   writeShards(directory, tensors, options);
   if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
     carryFiles(options.carryFrom, directory);
-  writeJson(path.join(directory, "config.json"), withDtype(config, tensors));
+  writeConfigJson(path.join(directory, "config.json"), withDtype(config, tensors));
 }
 
 /** States the stored type under the name that the configuration already uses for it. */

@@ -12,8 +12,9 @@ export interface GgufParameter {
   readonly parameter: string;
   /** Row i there is row `rows[i]` of the checkpoint's; the same where undefined. */
   readonly rows: Uint32Array | undefined;
-  /** Added to every element there. */
+  /** Every element there is (element + offset) · factor. */
   readonly offset: number | undefined;
+  readonly factor: number | undefined;
 }
 
 /** A tensor that is computed from the configuration. */
@@ -41,6 +42,8 @@ export interface GgufFacts {
   readonly metadata?: Readonly<Record<string, GgufValue | undefined>> | undefined;
   /** Whose scaling the file tells of. */
   readonly rotary?: RotaryConfig | undefined;
+  /** Whether the graph reads factors of the rotary frequencies (llama3, longrope), and YaRN's betas. */
+  readonly rotaryReads?: { readonly factors?: boolean; readonly betas?: boolean } | undefined;
   readonly notes?: readonly string[] | undefined;
   /** Why llama.cpp cannot compute the model at all. */
   readonly refused?: string | undefined;

@@ -16,7 +16,7 @@ export interface PlacedParameter extends ParameterSpec {
 export function ggufLayout(spec: DecoderSpec, parameters: readonly PlacedParameter[]): GgufLayout {
   const { architecture, refused, notes = [] } = spec.gguf;
   if (refused !== undefined) throw new FormatError(refused);
-  const rotary = spec.gguf.rotary && rotaryLayout(spec.gguf.rotary);
+  const rotary = spec.gguf.rotary && rotaryLayout(spec.gguf.rotary, architecture, spec.gguf.rotaryReads);
   const metadata = new Map<string, GgufValue>([
     ["block_count", gguf.uint32(spec.layers.length)],
     ["context_length", gguf.uint32(spec.maxPositions)],
@@ -39,7 +39,7 @@ export function ggufLayout(spec: DecoderSpec, parameters: readonly PlacedParamet
 
 function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufParameter[] {
   if (place === undefined) return [];
-  const { kind = "weight", rows, offset } = place;
+  const { kind = "weight", rows, offset, factor } = place;
   const base = layer === undefined ? place.name : `blk.${layer}.${place.name}`;
   return [
     {
@@ -49,6 +49,7 @@ function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufPar
       parameter: name,
       rows: rows?.(),
       offset: kind === "weight" ? offset : undefined,
+      factor,
     },
   ];
 }

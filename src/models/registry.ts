@@ -1,14 +1,33 @@
 import type { GgufFile } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
 import type { Architecture, Model } from "./architecture.js";
+import { gemma2, gemma3 } from "./architectures/gemma.js";
+import { granite } from "./architectures/granite.js";
 import { llama } from "./architectures/llama.js";
+import { ministral3 } from "./architectures/ministral3.js";
+import { olmo2, olmo3 } from "./architectures/olmo.js";
+import { phi3 } from "./architectures/phi3.js";
+import { qwen2, qwen3 } from "./architectures/qwen.js";
+import { smollm3 } from "./architectures/smollm3.js";
 import type { ConfigJson } from "./config.js";
 import { decoderModel } from "./decoder.js";
 import { GgufConfig } from "./gguf-config.js";
 import { languageConfig, wrapperTypes } from "./wrappers.js";
 
 /** Every architecture there is. Adding one is its file and its name here. */
-export const ARCHITECTURES: readonly Architecture[] = [llama];
+export const ARCHITECTURES: readonly Architecture[] = [
+  llama,
+  qwen3,
+  qwen2,
+  gemma3,
+  ministral3,
+  phi3,
+  granite,
+  olmo2,
+  olmo3,
+  smollm3,
+  gemma2,
+];
 
 /** The `model_type` values that `config.json` may have. */
 export const knownModelTypes: readonly string[] = [

@@ -1,7 +1,7 @@
 import { type GgufValue, gguf } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
 import { type GgufConfig, shortest } from "./gguf-config.js";
-import type { DerivedTensor } from "./gguf-layout.js";
+import type { DerivedTensor, GgufFacts } from "./gguf-layout.js";
 import { type RotaryConfig, type RotaryJson, rotaryFrequencies } from "./rotary.js";
 
 /** Rotary scalings in GGUF files, out and in. */
@@ -15,8 +15,18 @@ interface RotaryLayout {
 
 const NOTHING: RotaryLayout = { metadata: {}, derived: [], notes: [] };
 
-/** How llama.cpp is told of a rotary scaling. */
-export function rotaryLayout(rotary: RotaryConfig): RotaryLayout {
+/**
+ * How llama.cpp is told of a rotary scaling.
+ * @param reads what the architecture's graph there reads
+ * @throws FormatError for a scaling that the graph does not know
+ */
+export function rotaryLayout(
+  rotary: RotaryConfig,
+  architecture: string,
+  reads: GgufFacts["rotaryReads"] = {},
+): RotaryLayout {
+  if ((rotary.kind === "llama3" || rotary.kind === "longrope") && reads.factors !== true)
+    throw new FormatError(`llama.cpp's graph for ${architecture} knows no rotary scaling of type "${rotary.kind}"`);
   const { kind, settings, maxPositions } = rotary;
   const original = settings.original_max_position_embeddings ?? maxPositions;
   const factor = settings.factor ?? maxPositions / original;
@@ -37,7 +47,7 @@ export function rotaryLayout(rotary: RotaryConfig): RotaryLayout {
     case "llama3":
       return { ...NOTHING, derived: [{ name: "rope_freqs.weight", values: factors(1) }] };
     case "yarn":
-      return yarnLayout(rotary, factor, original);
+      return yarnLayout(rotary, factor, original, reads.betas === true);
     case "longrope":
       return {
         metadata: {
@@ -57,8 +67,9 @@ export function rotaryLayout(rotary: RotaryConfig): RotaryLayout {
 /** llama.cpp multiplies by 1 + 0.1 ln(factor) by itself. */
 const yarnTemperature = (factor: number): number => 1 + 0.1 * Math.log(factor);
 
-function yarnLayout(rotary: RotaryConfig, factor: number, original: number): RotaryLayout {
+function yarnLayout(rotary: RotaryConfig, factor: number, original: number, readsBetas: boolean): RotaryLayout {
   const { settings } = rotary;
+  const [fast, slow] = [settings.beta_fast ?? 32, settings.beta_slow ?? 1];
   const { attentionFactor } = rotaryFrequencies(rotary, 1);
   return {
     ...NOTHING,
@@ -67,13 +78,17 @@ function yarnLayout(rotary: RotaryConfig, factor: number, original: number): Rot
       "rope.scaling.factor": gguf.float32(factor),
       "rope.scaling.original_context_length": gguf.uint32(original),
       "rope.scaling.attn_factor": gguf.float32(attentionFactor / yarnTemperature(factor)),
-      "rope.scaling.yarn_beta_fast": gguf.float32(settings.beta_fast ?? 32),
-      "rope.scaling.yarn_beta_slow": gguf.float32(settings.beta_slow ?? 1),
+      "rope.scaling.yarn_beta_fast": gguf.float32(fast),
+      "rope.scaling.yarn_beta_slow": gguf.float32(slow),
     },
-    notes:
-      settings.truncate === false
+    notes: [
+      ...(settings.truncate === false
         ? ["llama.cpp rounds the ends of YaRN's ramp; this model does not: it differs slightly"]
-        : [],
+        : []),
+      ...(!readsBetas && (fast !== 32 || slow !== 1)
+        ? [`llama.cpp takes 32 and 1 for YaRN's betas, this model has ${fast} and ${slow}: it differs`]
+        : []),
+    ],
   };
 }
 

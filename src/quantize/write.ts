@@ -163,7 +163,7 @@ interface Piece {
 function plannedTensor(
   source: TensorSource,
   scratch: Scratch,
-  { name, role, parameter, rows, offset }: GgufParameter,
+  { name, role, parameter, rows, offset, factor }: GgufParameter,
   { types, importance, kind }: Omit<WriteModelOptions, "threads">,
 ) {
   const { dtype: from, shape } = tensorInfo(source, parameter);
@@ -186,8 +186,9 @@ function plannedTensor(
             rows === undefined
               ? source.readRows(parameter, row, end)
               : gatherRows(source, parameter, rows.subarray(row, end));
-          const plain = offset === undefined ? bytes : plus(bytes, from, offset);
-          const dtype = offset === undefined ? from : "f32";
+          const isChanged = offset !== undefined || factor !== undefined;
+          const plain = isChanged ? changed(bytes, from, offset, factor) : bytes;
+          const dtype = isChanged ? "f32" : from;
           const converted = await convertRows(plain, { name, from: dtype, to, columns, importance: weights }, scratch);
           const written = () => {
             source.releaseRows(parameter, row, end);
@@ -200,9 +201,9 @@ function plannedTensor(
   };
 }
 
-/** Numbers with something added to each, f32. */
-function plus(bytes: Uint8Array, dtype: StoredDType, offset: number): Uint8Array {
-  return bytesOf(toFloat32(loadFunctions(), bytes, dtype).map((value) => value + offset));
+/** (x + offset) · factor of each number, f32. */
+function changed(bytes: Uint8Array, dtype: StoredDType, offset = 0, factor = 1): Uint8Array {
+  return bytesOf(toFloat32(loadFunctions(), bytes, dtype).map((value) => (value + offset) * factor));
 }
 
 /** What a model's directory or file is called. */

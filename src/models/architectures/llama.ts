@@ -71,6 +71,7 @@ function decoder(config: ConfigJson): DecoderSpec {
     gguf: {
       architecture: isMixed ? "deci" : "llama",
       rotary,
+      rotaryReads: { factors: true },
       notes: reachesBeyond
         ? [`llama.cpp lets this architecture attend past its window of ${window} tokens: longer texts differ`]
         : [],
@@ -103,11 +104,13 @@ export const llama: Architecture = {
   adapt,
   gguf: {
     architectures: ["llama", "deci"],
-    configOf: (read) => ({
-      ...baseConfig(read, "llama", "LlamaForCausalLM"),
-      hidden_act: "silu",
-      attention_bias: read.has("blk.0.attn_q.bias"),
-      mlp_bias: read.has("blk.0.ffn_gate.bias"),
-    }),
+    configOf: (read) => {
+      const biased = read.has("blk.0.attn_q.bias");
+      // Qwen 2 is written as Llama where its own graph does not take its sizes
+      const [type, name] =
+        biased && !read.has("blk.0.attn_output.bias") ? ["qwen2", "Qwen2ForCausalLM"] : ["llama", "LlamaForCausalLM"];
+      const biases = type === "llama" ? { attention_bias: biased, mlp_bias: read.has("blk.0.ffn_gate.bias") } : {};
+      return { ...baseConfig(read, type, name), hidden_act: "silu", ...biases };
+    },
   },
 };

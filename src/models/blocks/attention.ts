@@ -30,6 +30,8 @@ export interface AttentionOptions {
   readonly transposed?: boolean | undefined;
   /** llama.cpp's graph turns neighbouring channels (Llama) where checkpoints are for halves: rows move. */
   readonly ggufInterleaved?: boolean | undefined;
+  /** What llama.cpp's graph must be given queries multiplied by, where it scales scores in another way. */
+  readonly ggufQueryScale?: number | undefined;
   /** Whether heads may be cut: not where their size follows from the model's width. */
   readonly prunable?: boolean | undefined;
 }
@@ -147,15 +149,20 @@ interface NamedNorm {
   readonly block: Block;
 }
 
-function normsOf({ norms }: AttentionOptions): readonly [NamedNorm, NamedNorm] | undefined {
+function normsOf(o: AttentionOptions): readonly [NamedNorm, NamedNorm] | undefined {
+  const { norms } = o;
   if (norms === undefined) return undefined;
   const { of, epsilon, plusOne, names = ["q_norm", "k_norm"] } = norms;
   const options = (width: Axis): NormOptions => ({ epsilon, plusOne, over: of === "head" ? "headDim" : width });
   return [
-    { name: names[0], block: rmsNorm("attn_q_norm", options(QUERIES)) },
+    { name: names[0], block: rmsNorm("attn_q_norm", { ...options(QUERIES), ggufFactor: queryFactor(o) }) },
     { name: names[1], block: rmsNorm("attn_k_norm", options(KEYS)) },
   ];
 }
+
+/** The factor on queries in GGUF files; undefined where there is none. */
+const queryFactor = ({ ggufQueryScale = 1 }: AttentionOptions): number | undefined =>
+  Math.abs(ggufQueryScale - 1) < 1e-9 ? undefined : ggufQueryScale;
 
 const fusedName = ({ names }: AttentionOptions): string => names?.fused ?? "qkv_proj";
 
@@ -164,9 +171,11 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
   const output = o.names?.output ?? "o_proj";
   const parameters: Record<string, Parameter> = {};
   const add = (name: string, axis: Axis, gguf: string, rows?: () => Uint32Array) => {
-    parameters[`${name}.weight`] = { axes: [axis, "hidden"], input: "input", transposed, gguf: { name: gguf, rows } };
+    const factor = gguf === "attn_q" && norms === undefined ? queryFactor(o) : undefined;
+    const place = { name: gguf, rows, factor };
+    parameters[`${name}.weight`] = { axes: [axis, "hidden"], input: "input", transposed, gguf: place };
     if (bias?.qkv)
-      parameters[`${name}.bias`] = { axes: [axis], initialisation: "zeros", gguf: { name: gguf, kind: "bias", rows } };
+      parameters[`${name}.bias`] = { axes: [axis], initialisation: "zeros", gguf: { ...place, kind: "bias" } };
   };
   if (layout === "separate") {
     const moved = (heads: number) => (o.ggufInterleaved ? () => interleaved(heads, o.headDim) : undefined);

@@ -20,6 +20,8 @@ export interface GgufTensor {
   readonly rows?: (() => Uint32Array) | undefined;
   /** Added to every element there. */
   readonly offset?: number | undefined;
+  /** What every element is multiplied by there, for what llama.cpp's graph cannot be told otherwise. */
+  readonly factor?: number | undefined;
 }
 
 /** A parameter of a block, by local names. */

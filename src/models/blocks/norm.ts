@@ -8,13 +8,15 @@ export interface NormOptions {
   readonly plusOne?: boolean | undefined;
   /** What is normalised; the model's width by default. */
   readonly over?: Axis | undefined;
+  /** What GGUF files hold the gain multiplied by. */
+  readonly ggufFactor?: number | undefined;
 }
 
 /** The gain's parameter. GGUF files hold the gain itself. */
-const gainOf = (gguf: string, { plusOne = false, over = "hidden" }: NormOptions): Parameter => ({
+const gainOf = (gguf: string, { plusOne = false, over = "hidden", ggufFactor }: NormOptions): Parameter => ({
   axes: [over],
   initialisation: plusOne ? "zeros" : "ones",
-  gguf: { name: gguf, offset: plusOne ? 1 : undefined },
+  gguf: { name: gguf, offset: plusOne ? 1 : undefined, factor: ggufFactor },
 });
 
 const scoresOf = ({ over = "hidden" }: NormOptions): Block["scores"] =>
