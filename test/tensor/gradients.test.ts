@@ -32,6 +32,12 @@ const causalMask = (g: Graph, size: number) =>
     Float32Array.from({ length: size * size }, (_, i) => (i % size > Math.floor(i / size) ? -Infinity : 0)),
   );
 
+const attentionShapes: readonly Shape[] = [
+  [2, 3, 4, 2],
+  [2, 3, 2, 2],
+  [2, 3, 2, 2],
+];
+
 const CASES: Record<string, Case> = {
   add: binary(ops.add, [
     [2, 3, 4],
@@ -109,6 +115,46 @@ const CASES: Record<string, Case> = {
     [3, 7],
     [3, 7],
   ]),
+  layerNorm: {
+    shapes: [[21, 19], [19], [19]],
+    apply: (g, [x, gain, bias]) => ops.layerNorm(g, x!, gain!, bias, { epsilon: 1e-3 }),
+  },
+  "layerNorm without bias": binary(
+    (g, x, gain) => ops.layerNorm(g, x, gain, undefined, { epsilon: 1e-3 }),
+    [[3, 40], [40]],
+  ),
+  relu: unary((g, x) => ops.relu(g, x), 0.1),
+  "relu of negative numbers": unary((g, x) => ops.relu(g, x), -2.1),
+  sigmoid: unary((g, x) => ops.sigmoid(g, x)),
+  tanh: unary((g, x) => ops.tanh(g, x)),
+  softCap: unary((g, x) => ops.softCap(g, x, { cap: 0.8 })),
+  softplus: unary((g, x) => ops.softplus(g, x)),
+  "gelu by tanh": unary((g, x) => ops.gelu(g, x, { approximation: "tanh" })),
+  "gelu by erf": unary((g, x) => ops.gelu(g, x, { approximation: "none" })),
+  "geglu by tanh": binary(
+    (g, gate, up) => ops.geglu(g, gate, up, { approximation: "tanh" }),
+    [
+      [3, 7],
+      [3, 7],
+    ],
+  ),
+  "geglu by erf": binary(
+    (g, gate, up) => ops.geglu(g, gate, up, { approximation: "none" }),
+    [
+      [3, 7],
+      [3, 7],
+    ],
+  ),
+  "xielu of positive numbers": {
+    shapes: [[2, 5], [1], [1]],
+    apply: (g, [x, p, n]) => ops.xielu(g, x!, p!, n!, { beta: 0.5, epsilon: -1e-6 }),
+    low: 0.1,
+  },
+  "xielu of negative numbers": {
+    shapes: [[2, 5], [1], [1]],
+    apply: (g, [x, p, n]) => ops.xielu(g, x!, p!, n!, { beta: 0.5, epsilon: -1e-6 }),
+    low: -2.1,
+  },
   softmax: unary((g, x) => ops.softmax(g, x, { scale: 1.5 })),
   maskedSoftmax: { shapes: [[2, 3, 3]], apply: (g, [x]) => ops.maskedSoftmax(g, x!, causalMask(g, 3), { scale: 0.7 }) },
   logSoftmax: unary((g, x) => ops.logSoftmax(g, x, { scale: 1 })),
@@ -121,16 +167,63 @@ const CASES: Record<string, Case> = {
         ...{ factors: Float32Array.of(1, 2), positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)) },
       }),
   },
+  "rope, interleaved": {
+    shapes: [[2, 3, 2, 6]],
+    apply: (g, [x]) =>
+      ops.rope(g, x!, {
+        rotaryDim: 4,
+        theta: 100,
+        attentionFactor: 1.25,
+        interleaved: true,
+        factors: Float32Array.of(1, 2),
+        positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
+      }),
+  },
+  scaleByPosition: {
+    shapes: [[2, 3, 2, 4]],
+    apply: (g, [x]) =>
+      ops.scaleByPosition(g, x!, {
+        factors: Float32Array.of(1, -2, 0.5),
+        positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
+      }),
+  },
+  "splitLast, each part used": unary((g, x) => {
+    const [first, second, third] = ops.splitLast(g, x, [1, 2, 1]);
+    return ops.concatLast(g, [ops.mul(g, second!, first!), ops.exp(g, third!), second!]);
+  }),
+  "splitLast, a part unused": unary((g, x) => ops.square(g, ops.splitLast(g, x, [1, 2, 1])[1]!)),
+  concatLast: binary(
+    (g, a, b) => ops.concatLast(g, [a, b, a]),
+    [
+      [2, 3, 4],
+      [2, 3, 1],
+    ],
+  ),
+  "linear, transposed": binary(
+    (g, x, w) => ops.linear(g, x, w, { transposed: true }),
+    [
+      [2, 3, 4],
+      [4, 5],
+    ],
+  ),
   embedding: { shapes: [[5, 3]], apply: (g, [table]) => ops.embedding(g, table!, ids(g, 4, 0, 4, 2)) },
   gather: { shapes: [[3, 4]], apply: (g, [x]) => ops.gather(g, x!, ids(g, 1, 11, 1, 6)) },
   crossEntropy: { shapes: [[3, 21]], apply: (g, [x]) => ops.crossEntropy(g, x!, ids(g, 4, 21, 62)) },
   attention: {
-    shapes: [
-      [2, 3, 4, 2],
-      [2, 3, 2, 2],
-      [2, 3, 2, 2],
-    ],
+    shapes: attentionShapes,
     apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, { scale: 0.7 }),
+  },
+  "attention with soft-capped scores in a window": {
+    shapes: attentionShapes,
+    apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, { scale: 0.7, softCap: 0.9, window: 2 }),
+  },
+  "attention with sinks": {
+    shapes: [...attentionShapes, [4]],
+    apply: (g, [q, k, v, sinks]) => ops.attention(g, q!, k!, v!, { scale: 0.7, sinks }),
+  },
+  "attention with sinks and soft-capped scores": {
+    shapes: [...attentionShapes, [4]],
+    apply: (g, [q, k, v, sinks]) => ops.attention(g, q!, k!, v!, { scale: 0.7, sinks, softCap: 0.9, window: 2 }),
   },
 };
 
