@@ -1,0 +1,154 @@
+import { afterAll, describe, expect, it } from "vitest";
+import { ShapeError } from "../../../src/system/errors.js";
+import { Random } from "../../../src/system/random.js";
+import { type Graph, ops, type Tensor } from "../../../src/tensor/index.js";
+import { backends, furthest, normal, type Values } from "./compute.js";
+
+interface Settings {
+  readonly scale: number;
+  readonly window?: number;
+  readonly softCap?: number;
+  readonly sinks?: Float32Array;
+}
+
+/** Which earlier places, and itself, a place reads; and how far below its root each is. */
+interface Reading {
+  readonly positions: readonly number[];
+  readonly reads: (query: number, key: number) => boolean;
+}
+
+const oneSequence = (seq: number): Reading => ({
+  positions: Array.from({ length: seq }, (_, i) => i),
+  reads: (i, j) => j <= i,
+});
+
+/** Attention by its definition, in double precision: softmax over what is read and is in the window, and the sink. */
+function definition(q: Values, k: Values, v: Values, reading: Reading, settings: Settings): Float64Array {
+  const { scale, window = Number.POSITIVE_INFINITY, softCap, sinks } = settings;
+  const [batch = 1, seq = 1, heads = 1, dim = 1] = q.shape;
+  const kvHeads = k.shape[2] ?? 1;
+  const result = new Float64Array(batch * seq * heads * dim);
+  const at = (b: number, s: number, h: number, count: number) => ((b * seq + s) * count + h) * dim;
+  for (let b = 0; b < batch; b++)
+    for (let h = 0; h < heads; h++)
+      for (let i = 0; i < seq; i++) {
+        const kv = Math.floor((h * kvHeads) / heads);
+        const scores = Array.from({ length: seq }, (_, j) => {
+          const distance = (reading.positions[i] ?? 0) - (reading.positions[j] ?? 0);
+          if (!reading.reads(i, j) || distance >= window) return Number.NEGATIVE_INFINITY;
+          let dot = 0;
+          for (let c = 0; c < dim; c++) dot += q.data[at(b, i, h, heads) + c]! * k.data[at(b, j, kv, kvHeads) + c]!;
+          return softCap === undefined ? dot * scale : softCap * Math.tanh((dot * scale) / softCap);
+        });
+        const powers = scores.map(Math.exp);
+        const total = powers.reduce((sum, power) => sum + power, sinks === undefined ? 0 : Math.exp(sinks[h]!));
+        powers.forEach((power, j) => {
+          for (let c = 0; c < dim; c++)
+            result[at(b, i, h, heads) + c]! += (power / total) * v.data[at(b, j, kv, kvHeads) + c]!;
+        });
+      }
+  return result;
+}
+
+const sinks = Float32Array.of(0.5, -1, 3, 0, 1, -20);
+
+/** Longer than a block of queries, and no multiple of anything. */
+const CASES: Record<string, Settings & { readonly seq?: number }> = {
+  "a window": { scale: 0.3, window: 17 },
+  "a window of one position": { scale: 0.3, window: 1, seq: 40 },
+  "a window longer than the sequence": { scale: 0.3, window: 1e9, seq: 40 },
+  "soft-capped scores": { scale: 0.5, softCap: 2 },
+  "soft-capped scores in a window": { scale: 0.5, softCap: 2, window: 40 },
+  sinks: { scale: 0.3, sinks },
+  "a sink larger than every score": { scale: 0.01, sinks: sinks.map((x) => x + 60), seq: 20 },
+  "sinks, a soft cap and a window": { scale: 0.5, softCap: 2, window: 33, sinks },
+};
+
+/** A forest written in depth-first order: a random tree's tokens, each below the one before or below one of that one's ancestors. */
+function randomForest(random: Random, places: number) {
+  const parents = Array.from({ length: places }, () => -1);
+  const positions = new Int32Array(places);
+  const path: number[] = [];
+  for (let i = 0; i < places; i++) {
+    // mostly deeper; sometimes back to an ancestor, sometimes a tree of its own
+    if (random.uniform() < 0.06) path.length = random.integer(path.length + 1);
+    parents[i] = path.at(-1) ?? -1;
+    positions[i] = path.length;
+    path.push(i);
+  }
+  const ancestors = parents.map((_, i) => {
+    const found = new Set<number>();
+    for (let j = i; j >= 0; j = parents[j] ?? -1) found.add(j);
+    return found;
+  });
+  const ends = Int32Array.from({ length: places }, (_, j) => {
+    let end = j + 1;
+    while (end < places && ancestors[end]?.has(j)) end++;
+    return end;
+  });
+  const reading: Reading = { positions: [...positions], reads: (i, j) => ancestors[i]?.has(j) ?? false };
+  return { layout: { positions, ends }, reading };
+}
+
+const { each, free } = backends();
+afterAll(free);
+
+describe.each(each)("on %s", (_name, compute) => {
+  const inputs = (random: Random, batch: number, seq: number) => [
+    normal(random, [batch, seq, 6, 20]),
+    normal(random, [batch, seq, 2, 20]),
+    normal(random, [batch, seq, 2, 20]),
+  ];
+  const withSinks = (g: Graph, given: Float32Array | undefined): Tensor | undefined =>
+    given === undefined ? undefined : g.constant("sinks", "f32", [given.length], given);
+
+  it.each(Object.entries(CASES))("%s: it is its definition", async (_, { seq = 131, ...settings }) => {
+    const [q, k, v] = inputs(new Random(3), 2, seq) as [Values, Values, Values];
+    const expected = definition(q, k, v, oneSequence(seq), settings);
+    for (const computeType of ["f32", "bf16"] as const) {
+      const [actual] = await compute(
+        [q, k, v],
+        (g, [a, b, c]) => [ops.attention(g, a!, b!, c!, { ...settings, sinks: withSinks(g, settings.sinks) })],
+        { computeType },
+      );
+      expect(furthest(actual!, expected)).toBeLessThan(computeType === "f32" ? 2e-5 : 3e-2);
+    }
+  });
+
+  it.each<[string, Settings]>([
+    ["alone", { scale: 0.3 }],
+    ["in a window", { scale: 0.3, window: 9 }],
+    ["in a window of one position", { scale: 0.3, window: 1 }],
+    ["with all else", { scale: 0.5, window: 30, softCap: 2, sinks }],
+  ])("in a forest, %s, each token reads the ancestors in its window only", async (_, settings) => {
+    for (const seed of [1, 2, 3]) {
+      const random = new Random(seed);
+      const places = 90 + 37 * seed;
+      const { layout, reading } = randomForest(random, places);
+      const [q, k, v] = inputs(random, 1, places) as [Values, Values, Values];
+      let written: ops.Forest | undefined;
+      const [actual] = await compute(
+        [q, k, v],
+        (g, [a, b, c]) => {
+          const forest = ops.forestInput(g, places);
+          written = forest;
+          return [ops.attention(g, a!, b!, c!, { ...settings, sinks: withSinks(g, settings.sinks), forest })];
+        },
+        { before: (g) => ops.writeForest(g, written!, layout) },
+      );
+      expect(furthest(actual!, definition(q, k, v, reading, settings)), `seed ${seed}`).toBeLessThan(2e-5);
+    }
+  });
+
+  it("what does not fit is refused by name", async () => {
+    const [q, k, v] = inputs(new Random(3), 2, 5) as [Values, Values, Values];
+    const attempt = (attributes: Partial<ops.AttentionAttributes>, wrong?: Float32Array) =>
+      compute([q, k, v], (g, [a, b, c]) => [
+        ops.attention(g, a!, b!, c!, { scale: 1, ...attributes, sinks: withSinks(g, wrong) }),
+      ]);
+    await expect(attempt({ window: 0 })).rejects.toThrow(/window of 0 positions/);
+    await expect(attempt({ window: 2.5 })).rejects.toThrow(ShapeError);
+    await expect(attempt({ softCap: -1 })).rejects.toThrow(/limited to ±-1/);
+    await expect(attempt({}, sinks.subarray(1))).rejects.toThrow(/sinks f32 \[5\] are not the sinks/);
+  });
+});
