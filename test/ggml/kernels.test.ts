@@ -63,14 +63,16 @@ const TOLERANCE: Record<ComputeType, number> = { f32: 2e-5, bf16: 1.5e-2 };
 
 const attentionCase = (
   [batch, seq, heads, kvHeads, dim]: readonly [number, number, number, number, number],
-  window?: number,
+  settings: { readonly window?: number; readonly softCap?: number; readonly sinks?: true } = {},
 ): Case => ({
   shapes: [
     [batch, seq, heads, dim],
     [batch, seq, kvHeads, dim],
     [batch, seq, kvHeads, dim],
+    ...(settings.sinks ? [[heads]] : []),
   ],
-  apply: (g, [q, k, v]) => ops.attention(g, q!, k!, v!, { scale: 1 / Math.sqrt(dim), window }),
+  apply: (g, [q, k, v, sinks]) =>
+    ops.attention(g, q!, k!, v!, { ...settings, scale: 1 / Math.sqrt(dim), sinks: settings.sinks && sinks }),
 });
 
 const targets = (g: Graph, rows: number, vocab: number) =>
@@ -134,12 +136,43 @@ const CASES: Record<string, Case> = {
   attention: attentionCase([2, 70, 4, 4, 24]),
   "attention with grouped queries": attentionCase([1, 133, 6, 2, 40]),
   "attention of more threads than heads": attentionCase([1, 200, 1, 1, 16]),
-  "attention in a window": attentionCase([2, 150, 2, 1, 32], 37),
+  "attention in a window": attentionCase([2, 150, 2, 1, 32], { window: 37 }),
+  "attention with soft-capped scores": attentionCase([2, 150, 4, 2, 32], { softCap: 1.5 }),
+  "attention with sinks": attentionCase([3, 150, 4, 2, 32], { sinks: true }),
+  "attention with all of it": attentionCase([2, 150, 4, 2, 32], { window: 37, softCap: 1.5, sinks: true }),
   "attention over one position": attentionCase([2, 1, 2, 2, 8]),
   "attention with wide heads": attentionCase([1, 90, 2, 1, 130]),
   "a normalisation with its gain": {
     shapes: [[37, 85], [85]],
     apply: (g, [x, gain]) => ops.rmsNormGain(g, x!, gain!, { epsilon: 1e-5 }),
+  },
+  "a layer normalisation": {
+    shapes: [[37, 85], [85], [85]],
+    apply: (g, [x, gain, bias]) => ops.layerNorm(g, x!, gain!, bias, { epsilon: 1e-5 }),
+  },
+  "GELU by tanh": { shapes: [[9, 77]], apply: (g, [x]) => ops.gelu(g, x!, { approximation: "tanh" }) },
+  "GELU by erf": { shapes: [[9, 77]], apply: (g, [x]) => ops.gelu(g, x!, { approximation: "none" }) },
+  GeGLU: {
+    shapes: [
+      [9, 77],
+      [9, 77],
+    ],
+    apply: (g, [gate, up]) => ops.geglu(g, gate!, up!, { approximation: "tanh" }),
+  },
+  "a soft cap": { shapes: [[9, 77]], apply: (g, [x]) => ops.softCap(g, x!, { cap: 1.5 }) },
+  "an axis split and put together again": {
+    shapes: [[37, 85]],
+    apply: (g, [x]) => {
+      const [a, b, c] = ops.splitLast(g, x!, [20, 1, 64]);
+      return ops.concatLast(g, [c!, ops.square(g, a!), b!]);
+    },
+  },
+  "a product by a transposed matrix": {
+    shapes: [
+      [150, 203],
+      [203, 110],
+    ],
+    apply: (g, [x, w]) => ops.linear(g, x!, w!, { transposed: true }),
   },
   SwiGLU: {
     shapes: [
@@ -153,6 +186,17 @@ const CASES: Record<string, Case> = {
     apply: (g, [x]) =>
       ops.rope(g, x!, {
         ...{ rotaryDim: 18, theta: 1e4, attentionFactor: 1.1 },
+        factors: Float32Array.from({ length: 9 }, (_, i) => 1 + i / 3),
+      }),
+  },
+  "rotary embedding of neighbours": {
+    shapes: [[2, 19, 3, 22]],
+    apply: (g, [x]) =>
+      ops.rope(g, x!, {
+        rotaryDim: 18,
+        theta: 1e4,
+        attentionFactor: 1.1,
+        interleaved: true,
         factors: Float32Array.from({ length: 9 }, (_, i) => 1 + i / 3),
       }),
   },

@@ -129,7 +129,7 @@ export function splitLast(g: Graph, x: Tensor, sizes: readonly number[]): Tensor
 }
 
 /** How many tensors the kernel puts together at once: as many as ggml's custom ops may read. */
-const MOST_PARTS = 10;
+const MOST_PARTS = 9;
 
 /** Tensors side by side along the last axis; the other axes must agree. */
 export function concatLast(g: Graph, parts: readonly Tensor[]): Tensor {

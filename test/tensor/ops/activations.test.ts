@@ -66,8 +66,8 @@ const POINTS = Float32Array.from([
   ...[1e-7, 1e-5, 1e-3, 0.01].flatMap((x) => [x, -x]),
 ]);
 
-/** Below this f32 has fewer digits, and exponentials are cut off. */
-const SMALLEST = 1e-30;
+/** Below this exponentials have fewer digits, or are cut off. */
+const SMALLEST = 1e-25;
 
 const { each, free } = backends();
 afterAll(free);
