@@ -114,3 +114,63 @@ void KERNEL(soft_cap_back)(Tensor *dst, int ith, int nth, void *data) {
     put_row(dst->data, i, to, row_at(dy, i, to, 0) * (1.0f - t * t));
   }
 }
+
+// In how many parts the gradients of what xIELU is shaped by are summed, whatever the number of threads.
+enum { XIELU_PARTS = 64 };
+
+// xIELU (Huang & Schlag 2024) without its linear term: what `rising` and `falling` are multiplied by. Slopes are of these.
+static inline void xielu_curves(vf x, float epsilon, vf *rise, vf *fall, vf *rise_slope, vf *fall_slope) {
+  const vf none = (vf){0}, limited = vmin(splat(epsilon), x), power = vexp(limited);
+  const vf less_one = vtanh(limited * 0.5f) * (power + 1.0f); // e^x - 1, accurate near 0
+  *rise = where_positive(x, x * x, none);
+  *fall = where_positive(x, none, less_one - x);
+  *rise_slope = where_positive(x, x + x, none);
+  *fall_slope = where_positive(x, none, where_positive(epsilon - x, less_one, splat(-1)));
+}
+
+// src: x, rising [1], falling [1], beta and epsilon -> rising x^2 + beta x where x > 0, falling (e^min(x, epsilon) - 1 - x) + beta x
+// elsewhere
+void KERNEL(xielu)(Tensor *dst, int ith, int nth, void *data) {
+  (void)data;
+  const float *x = dst->src[0]->data, *settings = dst->src[3]->data;
+  const float rising = *(const float *)dst->src[1]->data, falling = *(const float *)dst->src[2]->data;
+  int64_t i, to;
+  span_of(count_of(dst), ith, nth, &i, &to);
+  for (; i < to; i += VL) {
+    const vf v = row_at(x, i, to, 0);
+    vf rise, fall, rise_slope, fall_slope;
+    xielu_curves(v, settings[1], &rise, &fall, &rise_slope, &fall_slope);
+    put_row(dst->data, i, to, rising * rise + falling * fall + settings[0] * v);
+  }
+}
+
+// src: gradient of the result, and what it was made from -> the gradient of x, and parts of the sums that are those of rising and
+// of falling
+void KERNEL(xielu_back)(Tensor *dst, int ith, int nth, void *data) {
+  (void)data;
+  const float *dy = dst->src[0]->data, *x = dst->src[1]->data, *settings = dst->src[4]->data;
+  const float rising = *(const float *)dst->src[2]->data, falling = *(const float *)dst->src[3]->data;
+  const int64_t n = count_of(dst->src[0]);
+  float *dx = dst->data, *sums = dx + n;
+  for (int part = ith; part < XIELU_PARTS; part += nth) {
+    int64_t i, to;
+    span_of(n, part, XIELU_PARTS, &i, &to);
+    double risen = 0, fallen = 0;
+    while (i < to) { // in f32 over a bounded run, in f64 beyond
+      const int64_t end = i + 16384 < to ? i + 16384 : to;
+      vf risen_here = (vf){0}, fallen_here = (vf){0};
+      for (; i < end; i += VL) {
+        const vf v = row_at(x, i, end, 0), slope = row_at(dy, i, end, 0);
+        vf rise, fall, rise_slope, fall_slope;
+        xielu_curves(v, settings[1], &rise, &fall, &rise_slope, &fall_slope);
+        risen_here += slope * rise;
+        fallen_here += slope * fall;
+        put_row(dx, i, end, slope * (rising * rise_slope + falling * fall_slope + settings[0]));
+      }
+      risen += sum_of(risen_here);
+      fallen += sum_of(fallen_here);
+    }
+    sums[part] = (float)risen;
+    sums[XIELU_PARTS + part] = (float)fallen;
+  }
+}

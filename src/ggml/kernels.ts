@@ -25,6 +25,7 @@ export const KERNEL_NAMES = [
   ...(["divergence", "divergence_back", "cross_entropy", "cross_entropy_back"] as const),
   ...(["norm", "norm_back", "rope", "concat_last"] as const),
   ...(["gelu", "gelu_back", "gated", "gated_back", "soft_cap", "soft_cap_back"] as const),
+  ...(["xielu", "xielu_back"] as const),
   ...(["squared_means", "cosines"] as const),
   ...(["adamw", "add_rows", "sum_squares"] as const),
 ] as const;

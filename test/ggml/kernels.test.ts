@@ -160,6 +160,10 @@ const CASES: Record<string, Case> = {
     apply: (g, [gate, up]) => ops.geglu(g, gate!, up!, { approximation: "tanh" }),
   },
   "a soft cap": { shapes: [[9, 77]], apply: (g, [x]) => ops.softCap(g, x!, { cap: 1.5 }) },
+  xIELU: {
+    shapes: [[9, 77], [1], [1]],
+    apply: (g, [x, p, n]) => ops.xielu(g, x!, p!, n!, { beta: 0.5, epsilon: -1e-6 }),
+  },
   "an axis split and put together again": {
     shapes: [[37, 85]],
     apply: (g, [x]) => {

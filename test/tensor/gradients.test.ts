@@ -1,7 +1,16 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { Backend } from "../../src/ggml/index.js";
 import { Random } from "../../src/system/random.js";
-import { elementCount, Graph, gradients, ops, type Shape, type Tensor, TensorStore } from "../../src/tensor/index.js";
+import {
+  elementCount,
+  Graph,
+  gradients,
+  ops,
+  recomputed,
+  type Shape,
+  type Tensor,
+  TensorStore,
+} from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
 
 /** An op under test: its differentiable inputs' shapes, and how it is applied to them. */
@@ -10,6 +19,8 @@ interface Case {
   readonly apply: (g: Graph, inputs: readonly Tensor[]) => Tensor;
   /** Inputs are drawn from [low, low + 2). */
   readonly low?: number;
+  /** Computes again for the gradient what is so marked. */
+  readonly recompute?: boolean;
 }
 
 const unary = (apply: (g: Graph, x: Tensor) => Tensor, low = -1): Case => ({
@@ -192,6 +203,15 @@ const CASES: Record<string, Case> = {
     return ops.concatLast(g, [ops.mul(g, second!, first!), ops.exp(g, third!), second!]);
   }),
   "splitLast, a part unused": unary((g, x) => ops.square(g, ops.splitLast(g, x, [1, 2, 1])[1]!)),
+  "splitLast, computed again": {
+    shapes: [[2, 3, 4]],
+    apply: (g, [x]) =>
+      recomputed(g, x!, (y) => {
+        const [first, second] = ops.splitLast(g, y, [2, 2]);
+        return ops.mul(g, second!, ops.exp(g, first!));
+      }),
+    recompute: true,
+  },
   concatLast: binary(
     (g, a, b) => ops.concatLast(g, [a, b, a]),
     [
@@ -246,7 +266,7 @@ describe.each(testBackends)("on %s", (_, options) => {
     );
     for (const [i, input] of inputs.entries()) store.write(input, values[i]!);
 
-    const g = new Graph(backend);
+    const g = new Graph(backend, { recompute: test.recompute ?? false });
     const result = test.apply(g, inputs);
     const weights = Float32Array.from({ length: elementCount(result.shape) }, () => random.normal());
     const loss = g.output(ops.sum(g, ops.mul(g, result, g.constant("weights", "f32", result.shape, weights))));

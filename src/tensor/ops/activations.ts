@@ -2,7 +2,7 @@ import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, type Op, type OpDefinition } from "../op.js";
 import { describe, elementCount, sameShape, type Tensor } from "../tensor.js";
-import { abs, add, exp, log, mul, scale, square, step, sub } from "./elementwise.js";
+import { abs, add, exp, log, mul, scale, square, step, sub, sum } from "./elementwise.js";
 import { part } from "./shape.js";
 
 /** max(x, 0). Its gradient at 0 is 0. */
@@ -125,7 +125,7 @@ function normalCumulative(g: Graph, x: Tensor): Tensor {
   const [highest = 0, ...others] = TAIL;
   const [next = 0, ...lower] = others;
   const polynomial = lower.reduce(
-    (sum, coefficient) => scale(g, mul(g, sum, t), { factor: 1, bias: coefficient }),
+    (value, coefficient) => scale(g, mul(g, value, t), { factor: 1, bias: coefficient }),
     scale(g, t, { factor: highest, bias: next }),
   );
   const exponent = sub(g, sub(g, polynomial, scale(g, square(g, x), { factor: 0.5 })), logarithm);
@@ -214,7 +214,15 @@ const expMinusOne: Op<[x: Tensor]> = defineOp("expMinusOne", 1, {
   composed: (g, [x]) => mul(g, tanh(g, scale(g, x, { factor: 0.5 })), scale(g, exp(g, x), { factor: 1, bias: 1 })),
 });
 
-/** Where x ≤ 0, e^min(x, epsilon) - 1 - x; 0 elsewhere. */
+interface XieluAttributes {
+  /** How steep it is at 0. */
+  readonly beta: number;
+  readonly epsilon: number;
+}
+
+const notPositive = (g: Graph, x: Tensor): Tensor => scale(g, step(g, x), { factor: -1, bias: 1 });
+
+/** Where x ≤ 0, e^min(x, epsilon) - 1 - x; 0 elsewhere. Its slope is eˣ - 1 where x < epsilon, and -1 from there to 0. */
 const xieluTail: Op<[x: Tensor], { readonly epsilon: number }> = defineOp("xieluTail", 1, {
   shape: ([x]) => x.shape,
   composed: (g, [x], { epsilon }) => {
@@ -223,21 +231,43 @@ const xieluTail: Op<[x: Tensor], { readonly epsilon: number }> = defineOp("xielu
     const limited = scale(g, relu(g, scale(g, below, { factor: 1, bias: epsilon })), { factor: -1, bias: epsilon });
     return mul(g, notPositive(g, x), add(g, expMinusOne(g, limited), below));
   },
-  // where x < epsilon eˣ - 1, from there to 0 -1
   vjp: (g, dy, { inputs: [x], attributes: { epsilon } }) => [
     () => {
       const below = relu(g, scale(g, x, { factor: -1 }));
-      const power = mul(
-        g,
-        step(g, scale(g, below, { factor: 1, bias: epsilon })),
-        exp(g, scale(g, below, { factor: -1 })),
-      );
+      const steep = step(g, scale(g, below, { factor: 1, bias: epsilon })); // 1 where x < epsilon
+      const power = mul(g, steep, exp(g, scale(g, below, { factor: -1 })));
       return mul(g, dy, sub(g, power, notPositive(g, x)));
     },
   ],
 });
 
-const notPositive = (g: Graph, x: Tensor): Tensor => scale(g, step(g, x), { factor: -1, bias: 1 });
+type XieluInputs = [x: Tensor, rising: Tensor, falling: Tensor, settings: Tensor];
+
+/** In one pass. rising, falling: [1]; settings: beta and epsilon. */
+const fusedXielu: Op<XieluInputs> = defineOp("xielu", 4, {
+  shape: ([x]) => x.shape,
+  kernel: () => ({ name: "xielu" }),
+  vjp: (g, dy, { inputs: [x, rising, falling, settings] }) => {
+    let all: Tensor | undefined;
+    const result = () => {
+      all ??= fusedXieluBack(g, dy, x, rising, falling, settings);
+      return all;
+    };
+    const count = elementCount(x.shape);
+    const ofAlpha = (which: number) => () =>
+      sum(g, part(g, result(), { offset: count + which * XIELU_PARTS, to: [XIELU_PARTS] }));
+    return [() => part(g, result(), { offset: 0, to: x.shape }), ofAlpha(0), ofAlpha(1), null];
+  },
+});
+
+/** In how many parts the kernel sums the gradients of what xIELU is shaped by. */
+const XIELU_PARTS = 64;
+
+/** The gradient of x, and after it parts of the sums that are those of `rising` and `falling`. */
+const fusedXieluBack: Op<[dy: Tensor, ...XieluInputs]> = defineOp("xieluBack", 5, {
+  shape: ([, x]) => [elementCount(x.shape) + 2 * XIELU_PARTS],
+  kernel: () => ({ name: "xielu_back" }),
+});
 
 /**
  * xIELU (Huang & Schlag 2024), Apertus' activation: a x² + beta x where x > 0, b (e^min(x, epsilon) - 1 - x) + beta x elsewhere, with
@@ -248,12 +278,16 @@ export function xielu(
   x: Tensor,
   alphaPositive: Tensor,
   alphaNegative: Tensor,
-  { beta, epsilon }: { readonly beta: number; readonly epsilon: number },
+  { beta, epsilon }: XieluAttributes,
 ): Tensor {
   for (const alpha of [alphaPositive, alphaNegative])
-    if (elementCount(alpha.shape) !== 1) throw new ShapeError(`${describe(alpha)} is not one number to shape xIELU by`);
-  const rising = mul(g, square(g, relu(g, x)), softplus(g, alphaPositive));
+    if (alpha.shape.join() !== "1") throw new ShapeError(`${describe(alpha)} is not one number to shape xIELU by`);
+  const rising = softplus(g, alphaPositive);
   const falling = scale(g, softplus(g, alphaNegative), { factor: 1, bias: beta });
-  const curved = add(g, rising, mul(g, xieluTail(g, x, { epsilon }), falling));
-  return add(g, curved, scale(g, x, { factor: beta }));
+  if (g.backend.kernels !== undefined) {
+    const settings = g.constant(`xielu ${beta} ${epsilon}`, "f32", [2], Float32Array.of(beta, epsilon));
+    return fusedXielu(g, x, rising, falling, settings);
+  }
+  const curves = add(g, mul(g, square(g, relu(g, x)), rising), mul(g, xieluTail(g, x, { epsilon }), falling));
+  return add(g, curves, scale(g, x, { factor: beta }));
 }
