@@ -1,4 +1,4 @@
-import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
@@ -129,6 +129,11 @@ export interface WriteOptions {
   readonly shardBytes?: number;
   /** Directory whose tokenizer, generation settings and licence go along. */
   readonly carryFrom?: string;
+  /**
+   * Where the file of a name goes; called before it is written, and may throw. By default into a directory that holds no model yet,
+   * under its name.
+   */
+  readonly place?: ((name: string) => string) | undefined;
   readonly onBytes?: (count: number) => void;
 }
 
@@ -138,23 +143,33 @@ const DEFAULT_SHARD_BYTES = 5e9;
 /**
  * Writes a model directory that loads in transformers. The weights come first and `config.json` last, each file
  * atomically, so a directory with a `config.json` is whole.
+ * @throws CoppiceError when the directory holds a model already, unless `place` says otherwise
  */
 export function writeCheckpoint(
   directory: string,
   config: Readonly<Record<string, unknown>>,
   source: TensorSource,
-  options: WriteOptions = {},
+  given: WriteOptions = {},
 ): void {
   mkdirSync(directory, { recursive: true });
-  for (const name of readdirSync(directory))
-    if (/^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/.test(name) || name === "config.json")
-      rmSync(path.join(directory, name));
+  const place = given.place ?? intoNewModel(directory);
+  const options = { ...given, place };
   const floats = floatSource(source);
   const tensors = [...source.tensors.keys()].map((name) => convertedTensor(floats, name, options.dtype));
-  writeShards(directory, tensors, options);
+  writeShards(tensors, options);
   if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
-    carryFiles(options.carryFrom, directory);
-  writeConfigJson(path.join(directory, "config.json"), withDtype(config, tensors));
+    carryFiles(options.carryFrom, place);
+  writeConfigJson(place("config.json"), withDtype(config, tensors));
+}
+
+/** Files of two models mixed would be neither. */
+function intoNewModel(directory: string): (name: string) => string {
+  const found = readdirSync(directory).find(
+    (name) => /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/.test(name) || name === "config.json",
+  );
+  if (found !== undefined)
+    throw new CoppiceError(`${directory} holds a model already (${found}): write into another directory`);
+  return (name) => path.join(directory, name);
 }
 
 /** States the stored type under the name that the configuration already uses for it. */
@@ -182,7 +197,10 @@ function convertedTensor(source: TensorSource<FloatDType>, name: string, wish: F
   };
 }
 
-function writeShards(directory: string, tensors: readonly TensorToWrite[], options: WriteOptions): void {
+function writeShards(
+  tensors: readonly TensorToWrite[],
+  options: WriteOptions & { readonly place: (name: string) => string },
+): void {
   const limit = options.shardBytes ?? DEFAULT_SHARD_BYTES;
   const shards: TensorToWrite[][] = [];
   let size = Number.POSITIVE_INFINITY;
@@ -198,20 +216,21 @@ function writeShards(directory: string, tensors: readonly TensorToWrite[], optio
   const weightMap: Record<string, string> = {};
   shards.forEach((shard, i) => {
     const name = shards.length === 1 ? WEIGHTS : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`;
-    writeSafetensors(path.join(directory, name), shard, {}, options.onBytes);
+    writeSafetensors(options.place(name), shard, {}, options.onBytes);
     for (const tensor of shard) weightMap[tensor.name] = name;
   });
   if (shards.length > 1) {
     const total = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0);
-    writeJson(path.join(directory, INDEX), { metadata: { total_size: total }, weight_map: weightMap });
+    writeJson(options.place(INDEX), { metadata: { total_size: total }, weight_map: weightMap });
   }
 }
 
-function carryFiles(from: string, to: string): void {
+function carryFiles(from: string, place: (name: string) => string): void {
   for (const name of readdirSync(from)) {
     if (!CARRIED.includes(name) && !isLicence(name)) continue;
-    const temporary = temporaryBeside(path.join(to, name));
+    const to = place(name);
+    const temporary = temporaryBeside(to);
     copyFileSync(path.join(from, name), temporary);
-    moveIntoPlace(temporary, path.join(to, name));
+    moveIntoPlace(temporary, to);
   }
 }

@@ -299,6 +299,8 @@ export interface GgufTensor extends TensorInfo {
 export interface WriteGgufOptions {
   /** Weights are split into files of at most about this size; one file by default. */
   readonly shardBytes?: number;
+  /** Hears the files' names before any is written, and may throw. */
+  readonly onFiles?: ((files: readonly string[]) => void) | undefined;
   readonly onBytes?: (count: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -321,6 +323,7 @@ export async function writeGguf(
   const shards = splitInto(tensors, options.shardBytes ?? Number.POSITIVE_INFINITY);
   const base = file.replace(/\.gguf$/, "");
   const names = shards.length === 1 ? [file] : shards.map((_, i) => shardName(base, i, shards.length));
+  options.onFiles?.(names);
   await mkdir(path.dirname(path.resolve(file)), { recursive: true });
   const temporaries = names.map(temporaryBeside);
   try {

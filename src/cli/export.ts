@@ -11,13 +11,16 @@ interface Flags extends CommonFlags {
   readonly dtype?: FloatDType;
   readonly shardBytes?: number;
   readonly preTokenizer?: string;
+  readonly overwrite?: boolean;
+  readonly restart?: boolean;
 }
 
 /** Options of what writes GGUF files. */
 export const addWriting = (command: Command): Command =>
   command
     .option("--shard-bytes <size>", "split into files of about this size, for example 4GiB (default: 48GB)", parseBytes)
-    .option("--pre-tokenizer <name>", "llama.cpp's name for how texts are cut into words, where it is not recognised");
+    .option("--pre-tokenizer <name>", "llama.cpp's name for how texts are cut into words, where it is not recognised")
+    .option("--overwrite", "replace .gguf files that are there already");
 
 export const exportCommand = example(
   addCommon(
@@ -32,10 +35,12 @@ export const exportCommand = example(
     .addOption(
       new Option("--dtype <type>", "type of the matrices (default: as stored)").choices(["f32", "f16", "bf16"]),
     )
+    .option("--restart", "discard what an earlier export has written to the directory --out")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { out, overwrite, restart } = flags;
         const outcome = await exportModel({
-          ...{ ...job, model, out: flags.out },
+          ...{ ...job, model, out, overwrite, restart },
           ...(flags.dtype && { dtype: flags.dtype }),
           ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
           ...(flags.preTokenizer !== undefined && { preTokenizer: flags.preTokenizer }),

@@ -66,6 +66,7 @@ export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay, s
       ...(flags.revision !== undefined && { revision: flags.revision }),
     },
     onProgress: display.update,
+    onNote: display.note,
     signal,
   };
 }

@@ -11,7 +11,7 @@ import {
   type DataFlags,
   dataOptions,
   MODEL,
-  parseCount,
+  parseBytes,
   type TargetFlags,
   targetOptions,
 } from "./options.js";
@@ -19,6 +19,7 @@ import {
 interface Flags extends CommonFlags, DataFlags, TargetFlags {
   readonly out: string;
   readonly shardBytes?: number;
+  readonly restart?: boolean;
 }
 
 export const pruneCommand = example(
@@ -29,7 +30,8 @@ export const pruneCommand = example(
   )
     .argument("<model>", MODEL)
     .requiredOption("--out <dir>", "where the smaller model goes")
-    .option("--shard-bytes <n>", "split the weights into files of about this size (default: 5B)", parseCount)
+    .option("--shard-bytes <size>", "split the weights into files of about this size (default: 5GB)", parseBytes)
+    .option("--restart", "discard what an earlier run has written to --out")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
         const outcome = await pruneModel({
@@ -38,6 +40,7 @@ export const pruneCommand = example(
           ...targetOptions(flags),
           model,
           out: flags.out,
+          restart: flags.restart,
           ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
         });
         print(outcome, ({ parameters, plan, out }) =>

@@ -32,6 +32,7 @@ interface Flags extends CommonFlags, DataFlags {
   readonly report?: boolean;
   readonly shardBytes?: number;
   readonly preTokenizer?: string;
+  readonly overwrite?: boolean;
 }
 
 /** Kinds of files, separated by commas. */
@@ -70,7 +71,7 @@ export const quantizeCommand = example(
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
         const outcome = await quantize({
-          ...{ ...job, ...dataOptions(flags), model, out: flags.out },
+          ...{ ...job, ...dataOptions(flags), model, out: flags.out, overwrite: flags.overwrite },
           ...(flags.type && { types: flags.type }),
           ...(flags.size !== undefined && { sizeBytes: flags.size }),
           ...(flags.candidates && { candidateTypes: flags.candidates }),

@@ -1,8 +1,9 @@
-import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { openSafetensors, readTensor, type TensorToWrite, writeSafetensors } from "../checkpoint/index.js";
-import { FormatError, UsageError } from "../system/errors.js";
-import { moveIntoPlace, syncDirectory, temporaryBeside, writeFileAtomic, writeJson } from "../system/files.js";
+import { FormatError } from "../system/errors.js";
+import { writeFileAtomic, writeJson } from "../system/files.js";
+import { RunFiles } from "../system/run-files.js";
 import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
 
 /** One line of `metrics.jsonl`. */
@@ -31,17 +32,54 @@ export interface TrainerState {
 
 const KEPT_CHECKPOINTS = 2;
 
+const METRICS = "metrics.jsonl";
+const CHECKPOINTS = "checkpoints";
+/** What a checkpoint's directory holds. */
+const STATE = ["state.safetensors", "state.json"] as const;
+
 /**
- * The directory of a long job: `run.json` (its configuration), `metrics.jsonl`, `checkpoints/`. Killed at any moment, the
- * same job goes on from the last checkpoint.
+ * The directory of a long job: `run.json` (its configuration and the files that it wrote), `metrics.jsonl`, `checkpoints/`. Killed
+ * at any moment, the same job goes on from the last checkpoint.
  */
 export class RunDirectory {
-  constructor(readonly path: string) {
-    mkdirSync(path, { recursive: true });
+  private readonly files: RunFiles;
+
+  /**
+   * Opens the directory of a run, for this process alone.
+   * @param folder where in it metrics and checkpoints go, where a run has several parts
+   * @throws UsageError when it holds something else than a run, CoppiceError when another process has it
+   */
+  constructor(
+    directory: string | RunFiles,
+    private readonly folder = "",
+  ) {
+    this.files = typeof directory === "string" ? new RunFiles(directory) : directory;
+  }
+
+  get path(): string {
+    return path.join(this.files.directory, this.folder);
+  }
+
+  /** A part of the run with metrics and checkpoints of its own. */
+  part(folder: string): RunDirectory {
+    return new RunDirectory(this.files, this.named(folder));
   }
 
   file(...names: string[]): string {
     return path.join(this.path, ...names);
+  }
+
+  private named(...names: readonly string[]): string {
+    return path.posix.join(this.folder, ...names);
+  }
+
+  /**
+   * The path of a file that the run is about to write.
+   * @throws CoppiceError when there is one that it did not write
+   */
+  own(...names: readonly string[]): string {
+    this.files.own(this.named(...names));
+    return this.file(...names);
   }
 
   /**
@@ -49,34 +87,37 @@ export class RunDirectory {
    * @throws UsageError naming what differs when it belongs to another job
    */
   claim(configuration: Readonly<Record<string, unknown>>): void {
-    const file = this.file("run.json");
-    const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
-    if (!existsSync(file)) {
-      writeJson(file, plain);
-      return;
-    }
-    const before = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
-    const names = [...new Set([...Object.keys(before), ...Object.keys(plain)])];
-    const differing = names.filter((name) => JSON.stringify(before[name]) !== JSON.stringify(plain[name]));
-    if (differing.length > 0) {
-      const changes = differing.map(
-        (name) => `${name} ${JSON.stringify(before[name])} -> ${JSON.stringify(plain[name])}`,
-      );
-      throw new UsageError(
-        `${this.path} holds a run with other settings (${changes.join("; ")}): choose another --out, or --restart to discard it`,
-      );
-    }
+    this.files.claim(configuration);
   }
 
-  /** Deletes everything of the run. */
+  /** Whether the run came to its end. */
+  get finished(): boolean {
+    return this.files.finished;
+  }
+
+  /** What {@link finish} was given. */
+  get result(): unknown {
+    return this.files.result;
+  }
+
+  /** Says that the run came to its end. @param result of it, which must survive JSON */
+  finish(result?: unknown): void {
+    this.files.finish(result);
+  }
+
+  /** Deletes what the run wrote, and nothing else. */
   discard(): void {
-    rmSync(this.path, { recursive: true, force: true });
-    mkdirSync(this.path, { recursive: true });
+    this.files.discard();
+  }
+
+  /** Lets other processes have the directory. */
+  close(): void {
+    this.files.close();
   }
 
   /** All metrics so far. A line cut short by a kill is dropped. */
   readMetrics(): MetricsRecord[] {
-    const file = this.file("metrics.jsonl");
+    const file = this.file(METRICS);
     if (!existsSync(file)) return [];
     return readFileSync(file, "utf8")
       .split("\n")
@@ -90,44 +131,45 @@ export class RunDirectory {
   }
 
   appendMetrics(record: MetricsRecord): void {
-    appendFileSync(this.file("metrics.jsonl"), `${JSON.stringify(record)}\n`);
+    appendFileSync(this.own(METRICS), `${JSON.stringify(record)}\n`);
   }
 
   /** Forgets metrics past a step: they are computed again after a resume. */
   truncateMetrics(step: number): void {
     const kept = this.readMetrics().filter((record) => record.step <= step);
-    writeFileAtomic(this.file("metrics.jsonl"), kept.map((record) => `${JSON.stringify(record)}\n`).join(""));
+    writeFileAtomic(this.own(METRICS), kept.map((record) => `${JSON.stringify(record)}\n`).join(""));
   }
 
+  /** Names of the run's checkpoints, oldest first. */
   private checkpoints(): string[] {
-    const directory = this.file("checkpoints");
-    if (!existsSync(directory)) return [];
-    return readdirSync(directory)
-      .filter((name) => /^step-\d+$/.test(name))
+    const own = this.files.below(this.named(CHECKPOINTS)).map((name) => path.posix.basename(path.posix.dirname(name)));
+    return [...new Set(own)]
+      .filter((name) => STATE.every((file) => existsSync(this.file(CHECKPOINTS, name, file))))
       .sort();
   }
 
-  /** Saves tensors and state as one checkpoint, whole or not at all, and drops old ones. */
+  private removeCheckpoint(name: string): void {
+    this.files.remove(STATE.map((file) => this.named(CHECKPOINTS, name, file)));
+  }
+
+  /** Saves tensors and state as one checkpoint, and drops old ones. One that is cut short does not count. */
   save(state: TrainerState, stores: readonly TensorStore[]): void {
-    const directory = this.file("checkpoints", `step-${String(state.step).padStart(9, "0")}`);
-    const temporary = temporaryBeside(directory);
-    mkdirSync(temporary, { recursive: true });
+    const name = `step-${String(state.step).padStart(9, "0")}`;
+    this.removeCheckpoint(name);
+    this.files.own(...STATE.map((file) => this.named(CHECKPOINTS, name, file)));
+    const [tensorsFile, stateFile] = STATE.map((file) => this.file(CHECKPOINTS, name, file)) as [string, string];
     const tensors = stores.flatMap((store) => [...store].map((tensor) => storedTensor(store, tensor)));
-    writeSafetensors(path.join(temporary, "state.safetensors"), tensors);
-    writeJson(path.join(temporary, "state.json"), state);
-    syncDirectory(temporary);
-    rmSync(directory, { recursive: true, force: true });
-    moveIntoPlace(temporary, directory);
-    for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS))
-      rmSync(this.file("checkpoints", old), { recursive: true, force: true });
+    writeSafetensors(tensorsFile, tensors);
+    writeJson(stateFile, state); // says that it is whole
+    for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS)) this.removeCheckpoint(old);
   }
 
   /** Restores the newest checkpoint into the stores. @returns its state, or undefined when there is none */
   restore(stores: readonly TensorStore[]): TrainerState | undefined {
     const newest = this.checkpoints().at(-1);
     if (newest === undefined) return undefined;
-    const directory = this.file("checkpoints", newest);
-    const source = openSafetensors(path.join(directory, "state.safetensors"));
+    const directory = this.file(CHECKPOINTS, newest);
+    const source = openSafetensors(path.join(directory, STATE[0]));
     for (const store of stores)
       for (const tensor of store) {
         const bytes = readTensor(source, tensor.name);
@@ -135,12 +177,12 @@ export class RunDirectory {
           throw new FormatError(`${directory}: ${tensor.name} is not of the run's shape [${tensor.shape.join(", ")}]`);
         store.write(tensor, bytes);
       }
-    return JSON.parse(readFileSync(path.join(directory, "state.json"), "utf8")) as TrainerState;
+    return JSON.parse(readFileSync(path.join(directory, STATE[1]), "utf8")) as TrainerState;
   }
 
   /** Deletes the checkpoints of a run that has ended. */
   dropCheckpoints(): void {
-    rmSync(this.file("checkpoints"), { recursive: true, force: true });
+    this.files.remove(this.files.below(this.named(CHECKPOINTS)));
   }
 }
 

@@ -234,7 +234,16 @@ async function quantizeOnly(
   const { parameters } = await inspect(reference, options);
   const out = path.join(workspace.path, "gguf");
   const { original, files } = await stages.once(`gguf ${kinds.join()}`, () =>
-    quantize({ ...options, model: reference, name: job.name, types: kinds, out, data: [data], report: true }),
+    quantize({
+      ...options,
+      model: reference,
+      name: job.name,
+      types: kinds,
+      out,
+      data: [data],
+      report: true,
+      overwrite: true,
+    }),
   );
   const measured = [{ name: "teacher", fileBytes: original?.fileBytes ?? 0, report: original }, ...files];
   const models = Object.fromEntries(

@@ -24,6 +24,8 @@ import {
 import { Upload } from "@aws-sdk/lib-storage";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside } from "../system/files.js";
+import { LOCK_FILE } from "../system/lock.js";
+import { RUN_FILE } from "../system/run-files.js";
 
 /** What was stored. */
 export interface StoredFile {
@@ -140,6 +142,7 @@ class DiskStorage implements Storage {
     for (const name of older) rmSync(path.join(all, name), { recursive: true, force: true });
     if (latest === undefined) mkdirSync(directory);
     else renameSync(path.join(all, latest), directory);
+    rmSync(path.join(directory, LOCK_FILE), { force: true }); // of an attempt that is over, maybe on another machine
     return { path: directory, save: async () => {}, discard: () => this.remove(key) };
   }
 }
@@ -266,8 +269,9 @@ class S3Storage implements Storage {
     let complete = false;
     const save = async () => {
       const names = filesBelow(directory);
-      // a checkpoint before what says that it is there
-      const ordered = names.sort((a, b) => Number(b.includes("/")) - Number(a.includes("/")));
+      // a checkpoint before what says that it is there, and last the list of all that the run wrote
+      const rank = (name: string) => (name.includes("/") ? 0 : name === RUN_FILE ? 2 : 1);
+      const ordered = names.sort((a, b) => rank(a) - rank(b));
       for (const name of ordered) {
         const file = path.join(directory, ...name.split("/"));
         const { size, mtimeMs } = statSync(file, { throwIfNoEntry: false }) ?? {};
@@ -296,8 +300,8 @@ class S3Storage implements Storage {
   }
 }
 
-/** Names of a directory's files, those of its folders too, without what is being written. */
+/** Names of a directory's files, those of its folders too, without what is being written and who writes. */
 const filesBelow = (directory: string): string[] =>
   readdirSync(directory, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile() && !entry.name.includes(".partial-"))
+    .filter((entry) => entry.isFile() && !entry.name.includes(".partial-") && entry.name !== LOCK_FILE)
     .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)).split(path.sep).join("/"));

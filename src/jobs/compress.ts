@@ -5,7 +5,7 @@ import {
   crossEntropyObjective,
   type DistillationOptions,
   defaultIntermediatePairs,
-  RunDirectory,
+  type RunDirectory,
   type TrainOptions,
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
@@ -19,13 +19,13 @@ import { type EvaluateJob, type EvaluateOutcome, evaluate } from "./evaluate.js"
 import { generate } from "./generate.js";
 import { type QuantizedFile, quantize } from "./gguf.js";
 import { type Measurement, measure } from "./measure.js";
+import { claim, dataInputs, inRun, modelIdentity, modelInput, outside, ownInside, scoresIdentity } from "./output.js";
 import { candidatesFor, type PlanSummary, scoresFor, search, summarisePlan, type TargetOptions } from "./pruning.js";
 import { writeReport } from "./report.js";
 import { Stages } from "./stages.js";
 import {
   distilBriefly,
   distillStage,
-  openRun,
   runTraining,
   storedType,
   type TeacherOptions,
@@ -94,13 +94,23 @@ const CORRECTION_RATE_SHARE = 0.2;
 export async function compress(given: CompressJob): Promise<CompressOutcome> {
   const teacher = await openModel(given.model, given);
   const job = forQuantization(forDevice(given, teacher.model), teacher.model);
-  if (path.resolve(teacher.checkpoint.path) === path.resolve(job.out))
-    throw new UsageError(`${job.out} is the model itself: choose another --out`);
   candidatesFor(teacher.model, job); // a target that cannot be met is said before anything long begins
-  const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
-  const settings = trainOptionsFor(teacher.model, { ...job.settings, tokens: job.settings?.tokens ?? DEFAULT_TOKENS });
-  const run = openRun(job.out, configurationOf(job, settings, tokens, validation), job.restart);
-  return onDevice(job, (backend) => new Compression(backend, job, teacher, tokens, validation, settings, run).run());
+  const inputs = [
+    ...modelInput("the model", teacher.checkpoint),
+    ...(await dataInputs(job)),
+    ...outside(job.out, "the scores", job.scoresFile),
+    ...outside(job.out, "the benchmark data", job.evaluate?.data),
+  ];
+  return inRun(job, inputs, async (run) => {
+    const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
+    const settings = trainOptionsFor(teacher.model, {
+      ...job.settings,
+      tokens: job.settings?.tokens ?? DEFAULT_TOKENS,
+    });
+    const model = job.modelName ?? (await modelIdentity(teacher.checkpoint, job.cacheDir));
+    claim(run, job, configurationOf(job, settings, { model, data: tokens.id, validation: validation.id }));
+    return onDevice(job, (backend) => new Compression(backend, job, teacher, tokens, validation, settings, run).run());
+  });
 }
 
 /** For a device, also the file that it takes. */
@@ -115,25 +125,13 @@ function forQuantization(job: CompressJob, model: Model): CompressJob {
 }
 
 /** What identifies a run: everything that its numbers depend on. */
-function configurationOf(job: CompressJob, settings: TrainOptions, tokens: TokenStream, validation: TokenStream) {
-  const {
-    modelName,
-    model: reference,
-    target,
-    bitsPerWeight,
-    space,
-    depthMethod,
-    maxCandidates,
-    calibrationSamples,
-    distillation,
-  } = job;
+function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Readonly<Record<string, string>>) {
+  const { target, bitsPerWeight, space, depthMethod, maxCandidates, calibrationSamples, distillation } = job;
   const { teacherOptions, teacherCorrection, searchTokens, intermediate } = job;
   return {
     ...{
       command: "compress",
-      model: modelName ?? reference,
-      data: tokens.id,
-      validation: validation.id,
+      inputs,
       settings,
       target,
       bitsPerWeight,
@@ -164,7 +162,7 @@ class Compression {
     private readonly settings: TrainOptions,
     private readonly directory: RunDirectory,
   ) {
-    this.stages = new Stages(directory.file("stages.json"));
+    this.stages = new Stages(directory.own("stages.json"));
   }
 
   async run(): Promise<CompressOutcome> {
@@ -175,7 +173,8 @@ class Compression {
     const plan = await stages.once("search", () => this.search(teacherPath));
     const prunedDirectory = this.directory.file("pruned");
     await stages.once("prune", async () => {
-      writeDirectory(this.cut(teacherPath, plan), directory, { ...job, out: prunedDirectory }, "prune");
+      const place = (name: string) => this.directory.own("pruned", name);
+      writeDirectory(this.cut(teacherPath, plan), directory, { ...job, out: prunedDirectory, place }, "prune");
     });
     const pruned = await stages.once("measure pruned", () => this.measure(prunedDirectory, "measure pruned"));
     const training = await stages.once("distill", () => this.distil(teacherPath, prunedDirectory, plan));
@@ -199,6 +198,7 @@ class Compression {
     const { out, ...told } = outcome;
     const { name = out } = job;
     writeReport(this.directory, { ...told, name, models: { teacher, pruned, student }, stages: stages.all });
+    this.directory.finish();
     return outcome;
   }
 
@@ -229,6 +229,7 @@ class Compression {
     const { files } = await quantize({
       ...{ ...job, model: job.out, types, sequenceLength: settings.sequenceLength },
       out: path.join(job.out, "gguf"),
+      run: this.directory,
     });
     const start = new Int32Array(Math.min(PROMPT_TOKENS, this.validation.length));
     this.validation.copy(0, start.length, start, 0);
@@ -260,7 +261,7 @@ class Compression {
           ...{
             backend,
             stage: "correct teacher",
-            run: new RunDirectory(this.directory.file("teacher-correction")),
+            run: this.directory.part("teacher-correction"),
             model,
             student,
           },
@@ -278,6 +279,7 @@ class Compression {
           {
             dtype: storedType(checkpoint.source),
             carryFrom: checkpoint.directory,
+            place: (name) => this.directory.own("corrected-teacher", name),
           },
         );
         return result;
@@ -299,8 +301,9 @@ class Compression {
       const scores = await this.stages
         .once("calibrate", async () => {
           await scoresFor(backend, weights, this.tokens, options, settings.computeType);
+          return scoresIdentity(this.scoresFile);
         })
-        .then(() => loadScores(backend, this.scoresFile, model));
+        .then((identity) => this.sameScores(identity));
       const ranked = await search({
         ...{ backend, original, weights, scores, validation, options, computeType: settings.computeType },
         ...(job.searchTokens !== undefined && {
@@ -320,7 +323,17 @@ class Compression {
   }
 
   private get scoresFile(): string {
-    return this.job.scoresFile ?? this.directory.file("importance.safetensors");
+    const { scoresFile } = this.job;
+    return scoresFile === undefined
+      ? this.directory.own("importance.safetensors")
+      : ownInside(this.directory, scoresFile);
+  }
+
+  /** The scores that the run has used from its beginning. */
+  private async sameScores(identity: string) {
+    if ((await scoresIdentity(this.scoresFile)) !== identity)
+      throw new UsageError(`${this.scoresFile} is not what it was when the run began: --restart begins anew with it`);
+    return loadScores(this.backend, this.scoresFile, this.original.model);
   }
 
   private cut(teacherPath: string, plan: PrunePlan): PrunedModel {
@@ -344,7 +357,11 @@ class Compression {
         writeModel(
           job.out,
           { ...pruned, source: weights.source() },
-          { dtype: storedType(pruned.source), carryFrom: prunedDirectory },
+          {
+            dtype: storedType(pruned.source),
+            carryFrom: prunedDirectory,
+            place: (name) => this.directory.own(name),
+          },
         ),
     });
   }

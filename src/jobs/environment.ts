@@ -37,6 +37,8 @@ export interface ProgressEvent {
 export interface JobOptions extends BackendOptions {
   readonly hub?: HubOptions;
   readonly onProgress?: (event: ProgressEvent) => void;
+  /** Hears what a person should know and need not act on. */
+  readonly onNote?: ((text: string) => void) | undefined;
   /** Asks the job to stop as soon as its state is safe. */
   readonly signal?: AbortSignal;
 }
@@ -128,6 +130,8 @@ export interface WriteJob extends JobOptions {
   readonly out: string;
   readonly dtype?: FloatDType;
   readonly shardBytes?: number;
+  /** Where each file goes, as `writeCheckpoint` has it. */
+  readonly place?: ((name: string) => string) | undefined;
 }
 
 /** Writes a model directory, with progress. @param from whose tokenizer, settings and licence go along */
@@ -137,6 +141,7 @@ export function writeDirectory(tensors: ModelTensors, from: string, job: WriteJo
   let done = 0;
   writeModel(job.out, tensors, {
     carryFrom: from,
+    place: job.place,
     ...(job.dtype !== undefined && { dtype: job.dtype }),
     ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
     onBytes: (count) => {

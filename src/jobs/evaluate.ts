@@ -2,6 +2,7 @@ import { appendFileSync, mkdirSync } from "node:fs";
 import path from "node:path";
 import { isGguf } from "../checkpoint/directory.js";
 import { Tokenizer } from "../data/index.js";
+import type { RunDirectory } from "../distill/index.js";
 import {
   CompletionServer,
   Datasets,
@@ -28,11 +29,13 @@ import { Backend } from "../ggml/index.js";
 import { loadWeights } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { cacheDirectory, writeJson } from "../system/files.js";
+import type { Input } from "../system/places.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type JobOptions, type OpenModel, openModel } from "./environment.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
 import { identityOf, runnableGguf } from "./gguf.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
+import { claim, fileInput, inRun } from "./output.js";
 
 /** What answers requests for likelihoods: our own engine, or llama.cpp for GGUF files. Text is always written by llama.cpp. */
 export const EVALUATION_ENGINES = ["coppice", "llama.cpp"] as const;
@@ -96,18 +99,49 @@ export interface EvaluateOutcome {
 /** Measures models on benchmarks. What was answered is kept on disk, so that a stopped evaluation goes on. */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   const planned = await plannedTasks(job.tasks ?? ["minitron"], job.fewShot);
+  const { out } = job;
+  if (out === undefined) return { models: await evaluateAll(job, planned, undefined) };
+  return inRun({ ...job, out }, inputsOf(job), async (run) => {
+    const { names, models: given, limit, fewShot, maxLength, maxTokens, samples, temperature } = job;
+    const tasks = planned.map(({ label }) => label);
+    claim(
+      run,
+      { ...job, out },
+      {
+        ...{ command: "evaluate", models: names ?? given, tasks, limit, fewShot, maxLength, maxTokens, samples },
+        ...{ temperature, engine: job.engine, computeType: job.computeType },
+      },
+    );
+    const models = await evaluateAll(job, planned, run);
+    writeJson(run.own("results.json"), { models });
+    writeEvaluationReport(run.own("report.html"), models, job.published);
+    return { models, out };
+  });
+}
+
+/** What an evaluation reads on this machine. */
+const inputsOf = ({ models, tasks = [], data }: EvaluateJob): Input[] => [
+  ...models.flatMap((model) => fileInput("a model", model)),
+  ...tasks.flatMap((task) => fileInput("a task file", task)),
+  ...fileInput("the benchmark data", data),
+];
+
+/** @param run where results go, where they are kept */
+async function evaluateAll(
+  job: EvaluateJob,
+  planned: readonly PlannedTask[],
+  run: RunDirectory | undefined,
+): Promise<ModelEvaluation[]> {
   const datasets = new Datasets({ directory: job.data, hub: job.hub });
   const sandbox = new PythonSandbox();
   const models: ModelEvaluation[] = [];
   try {
-    for (const index of job.models.keys()) models.push(await evaluateModel(index, planned, job, datasets, sandbox));
+    for (const index of job.models.keys())
+      models.push(await evaluateModel(index, planned, job, datasets, sandbox, run));
+    return models;
   } finally {
     sandbox.close();
   }
-  if (job.out === undefined) return { models };
-  writeJson(path.join(job.out, "results.json"), { models });
-  writeEvaluationReport(job.out, models, job.published);
-  return { models, out: job.out };
 }
 
 async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
@@ -160,6 +194,7 @@ async function evaluateModel(
   job: EvaluateJob,
   datasets: Datasets,
   sandbox: PythonSandbox,
+  run: RunDirectory | undefined,
 ): Promise<ModelEvaluation> {
   const started = performance.now();
   const opened = await open(index, job);
@@ -167,10 +202,8 @@ async function evaluateModel(
   const results = new Map<PlannedTask, TaskResult>();
   const date = new Date();
   const samplesOf = ({ task, label }: PlannedTask) =>
-    folder === undefined
-      ? undefined
-      : new SampleFile(path.join(folder, harnessFile(`samples_${label}`, date, "jsonl")), task);
-  const folder = job.out === undefined ? undefined : path.join(job.out, folderName(name));
+    run && new SampleFile(run.own(folder, harnessFile(`samples_${label}`, date, "jsonl")), task);
+  const folder = folderName(name);
   try {
     // those that ask for likelihoods first, so that one engine is in memory at a time
     for (const asks of ["likelihood", "generation"] as const) {
@@ -190,9 +223,8 @@ async function evaluateModel(
     ...(opened.parameters !== undefined && { parameters: opened.parameters }),
     ...{ tasks, groups: groupResults(TASK_GROUPS, tasks), seconds: (performance.now() - started) / 1000 },
   };
-  if (folder !== undefined) {
-    writeJson(path.join(folder, harnessFile("results", date, "json")), harnessResults(evaluation, planned, job, date));
-  }
+  if (run !== undefined)
+    writeJson(run.own(folder, harnessFile("results", date, "json")), harnessResults(evaluation, planned, job, date));
   return evaluation;
 }
 

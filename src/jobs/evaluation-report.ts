@@ -1,4 +1,3 @@
-import path from "node:path";
 import { metricKey, PUBLISHED } from "../evaluate/index.js";
 import { writeFileAtomic } from "../system/files.js";
 import type { ModelEvaluation } from "./evaluate.js";
@@ -6,13 +5,9 @@ import { formatScore, headlines, isShare } from "./evaluation-table.js";
 import { comparisonTable, escapeHtml, formatCount, page, table } from "./report.js";
 
 /** Writes the self-contained `report.html` of an evaluation. */
-export function writeEvaluationReport(
-  directory: string,
-  models: readonly ModelEvaluation[],
-  withPublished = false,
-): void {
+export function writeEvaluationReport(file: string, models: readonly ModelEvaluation[], withPublished = false): void {
   writeFileAtomic(
-    path.join(directory, "report.html"),
+    file,
     page("Coppice evaluation", [
       "<h1>Evaluation</h1>",
       scoreChart(models, withPublished),

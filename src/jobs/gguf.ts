@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import path from "node:path";
 import { isGguf } from "../checkpoint/directory.js";
 import { Sequences } from "../data/index.js";
+import type { RunDirectory } from "../distill/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import { Engine } from "../generate/index.js";
@@ -22,6 +23,7 @@ import {
 } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, safeFileName } from "../system/files.js";
+import { checkApart } from "../system/places.js";
 import {
   type DataOptions,
   type JobOptions,
@@ -31,9 +33,21 @@ import {
   openModel,
   writeDirectory,
 } from "./environment.js";
+import {
+  checkNewFile,
+  claim,
+  dataInputs,
+  fileInput,
+  inRun,
+  modelFiles,
+  modelIdentity,
+  modelInput,
+  type OverwriteOptions,
+  type RunJob,
+} from "./output.js";
 import { storedType } from "./training.js";
 
-export interface ExportJob extends JobOptions {
+export interface ExportJob extends RunJob, OverwriteOptions {
   readonly model: string;
   /** A .gguf file, or a directory for Hugging Face's layout. */
   readonly out: string;
@@ -51,20 +65,22 @@ export interface ExportOutcome extends WrittenModel {
 /** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
 export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   const { checkpoint } = await openModel(job.model, job);
-  if (path.resolve(checkpoint.path) === path.resolve(job.out))
-    throw new UsageError(`${job.out} is the model itself: choose another --out`);
+  const inputs = modelInput("the model", checkpoint);
   const started = performance.now();
-  const written = isGguf(job.out)
-    ? await exportGguf(job.out, checkpoint, {
-        kind: job.dtype ?? storedType(checkpoint.source),
-        ...writing(job, "export"),
-      })
-    : asDirectory(job, checkpoint);
-  return { ...written, seconds: (performance.now() - started) / 1000 };
+  const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
+  if (!isGguf(job.out)) return timed(await inRun(job, inputs, (run) => asDirectory(run, job, checkpoint)));
+  checkApart(job.out, inputs);
+  checkNewFile(job.out, job);
+  const kind = job.dtype ?? storedType(checkpoint.source);
+  return timed(await exportGguf(job.out, checkpoint, { kind, ...writing(job, "export") }));
 }
 
 /** What writing files is told of a job. */
-const writing = (job: JobOptions & Pick<QuantizeJob, "name" | "shardBytes" | "preTokenizer">, stage: string) => ({
+const writing = (
+  job: JobOptions & Pick<QuantizeJob, "name" | "shardBytes" | "preTokenizer" | "run">,
+  stage: string,
+) => ({
+  ...(job.run && { onFiles: (files: readonly string[]) => ownFiles(job.run, files) }),
   ...(job.name !== undefined && { name: job.name }),
   threads: job.threads ?? availableParallelism(),
   ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
@@ -73,8 +89,19 @@ const writing = (job: JobOptions & Pick<QuantizeJob, "name" | "shardBytes" | "pr
   onBytes: (done: number, total: number) => job.onProgress?.({ stage, done, total, unit: "bytes" }),
 });
 
-function asDirectory(job: ExportJob, checkpoint: Checkpoint): WrittenModel {
-  writeDirectory(checkpoint, checkpoint.directory, job, "export");
+/** Files that a run has another job write in its directory. */
+function ownFiles(run: RunDirectory | undefined, files: readonly string[]): void {
+  for (const file of files) run?.own(...path.relative(run.path, file).split(path.sep));
+}
+
+async function asDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkpoint): Promise<WrittenModel> {
+  const { dtype, shardBytes } = job;
+  claim(run, job, { command: "export", inputs: { model: await modelIdentity(checkpoint) }, dtype, shardBytes });
+  if (!run.finished) {
+    const place = (name: string) => run.own(name);
+    writeDirectory(checkpoint, checkpoint.directory, { ...job, place }, "export");
+    run.finish();
+  }
   const { files, bytes } = openCheckpoint(job.out);
   return { files, bytes, notes: [] };
 }
@@ -98,19 +125,21 @@ export async function runnableGguf(reference: string, job: JobOptions & { readon
   return file;
 }
 
-const DESCRIBING = [
-  ...["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"],
-];
 /** Counted up when what is written for the same model changes, so that older files in the cache are not used. */
 const EXPORT_VERSION = 1;
 
 /** What changes when a model's files do: their names, sizes and times. */
-export const identityOf = ({ files, directory }: Checkpoint): readonly unknown[] =>
-  [...files, ...DESCRIBING.map((name) => path.join(directory, name))]
-    .filter((file) => existsSync(file))
-    .map((file) => [path.resolve(file), statSync(file).size, statSync(file).mtimeMs]);
+export const identityOf = (checkpoint: Checkpoint): readonly unknown[] =>
+  modelFiles(checkpoint).map((file) => {
+    const { size, mtimeMs, ctimeMs, ino } = statSync(file);
+    return [path.resolve(file), size, mtimeMs, ctimeMs, ino];
+  });
 
-export interface QuantizeJob extends JobOptions, Partial<DataOptions>, Pick<ExportJob, "shardBytes" | "preTokenizer"> {
+export interface QuantizeJob
+  extends JobOptions,
+    OverwriteOptions,
+    Partial<DataOptions>,
+    Pick<ExportJob, "shardBytes" | "preTokenizer"> {
   readonly model: string;
   /** A .gguf file for a single result, else a directory. */
   readonly out: string;
@@ -132,6 +161,8 @@ export interface QuantizeJob extends JobOptions, Partial<DataOptions>, Pick<Expo
   readonly sequenceLength?: number;
   /** Measure size, loss and speed of every file. */
   readonly report?: boolean;
+  /** The run in whose directory `out` lies, where a job quantizes what it made. */
+  readonly run?: RunDirectory;
 }
 
 /** What `--report` measures of a file. */
@@ -179,16 +210,16 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   const wanted = types.length + (sizeBytes === undefined ? 0 : 1);
   if (wanted > 1 && isGguf(job.out)) throw new UsageError(`${wanted} files do not fit in ${job.out}: name a directory`);
   const opened = await openModel(job.model, job);
-  if (path.resolve(opened.checkpoint.path) === path.resolve(job.out))
-    throw new UsageError(`${job.out} is the model itself: choose another --out`);
-  const calibration = await openCalibration(opened, job);
-  if (sizeBytes !== undefined && calibration === undefined)
-    throw new UsageError("--size needs --data, to measure what each type costs");
-  if (job.report === true && calibration === undefined) throw new UsageError("--report needs --data to measure on");
-  const importance = await importanceFor(opened, calibration, job);
-  const files: QuantizedFile[] = [];
   const stem = job.name === undefined ? nameOf(opened.checkpoint) : safeFileName(job.name);
   const place = (name: string) => (isGguf(job.out) ? job.out : path.join(job.out, `${stem}-${name}.gguf`));
+  const hasData = job.data !== undefined && job.data.length > 0;
+  if (sizeBytes !== undefined && !hasData) throw new UsageError("--size needs --data, to measure what each type costs");
+  if (job.report === true && !hasData) throw new UsageError("--report needs --data to measure on");
+  if (job.run === undefined)
+    await checkPlaces(opened, [...types, ...(sizeBytes === undefined ? [] : ["mix"])].map(place), job);
+  const calibration = await openCalibration(opened, job);
+  const importance = await importanceFor(opened, calibration, job);
+  const files: QuantizedFile[] = [];
   for (const kind of types)
     files.push(
       await made(kind, opened, () =>
@@ -201,6 +232,18 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
     );
   if (job.report !== true || calibration === undefined) return { files };
   return report(opened, files, calibration.validation, job);
+}
+
+/** @throws UsageError when a file that is to be made is there, or would lie where the job reads */
+async function checkPlaces({ checkpoint }: OpenModel, files: readonly string[], job: QuantizeJob): Promise<void> {
+  checkApart(job.out, [
+    ...modelInput("the model", checkpoint),
+    ...(await dataInputs(job)),
+    ...fileInput("the importances", job.importanceFile),
+  ]);
+  if (!isGguf(job.out) && existsSync(job.out) && !statSync(job.out).isDirectory())
+    throw new UsageError(`${job.out} is a file: --out names a .gguf file or a directory`);
+  for (const file of files) checkNewFile(file, job);
 }
 
 interface Calibration {

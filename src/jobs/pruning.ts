@@ -1,5 +1,4 @@
 import { existsSync } from "node:fs";
-import path from "node:path";
 import { Sequences, type TokenStream } from "../data/index.js";
 import { isDevice } from "../devices/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
@@ -40,7 +39,27 @@ import {
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import { fitFor, modelOnly } from "./device-plan.js";
-import { type DataOptions, type JobOptions, onDevice, openData, openModel, writeDirectory } from "./environment.js";
+import {
+  type DataOptions,
+  type JobOptions,
+  type OpenModel,
+  onDevice,
+  openData,
+  openModel,
+  writeDirectory,
+} from "./environment.js";
+import {
+  claim,
+  dataIdentity,
+  dataInputs,
+  inRun,
+  modelIdentity,
+  modelInput,
+  outside,
+  ownInside,
+  type RunJob,
+  scoresIdentity,
+} from "./output.js";
 import { distilBriefly, trainOptionsFor } from "./training.js";
 
 /** What the smaller model should be, and how it is looked for. */
@@ -206,9 +225,8 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   });
 }
 
-export interface PruneJob extends JobOptions, TargetOptions, Partial<DataOptions> {
+export interface PruneJob extends RunJob, TargetOptions, Partial<DataOptions> {
   readonly model: string;
-  readonly out: string;
   readonly computeType?: ComputeType;
   readonly shardBytes?: number;
 }
@@ -228,20 +246,61 @@ export function summarisePlan(before: Model, after: Model): PlanSummary {
   return Object.fromEntries(Object.entries(from).map(([axis, size]) => [axis, { from: size, to: to[axis] ?? size }]));
 }
 
+/** What a pruning that came to its end leaves for the same command. */
+interface Pruned {
+  readonly outcome: Omit<PruneOutcome, "out">;
+  /** What the file of scores contained. */
+  readonly scores: string | null;
+}
+
 /** Prunes a model to a target and writes it. */
 export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
-  const { checkpoint, model, parameters } = await openModel(job.model, job);
-  if (path.resolve(checkpoint.path) === path.resolve(job.out))
-    throw new UsageError(`${job.out} is the model itself: choose another --out`);
-  const computeType = job.computeType ?? "bf16";
-  const candidates = candidatesFor(model, job);
+  const opened = await openModel(job.model, job);
+  const data = await dataInputs(job);
+  const inputs = [
+    ...modelInput("the model", opened.checkpoint),
+    ...data,
+    ...outside(job.out, "the scores", job.scoresFile),
+  ];
+  const candidates = candidatesFor(opened.model, job);
+  return inRun(job, inputs, async (run) => {
+    const { target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples } = job;
+    claim(run, job, {
+      command: "prune",
+      inputs: { model: await modelIdentity(opened.checkpoint, job.cacheDir), data: await dataIdentity(job, data) },
+      ...{ target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples },
+      computeType: job.computeType,
+      shardBytes: job.shardBytes,
+    });
+    const { scoresFile } = job;
+    const scores = async () =>
+      scoresFile !== undefined && existsSync(scoresFile) ? await scoresIdentity(scoresFile) : null;
+    if (run.finished) {
+      const before = run.result as Pruned;
+      if (before.scores !== (await scores()))
+        throw new UsageError(`${scoresFile} is not what the run in ${job.out} used: --restart prunes again`);
+      return { ...before.outcome, out: job.out };
+    }
+    if (scoresFile !== undefined) ownInside(run, scoresFile);
+    const outcome = await pruneInto(job, opened, candidates, (name) => run.own(name));
+    run.finish({ outcome, scores: await scores() } satisfies Pruned);
+    return { ...outcome, out: job.out };
+  });
+}
+
+async function pruneInto(
+  job: PruneJob,
+  { checkpoint, model, parameters }: OpenModel,
+  candidates: readonly Candidate[],
+  place: (name: string) => string,
+): Promise<Omit<PruneOutcome, "out">> {
   const { chosen, scores } = await onDevice(job, (backend) =>
-    choose(backend, checkpoint, model, candidates, job, computeType),
+    choose(backend, checkpoint, model, candidates, job, job.computeType ?? "bf16"),
   );
   const pruned = prune(checkpoint, chosen, keptIndices(model, chosen, scores));
-  writeDirectory(pruned, checkpoint.directory, job, "prune");
-  const count = countParameters(pruned.model.parameters, pruned.model.sizes);
-  return { parameters: { from: parameters, to: count }, plan: summarisePlan(model, pruned.model), out: job.out };
+  writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
+  const to = countParameters(pruned.model.parameters, pruned.model.sizes);
+  return { parameters: { from: parameters, to }, plan: summarisePlan(model, pruned.model) };
 }
 
 /** Decides what stays. Scores that are at hand and sizes that are named need no data and no weights in memory. */
@@ -273,7 +332,7 @@ async function choose(
     };
   }
   if (job.data === undefined || job.data.length === 0)
-    throw new CoppiceError("pruning needs --data to score what matters, or --scores with explicit sizes");
+    throw new UsageError("pruning needs --data to score what matters, or --scores with explicit sizes");
   const { train, validation } = await openData(directory, { ...job, data: job.data }, job);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {

@@ -34,8 +34,8 @@ export function writeReport(run: RunDirectory, content: ReportContent): void {
   const recovered = recoveredShare(content.models);
   const summary = { ...content, stages, ...(recovered !== undefined && { recoveredShare: recovered }) };
   // it may lie elsewhere when it is read
-  writeJson(run.file("report.json"), summary, pathsBelow(run.path, "./"));
-  writeFileAtomic(run.file("report.html"), renderReport({ ...content, stages: content.stages }, run.readMetrics()));
+  writeJson(run.own("report.json"), summary, pathsBelow(run.path, "./"));
+  writeFileAtomic(run.own("report.html"), renderReport({ ...content, stages: content.stages }, run.readMetrics()));
 }
 
 export const escapeHtml = (text: string): string =>

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import path from "node:path";
 import { floatSource, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
@@ -9,7 +10,7 @@ import {
   defaultTrainOptions,
   distillationObjective,
   type Objective,
-  RunDirectory,
+  type RunDirectory,
   TopKTeacher,
   type TrainOptions,
   type TrainResult,
@@ -19,6 +20,7 @@ import { defaultSequenceLength, type Perplexity, perplexity } from "../evaluate/
 import type { Backend, FloatDType } from "../ggml/index.js";
 import {
   type Checkpoint,
+  type ConfigJson,
   initialise,
   loadWeights,
   type Model,
@@ -27,10 +29,11 @@ import {
   openCheckpoint,
 } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
-import { CoppiceError, UsageError } from "../system/errors.js";
-import { cacheDirectory, hashFile } from "../system/files.js";
-import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
+import { UsageError } from "../system/errors.js";
+import { cacheDirectory } from "../system/files.js";
+import { type DataOptions, type JobOptions, type OpenModel, onDevice, openData, openModel } from "./environment.js";
 import { type Measurement, measure } from "./measure.js";
+import { claim, dataInputs, inRun, modelIdentity, modelInput } from "./output.js";
 import { writeReport } from "./report.js";
 import { Stages } from "./stages.js";
 
@@ -55,13 +58,6 @@ export interface TeacherOptions {
   /** Keep only the teacher's k most probable tokens; with `cache` they are computed once and kept on disk. */
   readonly topK?: number;
   readonly cache?: boolean;
-}
-
-/** Hashes everything a model's numbers depend on, for keys of caches. */
-async function modelId({ source, files }: Checkpoint): Promise<string> {
-  const hashes = [];
-  for (const file of [...files].sort()) hashes.push(await hashFile(file));
-  return `${source.tensors.size}-${hashes.join("-")}`;
 }
 
 /** Everything a training stage is made of. */
@@ -151,7 +147,7 @@ export async function distillStage(
           temperature: options.temperature,
           computeType: settings.computeType,
           vocabSize: teacherModel.vocabSize,
-          teacherId: await modelId(teacherCheckpoint),
+          teacherId: await modelIdentity(teacherCheckpoint, stage.cacheDir),
           ...(stage.teacher.cache && { cacheDirectory: path.join(cacheDirectory(stage.cacheDir), "logits") }),
         });
   const objective =
@@ -205,7 +201,7 @@ export interface TrainingJob extends JobOptions, DataOptions {
   readonly out: string;
   readonly settings: TrainSettings;
   /** Discard what a run in `out` has done. */
-  readonly restart?: boolean;
+  readonly restart?: boolean | undefined;
 }
 
 export interface TrainingOutcome {
@@ -223,55 +219,82 @@ export interface PretrainJob extends TrainingJob {
   readonly dtype?: FloatDType;
 }
 
-/** Opens a run's directory for a job, or goes on with the one that is there. */
-export function openRun(
-  out: string,
-  configuration: Readonly<Record<string, unknown>>,
-  restart: boolean | undefined,
-): RunDirectory {
-  const run = new RunDirectory(out);
-  if (restart) run.discard();
-  run.claim(configuration);
-  return run;
+/** What a model is trained from: its files, or from scratch its configuration and tokenizer. */
+interface Start {
+  readonly checkpoint: Checkpoint | undefined;
+  readonly directory: string;
+  readonly config: ConfigJson;
+}
+
+async function startOf(job: PretrainJob): Promise<Start> {
+  if (job.fromScratch === true) {
+    const file = path.join(job.model, "config.json");
+    if (!existsSync(file)) throw new UsageError(`${job.model} has no config.json to start from`);
+    return { checkpoint: undefined, directory: job.model, config: readJsonObject(file) };
+  }
+  const { checkpoint } = await openModel(job.model, job);
+  return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
 }
 
 /** Trains a model on the next token of data: from scratch, or going on from its weights. */
 export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
-  const scratch = job.fromScratch === true;
-  const checkpoint = scratch ? undefined : (await openModel(job.model, job)).checkpoint;
-  const directory = checkpoint?.directory ?? job.model;
-  const config = checkpoint?.config ?? readJsonObject(path.join(directory, "config.json"));
-  const model = modelFromConfig(config);
-  const { train: tokens, validation } = await openData(directory, job, job);
-  checkVocabulary(tokens, model.vocabSize);
-  const settings = trainOptionsFor(model, job.settings);
-  const run = openRun(
-    job.out,
-    { command: "pretrain", model: job.model, fromScratch: scratch, data: tokens.id, settings },
-    job.restart,
-  );
-  const stages = new Stages(run.file("stages.json"));
-  return onDevice(job, async (backend) => {
+  const start = await startOf(job);
+  const { checkpoint, directory } = start;
+  const files = checkpoint ?? { path: directory, directory, files: [] };
+  return inRun(job, [...modelInput("the model", files), ...(await dataInputs(job))], async (run) => {
+    const model = modelFromConfig(start.config);
+    const { train: tokens, validation } = await openData(directory, job, job);
+    checkVocabulary(tokens, model.vocabSize);
+    const settings = trainOptionsFor(model, job.settings);
     const dtype = job.dtype ?? (checkpoint === undefined ? "bf16" : storedType(checkpoint.source));
-    const result = await stages.once("pretrain", async () => {
-      const student =
-        checkpoint === undefined
-          ? initialise(backend, model, settings.seed)
-          : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
-      try {
-        const sequences = new Sequences(tokens, settings.sequenceLength);
-        const outcome = await runTraining({
-          ...{ backend, stage: "pretrain", run, model, student, objective: crossEntropyObjective },
-          ...{ sequences, settings, validation, options: job },
-        });
-        writeCheckpoint(job.out, config, student.source(), { dtype, carryFrom: directory });
-        return outcome;
-      } finally {
-        student.free();
-      }
+    claim(run, job, {
+      command: "pretrain",
+      inputs: { model: await modelIdentity(files, job.cacheDir), data: tokens.id, validation: validation.id },
+      fromScratch: job.fromScratch === true,
+      settings,
+      dtype,
     });
-    return finish(backend, run, stages, result, validation, settings.sequenceLength, job);
+    const stages = new Stages(run.own("stages.json"));
+    return onDevice(job, async (backend) => {
+      const result = await stages.once("pretrain", () =>
+        pretrainStage(start, dtype, {
+          backend,
+          stage: "pretrain",
+          run,
+          model,
+          sequences: new Sequences(tokens, settings.sequenceLength),
+          settings,
+          validation,
+          options: job,
+        }),
+      );
+      return finish(backend, run, stages, result, validation, settings.sequenceLength, job);
+    });
   });
+}
+
+/** Trains on the next token and writes the result into the run's directory. */
+async function pretrainStage(
+  { checkpoint, directory, config }: Start,
+  dtype: FloatDType,
+  stage: Omit<TrainStage, "student" | "objective">,
+): Promise<TrainResult> {
+  const { backend, model, run, settings } = stage;
+  const student =
+    checkpoint === undefined
+      ? initialise(backend, model, settings.seed)
+      : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
+  try {
+    const outcome = await runTraining({ ...stage, student, objective: crossEntropyObjective });
+    writeCheckpoint(run.path, config, student.source(), {
+      dtype,
+      carryFrom: directory,
+      place: (name) => run.own(name),
+    });
+    return outcome;
+  } finally {
+    student.free();
+  }
 }
 
 /** Measures what a run has written, drops its checkpoints and writes its report. */
@@ -291,6 +314,7 @@ async function finish(
   const outcome = { student, tokens, seconds, tokensPerSecond, out: job.out };
   run.dropCheckpoints();
   writeReport(run, { ...outcome, name: job.out, models: { student }, stages: stages.all });
+  run.finish();
   return outcome;
 }
 
@@ -305,55 +329,54 @@ export interface DistillJob extends TrainingJob {
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
   const teacher = await openModel(job.teacher, job);
   const student = await openModel(job.student, job);
-  if (path.resolve(student.checkpoint.path) === path.resolve(job.out))
-    throw new CoppiceError(`${job.out} is the student itself: choose another --out`);
-  const { train: tokens, validation } = await openData(student.checkpoint.directory, job, job);
+  const inputs = [
+    ...modelInput("the teacher", teacher.checkpoint),
+    ...modelInput("the student", student.checkpoint),
+    ...(await dataInputs(job)),
+  ];
+  return inRun(job, inputs, (run) => distillIn(run, job, teacher, student));
+}
+
+async function distillIn(run: RunDirectory, job: DistillJob, teacher: OpenModel, student: OpenModel) {
+  const { directory, source } = student.checkpoint;
+  const { train: tokens, validation } = await openData(directory, job, job);
   const settings = trainOptionsFor(student.model, job.settings);
-  const { distillation = {}, teacherOptions = {} } = job;
-  const run = openRun(
-    job.out,
-    {
-      command: "distill",
-      teacher: job.teacher,
-      student: job.student,
-      data: tokens.id,
-      settings,
-      distillation,
-      teacherOptions,
-    },
-    job.restart,
-  );
-  const stages = new Stages(run.file("stages.json"));
+  const { distillation = {}, teacherOptions = {}, cacheDir } = job;
+  const inputs = {
+    teacher: await modelIdentity(teacher.checkpoint, cacheDir),
+    student: await modelIdentity(student.checkpoint, cacheDir),
+    data: tokens.id,
+    validation: validation.id,
+  };
+  claim(run, job, { command: "distill", inputs, settings, distillation, teacherOptions });
+  const stages = new Stages(run.own("stages.json"));
   return onDevice(job, async (backend) => {
+    const { sequenceLength } = settings;
     const before = await stages.once("measure student", () =>
-      measure(backend, student.checkpoint.path, validation, "measure student", {
-        ...job,
-        sequenceLength: settings.sequenceLength,
-      }),
+      measure(backend, student.checkpoint.path, validation, "measure student", { ...job, sequenceLength }),
     );
     const result = await stages.once("distill", () =>
       distillStage({
-        ...{
-          backend,
-          stage: "distill",
-          run,
-          settings,
-          validation,
-          options: job,
-          distillation,
-          teacher: teacherOptions,
-        },
-        sequences: new Sequences(tokens, settings.sequenceLength),
+        backend,
+        stage: "distill",
+        run,
+        settings,
+        validation,
+        options: job,
+        distillation,
+        teacher: teacherOptions,
+        sequences: new Sequences(tokens, sequenceLength),
         teacherPath: teacher.checkpoint.path,
-        student: { model: student.model, source: student.checkpoint.source },
-        ...(job.cacheDir !== undefined && { cacheDir: job.cacheDir }),
+        student: { model: student.model, source },
+        ...(cacheDir !== undefined && { cacheDir }),
         write: (weights) =>
           writeCheckpoint(job.out, student.model.config, weights.source(), {
-            dtype: storedType(student.checkpoint.source),
-            carryFrom: student.checkpoint.directory,
+            dtype: storedType(source),
+            carryFrom: directory,
+            place: (name) => run.own(name),
           }),
       }),
     );
-    return { ...(await finish(backend, run, stages, result, validation, settings.sequenceLength, job)), before };
+    return { ...(await finish(backend, run, stages, result, validation, sequenceLength, job)), before };
   });
 }

@@ -8,7 +8,7 @@ import type { Sensitivity } from "./sensitivity.js";
 import { fileBytes, ggufShapes, recipeFacts, type WriteModelOptions, type WrittenModel, writeModel } from "./write.js";
 
 export interface ExportOptions
-  extends Pick<WriteModelOptions, "name" | "shardBytes" | "preTokenizer" | "onBytes" | "signal"> {
+  extends Pick<WriteModelOptions, "name" | "shardBytes" | "preTokenizer" | "onFiles" | "onBytes" | "signal"> {
   /** What kind of file; the name of one of llama.cpp's mixtures. */
   readonly kind: FileKind;
   readonly importance?: Importance;

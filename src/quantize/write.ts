@@ -40,6 +40,7 @@ export interface WriteModelOptions {
   readonly shardBytes?: number;
   readonly preTokenizer?: string;
   readonly threads: number;
+  readonly onFiles?: ((files: readonly string[]) => void) | undefined;
   readonly onBytes?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -143,6 +144,7 @@ export async function writeModel(
   let done = 0;
   const files = await writeGguf(file, metadata, tensors, {
     shardBytes: options.shardBytes ?? DEFAULT_SHARD_BYTES,
+    onFiles: options.onFiles,
     ...(options.signal && { signal: options.signal }),
     onBytes: (written) => {
       done += written;

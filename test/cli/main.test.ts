@@ -223,7 +223,7 @@ describe("mistakes", () => {
     [
       "pruning without data",
       ["prune", teacher, "--target", "0.67x", "--out", path.join(directory, "x")],
-      1,
+      2,
       /pruning needs --data/,
     ],
     [

@@ -47,7 +47,7 @@ function layersThatDiffer(root: string): string {
     ...{ num_attention_heads: [4, 2, 6], num_key_value_heads: [2, 1, 2], max_position_embeddings: 512 },
   };
   const { checkpoint } = randomModel(root, "differing", sizes, 0.3);
-  writeCheckpoint(directory, checkpoint.config, checkpoint.source);
+  writeCheckpoint(directory, checkpoint.config, checkpoint.source, { place: (name) => path.join(directory, name) }); // again for each use
   return directory;
 }
 

@@ -1,0 +1,235 @@
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
+import path from "node:path";
+import { z } from "zod";
+import { CoppiceError, UsageError } from "./errors.js";
+import { writeJson } from "./files.js";
+import { LOCK_FILE, lockDirectory } from "./lock.js";
+import { checkWritable, liesInside, realPath, statOf } from "./places.js";
+
+/** What a run says of itself. */
+export const RUN_FILE = "run.json";
+/** What a directory may hold and still be empty. */
+const NOTHING = new Set([".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", LOCK_FILE]);
+
+const isOwnName = (name: string): boolean =>
+  name !== "" &&
+  !path.isAbsolute(name) &&
+  !name.split(/[/\\]/).some((part) => part === ".." || part === "." || part === "");
+
+const recordSchema = z.object({
+  coppice: z.literal("run"),
+  configuration: z.record(z.string(), z.unknown()).optional(),
+  /** Every file that the run wrote, relative. */
+  files: z.array(z.string().refine(isOwnName)),
+  finished: z.boolean(),
+  result: z.unknown().optional(),
+});
+type RunRecord = z.infer<typeof recordSchema>;
+
+const EMPTY: RunRecord = { coppice: "run", files: [], finished: false };
+
+/**
+ * The directory of a run and the files in it that the run wrote: only they are ever replaced or deleted. One process at a time has
+ * it.
+ */
+export class RunFiles {
+  private record: RunRecord;
+  private readonly unlock: () => void;
+  private readonly made: string | undefined;
+
+  /**
+   * Opens a directory that is empty, or not there, or an earlier run's.
+   * @throws UsageError when it holds anything else, CoppiceError when another process has it
+   */
+  constructor(readonly directory: string) {
+    if (statOf(directory) === undefined) checkWritable(directory);
+    checkDirectory(directory);
+    try {
+      this.made = mkdirSync(directory, { recursive: true });
+      this.unlock = lockDirectory(directory);
+    } catch (error) {
+      if (error instanceof CoppiceError) throw error;
+      throw new UsageError(`${directory} cannot be written: ${error instanceof Error ? error.message : error}`);
+    }
+    try {
+      this.record = checkDirectory(directory) ?? EMPTY;
+    } catch (error) {
+      this.unlock();
+      throw error;
+    }
+  }
+
+  private at(name: string): string {
+    return path.join(this.directory, ...name.split("/"));
+  }
+
+  private write(change: Partial<RunRecord>): void {
+    this.record = { ...this.record, ...change };
+    writeJson(this.at(RUN_FILE), this.record);
+  }
+
+  /**
+   * Says that the run writes a file, before it does.
+   * @param name relative, with `/`
+   * @throws CoppiceError when there is one that is not the run's
+   */
+  own(...names: readonly string[]): void {
+    const fresh = names.filter((name) => !this.record.files.includes(name));
+    for (const name of fresh)
+      if (isThere(this.at(name)))
+        throw new CoppiceError(
+          `${this.at(name)} was not written by this run and would be lost: move it elsewhere, and the same command goes on`,
+        );
+    if (fresh.length > 0) this.write({ files: [...this.record.files, ...fresh] });
+  }
+
+  /** Deletes files that the run wrote. */
+  remove(names: readonly string[]): void {
+    const own = names.filter((name) => this.record.files.includes(name));
+    for (const name of own) this.delete(name);
+    if (own.length > 0) this.write({ files: this.record.files.filter((name) => !own.includes(name)) });
+  }
+
+  /** The run's files below a folder. */
+  below(folder: string): string[] {
+    return this.record.files.filter((name) => name.startsWith(`${folder}/`));
+  }
+
+  /** Deletes a file and what a kill left of writing it, then the folders that are empty without it. */
+  private delete(name: string): void {
+    const root = realPath(this.directory);
+    const parts = name.split("/");
+    for (let depth = parts.length; depth > 0; depth--) {
+      const at = this.at(parts.slice(0, depth).join("/"));
+      const parent = realPath(path.dirname(at));
+      if (parent !== root && !liesInside(parent, root)) continue; // a link leads out of the directory
+      if (depth === parts.length && isThere(at) && !lstatSync(at).isDirectory()) rmSync(at);
+      if (depth < parts.length) removeIfEmpty(at);
+      for (const left of existsSync(parent) ? readdirSync(parent) : [])
+        if (left.startsWith(`${path.basename(at)}.partial-`)) rmSync(path.join(parent, left), { recursive: true });
+    }
+  }
+
+  get configuration(): Readonly<Record<string, unknown>> | undefined {
+    return this.record.configuration;
+  }
+
+  /**
+   * Claims the directory for a configuration, or checks the one that is there.
+   * @throws UsageError naming what differs when it is another run's
+   */
+  claim(configuration: Readonly<Record<string, unknown>>): void {
+    const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
+    if (this.record.configuration === undefined) {
+      this.write({ configuration: plain });
+      return;
+    }
+    const changes = differences(this.record.configuration, plain);
+    if (changes.length > 0)
+      throw new UsageError(
+        `${this.directory} holds a run with other settings (${changes.join("; ")}): choose another --out, or --restart to discard it`,
+      );
+    const missing = this.record.finished ? this.record.files.filter((name) => !existsSync(this.at(name))) : [];
+    if (missing.length > 0)
+      throw new UsageError(
+        `${this.directory} holds a finished run, but ${missing.slice(0, 3).join(", ")} ${missing.length > 1 ? "are" : "is"} gone: --restart runs it again`,
+      );
+  }
+
+  /** Whether the run came to its end. */
+  get finished(): boolean {
+    return this.record.finished;
+  }
+
+  /** What {@link finish} was given. */
+  get result(): unknown {
+    return this.record.result;
+  }
+
+  /** Says that the run came to its end, and with what. */
+  finish(result?: unknown): void {
+    if (!this.record.finished) this.write({ finished: true, result });
+  }
+
+  /** Deletes what the run wrote, and nothing else. */
+  discard(): void {
+    for (const name of this.record.files) this.delete(name);
+    rmSync(this.at(RUN_FILE), { force: true });
+    this.record = EMPTY;
+  }
+
+  /** Lets others have the directory. One that is empty as it was made for the run goes. */
+  close(): void {
+    this.unlock();
+    if (this.made === undefined) return;
+    for (let at = path.resolve(this.directory); at.startsWith(path.resolve(this.made)); at = path.dirname(at))
+      if (!removeIfEmpty(at)) return;
+  }
+}
+
+/** What the run in a directory says of itself. @throws UsageError when the directory is neither a run's nor empty */
+function checkDirectory(directory: string): RunRecord | undefined {
+  const stat = statOf(directory);
+  if (stat === undefined) return undefined;
+  if (!stat.isDirectory()) throw new UsageError(`${directory} is a file: --out names a directory here`);
+  const record = readRecord(path.join(directory, RUN_FILE));
+  if (record !== undefined) return record;
+  const found = readdirSync(directory).filter(
+    (name) =>
+      !NOTHING.has(name) && !name.startsWith(`${LOCK_FILE}.partial-`) && !name.startsWith(`${RUN_FILE}.partial-`),
+  );
+  if (found.length === 0) return undefined;
+  const [some, more] = [found.slice(0, 3).join(", "), found.length > 3 ? `, and ${found.length - 3} more` : ""];
+  throw new UsageError(
+    `${directory} is not empty and no run of coppice (it has ${some}${more}): choose another --out, nothing was changed`,
+  );
+}
+
+function readRecord(file: string): RunRecord | undefined {
+  try {
+    return recordSchema.parse(JSON.parse(readFileSync(file, "utf8")));
+  } catch {
+    return undefined;
+  }
+}
+
+const isThere = (file: string): boolean => lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+function removeIfEmpty(directory: string): boolean {
+  try {
+    rmdirSync(directory);
+    return true;
+  } catch {
+    return false; // it has something in it, or is gone
+  }
+}
+
+/** Inputs are compared by what they contain, which nobody could read. */
+const INPUTS = "inputs";
+
+/** What differs between two configurations, a setting each. */
+export function differences(
+  before: Readonly<Record<string, unknown>>,
+  now: Readonly<Record<string, unknown>>,
+  above = "",
+): string[] {
+  return [...new Set([...Object.keys(before), ...Object.keys(now)])].flatMap((name) => {
+    const [a, b] = [before[name], now[name]];
+    if (JSON.stringify(a) === JSON.stringify(b)) return [];
+    if (isRecord(a) && isRecord(b)) return differences(a, b, `${above}${name}.`);
+    if (above === `${INPUTS}.`) return [`${name}: not the same content as before`];
+    if (isRecord(a ?? {}) && isRecord(b ?? {}))
+      return differences(
+        (a ?? {}) as Record<string, unknown>,
+        (b ?? {}) as Record<string, unknown>,
+        `${above}${name}.`,
+      );
+    return [`${above}${name} ${shown(a)} -> ${shown(b)}`];
+  });
+}
+
+const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+const shown = (value: unknown): string =>
+  value === undefined ? "not given" : typeof value === "string" ? value : JSON.stringify(value);

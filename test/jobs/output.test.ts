@@ -1,0 +1,363 @@
+import { spawn, spawnSync } from "node:child_process";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
+import path from "node:path";
+import { beforeEach, describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { openCheckpoint, readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
+import {
+  compress,
+  distill,
+  evaluate,
+  exportModel,
+  type JobOptions,
+  pretrain,
+  pruneModel,
+  quantize,
+} from "../../src/index.js";
+import { hashBytes } from "../../src/system/files.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const main = path.join(root, "bin/coppice.cjs");
+const teacher = path.join(root, "examples/tiny-teacher");
+const directory = temporaryDirectory();
+process.env.COPPICE_CACHE = path.join(directory, "cache");
+
+/** A place with a model, data and notes that nothing may touch. */
+let work: string;
+let count = 0;
+beforeEach(() => {
+  work = path.join(directory, `work-${count++}`);
+  mkdirSync(work);
+  cpSync(teacher, path.join(work, "model"), { recursive: true });
+  writeFileSync(path.join(work, "data.txt"), corpus(5, 200));
+  writeFileSync(path.join(work, "notes.md"), "mine\n");
+});
+const at = (...names: string[]) => path.join(work, ...names);
+
+/** Every file below a directory with what it contains. */
+const witness = (place: string): Record<string, string> =>
+  Object.fromEntries(
+    readdirSync(place, { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => path.join(entry.parentPath, entry.name))
+      .map((file) => [path.relative(place, file), hashBytes(readFileSync(file))]),
+  );
+
+const common = { device: "cpu", threads: 2 } as const;
+const settings = { tokens: 512, sequenceLength: 32, batchSize: 4, saveEverySteps: 2 };
+const distilling = (out: string, more: Partial<JobOptions & { restart: boolean; teacher: string }> = {}) =>
+  distill({ ...common, student: at("model"), teacher, data: [at("data.txt")], out, settings, ...more });
+const cutting = (out: string, more: object = {}) => ({
+  ...{ ...common, model: at("model"), data: [at("data.txt")], target: "hidden=96,ffn=256", calibrationSamples: 8 },
+  ...{ out, ...more },
+});
+const compressing = (out: string, more: object = {}) => compress({ ...cutting(out), settings, ...more });
+
+describe("an --out that touches what is read", () => {
+  /** What each command is given, by where it writes. */
+  const commands: Record<string, (out: string) => Promise<unknown>> = {
+    compress: (out) => compressing(out, { restart: true }),
+    distill: (out) => distilling(out, { teacher: at("model"), restart: true }),
+    pretrain: (out) =>
+      pretrain({ ...common, model: at("model"), data: [at("data.txt")], out, settings, restart: true }),
+    prune: (out) => pruneModel({ ...cutting(out), restart: true }),
+    export: (out) => exportModel({ ...common, model: at("model"), out, restart: true, overwrite: true }),
+    quantize: (out) => quantize({ ...common, model: at("model"), out, types: ["q8_0"], overwrite: true }),
+    evaluate: (out) => evaluate({ ...common, models: [at("model")], out, tasks: ["piqa"], restart: true }),
+  };
+  it.each(Object.keys(commands))(
+    "is refused by %s: it is, contains or lies inside the input; nothing is lost",
+    async (name) => {
+      symlinkSync(at("model"), at("link"));
+      const before = witness(work);
+      const run = commands[name]!;
+      await expect(run(at("model"))).rejects.toThrow(/is (the|a) (model|teacher|student) itself: choose another --out/);
+      await expect(run(at("link"))).rejects.toThrow(/itself/);
+      await expect(run(work)).rejects.toThrow(/contains (the|a) (model|teacher)/);
+      await expect(run(at("model", "inner"))).rejects.toThrow(/lies inside (the|a) (model|teacher)/);
+      await expect(run(at("link", "inner"))).rejects.toThrow(/lies inside/);
+      expect(witness(work)).toEqual(before);
+    },
+  );
+
+  it("is refused where data, validation data or a glob's files lie in it", async () => {
+    mkdirSync(at("texts"));
+    renameSync(at("data.txt"), at("texts", "data.txt"));
+    const before = witness(work);
+    for (const data of [at("texts"), at("texts", "data.txt"), at("texts", "*.txt")])
+      await expect(distilling(at("texts"), { data: [data] } as object)).rejects.toThrow(/(is|contains) the data/);
+    await expect(
+      distilling(at("texts"), { data: [path.join(root, "examples/corpus")], validation: [at("texts")] } as object),
+    ).rejects.toThrow(/is the validation data itself/);
+    await expect(distilling(at("texts", "out"), { data: [at("texts")] } as object)).rejects.toThrow(
+      /lies inside the data/,
+    );
+    expect(witness(work)).toEqual(before);
+  });
+
+  it("is refused where the weights are links into it", async () => {
+    mkdirSync(at("weights"));
+    renameSync(at("model", "model.safetensors"), at("weights", "model.safetensors"));
+    symlinkSync(at("weights", "model.safetensors"), at("model", "model.safetensors"));
+    await expect(distilling(at("weights"))).rejects.toThrow(/contains the student/);
+  });
+});
+
+describe("a directory that is not the run's own", () => {
+  it.each([["compress"], ["distill"], ["pretrain"], ["prune"], ["export"], ["evaluate"]])(
+    "is refused by %s, with --restart too, and keeps what it has",
+    async (name) => {
+      const out = at("mine");
+      mkdirSync(path.join(out, "checkpoints"), { recursive: true });
+      writeFileSync(path.join(out, "checkpoints", "precious.bin"), "1");
+      const jobs: Record<string, () => Promise<unknown>> = {
+        compress: () => compressing(out, { restart: true }),
+        distill: () => distilling(out, { restart: true }),
+        pretrain: () =>
+          pretrain({ ...common, model: at("model"), data: [at("data.txt")], out, settings, restart: true }),
+        prune: () => pruneModel({ ...cutting(out), restart: true }),
+        export: () => exportModel({ ...common, model: at("model"), out, restart: true, overwrite: true }),
+        evaluate: () => evaluate({ ...common, models: [at("model")], out, tasks: ["piqa"], restart: true }),
+      };
+      await expect(jobs[name]!()).rejects.toThrow(/is not empty and no run of coppice \(it has checkpoints\)/);
+      expect(witness(out)).toEqual({ "checkpoints/precious.bin": hashBytes("1") });
+    },
+  );
+
+  it("is refused with a run.json of another tool, and with another command's run", async () => {
+    mkdirSync(at("other"));
+    writeFileSync(at("other", "run.json"), '{"id": "wandb"}');
+    await expect(distilling(at("other"), { restart: true })).rejects.toThrow(/no run of coppice/);
+    await exportModel({ ...common, model: at("model"), out: at("exported") });
+    await expect(pruneModel(cutting(at("exported")))).rejects.toThrow(/command export -> prune/);
+    const cut = openCheckpoint(at("exported"));
+    expect(cut.config.hidden_size).toBe(128);
+  });
+
+  it("keeps files of others through a restart and the end of a run", async () => {
+    const out = at("run");
+    await distilling(out);
+    mkdirSync(path.join(out, "checkpoints"));
+    writeFileSync(path.join(out, "checkpoints", "best.bin"), "mine");
+    writeFileSync(path.join(out, "notes.md"), "mine");
+    await distilling(out, { restart: true });
+    expect(readFileSync(path.join(out, "checkpoints", "best.bin"), "utf8")).toBe("mine");
+    expect(readFileSync(path.join(out, "notes.md"), "utf8")).toBe("mine");
+    expect(readdirSync(path.join(out, "checkpoints"))).toEqual(["best.bin"]);
+  });
+
+  it("never deletes beyond it, whatever its list says", async () => {
+    const out = at("run");
+    await exportModel({ ...common, model: at("model"), out });
+    const record = JSON.parse(readFileSync(path.join(out, "run.json"), "utf8"));
+    symlinkSync(work, path.join(out, "up"));
+    writeFileSync(path.join(out, "run.json"), JSON.stringify({ ...record, files: [...record.files, "up/notes.md"] }));
+    await exportModel({ ...common, model: at("model"), out, restart: true });
+    expect(existsSync(at("notes.md"))).toBe(true);
+    writeFileSync(path.join(out, "run.json"), JSON.stringify({ ...record, files: [...record.files, "../notes.md"] }));
+    await expect(exportModel({ ...common, model: at("model"), out, restart: true })).rejects.toThrow(
+      /no run of coppice/,
+    );
+    expect(existsSync(at("notes.md"))).toBe(true);
+  });
+
+  it("does not lose a file that someone put where the run is about to write", async () => {
+    const out = at("run");
+    const attempt = distilling(out, {
+      onProgress: ({ stage }) => {
+        if (stage === "distill" && !existsSync(path.join(out, "config.json")))
+          writeFileSync(path.join(out, "config.json"), "mine");
+      },
+    });
+    await expect(attempt).rejects.toThrow(
+      /config.json was not written by this run and would be lost: move it elsewhere/,
+    );
+    expect(readFileSync(path.join(out, "config.json"), "utf8")).toBe("mine");
+    rmSync(path.join(out, "config.json"));
+    await distilling(out);
+    expect(openCheckpoint(out).config.hidden_size).toBe(128);
+  });
+
+  it("is not a file, nor below one", async () => {
+    await expect(distilling(at("notes.md"))).rejects.toThrow(/notes.md is a file: --out names a directory/);
+    await expect(distilling(at("notes.md", "out"))).rejects.toThrow(
+      /notes.md.out cannot be written: .*notes.md is a file/,
+    );
+    await expect(distilling(" ")).rejects.toThrow(/--out is empty/);
+    mkdirSync(at("folder.gguf"));
+    await expect(exportModel({ ...common, model: at("model"), out: at("folder.gguf") })).rejects.toThrow(
+      /is a directory/,
+    );
+    await expect(quantize({ ...common, model: at("model"), types: ["q8_0"], out: at("notes.md") })).rejects.toThrow(
+      /is a file/,
+    );
+    expect(readFileSync(at("notes.md"), "utf8")).toBe("mine\n");
+  });
+
+  it("is left as it was when nothing came of the run", async () => {
+    await expect(distilling(at("a", "b"), { data: [at("notes.md")] } as object)).rejects.toThrow(/tokens/);
+    expect(existsSync(at("a"))).toBe(false);
+  });
+});
+
+describe("a .gguf file that is there", () => {
+  it("is replaced only when asked", async () => {
+    const out = at("m.gguf");
+    writeFileSync(out, "mine");
+    await expect(exportModel({ ...common, model: at("model"), out })).rejects.toThrow(/is there already.*--overwrite/);
+    await expect(quantize({ ...common, model: at("model"), types: ["q8_0"], out })).rejects.toThrow(/is there already/);
+    expect(readFileSync(out, "utf8")).toBe("mine");
+    await exportModel({ ...common, model: at("model"), out, overwrite: true });
+    expect(statSync(out).size).toBeGreaterThan(1e5);
+  });
+
+  it("counts when it is a part of several, and beside others", async () => {
+    mkdirSync(at("gguf"));
+    writeFileSync(at("gguf", "m-00001-of-00002.gguf"), "mine");
+    await expect(exportModel({ ...common, model: at("model"), out: at("gguf", "m.gguf") })).rejects.toThrow(
+      /m-00001-of-00002.gguf is there/,
+    );
+    writeFileSync(at("gguf", "model-q8_0.gguf"), "mine");
+    const both = quantize({ ...common, model: at("model"), types: ["q4_0", "q8_0"], out: at("gguf") });
+    await expect(both).rejects.toThrow(/model-q8_0.gguf is there already/);
+    expect(existsSync(at("gguf", "model-q4_0.gguf"))).toBe(false); // said before anything is made
+    await quantize({ ...common, model: at("model"), types: ["q4_0"], out: at("gguf") });
+    expect(readdirSync(at("gguf")).sort()).toEqual(["m-00001-of-00002.gguf", "model-q4_0.gguf", "model-q8_0.gguf"]);
+  });
+});
+
+describe("two runs in one directory", () => {
+  it("at once: the second says who has it, and the first ends as if alone", async () => {
+    const first = distilling(at("run"));
+    await expect(distilling(at("run"))).rejects.toThrow(new RegExp(`in use by another run: process ${process.pid} on`));
+    await first;
+    const steps = readFileSync(at("run", "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line).step);
+    expect(steps).toEqual([1, 2, 3, 4]);
+    expect(existsSync(at("run", "run.lock"))).toBe(false);
+  });
+
+  it("of which one was killed: the other takes its lock over", async () => {
+    const args = [
+      "distill",
+      at("model"),
+      "--teacher",
+      teacher,
+      "--data",
+      at("data.txt"),
+      "--out",
+      at("run"),
+      "--device",
+      "cpu",
+    ];
+    const child = spawn(process.execPath, [main, ...args, "--tokens", "1M", "--sequence-length", "32"], {
+      stdio: "ignore",
+    });
+    const ended = new Promise((resolve) => child.once("exit", resolve));
+    while (!existsSync(at("run", "metrics.jsonl")) && child.exitCode === null)
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    const second = spawnSync(process.execPath, [main, ...args, "--tokens", "1M"], { encoding: "utf8" });
+    expect(second).toMatchObject({ status: 1, stderr: expect.stringMatching(`process ${child.pid} on`) });
+    child.kill("SIGKILL");
+    await ended;
+    expect(existsSync(at("run", "run.lock"))).toBe(true);
+    await distilling(at("run"), { restart: true });
+    expect(existsSync(at("run", "run.lock"))).toBe(false);
+  });
+
+  it("of which one is on another machine: it is believed, and the lock named", async () => {
+    mkdirSync(at("run"));
+    writeFileSync(
+      at("run", "run.lock"),
+      JSON.stringify({ pid: 1, host: "elsewhere", since: "2026-01-01", token: "x" }),
+    );
+    await expect(distilling(at("run"))).rejects.toThrow(/process 1 on elsewhere, since 2026-01-01.* delete .*run.lock/);
+  });
+});
+
+describe("a finished run", () => {
+  it("is not run again, and says so", async () => {
+    const first = await distilling(at("run"));
+    const notes: string[] = [];
+    expect(await distilling(at("run"), { onNote: (text) => notes.push(text) })).toEqual(first);
+    expect(notes.join()).toMatch(/finished already; --restart/);
+    const pruned = await pruneModel(cutting(at("pruned")));
+    expect(await pruneModel(cutting(at("pruned"), { onNote: (text: string) => notes.push(text) }))).toEqual(pruned);
+    expect(notes).toHaveLength(2);
+  });
+
+  it("of other inputs at the same paths is another", async () => {
+    cpSync(at("model"), at("teacher"), { recursive: true });
+    await distilling(at("run"), { teacher: at("teacher") });
+    const file = at("teacher", "model.safetensors");
+    const { mtime, atime } = statSync(file);
+    const { config, source } = openCheckpoint(at("teacher"));
+    const flipped = {
+      ...source,
+      tensors: source.tensors,
+      readRows: (name: string, from: number, to: number) => source.readRows(name, from, to).map((byte) => byte ^ 1),
+      releaseRows: () => {},
+    };
+    writeCheckpoint(at("changed"), config, flipped);
+    expect(statSync(at("changed", "model.safetensors")).size).toBe(statSync(file).size);
+    cpSync(at("changed", "model.safetensors"), file);
+    utimesSync(file, atime, mtime); // as cp -p leaves it
+    await expect(distilling(at("run"), { teacher: at("teacher") })).rejects.toThrow(
+      /teacher: not the same content as before/,
+    );
+    writeFileSync(at("data.txt"), corpus(6, 200));
+    await expect(distilling(at("run"))).rejects.toThrow(/data: not the same content/);
+    expect(readTensor(openCheckpoint(at("run")).source, "model.norm.weight").length).toBeGreaterThan(0);
+  });
+
+  it("of the same inputs at other paths is the same", async () => {
+    const first = await distilling(at("run"), { teacher: at("model") });
+    cpSync(at("model"), at("moved"), { recursive: true });
+    expect(await distilling(at("run"), { teacher: at("moved") })).toEqual(first);
+  });
+
+  it("that lacks a file says so instead of being finished", async () => {
+    await pruneModel(cutting(at("pruned")));
+    rmSync(at("pruned", "model.safetensors"));
+    await expect(pruneModel(cutting(at("pruned")))).rejects.toThrow(/model.safetensors is gone: --restart/);
+    await pruneModel({ ...cutting(at("pruned")), restart: true });
+    expect(openCheckpoint(at("pruned")).config.hidden_size).toBe(96);
+  });
+
+  it("of other scores is not taken for this one's", async () => {
+    const scoresFile = at("scores.safetensors");
+    await pruneModel(cutting(at("pruned"), { scoresFile }));
+    await pruneModel(cutting(at("pruned"), { scoresFile })); // they are there now
+    rmSync(scoresFile);
+    await pruneModel(cutting(at("again"), { scoresFile, calibrationSamples: 4 }));
+    await expect(pruneModel(cutting(at("pruned"), { scoresFile }))).rejects.toThrow(/is not what the run in .* used/);
+  });
+});
+
+describe("other settings in a run's directory", () => {
+  it("are named one by one", async () => {
+    await distilling(at("run"));
+    const other = distill({
+      ...{ ...common, student: at("model"), teacher, data: [at("data.txt")], out: at("run") },
+      ...{ settings: { ...settings, seed: 9 }, distillation: { temperature: 2 } },
+    });
+    await expect(other).rejects.toThrow(
+      "holds a run with other settings (settings.seed 0 -> 9; distillation.temperature not given -> 2): choose another --out, or --restart to discard it",
+    );
+  });
+});
