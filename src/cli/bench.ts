@@ -2,7 +2,7 @@ import { Command, Option } from "commander";
 import { BENCH_WORK, type BenchOutcome, type BenchWork, bench } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../jobs/report.js";
 import { action, example, table } from "./command.js";
-import { addCommon, type CommonFlags, parseWhole } from "./options.js";
+import { addCommon, type CommonFlags, parseAtLeastOne } from "./options.js";
 
 interface Flags extends CommonFlags {
   readonly work: BenchWork;
@@ -18,9 +18,9 @@ export const benchCommand = example(
   addCommon(new Command("bench").description("Time training, calibration or a forward pass on this machine"))
     .argument("<model>", "a model whose sizes to take, or sizes: hidden=288,ffn=768,layers=6,heads=6,vocab=32000")
     .addOption(new Option("--work <kind>", "what to time").choices(BENCH_WORK).default("distill"))
-    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseWhole)
-    .option("--batch-size <n>", "sequences per step (default: 4)", parseWhole)
-    .option("--steps <n>", "timed steps; the median counts (default: 5)", parseWhole)
+    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
+    .option("--batch-size <n>", "sequences per step (default: 4)", parseAtLeastOne)
+    .option("--steps <n>", "timed steps; the median counts (default: 5)", parseAtLeastOne)
     .addOption(
       new Option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("bf16"),
     )

@@ -3,7 +3,15 @@ import { metricKey } from "../evaluate/index.js";
 import { formatScore, resultLines } from "../jobs/evaluation-table.js";
 import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine, evaluate } from "../jobs/index.js";
 import { action, example, table } from "./command.js";
-import { addCommon, type CommonFlags, MODEL, parseNames, parsePositive, parseWhole } from "./options.js";
+import {
+  addCommon,
+  type CommonFlags,
+  MODEL,
+  parseAtLeastOne,
+  parseNames,
+  parsePositive,
+  parseWhole,
+} from "./options.js";
 import { renderComparison } from "./render.js";
 
 interface Flags extends CommonFlags {
@@ -41,8 +49,8 @@ export const evaluateCommand = example(
     )
     .option("--limit <n>", "documents of each task at most, or that share of them where below 1", parsePositive)
     .option("--num-fewshot <n>", "worked examples before each question (default: the task's)", parseWhole)
-    .option("--max-length <n>", "longest sequence in tokens (default: the model's)", parseWhole)
-    .option("--max-gen-tokens <n>", "longest generated text in tokens (default: the task's)", parseWhole)
+    .option("--max-length <n>", "longest sequence in tokens (default: the model's)", parseAtLeastOne)
+    .option("--max-gen-tokens <n>", "longest generated text in tokens (default: the task's)", parseAtLeastOne)
     .option("--samples <n>", "programs drawn for each programming problem, for pass@k (default: 1)", parseSamples)
     .option("--temperature <x>", "of drawn programs (default: 0 for one, 0.2 for several)", parsePositive)
     .option("--data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")

@@ -2,7 +2,15 @@ import { Command, Option } from "commander";
 import { type FoundryOptions, ROLES, type Role, runWorker, startFoundry, withTenants } from "../foundry/index.js";
 import { DEVICE_KINDS } from "../ggml/index.js";
 import { action, example, SERVICE_ENDS, table } from "./command.js";
-import { type CommonFlags, parseBytes, parseCount, parseNames, parsePositive, parseWhole } from "./options.js";
+import {
+  type CommonFlags,
+  parseAtLeastOne,
+  parseBytes,
+  parseCount,
+  parseNames,
+  parsePositive,
+  parseWhole,
+} from "./options.js";
 
 interface Flags extends CommonFlags {
   readonly data?: string;
@@ -50,7 +58,7 @@ const addCompute = (command: Command): Command =>
     .addOption(
       env(new Option("--device <kind>", "where jobs compute").choices(["auto", ...DEVICE_KINDS]).default("auto")),
     )
-    .addOption(env(new Option("--threads <n>", "CPU threads of each worker").argParser(parseWhole)))
+    .addOption(env(new Option("--threads <n>", "CPU threads of each worker").argParser(parseAtLeastOne)))
     .addOption(
       env(
         new Option(
@@ -163,7 +171,7 @@ export const foundryCommand = example(
       env(new Option("--max-stored <size>", "what a tenant may keep (default: no limit)").argParser(parseBytes)),
     )
     .addOption(
-      env(new Option("--max-jobs <n>", "jobs of a tenant that wait or run (default: 1000)").argParser(parseWhole)),
+      env(new Option("--max-jobs <n>", "jobs of a tenant that wait or run (default: 1000)").argParser(parseAtLeastOne)),
     )
     .addOption(env(new Option("--max-tokens <n>", "tokens of a job (default: no limit)").argParser(parseCount)))
     .addOption(

@@ -3,9 +3,16 @@ import { Command } from "commander";
 import type { SamplingOptions } from "../generate/index.js";
 import { generate } from "../jobs/index.js";
 import { type FileKind, parseFileKind } from "../quantize/index.js";
-import { UsageError } from "../system/errors.js";
 import { action, example } from "./command.js";
-import { addCommon, type CommonFlags, MODEL, parsePositive, parseWhole } from "./options.js";
+import {
+  addCommon,
+  type CommonFlags,
+  MODEL,
+  parseAtLeastOne,
+  parseNonNegative,
+  parsePositive,
+  parseWhole,
+} from "./options.js";
 
 export interface SamplingFlags extends CommonFlags {
   readonly maxTokens?: number;
@@ -24,8 +31,8 @@ export interface SamplingFlags extends CommonFlags {
 
 export const addSampling = (command: Command): Command =>
   command
-    .option("--max-tokens <n>", "tokens to write at most (default: 256)", parseWhole)
-    .option("--temperature <x>", "0 takes the likeliest token always (default: 0.8)", Number)
+    .option("--max-tokens <n>", "tokens to write at most (default: 256)", parseAtLeastOne)
+    .option("--temperature <x>", "0 takes the likeliest token always (default: 0.8)", parseNonNegative)
     .option("--top-k <n>", "choose among the n likeliest (default: 40)", parseWhole)
     .option("--top-p <x>", "choose among the likeliest that make up this probability (default: 0.95)", parsePositive)
     .option("--min-p <x>", "leave out what is less than this share as likely as the likeliest", parsePositive)
@@ -40,14 +47,13 @@ export const addSampling = (command: Command): Command =>
     .option(
       "--context-size <n>",
       "tokens of prompt and answer together (default: the model's, 4096 at most)",
-      parseWhole,
+      parseAtLeastOne,
     )
     .option("--draft <model>", "a smaller model of the same tokenizer that guesses ahead")
-    .option("--draft-tokens <n>", "tokens it guesses ahead at most (default: 8)", parseWhole);
+    .option("--draft-tokens <n>", "tokens it guesses ahead at most (default: 8)", parseAtLeastOne);
 
 export function samplingOptions(flags: SamplingFlags): SamplingOptions {
   const names = ["maxTokens", "temperature", "topK", "topP", "minP", "repeatPenalty", "seed", "stop"] as const;
-  if (flags.temperature !== undefined && !(flags.temperature >= 0)) throw new UsageError("--temperature is 0 or more");
   return Object.fromEntries(names.flatMap((name) => (flags[name] === undefined ? [] : [[name, flags[name]]])));
 }
 

@@ -11,14 +11,16 @@ import type { ProgressDisplay } from "./progress.js";
 export function parseCount(text: string): number {
   const match = /^(\d+(?:\.\d+)?(?:e\d+)?)([kmbt]?)$/i.exec(text);
   const value = Number(match?.[1]) * ({ k: 1e3, m: 1e6, b: 1e9, t: 1e12 }[match?.[2]?.toLowerCase() ?? ""] ?? 1);
-  if (!(value > 0)) throw new InvalidArgumentError("a positive number is needed, for example 2M.");
+  if (!(value > 0 && value <= Number.MAX_SAFE_INTEGER))
+    throw new InvalidArgumentError("a positive number is needed, for example 2M.");
   return value;
 }
 
 /** A number of bytes, with or without a unit. */
 export function parseBytes(text: string): number {
-  const value = byteCount(text) ?? Number(text);
-  if (!(value > 0)) throw new InvalidArgumentError("a size is needed, for example 4GiB or 500MB.");
+  const value = byteCount(text) ?? (/^\d+$/.test(text) ? Number(text) : 0);
+  if (!(value >= 1 && value <= Number.MAX_SAFE_INTEGER))
+    throw new InvalidArgumentError("a size is needed, for example 4GiB or 500MB.");
   return Math.floor(value);
 }
 
@@ -28,9 +30,31 @@ export function parsePositive(text: string): number {
   return value;
 }
 
+/** A number from 0 up. */
+export function parseNonNegative(text: string): number {
+  const value = text.trim() === "" ? Number.NaN : Number(text);
+  if (!(value >= 0 && Number.isFinite(value))) throw new InvalidArgumentError("a number from 0 up is needed.");
+  return value;
+}
+
+/** A part of something: more than 0, less than 1. */
+export function parseShare(text: string): number {
+  const value = Number(text);
+  if (!(value > 0 && value < 1)) throw new InvalidArgumentError("a share between 0 and 1 is needed, for example 0.4.");
+  return value;
+}
+
 export function parseWhole(text: string): number {
-  if (!/^\d+$/.test(text)) throw new InvalidArgumentError("a whole number is needed.");
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(Number(text)))
+    throw new InvalidArgumentError("a whole number is needed.");
   return Number(text);
+}
+
+/** A whole number of things of which there must be one. */
+export function parseAtLeastOne(text: string): number {
+  const value = parseWhole(text);
+  if (value < 1) throw new InvalidArgumentError("a whole number from 1 up is needed.");
+  return value;
 }
 
 /** Names, comma-separated. */
@@ -51,7 +75,7 @@ export interface CommonFlags {
 export const addCommon = (command: Command): Command =>
   command
     .addOption(new Option("--device <kind>", "where to compute").choices(["auto", ...DEVICE_KINDS]).default("auto"))
-    .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseWhole)
+    .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseAtLeastOne)
     .option("--revision <name>", "branch, tag or commit of a hub id")
     .option("--offline", "use only what was downloaded before")
     .option("--json", "print the result as JSON on standard output, and nothing else there");
@@ -125,15 +149,15 @@ export const addTarget = (command: Command, required = true): Command =>
     .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
     .option("--axes <list>", "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)", parseNames)
     .option("--divisors <sizes>", "what sizes are multiples of, for example hidden=256,ffn=512")
-    .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parsePositive)
-    .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parsePositive)
-    .option("--tolerance <share>", "how far from the target (default: 0.05)", parsePositive)
+    .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parseShare)
+    .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parseShare)
+    .option("--tolerance <share>", "how far from the target (default: 0.05)", parseShare)
     .addOption(
       new Option("--depth <method>", "how layers to cut are chosen (default: contiguous-loss)").choices(DEPTH_METHODS),
     )
-    .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseWhole)
+    .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
     .option("--search-tokens <n>", "rank the best candidates again after distilling each on so many tokens", parseCount)
-    .option("--samples <n>", "calibration sequences (default: 1024)", parseWhole)
+    .option("--samples <n>", "calibration sequences (default: 1024)", parseAtLeastOne)
     .option("--scores <file>", "importance scores to use, or where to keep them");
 
 const parseDivisors = (text: string): Record<string, number> =>
@@ -180,9 +204,9 @@ export interface TrainFlags {
 export const addTraining = (command: Command, defaultTokens: string): Command =>
   command
     .option("--tokens <n>", `tokens to train on (default: ${defaultTokens})`, parseCount)
-    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseWhole)
-    .option("--batch-size <n>", "sequences per step (default: 4096 tokens' worth)", parseWhole)
-    .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseWhole)
+    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
+    .option("--batch-size <n>", "sequences per step (default: 4096 tokens' worth)", parseAtLeastOne)
+    .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseAtLeastOne)
     .option("--learning-rate <x>", "peak (default: 1e-4 at width 4096, more for narrower models)", parsePositive)
     .option("--minimum-learning-rate <x>", "at the end (default: a tenth of the peak)", parsePositive)
     .addOption(
@@ -193,10 +217,10 @@ export const addTraining = (command: Command, defaultTokens: string): Command =>
       ]),
     )
     .option("--warmup-steps <n>", "steps of rising learning rate (default: a tenth, at most 40)", parseWhole)
-    .option("--weight-decay <x>", "decoupled decay of matrices (default: 0.1)", Number)
+    .option("--weight-decay <x>", "decoupled decay of matrices (default: 0.1)", parseNonNegative)
     .option("--clip-norm <x>", "largest global gradient norm (default: 1)", parsePositive)
     .option("--seed <n>", "order of the data and random weights (default: 0)", parseWhole)
-    .option("--save-every <steps>", "steps between checkpoints (default: a twentieth of the run)", parseWhole)
+    .option("--save-every <steps>", "steps between checkpoints (default: a twentieth of the run)", parseAtLeastOne)
     .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)
     .addOption(
       new Option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]),
@@ -233,7 +257,7 @@ export const addLoss = (command: Command): Command =>
       new Option("--loss <kind>", "how far the student is from the teacher (default: forward-kl)").choices(DIVERGENCES),
     )
     .option("--temperature <x>", "softens both distributions (default: 1)", parsePositive)
-    .option("--cross-entropy-weight <x>", "weight of the data's own loss beside it (default: 0)", Number)
+    .option("--cross-entropy-weight <x>", "weight of the data's own loss beside it (default: 0)", parseNonNegative)
     .option(
       "--top-k <n>",
       "match the teacher's n most probable tokens and the rest's mass (default with --teacher-cache: 64)",

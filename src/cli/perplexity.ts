@@ -1,7 +1,15 @@
 import { Command, Option } from "commander";
 import { measurePerplexity } from "../jobs/index.js";
 import { action, example } from "./command.js";
-import { addCommon, addData, type CommonFlags, type DataFlags, dataOptions, MODEL, parseWhole } from "./options.js";
+import {
+  addCommon,
+  addData,
+  type CommonFlags,
+  type DataFlags,
+  dataOptions,
+  MODEL,
+  parseAtLeastOne,
+} from "./options.js";
 
 interface Flags extends CommonFlags, DataFlags {
   readonly sequenceLength?: number;
@@ -11,7 +19,7 @@ interface Flags extends CommonFlags, DataFlags {
 export const perplexityCommand = example(
   addCommon(addData(new Command("perplexity").description("Measure a model's loss on a text"), true))
     .argument("<model>", MODEL)
-    .option("--sequence-length <n>", "tokens per sequence (default: 512, or the model's limit)", parseWhole)
+    .option("--sequence-length <n>", "tokens per sequence (default: 512, or the model's limit)", parseAtLeastOne)
     .addOption(new Option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("f32"))
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {

@@ -14,8 +14,8 @@ import {
   type CommonFlags,
   type DataFlags,
   dataOptions,
+  parseAtLeastOne,
   parsePositive,
-  parseWhole,
   type TargetFlags,
   targetOptions,
 } from "./options.js";
@@ -42,7 +42,7 @@ const command = addCommon(
   ),
 )
   .argument("<model>", "model directory, directory with a config.json, or hub id")
-  .option("--context-size <n>", "tokens of prompt and answer on the device (default: the device's)", parseWhole)
+  .option("--context-size <n>", "tokens of prompt and answer on the device (default: the device's)", parseAtLeastOne)
   .option("--speed <n>", "least tokens per second on the device", parsePositive)
   .option("--all", "all that was weighed for a device, not only the best of each kind");
 const DEVICE_IDS = ["this-machine", ...DEVICES.map(({ id }) => id)];

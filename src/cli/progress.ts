@@ -3,11 +3,15 @@ import type { ProgressEvent } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../jobs/report.js";
 
 const REPORT_EVERY_MS = 5000;
+/** What was done in less time says nothing of a rate. */
+const RATE_SECONDS = 0.2;
 
 /** Shows how a job goes on standard error: a bar per stage on a terminal, a line now and then elsewhere. */
 export class ProgressDisplay {
   private stage: string | undefined;
+  /** When the stage was first heard of, and what was done then: of that it is not known how long it took. */
   private started = 0;
+  private before = 0;
   private reported = 0;
   private bar: cliProgress.SingleBar | undefined;
 
@@ -16,12 +20,12 @@ export class ProgressDisplay {
   readonly update = (event: ProgressEvent): void => {
     const now = performance.now();
     if (event.stage !== this.stage) this.begin(event, now);
-    const rate = event.done / Math.max(1e-3, (now - this.started) / 1000);
-    const left = (event.total - event.done) / Math.max(rate, 1e-9);
+    const seconds = (now - this.started) / 1000;
+    const rate = seconds >= RATE_SECONDS ? (event.done - this.before) / seconds : 0;
     const text = {
       stage: event.stage.padEnd(16),
-      rate: `${amount(event, rate)}/s`,
-      left: event.done === 0 ? "?" : duration(left),
+      rate: rate > 0 ? `${amount(event, rate)}/s` : "",
+      left: rate > 0 ? duration((event.total - event.done) / rate) : "?",
       detail: event.detail ?? "",
       amounts: `${amount(event, event.done)} of ${amount(event, event.total)}`,
     };
@@ -30,9 +34,8 @@ export class ProgressDisplay {
     else if (finished || now - this.reported > REPORT_EVERY_MS) {
       this.reported = now;
       const share = ((100 * event.done) / Math.max(1, event.total)).toFixed(0).padStart(3);
-      process.stderr.write(
-        `${text.stage} ${share} %  ${text.amounts}  ${text.rate}  ${finished ? "done" : `${text.left} left`}  ${text.detail}\n`,
-      );
+      const parts = [text.amounts, text.rate, finished ? "done" : `${text.left} left`, text.detail];
+      process.stderr.write(`${text.stage} ${share} %  ${parts.filter((part) => part !== "").join("  ")}\n`);
     }
   };
 
@@ -40,6 +43,7 @@ export class ProgressDisplay {
     this.end();
     this.stage = event.stage;
     this.started = now;
+    this.before = event.done;
     this.reported = now;
     if (!this.terminal) return;
     this.bar = new cliProgress.SingleBar(
@@ -70,7 +74,10 @@ export class ProgressDisplay {
 }
 
 const amount = ({ unit }: ProgressEvent, value: number): string =>
-  unit === "bytes" ? formatBytes(Math.round(value)) : `${formatCount(value)} ${unit}`;
+  unit === "bytes" ? formatBytes(Math.round(value)) : `${value < 10 ? threeDigits(value) : formatCount(value)} ${unit}`;
+
+/** 3, 0.25: what is slow is not nothing. */
+const threeDigits = (value: number): string => String(Number(value.toPrecision(3)));
 
 function duration(seconds: number): string {
   if (!Number.isFinite(seconds)) return "?";

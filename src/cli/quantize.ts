@@ -14,8 +14,8 @@ import {
   type DataFlags,
   dataOptions,
   MODEL,
+  parseAtLeastOne,
   parseBytes,
-  parseWhole,
 } from "./options.js";
 import { renderNotes } from "./render.js";
 
@@ -64,9 +64,9 @@ export const quantizeCommand = example(
     .option("--candidates <types>", "types that --size may choose from (default: those worth it)", parseTypes)
     .option("--probe", "measure one type of each tensor for --size and estimate the rest: faster, less exact")
     .option("--imatrix <file>", "importances to use, or where to keep them (default: measured on --data)")
-    .option("--samples <n>", "calibration sequences for importances (default: 128)", parseWhole)
-    .option("--cost-samples <n>", "sequences on which --size measures each type (default: 16)", parseWhole)
-    .option("--sequence-length <n>", "tokens per sequence (default: 512, or the model's limit)", parseWhole)
+    .option("--samples <n>", "calibration sequences for importances (default: 128)", parseAtLeastOne)
+    .option("--cost-samples <n>", "sequences on which --size measures each type (default: 16)", parseAtLeastOne)
+    .option("--sequence-length <n>", "tokens per sequence (default: 512, or the model's limit)", parseAtLeastOne)
     .option("--report", "measure perplexity, divergence and speed of every file")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {

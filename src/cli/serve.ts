@@ -3,7 +3,15 @@ import { formatBytes } from "../jobs/report.js";
 import { listProfiles, PROFILE_NAMES, type Profile, type ProfileName, serve } from "../serve/index.js";
 import { UsageError } from "../system/errors.js";
 import { action, example, SERVICE_ENDS, table } from "./command.js";
-import { addCommon, type CommonFlags, parseBytes, parseNames, parsePositive, parseWhole } from "./options.js";
+import {
+  addCommon,
+  type CommonFlags,
+  parseAtLeastOne,
+  parseBytes,
+  parseNames,
+  parsePositive,
+  parseWhole,
+} from "./options.js";
 
 interface Flags extends CommonFlags {
   readonly models?: string[];
@@ -52,13 +60,17 @@ const command = addCommon(
   .addOption(option("--host <address>", "address to listen on (default: 127.0.0.1)"))
   .addOption(option("--port <n>", "port to listen on, 0 for any that is free (default: 8000)", parseWhole))
   .addOption(option("--name <names>", "what the API calls the models (default: their files' names)", parseNames))
-  .addOption(option("--slots <n>", "requests that a model computes together (default: 4)", parseWhole))
+  .addOption(option("--slots <n>", "requests that a model computes together (default: 4)", parseAtLeastOne))
   .addOption(option("--queue <n>", "requests that may wait; others are answered 429 (default: 64)", parseWhole))
   .addOption(
-    option("--context-size <n>", "tokens of a prompt and its answer (default: the model's, 8192 at most)", parseWhole),
+    option(
+      "--context-size <n>",
+      "tokens of a prompt and its answer (default: the model's, 8192 at most)",
+      parseAtLeastOne,
+    ),
   )
-  .addOption(option("--batch-size <n>", "tokens of prompts that are computed at once (default: 512)", parseWhole))
-  .addOption(option("--max-tokens <n>", "most tokens of an answer (default: what the context leaves)", parseWhole))
+  .addOption(option("--batch-size <n>", "tokens of prompts that are computed at once (default: 512)", parseAtLeastOne))
+  .addOption(option("--max-tokens <n>", "most tokens of an answer (default: what the context leaves)", parseAtLeastOne))
   .addOption(
     option("--overflow <policy>", "what is done with a prompt that is too long (default: refuse)").choices([
       ...["refuse", "drop-oldest"],
