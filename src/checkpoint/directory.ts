@@ -135,6 +135,8 @@ export interface WriteOptions {
    */
   readonly place?: ((name: string) => string) | undefined;
   readonly onBytes?: (count: number) => void;
+  /** Looks at what was written: what could not be opened again gets no config.json. */
+  readonly check?: (written: TensorSource) => void;
 }
 
 /** As transformers writes: 5 GB. */
@@ -159,6 +161,7 @@ export function writeCheckpoint(
   writeShards(tensors, options);
   if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
     carryFiles(options.carryFrom, place);
+  options.check?.(new ShardedSource(openWeights(directory)));
   writeConfigJson(place("config.json"), withDtype(config, tensors));
 }
 

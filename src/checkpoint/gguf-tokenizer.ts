@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { CoppiceError, FormatError } from "../system/errors.js";
+import { complaint } from "../system/schema.js";
 import { type GgufMetadata, type GgufScalar, type GgufValue, gguf } from "./gguf.js";
 import { readJsonObject } from "./json.js";
 import { type PreTokenizerStep, preTokenizerNamed, preTokenizerOf } from "./pre-tokenizers.js";
@@ -66,12 +67,10 @@ export function tokenizerMetadata(
   const file = path.join(directory, "tokenizer.json");
   if (!existsSync(file)) throw new CoppiceError(`${directory} has no tokenizer.json, which a GGUF file needs`);
   const parsed = definitionSchema.safeParse(readJsonObject(file));
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0];
+  if (!parsed.success)
     throw new FormatError(
-      `${file}: ${issue?.path.join(".") ?? ""}: ${issue?.message ?? "invalid"}; only BPE tokenizers are written to GGUF`,
+      `${file} ${complaint(parsed.error, readJsonObject(file))}; only BPE tokenizers are written to GGUF`,
     );
-  }
   const definition = parsed.data;
   if ((definition.model.type ?? "BPE") !== "BPE")
     throw new CoppiceError(`${file}: a ${definition.model.type} tokenizer cannot be written to GGUF, only BPE`);
@@ -80,7 +79,7 @@ export function tokenizerMetadata(
     definition.model.byte_fallback === true
       ? sentencePiece(definition, tokens)
       : byteLevel(file, definition, tokens, preTokenizer);
-  const special = specialTokens(directory, config, definition);
+  const special = specialTokens(directory, config, definition, vocabSize);
   return { entries: [...family.entries, ...special], notes: family.notes };
 }
 
@@ -213,6 +212,7 @@ function specialTokens(
   directory: string,
   config: Readonly<Record<string, unknown>>,
   definition: Definition,
+  vocabSize: number,
 ): (readonly [string, GgufValue])[] {
   const optional = (name: string): Step => {
     const file = path.join(directory, name);
@@ -237,6 +237,11 @@ function specialTokens(
     unknown: idOf(definition.model.unk_token ?? contentOf(settings.unk_token)),
     padding: idOf(contentOf(settings.pad_token)),
   };
+  for (const [name, id] of Object.entries(ids))
+    if (id !== undefined && !(Number.isInteger(id) && id >= 0 && id < vocabSize))
+      throw new FormatError(
+        `${directory}: the ${name} token has the number ${id}, beyond the vocabulary of ${vocabSize} tokens: correct ${name}_token_id in config.json or generation_config.json`,
+      );
   const chat = chatTemplate(directory, settings);
   return [
     ...Object.entries(ids).flatMap(([name, id]) =>

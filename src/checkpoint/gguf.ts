@@ -3,7 +3,7 @@ import { type FileHandle, mkdir, open, rm } from "node:fs/promises";
 import path from "node:path";
 import { blockSize, DTYPE_ID, dtypeOfId } from "../ggml/dtype.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
-import { moveIntoPlace, temporaryBeside } from "../system/files.js";
+import { checkSpace, moveIntoPlace, temporaryBeside, writingError } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./tensor-source.js";
 
@@ -299,6 +299,8 @@ export interface GgufTensor extends TensorInfo {
 export interface WriteGgufOptions {
   /** Weights are split into files of at most about this size; one file by default. */
   readonly shardBytes?: number;
+  /** Looks at the first of the files when all are written, before they get their names; throws to refuse them. */
+  readonly verify?: ((file: string) => void) | undefined;
   /** Hears the files' names before any is written, and may throw. */
   readonly onFiles?: ((files: readonly string[]) => void) | undefined;
   readonly onBytes?: (count: number) => void;
@@ -324,9 +326,12 @@ export async function writeGguf(
   const base = file.replace(/\.gguf$/, "");
   const names = shards.length === 1 ? [file] : shards.map((_, i) => shardName(base, i, shards.length));
   options.onFiles?.(names);
-  await mkdir(path.dirname(path.resolve(file)), { recursive: true });
-  const temporaries = names.map(temporaryBeside);
+  const total = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0);
+  checkSpace(file, total, "its tensors");
+  const folder = temporaryBeside(path.resolve(file));
+  const temporaries = names.map((name) => path.join(folder, path.basename(name)));
   try {
+    await mkdir(folder, { recursive: true });
     for (const [i, shard] of shards.entries()) {
       const split: [string, GgufValue][] = [
         ["split.no", { kind: "uint16", value: i }],
@@ -336,11 +341,24 @@ export async function writeGguf(
       const own = i === 0 ? [...metadata].filter(([key]) => !key.startsWith("split.")) : [];
       await writeFile(temporaries[i] ?? "", new Map([...own, ...(shards.length > 1 ? split : [])]), shard, options);
     }
+    verified(temporaries[0] ?? "", names[0] ?? "", options.verify);
     for (const [i, name] of [...names.entries()].reverse()) moveIntoPlace(temporaries[i] ?? "", name);
+  } catch (error) {
+    throw writingError(error, file, total);
   } finally {
-    for (const temporary of temporaries) await rm(temporary, { force: true });
+    await rm(folder, { recursive: true, force: true });
   }
   return names;
+}
+
+/** Lets someone look at a file before it gets its name, by which it is called where it is refused. */
+function verified(temporary: string, name: string, verify: WriteGgufOptions["verify"]): void {
+  try {
+    verify?.(temporary);
+  } catch (error) {
+    if (!(error instanceof CoppiceError)) throw error;
+    throw new FormatError(error.message.replaceAll(temporary, name));
+  }
 }
 
 function splitInto(tensors: readonly GgufTensor[], limit: number): GgufTensor[][] {

@@ -2,7 +2,7 @@ import { closeSync, fsyncSync, mkdirSync, openSync, rmSync, writeSync } from "no
 import path from "node:path";
 import type { FloatDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
-import { moveIntoPlace, temporaryBeside } from "../system/files.js";
+import { checkSpace, moveIntoPlace, temporaryBeside, writingError } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./tensor-source.js";
 
@@ -198,29 +198,35 @@ export function writeSafetensors(
 ): void {
   mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
   const temporary = temporaryBeside(file);
-  const handle = openSync(temporary, "w");
+  const header = encodeHeader(tensors, metadata);
+  const total = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), header.byteLength);
+  checkSpace(file, total, "its tensors");
   try {
-    const write = (bytes: Uint8Array): void => {
-      for (let done = 0; done < bytes.length; )
-        done += writeSync(handle, bytes, done, Math.min(bytes.length - done, 1 << 30));
-    };
-    write(encodeHeader(tensors, metadata));
-    for (const tensor of tensors) {
-      let written = 0;
-      for (const chunk of tensor.chunks()) {
-        write(chunk);
-        written += chunk.byteLength;
-        onBytes(chunk.byteLength);
+    const handle = openSync(temporary, "w");
+    try {
+      const write = (bytes: Uint8Array): void => {
+        for (let done = 0; done < bytes.length; )
+          done += writeSync(handle, bytes, done, Math.min(bytes.length - done, 1 << 30));
+      };
+      write(header);
+      for (const tensor of tensors) {
+        let written = 0;
+        for (const chunk of tensor.chunks()) {
+          write(chunk);
+          written += chunk.byteLength;
+          onBytes(chunk.byteLength);
+        }
+        if (written !== tensorBytes(tensor))
+          throw new FormatError(`${tensor.name}: ${written} bytes came for a shape of ${tensorBytes(tensor)}`);
       }
-      if (written !== tensorBytes(tensor))
-        throw new FormatError(`${tensor.name}: ${written} bytes came for a shape of ${tensorBytes(tensor)}`);
+      fsyncSync(handle);
+    } finally {
+      closeSync(handle);
     }
-    fsyncSync(handle);
-    closeSync(handle);
     moveIntoPlace(temporary, file);
   } catch (error) {
     rmSync(temporary, { force: true });
-    throw error;
+    throw writingError(error, file, total);
   }
 }
 

@@ -60,7 +60,7 @@ for (const command of COMMANDS) program.addCommand(settle(command, program));
 /** Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. */
 function exitCodeOf(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   if (error instanceof InterruptedError || (error instanceof Error && error.name === "AbortError")) {
     process.stderr.write(`${message}\n`);
     return 130;
@@ -70,6 +70,13 @@ function exitCodeOf(error: unknown): number {
     expected && process.env.COPPICE_DEBUG === undefined ? message : error instanceof Error ? error.stack : message;
   process.stderr.write(`coppice: ${detail}\n`);
   return error instanceof UsageError ? 2 : 1;
+}
+
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  return error.message.startsWith("ENOSPC")
+    ? "the disk is full: make room, and the same command goes on"
+    : error.message;
 }
 
 try {

@@ -2,7 +2,7 @@ import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { openSafetensors, readTensor, type TensorToWrite, writeSafetensors } from "../checkpoint/index.js";
 import { FormatError } from "../system/errors.js";
-import { writeFileAtomic, writeJson } from "../system/files.js";
+import { checkSpace, writeFileAtomic, writeJson, writingError } from "../system/files.js";
 import { RunFiles } from "../system/run-files.js";
 import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
 
@@ -31,6 +31,8 @@ export interface TrainerState {
 }
 
 const KEPT_CHECKPOINTS = 2;
+/** A checkpoint has each weight and its two moments. */
+const [COPIES, F32_BYTES] = [3, 4];
 
 const METRICS = "metrics.jsonl";
 const CHECKPOINTS = "checkpoints";
@@ -131,7 +133,12 @@ export class RunDirectory {
   }
 
   appendMetrics(record: MetricsRecord): void {
-    appendFileSync(this.own(METRICS), `${JSON.stringify(record)}\n`);
+    const file = this.own(METRICS);
+    try {
+      appendFileSync(file, `${JSON.stringify(record)}\n`);
+    } catch (error) {
+      throw writingError(error, file);
+    }
   }
 
   /** Forgets metrics past a step: they are computed again after a resume. */
@@ -150,6 +157,18 @@ export class RunDirectory {
 
   private removeCheckpoint(name: string): void {
     this.files.remove(STATE.map((file) => this.named(CHECKPOINTS, name, file)));
+  }
+
+  /**
+   * Makes sure that the checkpoints and the model of a training run have room, before it begins.
+   * @param parameters that are trained
+   * @throws CoppiceError saying how much is needed
+   */
+  checkRoom(parameters: number): void {
+    const there = this.checkpoints().length;
+    const checkpointBytes = parameters * F32_BYTES * COPIES;
+    const bytes = checkpointBytes * Math.max(1, KEPT_CHECKPOINTS + 1 - there) + parameters * F32_BYTES;
+    checkSpace(this.path, bytes, "the run's checkpoints and its model");
   }
 
   /** Saves tensors and state as one checkpoint, and drops old ones. One that is cut short does not count. */

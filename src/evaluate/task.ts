@@ -1,5 +1,6 @@
 import type { z } from "zod";
 import { FormatError } from "../system/errors.js";
+import { complaint } from "../system/schema.js";
 import type { Metric, Value } from "./metrics.js";
 import type { Reply, Request } from "./requests.js";
 
@@ -103,11 +104,8 @@ export function defineTask<Row>(
     read: (row) => {
       const parsed = schema.safeParse(row);
       if (parsed.success) return question(parsed.data);
-      const issue = parsed.error.issues[0];
       const columns = typeof row === "object" && row !== null ? Object.keys(row).join(", ") : typeof row;
-      throw new FormatError(
-        `column "${issue?.path.join(".") ?? "?"}": ${issue?.message ?? "invalid"} (the row has: ${columns})`,
-      );
+      throw new FormatError(`the row ${complaint(parsed.error, row)} (it has: ${columns})`);
     },
   };
 }

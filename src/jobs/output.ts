@@ -1,8 +1,9 @@
 import { existsSync, lstatSync, readdirSync, statSync } from "node:fs";
 import path from "node:path";
-import { type Checkpoint, HUB_PREFIX, isGguf } from "../checkpoint/index.js";
+import { HUB_PREFIX, isGguf } from "../checkpoint/index.js";
 import { findDataFiles } from "../data/index.js";
 import { RunDirectory } from "../distill/index.js";
+import type { Checkpoint } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, hashFile } from "../system/files.js";
 import { contentIdentity } from "../system/identity.js";

@@ -21,6 +21,7 @@ import type { Backend, FloatDType } from "../ggml/index.js";
 import {
   type Checkpoint,
   type ConfigJson,
+  countParameters,
   initialise,
   loadWeights,
   type Model,
@@ -80,6 +81,7 @@ const VALIDATION_SEQUENCES = 32;
 /** Trains, with progress, metrics and checkpoints. */
 export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const { backend, run, model, student, objective, sequences, settings, validation, options } = stage;
+  run.checkRoom(countParameters(model.parameters, model.sizes));
   return train({
     backend,
     student,

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { FormatError } from "../system/errors.js";
+import { complaint } from "../system/schema.js";
 
 /** The parsed content of a checkpoint's `config.json`. */
 export type ConfigJson = Readonly<Record<string, unknown>>;
@@ -17,8 +18,7 @@ export const positive = z.number().positive();
 export function parseConfig<T extends z.ZodType>(schema: T, config: ConfigJson): z.infer<T> {
   const parsed = schema.safeParse(config);
   if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0];
-  throw new FormatError(`config.json: ${issue?.path.join(".") ?? "?"}: ${issue?.message ?? "invalid"}`);
+  throw new FormatError(`config.json: ${complaint(parsed.error, config)}`);
 }
 
 /** @throws FormatError when a field has another value than those that are supported */

@@ -14,6 +14,7 @@ import type { GgufParameter } from "./gguf-layout.js";
 import { configFromGguf, modelFromConfig } from "./registry.js";
 import { inverted, joinedSource, type Place, placedSource, renamedSource, transposedSource } from "./sources.js";
 import { type StoredNames, storedNames, wrappedName } from "./stored-names.js";
+import { checkTensors } from "./weights.js";
 import { languageConfig, withLanguageConfig } from "./wrappers.js";
 
 /** A model's description with its tensors. */
@@ -194,7 +195,11 @@ export function writeModel(
   { model, source, carried, prefixes }: ModelTensors,
   options: WriteOptions = {},
 ): void {
-  writeCheckpoint(directory, model.config, storedSource({ model, source, carried, prefixes }), options);
+  const check = (written: TensorSource): void => {
+    const names = storedNames(model, written.tensors);
+    checkTensors(model, transposedSource(renamedSource(written, names.tensorOf), transposedIn(model)));
+  };
+  writeCheckpoint(directory, model.config, storedSource({ model, source, carried, prefixes }), { ...options, check });
 }
 
 /** A model's tensors as a checkpoint holds them: names, order of axes, and what is carried along. */

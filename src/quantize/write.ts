@@ -2,6 +2,7 @@ import path from "node:path";
 import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
 import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
 import { gatherRows, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
+import { checkRunnable } from "../generate/runnable.js";
 import { bytesOf, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import {
@@ -145,6 +146,7 @@ export async function writeModel(
   const files = await writeGguf(file, metadata, tensors, {
     shardBytes: options.shardBytes ?? DEFAULT_SHARD_BYTES,
     onFiles: options.onFiles,
+    verify: (written) => void checkRunnable(written), // what we would not run, nobody gets
     ...(options.signal && { signal: options.signal }),
     onBytes: (written) => {
       done += written;

@@ -7,10 +7,12 @@ import {
   openSync,
   renameSync,
   rmSync,
+  statfsSync,
   writeFileSync,
 } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
+import { CoppiceError } from "./errors.js";
 
 /** Where what can be made again is kept: `given`, or COPPICE_CACHE, or `~/.cache/coppice`. */
 export const cacheDirectory = (given?: string): string =>
@@ -35,6 +37,45 @@ export function temporaryBeside(file: string): string {
   return `${file}.partial-${process.pid}-${randomBytes(4).toString("hex")}`;
 }
 
+/** What people call sizes; as in every message. */
+const size = (bytes: number): string =>
+  bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+
+/** An error of writing a file: where the disk is full, it says what had no room. @param bytes of the whole file, where known */
+export function writingError(error: unknown, file: string, bytes?: number): unknown {
+  const { code } = (error ?? {}) as NodeJS.ErrnoException;
+  if (code !== "ENOSPC" && code !== "EDQUOT") return error;
+  return new CoppiceError(
+    `${file} could not be written${bytes === undefined ? "" : ` (${size(bytes)})`}: ${code === "ENOSPC" ? "the disk is full" : "your quota is used up"}; make room, and the same command goes on`,
+  );
+}
+
+/**
+ * Makes sure that there is room for something before the work that ends in it.
+ * @param file where it goes; it need not be there yet
+ * @param what for the message, for example `two checkpoints`
+ * @throws CoppiceError saying how much is needed and how much there is
+ */
+export function checkSpace(file: string, bytes: number, what: string): void {
+  const free = freeBytes(file);
+  if (free !== undefined && bytes > free)
+    throw new CoppiceError(
+      `${file}: ${what} need${what.endsWith("s") ? "" : "s"} ${size(bytes)}, its disk has ${size(free)} left: make room, or write elsewhere`,
+    );
+}
+
+/** Undefined where the system does not tell. */
+function freeBytes(file: string): number | undefined {
+  for (let at = path.resolve(file); ; at = path.dirname(at)) {
+    try {
+      const { bavail, bsize, blocks } = statfsSync(at);
+      return blocks === 0 ? undefined : bavail * bsize; // some virtual file systems count nothing
+    } catch {
+      if (at === path.dirname(at)) return undefined;
+    }
+  }
+}
+
 /** Puts a finished temporary file or directory in its place: flush, rename, flush the parent. */
 export function moveIntoPlace(temporary: string, file: string): void {
   renameSync(temporary, file);
@@ -45,15 +86,18 @@ export function moveIntoPlace(temporary: string, file: string): void {
 export function writeFileAtomic(file: string, content: string | Uint8Array): void {
   mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
   const temporary = temporaryBeside(file);
-  const handle = openSync(temporary, "w");
   try {
-    writeFileSync(handle, content);
-    fsyncSync(handle);
-    closeSync(handle);
+    const handle = openSync(temporary, "w");
+    try {
+      writeFileSync(handle, content);
+      fsyncSync(handle);
+    } finally {
+      closeSync(handle);
+    }
     moveIntoPlace(temporary, file);
   } catch (error) {
     rmSync(temporary, { force: true });
-    throw error;
+    throw writingError(error, file, content.length);
   }
 }
 

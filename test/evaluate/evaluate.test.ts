@@ -140,7 +140,7 @@ describe("benchmark data", () => {
     writeFileSync(path.join(folder, "validation.jsonl"), '{"goal":"g","sol1":"a","sol2":7,"label":0}\n');
     const bad = new Datasets({ directory: path.join(directory, "bad") });
     await expect(evaluateTask(piqa, shortSighted([]), { datasets: bad, tools })).rejects.toThrow(
-      /piqa: .*validation\.jsonl:1: column "sol2": .*\(the row has: goal, sol1, sol2, label\)/,
+      /piqa: .*validation\.jsonl:1: the row sol2 is 7, not a string \(it has: goal, sol1, sol2, label\)/,
     );
   });
 });
@@ -153,7 +153,7 @@ describe("a row without a right answer", () => {
       /none of its 2/,
     ],
     ["piqa", { goal: "g", sol1: "a", sol2: "b", label: -1 }, /none of its 2/],
-    ["hellaswag", { activity_label: "", ctx_a: "", ctx_b: "", endings: ["a"], label: "" }, /column "label"/],
+    ["hellaswag", { activity_label: "", ctx_a: "", ctx_b: "", endings: ["a"], label: "" }, /the row label is ""/],
   ])("is refused: %s", (name, row, message) => {
     expect(() => TASKS.find((task) => task.name === name)!.read(row)).toThrow(message);
   });

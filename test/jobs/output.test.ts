@@ -15,7 +15,7 @@ import {
 import path from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
-import { openCheckpoint, readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
+import { readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
 import {
   compress,
   distill,
@@ -26,6 +26,7 @@ import {
   pruneModel,
   quantize,
 } from "../../src/index.js";
+import { openCheckpoint } from "../../src/models/index.js";
 import { hashBytes } from "../../src/system/files.js";
 import { temporaryDirectory } from "../temporary.js";
 
