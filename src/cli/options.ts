@@ -105,11 +105,11 @@ export interface DataFlags {
 export const addData = (command: Command, required: boolean): Command => {
   const data = new Option(
     "--data <paths...>",
-    "files, directories, globs or hf://datasets/org/name: text, JSONL or Parquet, also gzipped",
+    "files, directories, globs or hf://datasets/org/name: text, JSON, CSV, TSV or Parquet, also by gzip or zstd",
   );
   return command
     .addOption(required ? data.makeOptionMandatory() : data)
-    .option("--field <name>", "JSONL field or Parquet column with the text (default: text)")
+    .option("--field <name>", "field or column with the text, or a path to it like messages.content (default: text)")
     .option("--separator <text>", "what separates documents in plain text (default: <|endoftext|>)");
 };
 

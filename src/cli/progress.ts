@@ -14,6 +14,7 @@ export class ProgressDisplay {
   private before = 0;
   private reported = 0;
   private bar: cliProgress.SingleBar | undefined;
+  private readonly noted = new Set<string>();
 
   constructor(private readonly terminal: boolean = process.stderr.isTTY === true) {}
 
@@ -37,6 +38,14 @@ export class ProgressDisplay {
       const parts = [text.amounts, text.rate, finished ? "done" : `${text.left} left`, text.detail];
       process.stderr.write(`${text.stage} ${share} %  ${parts.filter((part) => part !== "").join("  ")}\n`);
     }
+  };
+
+  /** Says something once, beside the bars. */
+  readonly note = (text: string): void => {
+    if (this.noted.has(text)) return;
+    this.noted.add(text);
+    this.end();
+    process.stderr.write(`note: ${text}\n`);
   };
 
   private begin(event: ProgressEvent, now: number): void {

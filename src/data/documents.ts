@@ -3,7 +3,8 @@ import path from "node:path";
 import { glob } from "tinyglobby";
 import { downloadRepo, HUB_PREFIX, type HubOptions } from "../checkpoint/hub.js";
 import { FormatError, UsageError } from "../system/errors.js";
-import { endingOf, ROW_ENDINGS, readError, readRows, textStream } from "./rows.js";
+import { fieldNames, textIn } from "./field.js";
+import { endingOf, openData, ROW_ENDINGS, type Row, readError } from "./rows.js";
 
 /** A piece of text. Several pieces in a row may belong to one document. */
 export interface Document {
@@ -21,20 +22,30 @@ export interface DocumentOptions {
 
 export const DOCUMENT_DEFAULTS: DocumentOptions = { field: "text", separator: "<|endoftext|>" };
 
-type Reader = (file: string, options: DocumentOptions) => AsyncIterable<Document>;
+/** Told what the reader of the data should know, for example how many rows were left out. */
+export type OnNote = (note: string) => void;
 
-/** How each kind of file is read, by its ending (after `.gz` is taken off). */
-const READERS: readonly { readonly endings: readonly string[]; readonly read: Reader }[] = [
-  { endings: ROW_ENDINGS, read: readRecords },
-  { endings: [".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv"], read: readText },
-];
+/** Endings of the files of a directory that are read. */
+const READ_ENDINGS: readonly string[] = [...ROW_ENDINGS, ".txt", ".md", ".text", ".rst", ".tex", ".html"];
+/** Files that describe a data set and are none. */
+const DESCRIPTIONS = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
-const readerOf = (file: string): Reader =>
-  READERS.find(({ endings }) => endings.includes(endingOf(file)))?.read ?? readText;
-
-/** Streams the documents of a file. @throws FormatError naming the file and line that cannot be read */
-export function readDocuments(file: string, options: DocumentOptions): AsyncIterable<Document> {
-  return readerOf(file)(file, options);
+/**
+ * Streams the documents of a file; see {@link openData} for how it is read. Rows without text are left out and counted.
+ * @throws FormatError naming the file and line that cannot be read, or when no row has text
+ */
+export async function* readDocuments(
+  file: string,
+  options: DocumentOptions,
+  onNote?: OnNote,
+): AsyncGenerator<Document> {
+  const opened = await openData(file, { field: options.field, onNote });
+  try {
+    if (opened.kind === "rows") yield* readRecords(file, opened.rows, options, onNote);
+    else yield* readText(file, opened.text, options);
+  } finally {
+    opened.close();
+  }
 }
 
 const HUB_DATASETS = `${HUB_PREFIX}datasets/`;
@@ -61,9 +72,10 @@ async function filesOf(input: string, hub: HubOptions): Promise<string[]> {
 }
 
 async function filesBelow(directory: string): Promise<string[]> {
-  const endings = READERS.flatMap((reader) => reader.endings);
   const all = await glob("**/*", { cwd: directory, absolute: true });
-  return all.filter((file) => endings.includes(endingOf(file))).sort();
+  return all
+    .filter((file) => READ_ENDINGS.includes(endingOf(file)) && !DESCRIPTIONS.includes(path.basename(file)))
+    .sort();
 }
 
 async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
@@ -71,8 +83,7 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   if (match === null)
     throw new UsageError(`${HUB_DATASETS}${reference} is no data set (${HUB_DATASETS}organisation/name)`);
   const [, repo = "", revision, pattern] = match;
-  const patterns =
-    pattern === undefined ? ["**/*.parquet", "**/*.jsonl", "**/*.jsonl.gz", "**/*.txt", "**/*.txt.gz"] : [pattern];
+  const patterns = pattern === undefined ? ["**/*.{parquet,jsonl,ndjson,csv,tsv,txt}{,.gz,.zst}"] : [pattern];
   const options = revision === undefined ? hub : { ...hub, revision };
   const { directory } = await downloadRepo("dataset", repo, patterns, options);
   return (await glob(patterns, { cwd: directory, absolute: true })).sort();
@@ -82,12 +93,16 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
 const PIECE_CHARACTERS = 4096;
 
 /** A document without a separator is handed on in pieces cut at line ends, so that no file need fit in memory. */
-async function* readText(file: string, { separator }: DocumentOptions): AsyncGenerator<Document> {
+async function* readText(
+  file: string,
+  chunks: AsyncIterable<string>,
+  { separator }: DocumentOptions,
+): AsyncGenerator<Document> {
   let rest = "";
   let inside = false; // whether the last piece belongs to a document that is still open
   const piece = (text: string): Document => ({ text, continues: inside });
   try {
-    for await (const chunk of textStream(file)) {
+    for await (const chunk of chunks) {
       rest += chunk;
       for (let end = rest.indexOf(separator); end >= 0; end = rest.indexOf(separator)) {
         const text = rest.slice(0, end);
@@ -110,16 +125,33 @@ async function* readText(file: string, { separator }: DocumentOptions): AsyncGen
   if (rest.trim() !== "") yield piece(inside ? rest.trimEnd() : rest.trim());
 }
 
-async function* readRecords(file: string, { field }: DocumentOptions): AsyncGenerator<Document> {
-  for await (const { record, where } of readRows(file, [field]))
-    yield { text: textOf(record, field, where), continues: false };
-}
+/** So many rows in a row without the field mean that it is not there. */
+const PATIENCE = 100_000;
 
-function textOf(record: unknown, field: string, where: string): string {
-  const value = typeof record === "object" && record !== null ? (record as Record<string, unknown>)[field] : undefined;
-  if (typeof value === "string") return value;
-  const fields = typeof record === "object" && record !== null ? Object.keys(record).join(", ") : typeof record;
-  throw new FormatError(
-    `${where} has no text in the field "${field}" (it has: ${fields}); name the field with --field`,
-  );
+async function* readRecords(
+  file: string,
+  rows: AsyncIterable<Row>,
+  { field }: DocumentOptions,
+  onNote?: OnNote,
+): AsyncGenerator<Document> {
+  let [count, missing, empty] = [0, 0, 0];
+  let example: Row | undefined; // of a row without the field
+  const nothing = (): FormatError =>
+    new FormatError(
+      `${example?.where ?? file} has no text in the field "${field}" (it has: ${fieldNames(example?.record)}), nor has any of the ${count} rows so far; name the field with --field`,
+    );
+  for await (const row of rows) {
+    count++;
+    const text = textIn(row.record, field, row.where);
+    if (text === undefined) {
+      example ??= row;
+      if (++missing >= PATIENCE && missing === count) throw nothing();
+    } else if (text.trim() === "") empty++;
+    else yield { text, continues: false };
+  }
+  if (count > 0 && missing === count) throw nothing();
+  if (missing + empty > 0)
+    onNote?.(
+      `${file}: ${missing + empty} of ${count} rows were left out: ${missing} without the field "${field}" or with null, ${empty} with empty text`,
+    );
 }

@@ -1,4 +1,11 @@
-export { DOCUMENT_DEFAULTS, type Document, type DocumentOptions, findDataFiles, readDocuments } from "./documents.js";
+export {
+  DOCUMENT_DEFAULTS,
+  type Document,
+  type DocumentOptions,
+  findDataFiles,
+  type OnNote,
+  readDocuments,
+} from "./documents.js";
 export { endingOf, ROW_ENDINGS, type Row, readRows } from "./rows.js";
 export { type Batch, checkVocabulary, Sequences, TrainingOrder } from "./sequences.js";
 export { type SpecialToken, Tokenizer } from "./tokenizer.js";

@@ -1,11 +1,12 @@
-import { createReadStream } from "node:fs";
 import { open } from "node:fs/promises";
 import path from "node:path";
-import { createInterface } from "node:readline";
-import { createGunzip } from "node:zlib";
-import { type AsyncBuffer, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
+import { JSONParser } from "@streamparser/json";
+import { type CsvError, parse as csvParser } from "csv-parse";
+import { type AsyncBuffer, parquetMetadataAsync, parquetReadObjects, parquetSchema } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import { CoppiceError, FormatError } from "../system/errors.js";
+import { type Content, decoded, encodingOf, isParquet, openContent } from "./content.js";
+import { columnOf } from "./field.js";
 
 /** A row of a table, and where it is, for messages. */
 export interface Row {
@@ -13,32 +14,28 @@ export interface Row {
   readonly where: string;
 }
 
-/** A file's ending, after `.gz` is taken off. */
-export const endingOf = (file: string): string => path.extname(file.toLowerCase().replace(/\.gz$/, ""));
+/** A data file: the rows of a table, or plain text. */
+export type Opened =
+  | { readonly kind: "rows"; readonly rows: AsyncIterable<Row>; close(): void }
+  | { readonly kind: "text"; readonly text: AsyncIterable<string>; close(): void };
+
+export interface ReadOptions {
+  /** The only field needed, or the path to it; all by default. */
+  readonly field?: string | undefined;
+  /** Told what the reader of the data should know. */
+  readonly onNote?: ((note: string) => void) | undefined;
+}
+
+/** A file's ending, after that of its compression is taken off. */
+export const endingOf = (file: string): string =>
+  path.extname(file.toLowerCase().replace(/\.(?:gz|gzip|zst|zstd)$/, ""));
 
 const JSON_LINES = [".jsonl", ".ndjson"];
+const CSV = [".csv", ".tsv", ".tab"];
 const PARQUET = ".parquet";
 
 /** Endings of the files that hold rows. */
-export const ROW_ENDINGS: readonly string[] = [...JSON_LINES, PARQUET];
-
-/**
- * Streams the rows of a JSONL file (also gzipped) or a Parquet file.
- * @param columns the only ones needed; all by default
- * @throws FormatError naming the file and the line that cannot be read
- */
-export function readRows(file: string, columns?: readonly string[]): AsyncIterable<Row> {
-  return endingOf(file) === PARQUET ? readParquet(file, columns) : readJsonLines(file);
-}
-
-/** The file as UTF-8 text in chunks, unpacked if it is gzip. Invalid UTF-8 becomes replacement characters. */
-export function textStream(file: string): NodeJS.ReadableStream {
-  const raw = createReadStream(file, { highWaterMark: 1 << 18 });
-  if (!file.toLowerCase().endsWith(".gz")) return raw.setEncoding("utf8");
-  const unpacked = createGunzip();
-  raw.on("error", (error) => unpacked.destroy(error));
-  return raw.pipe(unpacked).setEncoding("utf8");
-}
+export const ROW_ENDINGS: readonly string[] = [...JSON_LINES, ".json", ...CSV, PARQUET];
 
 /** An error that names the file. */
 export const readError = (file: string, error: unknown): CoppiceError =>
@@ -46,10 +43,104 @@ export const readError = (file: string, error: unknown): CoppiceError =>
     ? error
     : new FormatError(`${file} cannot be read: ${error instanceof Error ? error.message : error}`);
 
-async function* readJsonLines(file: string): AsyncGenerator<Row> {
+/**
+ * Opens a data file. Its content decides how it is read: Parquet, JSON lines, a JSON array or object, CSV or TSV with a
+ * header, or plain text; UTF-8 or UTF-16; compressed by gzip or Zstandard or not. The name decides only where the content
+ * allows several, as with CSV.
+ * @throws FormatError saying what the file is if it is none of these
+ */
+export async function openData(file: string, options: ReadOptions = {}): Promise<Opened> {
+  let content: Content;
+  try {
+    content = await openContent(file);
+  } catch (error) {
+    throw readError(file, error);
+  }
+  const { head, close } = content;
+  try {
+    if (isParquet(head)) {
+      close();
+      if (content.compressed) throw new FormatError(`${file}: a Parquet file is compressed inside, not as a whole`);
+      return { kind: "rows", rows: readParquet(file, options.field), close };
+    }
+    const encoding = await encodingOf(file, head);
+    if (endingOf(file) === PARQUET) throw new FormatError(`${file} is no Parquet file`);
+    const text = decoded(file, content, encoding, (characters) =>
+      options.onNote?.(`${file}: ${characters} characters are no valid text and became "\ufffd"`),
+    );
+    const beginning = new TextDecoder(encoding).decode(head, { stream: true });
+    const rows = rowsOf(file, beginning, text, options.field);
+    return rows === undefined ? { kind: "text", text, close } : { kind: "rows", rows, close };
+  } catch (error) {
+    close();
+    throw readError(file, error);
+  }
+}
+
+/**
+ * Streams the rows of a file. @param field the only one needed, or the path to it; all by default
+ * @throws FormatError naming the file and the line that cannot be read, or saying that it is plain text
+ */
+export async function* readRows(file: string, field?: string): AsyncGenerator<Row> {
+  const opened = await openData(file, { field });
+  try {
+    if (opened.kind === "text")
+      throw new FormatError(`${file} is plain text: rows are needed, as JSON lines, a JSON array, CSV or Parquet`);
+    yield* opened.rows;
+  } finally {
+    opened.close();
+  }
+}
+
+/** How text that begins so is read as rows; undefined for plain text. */
+function rowsOf(
+  file: string,
+  beginning: string,
+  text: AsyncIterable<string>,
+  field: string | undefined,
+): AsyncIterable<Row> | undefined {
+  const ending = endingOf(file);
+  const isJson = JSON_LINES.includes(ending) || ending === ".json";
+  const start = beginning.trimStart();
+  if (/^\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*(?:$|"\s*(?:,|\]\s*$)))/.test(start) || (isJson && start.startsWith("[")))
+    return readArray(file, text);
+  if (JSON_LINES.includes(ending) || areJsonLines(start)) return readJsonLines(file, text);
+  if (/^\{\s*["}]/.test(start) || isJson) return readObjects(file, text, field);
+  if (CSV.includes(ending)) return readTable(file, text, delimiterOf(start, ending), field);
+  const delimiter = delimiterOf(start, ending);
+  return field !== undefined && isTable(start, delimiter, field) ? readTable(file, text, delimiter, field) : undefined;
+}
+
+/** Whether each of the first two lines is a JSON object of its own. */
+function areJsonLines(start: string): boolean {
+  const lines = start.split("\n").filter((line) => line.trim() !== "");
+  if (lines.length < 2 || !lines[1]?.trimStart().startsWith("{")) return false;
+  try {
+    const first: unknown = JSON.parse(lines[0] ?? "");
+    return typeof first === "object" && first !== null;
+  } catch {
+    return false;
+  }
+}
+
+/** Lines of text, without their ends. */
+async function* linesOf(text: AsyncIterable<string>): AsyncGenerator<string> {
+  let parts: string[] = []; // of a line that is not complete
+  for await (const chunk of text) {
+    const lines = chunk.split("\n");
+    parts.push(lines.shift() ?? "");
+    for (const next of lines) {
+      yield parts.join("");
+      parts = [next];
+    }
+  }
+  yield parts.join("");
+}
+
+async function* readJsonLines(file: string, text: AsyncIterable<string>): AsyncGenerator<Row> {
   let number = 0;
   try {
-    for await (const line of createInterface({ input: textStream(file), crlfDelay: Number.POSITIVE_INFINITY })) {
+    for await (const line of linesOf(text)) {
       number++;
       if (line.trim() !== "") yield { record: JSON.parse(line), where: `${file}:${number}` };
     }
@@ -59,12 +150,147 @@ async function* readJsonLines(file: string): AsyncGenerator<Row> {
   }
 }
 
+/** An item of a JSON file may have so many characters: it is held in memory. */
+const MOST_ITEM_CHARACTERS = 256 << 20;
+
+/** The values of a JSON text that `paths` select, each as soon as it is complete. */
+async function* jsonValues(
+  file: string,
+  text: AsyncIterable<string>,
+  options: { readonly paths: string[]; readonly separator?: string },
+): AsyncGenerator<unknown> {
+  const parser = new JSONParser({ ...options, keepStack: false });
+  let values: unknown[] = [];
+  let pending = 0; // characters since the last value
+  parser.onValue = ({ value }) => void values.push(value);
+  try {
+    for await (const chunk of text) {
+      parser.write(chunk);
+      pending = values.length > 0 ? 0 : pending + chunk.length;
+      if (pending > MOST_ITEM_CHARACTERS)
+        throw new FormatError(
+          `${file} has a JSON value of more than ${MOST_ITEM_CHARACTERS} characters: save it as JSON lines`,
+        );
+      yield* values;
+      values = [];
+    }
+    if (!parser.isEnded) parser.end();
+    yield* values;
+  } catch (error) {
+    if (error instanceof CoppiceError) throw error;
+    throw new FormatError(`${file} is no valid JSON (${error instanceof Error ? error.message : error})`);
+  }
+}
+
+async function* readArray(file: string, text: AsyncIterable<string>): AsyncGenerator<Row> {
+  let number = 0;
+  for await (const record of jsonValues(file, text, { paths: ["$.*"] }))
+    yield { record, where: `${file} item ${number++}` };
+}
+
+/** Objects that follow each other, on one line each or on several; a single one may hold a whole table. */
+async function* readObjects(file: string, text: AsyncIterable<string>, field?: string): AsyncGenerator<Row> {
+  let number = 0;
+  let first: unknown;
+  for await (const record of jsonValues(file, text, { paths: ["$"], separator: "" })) {
+    if (number === 0) first = record;
+    if (number === 1) yield { record: first, where: `${file} item 0` };
+    if (number > 0) yield { record, where: `${file} item ${number}` };
+    number++;
+  }
+  if (number === 1)
+    for (const [i, record] of tableIn(first, field).entries()) yield { record, where: `${file} item ${i}` };
+}
+
+/** The rows of an object: its columns put together, its only list of records, or itself. */
+function tableIn(object: unknown, field: string | undefined): readonly unknown[] {
+  if (typeof object !== "object" || object === null || Array.isArray(object)) return [object];
+  const members = object as Record<string, unknown>;
+  const column = field === undefined ? undefined : members[field];
+  // as pandas writes a table by default: {"text": {"0": "...", "1": "..."}}
+  if (field !== undefined && typeof column === "object" && column !== null)
+    return Object.values(column).map((value) => ({ [field]: value }));
+  if (field !== undefined && columnOf(field, Object.keys(members)) !== undefined) return [object];
+  const lists = Object.values(members).filter(isListOfRecords);
+  return lists.length === 1 ? (lists[0] ?? []) : [object];
+}
+
+const isListOfRecords = (value: unknown): value is unknown[] =>
+  Array.isArray(value) && value.length > 0 && value.every((item) => typeof item === "object" && item !== null);
+
+const DELIMITERS = [",", "\t", ";", "|"];
+
+/** The first line of a table, without what is quoted. */
+const headerOf = (start: string): string => start.replace(/"(?:[^"]|"")*"/g, '""').split(/\r?\n|\r/, 1)[0] ?? "";
+
+/** What stands between a table's cells: what its header has most of. */
+function delimiterOf(start: string, ending: string): string {
+  const header = headerOf(start);
+  const count = (delimiter: string): number => header.split(delimiter).length - 1;
+  const usual = ending === ".csv" ? "," : ending === "" ? "," : "\t";
+  return DELIMITERS.reduce((best, delimiter) => (count(delimiter) > count(best) ? delimiter : best), usual);
+}
+
+/** Whether text that is not called CSV is a table all the same: its first line is names, the wanted one among them. */
+function isTable(start: string, delimiter: string, field: string): boolean {
+  const names = (/^[^\r\n]*/.exec(start)?.[0] ?? "").split(delimiter).map((name) => name.replace(/^"(.*)"$/, "$1"));
+  return names.length > 1 && names.includes(field) && names.every((name) => /^\w[\w .-]{0,63}$/.test(name));
+}
+
+/** A row of a table may have so many bytes. */
+const MOST_RECORD_BYTES = 256 << 20;
+
+async function* readTable(
+  file: string,
+  text: AsyncIterable<string>,
+  delimiter: string,
+  field: string | undefined,
+): AsyncGenerator<Row> {
+  const parser = csvParser({
+    delimiter,
+    bom: true,
+    info: true,
+    skip_empty_lines: true,
+    max_record_size: MOST_RECORD_BYTES,
+    columns: (header: string[]) => checkedHeader(file, header, field),
+  });
+  const feed = async () => {
+    for await (const chunk of text)
+      if (!parser.write(chunk))
+        await new Promise<void>((resolve) => parser.once("drain", resolve).once("close", resolve));
+    parser.end();
+  };
+  const fed = feed().catch((error: unknown) => void parser.destroy(error as Error));
+  try {
+    for await (const { record, info } of parser as AsyncIterable<{ record: unknown; info: { lines: number } }>)
+      yield { record, where: `${file}:${info.lines}` };
+    await fed;
+  } catch (error) {
+    if (error instanceof CoppiceError) throw error;
+    const { lines } = error as CsvError & { lines?: number };
+    throw new FormatError(
+      `${lines === undefined ? file : `${file}:${lines}`} is no valid CSV (${error instanceof Error ? error.message : error})`,
+    );
+  } finally {
+    parser.destroy();
+  }
+}
+
+function checkedHeader(file: string, header: readonly string[], field: string | undefined): string[] {
+  const names = header.map((name) => name.trim());
+  const twice = names.find((name, i) => names.indexOf(name) < i && (field === undefined || name === field));
+  if (twice !== undefined) throw new FormatError(`${file} has two columns called "${twice}"`);
+  if (field !== undefined && !names.includes(field))
+    throw new FormatError(
+      `${file} has no column "${field}" (it has: ${names.slice(0, 20).join(", ").slice(0, 500)}); name the column with --field`,
+    );
+  return names;
+}
+
 /** Rows of a Parquet file are read so many at a time. */
 const PARQUET_ROWS = 1024;
 
-async function* readParquet(file: string, columns?: readonly string[]): AsyncGenerator<Row> {
-  if (file.toLowerCase().endsWith(".gz"))
-    throw new FormatError(`${file}: a Parquet file is compressed inside, not with gzip`);
+async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
   const handle = await open(file);
   try {
     const { size } = await handle.stat();
@@ -78,17 +304,21 @@ async function* readParquet(file: string, columns?: readonly string[]): AsyncGen
       },
     };
     const metadata = await parquetMetadataAsync(buffer);
-    const present = metadata.schema.slice(1).map(({ name }) => name);
-    const missing = columns?.find((column) => !present.includes(column));
-    if (missing !== undefined)
+    const present = parquetSchema(metadata).children.map(({ element }) => element.name);
+    const column = field === undefined ? undefined : columnOf(field, present);
+    if (field !== undefined && column === undefined)
       throw new FormatError(
-        `${file} has no column "${missing}" (it has: ${present.join(", ")}); name the column with --field`,
+        `${file} has no column "${field}" (it has: ${present.join(", ")}); name the column with --field`,
       );
     for (let row = 0; row < Number(metadata.num_rows); row += PARQUET_ROWS) {
       const rowEnd = Math.min(row + PARQUET_ROWS, Number(metadata.num_rows));
       const rows = await parquetReadObjects({
-        ...{ file: buffer, metadata, rowStart: row, rowEnd, compressors },
-        ...(columns && { columns: [...columns] }),
+        file: buffer,
+        metadata,
+        rowStart: row,
+        rowEnd,
+        compressors,
+        ...(column === undefined ? {} : { columns: [column] }),
       });
       for (const [i, record] of rows.entries()) yield { record, where: `${file} row ${row + i}` };
     }

@@ -22,11 +22,12 @@ import {
   writeJson,
 } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
-import { type Document, type DocumentOptions, findDataFiles, readDocuments } from "./documents.js";
+import { type Document, type DocumentOptions, findDataFiles, type OnNote, readDocuments } from "./documents.js";
+import { endingOf } from "./rows.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 /** Changes when the same data would give other shards. */
-const FORMAT = 2;
+const FORMAT = 3;
 /** Tokens per shard file. */
 const SHARD_TOKENS = 2 ** 28;
 
@@ -154,6 +155,8 @@ export interface CorpusOptions extends Partial<DocumentOptions> {
     readonly bytes: number;
     readonly totalBytes: number;
   }) => void;
+  /** Called with what was noticed while the data were read, for example how many rows were left out. */
+  readonly onNote?: OnNote | undefined;
 }
 
 /** A tokenised corpus. */
@@ -176,6 +179,8 @@ interface Index {
   readonly bytesPerToken: 2 | 4;
   readonly train: Part;
   readonly heldOut: Part;
+  /** What was noticed while the data were read. */
+  readonly notes: readonly string[];
 }
 
 /**
@@ -192,12 +197,13 @@ export async function openCorpus(
   const cache = cacheDirectory(options.cacheDir);
   const files = await findDataFiles(inputs, options.hub);
   const contents = [];
-  for (const file of files) contents.push(await contentHash(cache, file));
+  for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
   const key = hashBytes(JSON.stringify([FORMAT, tokenizer.hash, reading, heldOutShare, contents])).slice(0, 32);
   const directory = path.join(cache, "tokens", key);
   if (!existsSync(path.join(directory, "index.json")))
     await tokenise(directory, files, tokenizer, reading, heldOutShare, options);
   const index = JSON.parse(readFileSync(path.join(directory, "index.json"), "utf8")) as Index;
+  for (const note of index.notes) options.onNote?.(note);
   const stream = (part: "train" | "heldOut"): TokenStream =>
     TokenStream.open(directory, index[part], index.bytesPerToken, `${key}-${part}`);
   return { train: stream("train"), heldOut: stream("heldOut"), files };
@@ -235,6 +241,7 @@ async function tokenise(
   const heldOut = new ShardWriter(temporary, "held-out", bytesPerToken);
   const totalBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
   let bytesBefore = 0;
+  const notes: string[] = [];
   try {
     let batch: Document[] = [];
     let characters = 0;
@@ -245,7 +252,7 @@ async function tokenise(
       options.onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
     };
     for (const file of files) {
-      for await (const document of readDocuments(file, reading)) {
+      for await (const document of readDocuments(file, reading, (note) => notes.push(note))) {
         batch.push(document);
         characters += document.text.length;
         if (characters >= BATCH_CHARACTERS) await flush();
@@ -260,6 +267,7 @@ async function tokenise(
       bytesPerToken,
       train: part(train),
       heldOut: part(heldOut),
+      notes: summary(notes),
     } satisfies Index);
     if (existsSync(directory)) rmSync(temporary, { recursive: true });
     else moveIntoPlace(temporary, directory);
@@ -268,6 +276,14 @@ async function tokenise(
     throw error;
   }
 }
+
+/** Of so many notes about files each is kept. */
+const MOST_NOTES = 10;
+
+const summary = (notes: readonly string[]): string[] =>
+  notes.length <= MOST_NOTES
+    ? [...notes]
+    : [...notes.slice(0, MOST_NOTES), `and ${notes.length - MOST_NOTES} more notes of this kind about other files`];
 
 /** Chosen by content, so that copies of a document never fall on both sides. */
 function isHeldOut(document: Document, share: number): boolean {

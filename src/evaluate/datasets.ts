@@ -101,7 +101,7 @@ export class Datasets {
   }
 
   private async ownFiles({ repo, config }: DatasetReference, split: string) {
-    const names = `${split}{,[-._]*}.{jsonl,jsonl.gz,parquet}`;
+    const names = `${split}{,[-._]*}.{jsonl,jsonl.gz,parquet,json,csv,tsv}`;
     const folders = config === undefined ? ["", "data/", `${DEFAULT_CONFIG}/`] : [`${config}/`, `data/${config}/`];
     return this.download(
       repo,

@@ -37,8 +37,8 @@ export interface ProgressEvent {
 export interface JobOptions extends BackendOptions {
   readonly hub?: HubOptions;
   readonly onProgress?: (event: ProgressEvent) => void;
-  /** Hears what a person should know and need not act on. */
-  readonly onNote?: ((text: string) => void) | undefined;
+  /** Told what the user should know though the job goes on. */
+  readonly onNote?: ((note: string) => void) | undefined;
   /** Asks the job to stop as soon as its state is safe. */
   readonly signal?: AbortSignal;
 }
@@ -114,6 +114,7 @@ export function openTokens(
     ...data,
     heldOutShare,
     ...(options.hub && { hub: options.hub }),
+    onNote: options.onNote,
     onProgress: ({ tokens, bytes, totalBytes }) =>
       options.onProgress?.({
         stage: "tokenise",

@@ -46,6 +46,21 @@ describe("a corpus", () => {
     expect(opened()).toBe(before + 2);
   });
 
+  it("says how many rows had no text, also when it was tokenised before, and tells CSV from text by the name", async () => {
+    const tokenizer = await Tokenizer.load(tiny);
+    const rows = path.join(directory, "rows.jsonl");
+    writeFileSync(rows, documents.map((text, i) => JSON.stringify({ text: i % 4 === 0 ? null : text })).join("\n"));
+    for (const _ of ["first", "again"]) {
+      const notes: string[] = [];
+      await openCorpus([rows], tokenizer, { cacheDir, onNote: (note) => notes.push(note) });
+      expect(notes).toEqual([expect.stringMatching(/rows\.jsonl: 100 of 400 rows were left out/)]);
+    }
+    const names = ["same.txt", "same.csv"].map((name) => path.join(directory, name));
+    for (const name of names) writeFileSync(name, "text\nMira had a kite.\n");
+    const [text, table] = await Promise.all(names.map((name) => openCorpus([name], tokenizer, { cacheDir })));
+    expect(text?.train.length).toBeGreaterThan(table?.train.length ?? 0);
+  });
+
   it("holds out whole documents by their content, copies together", async () => {
     const tokenizer = await Tokenizer.load(tiny);
     const doubled = path.join(directory, "doubled.txt");
