@@ -68,12 +68,6 @@ export class ProgressDisplay {
     this.bar.start(event.total, 0, { stage: event.stage, rate: "", left: "", detail: "", amounts: "" });
   }
 
-  /** Says something on a line of its own. */
-  readonly note = (text: string): void => {
-    this.end();
-    process.stderr.write(`note: ${text}\n`);
-  };
-
   /** Ends the bar that is shown, so that other text may follow. */
   end(): void {
     this.bar?.stop();

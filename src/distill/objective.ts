@@ -12,6 +12,8 @@ export interface ObjectiveContext {
   /** i32 [batch, sequence]. */
   readonly tokens: Tensor;
   readonly student: ForwardResult;
+  /** Tokens that the logits are about: the first of the model's; what follows is padding. All by default. */
+  readonly vocabSize?: number | undefined;
   /** The student's tapped activations by name. */
   readonly taps: ReadonlyMap<string, Tensor>;
   /** Trained along with the student and thrown away afterwards, for example projections. */
@@ -45,26 +47,30 @@ interface LogitTerm {
   readonly feed?: BuiltObjective["feed"];
 }
 
+const vocabularyOf = ({ vocabSize, model }: ObjectiveContext): number => vocabSize ?? model.vocabSize;
+
 const rowCount = ({ tokens }: ObjectiveContext): number => tokens.shape.reduce((a, b) => a * b, 1);
 
 /** Cross-entropy with the next token of the data. */
 function nextTokenTerm(context: ObjectiveContext, weight: number): LogitTerm {
-  const { g, model } = context;
+  const { g } = context;
   const rows = rowCount(context);
   const indices = g.input("targets", "i32", [rows]);
   return {
     name: "crossEntropy",
     weight,
     of: (logits, range) => ops.crossEntropy(g, logits, ops.rowsOf(g, indices, range)),
-    feed: async (batch) => g.write(indices, ops.headIndices(batch.targets, rows, model.vocabSize)),
+    feed: async (batch) => g.write(indices, ops.headIndices(batch.targets, rows, vocabularyOf(context))),
   };
 }
 
 /** Adds up terms that share the student's logits, which are computed once, some rows at a time. */
 function lossOf(context: ObjectiveContext, parts: readonly LogitTerm[]): BuiltObjective {
-  const { g, model, student } = context;
+  const { g, student } = context;
   const rows = rowCount(context);
-  const { loss, terms } = ops.headLoss(g, student.hidden, model.vocabSize, student.logits, [
+  const vocabSize = vocabularyOf(context);
+  const logits = (hidden: Tensor) => ops.firstColumns(g, student.logits(hidden), vocabSize);
+  const { loss, terms } = ops.headLoss(g, student.hidden, vocabSize, logits, [
     ...parts.map(({ weight, of }) => ({ weight: weight / rows, of })),
   ]);
   const means = g.withoutGradient(() => terms.map((term) => ops.scale(g, term, { factor: 1 / rows })));
@@ -91,6 +97,8 @@ export interface DistillationOptions {
   readonly crossEntropyWeight: number;
   /** Intermediate states to match too: pairs of tap names, the student's and the teacher's. */
   readonly intermediate: readonly { readonly student: string; readonly teacher: string }[];
+  /** Tokens that both models know: further rows of their heads are padding, which counts for nothing. All by default. */
+  readonly vocabSize?: number | undefined;
 }
 
 export const DISTILLATION_DEFAULTS: DistillationOptions = {
@@ -130,7 +138,8 @@ export function distillationObjective(teacher: Teacher, options: DistillationOpt
 
 const hiddenSize = (model: Model): number => model.sizes.hidden ?? 1;
 
-function buildDistillation(context: ObjectiveContext, teacher: Teacher, options: DistillationOptions): BuiltObjective {
+function buildDistillation(given: ObjectiveContext, teacher: Teacher, options: DistillationOptions): BuiltObjective {
+  const context = { ...given, vocabSize: options.vocabSize };
   const { g } = context;
   const states = new Map<string, Tensor>();
   const divergence =
@@ -154,11 +163,12 @@ function buildDistillation(context: ObjectiveContext, teacher: Teacher, options:
 
 /** The teacher runs beside the student, and its logits exist for the same rows only. */
 function onlineTerm(
-  { g, tokens }: ObjectiveContext,
+  context: ObjectiveContext,
   weights: ModelWeights,
   states: Map<string, Tensor>,
   { divergence, temperature, intermediate }: DistillationOptions,
 ): LogitTerm {
+  const { g, tokens } = context;
   const tap = (name: string, activation: Tensor) => {
     if (intermediate.some((pair) => pair.teacher === name)) states.set(name, activation);
   };
@@ -167,7 +177,9 @@ function onlineTerm(
     name: "divergence",
     weight: 1,
     of: (student, range) => {
-      const teacher = g.withoutGradient(() => logits(ops.rowsOf(g, hidden, range)));
+      const teacher = g.withoutGradient(() =>
+        ops.firstColumns(g, logits(ops.rowsOf(g, hidden, range)), vocabularyOf(context)),
+      );
       return ops.divergence(g, student, teacher, { kind: divergence as ops.DivergenceKind, temperature });
     },
   };

@@ -18,6 +18,7 @@ export interface TopKTeacherOptions {
   readonly cacheDirectory?: string;
   /** Names the teacher's weights in the cache. */
   readonly teacherId: string;
+  /** Tokens that both models know: further rows of their heads are padding. */
   readonly vocabSize: number;
 }
 
@@ -46,7 +47,7 @@ export class TopKTeacher {
     const { cacheDirectory, teacherId, k, temperature } = options;
     if (cacheDirectory !== undefined) {
       const key = hashBytes(
-        JSON.stringify([1, teacherId, sequences.stream.id, sequences.length, k, temperature]),
+        JSON.stringify([2, teacherId, options.vocabSize, sequences.stream.id, sequences.length, k, temperature]),
       ).slice(0, 32);
       this.cache = new LogitCache(path.join(cacheDirectory, key), sequences, k);
     }
@@ -101,10 +102,10 @@ export class TopKTeacher {
       const g = new Graph(this.backend, { computeType: this.options.computeType });
       const tokens = g.input("tokens", "i32", [batchSize, this.sequences.length]);
       const { hidden, logits } = model.forward(g, get, tokens);
-      const { k, temperature } = this.options;
+      const { k, temperature, vocabSize } = this.options;
       const ids: Tensor[] = [];
       const values = ops.mapHeadRows(g, hidden, model.vocabSize, (rows) => {
-        const logP = ops.logSoftmax(g, logits(rows), { scale: 1 / temperature });
+        const logP = ops.logSoftmax(g, ops.firstColumns(g, logits(rows), vocabSize), { scale: 1 / temperature });
         const largest = ops.topKIndices(g, logP, { k });
         ids.push(largest);
         return ops.takeAlongRows(g, logP, largest);

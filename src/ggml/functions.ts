@@ -72,6 +72,7 @@ export const SIGNATURES = {
   ),
   ggml_concat: c("pointer", "pointer", "pointer", "pointer", "int"),
   ggml_cont: c("pointer", "pointer", "pointer"),
+  ggml_pad: c("pointer", "pointer", "pointer", "int", "int", "int", "int"),
   ggml_cast: c("pointer", "pointer", "pointer", "int"),
   ggml_cpy: c("pointer", "pointer", "pointer", "pointer"),
   ggml_repeat: c("pointer", "pointer", "pointer", "pointer"),

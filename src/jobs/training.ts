@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import path from "node:path";
 import { floatSource, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
-import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
+import { agreeingTokens, checkVocabulary, Sequences, type TokenizerSide, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,
@@ -113,6 +113,8 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
 export async function distillStage(
   stage: Omit<TrainStage, "objective" | "student" | "model"> & {
     readonly teacherPath: string;
+    /** Tokens that both know, where that is not every row of both heads. */
+    readonly tokens?: number | undefined;
     readonly student: { readonly model: Model; readonly source: TensorSource };
     readonly distillation: Partial<DistillationOptions>;
     readonly teacher: TeacherOptions;
@@ -123,18 +125,15 @@ export async function distillStage(
   const { backend, settings, sequences } = stage;
   const teacherCheckpoint = openCheckpoint(stage.teacherPath);
   const teacherModel = teacherCheckpoint.model;
-  if (teacherModel.vocabSize !== stage.student.model.vocabSize)
-    throw new UsageError(
-      `the teacher's vocabulary has ${teacherModel.vocabSize} tokens, the student's ${stage.student.model.vocabSize}: they must be the same`,
-    );
-  checkVocabulary(sequences.stream, teacherModel.vocabSize);
+  const vocabSize = Math.min(stage.tokens ?? teacherModel.vocabSize, teacherModel.vocabSize);
+  checkVocabulary(sequences.stream, vocabSize);
   let loadedTeacher: ModelWeights | undefined;
   const teacherWeights = (): ModelWeights => {
     const dtype = settings.computeType;
     loadedTeacher ??= loadWeights(backend, teacherModel, teacherCheckpoint.source, { dtype, trainable: false });
     return loadedTeacher;
   };
-  const options = { ...DISTILLATION_DEFAULTS, ...stage.distillation };
+  const options = { ...DISTILLATION_DEFAULTS, ...stage.distillation, vocabSize };
   const topK =
     stage.teacher.topK ?? (stage.teacher.cache || options.divergence === "top-k" ? DEFAULT_TOP_K : undefined);
   if (topK !== undefined && options.divergence !== "top-k" && options.divergence !== "forward-kl")
@@ -145,10 +144,10 @@ export async function distillStage(
     topK === undefined
       ? undefined
       : new TopKTeacher(backend, teacherWeights, sequences, {
-          k: Math.min(topK, teacherModel.vocabSize),
+          k: Math.min(topK, vocabSize),
           temperature: options.temperature,
           computeType: settings.computeType,
-          vocabSize: teacherModel.vocabSize,
+          vocabSize,
           teacherId: await modelIdentity(teacherCheckpoint, stage.cacheDir),
           ...(stage.teacher.cache && { cacheDirectory: path.join(cacheDirectory(stage.cacheDir), "logits") }),
         });
@@ -327,7 +326,13 @@ export interface DistillJob extends TrainingJob {
   readonly teacherOptions?: TeacherOptions;
 }
 
-/** Distils one model into another of the same vocabulary. */
+const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide => ({
+  name,
+  directory: checkpoint.directory,
+  vocabSize: model.vocabSize,
+});
+
+/** Distils one model into another of the same tokenizer. @throws UsageError with the first difference between them */
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
   const teacher = await openModel(job.teacher, job);
   const student = await openModel(job.student, job);
@@ -336,10 +341,18 @@ export async function distill(job: DistillJob): Promise<TrainingOutcome & { read
     ...modelInput("the student", student.checkpoint),
     ...(await dataInputs(job)),
   ];
-  return inRun(job, inputs, (run) => distillIn(run, job, teacher, student));
+  const agreement = await agreeingTokens(sideOf("the teacher", teacher), sideOf("the student", student));
+  for (const note of agreement.notes) job.onNote?.(note);
+  return inRun(job, inputs, (run) => distillIn(run, job, teacher, student, agreement.tokens));
 }
 
-async function distillIn(run: RunDirectory, job: DistillJob, teacher: OpenModel, student: OpenModel) {
+async function distillIn(
+  run: RunDirectory,
+  job: DistillJob,
+  teacher: OpenModel,
+  student: OpenModel,
+  vocabulary: number,
+) {
   const { directory, source } = student.checkpoint;
   const { train: tokens, validation } = await openData(directory, job, job);
   const settings = trainOptionsFor(student.model, job.settings);
@@ -369,6 +382,7 @@ async function distillIn(run: RunDirectory, job: DistillJob, teacher: OpenModel,
         teacher: teacherOptions,
         sequences: new Sequences(tokens, sequenceLength),
         teacherPath: teacher.checkpoint.path,
+        tokens: vocabulary,
         student: { model: student.model, source },
         ...(cacheDir !== undefined && { cacheDir }),
         write: (weights) =>

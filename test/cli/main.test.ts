@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
@@ -164,6 +164,23 @@ describe("other commands", () => {
       ...["--out", path.join(directory, "trained"), ...small],
     );
     expect(trained.student.loss).toBeLessThan(Math.log(512));
+  });
+
+  it("distill refuses a student of another tokenizer before anything is measured", () => {
+    const other = path.join(directory, "other-tokenizer");
+    mkdirSync(other);
+    for (const name of ["config.json", "model.safetensors", "tokenizer_config.json"])
+      copyFileSync(path.join(teacher, name), path.join(other, name));
+    const definition = JSON.parse(readFileSync(path.join(teacher, "tokenizer.json"), "utf8"));
+    const [[a = "", id] = [], [b = "", next] = []] = Object.entries(definition.model.vocab).slice(300, 302);
+    Object.assign(definition.model.vocab, { [a]: next, [b]: id });
+    writeFileSync(path.join(other, "tokenizer.json"), JSON.stringify(definition));
+    const out = path.join(directory, "never");
+    const { status, stderr } = coppice("distill", other, "--teacher", teacher, "--data", data, "--out", out, ...small);
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/different tokenizers: token \d+ is ".*" in the teacher and ".*" in the student/);
+    expect(stderr).not.toMatch(/measure/);
+    expect(existsSync(out)).toBe(false);
   });
 
   it("compress corrects the teacher and searches by short distillations when asked", () => {

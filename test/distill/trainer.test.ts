@@ -14,7 +14,7 @@ import {
   train,
 } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { initialise, type ModelWeights, modelFromConfig } from "../../src/models/index.js";
+import { initialise, loadWeights, type ModelWeights, modelFromConfig } from "../../src/models/index.js";
 import { Random } from "../../src/system/random.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
@@ -189,6 +189,69 @@ describe("a top-k teacher", () => {
     await train({ backend, student: second, objective: objective(reading), sequences, options });
     reading.free();
     expect(same(first, second)).toBe(true);
+  });
+});
+
+describe("padding behind the vocabulary", () => {
+  /** The same model with rows of its own in the embedding and the head behind the 24 that mean something. */
+  const padded = (weights: ModelWeights, rows: number, trainable: boolean) => {
+    const larger = modelFromConfig({ ...config, vocab_size: 24 + rows });
+    const source = weights.source();
+    const noise = new Random(rows, 0);
+    const extra = new Uint8Array(Float32Array.from({ length: rows * 32 }, () => 3 * noise.normal()).buffer);
+    const tensors = new Map(
+      [...source.tensors].map(([name, info]) => [
+        name,
+        { ...info, shape: info.shape[0] === 24 ? [24 + rows, 32] : info.shape },
+      ]),
+    );
+    return loadWeights(
+      backend,
+      larger,
+      {
+        tensors,
+        readRows: (name, from, to) => {
+          const { shape } = source.tensors.get(name)!;
+          if (shape[0] !== 24) return source.readRows(name, from, to);
+          return Buffer.concat([source.readRows(name, 0, 24), extra]).subarray(from * 128, to * 128);
+        },
+        releaseRows: () => {},
+      },
+      { dtype: "f32", trainable },
+    );
+  };
+
+  it.each(["forward-kl", "top-k"] as const)("counts for nothing in %s, whichever model has it", async (divergence) => {
+    const trained: { losses: number[]; head: Float32Array }[] = [];
+    for (const rows of [
+      { teacher: 0, student: 0 },
+      { teacher: 8, student: 0 },
+      { teacher: 8, student: 3 },
+    ]) {
+      const [from, student] = [padded(teacher, rows.teacher, false), padded(fresh(), rows.student, true)];
+      const given = { ...DISTILLATION_DEFAULTS, divergence, crossEntropyWeight: 0.5, vocabSize: 24 };
+      const source = new TopKTeacher(backend, () => from, sequences, {
+        ...{ k: 5, temperature: 1, computeType: "f32", teacherId: "padded", vocabSize: 24 },
+      });
+      const objective =
+        divergence === "top-k"
+          ? distillationObjective({ kind: "top-k", source }, given)
+          : distillationObjective({ kind: "online", weights: from }, given);
+      const losses: number[] = [];
+      await train({
+        ...{ backend, student, objective, sequences, options },
+        onProgress: ({ record }) => void losses.push(record.loss),
+      });
+      trained.push({ losses, head: student.store.read(student.get("lm_head.weight")).slice(0, 24 * 32) });
+      source.free();
+      from.free();
+      student.free();
+    }
+    const [plain, ...others] = trained;
+    for (const { losses, head } of others) {
+      for (const [i, loss] of losses.entries()) expect(loss).toBeCloseTo(plain!.losses[i]!, 5);
+      for (const [i, weight] of head.entries()) expect(weight).toBeCloseTo(plain!.head[i]!, 4);
+    }
   });
 });
 

@@ -55,6 +55,7 @@ const CASES: Record<string, Case> = {
     [2, 3, 4],
   ]),
   "add, broadcast": binary(ops.add, [[2, 3, 4], [4]]),
+  firstColumns: { shapes: [[3, 7]], apply: (g, [x]) => ops.firstColumns(g, x!, 5) },
   sub: binary(ops.sub, [
     [3, 4],
     [1, 4],

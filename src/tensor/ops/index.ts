@@ -19,6 +19,6 @@ export { argmax, embedding, gather, takeAlongRows, topKIndices } from "./lookup.
 export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence } from "./loss.js";
 export { type LinearAttributes, linear, matmul } from "./matmul.js";
 export { type PositionFactors, type RotaryAttributes, rope, scaleByPosition } from "./rotary.js";
-export { cast, concatLast, concatRows, part, permute, reshape, rowsOf, splitLast } from "./shape.js";
+export { cast, concatLast, concatRows, firstColumns, part, permute, reshape, rowsOf, splitLast } from "./shape.js";
 export { addMagnitudes, meanCosine } from "./statistics.js";
 export { layerNorm, logSoftmax, maskedSoftmax, rmsNorm, rmsNormGain, softmax } from "./transformer.js";

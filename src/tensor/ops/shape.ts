@@ -66,6 +66,18 @@ export function rowsOf(g: Graph, x: Tensor, { from, to }: { readonly from: numbe
   return part(g, x, { offset: from * elementCount(inner), to: [to - from, ...inner] });
 }
 
+const padLast: Op<[x: Tensor], { readonly to: number }> = defineOp("padLast", 1, {
+  shape: ([x], { to }) => [...x.shape.slice(0, -1), to],
+  build: ({ f, context }, [x], { to }) => f.ggml_pad(context, x.handle, to - axisFromEnd(x.shape, 1), 0, 0, 0),
+});
+
+/** The first `count` elements of the last axis. Copies, unless it is all of them. @throws ShapeError when there are fewer */
+export function firstColumns(g: Graph, x: Tensor, count: number): Tensor {
+  const width = axisFromEnd(x.shape, 1);
+  if (!(count >= 1 && count <= width)) throw new ShapeError(`${describe(x)} has no ${count} columns`);
+  return count === width ? x : columns(g, x, { from: 0, size: count });
+}
+
 const concatTwo: Op<[a: Tensor, b: Tensor]> = defineOp("concatRows", 2, {
   accepts: [ANY, ANY],
   shape: ([a, b]) => {
@@ -84,7 +96,7 @@ export function concatRows(g: Graph, parts: readonly Tensor[]): Tensor {
   return others.reduce((all, next) => concatTwo(g, all, next), first);
 }
 
-/** The elements [from, from + size) of the last axis. No gradient. */
+/** The elements [from, from + size) of the last axis. The gradient is for those that begin at the first only. */
 const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }> = defineOp("columns", 1, {
   accepts: [FLOATS],
   shape: ([x], { size }) => [...x.shape.slice(0, -1), size],
@@ -97,6 +109,9 @@ const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }>
     const view = f.ggml_view_4d(context, x.handle, size, rows, 1, 1, ...strides, from * bytes);
     return reshaped({ f, context }, f.ggml_cont(context, view), [...x.shape.slice(0, -1), size]);
   },
+  vjp: (g, dy, { inputs: [x], attributes: { from } }) => [
+    from === 0 ? () => padLast(g, dy, { to: axisFromEnd(x.shape, 1) }) : null,
+  ],
 });
 
 /** Zeros of a shape, a constant. */
