@@ -6,6 +6,7 @@ import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
 import { readConfigJson, writeConfigJson } from "./config-json.js";
+import { checkFinite, F16_LARGEST, fitsF16 } from "./finite.js";
 import { readJsonObject } from "./json.js";
 import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
 import { blocks, floatSource, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
@@ -134,6 +135,8 @@ export interface WriteOptions {
    * under its name.
    */
   readonly place?: ((name: string) => string) | undefined;
+  /** Told which tensors are kept wider than asked for. */
+  readonly onNote?: ((note: string) => void) | undefined;
   readonly onBytes?: (count: number) => void;
   /** Looks at what was written: what could not be opened again gets no config.json. */
   readonly check?: (written: TensorSource) => void;
@@ -157,12 +160,14 @@ export function writeCheckpoint(
   const place = given.place ?? intoNewModel(directory);
   const options = { ...given, place };
   const floats = floatSource(source);
-  const tensors = [...source.tensors.keys()].map((name) => convertedTensor(floats, name, options.dtype));
+  const tensors = [...source.tensors.keys()].map((name) =>
+    convertedTensor(floats, name, wishFor(floats, name, options)),
+  );
   writeShards(tensors, options);
   if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
     carryFiles(options.carryFrom, place);
   options.check?.(new ShardedSource(openWeights(directory)));
-  writeConfigJson(place("config.json"), withDtype(config, tensors));
+  writeConfigJson(place("config.json"), withDtype(config, tensors, options.dtype));
 }
 
 /** Files of two models mixed would be neither. */
@@ -175,12 +180,31 @@ function intoNewModel(directory: string): (name: string) => string {
   return (name) => path.join(directory, name);
 }
 
+/** The type that a tensor is asked for in, or f32 where it has values that f16 would turn into infinity. */
+function wishFor(
+  source: TensorSource<FloatDType>,
+  name: string,
+  { dtype, onNote }: WriteOptions,
+): FloatDType | undefined {
+  const stored = tensorInfo(source, name).dtype;
+  if (dtype !== "f16" || stored === "f16") return dtype;
+  for (const { bytes } of blocks(source, name)) {
+    if (fitsF16(bytes, stored)) continue;
+    onNote?.(
+      `${name} has values beyond ${F16_LARGEST}, the largest of f16: it stays f32; load the model as bf16 or f32`,
+    );
+    return "f32";
+  }
+  return dtype;
+}
+
 /** States the stored type under the name that the configuration already uses for it. */
 function withDtype(
   config: Readonly<Record<string, unknown>>,
   tensors: readonly TensorInfo<FloatDType>[],
+  wish: FloatDType | undefined,
 ): Record<string, unknown> {
-  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[tensors[0]?.dtype ?? "f32"];
+  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[wish ?? tensors[0]?.dtype ?? "f32"];
   const field = "dtype" in config ? "dtype" : "torch_dtype";
   return { ...config, [field]: stored };
 }
@@ -194,8 +218,12 @@ function convertedTensor(source: TensorSource<FloatDType>, name: string, wish: F
     dtype,
     shape: info.shape,
     *chunks() {
-      for (const { bytes } of blocks(source, name))
-        yield dtype === info.dtype ? bytes : fromFloat32(functions, toFloat32(functions, bytes, info.dtype), dtype);
+      for (const { bytes } of blocks(source, name)) {
+        const converted =
+          dtype === info.dtype ? bytes : fromFloat32(functions, toFloat32(functions, bytes, info.dtype), dtype);
+        if (dtype !== info.dtype) checkFinite(`${name} as ${dtype}`, dtype, converted);
+        yield converted;
+      }
     },
   };
 }

@@ -1,6 +1,7 @@
 import { dataBytes, type FloatDType, fromFloat32, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
+import { checkFinite } from "./finite.js";
 
 /** A stored tensor: its type and shape, outermost axis first. */
 export interface TensorInfo<D extends StoredDType = StoredDType> {
@@ -47,7 +48,10 @@ export const sourceBytes = (source: TensorSource): number =>
 /** How much of a tensor is handled at a time. */
 const BLOCK_BYTES = 16 << 20;
 
-/** Reads a tensor in blocks of rows, releasing each when the next is asked for. */
+/**
+ * Reads a tensor in blocks of rows, releasing each when the next is asked for.
+ * @throws FormatError for elements that are no numbers
+ */
 export function* blocks(
   source: TensorSource,
   name: string,
@@ -57,7 +61,9 @@ export function* blocks(
   const step = Math.max(1, Math.floor(BLOCK_BYTES / Math.max(1, rowBytes(info))));
   for (let row = 0; row < rows; row += step) {
     const end = Math.min(rows, row + step);
-    yield { row, bytes: source.readRows(name, row, end) };
+    const bytes = source.readRows(name, row, end);
+    checkFinite(name, info.dtype, bytes, { row, columns: info.shape.slice(1).reduce((a, b) => a * b, 1) });
+    yield { row, bytes };
     source.releaseRows(name, row, end);
   }
 }

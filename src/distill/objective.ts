@@ -28,6 +28,8 @@ export interface BuiltObjective {
   readonly terms: Readonly<Record<string, Tensor>>;
   /** Fills the objective's own inputs for a batch. `numbers` are its sequences' numbers in the data. */
   readonly feed: (batch: Batch, numbers: readonly number[]) => Promise<void>;
+  /** A number that is finite only if the teacher's last states are, [1]: losses may hide that they are not. */
+  readonly teacherCheck?: Tensor | undefined;
 }
 
 /** Something to train towards. */
@@ -36,6 +38,8 @@ export interface Objective {
   /** Extra parameters it needs: names and shapes. */
   readonly auxiliary: (student: Model) => readonly { readonly name: string; readonly shape: readonly number[] }[];
   readonly build: (context: ObjectiveContext) => BuiltObjective;
+  /** A model that is computed beside the student: looked at when its outputs stop being numbers. */
+  readonly teacher?: ModelWeights | undefined;
 }
 
 /** A part of the loss that needs logits, as {@link ops.headLoss} takes it but averaged over the rows, and its inputs. */
@@ -45,6 +49,7 @@ interface LogitTerm {
   /** The sum over some rows of logits, [1]. */
   readonly of: (logits: Tensor, range: ops.RowRange) => Tensor;
   readonly feed?: BuiltObjective["feed"];
+  readonly teacherCheck?: Tensor | undefined;
 }
 
 const vocabularyOf = ({ vocabSize, model }: ObjectiveContext): number => vocabSize ?? model.vocabSize;
@@ -76,6 +81,7 @@ function lossOf(context: ObjectiveContext, parts: readonly LogitTerm[]): BuiltOb
   const means = g.withoutGradient(() => terms.map((term) => ops.scale(g, term, { factor: 1 / rows })));
   return {
     loss,
+    teacherCheck: parts.find((part) => part.teacherCheck !== undefined)?.teacherCheck,
     terms: Object.fromEntries(parts.map(({ name }, i) => [name, means[i] as Tensor])),
     feed: async (batch, numbers) => {
       for (const { feed } of parts) await feed?.(batch, numbers);
@@ -127,6 +133,7 @@ export function distillationObjective(teacher: Teacher, options: DistillationOpt
     throw new CoppiceError("a top-k divergence takes a top-k teacher");
   return {
     name: "distillation",
+    teacher: teacher.kind === "online" ? teacher.weights : undefined,
     auxiliary: (student) =>
       options.intermediate.map((_, i) => ({
         name: `projection.${i}`,
@@ -176,6 +183,7 @@ function onlineTerm(
   return {
     name: "divergence",
     weight: 1,
+    teacherCheck: g.withoutGradient(() => ops.sum(g, hidden)),
     of: (student, range) => {
       const teacher = g.withoutGradient(() =>
         ops.firstColumns(g, logits(ops.rowsOf(g, hidden, range)), vocabularyOf(context)),

@@ -1,6 +1,7 @@
 import { closeSync, existsSync, mkdirSync, openSync, readSync, writeSync } from "node:fs";
 import path from "node:path";
 import type { Batch, Sequences } from "../data/index.js";
+import { overflowError } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, fromFloat32, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
@@ -34,7 +35,14 @@ export interface TopKInputs {
 export class TopKTeacher {
   private readonly cache: LogitCache | undefined;
   private graph:
-    | { readonly g: Graph; readonly tokens: Tensor; readonly ids: Tensor; readonly values: Tensor }
+    | {
+        readonly g: Graph;
+        readonly tokens: Tensor;
+        readonly ids: Tensor;
+        readonly values: Tensor;
+        /** Finite only if all last states are; a softmax may hide that they are not. */
+        readonly check: Tensor;
+      }
     | undefined;
 
   constructor(
@@ -110,11 +118,20 @@ export class TopKTeacher {
         ids.push(largest);
         return ops.takeAlongRows(g, logP, largest);
       });
-      this.graph = { g, tokens, ids: g.output(ops.concatRows(g, ids)), values: g.output(values) };
+      const check = g.output(ops.sum(g, hidden));
+      this.graph = { g, tokens, ids: g.output(ops.concatRows(g, ids)), values: g.output(values), check };
     }
-    const { g, tokens, ids, values } = this.graph;
+    const { g, tokens, ids, values, check } = this.graph;
     g.write(tokens, batch.tokens);
     await g.run();
+    if (![...g.read(check), ...g.read(values)].every(Number.isFinite))
+      throw await overflowError("the teacher", {
+        backend: this.backend,
+        weights: this.weights(),
+        tokens: batch.tokens,
+        batch: batchSize,
+        computeType: this.options.computeType,
+      });
     return { ids: g.readInt32(ids), values: g.read(values) };
   }
 

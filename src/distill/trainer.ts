@@ -1,4 +1,5 @@
 import { type Sequences, TrainingOrder } from "../data/index.js";
+import { overflowError } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
 import type { ModelWeights } from "../models/index.js";
 import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
@@ -179,6 +180,7 @@ export class Trainer {
       auxiliary: (name) => this.auxiliary.get(name),
     });
     g.output(this.objective.loss);
+    if (this.objective.teacherCheck !== undefined) g.output(this.objective.teacherCheck);
     for (const term of Object.values(this.objective.terms)) g.output(term);
     const derived = gradients(g, this.objective.loss, this.weights);
     if (options.batchSize === options.microBatchSize) {
@@ -277,6 +279,12 @@ export class Trainer {
     };
   }
 
+  private teacherError(tokens: Int32Array): Promise<CoppiceError> {
+    const { backend, objective, options, student } = this.job;
+    const { microBatchSize: batch, computeType } = options;
+    return overflowError("the teacher", { backend, weights: objective.teacher ?? student, tokens, batch, computeType });
+  }
+
   /** Takes one optimizer step, counted from 1. */
   async step(step: number) {
     const { options, sequences } = this.job;
@@ -303,6 +311,9 @@ export class Trainer {
       await this.objective.feed(batch, numbers);
       await this.forward.run();
       const value = (tensor: Tensor) => (this.forward.read(tensor)[0] ?? Number.NaN) / parts;
+      const { teacherCheck } = this.objective;
+      if (teacherCheck !== undefined && !Number.isFinite(value(teacherCheck)))
+        throw await this.teacherError(batch.tokens);
       loss += value(this.objective.loss);
       for (const [name, term] of Object.entries(this.objective.terms)) terms[name] = (terms[name] ?? 0) + value(term);
     }

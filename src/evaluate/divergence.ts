@@ -4,6 +4,7 @@ import { type Model, type ModelWeights, shapeOf, type Weights } from "../models/
 import { CoppiceError } from "../system/errors.js";
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { type BatchOptions, spreadBatches } from "./batches.js";
+import { overflowError } from "./finite.js";
 
 /**
  * How far a model's predictions are from a reference's on fixed sequences: the mean Kullback-Leibler divergence per token, in
@@ -49,7 +50,16 @@ export class DivergenceMeter {
       for (const numbers of meter.batches) {
         g.write(tokens, sequences.batch(numbers).tokens);
         await g.run();
-        meter.hidden.push(g.read(hidden).slice());
+        const states = g.read(hidden).slice();
+        if (!states.every(Number.isFinite))
+          throw await overflowError("the model", {
+            backend,
+            weights: reference,
+            tokens: sequences.batch(numbers).tokens,
+            batch: numbers.length,
+            computeType: options.computeType,
+          });
+        meter.hidden.push(states);
       }
       return meter;
     } finally {
@@ -97,6 +107,14 @@ export class DivergenceMeter {
           g.write(reference, this.hidden[i] ?? new Float32Array());
           await g.run();
           sum += g.read(total)[0] ?? 0;
+          if (!Number.isFinite(sum))
+            throw await overflowError("the model that is compared", {
+              backend,
+              weights,
+              tokens: this.sequences.batch(numbers).tokens,
+              batch: numbers.length,
+              computeType: options.computeType,
+            });
         }
         return Math.max(0, sum / this.tokens); // rounding may leave a little below zero
       },

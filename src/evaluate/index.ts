@@ -13,6 +13,7 @@ export {
   type TaskResult,
   tasksOfGroup,
 } from "./evaluate.js";
+export { overflowError, overflowingLayer, type SuspectPass } from "./finite.js";
 export * from "./kinds.js";
 export { EngineLikelihoods, type EngineOptions as LikelihoodOptions } from "./likelihood.js";
 export { type Aggregation, aggregate, type Metric, mean, metricKey, passAtK, rougeL, type Score } from "./metrics.js";

@@ -4,6 +4,7 @@ import type { ModelWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import { RequestEncoder, type TokenPair } from "./encoding.js";
+import { overflowError } from "./finite.js";
 import { type Packing, packSequences, type ScoredSequence } from "./forest.js";
 import type {
   AskOptions,
@@ -66,6 +67,7 @@ export class EngineLikelihoods implements LikelihoodModel {
           const sum = sums[request];
           for (const _ of sequences[member]?.targets ?? []) {
             if (sum === undefined) break;
+            if (!Number.isFinite(scores.losses[at])) throw await this.overflow(sequences[member]?.input);
             sum.logLikelihood -= scores.losses[at] ?? 0;
             sum.isGreedy &&= scores.best[at] === packing.targets[at];
             at++;
@@ -136,6 +138,17 @@ export class EngineLikelihoods implements LikelihoodModel {
       at += ids.length;
     }
     return { losses: g.read(built.losses), best };
+  }
+
+  private overflow(tokens: Int32Array = new Int32Array(1)): Promise<CoppiceError> {
+    const { backend, weights, options } = this;
+    return overflowError("the model", {
+      backend,
+      weights,
+      tokens,
+      batch: 1,
+      computeType: options.computeType ?? "f32",
+    });
   }
 
   private build(places: number, count: number): ScoringGraph {

@@ -3,6 +3,7 @@ import type { Backend } from "../ggml/device.js";
 import type { ForwardOptions, Model, ModelWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, ops } from "../tensor/index.js";
+import { overflowError } from "./finite.js";
 
 /** Loss of a model on a text. */
 export interface Perplexity {
@@ -35,7 +36,7 @@ export const defaultSequenceLength = (model: Model): number => Math.min(model.ma
 /**
  * Measures a model on a stream of tokens, cut into sequences that each start afresh. Every token but the first is predicted
  * once.
- * @throws CoppiceError when the stream has fewer than two tokens
+ * @throws CoppiceError when the stream has fewer than two tokens, or the model's outputs are not finite
  */
 export async function perplexity(
   backend: Backend,
@@ -62,6 +63,7 @@ export async function perplexity(
       ops.crossEntropyOfRows(g, logits(part), ops.rowsOf(g, indices, range)),
     ),
   );
+  const check = g.output(ops.sum(g, hidden)); // losses may hide states that are not finite
   try {
     let sum = 0;
     let count = 0;
@@ -72,6 +74,15 @@ export async function perplexity(
       g.write(indices, ops.headIndices(targets, rows, model.vocabSize));
       await g.run();
       for (const loss of g.read(losses).subarray(0, valid)) sum += loss;
+      if (!Number.isFinite(sum) || !Number.isFinite(g.read(check)[0]))
+        throw await overflowError("the model", {
+          backend,
+          weights,
+          tokens: ids,
+          batch: batchSize,
+          computeType: options.computeType ?? "f32",
+          forward: options.forward,
+        });
       count += valid;
       options.onProgress?.(first + numbers.length, total);
     }

@@ -19,7 +19,7 @@ import {
   type RollingRequest,
   type TokenPair,
 } from "../evaluate/index.js";
-import { UsageError } from "../system/errors.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
 import { type EngineOptions, fastestThreads, loadModel } from "./engine.js";
 import { checkRunnable } from "./runnable.js";
 
@@ -193,5 +193,7 @@ async function score(sequence: LlamaContextSequence, ids: readonly number[], cou
     logLikelihood += own - most - Math.log(totalLogitWeight ?? Number.NaN); // the weights are e^(logit - most)
     isGreedy &&= own === most;
   }
+  if (!Number.isFinite(logLikelihood))
+    throw new CoppiceError("llama.cpp gives log-likelihoods that are not finite: the model's weights are damaged");
   return { logLikelihood, isGreedy };
 }

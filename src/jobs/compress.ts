@@ -280,6 +280,7 @@ class Compression {
             dtype: storedType(checkpoint.source),
             carryFrom: checkpoint.directory,
             place: (name) => this.directory.own("corrected-teacher", name),
+            onNote: job.onNote,
           },
         );
         return result;
@@ -361,6 +362,7 @@ class Compression {
             dtype: storedType(pruned.source),
             carryFrom: prunedDirectory,
             place: (name) => this.directory.own(name),
+            onNote: job.onNote,
           },
         ),
     });

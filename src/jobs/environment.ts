@@ -143,6 +143,7 @@ export function writeDirectory(tensors: ModelTensors, from: string, job: WriteJo
   writeModel(job.out, tensors, {
     carryFrom: from,
     place: job.place,
+    onNote: job.onNote,
     ...(job.dtype !== undefined && { dtype: job.dtype }),
     ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
     onBytes: (count) => {

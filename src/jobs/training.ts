@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { floatSource, type TensorSource, writeCheckpoint } from "../checkpoint/index.js";
-import { readJsonObject } from "../checkpoint/json.js";
+import { readConfigJson } from "../checkpoint/config-json.js";
+import { floatSource, type TensorSource } from "../checkpoint/index.js";
 import { agreeingTokens, checkVocabulary, Sequences, type TokenizerSide, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
@@ -28,6 +28,7 @@ import {
   type ModelWeights,
   modelFromConfig,
   openCheckpoint,
+  writeModel,
 } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
@@ -231,7 +232,7 @@ async function startOf(job: PretrainJob): Promise<Start> {
   if (job.fromScratch === true) {
     const file = path.join(job.model, "config.json");
     if (!existsSync(file)) throw new UsageError(`${job.model} has no config.json to start from`);
-    return { checkpoint: undefined, directory: job.model, config: readJsonObject(file) };
+    return { checkpoint: undefined, directory: job.model, config: readConfigJson(file) };
   }
   const { checkpoint } = await openModel(job.model, job);
   return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
@@ -276,7 +277,7 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
 
 /** Trains on the next token and writes the result into the run's directory. */
 async function pretrainStage(
-  { checkpoint, directory, config }: Start,
+  { checkpoint, directory }: Start,
   dtype: FloatDType,
   stage: Omit<TrainStage, "student" | "objective">,
 ): Promise<TrainResult> {
@@ -287,11 +288,11 @@ async function pretrainStage(
       : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
   try {
     const outcome = await runTraining({ ...stage, student, objective: crossEntropyObjective });
-    writeCheckpoint(run.path, config, student.source(), {
-      dtype,
-      carryFrom: directory,
-      place: (name) => run.own(name),
-    });
+    writeModel(
+      run.path,
+      { ...(checkpoint ?? { model }), source: student.source() },
+      { dtype, carryFrom: directory, place: (name) => run.own(name), onNote: stage.options.onNote },
+    );
     return outcome;
   } finally {
     student.free();
@@ -386,11 +387,11 @@ async function distillIn(
         student: { model: student.model, source },
         ...(cacheDir !== undefined && { cacheDir }),
         write: (weights) =>
-          writeCheckpoint(job.out, student.model.config, weights.source(), {
-            dtype: storedType(source),
-            carryFrom: directory,
-            place: (name) => run.own(name),
-          }),
+          writeModel(
+            job.out,
+            { ...student.checkpoint, source: weights.source() },
+            { dtype: storedType(source), carryFrom: directory, place: (name) => run.own(name), onNote: job.onNote },
+          ),
       }),
     );
     return { ...(await finish(backend, run, stages, result, validation, sequenceLength, job)), before };

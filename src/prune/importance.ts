@@ -2,6 +2,7 @@ import path from "node:path";
 import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
+import { overflowError } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, toFloat32 } from "../ggml/dtype.js";
 import {
@@ -49,7 +50,17 @@ export async function calibrate(
       await g.run();
       options.onProgress?.((i + 1) * batchSize, batches.length * batchSize);
     }
-    return sums.read(batches.length);
+    const scores = sums.read(batches.length);
+    for (const [dimension, values] of scores)
+      if (!values.every(Number.isFinite))
+        throw await overflowError(`the scores of ${dimension} are not finite: the model`, {
+          backend,
+          weights,
+          tokens: sequences.batch(batches[0] ?? []).tokens,
+          batch: batchSize,
+          computeType: options.computeType,
+        });
+    return scores;
   } finally {
     g.free();
     sums.free();

@@ -1,3 +1,4 @@
+import { F16_LARGEST, notFinite } from "../checkpoint/finite.js";
 import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
@@ -10,12 +11,8 @@ const onThread = <T>(native: { readonly async: (...args: unknown[]) => void }, .
     native.async(...args, (error: unknown, result: T) => (error ? reject(error) : resolve(result)));
   });
 
-/** @throws FormatError when data holds NaN or infinity, which quantizing would end the process over */
-async function checkFinite(name: string, dtype: StoredDType, bytes: Uint8Array): Promise<void> {
-  const f = loadFunctions();
-  const valid = await onThread<boolean>(f.ggml_validate_row_data, DTYPE_ID[dtype], bytes, bytes.byteLength);
-  if (!valid) throw new FormatError(`${name} holds values that are no numbers (NaN or infinite)`);
-}
+const areNumbers = (dtype: StoredDType, bytes: Uint8Array): Promise<boolean> =>
+  onThread<boolean>(loadFunctions().ggml_validate_row_data, DTYPE_ID[dtype], bytes, bytes.byteLength);
 
 /** Memory that is used again and again: fresh memory costs a page fault for every 4 KiB, as much as converting it. */
 export class Scratch {
@@ -50,6 +47,8 @@ async function toFloats(
   return values;
 }
 
+const largest = (values: Float32Array): number => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+
 export interface Conversion {
   /** For messages. */
   readonly name: string;
@@ -65,7 +64,7 @@ export interface Conversion {
  * Converts whole rows.
  * @param scratch where memory comes from; what is returned may be given back to it once it is used
  * @returns the rows in the new type; the same bytes when it is the old
- * @throws FormatError for values that are no numbers
+ * @throws FormatError for values that are no numbers, or too large for the new type
  */
 export async function convertRows(
   bytes: Uint8Array,
@@ -73,10 +72,11 @@ export async function convertRows(
   scratch = new Scratch(),
 ): Promise<Uint8Array> {
   const { name, from, to, columns, importance } = conversion;
+  // NaN and infinity: quantizing would end the process over them
+  if (!(await areNumbers(from, bytes))) throw notFinite(name, from, bytes);
   if (from === to) return bytes;
   const f = loadFunctions();
   const elements = (bytes.byteLength / dataBytes(from, columns)) * columns;
-  await checkFinite(name, from, bytes);
   const values = await toFloats(bytes, from, elements, scratch);
   if (to === "f32") return bytesOf(values);
   const result = new Uint8Array(scratch.take(dataBytes(to, elements)));
@@ -93,8 +93,11 @@ export async function convertRows(
       columns,
       importance ?? null,
     );
-    await checkFinite(name, to, result);
   } else await onThread(to === "bf16" ? f.ggml_fp32_to_bf16_row : f.ggml_fp32_to_fp16_row, values, result, elements);
+  if (!(await areNumbers(to, result)))
+    throw new FormatError(
+      `${name} has values up to ${largest(values).toPrecision(4)}, which ${to} cannot hold${to === "bf16" ? "" : `${to === "f16" ? ` (its largest is ${F16_LARGEST})` : ""}: choose bf16 or f32`}`,
+    );
   if (from !== "f32") scratch.give(values);
   return result;
 }

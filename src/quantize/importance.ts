@@ -2,6 +2,7 @@ import path from "node:path";
 import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
+import { overflowError } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
 import { bytesOf, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
@@ -55,7 +56,19 @@ export async function measureImportance(
       options.onProgress?.((i + 1) * size, batches.length * size);
     }
     const count = batches.length * size * sequences.length;
-    return new Map(specs.map(({ name, input }) => [name, store.read(store.get(input)).map((sum) => sum / count)]));
+    const importance = new Map(
+      specs.map(({ name, input }) => [name, store.read(store.get(input)).map((sum) => sum / count)]),
+    );
+    for (const [name, values] of importance)
+      if (!values.every(Number.isFinite))
+        throw await overflowError(`the inputs of ${name} are not finite: the model`, {
+          backend,
+          weights,
+          tokens: sequences.batch(batches[0] ?? []).tokens,
+          batch: size,
+          computeType: options.computeType,
+        });
+    return importance;
   } finally {
     g.free();
     store.free();

@@ -75,7 +75,7 @@ describe("a GGUF file", () => {
       expect([...opened.tensors.keys()].sort()).toEqual(tensors.map(({ name }) => name).sort());
       for (const { name, dtype, shape, bytes } of tensors) {
         expect(opened.tensors.get(name)).toMatchObject({ dtype, shape });
-        expect(Buffer.compare(readTensor(opened, name), bytes)).toBe(0);
+        expect(Buffer.compare(opened.readRows(name, 0, shape[0] ?? 1), bytes)).toBe(0);
       }
     }
   });

@@ -1,0 +1,44 @@
+import type { Backend } from "../ggml/device.js";
+import type { ForwardOptions, ModelWeights } from "../models/index.js";
+import { CoppiceError } from "../system/errors.js";
+import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
+
+/** A forward pass to look at. */
+export interface SuspectPass {
+  readonly backend: Backend;
+  readonly weights: ModelWeights;
+  /** Ids of sequences of equal length, one after the other, and their number. */
+  readonly tokens: Int32Array;
+  readonly batch: number;
+  readonly computeType: ComputeType;
+  readonly forward?: ForwardOptions | undefined;
+}
+
+/** Finds the first layer whose output is not finite: undefined when all are. */
+export async function overflowingLayer(pass: SuspectPass): Promise<string | undefined> {
+  const { backend, weights, tokens, batch, computeType, forward } = pass;
+  const g = new Graph(backend, { computeType });
+  try {
+    const input = g.input("tokens", "i32", [batch, tokens.length / batch]);
+    const outputs: [string, Tensor][] = [];
+    const tap = (name: string, tensor: Tensor) => {
+      if (/^(?:embed_tokens|layers\.\d+)\.output$/.test(name)) outputs.push([name, g.output(tensor)]);
+    };
+    const { hidden } = weights.model.forward(g, weights.get, input, { ...forward, tap });
+    outputs.push(["norm.output", g.output(hidden)]);
+    g.write(input, tokens);
+    await g.run();
+    return outputs.find(([, tensor]) => !g.read(tensor).every(Number.isFinite))?.[0].replace(/\.output$/, "");
+  } finally {
+    g.free();
+  }
+}
+
+/** The error for a model whose outputs are not finite, with the layer where that begins. */
+export async function overflowError(who: string, pass: SuspectPass): Promise<CoppiceError> {
+  const layer = await overflowingLayer(pass);
+  return new CoppiceError(
+    `${who} gives outputs that are not finite (NaN or infinite), first ${layer === undefined ? "in its output head" : `after ${layer}`}: ` +
+      "its weights are damaged, or too large for their product",
+  );
+}
