@@ -5,8 +5,8 @@ enum { SILU, GELU_TANH, GELU }; // x sigmoid(x); x normal_cdf(x) by tanh; the sa
 
 static inline vf sigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
 
-// The share of the normal distribution below x, within 2e-7 of it, far out too. The complementary error function is that of Press
-// et al. 1992, section 6.2 (erfcc).
+// The share of the normal distribution below x, within 2e-7, and below 0 within 4e-6 of itself. The complementary error function
+// is that of Press et al. 1992, section 6.2 (erfcc).
 static inline vf normal_cdf(vf x) {
   const vf z = vabs(x) * 0.707106781f, t = 1.0f / (1.0f + 0.5f * z);
   vf p = t * 0.17087277f - 0.82215223f;
@@ -128,8 +128,8 @@ static inline void xielu_curves(vf x, float epsilon, vf *rise, vf *fall, vf *ris
   *fall_slope = where_positive(x, none, where_positive(epsilon - x, less_one, splat(-1)));
 }
 
-// src: x, rising [1], falling [1], beta and epsilon -> rising x^2 + beta x where x > 0, falling (e^min(x, epsilon) - 1 - x) + beta x
-// elsewhere
+// src: x, rising [1], falling [1], beta and epsilon -> rising x^2 + beta x where x > 0,
+// falling (e^min(x, epsilon) - 1 - x) + beta x elsewhere
 void KERNEL(xielu)(Tensor *dst, int ith, int nth, void *data) {
   (void)data;
   const float *x = dst->src[0]->data, *settings = dst->src[3]->data;

@@ -101,8 +101,8 @@ static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
   return hi;
 }
 
-// Scores into scaled ones limited smoothly, cap tanh(score scale / cap), for rows of n. Where `slopes` is not NULL it takes the slopes
-// of that, 1 - tanh^2.
+// Scores into scaled ones limited smoothly, cap tanh(score scale / cap), for rows of n. Where `slopes` is not NULL it takes the
+// slopes of that, 1 - tanh^2.
 static void limit(const Shape *s, float *scores, int64_t ld, int rows, int64_t n, float *slopes) {
   const float ratio = s->scale / s->cap;
   for (int r = 0; r < rows; r++) {
@@ -212,8 +212,8 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// The gradient of probabilities into that of scores, for one row of n: with p = e / sum, p (dp - sum of p dp) scale, times the slopes
-// of limited scores where there are some. e turns into p. @returns the sum of p dp
+// The gradient of probabilities into that of scores, for one row of n: with p = e / sum, p (dp - sum of p dp) scale, times the
+// slopes of limited scores where there are some. e turns into p. @returns the sum of p dp
 static float score_gradient(const Shape *s, float *e, float *d, const float *slopes, int64_t n, float inverse) {
   vf total = (vf){0};
   for (int64_t j = 0; j < n; j += VL) {

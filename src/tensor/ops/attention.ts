@@ -63,8 +63,8 @@ function checkAttention(
 const FLAG = { bf16: 1, forest: 2, softCap: 4, sinks: 8 };
 const WINDOW_SHIFT = 4;
 
-/** Past this a window is longer than any sequence that can be computed. */
-const LONGEST_WINDOW = 2 ** 28 - 1;
+/** What the flags have room for: longer than any sequence that can be computed. */
+const LONGEST_WINDOW = 2 ** 27 - 1;
 
 const settings = (g: Graph, { scale, window = 0, forest, softCap, sinks }: AttentionAttributes) => ({
   flags:

@@ -90,61 +90,72 @@ function randomForest(random: Random, places: number) {
   return { layout: { positions, ends }, reading };
 }
 
+const inputs = (random: Random, batch: number, seq: number): [Values, Values, Values] => [
+  normal(random, [batch, seq, 6, 20]),
+  normal(random, [batch, seq, 2, 20]),
+  normal(random, [batch, seq, 2, 20]),
+];
+
+/** Inputs and the result by definition: the same for every backend. */
+const sequences = Object.entries(CASES).map(([title, { seq = 131, ...settings }]) => {
+  const given = inputs(new Random(3), 2, seq);
+  return { title, settings, given, expected: definition(...given, oneSequence(seq), settings) };
+});
+
+const FOREST_CASES: Record<string, Settings> = {
+  alone: { scale: 0.3 },
+  "in a window": { scale: 0.3, window: 9 },
+  "in a window of one position": { scale: 0.3, window: 1 },
+  "with all else": { scale: 0.5, window: 30, softCap: 2, sinks },
+};
+
+const forests = Object.entries(FOREST_CASES).flatMap(([title, settings]) =>
+  [1, 2, 3].map((seed) => {
+    const random = new Random(seed);
+    const places = 90 + 37 * seed;
+    const { layout, reading } = randomForest(random, places);
+    const given = inputs(random, 1, places);
+    return { title, seed, settings, places, layout, given, expected: definition(...given, reading, settings) };
+  }),
+);
+
 const { each, free } = backends();
 afterAll(free);
 
 describe.each(each)("on %s", (_name, compute) => {
-  const inputs = (random: Random, batch: number, seq: number) => [
-    normal(random, [batch, seq, 6, 20]),
-    normal(random, [batch, seq, 2, 20]),
-    normal(random, [batch, seq, 2, 20]),
-  ];
   const withSinks = (g: Graph, given: Float32Array | undefined): Tensor | undefined =>
     given === undefined ? undefined : g.constant("sinks", "f32", [given.length], given);
 
-  it.each(Object.entries(CASES))("%s: it is its definition", async (_, { seq = 131, ...settings }) => {
-    const [q, k, v] = inputs(new Random(3), 2, seq) as [Values, Values, Values];
-    const expected = definition(q, k, v, oneSequence(seq), settings);
+  it.each(sequences)("$title: it is its definition", async ({ settings, given, expected }) => {
     for (const computeType of ["f32", "bf16"] as const) {
       const [actual] = await compute(
-        [q, k, v],
-        (g, [a, b, c]) => [ops.attention(g, a!, b!, c!, { ...settings, sinks: withSinks(g, settings.sinks) })],
+        given,
+        (g, [q, k, v]) => [ops.attention(g, q!, k!, v!, { ...settings, sinks: withSinks(g, settings.sinks) })],
         { computeType },
       );
       expect(furthest(actual!, expected)).toBeLessThan(computeType === "f32" ? 2e-5 : 3e-2);
     }
   });
 
-  it.each<[string, Settings]>([
-    ["alone", { scale: 0.3 }],
-    ["in a window", { scale: 0.3, window: 9 }],
-    ["in a window of one position", { scale: 0.3, window: 1 }],
-    ["with all else", { scale: 0.5, window: 30, softCap: 2, sinks }],
-  ])("in a forest, %s, each token reads the ancestors in its window only", async (_, settings) => {
-    for (const seed of [1, 2, 3]) {
-      const random = new Random(seed);
-      const places = 90 + 37 * seed;
-      const { layout, reading } = randomForest(random, places);
-      const [q, k, v] = inputs(random, 1, places) as [Values, Values, Values];
-      let written: ops.Forest | undefined;
-      const [actual] = await compute(
-        [q, k, v],
-        (g, [a, b, c]) => {
-          const forest = ops.forestInput(g, places);
-          written = forest;
-          return [ops.attention(g, a!, b!, c!, { ...settings, sinks: withSinks(g, settings.sinks), forest })];
-        },
-        { before: (g) => ops.writeForest(g, written!, layout) },
-      );
-      expect(furthest(actual!, definition(q, k, v, reading, settings)), `seed ${seed}`).toBeLessThan(2e-5);
-    }
+  it.each(forests)("in forest $seed, $title, each token reads the ancestors in its window only", async (test) => {
+    const { settings, places, layout, given, expected } = test;
+    let forest: ops.Forest | undefined;
+    const [actual] = await compute(
+      given,
+      (g, [q, k, v]) => {
+        forest = ops.forestInput(g, places);
+        return [ops.attention(g, q!, k!, v!, { ...settings, sinks: withSinks(g, settings.sinks), forest })];
+      },
+      { before: (g) => forest && ops.writeForest(g, forest, layout) },
+    );
+    expect(furthest(actual!, expected)).toBeLessThan(2e-5);
   });
 
   it("what does not fit is refused by name", async () => {
-    const [q, k, v] = inputs(new Random(3), 2, 5) as [Values, Values, Values];
+    const given = inputs(new Random(3), 2, 5);
     const attempt = (attributes: Partial<ops.AttentionAttributes>, wrong?: Float32Array) =>
-      compute([q, k, v], (g, [a, b, c]) => [
-        ops.attention(g, a!, b!, c!, { scale: 1, ...attributes, sinks: withSinks(g, wrong) }),
+      compute(given, (g, [q, k, v]) => [
+        ops.attention(g, q!, k!, v!, { scale: 1, ...attributes, sinks: withSinks(g, wrong) }),
       ]);
     await expect(attempt({ window: 0 })).rejects.toThrow(/window of 0 positions/);
     await expect(attempt({ window: 2.5 })).rejects.toThrow(ShapeError);
