@@ -8,7 +8,7 @@ import { cors } from "hono/cors";
 import { streamSSE } from "hono/streaming";
 import type { Logger } from "pino";
 import { packageRoot } from "../ggml/library.js";
-import { ENDPOINTS, type Endpoint, parseBody, type Service } from "./api/index.js";
+import { ENDPOINTS, type Endpoint, parseBody, type Service, withoutNulls } from "./api/index.js";
 import { MANAGEMENT, modelCardOf, type ServiceInfo } from "./api/management.js";
 import { docsPage, openApi } from "./api/openapi.js";
 import type { Overflow } from "./engine/conversation.js";
@@ -48,6 +48,11 @@ const PAGE_HEADERS = {
   "x-content-type-options": "nosniff",
   "referrer-policy": "no-referrer",
 };
+
+/** Of a name that a client gives, what the log has. */
+const MOST_USER_NAME = 512;
+
+const MOST_WARNINGS = 8;
 
 const PAGES = [
   { path: "/", file: "web/chat/index.html", type: "text/html; charset=utf-8" },
@@ -150,9 +155,14 @@ export function httpApp(info: ServiceInfo, options: HttpOptions): Hono<Bindings>
     signal.addEventListener("abort", left, { once: true });
     const note = c.get("note");
     const texts: Record<string, string> = {};
+    const warnings = new Set<string>();
     const context: RequestContext = {
       client: client?.name ?? c.env.incoming.socket.remoteAddress ?? "",
       ...{ signal: abort.signal, overflow: options.overflow, metrics },
+      warn: (text) => {
+        if (warnings.size < MOST_WARNINGS) warnings.add(`299 - ${JSON.stringify(text.replace(/[^ -~]/g, "?"))}`);
+        c.header("warning", [...warnings].join(", "));
+      },
       onTokens: (count) => {
         note.tokens = Number(note.tokens ?? 0) + count;
         client?.spend(count);
@@ -188,13 +198,13 @@ export function httpApp(info: ServiceInfo, options: HttpOptions): Hono<Bindings>
       limited,
       async (c) => {
         const started = performance.now();
-        const body = parseBody(endpoint.body, await jsonOf(c));
+        const body = parseBody(endpoint.body, withoutNulls(await jsonOf(c)));
         const note = c.get("note");
         const { user, model } = body as { readonly user?: unknown; readonly model?: unknown };
         Object.assign(
           note,
           { model: info.pool.resolve(model as string | undefined) },
-          typeof user === "string" && { user },
+          typeof user === "string" && { user: user.slice(0, MOST_USER_NAME) },
         );
         c.get("client")?.take();
         const { context, end } = contextOf(c, c.get("client"));

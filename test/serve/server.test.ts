@@ -131,8 +131,8 @@ describe("the official OpenAI client", () => {
   it("is told what is wrong, by name", async () => {
     const bad = (changes: object) => client.chat.completions.create({ ...ask, ...changes });
     await expect(bad({ model: "gpt-5" })).rejects.toMatchObject({ status: 404, code: "model_not_found" });
-    await expect(bad({ reasoning_effort: "high" })).rejects.toMatchObject({
-      ...{ status: 400, code: "unsupported_parameter", param: "reasoning_effort" },
+    await expect(bad({ length_penalty: 2 })).rejects.toMatchObject({
+      ...{ status: 400, code: "unsupported_parameter", param: "length_penalty" },
     });
     await expect(bad({ temperature: 9 })).rejects.toMatchObject({ status: 400, param: "temperature" });
     await expect(bad({ messages: [{ role: "user", content: "long ".repeat(2000) }] })).rejects.toMatchObject({

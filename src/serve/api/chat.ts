@@ -1,51 +1,55 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import type { Conversation, Format, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
+import type { Conversation, Format, Tool, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, repeatedTask, streamAll, usageOf, writeAll } from "../engine/writer.js";
 import type { Written, WrittenToken } from "../engine/written.js";
 import { ApiError } from "../errors.js";
+import { content, textOf } from "./content.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
-import {
-  checkTools,
-  clientsOwn,
-  guidedFormat,
-  jsonSchema,
-  NO_PARAMETERS,
-  sampling,
-  samplingOf,
-  text,
-  textOf,
-  toolList,
-  toolName,
-} from "./schemas.js";
+import { answerHints, partHints } from "./hints.js";
+import { countOf, guidedFormat, jsonSchema, sampling, samplingOf, text, tokenCount } from "./schemas.js";
+import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 import { openAiUsage, usageSchema } from "./usage.js";
 
-const part = z.strictObject({ type: z.literal("text"), text });
-const content = z.union([text, z.array(part).min(1)]);
 const name = z.string().max(256).optional();
+const toolCallId = z.string().max(256);
 const call = z.strictObject({
-  id: z.string().max(256),
-  type: z.literal("function"),
-  function: z.strictObject({ name: toolName, arguments: text, parsed_arguments: clientsOwn }),
+  ...partHints,
+  id: toolCallId,
+  type: z.literal("function").default("function"),
+  function: z.strictObject({ ...partHints, name: toolName, arguments: text, parsed_arguments: z.unknown().optional() }),
 });
 
 const message = z.discriminatedUnion("role", [
-  z.strictObject({ role: z.literal("system"), content, name }),
-  z.strictObject({ role: z.literal("developer"), content, name }),
-  z.strictObject({ role: z.literal("user"), content, name }),
+  z.strictObject({ role: z.enum(["system", "developer", "user"]), content, name }),
   z.strictObject({
-    ...{ role: z.literal("assistant"), name, content: content.nullish(), tool_calls: z.array(call).max(64).nullish() },
-    ...{ refusal: z.null().optional(), parsed: clientsOwn, annotations: z.array(z.unknown()).max(0).optional() },
+    ...answerHints,
+    role: z.literal("assistant"),
+    name,
+    content: content.optional(),
+    tool_calls: z.array(call).max(256).optional(),
   }),
-  z.strictObject({ role: z.literal("tool"), content, tool_call_id: z.string().max(256), name }),
+  z.strictObject({ role: z.literal("tool"), content: content.optional(), tool_call_id: toolCallId, name }),
 ]);
+
+const chosenFunction = z.strictObject({ type: z.literal("function"), function: z.strictObject({ name: toolName }) });
+
+const chatFunction = z.strictObject({
+  type: z.literal("function"),
+  function: z.strictObject({
+    name: toolName,
+    description: toolDescription,
+    parameters: jsonSchema.optional(),
+    strict: z.boolean().optional(),
+  }),
+});
 
 const schema = z.strictObject({
   ...sampling,
   messages: z.array(message).min(1).max(4096),
-  max_tokens: z.number().int().min(1).nullish().describe("what the context leaves, where it is left out"),
-  max_completion_tokens: z.number().int().min(1).nullish().describe("the same as max_tokens"),
+  max_tokens: tokenCount.describe("what the context leaves, where it is left out"),
+  max_completion_tokens: tokenCount.describe("the same as max_tokens"),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.number().int().min(0).max(20).nullish(),
   response_format: z
@@ -63,29 +67,21 @@ const schema = z.strictObject({
       }),
     ])
     .nullish(),
-  tools: toolList(
-    z.strictObject({
-      type: z.literal("function"),
-      function: z.strictObject({
-        name: toolName,
-        description: z
-          .string()
-          .max(1 << 16)
-          .optional(),
-        parameters: jsonSchema.optional(),
-        strict: z.boolean().nullish(),
-      }),
-    }),
-  ).nullish(),
+  tools: toolList(z.union([chatFunction, serverTool])).optional(),
   tool_choice: z
     .union([
       z.enum(["none", "auto", "required"]),
-      z.strictObject({ type: z.literal("function"), function: z.strictObject({ name: toolName }) }),
+      chosenFunction,
+      z.strictObject({
+        type: z.literal("allowed_tools"),
+        allowed_tools: z.strictObject({ mode: z.enum(["auto", "required"]), tools: z.array(chosenFunction).min(1) }),
+      }),
     ])
-    .nullish(),
+    .optional(),
   parallel_tool_calls: z.boolean().nullish(),
-  store: z.literal(false).nullish(),
-  service_tier: z.enum(["auto", "default"]).nullish(),
+  modalities: z.array(z.literal("text")).optional(),
+  web_search_options: z.unknown().optional().describe("left out: nothing is looked for on the web"),
+  chat_template_kwargs: z.record(z.string(), z.unknown()).optional().describe("for the model's chat template"),
 });
 type Body = z.infer<typeof schema>;
 
@@ -128,14 +124,13 @@ function tasksOf(body: Body, service: Service, model: LoadedModel, context: Requ
   const param = body.max_completion_tokens ? "max_completion_tokens" : "max_tokens";
   const conversation: Conversation = {
     turns: body.messages.map(turnOf),
-    tools: checkTools(
-      (body.tools ?? []).map(({ function: { parameters = NO_PARAMETERS, ...tool } }) => ({ ...tool, parameters })),
-    ),
+    tools: toolsOf(body, context),
+    templateVariables: body.chat_template_kwargs,
     toolChoice: toolChoiceOf(body.tool_choice),
     parallelCalls: body.parallel_tool_calls ?? true,
     format: guidedFormat(body, formatOf(body.response_format)),
     sampling: samplingOf(body),
-    maxTokens: allowedTokens(service, body.max_completion_tokens ?? body.max_tokens ?? undefined, param),
+    maxTokens: allowedTokens(service, countOf(body.max_completion_tokens ?? body.max_tokens), param),
     topLogprobs: body.logprobs === true ? (body.top_logprobs ?? 0) : undefined,
   };
   return repeatedTask(conversationTask(model, conversation, context.overflow), body.n ?? 1);
@@ -144,9 +139,13 @@ function tasksOf(body: Body, service: Service, model: LoadedModel, context: Requ
 function turnOf(given: Body["messages"][number]): Turn {
   switch (given.role) {
     case "tool":
-      return { role: "tool", content: textOf(given.content), callId: given.tool_call_id };
+      return { role: "tool", content: textOf(given.content ?? ""), callId: given.tool_call_id };
     case "assistant": {
-      const calls = (given.tool_calls ?? []).map(({ id, function: own }) => ({ id, ...own }));
+      const calls = (given.tool_calls ?? []).map(({ id, function: own }) => ({
+        id,
+        name: own.name,
+        arguments: own.arguments,
+      }));
       return { role: "assistant", content: textOf(given.content ?? ""), calls };
     }
     default:
@@ -154,8 +153,23 @@ function turnOf(given: Body["messages"][number]): Turn {
   }
 }
 
-const toolChoiceOf = (given: Body["tool_choice"]): ToolChoice =>
-  typeof given === "string" ? given : given ? { name: given.function.name } : "auto";
+function toolsOf(body: Body, context: RequestContext): readonly Tool[] {
+  if (body.web_search_options !== undefined) leaveOut("web_search_options", context);
+  const own = (body.tools ?? []).flatMap((tool): Tool[] => {
+    const known = chatFunction.safeParse(tool);
+    if (!known.success) return leaveOut(tool.type, context);
+    const { name: called, description, parameters = NO_PARAMETERS, strict } = known.data.function;
+    return [{ name: called, description, parameters, strict }];
+  });
+  return checkTools(own);
+}
+
+function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
+  if (given === undefined || typeof given === "string") return given ?? "auto";
+  if (given.type === "function") return { names: [given.function.name], mode: "required" };
+  const { mode, tools } = given.allowed_tools;
+  return { names: tools.map((tool) => tool.function.name), mode };
+}
 
 function formatOf(given: Body["response_format"]): Format | undefined {
   if (!given || given.type === "text") return undefined;

@@ -14,15 +14,17 @@ import {
 import type { TokenLogprob, Written, WrittenToken } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
-import { guidedFormat, sampling, samplingOf, text, tokenIds } from "./schemas.js";
+import { countOf, guidedFormat, sampling, samplingOf, text, tokenIds } from "./schemas.js";
 import { openAiUsage, usageSchema } from "./usage.js";
 
 const schema = z.strictObject({
   ...sampling,
   prompt: z.union([text, z.array(text).min(1).max(64), tokenIds, z.array(tokenIds).min(1).max(64)]),
-  max_tokens: z.number().int().min(0).nullish().describe("16 where it is left out"),
+  max_tokens: z.number().int().min(-1).nullish().describe("16 where it is left out; -1 for what the context leaves"),
   logprobs: z.number().int().min(0).max(20).nullish().describe("of how many tokens to tell in each place"),
   echo: z.boolean().nullish().describe("puts the prompt before the text"),
+  best_of: z.literal(1).nullish(),
+  suffix: z.literal("").nullish(),
 });
 type Body = z.infer<typeof schema>;
 
@@ -63,7 +65,8 @@ export const completions = endpoint<Body>({
 
 function choicesOf(body: Body, service: Service, loaded: LoadedModel, context: RequestContext): Choice[] {
   const { model } = loaded;
-  const maxTokens = allowedTokens(service, body.max_tokens ?? DEFAULT_TOKENS, "max_tokens") ?? DEFAULT_TOKENS;
+  const asked = countOf(body.max_tokens ?? DEFAULT_TOKENS);
+  const maxTokens = allowedTokens(service, asked, "max_tokens") ?? model.contextSize;
   const format = guidedFormat(body);
   return promptsOf(body.prompt).flatMap((one) => {
     const tokens = typeof one === "string" ? model.promptOf(one) : model.tokensOf(one, "prompt");

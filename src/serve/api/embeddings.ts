@@ -1,14 +1,15 @@
 import { z } from "zod";
 import { ApiError } from "../errors.js";
 import { endpoint, whole } from "./endpoint.js";
+import { openAiHints } from "./hints.js";
 import { modelName, text, tokenIds } from "./schemas.js";
 
 const schema = z.strictObject({
+  ...openAiHints,
   model: modelName,
   input: z.union([text, z.array(text).min(1).max(256), tokenIds, z.array(tokenIds).min(1).max(256)]),
   encoding_format: z.enum(["float", "base64"]).nullish(),
   dimensions: z.number().int().min(1).nullish().describe("only the length that the model's embeddings have"),
-  user: z.string().max(512).nullish(),
 });
 type Body = z.infer<typeof schema>;
 

@@ -6,8 +6,8 @@ import { countTokens, messages } from "./messages.js";
 import { responses } from "./responses.js";
 import { detokenize, tokenize } from "./tokens.js";
 
+export { parseBody, withoutNulls } from "./body.js";
 export type { Endpoint, Reply, Service } from "./endpoint.js";
-export { parseBody } from "./schemas.js";
 
 /** All that can be asked for by POST. */
 export const ENDPOINTS: readonly Endpoint[] = [

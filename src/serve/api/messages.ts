@@ -1,93 +1,135 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import type { Conversation, ToolChoice, Turn } from "../engine/conversation.js";
+import type { Conversation, Tool, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
 import type { Written } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
-import { checkTools, jsonSchema, modelName, text, textOf, toolList, toolName } from "./schemas.js";
+import { anthropicHints, anthropicToolHints, outputConfigHints, partHints } from "./hints.js";
+import { jsonSchema, modelName, text, topPOf } from "./schemas.js";
+import { checkTools, leaveOut, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 
-/** A hint for a cache that is kept in any case. */
-const cache_control = z.looseObject({ type: z.literal("ephemeral") }).nullish();
-const textBlock = z.strictObject({ type: z.literal("text"), text, cache_control, citations: z.null().optional() });
-const content = z.union([text, z.array(textBlock).min(1)]);
 const id = z.string().max(256);
+const textBlock = z.strictObject({ ...partHints, type: z.literal("text"), text });
+/** Texts that come as files. */
+const documentBlock = z.strictObject({
+  ...partHints,
+  type: z.literal("document"),
+  title: text.optional(),
+  context: text.optional(),
+  source: z.discriminatedUnion("type", [
+    z.strictObject({ type: z.literal("text"), media_type: z.literal("text/plain"), data: text }),
+    z.strictObject({ type: z.literal("content"), content: z.union([text, z.array(textBlock)]) }),
+  ]),
+});
+const searchResult = z.strictObject({
+  ...partHints,
+  type: z.literal("search_result"),
+  source: text,
+  title: text,
+  content: z.array(textBlock),
+});
+/** What has no text for the model: thoughts, what a provider's tools did, changes of the conversation's own. */
+const otherBlock = z.looseObject({
+  type: z.enum([
+    "thinking",
+    "redacted_thinking",
+    "fallback",
+    "server_tool_use",
+    "mcp_tool_use",
+    "mcp_tool_result",
+    "mcp_tool_listing",
+    "web_search_tool_result",
+    "web_fetch_tool_result",
+    "advisor_tool_result",
+    "code_execution_tool_result",
+    "bash_code_execution_tool_result",
+    "text_editor_code_execution_tool_result",
+    "tool_search_tool_result",
+    "tool_reference",
+    "tool_addition",
+    "tool_removal",
+  ]),
+});
+const compaction = z.looseObject({ type: z.literal("compaction"), content: text.optional() });
+const told = [textBlock, documentBlock, searchResult, compaction, otherBlock] as const;
+const toldBlock = z.discriminatedUnion("type", told);
 
-const userBlock = z.discriminatedUnion("type", [
-  textBlock,
-  z.strictObject({
-    ...{ type: z.literal("tool_result"), tool_use_id: id, content: z.union([text, z.array(textBlock)]).optional() },
-    ...{ is_error: z.boolean().optional(), cache_control },
-  }),
-]);
-const assistantBlock = z.discriminatedUnion("type", [
-  textBlock,
-  z.strictObject({
-    ...{ type: z.literal("tool_use"), id, name: toolName, input: z.record(z.string(), z.unknown()), cache_control },
-    caller: z.strictObject({ type: z.literal("direct") }).optional(),
-  }),
-]);
+const toolResult = z.strictObject({
+  ...partHints,
+  type: z.literal("tool_result"),
+  tool_use_id: id,
+  content: z.union([text, z.array(toldBlock)]).optional(),
+  is_error: z.boolean().optional(),
+});
+const toolUse = z.strictObject({
+  ...partHints,
+  type: z.literal("tool_use"),
+  id,
+  name: toolName,
+  input: z.record(z.string(), z.unknown()),
+  caller: z.unknown().optional(),
+});
+const userBlock = z.discriminatedUnion("type", [...told, toolResult]);
+const assistantBlock = z.discriminatedUnion("type", [...told, toolUse]);
+
+const customTool = z.strictObject({
+  ...anthropicToolHints,
+  type: z.literal("custom").optional(),
+  name: toolName,
+  description: toolDescription,
+  input_schema: jsonSchema,
+});
+
+const parallel = { disable_parallel_tool_use: z.boolean().optional() };
+const format = z.strictObject({ type: z.literal("json_schema"), schema: jsonSchema }).optional();
 
 const shared = {
+  ...anthropicHints,
   model: modelName,
   messages: z
     .array(
       z.discriminatedUnion("role", [
-        z.strictObject({ role: z.literal("user"), content: z.union([text, z.array(userBlock).min(1)]) }),
-        z.strictObject({ role: z.literal("assistant"), content: z.union([text, z.array(assistantBlock).min(1)]) }),
+        z.strictObject({ role: z.literal("user"), content: z.union([text, z.array(userBlock)]) }),
+        z.strictObject({ role: z.literal("assistant"), content: z.union([text, z.array(assistantBlock)]) }),
+        z.strictObject({ role: z.literal("system"), content: z.union([text, z.array(toldBlock)]) }),
       ]),
     )
     .min(1)
     .max(4096),
-  system: content.optional(),
-  tools: toolList(
-    z.strictObject({
-      ...{
-        type: z.literal("custom").nullish(),
-        name: toolName,
-        description: z
-          .string()
-          .max(1 << 16)
-          .optional(),
-      },
-      ...{ input_schema: jsonSchema, cache_control, strict: z.boolean().optional() },
-      eager_input_streaming: z.boolean().nullish().describe("arguments come when they are complete"),
-    }),
-  ).optional(),
+  system: z.union([text, z.array(toldBlock)]).optional(),
+  tools: toolList(z.union([customTool, serverTool])).optional(),
   tool_choice: z
     .discriminatedUnion("type", [
-      z.strictObject({ type: z.literal("auto"), disable_parallel_tool_use: z.boolean().optional() }),
-      z.strictObject({ type: z.literal("any"), disable_parallel_tool_use: z.boolean().optional() }),
-      z.strictObject({ type: z.literal("tool"), name: toolName, disable_parallel_tool_use: z.boolean().optional() }),
-      z.strictObject({ type: z.literal("none") }),
+      z.strictObject({ ...parallel, type: z.literal("auto") }),
+      z.strictObject({ ...parallel, type: z.literal("any") }),
+      z.strictObject({ ...parallel, type: z.literal("tool"), name: toolName }),
+      z.strictObject({ ...parallel, type: z.literal("none") }),
     ])
     .optional(),
-  thinking: z.strictObject({ type: z.literal("disabled") }).optional(),
+  output_config: z.strictObject({ ...outputConfigHints, format }).optional(),
+  output_format: format.describe("the same as output_config.format"),
+  mcp_servers: z.array(z.unknown()).optional().describe("left out, which the header Warning says"),
 };
 
-const schema = z.strictObject({
-  ...shared,
-  max_tokens: z.number().int().min(1),
+const sampled = {
   temperature: z.number().min(0).max(1).optional(),
-  top_p: z.number().gt(0).max(1).optional(),
+  top_p: z.number().min(0).max(1).optional(),
   top_k: z
     .number()
     .int()
-    .min(0)
+    .min(-1)
     .max(1 << 20)
     .optional(),
-  stop_sequences: z.array(text.min(1)).max(16).optional(),
+  stop_sequences: z.array(text).max(64).optional(),
   stream: z.boolean().optional(),
-  metadata: z.strictObject({ user_id: z.string().max(512).nullish() }).optional(),
-  service_tier: z.enum(["auto", "standard_only"]).optional(),
-  output_config: z
-    .strictObject({ format: z.strictObject({ type: z.literal("json_schema"), schema: jsonSchema }).nullish() })
-    .optional(),
-});
+};
+
+const schema = z.strictObject({ ...shared, ...sampled, max_tokens: z.number().int().min(1) });
 type Body = z.infer<typeof schema>;
 
-const countSchema = z.strictObject(shared);
+const countSchema = z.strictObject({ ...shared, ...sampled, max_tokens: z.number().int().min(1).optional() });
 type CountBody = z.infer<typeof countSchema>;
 
 const usageSchema = z.looseObject({ input_tokens: z.number().int(), output_tokens: z.number().int() });
@@ -121,59 +163,96 @@ export const countTokens = endpoint<CountBody>({
   reply: z.object({ input_tokens: z.number().int() }),
   answer: (body, service, context) =>
     whole(service, body.model, context, async (model) => {
-      const task = conversationTask(model, conversationOf({ ...body, max_tokens: 1 }, service), "refuse");
+      const task = conversationTask(model, conversationOf({ ...body, max_tokens: 1 }, service, context), "refuse");
       return { input_tokens: task.request.prompt.length };
     }),
 });
 
-function conversationOf(body: Body, service: Service): Conversation {
-  const { tool_choice: choice, output_config: output } = body;
-  const system: Turn[] = body.system === undefined ? [] : [{ role: "system", content: textOf(body.system) }];
-  const format = output?.format
-    ? { kind: "json" as const, schema: output.format.schema, param: "output_config" }
-    : undefined;
+function conversationOf(body: Body, service: Service, context: RequestContext): Conversation {
+  const { tool_choice: choice, system } = body;
+  const wanted = body.output_config?.format ?? body.output_format;
   return {
-    turns: [...system, ...body.messages.flatMap(turnsOf)],
-    tools: checkTools(
-      (body.tools ?? []).map(({ name, description, input_schema: parameters }) => ({ name, description, parameters })),
-    ),
+    turns: [...(system === undefined ? [] : [systemTurn(system)]), ...body.messages.flatMap(turnsOf)],
+    tools: toolsOf(body, context),
     toolChoice: toolChoiceOf(choice),
-    parallelCalls: !(choice && "disable_parallel_tool_use" in choice && choice.disable_parallel_tool_use),
-    format,
+    parallelCalls: choice?.disable_parallel_tool_use !== true,
+    format: wanted && { kind: "json", schema: wanted.schema, param: "output_config" },
     sampling: {
-      ...{ temperature: body.temperature ?? 1, topP: body.top_p, topK: body.top_k },
-      stops: body.stop_sequences ?? [],
+      temperature: body.temperature ?? 1,
+      topP: topPOf(body.top_p),
+      topK: body.top_k === undefined ? undefined : Math.max(0, body.top_k),
+      stops: (body.stop_sequences ?? []).filter((stop) => stop !== ""),
     },
     maxTokens: allowedTokens(service, body.max_tokens, "max_tokens"),
   };
 }
 
-/** A message of a user may hold results of tools, each a turn of its own. */
-function turnsOf({ role, content: given }: Body["messages"][number]): Turn[] {
-  if (typeof given === "string")
-    return [role === "user" ? { role, content: given } : { role, content: given, calls: [] }];
-  if (role === "user") {
-    const blocks = given as z.infer<typeof userBlock>[];
-    const results = blocks.flatMap((block): Turn[] =>
-      block.type === "text" ? [] : [{ role: "tool", content: textOf(block.content ?? ""), callId: block.tool_use_id }],
-    );
-    const said = blocks.flatMap((block) => (block.type === "text" ? [block.text] : [])).join("\n");
-    return said === "" ? results : [...results, { role, content: said }];
+function toolsOf(body: Pick<Body, "tools" | "mcp_servers">, context: RequestContext): readonly Tool[] {
+  if ((body.mcp_servers ?? []).length > 0) leaveOut("mcp_servers", context);
+  const own = (body.tools ?? []).flatMap((tool): Tool[] => {
+    const known = customTool.safeParse(tool);
+    if (!known.success) return leaveOut(`${tool.type}`, context);
+    const { name, description, input_schema: parameters, strict } = known.data;
+    return [{ name, description, parameters, strict: strict === true }];
+  });
+  return checkTools(own);
+}
+
+const systemTurn = (given: string | readonly z.infer<typeof toldBlock>[]): Turn => {
+  return { role: "system", content: typeof given === "string" ? given : given.map(textIn).filter(isSaid).join("\n\n") };
+};
+
+const isSaid = (said: string): boolean => said !== "";
+
+/** What a block says to the model. */
+function textIn(block: z.infer<typeof userBlock> | z.infer<typeof assistantBlock>): string {
+  switch (block.type) {
+    case "text":
+      return block.text;
+    case "compaction":
+      return block.content ?? "";
+    case "search_result":
+      return [`${block.title} (${block.source})`, ...block.content.map(textIn)].join("\n");
+    case "document": {
+      const { title = "", context = "", source } = block;
+      const { type } = source;
+      const said = type === "text" ? source.data : resultText(source.content);
+      return [title, context, said].filter(isSaid).join("\n");
+    }
+    default:
+      return "";
   }
-  const blocks = given as z.infer<typeof assistantBlock>[];
-  const calls = blocks.flatMap((block) =>
+}
+
+const resultText = (given: string | readonly z.infer<typeof toldBlock>[]): string =>
+  typeof given === "string" ? given : given.map(textIn).join("");
+
+/** A message of a user may hold results of tools, each a turn of its own. */
+function turnsOf({ role, content }: Body["messages"][number]): Turn[] {
+  if (role === "system") return [systemTurn(content)];
+  if (typeof content === "string") return [role === "user" ? { role, content } : { role, content, calls: [] }];
+  if (role === "user") {
+    const results = content.flatMap((block): Turn[] =>
+      block.type === "tool_result"
+        ? [{ role: "tool", content: resultText(block.content ?? ""), callId: block.tool_use_id }]
+        : [],
+    );
+    const said = content.map(textIn).filter(isSaid).join("\n");
+    return said === "" && results.length > 0 ? results : [...results, { role, content: said }];
+  }
+  const calls = content.flatMap((block) =>
     block.type === "tool_use" ? [{ id: block.id, name: block.name, arguments: JSON.stringify(block.input) }] : [],
   );
-  return [{ role, calls, content: blocks.map((block) => (block.type === "text" ? block.text : "")).join("") }];
+  return [{ role, calls, content: content.map(textIn).join("") }];
 }
 
 function toolChoiceOf(choice: Body["tool_choice"]): ToolChoice {
-  if (choice?.type === "tool") return { name: choice.name };
+  if (choice?.type === "tool") return { names: [choice.name], mode: "required" };
   return choice?.type === "any" ? "required" : (choice?.type ?? "auto");
 }
 
 async function messageAnswer(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
-  const task = conversationTask(model, conversationOf(body, service), context.overflow);
+  const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
   const [answer] = await writeAll(model, [task], context);
   if (answer === undefined) throw new ApiError(500, "there is no answer");
   const { text: said, calls, written } = answer;
@@ -191,7 +270,7 @@ async function* messageStream(
   model: LoadedModel,
   context: RequestContext,
 ): AsyncGenerator<ServerEvent> {
-  const task = conversationTask(model, conversationOf(body, service), context.overflow);
+  const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
   const event = (type: string, fields: object): ServerEvent => ({ event: type, data: { type, ...fields } });
   const start = { ...headOf(model), content: [], stop_reason: null, stop_sequence: null };
   let [index, open, begun] = [0, false, false];

@@ -1,68 +1,72 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import type { Conversation, Format, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
+import type { Conversation, Format, Tool, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
 import type { Written } from "../engine/written.js";
 import { ApiError } from "../errors.js";
+import { content, textOf } from "./content.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
-import {
-  checkTools,
-  clientsOwn,
-  jsonSchema,
-  modelName,
-  NO_PARAMETERS,
-  text,
-  textOf,
-  toolList,
-  toolName,
-} from "./schemas.js";
+import { answerHints, responsesHints, textConfigHints } from "./hints.js";
+import { countOf, jsonSchema, modelName, text, tokenCount, topPOf } from "./schemas.js";
+import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 
 const id = z.string().max(256);
-const inputPart = z.strictObject({ type: z.literal("input_text"), text });
-const outputPart = z.strictObject({
-  ...{
-    type: z.literal("output_text"),
-    text,
-    annotations: z.array(z.unknown()).optional(),
-    logprobs: z.array(z.unknown()).optional(),
-    parsed: clientsOwn,
-  },
-});
-const status = z.enum(["in_progress", "completed", "incomplete"]).nullish();
+const itemFields = { ...answerHints, id: id.optional(), status: z.string().max(32).optional() };
+
+/** Items of a provider's own: thoughts, and what its tools did. They are left out. */
+const LEFT_OUT = [
+  "reasoning",
+  "compaction",
+  "web_search_call",
+  "file_search_call",
+  "code_interpreter_call",
+  "image_generation_call",
+  "mcp_list_tools",
+  "mcp_call",
+  "mcp_approval_request",
+  "mcp_approval_response",
+  "tool_search_call",
+  "tool_search_output",
+] as const;
 
 const item = z.union([
   z.strictObject({
-    ...{
-      type: z.literal("message").optional(),
-      role: z.enum(["user", "system", "developer"]),
-      status,
-      id: id.optional(),
-    },
-    content: z.union([text, z.array(inputPart).min(1)]),
+    ...itemFields,
+    type: z.literal("message").optional(),
+    role: z.enum(["user", "system", "developer", "assistant"]),
+    content,
   }),
   z.strictObject({
-    ...{ type: z.literal("message").optional(), role: z.literal("assistant"), status, id: id.optional() },
-    content: z.union([text, z.array(outputPart).min(1)]),
-    phase: z.null().optional(),
+    ...itemFields,
+    type: z.literal("function_call"),
+    call_id: id,
+    name: toolName,
+    arguments: text,
+    parsed_arguments: z.unknown().optional(),
   }),
-  z.strictObject({
-    ...{ type: z.literal("function_call"), id: id.optional(), call_id: id, name: toolName, arguments: text, status },
-    parsed_arguments: clientsOwn,
-  }),
-  z.strictObject({
-    ...{ type: z.literal("function_call_output"), id: id.optional(), call_id: id, status },
-    output: z.union([text, z.array(inputPart).min(1)]),
-  }),
+  z.strictObject({ ...itemFields, type: z.literal("function_call_output"), call_id: id, output: content }),
+  z.looseObject({ type: z.enum(LEFT_OUT) }),
 ]);
+type Item = z.infer<typeof item>;
+
+const functionTool = z.strictObject({
+  type: z.literal("function"),
+  name: toolName,
+  parameters: jsonSchema.optional(),
+  strict: z.boolean().optional(),
+  description: toolDescription,
+});
+const chosenFunction = z.strictObject({ type: z.literal("function"), name: toolName });
 
 const schema = z.strictObject({
+  ...responsesHints,
   model: modelName,
   input: z.union([text, z.array(item).min(1).max(4096)]),
   instructions: text.nullish(),
-  max_output_tokens: z.number().int().min(1).nullish(),
+  max_output_tokens: tokenCount,
   temperature: z.number().min(0).max(2).nullish(),
-  top_p: z.number().gt(0).max(1).nullish(),
+  top_p: z.number().min(0).max(1).nullish(),
   stream: z.boolean().nullish(),
   truncation: z
     .enum(["auto", "disabled"])
@@ -70,6 +74,7 @@ const schema = z.strictObject({
     .describe("auto leaves the oldest part of a conversation out that does not fit"),
   text: z
     .strictObject({
+      ...textConfigHints,
       format: z
         .discriminatedUnion("type", [
           z.strictObject({ type: z.literal("text") }),
@@ -82,28 +87,21 @@ const schema = z.strictObject({
         .optional(),
     })
     .nullish(),
-  tools: toolList(
-    z.strictObject({
-      ...{
-        type: z.literal("function"),
-        name: toolName,
-        parameters: jsonSchema.nullish(),
-        strict: z.boolean().nullish(),
-      },
-      description: z
-        .string()
-        .max(1 << 16)
-        .nullish(),
-    }),
-  ).nullish(),
+  tools: toolList(z.union([functionTool, serverTool])).optional(),
   tool_choice: z
-    .union([z.enum(["none", "auto", "required"]), z.strictObject({ type: z.literal("function"), name: toolName })])
-    .nullish(),
+    .union([
+      z.enum(["none", "auto", "required"]),
+      chosenFunction,
+      z.strictObject({
+        type: z.literal("allowed_tools"),
+        mode: z.enum(["auto", "required"]),
+        tools: z.array(chosenFunction).min(1),
+      }),
+    ])
+    .optional(),
   parallel_tool_calls: z.boolean().nullish(),
-  user: z.string().max(512).nullish(),
+  background: z.literal(false).nullish(),
   metadata: z.record(z.string().max(64), z.string().max(512)).nullish().describe("comes back with the answer"),
-  store: z.literal(false).nullish().describe("answers are not kept"),
-  service_tier: z.enum(["auto", "default"]).nullish(),
 });
 type Body = z.infer<typeof schema>;
 
@@ -124,44 +122,58 @@ export const responses = endpoint<Body>({
       : whole(service, body.model, context, (model) => response(body, service, model, context)),
 });
 
-function conversationOf(body: Body, service: Service): Conversation {
+function conversationOf(body: Body, service: Service, context: RequestContext): Conversation {
   const system: Turn[] = body.instructions ? [{ role: "system", content: body.instructions }] : [];
   const turns: Turn[] = typeof body.input === "string" ? [{ role: "user", content: body.input }] : turnsOf(body.input);
   return {
     turns: [...system, ...turns],
-    tools: checkTools(
-      (body.tools ?? []).map(({ name, description, parameters }) => ({
-        ...{ name, description: description ?? undefined, parameters: parameters ?? NO_PARAMETERS },
-      })),
-    ),
+    tools: toolsOf(body, context),
     toolChoice: toolChoiceOf(body.tool_choice),
     parallelCalls: body.parallel_tool_calls ?? true,
     format: formatOf(body.text?.format),
-    sampling: { temperature: body.temperature ?? 1, topP: body.top_p ?? undefined, stops: [] },
-    maxTokens: allowedTokens(service, body.max_output_tokens ?? undefined, "max_output_tokens"),
+    sampling: { temperature: body.temperature ?? 1, topP: topPOf(body.top_p), stops: [] },
+    maxTokens: allowedTokens(service, countOf(body.max_output_tokens), "max_output_tokens"),
     overflow: body.truncation ? (body.truncation === "auto" ? "drop-oldest" : "refuse") : undefined,
   };
 }
 
 /** Calls come as items of their own; a chat has those of one answer in one turn. */
-function turnsOf(items: readonly z.infer<typeof item>[]): Turn[] {
+function turnsOf(items: readonly Item[]): Turn[] {
   const turns: Turn[] = [];
   for (const one of items) {
-    if (one.type === "function_call_output")
+    if ("role" in one) turns.push(messageTurn(one.role as string, textOf(one.content as z.infer<typeof content>)));
+    else if (one.type === "function_call_output")
       turns.push({ role: "tool", content: textOf(one.output), callId: one.call_id });
     else if (one.type === "function_call") {
       const call = { id: one.call_id, name: one.name, arguments: one.arguments };
       const last = turns.at(-1);
       if (last?.role === "assistant") turns[turns.length - 1] = { ...last, calls: [...last.calls, call] };
       else turns.push({ role: "assistant", content: "", calls: [call] });
-    } else if (one.role === "assistant") turns.push({ role: "assistant", content: textOf(one.content), calls: [] });
-    else turns.push({ role: one.role === "user" ? "user" : "system", content: textOf(one.content) });
+    }
   }
   return turns;
 }
 
-const toolChoiceOf = (given: Body["tool_choice"]): ToolChoice =>
-  typeof given === "string" ? given : given ? { name: given.name } : "auto";
+function messageTurn(role: string, said: string): Turn {
+  if (role === "assistant") return { role, content: said, calls: [] };
+  return { role: role === "user" ? "user" : "system", content: said };
+}
+
+function toolsOf(body: Body, context: RequestContext): readonly Tool[] {
+  const own = (body.tools ?? []).flatMap((tool): Tool[] => {
+    const known = functionTool.safeParse(tool);
+    if (!known.success) return leaveOut(tool.type, context);
+    const { name, description, parameters = NO_PARAMETERS, strict } = known.data;
+    return [{ name, description, parameters, strict }];
+  });
+  return checkTools(own);
+}
+
+function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
+  if (given === undefined || typeof given === "string") return given ?? "auto";
+  if (given.type === "function") return { names: [given.name], mode: "required" };
+  return { names: given.tools.map(({ name }) => name), mode: given.mode };
+}
 
 function formatOf(given: NonNullable<Body["text"]>["format"]): Format | undefined {
   if (given === undefined || given.type === "text") return undefined;
@@ -169,7 +181,7 @@ function formatOf(given: NonNullable<Body["text"]>["format"]): Format | undefine
 }
 
 async function response(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
-  const task = conversationTask(model, conversationOf(body, service), context.overflow);
+  const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
   const [answer] = await writeAll(model, [task], context);
   if (answer === undefined) throw new ApiError(500, "there is no answer");
   const output = [
@@ -185,7 +197,7 @@ async function* responseStream(
   model: LoadedModel,
   context: RequestContext,
 ): AsyncGenerator<ServerEvent> {
-  const task = conversationTask(model, conversationOf(body, service), context.overflow);
+  const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
   let sequence_number = 0;
   const event = (type: string, fields: object): ServerEvent => {
     return { event: type, data: { type, sequence_number: sequence_number++, ...fields } };

@@ -1,10 +1,11 @@
 import { z } from "zod";
-import type { Format, Sampling, Tool } from "../engine/conversation.js";
+import type { Format, Sampling } from "../engine/conversation.js";
 import { ApiError } from "../errors.js";
+import { openAiHints, streamHints } from "./hints.js";
 
 /** What several endpoints take. Every field is named here or there; one that is not is refused. */
 
-const [MOST_STOPS, MOST_TEXT, MOST_TOOLS, MOST_CHOICES] = [16, 4 << 20, 128, 2000];
+const [MOST_STOPS, MOST_TEXT, MOST_CHOICES] = [64, 4 << 20, 2000];
 
 export const text = z.string().max(MOST_TEXT);
 export const modelName = z.string().max(256).optional().describe("one of /v1/models; the first where it is left out");
@@ -12,6 +13,19 @@ export const tokenIds = z
   .array(z.number().int().min(0))
   .min(1)
   .max(1 << 20);
+
+export const seed = z
+  .number()
+  .int()
+  .min(-1)
+  .max(Number.MAX_SAFE_INTEGER)
+  .nullish()
+  .describe("the same seed, the same text; -1 for any");
+
+/** A number of tokens. Some clients say -1 where they mean no limit. */
+export const tokenCount = z.union([z.number().int().min(1), z.literal(-1)]).nullish();
+export const countOf = (given: number | null | undefined): number | undefined =>
+  given === null || given === -1 ? undefined : given;
 
 /** Any JSON Schema: what a grammar cannot say is refused when it is made one. */
 export const jsonSchema = z.record(z.string(), z.unknown());
@@ -31,6 +45,7 @@ const structured = {
 
 /** Fields of completions and chats. */
 export const sampling = {
+  ...openAiHints,
   model: modelName,
   temperature: z
     .number()
@@ -38,21 +53,16 @@ export const sampling = {
     .max(2)
     .nullish()
     .describe("0 takes the most probable token always; 1 where it is left out"),
-  top_p: z.number().gt(0).max(1).nullish(),
+  top_p: z.number().min(0).max(1).nullish(),
   top_k: z
     .number()
     .int()
-    .min(0)
+    .min(-1)
     .max(1 << 20)
-    .nullish(),
-  min_p: z.number().min(0).max(1).nullish(),
-  seed: z
-    .number()
-    .int()
-    .min(0)
-    .max(2 ** 32 - 1)
     .nullish()
-    .describe("the same seed, the same text"),
+    .describe("0 or -1 for all"),
+  min_p: z.number().min(0).max(1).nullish(),
+  seed,
   presence_penalty: z.number().min(-2).max(2).nullish(),
   frequency_penalty: z.number().min(-2).max(2).nullish(),
   repetition_penalty: z.number().gt(0).max(10).nullish().describe("divides the odds of what was written; 1 for none"),
@@ -64,8 +74,7 @@ export const sampling = {
   ignore_eos: z.boolean().nullish().describe("goes on after the model's own end"),
   n: z.number().int().min(1).max(16).nullish().describe("how many answers"),
   stream: z.boolean().nullish(),
-  stream_options: z.strictObject({ include_usage: z.boolean().optional() }).nullish(),
-  user: z.string().max(512).nullish().describe("who asks, for the log"),
+  stream_options: z.strictObject({ ...streamHints, include_usage: z.boolean().optional() }).nullish(),
   ...guided,
   structured_outputs: z.strictObject(structured).nullish().describe("the same as guided_json and so on"),
   nvext: z.strictObject(guided).nullish().describe("the same as guided_json and so on"),
@@ -76,13 +85,27 @@ type SamplingBody = { [Key in keyof typeof sampling]?: z.infer<(typeof sampling)
 /** What is common to all of OpenAI's bodies about how tokens are drawn. */
 export const samplingOf = (body: SamplingBody): Sampling => ({
   temperature: body.temperature ?? 1,
-  ...{ topP: body.top_p ?? undefined, topK: body.top_k ?? undefined, minP: body.min_p ?? undefined },
-  seed: body.seed ?? undefined,
+  ...{
+    topP: topPOf(body.top_p),
+    topK: body.top_k ? Math.max(0, body.top_k) : undefined,
+    minP: body.min_p ?? undefined,
+  },
+  seed: seedOf(body.seed),
   ...{ presencePenalty: body.presence_penalty ?? undefined, frequencyPenalty: body.frequency_penalty ?? undefined },
   ...{ repetitionPenalty: body.repetition_penalty ?? undefined, logitBias: body.logit_bias ?? undefined },
   stops: [body.stop ?? []].flat().filter((stop) => stop !== ""),
   ignoreEnd: body.ignore_eos ?? undefined,
 });
+
+/** llama.cpp takes 32 bits; those above are folded in. */
+export const seedOf = (given: number | null | undefined): number | undefined => {
+  if (given === undefined || given === null || given < 0) return undefined;
+  return Number((BigInt(given) ^ (BigInt(given) >> 32n)) & 0xffff_ffffn);
+};
+
+/** 0 leaves the most probable token only; to llama.cpp it would mean all. */
+export const topPOf = (given: number | null | undefined): number | undefined =>
+  given === 0 ? 1e-6 : (given ?? undefined);
 
 /** The form that a body asks for by any of its fields. @throws ApiError 400 for more than one */
 export function guidedFormat(body: SamplingBody, own?: Format): Format | undefined {
@@ -112,56 +135,4 @@ function schemaOf(given: string | Readonly<Record<string, unknown>>): unknown {
   } catch {
     throw new ApiError(400, "guided_json is no JSON", { param: "guided_json" });
   }
-}
-
-export const toolName = z.string().regex(/^[\w.-]{1,64}$/);
-export const toolList = <T extends z.ZodType>(tool: T) => z.array(tool).max(MOST_TOOLS);
-
-/** @throws ApiError 400 for two tools of one name */
-export function checkTools(tools: readonly Tool[]): readonly Tool[] {
-  const names = tools.map(({ name }) => name);
-  const twice = names.find((name, i) => names.indexOf(name) !== i);
-  if (twice !== undefined) throw new ApiError(400, `there are two tools ${twice}`, { param: "tools" });
-  return tools;
-}
-
-/** Arguments of a tool that has none. */
-export const NO_PARAMETERS = { type: "object", properties: {}, additionalProperties: false };
-
-/** What clients add to an answer and send back with it: of no account. */
-export const clientsOwn = z.unknown().optional().describe("a client's own note: not read");
-
-/** Text, or parts of it. */
-export const textOf = (content: string | readonly { readonly text: string }[]): string =>
-  typeof content === "string" ? content : content.map((part) => part.text).join("");
-
-/** @throws ApiError 400 naming the field */
-export function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {
-  const parsed = schema.safeParse(body);
-  if (parsed.success) return parsed.data;
-  const { issue, at } = deepest(parsed.error.issues, []);
-  if (issue?.code === "unrecognized_keys") {
-    const param = [...at, issue.keys[0]].join(".");
-    throw new ApiError(400, `the field ${param} is not supported`, { param, code: "unsupported_parameter" });
-  }
-  const param = at.join(".");
-  throw new ApiError(400, `${param === "" ? "the body" : param}: ${issue?.message ?? "invalid"}`, {
-    ...{ param, code: "invalid_value" },
-  });
-}
-
-interface Found {
-  readonly issue: z.core.$ZodIssue | undefined;
-  readonly at: readonly PropertyKey[];
-}
-
-/** What is wrong, as far inside as can be told: of alternatives, in the one that came furthest. */
-function deepest(issues: readonly z.core.$ZodIssue[], base: readonly PropertyKey[]): Found {
-  const found = issues.map((issue): Found => {
-    const at = [...base, ...issue.path];
-    if (issue.code !== "invalid_union") return { issue, at };
-    const inner = issue.errors.filter((errors) => errors.length > 0).map((errors) => deepest(errors, at));
-    return [...inner].sort((a, b) => b.at.length - a.at.length)[0] ?? { issue, at };
-  });
-  return found[0] ?? { issue: undefined, at: base };
 }

@@ -20,10 +20,19 @@ export class ChatTemplate {
     }
   }
 
-  /** A conversation as the model reads it, up to where its answer begins. @throws ApiError 400 when it does not take the messages */
-  render(messages: readonly TemplateMessage[], tools: readonly unknown[]): string {
+  /**
+   * A conversation as the model reads it, up to where its answer begins.
+   * @param variables more that the template may read
+   * @throws ApiError 400 when it does not take the messages
+   */
+  render(
+    messages: readonly TemplateMessage[],
+    tools: readonly unknown[],
+    variables: Readonly<Record<string, unknown>> = {},
+  ): string {
     const render = (own: readonly TemplateMessage[]) =>
       this.template.render({
+        ...variables,
         ...{ messages: own, add_generation_prompt: true, bos_token: this.specials.bos, eos_token: this.specials.eos },
         ...(tools.length > 0 && { tools }),
       });

@@ -18,10 +18,16 @@ export interface Tool {
   readonly description?: string | undefined;
   /** JSON Schema of its arguments. */
   readonly parameters: Readonly<Record<string, unknown>>;
+  /** Whether a call must match the schema in all that it says: what a grammar cannot say is then refused. */
+  readonly strict?: boolean | undefined;
 }
 
-/** Whether a model may, must or must not call a tool, or which one it must call. */
-export type ToolChoice = "auto" | "none" | "required" | { readonly name: string };
+/** Whether a model may, must or must not call a tool; which ones it may or must call. */
+export type ToolChoice =
+  | "auto"
+  | "none"
+  | "required"
+  | { readonly names: readonly string[]; readonly mode: "auto" | "required" };
 
 /** What an answer must look like. */
 export type Format =
@@ -60,6 +66,8 @@ export interface Conversation {
   readonly topLogprobs?: number | undefined;
   /** What is done with a prompt that does not fit; the service's own policy where it is not given. */
   readonly overflow?: Overflow | undefined;
+  /** More of what the model's chat template reads. */
+  readonly templateVariables?: Readonly<Record<string, unknown>> | undefined;
 }
 
 /** Refuse a prompt that is too long, or leave its oldest part out. */

@@ -38,6 +38,15 @@ export interface HostOptions {
   readonly lora?: readonly { readonly file: string; readonly scale: number }[] | undefined;
 }
 
+export interface ChatPromptOptions {
+  /** Tools as the template takes them. */
+  readonly tools?: readonly unknown[];
+  /** What the answer begins with. */
+  readonly opening?: string;
+  /** More that the template reads. */
+  readonly variables?: Readonly<Record<string, unknown>> | undefined;
+}
+
 interface Sampled {
   readonly token: Token;
   readonly probabilities?: Map<Token, number>;
@@ -161,15 +170,15 @@ export class HostedModel {
 
   /**
    * Tokens of a conversation in the form that the model was taught; a plain one where it was taught none.
-   * @param opening what the answer begins with
    * @throws ApiError 400 when the model's template does not take the messages
    */
-  chatPrompt(messages: readonly TemplateMessage[], tools: readonly unknown[] = [], opening = ""): Token[] {
+  chatPrompt(messages: readonly TemplateMessage[], given: ChatPromptOptions = {}): Token[] {
+    const { tools = [], opening = "", variables = {} } = given;
     if (this.template === undefined) {
       const turns = messages.map(({ role, content }) => `${role}: ${content}\n`);
       return this.promptOf(`${turns.join("")}assistant:${opening}`);
     }
-    const tokens = this.tokenize(this.template.render(messages, tools) + opening, true);
+    const tokens = this.tokenize(this.template.render(messages, tools, variables) + opening, true);
     const { bos, shouldPrependBosToken: begins } = this.model.tokens;
     return begins && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
   }

@@ -39,9 +39,9 @@ export function callableTools({ tools, toolChoice }: Pick<Conversation, "tools" 
       throw new ApiError(400, "tool_choice asks for a tool, but there are none", { param: "tool_choice" });
     return tools;
   }
-  const chosen = tools.filter(({ name }) => name === toolChoice.name);
-  if (chosen.length === 0) throw new ApiError(400, `there is no tool ${toolChoice.name}`, { param: "tool_choice" });
-  return chosen;
+  const missing = toolChoice.names.find((chosen) => !tools.some(({ name }) => name === chosen));
+  if (missing !== undefined) throw new ApiError(400, `there is no tool ${missing}`, { param: "tool_choice" });
+  return tools.filter(({ name }) => toolChoice.names.includes(name));
 }
 
 /** What is to be written from the beginning of the first call on, as a grammar. */

@@ -26,6 +26,8 @@ export interface RequestContext {
   readonly metrics: Metrics;
   /** Told of the tokens that were computed. */
   readonly onTokens: (count: number) => void;
+  /** Tells the client of something that was left out. */
+  readonly warn: (text: string) => void;
   /** Told of what was asked and what was answered, where that is logged. */
   readonly onText?: ((kind: "prompt" | "answer", text: string) => void) | undefined;
 }
@@ -55,18 +57,23 @@ export interface Task {
 /** What a conversation asks a model to write. @throws ApiError for what it cannot */
 export function conversationTask({ model }: LoadedModel, conversation: Conversation, overflow: Overflow): Task {
   const { sampling, format, maxTokens, topLogprobs, toolChoice, parallelCalls } = conversation;
+  const { templateVariables: variables } = conversation;
   const tools = callableTools(conversation);
   const style = callStyle(model.templateSource);
-  const forced = tools.length > 0 && toolChoice !== "auto";
+  const mode = typeof toolChoice === "string" ? toolChoice : toolChoice.mode;
+  const forced = tools.length > 0 && mode !== "auto";
   if (tools.length > 0 && format !== undefined && forced)
     throw new ApiError(400, "an answer cannot be a call of a tool and of a given form", { param: "tool_choice" });
   const native = describesTools(model.templateSource);
-  const described = tools.map((tool) => ({ type: "function", function: { description: "", ...tool } }));
+  const described = tools.map(({ name, description = "", parameters }) => ({
+    type: "function",
+    function: { name, description, parameters },
+  }));
   const opening = forced ? style.open : "";
   const promptOf = (turns: readonly Turn[]) =>
     native
-      ? model.chatPrompt(templateMessages(turns), described, opening)
-      : model.chatPrompt(plainMessages(turns, tools), [], opening);
+      ? model.chatPrompt(templateMessages(turns), { tools: described, opening, variables })
+      : model.chatPrompt(plainMessages(turns, tools), { opening, variables });
   const prompt = fitting(conversation.turns, promptOf, model.contextSize, maxTokens, conversation.overflow ?? overflow);
   const calling = tools.length === 0 ? undefined : callsGrammar(tools, style, parallelCalls);
   const after = style.open === "" ? undefined : style.open;
@@ -142,7 +149,7 @@ export function fittingTokens({ model }: LoadedModel, prompt: Token[], maxTokens
 export const repeatedTask = (task: Task, count: number): Task[] =>
   Array.from({ length: count }, (_, i) => {
     const { seed, ...request } = task.request;
-    return { ...task, request: { ...request, ...(seed !== undefined && { seed: seed + i }) } };
+    return { ...task, request: { ...request, seed: seed === undefined ? undefined : (seed + i) % 2 ** 32 } };
   });
 
 /** Writes when it is its turn, and counts what was done. */

@@ -1,0 +1,140 @@
+import { z } from "zod";
+
+/**
+ * Fields that advise a provider or label a request, by API: taken, and not read. What would change the answer and is not supported
+ * is refused by its name instead.
+ */
+
+/** OpenAI's chats and completions, and what others have added to them (OpenRouter, vLLM, llama.cpp, LM Studio). */
+const OPENAI = [
+  "metadata",
+  "store",
+  "service_tier",
+  "user",
+  "safety_identifier",
+  "moderation",
+  "prompt_cache_key",
+  "prompt_cache_retention",
+  "prompt_cache_options",
+  "prediction",
+  "reasoning_effort",
+  "reasoning",
+  "include_reasoning",
+  "thinking",
+  "enable_thinking",
+  "thinking_budget",
+  "verbosity",
+  "provider",
+  "route",
+  "transforms",
+  "usage",
+  "session_id",
+  "request_id",
+  "priority",
+  "keep_alive",
+  "ttl",
+  "cache_prompt",
+  "id_slot",
+  "timings_per_token",
+  "return_progress",
+  "skip_special_tokens",
+  "spaces_between_special_tokens",
+] as const;
+
+const RESPONSES = [
+  "service_tier",
+  "user",
+  "safety_identifier",
+  "moderation",
+  "prompt_cache_key",
+  "prompt_cache_retention",
+  "prompt_cache_options",
+  "reasoning",
+  "include",
+  "store",
+  "context_management",
+  "max_tool_calls",
+  "stream_options",
+  "client_metadata",
+  "provider",
+] as const;
+
+const ANTHROPIC = [
+  "metadata",
+  "service_tier",
+  "speed",
+  "thinking",
+  "context_management",
+  "compaction",
+  "container",
+  "diagnostics",
+  "betas",
+  "billing_policy",
+  "fallbacks",
+  "fallback_credit_token",
+  "user_profile_id",
+  "workspace_id",
+] as const;
+
+/** What came with an answer of some provider and is sent back with it. */
+const OPENAI_ANSWER = [
+  "annotations",
+  "refusal",
+  "parsed",
+  "reasoning",
+  "reasoning_content",
+  "reasoning_details",
+  "reasoning_text",
+  "reasoning_opaque",
+  "reasoning_signature",
+  "thinking",
+  "thinking_blocks",
+  "signature",
+  "provider_specific_fields",
+  "extra_content",
+  "images",
+  "id",
+  "created",
+  "model",
+  "phase",
+] as const;
+
+/** Of parts of messages, tools and calls. */
+const PARTS = [
+  "annotations",
+  "citations",
+  "logprobs",
+  "parsed",
+  "id",
+  "index",
+  "signature",
+  "extra_content",
+  "provider_specific_fields",
+  "prompt_cache_breakpoint",
+] as const;
+
+const ANTHROPIC_TOOLS = [
+  "defer_loading",
+  "allowed_callers",
+  "input_examples",
+  "eager_input_streaming",
+  "strict",
+] as const;
+
+type HintFields<Names extends readonly string[]> = Record<Names[number], z.ZodOptional<z.ZodUnknown>>;
+
+/** Fields of a body that may be anything. */
+const fields = <const Names extends readonly string[]>(names: Names, what: string): HintFields<Names> =>
+  Object.fromEntries(names.map((name) => [name, z.unknown().optional().describe(what)])) as HintFields<Names>;
+
+const HINT = "a hint: not read";
+
+export const openAiHints = fields(OPENAI, HINT);
+export const responsesHints = fields(RESPONSES, HINT);
+export const anthropicHints = fields(ANTHROPIC, HINT);
+export const anthropicToolHints = fields(ANTHROPIC_TOOLS, HINT);
+export const outputConfigHints = fields(["effort", "task_budget"], HINT);
+export const textConfigHints = fields(["verbosity"], HINT);
+export const streamHints = fields(["include_obfuscation", "continuous_usage_stats"], HINT);
+export const answerHints = fields(OPENAI_ANSWER, "comes with an answer: not read");
+export const partHints = fields(PARTS, "comes with an answer: not read");
