@@ -34,6 +34,8 @@ interface Flags extends CommonFlags {
   readonly maxBody?: number;
   readonly apiKeys?: string;
   readonly cors?: string[];
+  readonly allowedHosts?: string[];
+  readonly keepAlive?: number;
   readonly tlsCert?: string;
   readonly tlsKey?: string;
   readonly logLevel?: "silent" | "error" | "info";
@@ -92,6 +94,20 @@ const command = addCommon(
   .addOption(option("--max-body <size>", "largest request (default: 8MiB)", parseBytes))
   .addOption(option("--api-keys <file>", "SHA-256 of each key that may ask, a line each (default: everybody may)"))
   .addOption(option("--cors <origins>", "origins whose web pages may ask, comma-separated, or *", parseNames))
+  .addOption(
+    option(
+      "--allowed-hosts <names>",
+      "more names by which it is reached without keys, comma-separated, or * (default: this machine's)",
+      parseNames,
+    ),
+  )
+  .addOption(
+    option(
+      "--keep-alive <seconds>",
+      "how long an idle connection is kept for the next request (default: 65)",
+      parsePositive,
+    ),
+  )
   .addOption(option("--tls-cert <file>", "certificate in PEM"))
   .addOption(option("--tls-key <file>", "its key in PEM"))
   .addOption(
@@ -115,6 +131,8 @@ export const serveCommand = example(
         memory: memoryLimit,
         apiKeys: keysFile,
         cors: corsOrigins,
+        allowedHosts,
+        keepAlive: keepAliveSeconds,
         draft: draftModel,
       } = flags;
       const { host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile } = flags;
@@ -130,6 +148,8 @@ export const serveCommand = example(
           memoryLimit,
           keysFile,
           corsOrigins,
+          allowedHosts,
+          keepAliveSeconds,
         },
         ...{ draftModel, host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile },
         ...{ tlsCert, tlsKey, logLevel, logPrompts },

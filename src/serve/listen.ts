@@ -10,6 +10,8 @@ export interface ListenOptions {
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   /** Seconds in which a request must have been sent: slow senders hold a connection no longer. */
   readonly receiveSeconds?: number;
+  /** Seconds for which a connection stays open that nothing is asked on. */
+  readonly keepAliveSeconds?: number | undefined;
 }
 
 export interface Listening {
@@ -22,15 +24,22 @@ export interface Listening {
 
 const RECEIVE_SECONDS = 60;
 const HEADERS_SECONDS = 60;
+/** Longer than proxies keep connections (nginx and AWS: 60), so that it is they who close them: a request on its way would be lost. */
+const KEEP_ALIVE_SECONDS = 65;
 /** How often connections that were answered meanwhile are ended. */
 const IDLE_MILLISECONDS = 50;
 
 /** Serves an application on an address. */
 export async function listen(
   app: { readonly fetch: Parameters<typeof serveHono>[0]["fetch"] },
-  { host: hostname, port: wanted, tls, receiveSeconds = RECEIVE_SECONDS }: ListenOptions,
+  options: ListenOptions,
 ): Promise<Listening> {
-  const limits = { requestTimeout: 1000 * receiveSeconds, headersTimeout: 1000 * HEADERS_SECONDS };
+  const { host: hostname, port: wanted, tls, receiveSeconds = RECEIVE_SECONDS } = options;
+  const limits = {
+    requestTimeout: 1000 * receiveSeconds,
+    headersTimeout: 1000 * HEADERS_SECONDS,
+    keepAliveTimeout: 1000 * (options.keepAliveSeconds ?? KEEP_ALIVE_SECONDS),
+  };
   const server = serveHono({
     ...{ fetch: app.fetch, hostname, port: wanted },
     ...(tls === undefined

@@ -32,7 +32,13 @@ export interface ServeJob
 
 const DEFAULTS = {
   ...{ host: "127.0.0.1", port: 8000, slots: 4, queueLimit: 64, timeoutSeconds: 600, drainSeconds: 30 },
-  ...{ maxBodyBytes: 8 << 20, corsOrigins: [] as readonly string[], logLevel: "info" as const, logPrompts: false },
+  ...{
+    maxBodyBytes: 8 << 20,
+    corsOrigins: [] as readonly string[],
+    allowedHosts: [] as readonly string[],
+    logLevel: "info" as const,
+    logPrompts: false,
+  },
   overflow: "refuse" as const,
 };
 /** Of the machine's memory, what models may take together. */

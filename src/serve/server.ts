@@ -11,9 +11,10 @@ export interface ServerOptions
     Omit<HttpOptions, "logger" | "metrics">,
     Omit<ServiceInfo, "pool" | "started" | "taking"> {
   readonly sources: readonly [ModelSource, ...ModelSource[]];
-  readonly host: string;
   /** 0 for any that is free. */
   readonly port: number;
+  /** Seconds for which a connection stays open that nothing is asked on. */
+  readonly keepAliveSeconds?: number | undefined;
   /** Seconds that running requests may take when the service ends. */
   readonly drainSeconds: number;
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;

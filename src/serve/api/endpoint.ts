@@ -23,7 +23,7 @@ export interface Service {
 /** Something that can be asked for by POST. */
 export interface Endpoint<Body = unknown> {
   readonly path: string;
-  readonly tag: "OpenAI" | "Anthropic" | "Tokens";
+  readonly tag: "OpenAI" | "Anthropic" | "Ollama" | "Tokens";
   readonly summary: string;
   readonly body: z.ZodType<Body>;
   /** What an answer is, for the documentation. */

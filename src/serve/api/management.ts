@@ -29,6 +29,8 @@ export interface Management {
   /** Whether it needs no key: probes and collectors have none. */
   readonly open: boolean;
   answer(info: ServiceInfo): unknown;
+  /** The same in the form of Anthropic's API, where that has it. */
+  readonly anthropicAnswer?: (info: ServiceInfo, query: Readonly<Record<string, string>>) => unknown;
 }
 
 const health = z.object({ object: z.literal("health.response"), message: z.string() });
@@ -54,6 +56,42 @@ export function modelCardOf({ pool, started }: ServiceInfo, name: string): z.inf
   };
 }
 
+/** The card of one model, as Anthropic's clients know it. @throws ApiError 404 for one that there is not */
+export function anthropicCardOf(info: ServiceInfo, name: string) {
+  const { id, created, max_model_len } = modelCardOf(info, name);
+  return {
+    type: "model",
+    id,
+    display_name: id,
+    created_at: new Date(1000 * created).toISOString(),
+    max_input_tokens: max_model_len,
+    max_tokens: max_model_len,
+  };
+}
+
+const MOST_LISTED = 1000;
+
+/** A page of all models. @throws ApiError 400, 404 */
+function anthropicList(info: ServiceInfo, query: Readonly<Record<string, string>>) {
+  const { limit = "20", after_id: after, before_id: before } = query;
+  const most = /^[1-9]\d{0,3}$/.test(limit) ? Number(limit) : 0;
+  if (most === 0 || most > MOST_LISTED) throw new ApiError(400, `limit: from 1 to ${MOST_LISTED}`, { param: "limit" });
+  const all = info.pool.names;
+  const placeOf = (name: string) => all.indexOf(info.pool.resolve(name));
+  const [from, to] = [
+    after === undefined ? 0 : placeOf(after) + 1,
+    before === undefined ? all.length : placeOf(before),
+  ];
+  const names = before === undefined ? all.slice(from, from + most) : all.slice(Math.max(from, to - most), to);
+  const hasMore = before === undefined ? from + most < to : to - most > from;
+  return {
+    data: names.map((name) => anthropicCardOf(info, name)),
+    has_more: hasMore,
+    first_id: names[0] ?? null,
+    last_id: names.at(-1) ?? null,
+  };
+}
+
 function license(): z.infer<typeof licenseSchema> {
   const file = path.join(packageRoot, "LICENSE");
   const content = readFileSync(file, "utf8");
@@ -74,6 +112,7 @@ export const MANAGEMENT: readonly Management[] = [
     ...{ path: "/v1/models", summary: "Models that can be asked for", open: false },
     reply: z.object({ object: z.literal("list"), data: z.array(modelCard) }),
     answer: (info) => ({ object: "list", data: info.pool.names.map((name) => modelCardOf(info, name)) }),
+    anthropicAnswer: anthropicList,
   },
   {
     ...{ path: "/v1/health/live", summary: "Whether the process lives", reply: health, open: true },

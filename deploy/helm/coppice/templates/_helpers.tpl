@@ -21,3 +21,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "coppice.scheme" -}}
 {{- if .Values.tlsSecret }}HTTPS{{ else }}HTTP{{ end }}
 {{- end }}
+
+{{- define "coppice.hosts" -}}
+{{- $service := printf "%s.%s" (include "coppice.name" .) .Release.Namespace -}}
+{{ $service }},{{ $service }}.svc,{{ $service }}.svc.cluster.local{{ if .Values.ingress.enabled }},{{ .Values.ingress.host }}{{ end }}
+{{- end }}
