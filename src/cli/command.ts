@@ -31,6 +31,9 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
     };
     process.on("SIGINT", interrupt);
     process.on("SIGTERM", interrupt);
+    const unwatch = onOrphaned(() => {
+      if (!abort.signal.aborted) interrupt();
+    });
     try {
       const print: Session["print"] = (result, render) => {
         display.end();
@@ -45,8 +48,27 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
       display.end();
       process.off("SIGINT", interrupt);
       process.off("SIGTERM", interrupt);
+      unwatch();
     }
   };
+}
+
+const PARENT_MILLISECONDS = 200;
+
+/**
+ * npm (`npx coppice`, `npm run`) starts a shell that starts this process, and hands signals on to the shell only. One that does not
+ * hand them on in its turn, as dash does not, just ends: then this process has another parent.
+ * @returns what ends the watch
+ */
+function onOrphaned(told: () => void): () => void {
+  if (process.env.npm_lifecycle_event === undefined) return () => {};
+  const parent = process.ppid;
+  const timer = setInterval(() => {
+    if (process.ppid === parent) return;
+    clearInterval(timer);
+    told();
+  }, PARENT_MILLISECONDS).unref();
+  return () => clearInterval(timer);
 }
 
 /** A table for the terminal. Columns after the first are right-aligned. */

@@ -1,4 +1,5 @@
 import { spawn, spawnSync } from "node:child_process";
+import { mkdirSync, symlinkSync } from "node:fs";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { describe, expect, it } from "vitest";
@@ -33,6 +34,26 @@ describe("coppice serve", () => {
     expect(code).toBe(0);
     expect(log).toMatch(/"requestId":"my-request".*"status":200/);
     expect(log).not.toContain("secret");
+  });
+
+  it("ends when npx is told to, which hands the signal on to a shell only", async () => {
+    const project = temporaryDirectory();
+    mkdirSync(path.join(project, "node_modules/.bin"), { recursive: true });
+    symlinkSync(root, path.join(project, "node_modules/coppice"));
+    symlinkSync(main, path.join(project, "node_modules/.bin/coppice"));
+    const child = spawn("npx", ["--offline", "coppice", ...flags], { env, cwd: project });
+    const lines = createInterface({ input: child.stdout });
+    const [line = ""] = await new Promise<string[]>((resolve) => lines.once("line", (text) => resolve([text])));
+    const { url } = JSON.parse(line) as { url: string };
+    const body = JSON.stringify({ prompt: "a kite", max_tokens: 300 });
+    const answer = fetch(`${url}/v1/completions`, { method: "POST", body });
+    // the server has this pipe open until it ends
+    const ended = new Promise((resolve) => child.stderr.resume().once("end", resolve));
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    child.kill("SIGTERM");
+    expect((await answer).status).toBe(200);
+    await ended;
+    await expect(fetch(`${url}/v1/models`)).rejects.toThrow();
   });
 
   it.each([
