@@ -13,6 +13,8 @@ export class ApiError extends CoppiceError {
       readonly code?: string;
       /** Seconds after which to ask again. */
       readonly retryAfter?: number;
+      /** The same in the words of Anthropic's API, where its clients look for them. */
+      readonly anthropicMessage?: string;
       /** Why, for the log. */
       readonly cause?: unknown;
     } = {},
@@ -28,8 +30,19 @@ export class ApiError extends CoppiceError {
 
   /** In the form of Anthropic's API. */
   get anthropicBody() {
-    return { type: "error" as const, error: { type: ANTHROPIC_TYPES[this.status], message: this.message } };
+    const message = this.details.anthropicMessage ?? this.message;
+    return { type: "error" as const, error: { type: ANTHROPIC_TYPES[this.status], message } };
   }
+}
+
+/**
+ * A prompt that leaves no room for an answer, in the words by which clients know that they must shorten it or ask another model.
+ * @param most tokens of prompt and answer
+ */
+export function contextExceeded(tokens: number, most: number, param: string): ApiError {
+  const message = `This model's maximum context length is ${most} tokens. However, the request has ${tokens} tokens and needs room for an answer. Please reduce its length.`;
+  const anthropicMessage = `prompt is too long: ${tokens} tokens > ${Math.min(most, tokens - 1)} maximum`;
+  return new ApiError(400, message, { param, code: "context_length_exceeded", anthropicMessage });
 }
 
 const TYPES: Readonly<Record<ApiError["status"], string>> = {

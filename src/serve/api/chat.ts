@@ -202,12 +202,7 @@ async function* chatStream(
 ): AsyncGenerator<ServerEvent> {
   const head = headOf(model, "chat.completion.chunk");
   const tasks = tasksOf(body, service, model, context);
-  const chunk = (
-    index: number,
-    delta: object,
-    tokens: readonly (WrittenToken | undefined)[],
-    reason: string | null,
-  ) => {
+  const chunk = (index: number, delta: object, tokens: readonly WrittenToken[], reason: string | null) => {
     const logprobs = body.logprobs === true && tokens.length > 0 ? logprobsOf(tokens) : null;
     return { data: { ...head, choices: [{ index, delta, logprobs, finish_reason: reason }] } };
   };
@@ -242,12 +237,7 @@ const callOf = ({ id, name: own, arguments: json }: ToolCall) => ({
 const reasonOf = ({ finishReason }: Written, called: boolean): string =>
   called && finishReason === "stop" ? "tool_calls" : finishReason;
 
-const logprobsOf = (tokens: readonly (WrittenToken | undefined)[]) => ({
-  content: tokens.flatMap((token) => {
-    if (token === undefined) return [];
-    const { token: own, bytes, logprob, top } = token;
-    const top_logprobs = top.map((other) => ({ token: other.token, bytes: other.bytes, logprob: other.logprob }));
-    return [{ token: own, bytes, logprob, top_logprobs }];
-  }),
+const logprobsOf = (tokens: readonly WrittenToken[]) => ({
+  content: tokens.map(({ token, bytes, logprob, top }) => ({ token, bytes, logprob, top_logprobs: top ?? [] })),
   refusal: null,
 });

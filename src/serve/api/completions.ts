@@ -117,7 +117,7 @@ async function* completionStream(
   const head = headOf(model);
   const choices = choicesOf(body, service, model, context);
   const offsets = choices.map(({ echo }) => [...echo].length);
-  const part = (index: number, own: string, tokens: readonly (WrittenToken | undefined)[], reason: string | null) => {
+  const part = (index: number, own: string, tokens: readonly WrittenToken[], reason: string | null) => {
     const offset = offsets[index] ?? 0;
     offsets[index] = offset + [...own].length;
     const logprobs = typeof body.logprobs === "number" && tokens.length > 0 ? listedLogprobs(tokens, offset) : null;
@@ -144,20 +144,22 @@ const headOf = ({ name }: LoadedModel) => ({
   ...{ id: `cmpl-${randomUUID()}`, object: "text_completion", created: now(), model: name },
 });
 
-/** The older form, in lists. Of a token of which nothing is known the logprob is null. @param offset characters before */
-function listedLogprobs(tokens: readonly (WrittenToken | undefined)[], offset: number) {
+/** The older form, in lists. @param offset characters before */
+function listedLogprobs(tokens: readonly WrittenToken[], offset: number) {
   let at = offset;
-  const offsets = tokens.map((token) => {
+  const offsets = tokens.map(({ width }) => {
     const own = at;
-    at += token?.width ?? 0;
+    at += width;
     return own;
   });
-  const byText = (top: readonly TokenLogprob[]) =>
-    Object.fromEntries(top.map(({ token, logprob }) => [token, logprob]));
   return {
-    tokens: tokens.map((token) => token?.token ?? ""),
-    token_logprobs: tokens.map((token) => token?.logprob ?? null),
-    top_logprobs: tokens.map((token) => (token === undefined ? null : byText(token.top))),
+    tokens: tokens.map(listedName),
+    token_logprobs: tokens.map(({ logprob }) => logprob),
+    top_logprobs: tokens.map(({ top }) => top && Object.fromEntries(top.map((one) => [listedName(one), one.logprob]))),
     text_offset: offsets,
   };
 }
+
+/** A token's text; what is a part of a letter as OpenAI's completions have it: `bytes:\\xf0\\x9f`. */
+const listedName = ({ token, bytes }: TokenLogprob): string =>
+  Buffer.from(token).equals(Uint8Array.from(bytes)) ? token : `bytes:${token}`;

@@ -2,9 +2,8 @@ import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import type { Conversation, Tool, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
-import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
+import { conversationTask, type RequestContext, streamAll, usageOf, writeOne } from "../engine/writer.js";
 import type { Written } from "../engine/written.js";
-import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { anthropicHints, anthropicToolHints, outputConfigHints, partHints } from "./hints.js";
 import { jsonSchema, modelName, text, topPOf } from "./schemas.js";
@@ -253,12 +252,10 @@ function toolChoiceOf(choice: Body["tool_choice"]): ToolChoice {
 
 async function messageAnswer(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
   const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
-  const [answer] = await writeAll(model, [task], context);
-  if (answer === undefined) throw new ApiError(500, "there is no answer");
-  const { text: said, calls, written } = answer;
+  const { parts, calls, written } = await writeOne(model, task, context);
   return {
     ...headOf(model),
-    content: [...(said === "" ? [] : [{ type: "text", text: said }]), ...calls.map(blockOf)],
+    content: parts.map((part) => (typeof part === "string" ? { type: "text", text: part } : blockOf(part))),
     ...reasonOf(written, calls.length > 0),
     usage: anthropicUsage(written),
   };

@@ -2,9 +2,8 @@ import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import type { Conversation, Format, Tool, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
-import { conversationTask, type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
+import { conversationTask, type RequestContext, streamAll, usageOf, writeOne } from "../engine/writer.js";
 import type { Written } from "../engine/written.js";
-import { ApiError } from "../errors.js";
 import { content, textOf } from "./content.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { answerHints, responsesHints, textConfigHints } from "./hints.js";
@@ -182,13 +181,11 @@ function formatOf(given: NonNullable<Body["text"]>["format"]): Format | undefine
 
 async function response(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
   const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
-  const [answer] = await writeAll(model, [task], context);
-  if (answer === undefined) throw new ApiError(500, "there is no answer");
-  const output = [
-    ...(answer.text === "" && answer.calls.length > 0 ? [] : [messageOf(newId("msg"), answer.text, "completed")]),
-    ...answer.calls.map((call) => callOf(newId("fc"), call, "completed")),
-  ];
-  return responseOf(newId("resp"), body, model, output, answer.written);
+  const { parts, written } = await writeOne(model, task, context);
+  const output = (parts.length === 0 ? [""] : parts).map((part) =>
+    typeof part === "string" ? messageOf(newId("msg"), part, "completed") : callOf(newId("fc"), part, "completed"),
+  );
+  return responseOf(newId("resp"), body, model, output, written);
 }
 
 async function* responseStream(

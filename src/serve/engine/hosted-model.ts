@@ -13,13 +13,15 @@ import type { DeviceKind } from "../../ggml/index.js";
 import { metadataString } from "../../models/gguf-config.js";
 import { largestSize, openCheckpoint } from "../../models/index.js";
 import { FormatError } from "../../system/errors.js";
-import { ApiError } from "../errors.js";
+import { ApiError, contextExceeded } from "../errors.js";
 import { checkGrammar } from "../grammar/index.js";
 import { ChatTemplate } from "./chat-template.js";
 import { flashAttentionIsFaster } from "./flash-attention.js";
 import { ALONE, type Slot, Slots } from "./slots.js";
 import { StopTexts } from "./stop-texts.js";
+import { TokenBytes, tokenText } from "./token-bytes.js";
 import { DETOKENIZE_AFTER, TokenDecoder } from "./token-decoder.js";
+import { TokenTrail } from "./token-trail.js";
 import type { TemplateMessage } from "./tools.js";
 import type { Piece, TokenLogprob, WriteRequest, Written, WrittenToken } from "./written.js";
 
@@ -62,6 +64,7 @@ const MOST_EMBEDDED = 8192;
 /** A model in memory that writes for several at once. llama.cpp computes what they ask for together. */
 export class HostedModel {
   private embedder: Promise<LlamaEmbeddingContext> | undefined;
+  private readonly bytes: TokenBytes;
 
   private constructor(
     private readonly model: LlamaModel,
@@ -73,7 +76,9 @@ export class HostedModel {
     private readonly template: ChatTemplate | undefined,
     private readonly vocabSize: number,
     private readonly threads: number | undefined,
-  ) {}
+  ) {
+    this.bytes = new TokenBytes(model);
+  }
 
   /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, options: HostOptions): Promise<HostedModel> {
@@ -187,10 +192,7 @@ export class HostedModel {
   async embedding(tokens: readonly Token[], signal: AbortSignal): Promise<readonly number[]> {
     const contextSize = Math.min(this.contextSize, MOST_EMBEDDED);
     if (tokens.length === 0) throw new ApiError(400, "an input is empty", { param: "input" });
-    if (tokens.length >= contextSize)
-      throw new ApiError(400, `an input has ${tokens.length} tokens, the model takes ${contextSize - 1}: shorten it`, {
-        ...{ param: "input", code: "context_length_exceeded" },
-      });
+    if (tokens.length >= contextSize) throw contextExceeded(tokens.length, contextSize, "input");
     const { threads } = this;
     this.embedder ??= this.model.createEmbeddingContext({
       ...{ contextSize, batchSize: contextSize },
@@ -221,14 +223,10 @@ export class HostedModel {
   }
 
   /**
-   * How probable each token of a prompt is after those before it: nothing is known of the first. A prompt that is then written
+   * How probable each token of a prompt is after those before it; the first comes after nothing. A prompt that is then written
    * after is found in the cache.
    */
-  async promptLogprobs(
-    prompt: readonly Token[],
-    top: number,
-    signal: AbortSignal,
-  ): Promise<(WrittenToken | undefined)[]> {
+  async promptLogprobs(prompt: readonly Token[], top: number, signal: AbortSignal): Promise<WrittenToken[]> {
     this.checkLength(prompt);
     const slot = this.slots.take(prompt);
     const { sequence } = slot;
@@ -246,11 +244,12 @@ export class HostedModel {
       const decoder = new TokenDecoder(this.model, []);
       return prompt.map((token, i) => {
         const text = decoder.push(token);
+        const before = prompt.slice(Math.max(0, i - DETOKENIZE_AFTER), i);
         const { logits, totalLogitWeight = 1 } = outputs[i - 1]?.next ?? {};
-        if (logits === undefined) return undefined;
+        if (logits === undefined) return { ...this.named(token, before, null), top: null, width: [...text].length };
         const shift = Math.max(...logits.values()) + Math.log(totalLogitWeight);
         const probabilities = new Map([...logits].map(([id, logit]) => [id, Math.exp(logit - shift)]));
-        return this.logprobs(token, probabilities, top, prompt.slice(Math.max(0, i - DETOKENIZE_AFTER), i), text);
+        return this.logprobs(token, probabilities, top, before, text);
       });
     } finally {
       slot.busy = false;
@@ -259,12 +258,7 @@ export class HostedModel {
 
   private checkLength(prompt: readonly Token[]): void {
     if (prompt.length === 0) throw new ApiError(400, "the prompt is empty", { param: "prompt" });
-    if (prompt.length >= this.contextSize)
-      throw new ApiError(
-        400,
-        `the prompt has ${prompt.length} tokens, the model's context ${this.contextSize}: shorten it`,
-        { param: "prompt", code: "context_length_exceeded" },
-      );
+    if (prompt.length >= this.contextSize) throw contextExceeded(prompt.length, this.contextSize, "prompt");
   }
 
   private async *writeIn(
@@ -303,7 +297,7 @@ export class HostedModel {
       );
       const stops = new StopTexts(request.stops);
       const decoder = new TokenDecoder(this.model, all, request.special);
-      let tokens: WrittenToken[] = [];
+      const trail = new TokenTrail();
       let finishReason: Written["finishReason"] = "length";
       const next = () => {
         slot.awaiting = true;
@@ -327,22 +321,21 @@ export class HostedModel {
           const last = all.slice(-DETOKENIZE_AFTER);
           const text = decoder.push(token);
           grammar?.push(text);
-          if (wantsTop) tokens.push(this.logprobs(token, probabilities, request.topLogprobs ?? 0, last, text));
+          if (wantsTop) trail.push(this.logprobs(token, probabilities, request.topLogprobs ?? 0, last, text), text);
           const shown = stops.push(text);
           if (stops.found !== undefined) finishReason = "stop";
           // the next token is computed while this one is on its way
           else if (all.length < limit) coming = next();
-          if (shown !== "" || (text !== "" && tokens.length > 0)) {
-            yield { text: shown, tokens };
-            tokens = [];
-          }
+          if (shown !== "") yield { text: shown, tokens: trail.show(shown) };
         }
       } finally {
         await coming?.catch(() => {});
         slot.awaiting = false;
         await generated.return();
       }
-      const rest = stops.found === undefined ? stops.push(decoder.end()) + stops.end() : "";
+      const isStopped = stops.found !== undefined;
+      const rest = isStopped ? "" : stops.push(decoder.end()) + stops.end();
+      const tokens = [...trail.show(rest), ...trail.end(isStopped)];
       if (rest !== "" || tokens.length > 0) yield { text: rest, tokens };
       return {
         ...{ finishReason, stoppedAt: stops.found, promptTokens: prompt.length, cachedTokens },
@@ -403,16 +396,18 @@ export class HostedModel {
     before: readonly Token[],
     added: string,
   ): WrittenToken {
-    const of = (id: Token, probability: number): TokenLogprob => {
-      const text = this.model.detokenize([id], true, before);
-      return { token: text, bytes: [...Buffer.from(text)], logprob: Math.log(probability) };
-    };
     const top: TokenLogprob[] = [];
     for (const [id, probability] of probabilities) {
       if (top.length >= count) break;
-      top.push(of(id, probability));
+      top.push(this.named(id, before, Math.log(probability)));
     }
-    return { ...of(token, probabilities.get(token) ?? 0), top, width: [...added].length };
+    const own = this.named(token, before, Math.log(probabilities.get(token) ?? 0));
+    return { ...own, top, width: [...added].length };
+  }
+
+  private named(token: Token, before: readonly Token[], logprob: number | null): TokenLogprob {
+    const bytes = this.bytes.of(token, before);
+    return { token: tokenText(bytes), bytes: [...bytes], logprob };
   }
 
   async dispose(): Promise<void> {

@@ -27,10 +27,10 @@ export class TokenDecoder {
     return text;
   }
 
-  /** What is left of a letter that did not become complete. */
+  /** What is left at the end: half a letter is no text. */
   end(): string {
     const text = this.pending.length === 0 ? "" : this.model.detokenize(this.pending, this.special);
     this.pending = [];
-    return text;
+    return text.replace(/\ufffd+$/, "");
   }
 }

@@ -69,15 +69,19 @@ export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel:
 }
 
 const MOST_CALL_TEXT = 1 << 20;
+const MOST_TRIES = 64;
 
 /** Some text, or a call of a tool that is complete. */
 export type Said = { readonly text: string } | { readonly call: ToolCall };
 
-/** Finds calls of tools in a text as it is written. */
+/** Finds calls of tools in a text as it is written. Blanks around calls are part of how calls are written, not of the text. */
 export class CallReader {
   private readonly opening: StopTexts;
   private inside: string | undefined;
   private begun = false;
+  /** Blanks that are text if text follows. */
+  private blanks = "";
+  private afterCall = false;
 
   /** @param tools what can be called @param within whether the text begins within a call */
   constructor(
@@ -90,34 +94,76 @@ export class CallReader {
   }
 
   push(text: string): Said[] {
-    if (this.tools.length === 0) return text === "" ? [] : [{ text }];
-    if (this.style.open === "") return this.pushBare(text);
-    if (this.inside === undefined) {
-      const shown = this.opening.push(text);
-      const said: Said[] = shown === "" ? [] : [{ text: shown }];
-      if (this.opening.found === undefined) return said;
-      this.inside = "";
-      return [...said, ...this.collect(this.opening.rest)];
-    }
-    return this.collect(text);
+    return this.settled(this.read(text));
   }
 
-  /** What is left at the end: an unfinished call is shown as the text that it is. */
-  end(): Said[] {
+  /** What is left at the end. @param isCut whether a limit ended it: half a call is then dropped, else shown as the text that it is */
+  end(isCut: boolean): Said[] {
+    const said = this.settled(this.unfinished(isCut));
+    if (this.blanks === "" || this.afterCall) return said;
+    const { blanks } = this;
+    this.blanks = "";
+    return [...said, { text: blanks }];
+  }
+
+  /** Without the blanks before, between and after calls. */
+  private settled(parts: readonly Said[]): Said[] {
+    return parts.flatMap((part): Said[] => {
+      if ("call" in part) {
+        this.blanks = "";
+        this.afterCall = true;
+        return [part];
+      }
+      const all = this.blanks + part.text;
+      const text = all.trimEnd();
+      this.blanks = all.slice(text.length);
+      if (text === "") return [];
+      const shown = this.afterCall ? text.trimStart() : text;
+      this.afterCall = false;
+      return [{ text: shown }];
+    });
+  }
+
+  private read(text: string): Said[] {
+    if (this.tools.length === 0) return text === "" ? [] : [{ text }];
+    if (this.style.open === "") return this.readBare(text);
+    if (this.inside !== undefined) return this.collect(text);
+    const shown = this.opening.push(text);
+    const said: Said[] = shown === "" ? [] : [{ text: shown }];
+    if (this.opening.found === undefined) return said;
+    this.inside = "";
+    return [...said, ...this.collect(this.opening.rest)];
+  }
+
+  private unfinished(isCut: boolean): Said[] {
     const { inside } = this;
     if (inside === undefined) {
       const rest = this.opening.end();
-      return rest === "" ? [] : [{ text: rest }];
+      return rest === "" || isCut ? [] : [{ text: rest }];
     }
     this.inside = undefined;
     const text = inside.trim();
     if (text === "") return [];
     const calls = this.parsed(text);
-    return calls ?? [{ text: `${this.style.open}${inside}` }];
+    if (calls !== undefined) return calls;
+    if (isCut && this.style.listed) return this.wholeOf(text);
+    const isCall = this.style.open !== "" || /^\{\s*("(n(a(m(e)?)?)?)?"?\s*(:|$)|$)/.test(text);
+    return isCut && isCall ? [] : [{ text: `${this.style.open}${inside}` }];
+  }
+
+  /** The calls of a list of which the last is not whole. */
+  private wholeOf(list: string): Said[] {
+    let at = list.lastIndexOf("}");
+    for (let tries = 0; at > 0 && tries < MOST_TRIES; tries++) {
+      const calls = this.parsed(`${list.slice(0, at + 1)}]`);
+      if (calls !== undefined) return calls;
+      at = list.lastIndexOf("}", at - 1);
+    }
+    return [];
   }
 
   /** Bare JSON can only be told at the very beginning of an answer. */
-  private pushBare(text: string): Said[] {
+  private readBare(text: string): Said[] {
     if (this.inside !== undefined) return this.collect(text);
     if (this.begun) return text === "" ? [] : [{ text }];
     const start = text.replace(/^\s*(<\|python_tag\|>)?\s*/, "");
@@ -130,7 +176,7 @@ export class CallReader {
 
   private collect(text: string): Said[] {
     this.inside = (this.inside ?? "") + text;
-    if (this.inside.length > MOST_CALL_TEXT) return this.end();
+    if (this.inside.length > MOST_CALL_TEXT) return this.unfinished(false);
     const { close, open } = this.style;
     const said: Said[] = [];
     while (close !== "" && this.inside !== undefined) {
@@ -140,7 +186,7 @@ export class CallReader {
       said.push(...(this.parsed(own.trim()) ?? [{ text: `${open}${own}${close}` }]));
       this.inside = undefined;
       this.opening.reset();
-      said.push(...this.push(rest.replace(/^\s+(?=<|$)/, "")));
+      said.push(...this.read(rest));
     }
     return said;
   }

@@ -41,7 +41,7 @@ export interface Usage {
 
 /** Something of an answer, as it is written. */
 export type Said =
-  | { readonly kind: "text"; readonly text: string; readonly tokens: readonly (WrittenToken | undefined)[] }
+  | { readonly kind: "text"; readonly text: string; readonly tokens: readonly WrittenToken[] }
   | { readonly kind: "call"; readonly call: ToolCall }
   | { readonly kind: "end"; readonly written: Written; readonly called: boolean };
 
@@ -166,44 +166,21 @@ export async function* write({ model, queue }: LoadedModel, task: Task, context:
       const known = await model.promptLogprobs(task.request.prompt, task.promptLogprobs, signal);
       yield { kind: "text", text: "", tokens: model.begins(task.request.prompt) ? known.slice(1) : known };
     }
-    const calls = task.calls?.();
-    const said = (parts: ReturnType<CallReader["push"]>, tokens: readonly WrittenToken[]): Said[] => {
-      const all = parts.map(
-        (one): Said =>
-          "call" in one ? { kind: "call", call: one.call } : { kind: "text", text: one.text, tokens: [] },
-      );
-      return tokens.length === 0 ? all : [{ kind: "text", text: "", tokens }, ...all];
-    };
+    const said = new SaidParts(task.calls?.());
     pieces = model.write({ ...task.request, signal });
-    let called = false;
     for (;;) {
       const { done, value } = await pieces.next();
       const time = performance.now();
       if (done) {
-        for (const one of calls === undefined ? [] : said(calls.end(), [])) {
-          called ||= one.kind === "call";
-          yield one;
-        }
-        metrics.promptTokens.inc(value.promptTokens);
-        metrics.generatedTokens.inc(value.completionTokens);
-        metrics.cacheQueries.inc(value.promptTokens);
-        metrics.cacheHits.inc(value.cachedTokens);
-        metrics.latency.observe((time - began) / 1000);
-        metrics.successes.inc({ finished_reason: value.finishReason });
-        context.onTokens(value.promptTokens + value.completionTokens);
-        yield { kind: "end", written: value, called };
+        yield* said.end(value.finishReason === "length");
+        count(value, time - began, context);
+        yield { kind: "end", written: value, called: said.called };
         return;
       }
       (last === began ? metrics.firstToken : metrics.betweenTokens).observe((time - last) / 1000);
       last = time;
       context.onText?.("answer", value.text);
-      const { text, tokens } = value;
-      for (const one of calls === undefined
-        ? [{ kind: "text" as const, text, tokens }]
-        : said(calls.push(text), tokens)) {
-        called ||= one.kind === "call";
-        yield one;
-      }
+      yield* said.push(value);
     }
   } finally {
     await pieces?.return(undefined as never); // frees its slot before another request gets the place
@@ -211,31 +188,81 @@ export async function* write({ model, queue }: LoadedModel, task: Task, context:
   }
 }
 
+function count(written: Written, milliseconds: number, { metrics, onTokens }: RequestContext): void {
+  metrics.promptTokens.inc(written.promptTokens);
+  metrics.generatedTokens.inc(written.completionTokens);
+  metrics.cacheQueries.inc(written.promptTokens);
+  metrics.cacheHits.inc(written.cachedTokens);
+  metrics.latency.observe(milliseconds / 1000);
+  metrics.successes.inc({ finished_reason: written.finishReason });
+  onTokens(written.promptTokens + written.completionTokens);
+}
+
+/** Pieces of a text, told apart into text and calls of tools. Tokens go with the text that they end in; those of calls with none. */
+class SaidParts {
+  called = false;
+  private tokens: WrittenToken[] = [];
+
+  constructor(private readonly calls: CallReader | undefined) {}
+
+  *push({ text, tokens }: Piece): Generator<Said> {
+    if (this.calls === undefined) yield { kind: "text", text, tokens };
+    else {
+      this.tokens.push(...tokens);
+      yield* this.told(this.calls.push(text));
+    }
+  }
+
+  /** @param isCut whether the text ends at a limit */
+  *end(isCut: boolean): Generator<Said> {
+    if (this.calls !== undefined) yield* this.told(this.calls.end(isCut));
+  }
+
+  private *told(parts: ReturnType<CallReader["push"]>): Generator<Said> {
+    for (const part of parts) {
+      if ("call" in part) {
+        this.called = true;
+        yield { kind: "call", call: part.call };
+      } else yield { kind: "text", text: part.text, tokens: this.tokens };
+      this.tokens = [];
+    }
+  }
+}
+
 /** An answer that is whole. */
 export interface Answer {
   readonly text: string;
-  readonly tokens: readonly (WrittenToken | undefined)[];
+  readonly tokens: readonly WrittenToken[];
   readonly calls: readonly ToolCall[];
+  /** Texts and calls in the order in which they were written. */
+  readonly parts: readonly (string | ToolCall)[];
   readonly written: Written;
 }
 
 /** Writes several texts to their ends. */
 export function writeAll(model: LoadedModel, tasks: readonly Task[], context: RequestContext): Promise<Answer[]> {
-  return Promise.all(
-    tasks.map(async (task) => {
-      let text = "";
-      const [tokens, calls]: [(WrittenToken | undefined)[], ToolCall[]] = [[], []];
-      for await (const said of write(model, task, context)) {
-        if (said.kind === "end") return { text, tokens, calls, written: said.written };
-        if (said.kind === "call") calls.push(said.call);
-        else {
-          text += said.text;
-          tokens.push(...said.tokens);
-        }
-      }
-      throw new ApiError(500, "an answer has no end");
-    }),
-  );
+  return Promise.all(tasks.map((task) => writeOne(model, task, context)));
+}
+
+/** Writes a text to its end. */
+export async function writeOne(model: LoadedModel, task: Task, context: RequestContext): Promise<Answer> {
+  const tokens: WrittenToken[] = [];
+  const parts: (string | ToolCall)[] = [];
+  for await (const said of write(model, task, context)) {
+    if (said.kind === "end") {
+      const texts = parts.filter((part) => typeof part === "string");
+      const calls = parts.filter((part) => typeof part !== "string");
+      return { text: texts.join(""), tokens, calls, parts, written: said.written };
+    }
+    if (said.kind === "call") parts.push(said.call);
+    else {
+      tokens.push(...said.tokens);
+      const last = parts.at(-1);
+      if (typeof last === "string") parts[parts.length - 1] = last + said.text;
+      else if (said.text !== "") parts.push(said.text);
+    }
+  }
+  throw new ApiError(500, "an answer has no end");
 }
 
 /** What several texts say as they are written, in the order in which it comes. */

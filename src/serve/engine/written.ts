@@ -15,13 +15,17 @@ export interface WriteRequest extends Sampling {
 }
 
 export interface TokenLogprob {
+  /** Its text, or its bytes written out (`\\xf0\\x9f`) where they are a part of a letter. */
   readonly token: string;
+  /** Its own, whatever of a letter they are. */
   readonly bytes: readonly number[];
-  readonly logprob: number;
+  /** Null for a prompt's first token, which comes after nothing. */
+  readonly logprob: number | null;
 }
 
 export interface WrittenToken extends TokenLogprob {
-  readonly top: readonly TokenLogprob[];
+  /** The most probable ones in its place; null where nothing is before it. */
+  readonly top: readonly TokenLogprob[] | null;
   /** Code points that it adds to the text; a letter of several tokens comes with the last of them. */
   readonly width: number;
 }
@@ -29,7 +33,7 @@ export interface WrittenToken extends TokenLogprob {
 /** Some text as it was written. */
 export interface Piece {
   readonly text: string;
-  /** Of the tokens that were written since the piece before; only where they were asked for. */
+  /** The tokens whose text ends in it; only where they were asked for. */
   readonly tokens: readonly WrittenToken[];
 }
 

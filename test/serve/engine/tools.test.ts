@@ -1,0 +1,86 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { CallReader, callStyle } from "../../../src/serve/engine/tools.js";
+
+const tools = [{ name: "weather", parameters: { type: "object" } }];
+const templates = {
+  tags: "{{ tools }} <tool_call>",
+  list: "{{ tools }} [TOOL_CALLS]",
+  bare: '{{ tools }} "parameters" python_tag',
+};
+type Kind = keyof typeof templates;
+
+const call = (city: string) => `{"name": "weather", "arguments": {"city": ${JSON.stringify(city)}}}`;
+const written: Readonly<Record<Kind, (cities: readonly string[], blank: string) => string>> = {
+  tags: (cities, blank) => cities.map((city) => `<tool_call>${blank}${call(city)}${blank}</tool_call>`).join(blank),
+  list: (cities) => (cities.length === 0 ? "" : `[TOOL_CALLS][${cities.map(call).join(", ")}]`),
+  bare: ([city = "Lima"]) => call(city),
+};
+
+/** What a reader says of a text that comes in pieces: texts joined, calls by their cities. */
+function read(kind: Kind, pieces: readonly string[], isCut: boolean): string[] {
+  const reader = new CallReader(tools, callStyle(templates[kind]), false);
+  const said: string[] = [];
+  let isText = false;
+  for (const part of [...pieces.flatMap((piece) => reader.push(piece)), ...reader.end(isCut)]) {
+    if ("call" in part) said.push(`call ${(JSON.parse(part.call.arguments) as { city: string }).city}`);
+    else if (isText) said.push(`${said.pop()}${part.text}`);
+    else said.push(part.text);
+    isText = !("call" in part);
+  }
+  return said;
+}
+
+const pieces = (text: string, at: readonly number[]): string[] => {
+  const cuts = [...new Set(at.map((one) => one % (text.length + 1)))].sort((a, b) => a - b);
+  return [...cuts, text.length].map((end, i) => text.slice(i === 0 ? 0 : cuts[i - 1], end));
+};
+const blanks = fc.constantFrom("", "\n", "\n\n", " \n");
+const cities = fc.array(fc.constantFrom("Lima", "Oslo", "São Paulo", "a < b"), { minLength: 1, maxLength: 3 });
+const splits = fc.array(fc.nat(500), { maxLength: 12 });
+
+describe("calls of tools in a text", () => {
+  it("are found, and no blanks around them are text, however they come in pieces", () => {
+    const kinds = fc.constantFrom<Kind>("tags", "list");
+    const words = fc.constantFrom("", "I look.", "a <b> c");
+    fc.assert(
+      fc.property(kinds, words, blanks, cities, blanks, splits, (kind, before, blank, all, end, at) => {
+        const text = before + blank + written[kind](all, blank) + end;
+        const wanted = [...(before === "" ? [] : [before]), ...all.map((city) => `call ${city}`)];
+        expect(read(kind, pieces(text, at), false)).toEqual(wanted);
+      }),
+      { numRuns: 500 },
+    );
+    expect(read("bare", [" ", call("Lima").slice(0, 5), call("Lima").slice(5)], false)).toEqual(["call Lima"]);
+  });
+
+  it("go on with a text, in the order in which they were written", () => {
+    const text = `One.\n${written.tags(["Lima"], "\n")}\n\nTwo. ${written.tags(["Oslo"], "")} Three.`;
+    fc.assert(
+      fc.property(splits, (at) => {
+        expect(read("tags", pieces(text, at), false)).toEqual(["One.", "call Lima", "Two.", "call Oslo", "Three."]);
+      }),
+    );
+  });
+
+  it("that a limit cut leave nothing of how calls are written", () => {
+    fc.assert(
+      fc.property(fc.constantFrom<Kind>("tags", "list", "bare"), cities, fc.nat(), splits, (kind, all, length, at) => {
+        const text = written[kind](all, "\n");
+        const cut = text.slice(0, length % text.length);
+        for (const said of read(kind, pieces(cut, at), true)) expect(said).toMatch(/^call /);
+      }),
+      { numRuns: 500 },
+    );
+  });
+
+  it("are text where they are none, and all blanks of a text without calls are its own", () => {
+    for (const text of ["<tool_call> is a tag", "<tool", " a \n\n", "<tool_call>{}</tool_call>", "{}", "\n"])
+      fc.assert(
+        fc.property(splits, (at) => {
+          expect(read("tags", pieces(text, at), false)).toEqual([text]);
+        }),
+      );
+    expect(read("bare", ["{", '"a": 1', "}\n"], true)).toEqual(['{"a": 1}\n']);
+  });
+});
