@@ -75,6 +75,7 @@ const ALIASES: Readonly<Record<string, string>> = {
   ...{ llama3: "llama-bpe", "llama-v3": "llama-bpe", falcon3: "llama-bpe", pixtral: "llama-bpe", lfm2: "llama-bpe" },
   ...{ "smaug-bpe": "dbrx", "deepseek-r1-qwen": "qwen2", megrez: "qwen2", stablelm2: "qwen2", llama4: "gpt-4o" },
   ...{ starcoder: "smollm", refact: "smollm", "command-r": "smollm", codeshell: "smollm", exaone: "smollm" },
+  ...{ glm4: "dbrx", "chatglm-bpe": "dbrx", "hunyuan-dense": "deepseek-v3", exaone4: "gpt-2" },
   ...{ "phi-2": "gpt-2", mpt: "gpt-2", olmo: "gpt-2", trillion: "gpt-2", "granite-docling": "gpt-2", default: "gpt-2" },
 };
 

@@ -68,6 +68,18 @@ export function* blocks(
   }
 }
 
+/** Whether two tensors are the same, bit by bit. */
+export function sameTensor(source: TensorSource, a: string, b: string): boolean {
+  const [first, second] = [tensorInfo(source, a), tensorInfo(source, b)];
+  if (first.dtype !== second.dtype || first.shape.join() !== second.shape.join()) return false;
+  const others = blocks(source, b);
+  for (const { bytes } of blocks(source, a)) {
+    const other = others.next();
+    if (other.done || Buffer.compare(bytes, other.value.bytes) !== 0) return false;
+  }
+  return true;
+}
+
 /** A whole tensor in memory, copied. */
 export function readTensor(source: TensorSource, name: string): Uint8Array {
   const info = tensorInfo(source, name);

@@ -159,7 +159,7 @@ export class Trainer {
     this.steps = Math.ceil(options.tokens / this.tokensPerStep);
     this.order = new TrainingOrder(job.sequences.count, options.seed);
     this.auxiliary = this.initialiseAuxiliary();
-    this.weights = [...student.all, ...this.auxiliary];
+    this.weights = [...student.trained, ...this.auxiliary];
     this.state = new TensorStore(backend, AdamW.stateTensors(this.weights.length));
     this.optimizer = new AdamW(this.state, this.weights, options);
     this.state.allocate();

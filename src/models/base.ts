@@ -39,6 +39,9 @@ export const BASE_SIZES: SizeFields = {
   headDim: { name: "head_dim" },
 };
 
+/** The same where all heads share out the width, and none shares keys and values with another. */
+export const WIDTH_SIZES: SizeFields = (({ kvHeads: _, headDim: __, ...rest }) => rest)(BASE_SIZES);
+
 interface HeadFields {
   readonly hidden_size: number;
   readonly num_attention_heads: number;
@@ -53,6 +56,18 @@ export function headsOf(c: HeadFields): { readonly heads: number; readonly kvHea
   return { heads, kvHeads, headDim: headSize(c.head_dim, c.hidden_size, heads) };
 }
 
+/** Why llama.cpp cannot compute heads that are not as wide as the model, where its graph wants that; undefined where they are. */
+export const tooWide = (family: string, heads: number, headDim: number, hidden: number): string | undefined =>
+  heads * headDim === hidden
+    ? undefined
+    : `llama.cpp's graph for ${family} takes heads as wide as the model only: ${heads} of ${headDim} are not ${hidden}`;
+
+/** What differs where llama.cpp's graph has GELU's approximation by tanh. */
+export const geluNotes = (activation: string): string[] =>
+  activation === "gelu"
+    ? ["llama.cpp computes GELU by its tanh approximation here: logits differ slightly (under 0.0005 an activation)"]
+    : [];
+
 interface RotaryFields {
   readonly max_position_embeddings: number;
   readonly rope_theta?: number | null | undefined;
@@ -64,18 +79,44 @@ interface RotaryFields {
 /** How heads turn. @param partial the share of each head that turns where the configuration does not say it */
 export const rotaryOf = (c: RotaryFields, headDim: number, { partial = 1, theta = 10_000 } = {}): RotaryConfig =>
   parseRotary({
-    scaling: c.rope_parameters ?? c.rope_scaling,
+    scaling: c.rope_scaling ?? c.rope_parameters,
     theta: c.rope_theta ?? theta,
     partial: c.partial_rotary_factor ?? partial,
     headDim,
     maxPositions: c.max_position_embeddings,
   });
 
+/** The same where whole heads turn, whatever the configuration says: transformers does not read a share in every family. */
+export const wholeRotaryOf = (
+  c: RotaryFields,
+  headDim: number,
+  defaults?: { readonly theta?: number },
+): RotaryConfig => {
+  const { rope_scaling, rope_parameters } = c;
+  const fields = {
+    rope_scaling: whole(rope_scaling),
+    rope_parameters: whole(rope_parameters),
+    partial_rotary_factor: 1,
+  };
+  return rotaryOf({ ...c, ...fields }, headDim, defaults);
+};
+
+const whole = <T extends object>(scaling: T | null | undefined) => scaling && { ...scaling, partial_rotary_factor: 1 };
+
+/** What checkpoints call the parts of a layer, in the order of computation. */
+type LayerNames = readonly [norm: string, mixer: string, secondNorm: string, feedForward: string];
+const LAYER_NAMES: LayerNames = ["input_layernorm", "self_attn", "post_attention_layernorm", "mlp"];
+
 /** A layer with a norm before each of its blocks. */
-export const preNormLayer = (mixer: Block, feedForward: Block, norms: readonly [Block, Block]): Layer => ({
+export const preNormLayer = (
+  mixer: Block,
+  feedForward: Block,
+  norms: readonly [Block, Block],
+  names: LayerNames = LAYER_NAMES,
+): Layer => ({
   residuals: [
-    { norm: ["input_layernorm", norms[0]], block: ["self_attn", mixer] },
-    { norm: ["post_attention_layernorm", norms[1]], block: ["mlp", feedForward] },
+    { norm: [names[0], norms[0]], block: [names[1], mixer] },
+    { norm: [names[2], norms[1]], block: [names[3], feedForward] },
   ],
 });
 

@@ -82,7 +82,7 @@ function parametersOf(spec: DecoderSpec): PlacedParameter[] {
 }
 
 function placed(
-  { axes, initialisation = "normal", transposed, gguf }: Parameter,
+  { axes, initialisation = "normal", transposed, fixed, gguf }: Parameter,
   name: string,
   layer: number | undefined,
   rename: (name: string) => DimensionName,
@@ -97,6 +97,7 @@ function placed(
     initialisation,
     input,
     transposed,
+    fixed,
     gguf,
   };
 }

@@ -16,9 +16,9 @@ export type Sizes = Readonly<Record<DimensionName, number>>;
 export type Axis = DimensionName | { readonly product: readonly Axis[] } | { readonly concat: readonly Axis[] };
 
 /** How a parameter starts when a model is trained from scratch. */
-export type Initialisation = "normal" | "ones" | "zeros";
+export type Initialisation = "normal" | "ones" | "zeros" | { readonly constant: number };
 
-/** A parameter of a model: its axes, outermost first as in PyTorch. */
+/** A parameter of a model: its axes, outermost first as in PyTorch; none where it is one number. */
 export interface ParameterSpec {
   /** Its name in a Hugging Face checkpoint, without what may stand before it there. */
   readonly name: string;
@@ -26,6 +26,8 @@ export interface ParameterSpec {
   readonly initialisation: Initialisation;
   /** The tapped activation that this matrix multiplies, where it multiplies one. */
   readonly input?: string | undefined;
+  /** Not to be trained: a constant that checkpoints store. */
+  readonly fixed?: boolean | undefined;
   /** The layer it belongs to, and its name within it; undefined for parameters of the whole model. */
   readonly layer?: number | undefined;
   readonly local: string;

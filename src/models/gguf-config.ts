@@ -1,4 +1,5 @@
 import type { GgufFile, GgufMetadata } from "../checkpoint/gguf.js";
+import { sameTensor } from "../checkpoint/tensor-source.js";
 import { toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
@@ -18,6 +19,13 @@ export function metadataNumber(metadata: GgufMetadata, key: string): number | un
 export function metadataNumbers(metadata: GgufMetadata, key: string): number | number[] | undefined {
   const entry = metadata.get(key);
   return entry?.kind === "array" ? entry.value.map(Number) : metadataNumber(metadata, key);
+}
+
+/** The same with all of a float32's digits. */
+export function exactNumbers(metadata: GgufMetadata, key: string): number | number[] | undefined {
+  const entry = metadata.get(key);
+  if (entry?.kind === "array") return entry.value.map(Number);
+  return typeof entry?.value === "number" ? entry.value : undefined;
 }
 
 export function metadataString(metadata: GgufMetadata, key: string): string | undefined {
@@ -84,6 +92,17 @@ export class GgufConfig {
     return toFloat32(loadFunctions(), this.file.readRows(tensor, 0, info.shape[0] ?? 0), info.dtype);
   }
 
+  /** Whether the tensor of this name (`attn_output.bias`) has an element that is not 0, in any layer. */
+  readonly isSet = (name: string): boolean => {
+    const layers = Array.from({ length: this.number("block_count") }, (_, i) => `blk.${i}.${name}`);
+    return layers.some((tensor) => this.values(tensor)?.some((value) => value !== 0) ?? false);
+  };
+
+  /** Whether the head is the embedding: absent, or, where the graph wants one, the same once more. */
+  hasCopiedHead(): boolean {
+    return !this.has("output.weight") || sameTensor(this.file, "output.weight", "token_embd.weight");
+  }
+
   /** The size of a head. */
   get headDim(): number {
     return this.optional("attention.key_length") ?? this.number("embedding_length") / this.firstHeads;
@@ -93,6 +112,27 @@ export class GgufConfig {
     return [this.numbers("attention.head_count")].flat()[0] ?? 1;
   }
 
+  /** The share of each head that turns. */
+  get rotaryShare(): number {
+    return (this.optional("rope.dimension_count") ?? this.headDim) / this.headDim;
+  }
+
+  /** @throws FormatError naming what of the file is not supported, where a number or one of a list is such */
+  refuse(name: string, isSuch: (value: number) => boolean, what: string): void {
+    if ([this.optionalNumbers(name) ?? []].flat().some(isSuch))
+      throw new FormatError(`${this.path}: ${what} (${this.key(name)}) are not supported`);
+  }
+
+  /** `bos_token_id` and `eos_token_id`, as far as the file says them. */
+  get specialTokens(): Record<string, number> {
+    return Object.fromEntries(
+      ["bos", "eos"].flatMap((name) => {
+        const id = metadataNumber(this.file.metadata, `tokenizer.ggml.${name}_token_id`);
+        return id === undefined ? [] : [[`${name}_token_id`, id]];
+      }),
+    );
+  }
+
   /** Fields that nearly every configuration has, under the names that most of them have for them. */
   common(modelType: string, className: string): Record<string, unknown> {
     if ((this.optional("expert_count") ?? 0) > 0)
@@ -100,12 +140,6 @@ export class GgufConfig {
     const embedding = this.file.tensors.get("token_embd.weight");
     if (embedding === undefined) throw new FormatError(`${this.path}: the tensor token_embd.weight is missing`);
     const heads = this.numbers("attention.head_count");
-    const ids = Object.fromEntries(
-      ["bos", "eos"].flatMap((name) => {
-        const id = metadataNumber(this.file.metadata, `tokenizer.ggml.${name}_token_id`);
-        return id === undefined ? [] : [[`${name}_token_id`, id]];
-      }),
-    );
     return {
       architectures: [className],
       model_type: modelType,
@@ -118,7 +152,7 @@ export class GgufConfig {
       head_dim: this.headDim,
       max_position_embeddings: this.number("context_length"),
       tie_word_embeddings: !this.has("output.weight"),
-      ...ids,
+      ...this.specialTokens,
       torch_dtype: "float16",
     };
   }

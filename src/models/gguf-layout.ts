@@ -23,6 +23,14 @@ export interface DerivedTensor {
   readonly values: Float32Array;
 }
 
+/** Parameters of one number that are a list in the metadata. */
+export interface ListedValues {
+  /** The whole key. */
+  readonly key: string;
+  /** The parameter of each layer, in order. */
+  readonly parameters: readonly string[];
+}
+
 /** How a model lies in a GGUF file. */
 export interface GgufLayout {
   /** `general.architecture`: the graph that llama.cpp computes it with. */
@@ -30,6 +38,7 @@ export interface GgufLayout {
   readonly metadata: readonly (readonly [key: string, value: GgufValue])[];
   readonly parameters: readonly GgufParameter[];
   readonly derived: readonly DerivedTensor[];
+  readonly listed: readonly ListedValues[];
   /** Where llama.cpp computes something else than the model says. */
   readonly notes: readonly string[];
 }
@@ -44,6 +53,10 @@ export interface GgufFacts {
   readonly rotary?: RotaryConfig | undefined;
   /** Whether the graph reads factors of the rotary frequencies (llama3, longrope), and YaRN's betas. */
   readonly rotaryReads?: { readonly factors?: boolean; readonly betas?: boolean } | undefined;
+  /** The graph wants a head of its own: the embedding is written twice where it is the head. */
+  readonly copiesHead?: boolean | undefined;
+  /** What the graph wants in every layer and the checkpoint does not have (`attn_output.bias`), with its size: zeros. */
+  readonly zeros?: Readonly<Record<string, number>> | undefined;
   readonly notes?: readonly string[] | undefined;
   /** Why llama.cpp cannot compute the model at all. */
   readonly refused?: string | undefined;

@@ -3,7 +3,7 @@ import { gguf } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
 import type { GgufTensor } from "./blocks/block.js";
 import type { ParameterSpec } from "./dimensions.js";
-import { combined, type GgufLayout, type GgufParameter } from "./gguf-layout.js";
+import { combined, type DerivedTensor, type GgufLayout, type GgufParameter, type ListedValues } from "./gguf-layout.js";
 import { rotaryLayout } from "./rotary-gguf.js";
 import { blocksOf, type DecoderSpec } from "./spec.js";
 
@@ -31,14 +31,15 @@ export function ggufLayout(spec: DecoderSpec, parameters: readonly PlacedParamet
   return {
     architecture,
     metadata: [...metadata].map(([key, value]) => [`${architecture}.${key}`, value]),
-    parameters: parameters.flatMap(parameterLayout),
-    derived: rotary?.derived ?? [],
+    parameters: [...parameters.flatMap(parameterLayout), ...copiedHead(spec, parameters)],
+    derived: [...(rotary?.derived ?? []), ...zeros(spec)],
+    listed: listedValues(parameters),
     notes: [...(rotary?.notes ?? []), ...notes],
   };
 }
 
 function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufParameter[] {
-  if (place === undefined) return [];
+  if (place === undefined || place.kind === "listed") return [];
   const { kind = "weight", rows, offset, factor } = place;
   const base = layer === undefined ? place.name : `blk.${layer}.${place.name}`;
   return [
@@ -52,6 +53,24 @@ function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufPar
       factor,
     },
   ];
+}
+
+/** The embedding a second time, as the head that the graph wants. */
+function copiedHead(spec: DecoderSpec, [embedding]: readonly PlacedParameter[]): GgufParameter[] {
+  if (spec.gguf.copiesHead !== true || !spec.tied || embedding === undefined) return [];
+  return parameterLayout({ ...embedding, gguf: { name: "output" } });
+}
+
+const zeros = ({ gguf: { zeros = {} }, layers }: DecoderSpec): DerivedTensor[] =>
+  layers.flatMap((_, layer) =>
+    Object.entries(zeros).map(([name, size]) => ({ name: `blk.${layer}.${name}`, values: new Float32Array(size) })),
+  );
+
+function listedValues(parameters: readonly PlacedParameter[]): ListedValues[] {
+  const lists = new Map<string, string[]>();
+  for (const { name, gguf: place } of parameters)
+    if (place?.kind === "listed") lists.set(place.name, [...(lists.get(place.name) ?? []), name]);
+  return [...lists].map(([key, names]) => ({ key, parameters: names }));
 }
 
 /** What all blocks say, one value or list a key. @throws FormatError for what layers say differently and the file cannot */

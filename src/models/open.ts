@@ -3,16 +3,25 @@ import path from "node:path";
 import { type GgufFile, openGguf } from "../checkpoint/gguf.js";
 import { tokenizerFiles } from "../checkpoint/gguf-tokenizer.js";
 import { isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "../checkpoint/index.js";
-import { blocks, floatSource, sourceBytes, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import { floatSource, sameTensor, sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
 import type { StoredDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, writeJson } from "../system/files.js";
 import type { Model } from "./architecture.js";
 import type { ConfigJson } from "./config.js";
 import { shapeOf } from "./dimensions.js";
+import { exactNumbers } from "./gguf-config.js";
 import type { GgufParameter } from "./gguf-layout.js";
 import { configFromGguf, modelFromConfig } from "./registry.js";
-import { inverted, joinedSource, type Place, placedSource, renamedSource, transposedSource } from "./sources.js";
+import {
+  inverted,
+  joinedSource,
+  memorySource,
+  type Place,
+  placedSource,
+  renamedSource,
+  transposedSource,
+} from "./sources.js";
 import { type StoredNames, storedNames, wrappedName } from "./stored-names.js";
 import { checkTensors } from "./weights.js";
 import { languageConfig, withLanguageConfig } from "./wrappers.js";
@@ -115,22 +124,11 @@ function checkedTie(
   };
 }
 
-function sameTensor(source: TensorSource, a: string, b: string): boolean {
-  const [first, second] = [tensorInfo(source, a), tensorInfo(source, b)];
-  if (first.dtype !== second.dtype || first.shape.join() !== second.shape.join()) return false;
-  const others = blocks(source, b);
-  for (const { bytes } of blocks(source, a)) {
-    const other = others.next();
-    if (other.done || Buffer.compare(bytes, other.value.bytes) !== 0) return false;
-  }
-  return true;
-}
-
 function openGgufModel(file: string): Checkpoint {
   const opened = openGguf(file);
   const config = configFromGguf(opened);
   const model = modelFromConfig(config);
-  const source = placedSource(opened, ggufPlaces(opened, model));
+  const source = joinedSource(placedSource(opened, ggufPlaces(opened, model)), listedValues(opened, model));
   let directory: string | undefined;
   return {
     path: file,
@@ -167,6 +165,25 @@ function ggufPlaces(file: GgufFile, model: Model): Map<string, Place> {
     if (place !== undefined) places.set(tensor.parameter, place);
   }
   return places;
+}
+
+/** Parameters of one number that the metadata list: one for each layer, or one for all. */
+function listedValues(file: GgufFile, model: Model): TensorSource {
+  const values = new Map<string, { shape: number[]; values: Float32Array }>();
+  const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
+  for (const { key, parameters } of model.gguf().listed) {
+    const list = exactNumbers(file.metadata, key);
+    if (list === undefined) continue;
+    if (Array.isArray(list) && list.length !== parameters.length)
+      throw new FormatError(`${file.path}: ${key} lists ${list.length} numbers for ${parameters.length} layers`);
+    parameters.forEach((parameter, i) => {
+      const spec = specs.get(parameter);
+      const value = typeof list === "number" ? list : list[i];
+      if (spec === undefined || value === undefined) return;
+      values.set(parameter, { shape: shapeOf(spec, model.sizes), values: Float32Array.of(value) });
+    });
+  }
+  return memorySource(values);
 }
 
 function placeOf(file: GgufFile, { name, rows, offset }: GgufParameter, count: number): Place | undefined {

@@ -1,14 +1,24 @@
 import type { GgufFile } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
 import type { Architecture, Model } from "./architecture.js";
+import { apertus } from "./architectures/apertus.js";
+import { arcee } from "./architectures/arcee.js";
+import { ernie45 } from "./architectures/ernie4-5.js";
+import { exaone4 } from "./architectures/exaone4.js";
 import { gemma2, gemma3 } from "./architectures/gemma.js";
+import { glm4 } from "./architectures/glm4.js";
+import { gptNeox } from "./architectures/gpt-neox.js";
+import { gpt2 } from "./architectures/gpt2.js";
 import { granite } from "./architectures/granite.js";
+import { hunyuan } from "./architectures/hunyuan.js";
 import { llama } from "./architectures/llama.js";
 import { ministral3 } from "./architectures/ministral3.js";
+import { nemotron } from "./architectures/nemotron.js";
 import { olmo2, olmo3 } from "./architectures/olmo.js";
 import { phi3 } from "./architectures/phi3.js";
 import { qwen2, qwen3 } from "./architectures/qwen.js";
 import { smollm3 } from "./architectures/smollm3.js";
+import { starcoder2 } from "./architectures/starcoder2.js";
 import type { ConfigJson } from "./config.js";
 import { decoderModel } from "./decoder.js";
 import { GgufConfig } from "./gguf-config.js";
@@ -27,6 +37,16 @@ export const ARCHITECTURES: readonly Architecture[] = [
   olmo3,
   smollm3,
   gemma2,
+  glm4,
+  exaone4,
+  hunyuan,
+  ernie45,
+  nemotron,
+  arcee,
+  apertus,
+  starcoder2,
+  gptNeox,
+  gpt2,
 ];
 
 /** The `model_type` values that `config.json` may have. */

@@ -1,5 +1,5 @@
 import { gatherRows, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
-import { DTYPE_BYTES, type FloatDType } from "../ggml/dtype.js";
+import { bytesOf, DTYPE_BYTES, type FloatDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 
 /** Tensors of a source under other names. @param names from the new to the source's */
@@ -68,6 +68,21 @@ function columnsOf(source: TensorSource, name: string, from: number, to: number)
       result.set(stored.subarray(at, at + bytes), ((column - from) * rows + row) * bytes);
     }
   return result;
+}
+
+/** f32 tensors that are in memory. */
+export function memorySource(
+  values: ReadonlyMap<string, { readonly shape: readonly number[]; readonly values: Float32Array }>,
+): TensorSource<FloatDType> {
+  const tensors = new Map([...values].map(([name, { shape }]) => [name, { dtype: "f32" as const, shape }]));
+  return {
+    tensors,
+    readRows: (name, from, to) => {
+      const width = rowBytes(tensorInfo({ tensors }, name));
+      return bytesOf(values.get(name)?.values ?? new Float32Array()).subarray(from * width, to * width);
+    },
+    releaseRows: () => {},
+  };
 }
 
 /** A tensor in another source: some rows of it, in an order; numbers with something added. */

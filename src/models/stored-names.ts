@@ -17,6 +17,9 @@ export function bareName(name: string): string {
 /** Buffers that old versions of transformers wrote: they follow from the configuration. */
 const BUFFER = /(^|\.)(rotary_emb\.inv_freq|attn\.(bias|masked_bias)|attention\.(bias|masked_bias))$/;
 
+/** Versions of transformers differ in what they call a head (GPT-NeoX). */
+const HEAD_ALIASES: Readonly<Record<string, string>> = { "lm_head.weight": "embed_out.weight" };
+
 export interface StoredNames {
   /** The tensor of each parameter. */
   readonly tensorOf: ReadonlyMap<string, string>;
@@ -37,7 +40,7 @@ export function storedNames(model: Model, tensors: TensorSource["tensors"]): Sto
   const layers = layersName(model);
   for (const tensor of tensors.keys()) {
     const bare = bareName(tensor);
-    const parameter = parameters.get(bare);
+    const parameter = parameters.get(bare) ?? parameters.get(HEAD_ALIASES[bare] ?? "");
     if (parameter !== undefined) {
       const before = tensorOf.get(parameter);
       if (before !== undefined) throw new FormatError(`${before} and ${tensor} may both be ${parameter}`);

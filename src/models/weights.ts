@@ -5,7 +5,7 @@ import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
 import type { Model } from "./architecture.js";
-import { describeAxis, shapeOf } from "./dimensions.js";
+import { describeAxis, type Initialisation, shapeOf } from "./dimensions.js";
 
 /** A model's parameters on a device. */
 export class ModelWeights {
@@ -22,10 +22,16 @@ export class ModelWeights {
     return this.model.parameters.map(({ name }) => this.store.get(name));
   }
 
+  /** Those that training changes: all but constants. */
+  get trained(): Tensor[] {
+    return this.model.parameters.filter(({ fixed }) => !fixed).map(({ name }) => this.store.get(name));
+  }
+
   /** The weights as they are now, as a source to be written to a checkpoint. f32 weights only. */
   source(): TensorSource {
     const tensors = new Map<string, TensorInfo>();
-    for (const { name, shape } of this.all) tensors.set(name, { dtype: "f32", shape });
+    for (const spec of this.model.parameters)
+      tensors.set(spec.name, { dtype: "f32", shape: shapeOf(spec, this.model.sizes) });
     const f = this.store.backend.functions;
     return {
       tensors,
@@ -63,8 +69,9 @@ function declare(
   for (const spec of model.parameters) {
     // gains and biases stay f32: they are small, and ggml adds and multiplies only that
     const source = trainable ? undefined : tensors?.get(spec.name)?.dtype;
-    const stored = spec.axes.length === 1 ? "f32" : source !== undefined && isQuantized(source) ? source : dtype;
-    store.add(spec.name, shapeOf(spec, model.sizes), stored, { trainable });
+    const stored = spec.axes.length < 2 ? "f32" : source !== undefined && isQuantized(source) ? source : dtype;
+    const shape = spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes);
+    store.add(spec.name, shape, stored, { trainable: trainable && !spec.fixed });
   }
   return store.allocate();
 }
@@ -109,6 +116,9 @@ export function loadWeights(backend: Backend, model: Model, source: TensorSource
 /** Standard deviation of fresh weights (GPT-2's and Llama's). */
 const INITIAL_DEVIATION = 0.02;
 
+const fillOf = (initialisation: Exclude<Initialisation, "normal">): number =>
+  typeof initialisation === "string" ? { ones: 1, zeros: 0 }[initialisation] : initialisation.constant;
+
 /** A model with random weights: normal matrices, gains of one. Same seed, same weights. */
 export function initialise(
   backend: Backend,
@@ -128,7 +138,7 @@ export function initialise(
       const values = block.subarray(0, Math.min(block.length, count - from));
       if (spec.initialisation === "normal")
         for (let i = 0; i < values.length; i++) values[i] = INITIAL_DEVIATION * random.normal();
-      else values.fill(spec.initialisation === "ones" ? 1 : 0);
+      else values.fill(fillOf(spec.initialisation));
       const bytes = fromFloat32(backend.functions, values, dtype);
       backend.functions.ggml_backend_tensor_set(tensor.handle, bytes, from * DTYPE_BYTES[dtype], bytes.byteLength);
     }

@@ -1,7 +1,7 @@
 import path from "node:path";
 import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
 import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
-import { gatherRows, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
+import { gatherRows, readTensor, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
 import { checkRunnable } from "../generate/runnable.js";
 import { bytesOf, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
@@ -15,6 +15,7 @@ import {
   sizesOfAxis,
 } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
+import { FormatError } from "../system/errors.js";
 import { convertRows, Scratch } from "./convert.js";
 import type { Importance } from "./importance.js";
 import { Pipeline } from "./pipeline.js";
@@ -83,11 +84,30 @@ function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModel
   const scratch = new Scratch();
   const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
   return {
-    metadata: describe(options.name ?? nameOf(checkpoint), model, layout, tokenizer.entries, options.fileType),
+    metadata: describe(options.name ?? nameOf(checkpoint), model, layout, options.fileType, [
+      ...listedValues(checkpoint.source, layout),
+      ...tokenizer.entries,
+    ]),
     derived: layout.derived,
     tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, scratch, parameter, options)),
     notes: [...layout.notes, ...tokenizer.notes, ...requantized(checkpoint.source, options.types, layout)],
   };
+}
+
+/** Parameters of one number a layer that are lists in the metadata. */
+const listedValues = (source: TensorSource, { listed }: GgufLayout): [string, GgufValue][] =>
+  listed.map(({ key, parameters }) => [
+    key,
+    gguf.numbers(
+      "float32",
+      parameters.map((name) => numberOf(source, name)),
+    ),
+  ]);
+
+function numberOf(source: TensorSource, name: string): number {
+  const [value] = toFloat32(loadFunctions(), readTensor(source, name), tensorInfo(source, name).dtype);
+  if (value === undefined) throw new FormatError(`${name} is empty`);
+  return value;
 }
 
 /** Errors of two roundings add up. */
@@ -217,8 +237,8 @@ function describe(
   name: string,
   model: Model,
   layout: GgufLayout,
-  tokenizer: readonly (readonly [string, GgufValue])[],
   fileType: number,
+  others: readonly (readonly [string, GgufValue])[],
 ): GgufMetadata {
   return new Map<string, GgufValue>([
     ["general.architecture", gguf.string(layout.architecture)],
@@ -228,7 +248,7 @@ function describe(
     ["general.file_type", gguf.uint32(fileType)],
     ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
     ...layout.metadata,
-    ...tokenizer,
+    ...others,
   ]);
 }
 

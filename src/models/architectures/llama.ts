@@ -1,6 +1,6 @@
 import { z } from "zod";
 import type { Architecture } from "../architecture.js";
-import { BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, rotaryOf } from "../base.js";
+import { BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, wholeRotaryOf } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -31,12 +31,7 @@ function decoder(config: ConfigJson): DecoderSpec {
   const norm = { epsilon: c.rms_norm_eps };
   const headCount = [c.num_attention_heads].flat()[0] ?? 1;
   const headDim = headSize(c.head_dim, c.hidden_size, headCount);
-  const { rope_scaling, rope_parameters } = c;
-  // transformers turns whole heads in this family, whatever the configuration says
-  const rotary = rotaryOf(
-    { ...c, rope_scaling: whole(rope_scaling), rope_parameters: whole(rope_parameters), partial_rotary_factor: 1 },
-    headDim,
-  );
+  const rotary = wholeRotaryOf(c, headDim);
   const layers = Array.from({ length: c.num_hidden_layers }, (_, i) => {
     const of = (field: "intermediate_size" | "num_attention_heads" | "num_key_value_heads"): number => {
       const value = c[field] ?? c.num_attention_heads;
@@ -78,8 +73,6 @@ function decoder(config: ConfigJson): DecoderSpec {
     },
   };
 }
-
-const whole = <T extends object>(scaling: T | null | undefined) => scaling && { ...scaling, partial_rotary_factor: 1 };
 
 /** transformers' Llama refuses a width that its heads do not divide; its Mistral takes it and computes the same. */
 function adapt(config: ConfigJson): ConfigJson {

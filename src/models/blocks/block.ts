@@ -14,8 +14,8 @@ export interface Dimension {
 export interface GgufTensor {
   /** Its name there, without layer and kind: `attn_q`. It is also the part it plays in mixtures of types. */
   readonly name: string;
-  /** `weight` or `bias`, or nothing. */
-  readonly kind?: "weight" | "bias" | "none" | undefined;
+  /** `weight` or `bias`, or nothing; `listed`: one number of a list in the metadata, whose whole key the name is. */
+  readonly kind?: "weight" | "bias" | "none" | "listed" | undefined;
   /** Row i there is row `rows()[i]` here; the same where undefined. */
   readonly rows?: (() => Uint32Array) | undefined;
   /** Added to every element there. */
@@ -32,6 +32,8 @@ export interface Parameter {
   readonly input?: string | undefined;
   /** Stored with its two axes swapped in a Hugging Face checkpoint. */
   readonly transposed?: boolean | undefined;
+  /** Not to be trained: a constant that checkpoints store. */
+  readonly fixed?: boolean | undefined;
   /** Where it has no tensor of its own in GGUF files, undefined. */
   readonly gguf: GgufTensor | undefined;
 }

@@ -76,16 +76,35 @@ const ACTIVATIONS = {
   relu2: ({ g }: Scope, x: Tensor) => ops.square(g, ops.relu(g, x)),
   gelu: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "none" }),
   gelu_new: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "tanh" }),
+  gelu_fast: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "tanh" }),
   gelu_pytorch_tanh: ({ g }: Scope, x: Tensor) => ops.gelu(g, x, { approximation: "tanh" }),
   relu: ({ g }: Scope, x: Tensor) => ops.relu(g, x),
   xielu: ({ g, weight }: Scope, x: Tensor) =>
-    ops.xielu(g, x, weight("act_fn.alpha_p"), weight("act_fn.alpha_n"), { beta: XIELU_BETA, epsilon: XIELU_EPSILON }),
+    ops.xielu(g, x, {
+      alphaPositive: weight("act_fn.alpha_p"),
+      alphaNegative: weight("act_fn.alpha_n"),
+      beta: weight("act_fn.beta"),
+      epsilon: weight("act_fn.eps"),
+    }),
 };
 export type Activation = keyof typeof ACTIVATIONS;
 export const isActivation = (name: string): name is Activation => name in ACTIVATIONS;
 
-/** xIELU's constants (arXiv 2411.13010; Apertus stores them beside its learnt alphas). */
-export const [XIELU_BETA, XIELU_EPSILON] = [0.5, -1e-6];
+/** A number of an activation, which GGUF files list for all layers. @param initial as in transformers */
+const scalar = (name: string, initial: number, axes: Parameter["axes"], fixed = false): Parameter => ({
+  axes,
+  initialisation: { constant: initial },
+  fixed,
+  gguf: { name: `xielu.${name}`, kind: "listed" },
+});
+
+/** Softplus makes 0.8 of alpha_p, and of alpha_n with beta added (arXiv 2411.13010, section 4); beta and eps are constants. */
+const XIELU: Readonly<Record<string, Parameter>> = {
+  "act_fn.alpha_p": scalar("alpha_p", Math.log(Math.expm1(0.8)), ["one"]),
+  "act_fn.alpha_n": scalar("alpha_n", Math.log(Math.expm1(0.8 - 0.5)), ["one"]),
+  "act_fn.beta": scalar("beta", 0.5, [], true),
+  "act_fn.eps": scalar("eps", -1e-6, [], true),
+};
 
 export interface PlainOptions {
   readonly size: number;
@@ -102,9 +121,6 @@ export function plainFeedForward({ size, activation, bias = false, names, transp
   const biases: Record<string, Parameter> = bias
     ? { [`${up}.bias`]: biasOf("ffn", "ffn_up"), [`${down}.bias`]: biasOf("hidden", "ffn_down") }
     : {};
-  const alpha: Parameter = { axes: ["one"], initialisation: "ones", gguf: undefined };
-  const learnt: Record<string, Parameter> =
-    activation === "xielu" ? { "act_fn.alpha_p": alpha, "act_fn.alpha_n": alpha } : {};
   const { linear } = projections(bias);
   return {
     dimensions: { ffn: { size, prunable: true } },
@@ -112,7 +128,7 @@ export function plainFeedForward({ size, activation, bias = false, names, transp
       [`${up}.weight`]: matrix(["ffn", "hidden"], "input", "ffn_up", transposed),
       [`${down}.weight`]: matrix(["hidden", "ffn"], "down_proj.input", "ffn_down", transposed),
       ...biases,
-      ...learnt,
+      ...(activation === "xielu" ? XIELU : {}),
     },
     scores,
     metadata: { feed_forward_length: size },

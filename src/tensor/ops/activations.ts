@@ -3,7 +3,7 @@ import type { Graph } from "../graph.js";
 import { defineOp, type Op, type OpDefinition } from "../op.js";
 import { describe, elementCount, sameShape, type Tensor } from "../tensor.js";
 import { abs, add, exp, log, mul, scale, square, step, sub, sum } from "./elementwise.js";
-import { part } from "./shape.js";
+import { concatRows, part } from "./shape.js";
 
 /** max(x, 0). Its gradient at 0 is 0. */
 export const relu: Op<[x: Tensor]> = defineOp("relu", 1, {
@@ -214,30 +214,24 @@ const expMinusOne: Op<[x: Tensor]> = defineOp("expMinusOne", 1, {
   composed: (g, [x]) => mul(g, tanh(g, scale(g, x, { factor: 0.5 })), scale(g, exp(g, x), { factor: 1, bias: 1 })),
 });
 
-interface XieluAttributes {
-  /** How steep it is at 0. */
-  readonly beta: number;
-  readonly epsilon: number;
-}
-
 const notPositive = (g: Graph, x: Tensor): Tensor => scale(g, step(g, x), { factor: -1, bias: 1 });
 
 /** Where x ≤ 0, e^min(x, epsilon) - 1 - x; 0 elsewhere. Its slope is eˣ - 1 where x < epsilon, and -1 from there to 0. */
-const xieluTail: Op<[x: Tensor], { readonly epsilon: number }> = defineOp("xieluTail", 1, {
+const xieluTail: Op<[x: Tensor, epsilon: Tensor]> = defineOp("xieluTail", 2, {
   shape: ([x]) => x.shape,
-  composed: (g, [x], { epsilon }) => {
+  composed: (g, [x, epsilon]) => {
     const below = relu(g, scale(g, x, { factor: -1 })); // max(-x, 0)
     // min(x, epsilon) = -(max(-x + epsilon, 0) - epsilon)
-    const limited = scale(g, relu(g, scale(g, below, { factor: 1, bias: epsilon })), { factor: -1, bias: epsilon });
+    const limited = scale(g, sub(g, relu(g, add(g, below, epsilon)), epsilon), { factor: -1 });
     return mul(g, notPositive(g, x), add(g, expMinusOne(g, limited), below));
   },
-  vjp: (g, dy, { inputs: [x], attributes: { epsilon } }) => [
+  vjp: (g, dy, { inputs: [x, epsilon] }) => [
     () => {
       const below = relu(g, scale(g, x, { factor: -1 }));
-      const steep = step(g, scale(g, below, { factor: 1, bias: epsilon })); // 1 where x < epsilon
-      const power = mul(g, steep, exp(g, scale(g, below, { factor: -1 })));
+      const power = mul(g, step(g, add(g, below, epsilon)), exp(g, scale(g, below, { factor: -1 }))); // 0 from epsilon on
       return mul(g, dy, sub(g, power, notPositive(g, x)));
     },
+    null, // a constant
   ],
 });
 
@@ -271,23 +265,28 @@ const fusedXieluBack: Op<[dy: Tensor, ...XieluInputs]> = defineOp("xieluBack", 5
 
 /**
  * xIELU (Huang & Schlag 2024), Apertus' activation: a x² + beta x where x > 0, b (e^min(x, epsilon) - 1 - x) + beta x elsewhere, with
- * a = softplus(alphaPositive) and b = beta + softplus(alphaNegative). alphaPositive, alphaNegative: [1]; epsilon is a negative number.
+ * a = softplus(alphaPositive) and b = beta + softplus(alphaNegative). Each number: [1]; epsilon is negative, and has no gradient.
  */
-export function xielu(
-  g: Graph,
-  x: Tensor,
-  alphaPositive: Tensor,
-  alphaNegative: Tensor,
-  { beta, epsilon }: XieluAttributes,
-): Tensor {
-  for (const alpha of [alphaPositive, alphaNegative])
-    if (alpha.shape.join() !== "1") throw new ShapeError(`${describe(alpha)} is not one number to shape xIELU by`);
+export function xielu(g: Graph, x: Tensor, numbers: XieluNumbers): Tensor {
+  for (const number of Object.values<Tensor>({ ...numbers }))
+    if (elementCount(number.shape) !== 1)
+      throw new ShapeError(`${describe(number)} is not one number to shape xIELU by`);
+  const { alphaPositive, alphaNegative } = numbers;
+  // constants, though checkpoints store them: they are not trained
+  const [beta, epsilon] = [numbers.beta, numbers.epsilon].map((constant) => ({ ...constant, requiresGrad: false })) as [
+    Tensor,
+    Tensor,
+  ];
   const rising = softplus(g, alphaPositive);
-  const falling = scale(g, softplus(g, alphaNegative), { factor: 1, bias: beta });
-  if (g.backend.kernels !== undefined) {
-    const settings = g.constant(`xielu ${beta} ${epsilon}`, "f32", [2], Float32Array.of(beta, epsilon));
-    return fusedXielu(g, x, rising, falling, settings);
-  }
-  const curves = add(g, mul(g, square(g, relu(g, x)), rising), mul(g, xieluTail(g, x, { epsilon }), falling));
-  return add(g, curves, scale(g, x, { factor: beta }));
+  const falling = add(g, softplus(g, alphaNegative), beta);
+  if (g.backend.kernels !== undefined) return fusedXielu(g, x, rising, falling, concatRows(g, [beta, epsilon]));
+  const curves = add(g, mul(g, square(g, relu(g, x)), rising), mul(g, xieluTail(g, x, epsilon), falling));
+  return add(g, curves, mul(g, x, beta));
+}
+
+export interface XieluNumbers {
+  readonly alphaPositive: Tensor;
+  readonly alphaNegative: Tensor;
+  readonly beta: Tensor;
+  readonly epsilon: Tensor;
 }

@@ -1,0 +1,246 @@
+import { cpSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { readJsonObject } from "../../src/checkpoint/json.js";
+import { readTensor } from "../../src/checkpoint/tensor-source.js";
+import { Backend } from "../../src/ggml/index.js";
+import { loadWeights, type ModelTensors, openCheckpoint, storedSource, writeModel } from "../../src/models/index.js";
+import { exportGguf } from "../../src/quantize/index.js";
+import { Graph } from "../../src/tensor/index.js";
+import { loadInLlamaCpp, logProbabilities, writeTokenizer } from "../llama-cpp.js";
+import { randomModel } from "../random-model.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const fixtures = path.resolve(import.meta.dirname, "../fixtures/architectures");
+const NAMES = [
+  "glm4",
+  "exaone4",
+  "exaone4-window",
+  "hunyuan_v1_dense",
+  "ernie4_5",
+  "nemotron",
+  "arcee",
+  "apertus",
+  "starcoder2",
+  "gpt_neox",
+  "gpt_neox-sequential",
+  "gpt2",
+];
+
+function expectedOf(name: string) {
+  const file = readFileSync(path.join(fixtures, name, "expected.safetensors"));
+  const length = Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.subarray(8, 8 + length).toString());
+  const read = (tensor: string) => {
+    const [from, to] = header[tensor].data_offsets;
+    const bytes = file.subarray(8 + length + from, 8 + length + to);
+    return Array.from({ length: bytes.length / 4 }, (_, i) =>
+      header[tensor].dtype === "I32" ? bytes.readInt32LE(4 * i) : bytes.readFloatLE(4 * i),
+    );
+  };
+  const [sequences, places] = header.tokens.shape;
+  const flat = read("tokens");
+  const tokens: number[][] = Array.from({ length: sequences }, (_, i) => flat.slice(i * places, (i + 1) * places));
+  return { tokens, logits: read("logits") };
+}
+
+async function logitsOf(backend: Backend, { model, source }: ModelTensors, tokens: readonly number[][]) {
+  const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
+  const g = new Graph(backend, { computeType: "f32" });
+  try {
+    const input = g.input("tokens", "i32", [tokens.length, tokens[0]?.length ?? 0]);
+    const logits = g.output(model.forward(g, weights.get, input).logits());
+    g.write(input, Int32Array.from(tokens.flat()));
+    await g.run();
+    return g.read(logits).slice();
+  } finally {
+    g.free();
+    weights.free();
+  }
+}
+
+function difference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let [most, scale] = [0, 0];
+  for (let i = 0; i < b.length; i++) {
+    most = Math.max(most, Math.abs((a[i] ?? Number.NaN) - (b[i] ?? 0)));
+    scale = Math.max(scale, Math.abs(b[i] ?? 0));
+  }
+  return most / scale;
+}
+
+const centred = (row: ArrayLike<number>): number[] => {
+  const values = Array.from(row);
+  const mean = values.reduce((a, b) => a + b, 0) / values.length;
+  return values.map((value) => value - mean);
+};
+
+const auto = Backend.open({ device: "cpu" });
+const plain = Backend.open({ device: "cpu", kernels: "none" });
+const root = temporaryDirectory();
+afterAll(() => {
+  auto.free();
+  plain.free();
+});
+
+describe.each(NAMES)("%s", (name) => {
+  it("gives transformers' logits", async () => {
+    const { tokens, logits } = expectedOf(name);
+    const checkpoint = openCheckpoint(path.join(fixtures, name));
+    for (const [which, backend] of Object.entries({ auto, plain })) {
+      const found = difference(await logitsOf(backend, checkpoint, tokens), logits);
+      console.log(name, which, found.toExponential(1));
+      expect(found).toBeLessThan(1e-5);
+    }
+  });
+
+  it("is written as it was", () => {
+    const checkpoint = openCheckpoint(path.join(fixtures, name));
+    const directory = path.join(root, `${name}-again`);
+    writeModel(directory, checkpoint);
+    const again = openCheckpoint(directory);
+    const stored = storedSource(checkpoint);
+    const back = storedSource(again);
+    expect([...back.tensors.keys()].sort()).toEqual([...stored.tensors.keys()].sort());
+    for (const tensor of stored.tensors.keys())
+      expect(Buffer.compare(readTensor(stored, tensor), readTensor(back, tensor)), tensor).toBe(0);
+  });
+});
+
+/** What llama.cpp cannot do is left out of the comparison. */
+const CHANGES: Readonly<Record<string, Record<string, unknown>>> = { starcoder2: { sliding_window: null } };
+
+async function compareWithLlamaCpp(label: string, directory: string, tolerance: number) {
+  const original = openCheckpoint(directory);
+  const file = path.join(root, `${label}.gguf`);
+  const { notes } = await exportGguf(file, original, { kind: "f32" });
+  const opened = openCheckpoint(file);
+  let worst = 0;
+  for (const { name } of original.model.parameters) {
+    const [a, b] = [original, opened].map(({ source }) => readTensor(source, name));
+    if (Buffer.compare(a!, b!) === 0) continue;
+    const floats = (bytes: Uint8Array) => new Float32Array(bytes.slice().buffer);
+    worst = Math.max(worst, difference(floats(b!), floats(a!)));
+  }
+  const { vocabSize } = original.model;
+  const tokens = Array.from({ length: 44 }, (_, i) => 3 + ((i * 37) % (vocabSize - 3)));
+  const ours = await logitsOf(plain, original, [tokens]);
+  const back = difference(await logitsOf(plain, opened, [tokens]), ours);
+  const model = await loadInLlamaCpp(file);
+  try {
+    const theirs = await logProbabilities(model, tokens, vocabSize);
+    let found = 0;
+    let scale = 0;
+    tokens.forEach((_, i) => {
+      const row = centred(ours.subarray(i * vocabSize, (i + 1) * vocabSize));
+      centred(theirs[i]!).forEach((value, j) => {
+        found = Math.max(found, Math.abs(value - row[j]!));
+        scale = Math.max(scale, Math.abs(value));
+      });
+    });
+    console.log(
+      label,
+      "llama.cpp",
+      (found / scale).toExponential(1),
+      "weights",
+      worst.toExponential(1),
+      "back",
+      back.toExponential(1),
+      notes,
+    );
+    expect(found / scale).toBeLessThan(tolerance);
+    expect(back).toBeLessThan(1e-5);
+    return { original, opened, worst };
+  } finally {
+    await model.dispose();
+  }
+}
+
+const changed = (name: string, label: string, changes: Record<string, unknown>): string => {
+  const directory = path.join(root, label);
+  cpSync(path.join(fixtures, name), directory, { recursive: true });
+  const config = { ...readJsonObject(path.join(directory, "config.json")), ...changes };
+  writeFileSync(path.join(directory, "config.json"), JSON.stringify(config));
+  writeTokenizer(directory, Number(config.vocab_size));
+  return directory;
+};
+
+describe("in llama.cpp", () => {
+  const GELU = ["starcoder2", "gpt_neox", "gpt_neox-sequential", "gpt2"];
+  it.each(NAMES.filter((name) => name !== "nemotron" && name !== "exaone4-window"))("%s", async (name) => {
+    const directory = changed(name, `${name}-gguf`, CHANGES[name] ?? {});
+    const { worst } = await compareWithLlamaCpp(name, directory, GELU.includes(name) ? 5e-3 : 1e-3);
+    expect(worst).toBe(0);
+  });
+
+  const RANDOM = {
+    vocab_size: 96,
+    hidden_size: 64,
+    intermediate_size: 96,
+    num_hidden_layers: 3,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    head_dim: 16,
+    max_position_embeddings: 64,
+  };
+  const variants: [string, Record<string, unknown>, number][] = [
+    ["nemotron", { model_type: "nemotron" }, 1e-3],
+    [
+      "nemotron tied, biased",
+      { model_type: "nemotron", tie_word_embeddings: true, attention_bias: true, mlp_bias: true },
+      1e-3,
+    ],
+    ["apertus tied, biased", { model_type: "apertus", tie_word_embeddings: true, attention_bias: true }, 1e-3],
+    [
+      "apertus without scaling",
+      { model_type: "apertus", rope_parameters: { rope_type: "default", rope_theta: 1e4 } },
+      1e-3,
+    ],
+    ["starcoder2 without biases", { model_type: "starcoder2", use_bias: false }, 5e-3],
+    [
+      "gpt_neox tied, without biases",
+      { model_type: "gpt_neox", attention_bias: false, tie_word_embeddings: true },
+      5e-3,
+    ],
+    ["exaone4 of 64 layers", { model_type: "exaone4", num_hidden_layers: 64, sliding_window: null }, 1e-3],
+    ["exaone4 of 64 layers with windows", { model_type: "exaone4", num_hidden_layers: 64, sliding_window: 8 }, 1e-3],
+    ["glm4 tied without biases", { model_type: "glm4", attention_bias: false, tie_word_embeddings: true }, 1e-3],
+    ["ernie4_5 untied", { model_type: "ernie4_5", head_dim: 12 }, 1e-3],
+    [
+      "arcee llama3",
+      {
+        model_type: "arcee",
+        rope_theta: 1e4,
+        rope_scaling: {
+          rope_type: "llama3",
+          factor: 8,
+          low_freq_factor: 1,
+          high_freq_factor: 4,
+          original_max_position_embeddings: 16,
+        },
+      },
+      1e-3,
+    ],
+    [
+      "gpt2 n_inner",
+      {
+        model_type: "gpt2",
+        n_embd: 64,
+        n_layer: 2,
+        n_head: 4,
+        n_inner: 96,
+        n_positions: 64,
+        tie_word_embeddings: false,
+      },
+      5e-3,
+    ],
+  ];
+  it.each(variants)("%s", async (label, changes, tolerance) => {
+    const { checkpoint } = randomModel(root, `${label}-random`, { ...RANDOM, ...changes }, 0.2);
+    const directory = path.join(root, `${label}-written`);
+    writeModel(directory, checkpoint);
+    writeTokenizer(directory, 96);
+    const { original, opened } = await compareWithLlamaCpp(label, directory, tolerance);
+    expect(opened.model.tiedEmbeddings).toBe(original.model.tiedEmbeddings);
+    expect(opened.model.parameters.length).toBe(original.model.parameters.length);
+  });
+});
