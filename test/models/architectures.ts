@@ -3,7 +3,9 @@ import path from "node:path";
 import { openSafetensors, readTensor } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { type Backend, toFloat32 } from "../../src/ggml/index.js";
-import { ARCHITECTURES, loadWeights, type ModelTensors, openCheckpoint } from "../../src/models/index.js";
+import { ARCHITECTURES, loadWeights, type Model, type ModelTensors, openCheckpoint } from "../../src/models/index.js";
+import { keptIndices, type PrunePlan, planFor, prune, type Scores } from "../../src/prune/index.js";
+import { Random } from "../../src/system/random.js";
 import { Graph } from "../../src/tensor/index.js";
 
 export const fixtures = path.resolve(import.meta.dirname, "../fixtures/architectures");
@@ -53,3 +55,41 @@ export function relativeDifference(a: ArrayLike<number>, b: ArrayLike<number>): 
   }
   return difference / scale;
 }
+
+/** Of each size about so much stays in a cut. */
+const KEPT = 0.75;
+
+/** A cut of each of a model's axes, and one of all at once. */
+export function cutsOf(model: Model): { readonly name: string; readonly plan: PrunePlan }[] {
+  const layersToCut = [1, ...Array.from({ length: model.layerCount }, (_, i) => i)]; // from the middle: kinds of layers move
+  const sizeFor = (name: string): number => {
+    const axis = model.axes.find((one) => one.name === name);
+    const size = model.sizes[axis?.dimensions[0] ?? ""] ?? 0;
+    if (name === "layers") return size - 1;
+    if (name === "heads" || name === "kvHeads") return size / 2;
+    const multiple = axis?.multipleOf ?? 1;
+    return multiple * Math.floor((KEPT * size) / multiple);
+  };
+  const sizes = Object.fromEntries(model.axes.map(({ name }) => [name, sizeFor(name)]));
+  const alone = Object.entries(sizes).map(([name, size]) => [name, { [name]: size }] as const);
+  const all = [...alone, ["all", "kvHeads" in sizes ? { ...sizes, heads: sizes.kvHeads ?? 0 } : sizes] as const];
+  return all.map(([name, wanted]) => ({ name, plan: planFor(model, wanted, [...new Set(layersToCut)]) }));
+}
+
+/** Scores at random, the same for each model always. */
+export function randomScores(model: Model): Scores {
+  const random = new Random(5);
+  const entries = Object.entries(model.sizes).sort(([a], [b]) => (a < b ? -1 : 1));
+  return new Map(entries.map(([name, size]) => [name, Float32Array.from({ length: size }, () => random.uniform())]));
+}
+
+/** A model cut by a plan. */
+export const cut = (checkpoint: ModelTensors, plan: PrunePlan): ModelTensors =>
+  prune(checkpoint, plan, keptIndices(checkpoint.model, plan, randomScores(checkpoint.model)));
+
+/** Of the logits of a cut model, those that its reference holds: of the first sequence, every fourth place. */
+export const sampled = (logits: Float32Array, vocab: number, places: number): Float32Array =>
+  Float32Array.from(
+    { length: Math.ceil(places / 4) * vocab },
+    (_, i) => logits[Math.floor(i / vocab) * 4 * vocab + (i % vocab)] ?? 0,
+  );

@@ -37,7 +37,9 @@ function decoder(config: ConfigJson): DecoderSpec {
   });
   const window = c.sliding_window ?? undefined;
   const asLlama = heads * headDim !== c.hidden_size;
-  const mixer = attention({ heads, kvHeads, headDim, rotary, window, layout: "concatenated" });
+  // transformers counts longrope's factors by the width's share of a head
+  const prunable = rotary.kind !== "longrope";
+  const mixer = attention({ heads, kvHeads, headDim, rotary, window, layout: "concatenated", prunable });
   const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu", fused: true });
   const norms = [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)] as const;
   return {
@@ -48,7 +50,7 @@ function decoder(config: ConfigJson): DecoderSpec {
     finalNorm: rmsNorm("output_norm", norm),
     tied: c.tie_word_embeddings,
     // transformers counts longrope's factors by the width's share of a head
-    hiddenAxis: { prunable: rotary.kind !== "longrope" },
+    hiddenAxis: { prunable },
     gguf: {
       architecture: "phi3",
       rotary,
