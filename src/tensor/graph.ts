@@ -66,6 +66,7 @@ export class Graph {
   readonly recompute: boolean;
   private entries: TapeEntry[] = [];
   private readonly steps: ScheduledStep[] = [];
+  private readonly kept = new Set<Pointer>();
   private readonly results = new Set<Pointer>();
   private readonly readers = new Map<Pointer, number>();
   private readonly inputs: TensorStore;
@@ -165,7 +166,13 @@ export class Graph {
 
   /** Whether a tensor is an intermediate result that no more than `readers` steps read so far, so that its memory may be reused. */
   isSpent(tensor: Tensor, readers: number): boolean {
-    return this.results.has(tensor.handle) && (this.readers.get(tensor.handle) ?? 0) <= readers;
+    const { handle } = tensor;
+    return this.results.has(handle) && !this.kept.has(handle) && (this.readers.get(handle) ?? 0) <= readers;
+  }
+
+  /** Keeps an intermediate result for a gradient that reads it: no step may take its memory. */
+  keep(tensor: Tensor): void {
+    this.kept.add(tensor.handle);
   }
 
   /** The constant 1, from which gradients start. */

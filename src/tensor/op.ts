@@ -51,6 +51,8 @@ export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
   readonly build?: ((native: Native, inputs: Inputs, attributes: Attributes) => Pointer) | undefined;
   /** The same from other ops, for devices that have neither. */
   readonly composed?: (g: Graph, inputs: Inputs, attributes: Attributes) => Tensor;
+  /** Whether the gradient reads the result: its memory is then not given to another while the gradient may still come. */
+  readonly readsResult?: boolean;
   /** Vector-Jacobian product: given the gradient of the output, that of each input. */
   readonly vjp?: ((g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[]) | undefined;
 }
@@ -100,7 +102,18 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
       output = { ...described, handle: g.withoutGradient(() => composed(g, inputs, attributes)).handle };
     }
     const { vjp } = definition;
-    if (vjp !== undefined) g.record({ output, inputs, vjp: (dy) => vjp(g, dy, { inputs, output, attributes }) });
+    if (vjp === undefined) return output;
+    if (definition.readsResult && requiresGrad) g.keep(output);
+    const step = {
+      inputs,
+      attributes,
+      get output(): Tensor {
+        if (!definition.readsResult)
+          throw new ShapeError(`the gradient of ${name} reads its result, and does not say so`);
+        return output;
+      },
+    };
+    g.record({ output, inputs, vjp: (dy) => vjp(g, dy, step) });
     return output;
   };
 }

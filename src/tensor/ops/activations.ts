@@ -16,6 +16,7 @@ export const relu: Op<[x: Tensor]> = defineOp("relu", 1, {
 export const sigmoid: Op<[x: Tensor]> = defineOp("sigmoid", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_sigmoid(context, x.handle),
+  readsResult: true,
   vjp: (g, dy, { output }) => [() => mul(g, dy, sub(g, output, square(g, output)))],
 });
 
@@ -31,6 +32,7 @@ export const softCap: Op<[x: Tensor], { readonly cap: number }> = defineOp("soft
     const limited = f.ggml_tanh(context, cap === 1 ? x.handle : f.ggml_scale_bias(context, x.handle, 1 / cap, 0));
     return cap === 1 ? limited : f.ggml_scale_bias(context, limited, cap, 0);
   },
+  readsResult: true,
   vjp: (g, dy, { output, attributes }) => [() => softCapBack(g, dy, output, attributes)],
 });
 

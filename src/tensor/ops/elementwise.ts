@@ -60,6 +60,7 @@ export const mul: Op<[a: Tensor, b: Tensor]> = defineOp("mul", 2, {
 export const div: Op<[a: Tensor, b: Tensor]> = defineOp("div", 2, {
   shape: broadcastShape,
   build: ({ f, context }, [a, b]) => f.ggml_div(context, a.handle, b.handle),
+  readsResult: true,
   vjp: (g, dy, { inputs: [, b], output }) => [
     () => div(g, dy, b),
     () => unbroadcast(g, div(g, mul(g, scale(g, dy, { factor: -1 }), output), b), b), // -dy (a/b) / b
@@ -84,6 +85,7 @@ export const square: Op<[x: Tensor]> = defineOp("square", 1, {
 export const sqrt: Op<[x: Tensor]> = defineOp("sqrt", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_sqrt(context, x.handle),
+  readsResult: true,
   vjp: (g, dy, { output }) => [() => scale(g, div(g, dy, output), { factor: 0.5 })],
 });
 
@@ -98,6 +100,7 @@ export const log: Op<[x: Tensor]> = defineOp("log", 1, {
 export const exp: Op<[x: Tensor]> = defineOp("exp", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_exp(context, x.handle),
+  readsResult: true,
   vjp: (g, dy, { output }) => [() => mul(g, dy, output)],
 });
 

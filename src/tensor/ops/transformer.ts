@@ -102,6 +102,7 @@ export const maskedSoftmax: Op<[x: Tensor, mask: Tensor], { readonly scale: numb
     return x.shape;
   },
   build: ({ f, context }, [x, mask], { scale }) => f.ggml_soft_max_ext(context, x.handle, mask.handle, scale, 0),
+  readsResult: true,
   vjp: (g, dy, { output, attributes }) => [() => softmaxBack(g, dy, output, attributes), null],
 });
 
@@ -109,6 +110,7 @@ export const maskedSoftmax: Op<[x: Tensor, mask: Tensor], { readonly scale: numb
 export const softmax: Op<[x: Tensor], { readonly scale: number }> = defineOp("softmax", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x], { scale }) => f.ggml_soft_max_ext(context, x.handle, null, scale, 0),
+  readsResult: true,
   vjp: (g, dy, { output, attributes }) => [() => softmaxBack(g, dy, output, attributes)],
 });
 
