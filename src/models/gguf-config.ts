@@ -123,14 +123,14 @@ export class GgufConfig {
       throw new FormatError(`${this.path}: ${what} (${this.key(name)}) are not supported`);
   }
 
-  /** `bos_token_id` and `eos_token_id`, as far as the file says them. */
-  get specialTokens(): Record<string, number> {
-    return Object.fromEntries(
-      ["bos", "eos"].flatMap((name) => {
-        const id = metadataNumber(this.file.metadata, `tokenizer.ggml.${name}_token_id`);
-        return id === undefined ? [] : [[`${name}_token_id`, id]];
-      }),
-    );
+  /** `bos_token_id` and `eos_token_id`, as far as the file says them; `pad_token_id`, which some classes give a value of theirs. */
+  get specialTokens(): Record<string, number | null> {
+    const id = (name: string) => metadataNumber(this.file.metadata, `tokenizer.ggml.${name}_token_id`);
+    const named = ["bos", "eos"].flatMap((name) => {
+      const found = id(name);
+      return found === undefined ? [] : [[`${name}_token_id`, found]];
+    });
+    return { ...Object.fromEntries(named), pad_token_id: id("padding") ?? null };
   }
 
   /** Fields that nearly every configuration has, under the names that most of them have for them. */

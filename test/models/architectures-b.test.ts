@@ -3,10 +3,13 @@ import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { readTensor } from "../../src/checkpoint/tensor-source.js";
+import { crossEntropyObjective } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import { loadWeights, type ModelTensors, openCheckpoint, storedSource, writeModel } from "../../src/models/index.js";
+import { keptIndices, planWithLayers, prune } from "../../src/prune/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
-import { Graph } from "../../src/tensor/index.js";
+import { Random } from "../../src/system/random.js";
+import { Graph, gradients } from "../../src/tensor/index.js";
 import { loadInLlamaCpp, logProbabilities, writeTokenizer } from "../llama-cpp.js";
 import { randomModel } from "../random-model.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -137,6 +140,12 @@ async function compareWithLlamaCpp(label: string, directory: string, tolerance: 
         scale = Math.max(scale, Math.abs(value));
       });
     });
+    if (process.env.BACK_OUT) {
+      const directory = path.join(process.env.BACK_OUT, label.replace(/[ ,]+/g, "-"));
+      writeModel(directory, opened);
+      writeFileSync(path.join(directory, "tokens.bin"), Int32Array.from(tokens));
+      writeFileSync(path.join(directory, "ours.bin"), ours);
+    }
     console.log(
       label,
       "llama.cpp",
@@ -242,5 +251,116 @@ describe("in llama.cpp", () => {
     const { original, opened } = await compareWithLlamaCpp(label, directory, tolerance);
     expect(opened.model.tiedEmbeddings).toBe(original.model.tiedEmbeddings);
     expect(opened.model.parameters.length).toBe(original.model.parameters.length);
+  });
+});
+
+const cuts: Readonly<Record<string, readonly Record<string, number>[]>> = {
+  default: [{ hidden: 24 }, { ffn: 40 }, { heads: 2 }, { kvHeads: 1, heads: 2 }, { layers: 1 }],
+  "exaone4-window": [{ hidden: 24 }, { ffn: 40 }, { heads: 2 }, { kvHeads: 1, heads: 2 }, { layers: 3 }, { layers: 2 }],
+  gpt_neox: [{ ffn: 40 }, { layers: 1 }],
+  "gpt_neox-sequential": [{ ffn: 40 }, { layers: 1 }],
+  gpt2: [{ ffn: 40 }, { layers: 1 }],
+};
+const out = process.env.CUT_OUT ?? path.join(root, "cuts");
+
+describe("cut", () => {
+  it.each(NAMES)("%s", async (name) => {
+    const original = openCheckpoint(path.join(fixtures, name));
+    const { tokens } = expectedOf(name);
+    const wanted = cuts[name] ?? cuts.default ?? [];
+    const random = new Random(3);
+    const scores = new Map(
+      Object.entries(original.model.sizes).map(([dimension, size]) => [
+        dimension,
+        Float32Array.from({ length: size }, () => random.uniform()),
+      ]),
+    );
+    for (const sizes of wanted) {
+      const kept = original.model.layerCount - (sizes.layers ?? original.model.layerCount);
+      const layers = Array.from({ length: original.model.layerCount }, (_, i) => i).slice(kept);
+      const plan = planWithLayers(original.model, sizes, layers);
+      const pruned = prune(original, plan, keptIndices(original.model, plan, scores));
+      const directory = path.join(out, `${name}-${Object.entries(sizes).flat().join("-")}`);
+      writeModel(directory, pruned);
+      const opened = openCheckpoint(directory);
+      const ours = await logitsOf(plain, opened, tokens);
+      expect(difference(await logitsOf(plain, pruned, tokens), ours)).toBe(0);
+      cpSync(path.join(fixtures, name, "expected.safetensors"), path.join(directory, "tokens.st"));
+      writeFileSync(path.join(directory, "ours.bin"), ours);
+    }
+    expect(original.model.axes.map(({ name: axis }) => axis)).toEqual(
+      name.startsWith("gpt") ? ["ffn", "layers"] : ["hidden", "ffn", "heads", "kvHeads", "layers"],
+    );
+  });
+});
+
+describe("old spellings", () => {
+  const rewrite = (name: string, change: (config: Record<string, unknown>) => void): string => {
+    const directory = path.join(root, `${name}-old`);
+    cpSync(path.join(fixtures, name), directory, { recursive: true });
+    const config = { ...readJsonObject(path.join(directory, "config.json")) };
+    change(config);
+    writeFileSync(path.join(directory, "config.json"), JSON.stringify(config));
+    return directory;
+  };
+  const flat = (config: Record<string, unknown>) => {
+    const { rope_theta, partial_rotary_factor, rope_type, ...rest } = config.rope_parameters as Record<string, unknown>;
+    delete config.rope_parameters;
+    Object.assign(config, { rope_theta, ...(partial_rotary_factor === undefined ? {} : { partial_rotary_factor }) });
+    config.rope_scaling = rope_type === "default" ? null : { type: rope_type, ...rest };
+  };
+  it.each(NAMES.filter((name) => name !== "gpt2"))("%s", async (name) => {
+    const { tokens, logits } = expectedOf(name);
+    const directory = rewrite(name, (config) => {
+      flat(config);
+      if (!name.startsWith("gpt_neox")) return;
+      config.rotary_emb_base = config.rope_theta;
+      config.rotary_pct = config.partial_rotary_factor;
+      delete config.rope_theta;
+      delete config.partial_rotary_factor;
+    });
+    expect(difference(await logitsOf(plain, openCheckpoint(directory), tokens), logits)).toBeLessThan(1e-5);
+  });
+});
+
+describe("gradients", () => {
+  it.each(NAMES)("%s", async (name) => {
+    const { source, model } = openCheckpoint(path.join(fixtures, name));
+    const weights = loadWeights(plain, model, source, { dtype: "f32", trainable: true });
+    const g = new Graph(plain);
+    const tokens = expectedOf(name).tokens;
+    const input = g.input("tokens", "i32", [2, 44]);
+    const { loss, feed } = crossEntropyObjective.build({
+      ...{ g, model, tokens: input, student: model.forward(g, weights.get, input), taps: new Map() },
+      auxiliary: () => {
+        throw new Error("not needed");
+      },
+    });
+    g.output(loss);
+    const derived = gradients(g, loss, weights.trained).map((gradient) => g.output(gradient));
+    g.write(input, Int32Array.from(tokens.flat()));
+    await feed({ tokens: Int32Array.from(tokens.flat()), targets: Int32Array.from(tokens.flat()).reverse() }, [0, 1]);
+    await g.run();
+    const values = derived.map((gradient) => g.read(gradient).slice());
+    const random = new Random(5);
+    const directions = values.map((v) => Float32Array.from(v, () => random.normal()));
+    const at = weights.trained.map((weight) => weights.store.read(weight).slice());
+    const lossAt = async (step: number) => {
+      for (const [i, weight] of weights.trained.entries())
+        weights.store.write(
+          weight,
+          at[i]!.map((value, j) => value + step * directions[i]![j]!),
+        );
+      await g.run();
+      return g.read(loss)[0]!;
+    };
+    const h = 3e-4;
+    const numeric = ((await lossAt(h)) - (await lossAt(-h))) / (2 * h);
+    const analytic = values.reduce((sum, v, i) => sum + v.reduce((part, x, j) => part + x * directions[i]![j]!, 0), 0);
+    const norm = Math.sqrt(values.reduce((sum, v) => sum + v.reduce((part, x) => part + x * x, 0), 0));
+    console.log(name, "slope", analytic, numeric, norm);
+    expect(Math.abs(analytic - numeric)).toBeLessThan(0.02 * norm + 2e-3);
+    g.free();
+    weights.free();
   });
 });
