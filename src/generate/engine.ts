@@ -12,7 +12,7 @@ import {
 } from "node-llama-cpp";
 import { type DeviceKind, keepThreads } from "../ggml/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
-import { checkRunnable } from "./runnable.js";
+import { checkContext, checkRunnable } from "./runnable.js";
 
 export interface EngineOptions {
   readonly device?: DeviceKind | "auto";
@@ -72,6 +72,7 @@ export class Engine {
     const draft = options.draft === undefined ? undefined : checkRunnable(options.draft);
     const limits = [target, draft].map((of) => of?.contextLength || DEFAULT_CONTEXT);
     const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
+    for (const of of [target, draft]) if (of !== undefined) checkContext(of, contextSize);
     const model = await loadModel(target.file, options);
     let draftModel: LlamaModel | undefined;
     try {

@@ -9,4 +9,4 @@ export {
   type SamplingOptions,
 } from "./engine.js";
 export { LlamaCppModel, type LlamaCppOptions } from "./llama-cpp-model.js";
-export { checkRunnable } from "./runnable.js";
+export { checkContext, checkRunnable, type Runnable } from "./runnable.js";

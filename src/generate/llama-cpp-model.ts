@@ -21,7 +21,7 @@ import {
 } from "../evaluate/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { type EngineOptions, fastestThreads, loadModel } from "./engine.js";
-import { checkRunnable } from "./runnable.js";
+import { checkContext, checkRunnable } from "./runnable.js";
 
 export interface LlamaCppOptions extends Pick<EngineOptions, "device" | "threads"> {
   /** Longest sequence; prompts lose their beginning to fit. The model's own limit by default. */
@@ -49,9 +49,10 @@ export class LlamaCppModel implements GenerationModel, LikelihoodModel {
   /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, tokenizer: Tokenizer, options: LlamaCppOptions = {}): Promise<LlamaCppModel> {
     const target = checkRunnable(file);
+    const length = options.maxLength ?? (target.contextLength || DEFAULT_LENGTH);
+    checkContext(target, length);
     const model = await loadModel(target.file, options);
     const threads = options.threads ?? (await fastestThreads(model));
-    const length = options.maxLength ?? (target.contextLength || DEFAULT_LENGTH);
     return new LlamaCppModel(model, tokenizer, length, threads, options.exact ?? false);
   }
 

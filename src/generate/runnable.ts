@@ -1,27 +1,59 @@
 import { type GgufFile, openGguf } from "../checkpoint/gguf.js";
 import { metadataNumber, metadataString } from "../models/gguf-config.js";
-import { openCheckpoint } from "../models/index.js";
+import { type Model, openCheckpoint } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
-import { FormatError } from "../system/errors.js";
+import { FormatError, UsageError } from "../system/errors.js";
+
+/** A file that llama.cpp can load. */
+export interface Runnable {
+  /** What to load: the first file of a split model. */
+  readonly file: string;
+  /** The longest context it was made for; 0 where the file does not say. */
+  readonly contextLength: number;
+  /** How many positions were learnt, where they were (GPT-2): past them llama.cpp ends the process. */
+  readonly learntPositions: number | undefined;
+}
 
 /**
  * Checks what llama.cpp would end the process over: a header that lies, tensors that do not fit the configuration, a tokenizer
  * without the tokens it falls back on.
- * @returns the file to load (the first of a split model), and the longest context it was made for
  * @throws FormatError saying what is wrong
  */
-export function checkRunnable(file: string): { readonly file: string; readonly contextLength: number } {
+export function checkRunnable(file: string): Runnable {
   const opened = openGguf(file);
   checkTokenizer(opened);
   const { model, source } = openCheckpoint(file);
   try {
     checkTensors(model, source);
+    checkHeads(opened, model);
   } catch (error) {
     throw new FormatError(`${file}: ${error instanceof Error ? error.message : error}`);
   }
   const architecture = metadataString(opened.metadata, "general.architecture");
   const contextLength = metadataNumber(opened.metadata, `${architecture}.context_length`) ?? 0;
-  return { file: opened.files[0] ?? file, contextLength };
+  const learntPositions = opened.tensors.get("position_embd.weight")?.shape[0];
+  return { file: opened.files[0] ?? file, contextLength, learntPositions };
+}
+
+/** @throws UsageError for a context that llama.cpp would end the process in */
+export function checkContext({ file, learntPositions }: Runnable, contextSize: number): void {
+  if (learntPositions !== undefined && contextSize > learntPositions)
+    throw new UsageError(
+      `${file}: the model has learnt ${learntPositions} positions, it cannot read a context of ${contextSize} tokens`,
+    );
+}
+
+/** Sizes of heads on which llama.cpp's graphs insist, and that no tensor shows. */
+const HEAD_SIZES = ["rope.dimension_count", "attention.key_length", "attention.value_length"];
+
+/** @throws FormatError where the file says other sizes of heads than its architecture computes with */
+function checkHeads({ metadata }: GgufFile, model: Model): void {
+  for (const [key, value] of model.gguf().metadata) {
+    if (!HEAD_SIZES.some((name) => key.endsWith(`.${name}`))) continue;
+    const [expected, found] = [metadataNumber(new Map([[key, value]]), key), metadataNumber(metadata, key)];
+    if (found !== undefined && found !== expected)
+      throw new FormatError(`${key} is ${found}, this architecture computes with ${expected}`);
+  }
 }
 
 function checkTokenizer({ path, metadata, tensors }: GgufFile): void {

@@ -128,7 +128,9 @@ function openGgufModel(file: string): Checkpoint {
   const opened = openGguf(file);
   const config = configFromGguf(opened);
   const model = modelFromConfig(config);
-  const source = joinedSource(placedSource(opened, ggufPlaces(opened, model)), listedValues(opened, model));
+  const places = ggufPlaces(opened, model);
+  checkBiases(opened, model, places);
+  const source = joinedSource(placedSource(opened, places), listedValues(opened, model));
   let directory: string | undefined;
   return {
     path: file,
@@ -165,6 +167,15 @@ function ggufPlaces(file: GgufFile, model: Model): Map<string, Place> {
     if (place !== undefined) places.set(tensor.parameter, place);
   }
   return places;
+}
+
+/** llama.cpp's graphs add biases that checkpoints of some families cannot have. @throws FormatError for such a one */
+function checkBiases(file: GgufFile, model: Model, places: ReadonlyMap<string, Place>): void {
+  const known = new Set([...places.values()].map(({ name }) => name));
+  for (const { name } of model.gguf().derived) known.add(name);
+  const bias = [...file.tensors.keys()].find((name) => name.endsWith(".bias") && !known.has(name));
+  if (bias !== undefined)
+    throw new FormatError(`${file.path}: ${bias} is a bias that ${model.architecture} models do not have`);
 }
 
 /** Parameters of one number that the metadata list: one for each layer, or one for all. */

@@ -1,11 +1,13 @@
 import { cpSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { openDirectory, writeCheckpoint } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { readTensor } from "../../src/checkpoint/tensor-source.js";
 import { crossEntropyObjective } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, openCheckpoint, storedSource, writeModel } from "../../src/models/index.js";
+import { initialise, loadWeights, openCheckpoint, storedSource, writeModel } from "../../src/models/index.js";
+import { joinedSource, memorySource, renamedSource } from "../../src/models/sources.js";
 import { keptIndices, planWithLayers, prune } from "../../src/prune/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { Random } from "../../src/system/random.js";
@@ -74,13 +76,13 @@ describe.each(NAMES)("%s", (name) => {
 /** What llama.cpp cannot do is left out of the comparison. */
 const CHANGES: Readonly<Record<string, Record<string, unknown>>> = { starcoder2: { sliding_window: null } };
 
-async function compareWithLlamaCpp(label: string, directory: string, tolerance: number) {
+async function compareWithLlamaCpp(label: string, directory: string, tolerance: number, kind: "f32" | "q8_0" = "f32") {
   const original = openCheckpoint(directory);
   const file = path.join(root, `${label}.gguf`);
-  const { notes } = await exportGguf(file, original, { kind: "f32" });
+  const { notes } = await exportGguf(file, original, { kind });
   const opened = openCheckpoint(file);
   let worst = 0;
-  for (const { name } of original.model.parameters) {
+  for (const { name } of kind === "f32" ? original.model.parameters : []) {
     const [a, b] = [original, opened].map(({ source }) => readTensor(source, name));
     if (Buffer.compare(a!, b!) === 0) continue;
     const floats = (bytes: Uint8Array) => new Float32Array(bytes.slice().buffer);
@@ -88,7 +90,7 @@ async function compareWithLlamaCpp(label: string, directory: string, tolerance: 
   }
   const { vocabSize } = original.model;
   const tokens = Array.from({ length: 44 }, (_, i) => 3 + ((i * 37) % (vocabSize - 3)));
-  const ours = await logitsOf(plain, original, [tokens]);
+  const ours = await logitsOf(plain, kind === "f32" ? original : opened, [tokens]);
   const back = difference(await logitsOf(plain, opened, [tokens]), ours);
   const model = await loadInLlamaCpp(file);
   try {
@@ -324,5 +326,56 @@ describe("gradients", () => {
     expect(Math.abs(analytic - numeric)).toBeLessThan(0.02 * norm + 2e-3);
     g.free();
     weights.free();
+  });
+});
+
+describe("as hubs have them", () => {
+  /** A fixture's tensors under other names, and buffers beside them. */
+  function stored(name: string, rename: (tensor: string) => string, buffers: readonly string[]): string {
+    const { config, source } = openDirectory(path.join(fixtures, name));
+    const directory = path.join(root, `${name}-hub`);
+    const names = new Map([...source.tensors.keys()].map((tensor) => [rename(tensor), tensor]));
+    const extra = buffers.map((buffer) => [buffer, { shape: [1, 4], values: new Float32Array(4) }] as const);
+    writeCheckpoint(directory, config, joinedSource(renamedSource(source, names), memorySource(new Map(extra))));
+    return directory;
+  }
+
+  it.each([
+    ["gpt2", (tensor: string) => tensor.replace("transformer.", ""), ["h.0.attn.bias", "h.1.attn.masked_bias"]],
+    [
+      "gpt_neox",
+      (tensor: string) => tensor.replace("embed_out", "lm_head"),
+      ["gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"],
+    ],
+  ] as const)("%s", async (name, rename, buffers) => {
+    const checkpoint = openCheckpoint(stored(name, rename, buffers));
+    const { tokens, logits } = expectedOf(name);
+    expect(difference(await logitsOf(plain, checkpoint, tokens), logits)).toBeLessThan(1e-5);
+    expect(checkpoint.notes).toEqual([]);
+    expect([...storedSource(checkpoint).tensors.keys()]).toContain(
+      name === "gpt2" ? "transformer.wte.weight" : "embed_out.weight",
+    );
+  });
+
+  it("numbers of no axis come back from the device as they were", () => {
+    const { model, source } = openCheckpoint(path.join(fixtures, "apertus"));
+    const weights = loadWeights(plain, model, source, { dtype: "f32", trainable: true });
+    const directory = path.join(root, "apertus-trained");
+    writeModel(directory, { model, source: weights.source() });
+    weights.free();
+    const again = openCheckpoint(directory).source;
+    for (const { name } of model.parameters) {
+      expect(again.tensors.get(name)?.shape, name).toEqual(source.tensors.get(name)?.shape);
+      expect(Buffer.compare(readTensor(source, name), readTensor(again, name)), name).toBe(0);
+    }
+    const fresh = initialise(plain, model, 1);
+    const [beta] = fresh.store.read(fresh.get("model.layers.0.mlp.act_fn.beta"));
+    fresh.free();
+    expect(beta).toBe(0.5);
+  });
+
+  it.each(["glm4", "gpt_neox", "gpt2", "apertus", "starcoder2"])("%s in eight bits", async (name) => {
+    const directory = changed(name, `${name}-q8`, CHANGES[name] ?? {});
+    await compareWithLlamaCpp(`${name} q8_0`, directory, 3e-2, "q8_0");
   });
 });

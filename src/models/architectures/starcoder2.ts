@@ -14,6 +14,8 @@ const schema = z.looseObject({
   max_position_embeddings: size.default(4096),
   norm_epsilon: positive.default(1e-5),
   sliding_window: size.nullish(),
+  mlp_type: z.literal("default").default("default"),
+  norm_type: z.literal("layer_norm").default("layer_norm"),
   use_bias: z.boolean().default(true),
   tie_word_embeddings: z.boolean().default(true),
 });

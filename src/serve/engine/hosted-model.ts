@@ -8,7 +8,7 @@ import {
   TokenBias,
 } from "node-llama-cpp";
 import { openGguf } from "../../checkpoint/gguf.js";
-import { checkRunnable, checkSameTokens, fastestThreads, loadModel } from "../../generate/index.js";
+import { checkContext, checkRunnable, checkSameTokens, fastestThreads, loadModel } from "../../generate/index.js";
 import type { DeviceKind } from "../../ggml/index.js";
 import { metadataString } from "../../models/gguf-config.js";
 import { largestSize, openCheckpoint } from "../../models/index.js";
@@ -85,17 +85,23 @@ export class HostedModel {
     const target = checkRunnable(file);
     const { metadata } = openGguf(target.file);
     const { device = "auto", slots: sequences, batchSize, lora = [] } = options;
+    const contextSize = options.contextSize ?? Math.min(MOST_CONTEXT, target.contextLength || DEFAULT_CONTEXT);
+    const draftTarget = options.draft === undefined ? undefined : checkRunnable(options.draft);
+    for (const of of [target, draftTarget]) if (of !== undefined) checkContext(of, contextSize);
     const loading = { device, ...(options.threads !== undefined && { threads: options.threads }) };
     const model = await loadModel(target.file, loading);
     let draftModel: LlamaModel | undefined;
     try {
       const threads = options.threads ?? (await fastestThreads(model));
-      const contextSize = options.contextSize ?? Math.min(MOST_CONTEXT, target.contextLength || DEFAULT_CONTEXT);
       const shared = { contextSize, sequences, ...(threads !== undefined && { threads }) };
       const adapters = lora.map(({ file: filePath, scale }) => ({ filePath: checkAdapter(filePath), scale }));
       const mayHoldScores =
         4 * (batchSize ?? DEFAULT_BATCH) * contextSize * queryHeads(target.file) <= MOST_SCORE_BYTES;
-      const flashAttention = mayHoldScores ? await flashAttentionIsFaster(model, threads) : undefined;
+      // trying takes more positions than the smallest of such models have learnt
+      const flashAttention =
+        mayHoldScores && target.learntPositions === undefined
+          ? await flashAttentionIsFaster(model, threads)
+          : undefined;
       const slots = new Slots(contextSize);
       const context = await model.createContext({
         ...{ ...shared, ...(batchSize !== undefined && { batchSize }) },
@@ -103,8 +109,8 @@ export class HostedModel {
         batching: slots.batching,
         ...(adapters.length > 0 && { lora: { adapters } }),
       });
-      if (options.draft !== undefined) {
-        draftModel = await loadModel(checkRunnable(options.draft).file, loading);
+      if (draftTarget !== undefined) {
+        draftModel = await loadModel(draftTarget.file, loading);
         checkSameTokens(model, draftModel);
       }
       const draft = draftModel && { model: draftModel, context: await draftModel.createContext(shared) };
