@@ -95,7 +95,7 @@ function windowsInGguf(kinds: readonly LayerType[], window: number | undefined, 
 const refusal = (kinds: readonly LayerType[], window: number | undefined): string | undefined =>
   window === undefined || kinds.length === LAYERS_OF_WINDOWS
     ? undefined
-    : `llama.cpp's graph for EXAONE 4 knows windows at ${LAYERS_OF_WINDOWS} layers only, not at ${kinds.length}: keep all layers, or measure and serve the model directory`;
+    : `llama.cpp's graph for EXAONE 4 knows windows in models of ${LAYERS_OF_WINDOWS} layers only, not of ${kinds.length}: cut other axes than layers`;
 
 function configOf(read: GgufConfig): ConfigJson {
   const base = { ...baseConfig(read, "exaone4", "Exaone4ForCausalLM"), hidden_act: "silu" };
