@@ -66,12 +66,14 @@ export const engineOptions = (flags: SamplingFlags) => ({
 
 interface Flags extends SamplingFlags {
   readonly prompt?: string;
+  readonly parseSpecial: boolean;
 }
 
 export const generateCommand = example(
   addCommon(addSampling(new Command("generate").description("Continue a text")))
     .argument("<model>", MODEL)
     .option("--prompt <text>", "the text to continue (default: standard input)")
+    .option("--no-parse-special", "read special tokens that are written out in the prompt as plain text")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
         const prompt = flags.prompt ?? readFileSync(0, "utf8");
@@ -85,6 +87,7 @@ export const generateCommand = example(
           ...{ ...job, ...engineOptions(flags), model, prompt },
           sampling: {
             ...samplingOptions(flags),
+            parseSpecial: flags.parseSpecial,
             ...(stream && { onText: show }),
           },
         });

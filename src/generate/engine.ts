@@ -12,6 +12,7 @@ import {
 } from "node-llama-cpp";
 import { type DeviceKind, keepThreads } from "../ggml/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
+import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, checkRunnable } from "./runnable.js";
 
 export interface EngineOptions {
@@ -42,6 +43,9 @@ export interface SamplingOptions {
   /** Called with each piece of text as it comes. */
   readonly onText?: (text: string) => void;
 }
+
+/** Options for continuing a text. The begin token is always put there: the models that have one were taught with it. */
+export interface CompletionOptions extends SamplingOptions, Pick<SpecialTokens, "parseSpecial"> {}
 
 export interface Generation {
   readonly text: string;
@@ -96,14 +100,32 @@ export class Engine {
   }
 
   /** Continues a text. @throws UsageError when it does not fit in the context */
-  async complete(prompt: string, options: SamplingOptions = {}): Promise<Generation> {
-    const count = this.model.tokenize(prompt).length;
-    if (count >= this.sequence.contextSize)
+  async complete(prompt: string, options: CompletionOptions = {}): Promise<Generation> {
+    const tokens = promptTokens(this.model, prompt, options);
+    if (tokens.length >= this.sequence.contextSize)
       throw new UsageError(
-        `the prompt has ${count} tokens, the context ${this.sequence.contextSize}: shorten it, or raise --context-size`,
+        `the prompt has ${tokens.length} tokens, the context ${this.sequence.contextSize}: shorten it, or raise --context-size`,
       );
     const completion = new LlamaCompletion({ contextSequence: this.sequence, autoDisposeSequence: false });
-    return this.timed(options, (sampling) => completion.generateCompletionWithMeta(prompt, sampling));
+    const { bos, shouldPrependBosToken: begins } = this.model.tokens;
+    const given = begins && tokens[0] === bos ? tokens.slice(1) : tokens; // it is put there again
+    return this.timed(options, async (sampling) => {
+      let beginning = "";
+      let [begun, shown] = [false, false];
+      const { response, metadata } = await completion.generateCompletionWithMeta(given, {
+        ...sampling,
+        onToken: (written) => {
+          if (!begun && written[0] !== undefined) beginning = lostBeginning(this.model, tokens, written[0]);
+          begun = true;
+          sampling.onToken(written);
+        },
+        onTextChunk: (text) => {
+          options.onText?.(shown ? text : beginning + text);
+          shown = true;
+        },
+      });
+      return { response: response === "" ? "" : beginning + response, metadata };
+    });
   }
 
   /** A conversation, in the form that the model was taught. Its turns share one history. */

@@ -1,5 +1,6 @@
 export {
   type Chat,
+  type CompletionOptions,
   checkSameTokens,
   Engine,
   type EngineOptions,
@@ -9,4 +10,5 @@ export {
   type SamplingOptions,
 } from "./engine.js";
 export { LlamaCppModel, type LlamaCppOptions } from "./llama-cpp-model.js";
+export { promptTokens, type SpecialTokens } from "./prompt.js";
 export { checkContext, checkRunnable, type Runnable } from "./runnable.js";

@@ -1,4 +1,4 @@
-import { Engine, type EngineOptions, type Generation, type SamplingOptions } from "../generate/index.js";
+import { type CompletionOptions, Engine, type EngineOptions, type Generation } from "../generate/index.js";
 import type { FileKind } from "../quantize/index.js";
 import type { JobOptions } from "./environment.js";
 import { runnableGguf } from "./gguf.js";
@@ -27,7 +27,7 @@ export async function openEngine(job: OpenEngineJob): Promise<Engine> {
 
 export interface GenerateJob extends OpenEngineJob {
   readonly prompt: string;
-  readonly sampling?: SamplingOptions;
+  readonly sampling?: CompletionOptions;
 }
 
 export interface GenerateOutcome extends Generation {
@@ -39,7 +39,7 @@ const DEFAULT_TOKENS = 256;
 
 /** Continues a text. With a draft model it is written a second time without, to tell what the draft gained. */
 export async function generate(job: GenerateJob): Promise<GenerateOutcome> {
-  const sampling: SamplingOptions = {
+  const sampling: CompletionOptions = {
     maxTokens: DEFAULT_TOKENS,
     ...job.sampling,
     ...(job.signal && { signal: job.signal }),

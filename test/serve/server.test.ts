@@ -4,6 +4,7 @@ import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { Tokenizer } from "../../src/data/index.js";
 import { CompletionServer, type Likelihood } from "../../src/evaluate/index.js";
 import { hashKey, type RunningServer, type ServeJob, serve } from "../../src/serve/index.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -168,6 +169,29 @@ describe("a service", () => {
     const tokens = (await (await post("/tokenize", '{"prompt":"a little – kite"}')).json()) as { tokens: number[] };
     const text = (await (await post("/detokenize", JSON.stringify({ tokens: tokens.tokens }))).json()) as object;
     expect(text).toEqual({ prompt: "a little – kite" });
+  });
+
+  it("reads special tokens that are written out as such, unless told otherwise", async () => {
+    const tokenizer = await Tokenizer.load(model);
+    const rendered = "<|begin|>Tom had a kite.<|end|><|begin|>It";
+    const [begin, end] = (await tokenizer.encode(["<|begin|>", "<|end|>"], false)).map(([id]) => id);
+    const tokens = async (options: object) => {
+      const answer = await post("/tokenize", JSON.stringify({ prompt: rendered, ...options }));
+      return ((await answer.json()) as { tokens: number[] }).tokens;
+    };
+    const [parsed = []] = await tokenizer.encode([rendered], false);
+    expect(parsed.filter((id) => id === begin || id === end)).toHaveLength(3);
+    expect(await tokens({})).toEqual(parsed); // the begin token is not doubled
+    const plain = await tokens({ parse_special: false });
+    expect(plain[0]).toBe(begin);
+    expect(plain.slice(1).some((id) => id === begin || id === end)).toBe(false);
+    for (const name of ["add_special", "add_special_tokens"])
+      expect(await tokens({ parse_special: false, [name]: false })).toEqual(plain.slice(1));
+    const used = async (options: object) =>
+      (await client.completions.create({ ...story, prompt: rendered, ...options })).usage?.prompt_tokens;
+    expect(await used({})).toBe(parsed.length);
+    expect(await used({ parse_special: false })).toBe(plain.length);
+    expect(await used({ parse_special: false, add_special: false })).toBe(plain.length - 1);
   });
 
   it("computes what several ask for at once, and answers 429 past its bound", async () => {

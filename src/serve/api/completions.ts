@@ -14,11 +14,12 @@ import {
 import type { TokenLogprob, Written, WrittenToken } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
-import { countOf, guidedFormat, sampling, samplingOf, text, tokenIds } from "./schemas.js";
+import { countOf, guidedFormat, sampling, samplingOf, specials, specialsOf, text, tokenIds } from "./schemas.js";
 import { openAiUsage, usageSchema } from "./usage.js";
 
 const schema = z.strictObject({
   ...sampling,
+  ...specials,
   prompt: z.union([text, z.array(text).min(1).max(64), tokenIds, z.array(tokenIds).min(1).max(64)]),
   max_tokens: z.number().int().min(-1).nullish().describe("16 where it is left out; -1 for what the context leaves"),
   logprobs: z.number().int().min(0).max(20).nullish().describe("of how many tokens to tell in each place"),
@@ -69,7 +70,7 @@ function choicesOf(body: Body, service: Service, loaded: LoadedModel, context: R
   const maxTokens = allowedTokens(service, asked, "max_tokens") ?? model.contextSize;
   const format = guidedFormat(body);
   return promptsOf(body.prompt).flatMap((one) => {
-    const tokens = typeof one === "string" ? model.promptOf(one) : model.tokensOf(one, "prompt");
+    const tokens = typeof one === "string" ? model.promptOf(one, specialsOf(body)) : model.tokensOf(one, "prompt");
     const echo = body.echo ? (typeof one === "string" ? one : model.detokenize(one)) : "";
     const task: Task = {
       request: {

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { SpecialTokens } from "../../generate/index.js";
 import type { Format, Sampling } from "../engine/conversation.js";
 import { ApiError } from "../errors.js";
 import { openAiHints, streamHints } from "./hints.js";
@@ -42,6 +43,22 @@ const structured = {
   choice: guided.guided_choice,
   grammar: guided.guided_grammar,
 };
+
+/** How the text of a prompt becomes tokens: names of llama.cpp's server and of vLLM's. */
+export const specials = {
+  add_special: z.boolean().optional().describe("puts the begin token there, where the model has one; true"),
+  add_special_tokens: z.boolean().optional().describe("another name of add_special"),
+  parse_special: z.boolean().optional().describe("special tokens that are written out mean themselves; true"),
+};
+
+export const specialsOf = (body: {
+  readonly add_special?: boolean | undefined;
+  readonly add_special_tokens?: boolean | undefined;
+  readonly parse_special?: boolean | undefined;
+}): SpecialTokens => ({
+  addSpecial: body.add_special ?? body.add_special_tokens,
+  parseSpecial: body.parse_special,
+});
 
 /** Fields of completions and chats. */
 export const sampling = {

@@ -8,7 +8,15 @@ import {
   TokenBias,
 } from "node-llama-cpp";
 import { openGguf } from "../../checkpoint/gguf.js";
-import { checkContext, checkRunnable, checkSameTokens, fastestThreads, loadModel } from "../../generate/index.js";
+import {
+  checkContext,
+  checkRunnable,
+  checkSameTokens,
+  fastestThreads,
+  loadModel,
+  promptTokens,
+  type SpecialTokens,
+} from "../../generate/index.js";
 import type { DeviceKind } from "../../ggml/index.js";
 import { metadataString } from "../../models/gguf-config.js";
 import { largestSize, openCheckpoint } from "../../models/index.js";
@@ -167,11 +175,9 @@ export class HostedModel {
     return this.model.detokenize(tokens, false);
   }
 
-  /** Tokens of a text to be continued, with the begin token where the model has one. */
-  promptOf(text: string): Token[] {
-    const tokens = this.tokenize(text);
-    const { bos, shouldPrependBosToken: begins } = this.model.tokens;
-    return begins && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
+  /** Tokens of a text to be continued. Special tokens that are written out mean themselves unless told otherwise. */
+  promptOf(text: string, special: SpecialTokens = {}): Token[] {
+    return promptTokens(this.model, text, special);
   }
 
   /** Whether a prompt begins with the token that {@link promptOf} puts there. */
@@ -187,7 +193,7 @@ export class HostedModel {
     const { tools = [], opening = "", variables = {} } = given;
     if (this.template === undefined) {
       const turns = messages.map(({ role, content }) => `${role}: ${content}\n`);
-      return this.promptOf(`${turns.join("")}assistant:${opening}`);
+      return this.promptOf(`${turns.join("")}assistant:${opening}`, { parseSpecial: false }); // there are none in such a form
     }
     const tokens = this.tokenize(this.template.render(messages, tools, variables) + opening, true);
     const { bos, shouldPrependBosToken: begins } = this.model.tokens;

@@ -1,0 +1,55 @@
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { Tokenizer } from "../../src/data/index.js";
+import { Engine } from "../../src/generate/index.js";
+import { openCheckpoint } from "../../src/models/index.js";
+import { exportGguf } from "../../src/quantize/index.js";
+import { greedyTokens, loadInLlamaCpp } from "../llama-cpp.js";
+import { hasSharedData, stories260K } from "../shared-data.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const directory = temporaryDirectory();
+
+const MODELS: readonly (readonly [name: string, model: string, special: string])[] = [
+  ["a byte-level tokenizer", teacher, "<|begin|>Tom had a kite.<|end|><|begin|>One"],
+  ...(hasSharedData ? ([["a SentencePiece tokenizer", stories260K, "<s>Tom had a kite.</s><s>One"]] as const) : []),
+];
+
+describe.each(MODELS)("an engine with %s", (name, model, special) => {
+  const file = path.join(directory, `${name}.gguf`);
+  const engine = exportGguf(file, openCheckpoint(model), { kind: "f32" }).then(() =>
+    Engine.open(file, { device: "cpu" }),
+  );
+  afterAll(async () => (await engine).dispose());
+  const sampling = { temperature: 0, maxTokens: 12 };
+
+  it("continues a text as the tokens that are likeliest read, with the space between", async () => {
+    const tokenizer = await Tokenizer.load(model);
+    const reference = await loadInLlamaCpp(file);
+    for (const prompt of ["Once upon", "One day, Tom", "She was"]) {
+      const [ids = []] = await tokenizer.encode([prompt], true);
+      const written = await greedyTokens(reference, ids, sampling.maxTokens);
+      const [whole, given] = [await tokenizer.decode([...ids, ...written]), await tokenizer.decode(ids)];
+      const shown: string[] = [];
+      const { text } = await (await engine).complete(prompt, { ...sampling, onText: (part) => shown.push(part) });
+      expect(given + text).toBe(whole);
+      expect(shown.join("")).toBe(text);
+    }
+    await reference.dispose();
+  });
+
+  it("reads special tokens that are written out as such, unless told otherwise", async () => {
+    const tokenizer = await Tokenizer.load(model);
+    const reference = await loadInLlamaCpp(file);
+    const [ids = []] = await tokenizer.encode([special], false);
+    const likeliest = async (prompt: readonly number[]) =>
+      (await tokenizer.decode([...prompt, ...(await greedyTokens(reference, prompt, sampling.maxTokens))])).slice(
+        (await tokenizer.decode([...prompt])).length,
+      );
+    expect((await (await engine).complete(special, sampling)).text).toBe(await likeliest(ids));
+    const letters = await (await engine).complete(special, { ...sampling, parseSpecial: false });
+    expect(letters.text).not.toBe(await likeliest(ids));
+    await reference.dispose();
+  });
+});
