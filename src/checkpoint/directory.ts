@@ -5,6 +5,7 @@ import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
+import { isAdapter, notAModel } from "./adapters.js";
 import { readConfigJson, writeConfigJson } from "./config-json.js";
 import { checkFinite, F16_LARGEST, fitsF16 } from "./finite.js";
 import { readJsonObject } from "./json.js";
@@ -46,6 +47,7 @@ const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.
  */
 export function openDirectory(directory: string): CheckpointDirectory {
   const configFile = path.join(directory, "config.json");
+  if (isAdapter(directory) && !hasWeights(directory)) throw notAModel(directory);
   if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
   const config = readConfigJson(configFile);
   const files = openWeights(directory);
@@ -54,6 +56,9 @@ export function openDirectory(directory: string): CheckpointDirectory {
 
 /** Whether a path names a GGUF file. */
 export const isGguf = (path: string): boolean => path.endsWith(".gguf");
+
+const hasWeights = (directory: string): boolean =>
+  [WEIGHTS, INDEX].some((name) => existsSync(path.join(directory, name)));
 
 function openWeights(directory: string): SafetensorsFile[] {
   const single = path.join(directory, WEIGHTS);

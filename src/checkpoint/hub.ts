@@ -5,6 +5,7 @@ import { downloadFileToCacheDir, type ListFileEntry, listFiles } from "@huggingf
 import picomatch from "picomatch";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { writeFileAtomic } from "../system/files.js";
+import { joinAdapters, splitAdapters } from "./adapters.js";
 
 /** How to reach a hub. Defaults come from the environment, under the names that huggingface_hub uses. */
 export interface HubOptions {
@@ -171,16 +172,20 @@ export const HUB_PREFIX = "hf://";
 
 /**
  * Finds a model: a local directory or .gguf file as it is, or a hub id (`org/name`, `org/name@revision`,
- * `org/name/file.gguf`, also after `hf://`), downloaded if need be.
+ * `org/name/file.gguf`, also after `hf://`), downloaded if need be; `+lora:ADAPTER` after it names adapters to merge.
  * @returns a directory in Hugging Face's layout, or a .gguf file
  */
-export function resolveModel(given: string, options: HubOptions = {}): Promise<string> {
-  return resolve(given, MODEL_FILES, options);
+export async function resolveModel(given: string, options: HubOptions = {}): Promise<string> {
+  const { base, adapters } = splitAdapters(given);
+  const { revision: _, ...anyRevision } = options; // which is the model's
+  const found = [];
+  for (const { name, scale } of adapters) found.push({ name: await resolve(name, MODEL_FILES, anyRevision), scale });
+  return joinAdapters({ base: await resolve(base, MODEL_FILES, options), adapters: found });
 }
 
 /** Finds a model like {@link resolveModel}, but downloads no weights where its configuration can be had alone. */
 export function resolveConfig(given: string, options: HubOptions = {}): Promise<string> {
-  return resolve(given, ["config.json"], options);
+  return resolve(splitAdapters(given).base, ["config.json"], options);
 }
 
 /** @param patterns what of a repository is downloaded */

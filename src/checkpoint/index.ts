@@ -1,3 +1,4 @@
+export { adapterScales, isAdapter, splitAdapters, withAdapters } from "./adapters.js";
 export { type CheckpointDirectory, isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "./directory.js";
 export {
   type GgufFile,

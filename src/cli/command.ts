@@ -1,6 +1,8 @@
 import Table from "cli-table3";
 import type { Command } from "commander";
+import { withAdapters } from "../checkpoint/index.js";
 import type { JobOptions } from "../jobs/index.js";
+import { UsageError } from "../system/errors.js";
 import { type CommonFlags, commonJobOptions } from "./options.js";
 import { ProgressDisplay } from "./progress.js";
 
@@ -42,7 +44,7 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
       await run(
         { job: commonJobOptions(flags, display, abort.signal), print },
         flags,
-        ...(all.slice(0, -2) as Arguments),
+        ...(adapted(all.slice(0, -2), flags.lora) as Arguments),
       );
     } finally {
       display.end();
@@ -51,6 +53,16 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
       unwatch();
     }
   };
+}
+
+/** A command's arguments, the model among them with the adapters that are to be merged into it. */
+function adapted([model, ...others]: readonly unknown[], lora: readonly string[] | undefined): unknown[] {
+  if (lora === undefined) return [model, ...others];
+  const several = Array.isArray(model);
+  if (several && model.length > 1)
+    throw new UsageError("--lora is for one model; of several, each names its own: MODEL+lora:ADAPTER");
+  const name = withAdapters(String(several ? model[0] : model), lora);
+  return [several ? [name] : name, ...others];
 }
 
 const PARENT_MILLISECONDS = 200;

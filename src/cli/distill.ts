@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { withAdapters } from "../checkpoint/index.js";
 import { distill } from "../jobs/index.js";
 import { action, example } from "./command.js";
 import {
@@ -20,6 +21,7 @@ import { renderTraining } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, LossFlags, TrainFlags {
   readonly teacher: string;
+  readonly teacherLora?: string[];
   readonly out: string;
   readonly restart?: boolean;
 }
@@ -37,6 +39,7 @@ export const distillCommand = example(
   )
     .argument("<student>", MODEL)
     .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
+    .option("--teacher-lora <adapters...>", "LoRA adapters to merge into the teacher")
     .requiredOption("--out <dir>", "the run's directory; ends as the trained model")
     .action(
       action(async ({ job, print }, flags: Flags, student: string) => {
@@ -45,7 +48,7 @@ export const distillCommand = example(
           ...dataOptions(flags),
           ...lossOptions(flags),
           student,
-          teacher: flags.teacher,
+          teacher: withAdapters(flags.teacher, flags.teacherLora),
           out: flags.out,
           settings: { tokens: 2e6, ...trainSettings(flags) },
           ...(flags.restart === true && { restart: true }),

@@ -70,15 +70,25 @@ export interface CommonFlags {
   readonly json?: boolean;
   readonly offline?: boolean;
   readonly revision?: string;
+  readonly lora?: string[];
 }
 
-export const addCommon = (command: Command): Command =>
+/** Commands that take no model, or adapters of their own. */
+const WITHOUT_LORA = ["serve", "doctor", "foundry"];
+
+export const addCommon = (command: Command): Command => {
   command
     .addOption(new Option("--device <kind>", "where to compute").choices(["auto", ...DEVICE_KINDS]).default("auto"))
     .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseAtLeastOne)
     .option("--revision <name>", "branch, tag or commit of a hub id")
     .option("--offline", "use only what was downloaded before")
     .option("--json", "print the result as JSON on standard output, and nothing else there");
+  if (WITHOUT_LORA.includes(command.name())) return command;
+  return command.option(
+    "--lora <adapters...>",
+    "LoRA adapters to merge into the model: PEFT directories or hub ids, also ADAPTER=SCALE",
+  );
+};
 
 /** What a job function takes of the common options. */
 export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay, signal: AbortSignal): JobOptions {

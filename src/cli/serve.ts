@@ -79,7 +79,13 @@ const command = addCommon(
     ]),
   )
   .addOption(option("--draft <model>", "smaller model of the same tokenizer that guesses ahead for the first model"))
-  .addOption(option("--lora <files>", "LoRA adapters (.gguf, or .gguf=SCALE) for the first model", parseNames))
+  .addOption(
+    option(
+      "--lora <files>",
+      "LoRA adapters for the first model: .gguf files or PEFT directories, also ADAPTER=SCALE",
+      parseNames,
+    ),
+  )
   .addOption(
     option(
       "--memory <size>",

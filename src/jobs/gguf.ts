@@ -1,7 +1,7 @@
 import { existsSync, statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
-import { isGguf } from "../checkpoint/directory.js";
+import { adapterScales, isGguf } from "../checkpoint/index.js";
 import { Sequences } from "../data/index.js";
 import type { RunDirectory } from "../distill/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
@@ -129,11 +129,13 @@ export async function runnableGguf(reference: string, job: JobOptions & { readon
 const EXPORT_VERSION = 1;
 
 /** What changes when a model's files do: their names, sizes and times. */
-export const identityOf = (checkpoint: Checkpoint): readonly unknown[] =>
-  modelFiles(checkpoint).map((file) => {
+export const identityOf = (checkpoint: Checkpoint): readonly unknown[] => [
+  ...modelFiles(checkpoint).map((file) => {
     const { size, mtimeMs, ctimeMs, ino } = statSync(file);
     return [path.resolve(file), size, mtimeMs, ctimeMs, ino];
-  });
+  }),
+  ...adapterScales(checkpoint.path),
+];
 
 export interface QuantizeJob
   extends JobOptions,

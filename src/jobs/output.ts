@@ -1,6 +1,6 @@
 import { existsSync, lstatSync, readdirSync, statSync } from "node:fs";
 import path from "node:path";
-import { HUB_PREFIX, isGguf } from "../checkpoint/index.js";
+import { adapterScales, HUB_PREFIX, isGguf, splitAdapters } from "../checkpoint/index.js";
 import { findDataFiles } from "../data/index.js";
 import { RunDirectory } from "../distill/index.js";
 import type { Checkpoint } from "../models/index.js";
@@ -25,7 +25,7 @@ export const modelFiles = ({ files, directory }: Pick<Checkpoint, "files" | "dir
 
 /** A model that a job reads, as one of its inputs. */
 export const modelInput = (what: string, checkpoint: Pick<Checkpoint, "path" | "files" | "directory">): Input[] =>
-  [checkpoint.path, ...modelFiles(checkpoint)].map((file) => ({ what, path: file }));
+  [splitAdapters(checkpoint.path).base, ...modelFiles(checkpoint)].map((file) => ({ what, path: file }));
 
 /** Data that a job reads: what was named, and every file that it means. Data on a hub lies nowhere near. */
 export async function dataInputs({ data = [], validation = [] }: Partial<DataOptions>): Promise<Input[]> {
@@ -62,13 +62,14 @@ export const scoresIdentity = (file: string): Promise<string> => hashFile(file);
 
 /** What a model contains, as a short text: equal texts mean equal models. */
 export async function modelIdentity(
-  checkpoint: Pick<Checkpoint, "files" | "directory">,
+  checkpoint: Pick<Checkpoint, "files" | "directory"> & { readonly path?: string },
   cacheDir?: string,
 ): Promise<string> {
   const identities: [string, string][] = [];
   for (const file of modelFiles(checkpoint))
     identities.push([path.basename(file), await contentIdentity(file, cacheDirectory(cacheDir))]);
-  return hashBytes(JSON.stringify(identities.sort())).slice(0, 32);
+  const scales = adapterScales(checkpoint.path ?? "");
+  return hashBytes(JSON.stringify([...identities.sort(), ...scales])).slice(0, 32);
 }
 
 /** What data contains, and how it is read. */

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
+import { splitAdapters } from "../checkpoint/adapters.js";
 import { type GgufFile, openGguf } from "../checkpoint/gguf.js";
 import { tokenizerFiles } from "../checkpoint/gguf-tokenizer.js";
 import { isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "../checkpoint/index.js";
@@ -12,6 +13,7 @@ import type { ConfigJson } from "./config.js";
 import { shapeOf } from "./dimensions.js";
 import { exactNumbers } from "./gguf-config.js";
 import type { GgufParameter } from "./gguf-layout.js";
+import { mergeAdapters } from "./lora.js";
 import { configFromGguf, modelFromConfig } from "./registry.js";
 import {
   inverted,
@@ -53,10 +55,15 @@ export interface Checkpoint extends ModelTensors {
 }
 
 /**
- * Opens a model: a directory with `config.json` and safetensors files, or a GGUF file.
+ * Opens a model: a directory with `config.json` and safetensors files, or a GGUF file. `MODEL+lora:ADAPTER` has the LoRA adapter
+ * of that directory merged into it.
  * @throws CoppiceError when files are missing, FormatError when they are not what they claim or the architecture is not known
  */
-export const openCheckpoint = (at: string): Checkpoint => (isGguf(at) ? openGgufModel(at) : openDirectoryModel(at));
+export function openCheckpoint(at: string): Checkpoint {
+  const { base, adapters } = splitAdapters(at);
+  const checkpoint = isGguf(base) ? openGgufModel(base) : openDirectoryModel(base);
+  return adapters.length === 0 ? checkpoint : mergeAdapters(checkpoint, adapters);
+}
 
 function openDirectoryModel(directory: string): Checkpoint {
   const { config: stored, source: raw, files } = openDirectory(directory);
@@ -126,6 +133,10 @@ function checkedTie(
 
 function openGgufModel(file: string): Checkpoint {
   const opened = openGguf(file);
+  if (opened.metadata.get("general.type")?.value === "adapter")
+    throw new FormatError(
+      `${file} is a LoRA adapter, not a model: serve takes it by --lora, other commands merge PEFT's`,
+    );
   const config = configFromGguf(opened);
   const model = modelFromConfig(config);
   const places = ggufPlaces(opened, model);

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import path from "node:path";
+import { isAdapter, withAdapters } from "../checkpoint/index.js";
 import { packageRoot } from "../ggml/library.js";
 import { type JobOptions, runnableGguf } from "../jobs/index.js";
 import { UsageError } from "../system/errors.js";
@@ -21,7 +22,7 @@ export interface ServeJob
   readonly profile?: ProfileName | undefined;
   /** A smaller MODEL of the same tokenizer that guesses ahead, for the first model. */
   readonly draftModel?: string | undefined;
-  /** LoRA adapters (GGUF) for the first model, each `FILE` or `FILE=SCALE`. */
+  /** LoRA adapters (GGUF files, or PEFT directories) for the first model, each `ADAPTER` or `ADAPTER=SCALE`. */
   readonly lora?: readonly string[] | undefined;
   /** A file of hashed keys, of which every request needs one. */
   readonly keysFile?: string | undefined;
@@ -56,9 +57,13 @@ export async function serve(job: ServeJob): Promise<RunningServer> {
   const tls =
     tlsCert === undefined || tlsKey === undefined ? undefined : { cert: readPem(tlsCert), key: readPem(tlsKey) };
   const names = namesOf(models, givenNames);
+  const isDirectory = (adapter: string) => isAdapter(adapter.replace(/=[^=/]*$/, ""));
+  const merged = lora.filter(isDirectory);
   const files = new Map<string, string>();
   const fileOf = async (reference: string) => {
-    const file = files.get(reference) ?? (await runnableGguf(reference, job));
+    const file =
+      files.get(reference) ??
+      (await runnableGguf(reference === models[0] ? withAdapters(reference, merged) : reference, job));
     files.set(reference, file);
     return file;
   };
@@ -72,7 +77,7 @@ export async function serve(job: ServeJob): Promise<RunningServer> {
     const all = profilesFor(hardware, modelFacts(await fileOf(reference)));
     return all.find(({ name }) => name === profile) ?? {};
   };
-  const adapters = lora.map(adapterOf);
+  const adapters = lora.filter((adapter) => !isDirectory(adapter)).map(adapterOf);
   // a place in the queue is a slot: all models have as many
   const slots = job.slots ?? (models[0] === undefined ? undefined : (await chosen(models[0])).slots) ?? DEFAULTS.slots;
   const sources = models.map((reference, i): ModelSource => {
