@@ -9,6 +9,7 @@ import { isAdapter, notAModel } from "./adapters.js";
 import { readConfigJson, writeConfigJson } from "./config-json.js";
 import { checkFinite, F16_LARGEST, fitsF16 } from "./finite.js";
 import { readJsonObject } from "./json.js";
+import { dequantized } from "./quantized.js";
 import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
 import { blocks, floatSource, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
 
@@ -19,6 +20,10 @@ export interface CheckpointDirectory {
   readonly source: TensorSource;
   /** The files that hold the tensors. */
   readonly files: readonly string[];
+  /** Bytes of the tensors as they are stored. */
+  readonly bytes: number;
+  /** What is read otherwise than it is stored. */
+  readonly notes: readonly string[];
 }
 
 const WEIGHTS = "model.safetensors";
@@ -51,7 +56,15 @@ export function openDirectory(directory: string): CheckpointDirectory {
   if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
   const config = readConfigJson(configFile);
   const files = openWeights(directory);
-  return { config, source: new ShardedSource(files), files: files.map((file) => file.path) };
+  const plain = new ShardedSource(files);
+  const quantized = dequantized(directory, config, plain, files);
+  return {
+    config: quantized?.config ?? config,
+    source: quantized?.source ?? plain,
+    files: files.map((file) => file.path),
+    bytes: files.reduce((sum, { dataBytes }) => sum + dataBytes, 0),
+    notes: quantized?.notes ?? [],
+  };
 }
 
 /** Whether a path names a GGUF file. */
@@ -89,7 +102,7 @@ function openShards(directory: string, index: string): SafetensorsFile[] {
       shard = openSafetensors(full);
       shards.set(file, shard);
     }
-    if (!shard.tensors.has(name) && !shard.unreadable.has(name))
+    if (!shard.tensors.has(name) && !shard.others.has(name))
       throw new FormatError(`${index}: ${name} is not in ${file} as it says`);
   }
   return [...shards.values()];

@@ -1,6 +1,6 @@
 import { closeSync, fsyncSync, mkdirSync, openSync, rmSync, writeSync } from "node:fs";
 import path from "node:path";
-import type { FloatDType } from "../ggml/dtype.js";
+import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { checkSpace, moveIntoPlace, temporaryBeside, writingError } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
@@ -15,7 +15,7 @@ import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./ten
 const MAX_HEADER_BYTES = 100_000_000;
 
 const DTYPES: Readonly<Record<string, { readonly bytes: number; readonly dtype?: FloatDType }>> = {
-  F64: { bytes: 8 },
+  F64: { bytes: 8, dtype: "f32" },
   F32: { bytes: 4, dtype: "f32" },
   F16: { bytes: 2, dtype: "f16" },
   BF16: { bytes: 2, dtype: "bf16" },
@@ -36,14 +36,32 @@ const NAMES: Record<FloatDType, string> = { f32: "F32", f16: "F16", bf16: "BF16"
 
 interface Entry extends TensorInfo<FloatDType> {
   readonly offset: number;
+  /** Stored in 64 bits an element, which are read as 32. */
+  readonly isDouble: boolean;
+}
+
+/** A tensor of a type that is no weight as it is: what quantizing makes, and whole numbers. */
+export interface OtherTensor {
+  /** As the format names it, for example `F8_E4M3`. */
+  readonly type: string;
+  readonly shape: readonly number[];
+}
+
+interface OtherEntry extends OtherTensor {
+  readonly offset: number;
+  readonly elementBytes: number;
 }
 
 /** A safetensors file, opened: its header checked, its elements left on disk. */
 export interface SafetensorsFile extends TensorSource<FloatDType> {
   readonly path: string;
   readonly metadata: Readonly<Record<string, string>>;
-  /** Tensors of element types that are not floating point, or wider than 32 bits: present but not readable here. */
-  readonly unreadable: ReadonlyMap<string, string>;
+  /** Bytes of all its tensors. */
+  readonly dataBytes: number;
+  /** Tensors of other element types, which mean something only with others. */
+  readonly others: ReadonlyMap<string, OtherTensor>;
+  /** The bytes of rows [from, to) of one of them. */
+  readOther(name: string, from: number, to: number): Uint8Array;
 }
 
 /**
@@ -55,7 +73,7 @@ export function openSafetensors(file: string): SafetensorsFile {
   const mapped = mapFile(file);
   const { header, dataStart } = readHeader(mapped);
   const tensors = new Map<string, Entry>();
-  const unreadable = new Map<string, string>();
+  const others = new Map<string, OtherEntry>();
   const ranges: { readonly name: string; readonly begin: number; readonly end: number }[] = [];
   let metadata: Readonly<Record<string, string>> = {};
   for (const [name, value] of Object.entries(header)) {
@@ -76,11 +94,12 @@ export function openSafetensors(file: string): SafetensorsFile {
         `${file}: tensor ${name} ends at byte ${dataStart + end} of a file of ${mapped.byteLength}; it is truncated or its header lies`,
       );
     ranges.push({ name, begin, end });
-    if (kind.dtype === undefined) unreadable.set(name, type);
-    else tensors.set(name, { dtype: kind.dtype, shape, offset: dataStart + begin });
+    const offset = dataStart + begin;
+    if (kind.dtype === undefined) others.set(name, { type, shape, offset, elementBytes: kind.bytes });
+    else tensors.set(name, { dtype: kind.dtype, shape, offset, isDouble: type === "F64" });
   }
   checkCoverage(file, ranges, mapped.byteLength - dataStart);
-  return new OpenFile(file, mapped, metadata, tensors, unreadable);
+  return new OpenFile(file, mapped, metadata, mapped.byteLength - dataStart, tensors, others);
 }
 
 class OpenFile implements SafetensorsFile {
@@ -88,19 +107,29 @@ class OpenFile implements SafetensorsFile {
     readonly path: string,
     private readonly mapped: MappedFile,
     readonly metadata: Readonly<Record<string, string>>,
+    readonly dataBytes: number,
     readonly tensors: ReadonlyMap<string, Entry>,
-    readonly unreadable: ReadonlyMap<string, string>,
+    readonly others: ReadonlyMap<string, OtherEntry>,
   ) {}
 
   private range(name: string, from: number, to: number): [offset: number, length: number] {
     const entry = this.tensors.get(name);
     if (entry === undefined) throw new FormatError(`${this.path} has no tensor ${name}`);
-    const width = rowBytes(entry);
+    const width = rowBytes(entry) * (entry.isDouble ? 2 : 1);
     return [entry.offset + from * width, (to - from) * width];
   }
 
   readRows(name: string, from: number, to: number): Uint8Array {
-    return this.mapped.bytes(...this.range(name, from, to));
+    const bytes = this.mapped.bytes(...this.range(name, from, to));
+    if (this.tensors.get(name)?.isDouble !== true) return bytes;
+    return bytesOf(Float32Array.from(new Float64Array(bytes.slice().buffer)));
+  }
+
+  readOther(name: string, from: number, to: number): Uint8Array {
+    const entry = this.others.get(name);
+    if (entry === undefined) throw new FormatError(`${this.path} has no tensor ${name}`);
+    const width = entry.shape.slice(1).reduce((product, size) => product * size, entry.elementBytes);
+    return this.mapped.bytes(entry.offset + from * width, (to - from) * width);
   }
 
   releaseRows(name: string, from: number, to: number): void {

@@ -66,7 +66,7 @@ export function openCheckpoint(at: string): Checkpoint {
 }
 
 function openDirectoryModel(directory: string): Checkpoint {
-  const { config: stored, source: raw, files } = openDirectory(directory);
+  const { config: stored, source: raw, files, bytes, notes: reading } = openDirectory(directory);
   const { config, notes } = checkedTie(stored, raw);
   const model = modelFromConfig(config);
   const names = storedNames(model, raw.tensors);
@@ -82,9 +82,9 @@ function openDirectoryModel(directory: string): Checkpoint {
     source,
     carried,
     prefixes: isWrapped ? names.prefixes : undefined,
-    bytes: sourceBytes(raw),
+    bytes,
     files,
-    notes: [...notes, ...notesOn(names, others)],
+    notes: [...reading, ...notes, ...notesOn(names, others)],
   };
 }
 
