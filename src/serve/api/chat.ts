@@ -173,8 +173,8 @@ function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
 
 function formatOf(given: Body["response_format"]): Format | undefined {
   if (!given || given.type === "text") return undefined;
-  const schema = given.type === "json_schema" ? given.json_schema.schema : undefined;
-  return { kind: "json", schema, param: "response_format" };
+  const { schema, strict = false } = given.type === "json_schema" ? given.json_schema : {};
+  return { kind: "json", schema, param: "response_format", isStrict: strict === true };
 }
 
 async function chatAnswer(body: Body, service: Service, model: LoadedModel, context: RequestContext) {

@@ -175,7 +175,7 @@ function conversationOf(body: Body, service: Service, context: RequestContext): 
     tools: toolsOf(body, context),
     toolChoice: toolChoiceOf(choice),
     parallelCalls: choice?.disable_parallel_tool_use !== true,
-    format: wanted && { kind: "json", schema: wanted.schema, param: "output_config" },
+    format: wanted && { kind: "json", schema: wanted.schema, param: "output_config", isStrict: false },
     sampling: {
       temperature: body.temperature ?? 1,
       topP: topPOf(body.top_p),

@@ -176,7 +176,8 @@ function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
 
 function formatOf(given: NonNullable<Body["text"]>["format"]): Format | undefined {
   if (given === undefined || given.type === "text") return undefined;
-  return { kind: "json", schema: given.type === "json_schema" ? given.schema : undefined, param: "text.format" };
+  const { schema, strict = false } = given.type === "json_schema" ? given : {};
+  return { kind: "json", schema, param: "text.format", isStrict: strict === true };
 }
 
 async function response(body: Body, service: Service, model: LoadedModel, context: RequestContext) {

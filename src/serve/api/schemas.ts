@@ -134,7 +134,7 @@ export function guidedFormat(body: SamplingBody, own?: Format): Format | undefin
   const formats = [body, renamed, nvext].flatMap((from): Format[] => {
     const { guided_json: json, guided_regex: regex, guided_choice: choice, guided_grammar: grammar } = from ?? {};
     return [
-      ...(json ? [{ kind: "json" as const, schema: schemaOf(json), param: "guided_json" }] : []),
+      ...(json ? [{ kind: "json" as const, schema: schemaOf(json), param: "guided_json", isStrict: true }] : []),
       ...(regex ? [{ kind: "regex" as const, pattern: regex, param: "guided_regex" }] : []),
       ...(choice ? [{ kind: "choice" as const, options: choice }] : []),
       ...(grammar ? [{ kind: "grammar" as const, text: grammar, param: "guided_grammar" }] : []),

@@ -31,7 +31,7 @@ export type ToolChoice =
 
 /** What an answer must look like. */
 export type Format =
-  | { readonly kind: "json"; readonly schema?: unknown; readonly param: string }
+  | { readonly kind: "json"; readonly schema?: unknown; readonly param: string; readonly isStrict: boolean }
   | { readonly kind: "regex"; readonly pattern: string; readonly param: string }
   | { readonly kind: "choice"; readonly options: readonly string[] }
   | { readonly kind: "grammar"; readonly text: string; readonly param: string };

@@ -50,8 +50,9 @@ export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel:
   const space = rules.add('" "? | "\\n" " "{0,16}');
   const one = rules.add(
     either(
-      tools.map(({ name, parameters }) => {
-        const body = jsonBody(rules, parameters, `tools.${name}.parameters`);
+      tools.map(({ name, parameters, strict }) => {
+        const options = { param: `tools.${name}.parameters`, isStrict: strict === true };
+        const body = jsonBody(rules, argumentsOf(parameters), options);
         const key = literal(JSON.stringify(style.argumentsKey));
         return `"{" ${space} "\\"name\\"" ":" ${space} ${literal(JSON.stringify(name))} "," ${space} ${key} ":" ${space} ${body} ${space} "}"`;
       }),
@@ -67,6 +68,10 @@ export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel:
   }
   return rules.toString();
 }
+
+/** Arguments are an object, whatever their schema leaves open. */
+const argumentsOf = (parameters: Tool["parameters"]): unknown =>
+  parameters.type === undefined && parameters.$ref === undefined ? { type: "object", ...parameters } : parameters;
 
 const MOST_CALL_TEXT = 1 << 20;
 const MOST_TRIES = 64;

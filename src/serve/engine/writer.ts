@@ -92,14 +92,14 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
 export function formatGrammar(format: Format): NonNullable<WriteRequest["grammar"]> {
   switch (format.kind) {
     case "json":
-      return { text: jsonGrammar(format.schema, format.param), param: format.param };
+      return { text: jsonGrammar(format.schema, format), param: format.param };
     case "grammar":
       return { text: format.text, param: format.param };
     default: {
       const rules = new GrammarRules();
       const [body, param] =
         format.kind === "regex"
-          ? [regexBody(format.pattern, format.param), format.param]
+          ? [regexBody(rules, format.pattern, format.param), format.param]
           : [either(format.options.map(literal)), "guided_choice"];
       rules.add(body, "root");
       return { text: rules.toString(), param };

@@ -38,20 +38,43 @@ export const literal = (text: string): string => `"${[...text].map(escaped).join
 export const either = (bodies: readonly string[]): string =>
   bodies.length === 1 ? (bodies[0] ?? "") : `(${bodies.join(" | ")})`;
 
-/** So many of a body that is one element. */
-export function repeated(element: string, min: number, max: number | undefined): string {
-  if (Math.max(min, max ?? 0) > MOST_REPETITIONS)
-    throw new ApiError(
-      400,
-      `the grammar repeats something ${Math.max(min, max ?? 0)} times: at most ${MOST_REPETITIONS}`,
-    );
-  if (max === undefined) return min === 0 ? `${element}*` : min === 1 ? `${element}+` : `${element}{${min},}`;
-  if (max === 0) return '""';
-  if (min === 0 && max === 1) return `${element}?`;
-  return min === 1 && max === 1 ? element : `${element}{${min},${max}}`;
+/** So many of a body that is one element. Many are said by tens of rules that each say some. */
+export function repeated(rules: GrammarRules, element: string, min: number, max: number | undefined): string {
+  if (min > MOST_COUNTED)
+    throw new ApiError(400, `the grammar repeats something ${min} times: at most ${MOST_COUNTED}`);
+  const most = max === undefined || max > MOST_COUNTED ? undefined : max; // no answer is as long
+  if (most === 0) return '""';
+  if (min === 0 && most === undefined) return `${element}*`;
+  if (min === 1 && most === undefined) return `${element}+`;
+  if (min === 1 && most === 1) return element;
+  if (min === 0 && most === 1) return `${element}?`;
+  if (Math.max(min, most ?? 0) <= MOST_REPETITIONS) return `${element}{${min},${most ?? ""}}`;
+  const one = /^[\w-]+$/.test(element) ? element : rules.add(element);
+  const needed = min === 0 ? [] : [exactly(rules, one, min)];
+  return [...needed, most === undefined ? `${one}*` : upTo(rules, one, most - min)]
+    .filter((part) => part !== "")
+    .join(" ");
 }
 
-/** Repetitions are written out in memory. */
+/** Of what is repeated more often, how many make a rule of their own. */
+const CHUNK = 100;
+const MOST_COUNTED = 1 << 20;
+
+function exactly(rules: GrammarRules, element: string, count: number): string {
+  if (count <= MOST_REPETITIONS) return count === 0 ? "" : `${element}{${count}}`;
+  const chunk = rules.once(`${element}-x${CHUNK}`, () => `${element}{${CHUNK}}`);
+  return `${exactly(rules, chunk, Math.floor(count / CHUNK))} ${exactly(rules, element, count % CHUNK)}`.trim();
+}
+
+function upTo(rules: GrammarRules, element: string, count: number): string {
+  if (count <= MOST_REPETITIONS) return count === 0 ? "" : `${element}{0,${count}}`;
+  const chunk = rules.once(`${element}-x${CHUNK}`, () => `${element}{${CHUNK}}`);
+  const [whole, rest] = [Math.floor(count / CHUNK), count % CHUNK];
+  const fewer = `${upTo(rules, chunk, whole - 1)} ${element}{0,${CHUNK - 1}}`;
+  return `(${fewer} | ${exactly(rules, chunk, whole)} ${upTo(rules, element, rest)})`;
+}
+
+/** Repetitions are written out in memory: in one go, at most so many. */
 export const MOST_REPETITIONS = 512;
 
 /** A character in a literal or a class. */

@@ -1,264 +1,351 @@
 import { ApiError } from "../errors.js";
+import { accepts, Flattener, matches, type Reporter, type Schema, TYPES, type Type, writtenTypes } from "./flatten.js";
 import { either, escaped, GrammarRules, literal, repeated } from "./gbnf.js";
-import { insideJson, regexBody } from "./regex.js";
+import { integerBody, multiplesBody, type NumberBounds, numberBody } from "./numbers.js";
+import { StringWriter } from "./strings.js";
 
 const MOST_DEPTH = 64;
-/** Say something to people, nothing about what is valid. */
-const ANNOTATIONS = new Set(
-  "$schema $id $anchor $comment $defs definitions title description default examples deprecated readOnly writeOnly".split(
-    " ",
-  ),
-);
-const TYPES = ["string", "number", "integer", "boolean", "null", "array", "object"] as const;
-type Type = (typeof TYPES)[number];
-/** Keywords by the type that they speak of. */
-const KEYWORDS: Readonly<Record<Type, readonly string[]>> = {
-  string: ["minLength", "maxLength", "pattern", "format"],
-  number: ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"],
-  integer: ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"],
-  ...{ boolean: [], null: [] },
-  array: ["items", "prefixItems", "minItems", "maxItems"],
-  object: ["properties", "required", "additionalProperties"],
-};
-const COMBINING = new Set(["type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"]);
-const FORMATS: Readonly<Record<string, string>> = {
-  date: "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\\d|3[01])$",
-  time: "^([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d+)?(Z|[+\\-]([01]\\d|2[0-3]):[0-5]\\d)$",
-  "date-time":
-    "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\\d|3[01])T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d+)?(Z|[+\\-]([01]\\d|2[0-3]):[0-5]\\d)$",
-  uuid: "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
-  email:
-    "^[A-Za-z0-9_+\\-]+(\\.[A-Za-z0-9_+\\-]+)*@[A-Za-z0-9]([A-Za-z0-9\\-]*[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9\\-]*[A-Za-z0-9])?)+$",
-  ipv4: "^((25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)\\.){3}(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)$",
-  uri: "^[a-z][a-z0-9+\\-.]*:[!#$%&'()*+,\\-./0-9:;=?@A-Z_a-z~]+$",
-};
+/** Deeper, a schema cannot be walked. */
+const MOST_NESTING = 256;
+
+export interface SchemaOptions {
+  /** Where the schema stands in the request. */
+  readonly param: string;
+  /** Whether what a grammar cannot say is refused; else it is left to the model. */
+  readonly isStrict: boolean;
+}
 
 /**
- * JSON that a schema takes, as the body of a rule: what it lets through is valid, and complete when it ends. Properties come in
- * the order in which the schema lists them, others only where it asks for them; `oneOf` is taken as `anyOf`.
- * @param param where the schema stands in the request
- * @throws ApiError 400 naming what a grammar cannot say (`not`, `multipleOf`, `uniqueItems` …)
+ * JSON that a schema takes, as the body of a rule. Where it is strict, what it lets through is valid, and complete when it ends.
+ * Properties come in the order in which the schema lists them, others only where it asks for them.
+ * @throws ApiError 400 naming what is wrong with a schema, and what a grammar cannot say of a strict one (`not`, `if`, `contains` …)
  */
-export function jsonBody(rules: GrammarRules, schema: unknown, param: string): string {
-  return new SchemaWriter(rules, schema, param).body(schema, "", 0);
+export function jsonBody(rules: GrammarRules, schema: unknown, options: SchemaOptions): string {
+  return new SchemaWriter(rules, schema, options).whole();
 }
 
 /** A grammar of JSON: of a schema, or of any object. */
-export function jsonGrammar(schema: unknown, param: string): string {
+export function jsonGrammar(schema: unknown, options: SchemaOptions): string {
   const rules = new GrammarRules();
-  rules.add(jsonBody(rules, schema ?? { type: "object" }, param), "root");
+  rules.add(jsonBody(rules, schema ?? { type: "object" }, options), "root");
   return rules.toString();
 }
 
-class SchemaWriter {
-  private readonly references = new Map<string, string>();
+class SchemaWriter implements Reporter {
+  private readonly known = new Map<string, string>();
+  private readonly flattener: Flattener;
+  private readonly strings: StringWriter;
+  /** Where it was first found that nothing can match. */
+  private emptyAt: string | undefined;
 
   constructor(
     private readonly rules: GrammarRules,
     private readonly root: unknown,
-    private readonly param: string,
-  ) {}
+    private readonly options: SchemaOptions,
+  ) {
+    this.checkNesting(root, 0);
+    this.flattener = new Flattener(root, this);
+    this.strings = new StringWriter(rules, this, options.param);
+  }
 
-  body(schema: unknown, at: string, depth: number): string {
+  refuse(at: string, why: string): ApiError {
+    const param = `${this.options.param}${at}`;
+    return new ApiError(400, `${param}: ${why}`, { param, code: "invalid_schema" });
+  }
+
+  leave(at: string, why: string): void {
+    if (this.options.isStrict) throw this.refuse(at, why);
+  }
+
+  whole(): string {
+    const rule = this.ruleOf(this.root, "", 0);
+    if (rule === undefined) throw this.refuse(this.emptyAt ?? "", "is no schema that anything could match");
+    return rule;
+  }
+
+  private checkNesting(value: unknown, depth: number): void {
+    if (typeof value !== "object" || value === null) return;
+    if (depth > MOST_NESTING) throw this.refuse("", `nests deeper than ${MOST_NESTING}`);
+    for (const inner of Object.values(value)) this.checkNesting(inner, depth + 1);
+  }
+
+  /** The rule of a schema, which is written once, wherever it stands. @returns undefined where nothing can match */
+  private ruleOf(schema: unknown, at: string, depth: number): string | undefined {
     if (depth > MOST_DEPTH) throw this.refuse(at, `nests deeper than ${MOST_DEPTH}`);
-    if (schema === true) return this.any();
-    if (schema === false || typeof schema !== "object" || schema === null || Array.isArray(schema))
-      throw this.refuse(at, "is no schema that anything could match");
-    return this.ofObject(schema as Readonly<Record<string, unknown>>, at, depth);
-  }
-
-  private ofObject(schema: Readonly<Record<string, unknown>>, at: string, depth: number): string {
-    const asserted = Object.keys(schema).filter((key) => !ANNOTATIONS.has(key));
-    const unknown = asserted.find((key) => !COMBINING.has(key) && !TYPES.some((type) => KEYWORDS[type].includes(key)));
-    if (unknown !== undefined) throw this.refuse(`${at}/${unknown}`, "is not supported in a schema");
-    const combining = asserted.filter((key) => COMBINING.has(key) && key !== "type");
-    const [first] = combining;
-    if (first === undefined) return this.ofTypes(schema, asserted, at, depth);
-    if (combining.length > 1) throw this.refuse(`${at}/${combining[1]}`, `cannot stand beside ${first}`);
-    const beside = asserted.find(
-      (key) => key !== first && !(key === "type" && (first === "enum" || first === "const")),
-    );
-    const value = schema[first];
-    if (beside !== undefined) {
-      if (first !== "anyOf" && first !== "oneOf") throw this.refuse(`${at}/${beside}`, `cannot stand beside ${first}`);
-      return this.merged(schema, first, at, depth);
+    const key = JSON.stringify(schema);
+    const known = this.known.get(key);
+    if (known !== undefined) return known;
+    const alternatives = this.flattener.alternatives(schema, at);
+    if (alternatives.length === 0) return undefined;
+    const name = this.rules.add("");
+    this.known.set(key, name);
+    const bodies = alternatives.flatMap((one) => this.ofFlat(one, at, depth) ?? []);
+    if (bodies.length === 0) {
+      this.emptyAt ??= at;
+      this.known.delete(key);
+      this.rules.add('""', name); // nobody refers to it
+      return undefined;
     }
-    switch (first) {
-      case "$ref":
-        return this.reference(value, at, depth);
-      case "const":
-        return literal(JSON.stringify(value));
-      case "enum":
-        if (!Array.isArray(value) || value.length === 0) throw this.refuse(`${at}/enum`, "must list something");
-        return either(value.map((one) => literal(JSON.stringify(one))));
-      default: {
-        if (!Array.isArray(value) || value.length === 0) throw this.refuse(`${at}/${first}`, "must list schemas");
-        if (first === "allOf" && value.length > 1) throw this.refuse(`${at}/allOf`, "may have one schema only");
-        return either(value.map((one, i) => this.body(one, `${at}/${first}/${i}`, depth + 1)));
-      }
+    return this.rules.add(bodies.join(" | "), name);
+  }
+
+  /** @returns undefined where nothing can match */
+  private ofFlat(schema: Schema, at: string, depth: number): string | undefined {
+    const excluded = this.excluded(schema, at);
+    if (excluded === undefined) return undefined;
+    if (Array.isArray(schema.enum)) {
+      const values = schema.enum.filter((value) => accepts(schema, value) && !excluded.values.includes(value));
+      return values.length === 0 ? undefined : either(values.map((value) => literal(JSON.stringify(value))));
     }
-  }
-
-  /** Keywords beside a list of alternatives hold for each of them. */
-  private merged(schema: Readonly<Record<string, unknown>>, key: "anyOf" | "oneOf", at: string, depth: number): string {
-    const { [key]: list, ...shared } = schema;
-    if (!Array.isArray(list) || list.length === 0) throw this.refuse(`${at}/${key}`, "must list schemas");
-    const bodies = list.map((one: unknown, i) => {
-      const own = typeof one === "object" && one !== null ? one : {};
-      const clash = Object.keys(own).find((name) => name in shared && !ANNOTATIONS.has(name));
-      if (clash !== undefined) throw this.refuse(`${at}/${key}/${i}/${clash}`, "stands beside the list too");
-      return this.body({ ...shared, ...own }, `${at}/${key}/${i}`, depth + 1);
-    });
-    return either(bodies);
-  }
-
-  private ofTypes(
-    schema: Readonly<Record<string, unknown>>,
-    asserted: readonly string[],
-    at: string,
-    depth: number,
-  ): string {
-    const implied = TYPES.find((type) => type !== "integer" && asserted.some((key) => KEYWORDS[type].includes(key)));
-    const given = schema.type === undefined ? (implied === undefined ? [] : [implied]) : [schema.type].flat();
-    if (given.length === 0) return this.any();
-    const types = given.map((type) => {
+    if (excluded.values.length > 0) this.leave(`${at}/not`, "excludes values, which a grammar cannot say");
+    const types = writtenTypes(schema).filter((type) => !excluded.types.includes(type));
+    const isAny = schema.type === undefined && types.length === TYPES.length - 1;
+    if (isAny) return this.any();
+    const bodies = types.flatMap((type) => {
       if (!TYPES.includes(type as Type)) throw this.refuse(`${at}/type`, `is no type: ${JSON.stringify(type)}`);
-      return type as Type;
+      return this.ofType(type as Type, schema, at, depth) ?? [];
     });
-    const idle = asserted.find((key) => key !== "type" && !types.some((type) => KEYWORDS[type].includes(key)));
-    if (idle !== undefined) throw this.refuse(`${at}/${idle}`, `says nothing about ${types.join(" or ")}`);
-    return either(
-      types.map((type) => {
-        switch (type) {
-          case "string":
-            return this.string(schema, at);
-          case "number":
-          case "integer":
-            return this.number(schema, type === "integer", at);
-          case "array":
-            return this.array(schema, at, depth);
-          case "object":
-            return this.object(schema, at, depth);
-          default:
-            return type === "null" ? '"null"' : '("true" | "false")';
-        }
-      }),
-    );
+    return bodies.length === 0 ? undefined : either(bodies);
   }
 
-  private string(schema: Readonly<Record<string, unknown>>, at: string): string {
-    const character = this.character();
-    const { pattern, format } = schema;
-    if (pattern !== undefined || format !== undefined) {
-      const beside = ["minLength", "maxLength", ...(pattern === undefined ? [] : ["format"])].find(
-        (key) => key in schema,
-      );
-      if (beside !== undefined) throw this.refuse(`${at}/${beside}`, "cannot stand beside pattern or format");
-      const source = pattern ?? FORMATS[`${format}`];
-      if (typeof source !== "string")
-        throw this.refuse(
-          `${at}/${pattern === undefined ? "format" : "pattern"}`,
-          `is not supported: ${JSON.stringify(pattern ?? format)}`,
-        );
-      return this.rules.add(`"\\"" ${regexBody(source, `${this.param}${at}`, insideJson(character))} "\\""`);
+  private ofType(type: Type, schema: Schema, at: string, depth: number): string | undefined {
+    switch (type) {
+      case "string":
+        return this.strings.body(schema, at);
+      case "number":
+      case "integer":
+        return this.number(schema, type === "integer", at);
+      case "array":
+        return this.array(schema, at, depth);
+      case "object":
+        return this.object(schema, at, depth);
+      default:
+        return type === "null" ? '"null"' : '("true" | "false")';
     }
-    const [min, max] = [this.count(schema, "minLength", at) ?? 0, this.count(schema, "maxLength", at)];
-    if (max !== undefined && max < min) throw this.refuse(`${at}/maxLength`, "is less than minLength");
-    if (min === 0 && max === undefined) return this.rules.once("string", () => `"\\"" ${character}* "\\""`);
-    return `"\\"" ${repeated(character, min, max)} "\\""`;
   }
 
-  private number(schema: Readonly<Record<string, unknown>>, whole: boolean, at: string): string {
+  /** What `not` excludes, where that can be said: types, and values of an enum. @returns undefined where it excludes all */
+  private excluded(schema: Schema, at: string) {
+    const [types, values]: [unknown[], unknown[]] = [[], []];
+    for (const one of (schema.not ?? []) as unknown[]) {
+      if (one === false) continue;
+      const own = typeof one === "object" && one !== null ? (one as Schema) : {};
+      const keys = Object.keys(own);
+      if (keys.length === 0) {
+        this.emptyAt ??= `${at}/not`;
+        return undefined;
+      }
+      if (keys.length === 1 && own.type !== undefined) types.push(...[own.type].flat());
+      else if (keys.length === 1 && Array.isArray(own.enum)) values.push(...own.enum);
+      else if (keys.length === 1 && "const" in own) values.push(own.const);
+      else this.leave(`${at}/not`, "is nothing that a grammar can say");
+    }
+    // numbers that are not whole are no type: without whole ones, no number is written
+    if (types.includes("number") || types.includes("integer")) types.push("integer", "number");
+    return { types, values };
+  }
+
+  private number(schema: Schema, isWhole: boolean, at: string): string | undefined {
     const bound = (key: string) => {
       const value = schema[key];
       if (value === undefined) return undefined;
       if (typeof value !== "number" || !Number.isFinite(value)) throw this.refuse(`${at}/${key}`, "must be a number");
-      if (!whole && !Number.isInteger(value)) throw this.refuse(`${at}/${key}`, "must be whole");
       return value;
     };
-    const [minimum, above, maximum, below] = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"].map(bound);
-    const bounded = [minimum, above, maximum, below].some((value) => value !== undefined);
-    if (!bounded) {
-      const integer = this.rules.once("integer", () => '"-"? ("0" | [1-9] [0-9]{0,15})');
-      return whole
-        ? integer
-        : this.rules.once("number", () => `${integer} ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?`);
+    const [minimum, exclusiveMinimum, maximum, exclusiveMaximum, step] = [
+      ...["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"].map(bound),
+    ];
+    const bounds: NumberBounds = { minimum, exclusiveMinimum, maximum, exclusiveMaximum };
+    if (step !== undefined) {
+      const body = multiplesBody(step, bounds, this.rules);
+      if (body !== null) return body;
+      this.leave(`${at}/multipleOf`, `of ${step} is nothing that a grammar can say here`);
     }
-    if (!whole && (above !== undefined || below !== undefined))
-      throw this.refuse(
-        `${at}/${above === undefined ? "exclusiveMaximum" : "exclusiveMinimum"}`,
-        "is only for integers",
-      );
-    const lows = [
-      minimum === undefined ? [] : [Math.ceil(minimum)],
-      above === undefined ? [] : [Math.floor(above) + 1],
-    ].flat();
-    const highs = [
-      maximum === undefined ? [] : [Math.floor(maximum)],
-      below === undefined ? [] : [Math.ceil(below) - 1],
-    ].flat();
-    const low = lows.length === 0 ? undefined : BigInt(Math.max(...lows));
-    const high = highs.length === 0 ? undefined : BigInt(Math.min(...highs));
-    if (low !== undefined && high !== undefined && low > high) throw this.refuse(at, "leaves no number");
-    return whole ? integersBetween(low, high) : numbersBetween(low, high);
+    if (Object.values(bounds).every((value) => value === undefined)) return isWhole ? this.integer() : this.anyNumber();
+    return isWhole ? integerBody(bounds) : numberBody(bounds);
   }
 
-  private array(schema: Readonly<Record<string, unknown>>, at: string, depth: number): string {
+  private integer(): string {
+    return this.rules.once("integer", () => '"-"? ("0" | [1-9] [0-9]{0,15})');
+  }
+
+  private anyNumber(): string {
+    const integer = this.integer();
+    return this.rules.once("number", () => `${integer} ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?`);
+  }
+
+  private array(schema: Schema, at: string, depth: number): string | undefined {
     const { items = true, prefixItems = [] } = schema;
-    if (!Array.isArray(prefixItems)) throw this.refuse(`${at}/prefixItems`, "must list schemas");
     const [min, max] = [this.count(schema, "minItems", at) ?? 0, this.count(schema, "maxItems", at)];
-    if (max !== undefined && max < min) throw this.refuse(`${at}/maxItems`, "is less than minItems");
+    if (schema.uniqueItems === true && (max === undefined || max > 1))
+      this.leave(`${at}/uniqueItems`, "is nothing that a grammar can say");
+    if (max !== undefined && max < min) return undefined;
     const space = this.space();
-    const comma = this.rules.once("comma", () => `"," ${space}`);
-    const first = prefixItems.map((one, i) => this.body(one, `${at}/prefixItems/${i}`, depth + 1));
-    const open = items !== false && (max === undefined || max > first.length);
-    if (min > first.length && !open) throw this.refuse(`${at}/minItems`, "is more than there can be");
+    const comma = this.comma();
+    const first: string[] = [];
+    let isOpen = true;
+    for (const [i, one] of (prefixItems as unknown[]).slice(0, max).entries()) {
+      const rule = this.ruleOf(one, `${at}/prefixItems/${i}`, depth + 1);
+      isOpen = rule !== undefined;
+      if (rule === undefined) break;
+      first.push(rule);
+    }
+    const item =
+      isOpen && items !== false && (max === undefined || max > first.length)
+        ? this.ruleOf(items, `${at}/items`, depth + 1)
+        : undefined;
+    if (item === undefined && min > first.length) return undefined;
     const [more, most] = [Math.max(0, min - first.length), max === undefined ? undefined : max - first.length];
-    const item = open ? this.rules.add(this.body(items, `${at}/items`, depth + 1)) : "";
-    const rest = open ? repeated(`(${comma} ${item})`, more, most) : "";
     if (first.length > 0) {
-      if (max !== undefined && max < first.length) throw this.refuse(`${at}/maxItems`, "is less than prefixItems");
+      const rest = item === undefined ? "" : repeated(this.rules, this.rules.add(`${comma} ${item}`), more, most);
       return `"[" ${space} ${first.join(` ${comma} `)} ${rest} ${space} "]"`;
     }
-    if (!open) return `"[" ${space} "]"`;
-    const some = `${item} ${repeated(`(${comma} ${item})`, Math.max(0, min - 1), max === undefined ? undefined : max - 1)}`;
+    if (item === undefined) return `"[" ${space} "]"`;
+    const others = this.rules.add(`${comma} ${item}`);
+    const some = `${item} ${repeated(this.rules, others, Math.max(0, min - 1), max === undefined ? undefined : max - 1)}`;
     return `"[" ${space} ${min === 0 ? `(${some} ${space})?` : `${some} ${space}`} "]"`;
   }
 
-  private object(schema: Readonly<Record<string, unknown>>, at: string, depth: number): string {
-    const { properties = {}, required = [], additionalProperties } = schema;
-    if (typeof properties !== "object" || properties === null || Array.isArray(properties))
-      throw this.refuse(`${at}/properties`, "must be an object");
-    if (!Array.isArray(required)) throw this.refuse(`${at}/required`, "must list names");
-    const listed = new Map(Object.entries(properties));
-    for (const name of required) if (!listed.has(name)) listed.set(`${name}`, additionalProperties ?? true);
-    const space = this.space();
-    const others = additionalProperties ?? listed.size === 0;
-    const named = [...listed].map(([name, value]) => ({
-      body: this.rules.add(
-        `${literal(JSON.stringify(name))} ":" ${space} ${this.body(value, `${at}/properties/${name}`, depth + 1)}`,
-      ),
-      optional: !required.includes(name),
-    }));
-    const comma = this.rules.once("comma", () => `"," ${space}`);
-    let [alone, after] = ['""', '""'];
-    if (others !== false) {
-      const key = this.otherKey([...listed.keys()]);
-      const other = this.rules.add(`${key} ":" ${space} ${this.body(others, `${at}/additionalProperties`, depth + 1)}`);
-      after = this.rules.add(`(${comma} ${other})*`);
-      alone = this.rules.add(`(${other} ${after})?`);
+  private object(schema: Schema, at: string, depth: number): string | undefined {
+    const { properties = {}, patternProperties = {}, propertyNames } = schema;
+    const required = (schema.required ?? []) as unknown[];
+    const patterns = Object.entries(patternProperties as Schema);
+    const listed = new Map(Object.entries(properties as Schema));
+    for (const name of required) if (!listed.has(`${name}`)) listed.set(`${name}`, this.unlisted(`${name}`, schema));
+    const names = propertyNames === undefined ? undefined : this.namesOf(propertyNames, at);
+    if (names?.values !== undefined)
+      for (const name of names.values)
+        if (!listed.has(name) && schema.additionalProperties !== false) listed.set(name, this.unlisted(name, schema));
+    const named: { readonly body: string; readonly isOptional: boolean }[] = [];
+    for (const [name, value] of listed) {
+      const isAllowed = names === undefined || names.takes(name);
+      const own = patterns.filter(([pattern]) => matches(pattern, name)).map(([, said]) => said);
+      const all = own.length === 0 ? value : { allOf: [value, ...own] };
+      const rule = isAllowed ? this.ruleOf(all, `${at}/properties/${name}`, depth + 1) : undefined;
+      const isOptional = !required.includes(name);
+      if (rule === undefined && !isOptional) return undefined;
+      if (rule === undefined) continue;
+      named.push({ body: this.rules.add(`${literal(JSON.stringify(name))} ":" ${this.space()} ${rule}`), isOptional });
     }
-    for (const { body, optional } of named.reverse()) {
+    const other = this.otherMember(schema, [...listed.keys()], names, at, depth);
+    return this.members(named, other, this.limits(schema, named, other !== undefined, at));
+  }
+
+  /** What a property must match that no list names. */
+  private unlisted(name: string, { patternProperties = {}, additionalProperties = true }: Schema): unknown {
+    const isMatched = Object.keys(patternProperties as Schema).some((pattern) => matches(pattern, name));
+    return isMatched ? true : additionalProperties; // what its pattern says is added for each property
+  }
+
+  /** What names of properties may be. */
+  private namesOf(schema: unknown, at: string) {
+    const own = this.flattener.alternatives(schema, `${at}/propertyNames`);
+    const takes = (name: string) => own.some((one) => accepts(one, name));
+    const values = own.every((one) => Array.isArray(one.enum))
+      ? own
+          .flatMap((one) => one.enum as unknown[])
+          .filter((one): one is string => typeof one === "string" && takes(one))
+      : undefined;
+    const isFree = own.some((one) => Object.keys(one).every((key) => key === "type"));
+    return { takes, values, isFree, schema };
+  }
+
+  /** The rule of a member that the schema does not name; undefined where there can be none. */
+  private otherMember(
+    schema: Schema,
+    listed: readonly string[],
+    names: ReturnType<SchemaWriter["namesOf"]> | undefined,
+    at: string,
+    depth: number,
+  ): string | undefined {
+    const patterns = Object.entries((schema.patternProperties ?? {}) as Schema);
+    const given = schema.additionalProperties;
+    if (names?.values !== undefined) return undefined;
+    const space = this.space();
+    const member = (key: string, said: unknown, where: string) => {
+      const rule = this.ruleOf(said, where, depth + 1);
+      return rule === undefined ? [] : [`${key} ":" ${space} ${rule}`];
+    };
+    if (patterns.length > 0) {
+      if (patterns.length > 1) this.leave(`${at}/patternProperties`, "has several patterns, which may match together");
+      const bodies = patterns.flatMap(([pattern, said]) => {
+        const where = `${at}/patternProperties/${pattern}`;
+        if (listed.some((name) => matches(pattern, name))) {
+          this.leave(where, "matches names of properties too");
+          return [];
+        }
+        const key = this.strings.body({ allOf: undefined, pattern, ...this.lengthsOf(names) }, where);
+        return key === undefined ? [] : member(key, said, where);
+      });
+      if (given !== undefined && given !== false) this.leave(`${at}/additionalProperties`, "stands beside patterns");
+      return bodies.length === 0 ? undefined : this.rules.add(bodies.join(" | "));
+    }
+    const others = given ?? listed.length === 0;
+    if (others === false) return undefined;
+    if (names !== undefined && !names.isFree) {
+      if (listed.length > 0) this.leave(`${at}/propertyNames`, "stands beside properties");
+      const key = this.ruleOf({ allOf: [{ type: "string" }, names.schema] }, `${at}/propertyNames`, depth + 1);
+      const body = key === undefined ? [] : member(key, others, `${at}/additionalProperties`);
+      return body.length === 0 ? undefined : this.rules.add(body.join(" | "));
+    }
+    const body = member(this.otherKey(listed), others, `${at}/additionalProperties`);
+    return body.length === 0 ? undefined : this.rules.add(body.join(" | "));
+  }
+
+  private lengthsOf(names: { readonly schema: unknown; readonly isFree: boolean } | undefined): Schema {
+    if (names === undefined || names.isFree) return {};
+    const { minLength, maxLength } = names.schema as Schema;
+    return { ...(minLength !== undefined && { minLength }), ...(maxLength !== undefined && { maxLength }) };
+  }
+
+  /** How many members there may be, where that can be said: of those that no list names. */
+  private limits(
+    schema: Schema,
+    named: readonly { readonly isOptional: boolean }[],
+    isOpen: boolean,
+    at: string,
+  ): { readonly min: number; readonly max: number | undefined } | undefined {
+    const [min, max] = [this.count(schema, "minProperties", at) ?? 0, this.count(schema, "maxProperties", at)];
+    const sure = named.filter(({ isOptional }) => !isOptional).length;
+    const most = isOpen ? Number.POSITIVE_INFINITY : named.length;
+    if (sure >= min && (max === undefined || most <= max)) return { min: 0, max: undefined };
+    if (most < min || (max !== undefined && sure > max)) return undefined;
+    if (sure === named.length) {
+      const others = { min: Math.max(0, min - sure), max: max === undefined ? undefined : max - sure };
+      // names could come twice, and count once
+      if (others.min > 1) this.leave(`${at}/minProperties`, "is nothing that a grammar can say of free names");
+      return others;
+    }
+    this.leave(`${at}/${max === undefined ? "minProperties" : "maxProperties"}`, "stands beside optional properties");
+    return { min: 0, max: undefined };
+  }
+
+  private members(
+    named: readonly { readonly body: string; readonly isOptional: boolean }[],
+    other: string | undefined,
+    limits: { readonly min: number; readonly max: number | undefined } | undefined,
+  ): string | undefined {
+    if (limits === undefined) return undefined;
+    const [space, comma] = [this.space(), this.comma()];
+    let [alone, after] = ['""', '""'];
+    if (other !== undefined && limits.max !== 0) {
+      const { min, max } = limits;
+      const next = this.rules.add(`${comma} ${other}`);
+      after = this.rules.add(repeated(this.rules, next, min, max));
+      const rest = repeated(this.rules, next, Math.max(0, min - 1), max === undefined ? undefined : max - 1);
+      alone = this.rules.add(min === 0 ? `(${other} ${rest})?` : `${other} ${rest}`);
+    }
+    for (const { body, isOptional } of [...named].reverse()) {
       const [withOwn, joined] = [`${body} ${after}`, `${comma} ${body} ${after}`];
-      alone = this.rules.add(optional ? `${withOwn} | ${alone}` : withOwn);
-      after = this.rules.add(optional ? `${joined} | ${after}` : joined);
+      alone = this.rules.add(isOptional ? `${withOwn} | ${alone}` : withOwn);
+      after = this.rules.add(isOptional ? `${joined} | ${after}` : joined);
     }
     return `"{" ${space} ${alone} ${space} "}"`;
   }
 
   /** A string that is none of some names: a second property of a listed name could be of another type. */
   private otherKey(names: readonly string[]): string {
-    if (names.length === 0) return this.rules.once("string", () => `"\\"" ${this.character()}* "\\""`);
+    if (names.length === 0) return this.strings.any();
     const plain = /^[\x20\x21\x23-\x5b\x5d-\x7e\u00a0-\ud7ff]*$/;
     const beyond = (taken: readonly string[]): string => {
       const next = new Map<string, string[]>();
@@ -275,41 +362,14 @@ class SchemaWriter {
     return this.rules.add(`"\\"" ${beyond(names.filter((name) => plain.test(name)))} "\\""`);
   }
 
-  private reference(value: unknown, at: string, depth: number): string {
-    const pointer = typeof value === "string" && /^#(\/.*)?$/.test(value) ? value.slice(1) : undefined;
-    if (pointer === undefined) throw this.refuse(`${at}/$ref`, "must be within the schema (#/$defs/…)");
-    const known = this.references.get(pointer);
-    if (known !== undefined) return known;
-    let target: unknown = this.root;
-    for (const part of pointer.split("/").slice(1)) {
-      const key = decodeURIComponent(part.replace(/%(?![0-9a-fA-F]{2})/g, "%25"))
-        .replace(/~1/g, "/")
-        .replace(/~0/g, "~");
-      target =
-        typeof target === "object" && target !== null && Object.hasOwn(target, key)
-          ? (target as Record<string, unknown>)[key]
-          : undefined;
-    }
-    if (target === undefined) throw this.refuse(`${at}/$ref`, `leads nowhere: ${value}`);
-    const name = this.rules.add("");
-    this.references.set(pointer, name);
-    return this.rules.add(this.body(target, pointer, depth + 1), name);
-  }
-
   private any(): string {
     const { rules } = this;
     return rules.once("any", () => {
-      const [space, string] = [this.space(), rules.once("string", () => `"\\"" ${this.character()}* "\\""`)];
-      const number = this.number({}, false, "");
+      const [space, string, number] = [this.space(), this.strings.any(), this.anyNumber()];
       const list = `"[" ${space} (any ("," ${space} any)* ${space})? "]"`;
       const member = `${string} ":" ${space} any`;
       return `${string} | ${number} | "true" | "false" | "null" | ${list} | "{" ${space} (${member} ("," ${space} ${member})* ${space})? "}"`;
     });
-  }
-
-  private character(): string {
-    const plain = '[^"\\\\\\x7f\\x00-\\x1f]';
-    return this.rules.once("char", () => `${plain} | "\\\\" (["\\\\/bfnrt] | "u" [0-9a-fA-F]{4})`);
   }
 
   /** Bounded: a model that is unsure could write blanks without end. */
@@ -317,82 +377,16 @@ class SchemaWriter {
     return this.rules.once("space", () => '" "? | "\\n" " "{0,16}');
   }
 
-  private count(schema: Readonly<Record<string, unknown>>, key: string, at: string): number | undefined {
+  private comma(): string {
+    const space = this.space();
+    return this.rules.once("comma", () => `"," ${space}`);
+  }
+
+  private count(schema: Schema, key: string, at: string): number | undefined {
     const value = schema[key];
     if (value === undefined) return undefined;
     if (typeof value !== "number" || !Number.isInteger(value) || value < 0)
       throw this.refuse(`${at}/${key}`, "must be a whole number from 0");
     return value;
   }
-
-  private refuse(at: string, why: string): ApiError {
-    return new ApiError(400, `${this.param}${at}: ${why}`, { param: `${this.param}${at}`, code: "invalid_schema" });
-  }
-}
-
-/** Whole numbers from one to another, both included; no bound where none is given. */
-function integersBetween(low: bigint | undefined, high: bigint | undefined): string {
-  const parts: string[] = [];
-  if (low === undefined || low < 0n) {
-    const [least, most] = [high === undefined || high >= 0n ? 1n : -high, low === undefined ? undefined : -low];
-    parts.push(`"-" ${naturalsBetween(least, most)}`);
-  }
-  if (high === undefined || high >= 0n) parts.push(naturalsBetween(low === undefined || low < 0n ? 0n : low, high));
-  return either(parts);
-}
-
-function naturalsBetween(low: bigint, high: bigint | undefined): string {
-  const parts: string[] = [];
-  const from = `${low}`;
-  if (high === undefined) {
-    parts.push(digitsBetween(from, "9".repeat(from.length)), `[1-9] [0-9]{${from.length},${from.length + 15}}`);
-    return either(parts);
-  }
-  const to = `${high}`;
-  for (let length = from.length; length <= to.length; length++) {
-    const first = length === from.length ? from : `1${"0".repeat(length - 1)}`;
-    parts.push(digitsBetween(first, length === to.length ? to : "9".repeat(length)));
-  }
-  return either(parts);
-}
-
-/** Between two numbers of as many digits. */
-function digitsBetween(from: string, to: string): string {
-  const [a, b] = [from[0] ?? "", to[0] ?? ""];
-  const digits = (first: string, last: string) => (first === last ? `"${first}"` : `[${first}-${last}]`);
-  if (from.length === 1) return digits(a, b);
-  const [restA, restB] = [from.slice(1), to.slice(1)];
-  const [zeros, nines] = ["0".repeat(restA.length), "9".repeat(restA.length)];
-  const free = restA.length === 1 ? "[0-9]" : `[0-9]{${restA.length}}`;
-  if (restA === zeros && restB === nines) return `${digits(a, b)} ${free}`;
-  if (a === b) return `"${a}" ${digitsBetween(restA, restB)}`;
-  const parts: string[] = [];
-  const [next, before] = [restA === zeros ? a : `${Number(a) + 1}`, restB === nines ? b : `${Number(b) - 1}`];
-  if (restA !== zeros) parts.push(`"${a}" ${digitsBetween(restA, nines)}`);
-  if (Number(next) <= Number(before)) parts.push(`${digits(next, before)} ${free}`);
-  if (restB !== nines) parts.push(`"${b}" ${digitsBetween(zeros, restB)}`);
-  return either(parts);
-}
-
-/** Numbers between two whole ones, with digits after the point. */
-function numbersBetween(low: bigint | undefined, high: bigint | undefined): string {
-  const [fraction, zeros] = ['("." [0-9]{1,16})?', '("." "0"{1,16})?'];
-  const parts: string[] = [];
-  if (low === undefined || low < 0n) {
-    const least = high === undefined || high >= 0n ? 0n : -high;
-    if (low === undefined) parts.push(`"-" ${naturalsBetween(least, undefined)} ${fraction}`);
-    else {
-      if (-low - 1n >= least) parts.push(`"-" ${naturalsBetween(least, -low - 1n)} ${fraction}`);
-      parts.push(`"-" "${-low}" ${zeros}`);
-    }
-  }
-  if (high === undefined || high >= 0n) {
-    const least = low === undefined || low < 0n ? 0n : low;
-    if (high === undefined) parts.push(`${naturalsBetween(least, undefined)} ${fraction}`);
-    else {
-      if (high - 1n >= least) parts.push(`${naturalsBetween(least, high - 1n)} ${fraction}`);
-      parts.push(`"${high}" ${zeros}`);
-    }
-  }
-  return either(parts);
 }

@@ -1,6 +1,6 @@
 import { type AST, RegExpParser } from "@eslint-community/regexpp";
 import { ApiError } from "../errors.js";
-import { either, escaped, literal, repeated } from "./gbnf.js";
+import { either, escaped, type GrammarRules, literal, repeated } from "./gbnf.js";
 
 /** What a regular expression's characters become, and what may stand around it. */
 interface Surroundings {
@@ -38,6 +38,7 @@ const LINE_ENDS: Range[] = [
 const SURROGATES: Range = [0xd800, 0xdfff];
 const MOST_TEXT = 4096;
 const MOST_DEPTH = 32;
+const MOST_PROPERTIES = 64;
 
 /** A whole text that an expression matches. */
 const PLAIN: Surroundings = { write: literal, excluded: [] };
@@ -56,19 +57,24 @@ export const insideJson = (anything: string): Surroundings => ({
   write: (character) => literal(JSON.stringify(character).slice(1, -1)),
 });
 
-/**
- * A regular expression of JavaScript (with its flag u) as the body of a grammar's rule. The text must match as a whole, unless what is around says otherwise.
- * @throws ApiError 400 for what a grammar cannot say: assertions other than ^ and $ at the ends, references back, \p{…}
- */
-export function regexBody(source: string, param: string, around: Surroundings = PLAIN): string {
+/** @throws ApiError 400 for what is no regular expression of JavaScript */
+function parsed(source: string, param: string): AST.Pattern {
   const refuse = (why: string) => new ApiError(400, `the regular expression ${why}`, { param });
   if (source.length > MOST_TEXT) throw refuse(`has more than ${MOST_TEXT} characters`);
-  let pattern: AST.Pattern;
   try {
-    pattern = new RegExpParser({ ecmaVersion: 2024 }).parsePattern(source, 0, source.length, { unicode: true });
+    return new RegExpParser({ ecmaVersion: 2024 }).parsePattern(source, 0, source.length, { unicode: true });
   } catch (error) {
     throw refuse(`cannot be read: ${error instanceof Error ? error.message : error}`);
   }
+}
+
+/**
+ * A regular expression of JavaScript (with its flag u) as the body of a grammar's rule. The text must match as a whole, unless what is around says otherwise.
+ * @throws ApiError 400 for what a grammar cannot say: assertions other than ^ and $ at the ends, references back
+ */
+export function regexBody(rules: GrammarRules, source: string, param: string, around: Surroundings = PLAIN): string {
+  const refuse = (why: string) => new ApiError(400, `the regular expression ${why}`, { param });
+  const pattern = parsed(source, param);
 
   const rangesOf = (node: AST.CharacterClassElement | AST.CharacterSet): readonly Range[] => {
     switch (node.type) {
@@ -78,7 +84,7 @@ export function regexBody(source: string, param: string, around: Surroundings = 
         return [[node.min.value, node.max.value]];
       case "CharacterSet": {
         if (node.kind === "any") return complement(LINE_ENDS);
-        if (node.kind === "property") throw refuse("has \\p{…}, which a grammar cannot say");
+        if (node.kind === "property") return propertyRanges(node.raw);
         const ranges = { digit: DIGITS, word: WORD, space: SPACE }[node.kind];
         return node.negate ? complement(ranges) : ranges;
       }
@@ -111,7 +117,7 @@ export function regexBody(source: string, param: string, around: Surroundings = 
         return `(${node.alternatives.map((one) => sequence(one.elements, depth + 1)).join(" | ")})`;
       case "Quantifier": {
         const max = node.max === Number.POSITIVE_INFINITY ? undefined : node.max;
-        return repeated(`(${element(node.element, depth + 1)})`, node.min, max);
+        return repeated(rules, `(${element(node.element, depth + 1)})`, node.min, max);
       }
       case "Assertion":
         throw refuse(`has ${node.raw}, which a grammar cannot say`);
@@ -132,6 +138,79 @@ export function regexBody(source: string, param: string, around: Surroundings = 
       return `${starts ? "" : free} ${sequence(inner, 0)} ${ends ? "" : free}`.trim();
     }),
   );
+}
+
+const propertiesKnown = new Map<string, readonly Range[]>();
+
+/** The code points of which a property of Unicode holds (`\\p{Letter}`, `\\P{Letter}`): JavaScript knows them. */
+function propertyRanges(raw: string): readonly Range[] {
+  const known = propertiesKnown.get(raw);
+  if (known !== undefined) return known;
+  const test = new RegExp(`^${raw}$`, "u");
+  const ranges: [number, number][] = [];
+  for (let code = 0; code <= LAST; code++) {
+    if (!test.test(String.fromCodePoint(code))) continue;
+    const last = ranges.at(-1);
+    if (last?.[1] === code - 1) last[1] = code;
+    else ranges.push([code, code]);
+  }
+  if (propertiesKnown.size >= MOST_PROPERTIES) propertiesKnown.clear();
+  propertiesKnown.set(raw, ranges);
+  return ranges;
+}
+
+interface Lengths {
+  readonly min: number;
+  readonly max: number;
+}
+
+/** How many characters texts have in which an expression is found. */
+export function regexLengths(source: string, param: string): Lengths {
+  const { alternatives } = parsed(source, param);
+  const isWhole = alternatives.every(({ elements }) => {
+    const [first, last] = [elements[0], elements.at(-1)];
+    return first?.type === "Assertion" && first.kind === "start" && last?.type === "Assertion" && last.kind === "end";
+  });
+  const { min, max } = lengthsOfAll(alternatives);
+  return { min, max: isWhole ? max : Number.POSITIVE_INFINITY };
+}
+
+const lengthsOfAll = (alternatives: readonly AST.Alternative[]): Lengths => {
+  const all = alternatives.map(({ elements }) => {
+    const each = elements.map(lengthsOf);
+    const sum = (of: (one: { min: number; max: number }) => number) => each.reduce((total, one) => total + of(one), 0);
+    return { min: sum(({ min }) => min), max: sum(({ max }) => max) };
+  });
+  return { min: Math.min(...all.map(({ min }) => min)), max: Math.max(...all.map(({ max }) => max)) };
+};
+
+function lengthsOf(node: AST.Element): Lengths {
+  switch (node.type) {
+    case "Group":
+    case "CapturingGroup":
+      return lengthsOfAll(node.alternatives);
+    case "Quantifier": {
+      const { min, max } = lengthsOf(node.element);
+      return { min: min * node.min, max: max === 0 ? 0 : max * node.max };
+    }
+    case "Assertion":
+      return { min: 0, max: 0 };
+    default:
+      return { min: 1, max: 1 };
+  }
+}
+
+/** An expression of the same characters, as many as are asked for: `^[a-z]+$` with from 2 to 5 is `^[a-z]{2,5}$`; undefined for others. */
+export function withLengths(source: string, min: number, max: number | undefined, param: string): string | undefined {
+  const { alternatives } = parsed(source, param);
+  const [start, quantifier, end, ...more] = alternatives[0]?.elements ?? [];
+  if (alternatives.length > 1 || more.length > 0 || quantifier?.type !== "Quantifier") return undefined;
+  if (start?.type !== "Assertion" || start.kind !== "start" || end?.type !== "Assertion" || end.kind !== "end")
+    return undefined;
+  const { element } = quantifier;
+  if (!["Character", "CharacterClass", "CharacterSet"].includes(element.type)) return undefined;
+  const [least, most] = [Math.max(min, quantifier.min), Math.min(max ?? Number.POSITIVE_INFINITY, quantifier.max)];
+  return least > most ? undefined : `^${element.raw}{${least},${Number.isFinite(most) ? most : ""}}$`;
 }
 
 /** All other code points. */

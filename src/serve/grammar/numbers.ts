@@ -1,0 +1,219 @@
+import { either, type GrammarRules } from "./gbnf.js";
+
+/** Bounds beyond this say nothing: numbers are written with at most 16 digits before the point. */
+const MOST = 10 ** 15;
+/** Digits after the point that bounds may have. */
+const MOST_DECIMALS = 9;
+/** Values that are listed rather than described. */
+const MOST_LISTED = 256;
+/** Remainders that are followed while a number is written. */
+const MOST_REMAINDERS = 64;
+/** Digits of such a number. */
+const MOST_DIGITS = 9;
+
+export interface NumberBounds {
+  readonly minimum?: number | undefined;
+  readonly exclusiveMinimum?: number | undefined;
+  readonly maximum?: number | undefined;
+  readonly exclusiveMaximum?: number | undefined;
+}
+
+/** Whole numbers within bounds; undefined where there are none. */
+export function integerBody(bounds: NumberBounds): string | undefined {
+  const { low, high } = wholeBounds(bounds, 0);
+  if (low !== undefined && high !== undefined && low > high) return undefined;
+  return integersBetween(low, high);
+}
+
+/** Numbers within bounds, with digits after the point; undefined where there are none. */
+export function numberBody(bounds: NumberBounds): string | undefined {
+  const given = Object.values(bounds).filter((bound) => bound !== undefined && Math.abs(bound) < MOST);
+  const isWhole = given.every(Number.isInteger);
+  const { exclusiveMinimum: above, exclusiveMaximum: below } = bounds;
+  if (isWhole && above === undefined && below === undefined) {
+    const { low, high } = wholeBounds(bounds, 0);
+    return low !== undefined && high !== undefined && low > high ? undefined : numbersBetween(low, high);
+  }
+  const decimals = Math.min(MOST_DECIMALS, Math.max(2, ...given.map(decimalsOf)));
+  const bodies = Array.from({ length: decimals + 1 }, (_, point) => point).flatMap((point) => {
+    const scaled = wholeBounds(bounds, point);
+    return isEmpty(scaled) ? [] : [integersBetween(scaled.low, scaled.high, point)];
+  });
+  return bodies.length === 0 ? undefined : either(bodies);
+}
+
+/**
+ * Multiples of a step within bounds.
+ * @returns undefined where there are none, null where a grammar cannot say them
+ */
+export function multiplesBody(step: number, bounds: NumberBounds, rules: GrammarRules): string | undefined | null {
+  if (!(step > 0)) return null;
+  const values = listedMultiples(step, bounds);
+  if (values !== undefined) return values.length === 0 ? undefined : either(values.map((value) => `"${value}"`));
+  if (!Number.isInteger(step) || step > MOST_REMAINDERS) return null;
+  const { low, high } = wholeBounds(bounds, 0);
+  if (high !== undefined || (low !== undefined && (low < 0n || low > BigInt(step)))) return null;
+  const positive = remainderRule(step, rules);
+  if (low === undefined) return `("0" | "-"? ${positive})`;
+  return low === 0n ? `("0" | ${positive})` : positive;
+}
+
+/** Where they are few enough. */
+function listedMultiples(step: number, bounds: NumberBounds): string[] | undefined {
+  const { minimum, exclusiveMinimum, maximum, exclusiveMaximum } = bounds;
+  const lows = [minimum, exclusiveMinimum].filter((bound) => bound !== undefined);
+  const highs = [maximum, exclusiveMaximum].filter((bound) => bound !== undefined);
+  if (lows.length === 0 || highs.length === 0) return undefined;
+  const [first, last] = [Math.ceil(Math.max(...lows) / step), Math.floor(Math.min(...highs) / step)];
+  if (last - first > MOST_LISTED) return undefined;
+  const decimals = decimalsOf(step);
+  return Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => Number(((first + i) * step).toFixed(decimals)))
+    .filter(
+      (value) =>
+        Number.isInteger(value / step) &&
+        lows.every((bound) => value >= bound) &&
+        highs.every((bound) => value <= bound) &&
+        value !== exclusiveMinimum &&
+        value !== exclusiveMaximum,
+    )
+    .map((value) => `${value === 0 ? 0 : value}`)
+    .filter((text) => !text.includes("e"));
+}
+
+/** A positive number whose digits leave no remainder: a rule for each remainder so far and each number of digits that may follow. */
+function remainderRule(step: number, rules: GrammarRules): string {
+  return rules.once(`multiple${step}`, () => {
+    const digits = (from: number, after: readonly (string | undefined)[]) =>
+      Array.from({ length: 10 }, (_, digit) => {
+        const rest = after[(10 * from + digit) % step];
+        return rest === undefined ? undefined : `"${digit}" ${rest}`;
+      });
+    let after = Array.from({ length: step }, (_, remainder): string | undefined =>
+      remainder === 0 ? '""' : undefined,
+    );
+    for (let left = 1; left < MOST_DIGITS; left++) {
+      const next = after;
+      after = next.map((_, remainder) => {
+        const bodies = digits(remainder, next).filter((body) => body !== undefined);
+        if (bodies.length === 0) return undefined;
+        return rules.add([...(remainder === 0 ? ['""'] : []), ...bodies].join(" | "));
+      });
+    }
+    return digits(0, after)
+      .slice(1)
+      .filter((body) => body !== undefined)
+      .join(" | ");
+  });
+}
+
+interface Whole {
+  readonly low: bigint | undefined;
+  readonly high: bigint | undefined;
+}
+
+const isEmpty = ({ low, high }: Whole): boolean => low !== undefined && high !== undefined && low > high;
+
+/** Bounds of a number times a power of ten. */
+function wholeBounds(bounds: NumberBounds, decimals: number): Whole {
+  const scaled = (bound: number) => {
+    const text = bound.toFixed(Math.min(100, decimalsOf(bound))); // the decimal number that it is written as
+    const [whole = "0", fraction = ""] = text.replace("-", "").split(".");
+    const kept = fraction.slice(0, decimals).padEnd(decimals, "0");
+    const isExact = /^0*$/.test(fraction.slice(decimals));
+    const cut = BigInt(`${whole}${kept}`);
+    const isNegative = bound < 0;
+    const floor = isNegative ? (isExact ? -cut : -cut - 1n) : cut;
+    return { floor, ceiling: isExact ? floor : floor + 1n };
+  };
+  const lows: bigint[] = [];
+  const highs: bigint[] = [];
+  const { minimum, exclusiveMinimum: above, maximum, exclusiveMaximum: below } = bounds;
+  const says = (bound: number | undefined): bound is number => bound !== undefined && Math.abs(bound) < MOST;
+  if (says(minimum)) lows.push(scaled(minimum).ceiling);
+  if (says(maximum)) highs.push(scaled(maximum).floor);
+  if (says(above)) lows.push(scaled(above).floor + 1n);
+  if (says(below)) highs.push(scaled(below).ceiling - 1n);
+  const inOrder = (all: readonly bigint[]) => [...all].sort((a, b) => (a < b ? -1 : 1));
+  return { low: inOrder(lows).at(-1), high: inOrder(highs)[0] };
+}
+
+function decimalsOf(value: number): number {
+  const [digits = "", exponent = "0"] = `${value}`.split("e");
+  return Math.max(0, (digits.split(".")[1] ?? "").length - Number(exponent));
+}
+
+/** Whole numbers from one to another, both included; no bound where none is given. @param point digits after the point */
+function integersBetween(low: bigint | undefined, high: bigint | undefined, point = 0): string {
+  const parts: string[] = [];
+  if (low === undefined || low < 0n) {
+    const [least, most] = [high === undefined || high >= 0n ? 1n : -high, low === undefined ? undefined : -low];
+    parts.push(`"-" ${naturalsBetween(least, most, point)}`);
+  }
+  if (high === undefined || high >= 0n)
+    parts.push(naturalsBetween(low === undefined || low < 0n ? 0n : low, high, point));
+  return either(parts);
+}
+
+function naturalsBetween(low: bigint, high: bigint | undefined, point = 0): string {
+  const parts: string[] = [];
+  const from = `${low}`.padStart(point + 1, "0");
+  if (high === undefined) {
+    const free = point === 0 ? "" : ` "." [0-9]{${point}}`;
+    const least = from.length - point;
+    parts.push(digitsBetween(from, "9".repeat(from.length), point), `[1-9] [0-9]{${least},${least + 14}}${free}`);
+    return either(parts);
+  }
+  const to = `${high}`.padStart(point + 1, "0");
+  for (let length = from.length; length <= to.length; length++) {
+    const first = length === from.length ? from : `1${"0".repeat(length - 1)}`;
+    parts.push(digitsBetween(first, length === to.length ? to : "9".repeat(length), point));
+  }
+  return either(parts);
+}
+
+/** Between two numbers of as many digits, of which some come after the point. */
+function digitsBetween(from: string, to: string, point: number): string {
+  const [a, b] = [from[0] ?? "", to[0] ?? ""];
+  const digits = (first: string, last: string) => (first === last ? `"${first}"` : `[${first}-${last}]`);
+  const [restA, restB] = [from.slice(1), to.slice(1)];
+  if (from.length === 1) return digits(a, b);
+  const dot = restA.length === point ? '"." ' : "";
+  const [zeros, nines] = ["0".repeat(restA.length), "9".repeat(restA.length)];
+  const free = dot + freeDigits(restA.length, dot === "" ? point : 0);
+  if (restA === zeros && restB === nines) return `${digits(a, b)} ${free}`;
+  if (a === b) return `"${a}" ${dot}${digitsBetween(restA, restB, point)}`;
+  const parts: string[] = [];
+  const [next, before] = [restA === zeros ? a : `${Number(a) + 1}`, restB === nines ? b : `${Number(b) - 1}`];
+  if (restA !== zeros) parts.push(`"${a}" ${dot}${digitsBetween(restA, nines, point)}`);
+  if (Number(next) <= Number(before)) parts.push(`${digits(next, before)} ${free}`);
+  if (restB !== nines) parts.push(`"${b}" ${dot}${digitsBetween(zeros, restB, point)}`);
+  return either(parts);
+}
+
+function freeDigits(count: number, point: number): string {
+  const some = (n: number) => (n === 1 ? "[0-9]" : `[0-9]{${n}}`);
+  return point === 0 || point >= count ? some(count) : `${some(count - point)} "." ${some(point)}`;
+}
+
+/** Numbers between two whole ones, with digits after the point. */
+function numbersBetween(low: bigint | undefined, high: bigint | undefined): string {
+  const [fraction, zeros] = ['("." [0-9]{1,16})?', '("." "0"{1,16})?'];
+  const parts: string[] = [];
+  if (low === undefined || low < 0n) {
+    const least = high === undefined || high >= 0n ? 0n : -high;
+    if (low === undefined) parts.push(`"-" ${naturalsBetween(least, undefined)} ${fraction}`);
+    else {
+      if (-low - 1n >= least) parts.push(`"-" ${naturalsBetween(least, -low - 1n)} ${fraction}`);
+      parts.push(`"-" "${-low}" ${zeros}`);
+    }
+  }
+  if (high === undefined || high >= 0n) {
+    const least = low === undefined || low < 0n ? 0n : low;
+    if (high === undefined) parts.push(`${naturalsBetween(least, undefined)} ${fraction}`);
+    else {
+      if (high - 1n >= least) parts.push(`${naturalsBetween(least, high - 1n)} ${fraction}`);
+      parts.push(`"${high}" ${zeros}`);
+    }
+  }
+  return either(parts);
+}
