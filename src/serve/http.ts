@@ -8,8 +8,16 @@ import { stream } from "hono/streaming";
 import type { Logger } from "pino";
 import { packageRoot } from "../ggml/library.js";
 import type { ServerEvent } from "./api/endpoint.js";
-import { ENDPOINTS, type Endpoint, parseBody, type Service, withoutNulls } from "./api/index.js";
-import { anthropicCardOf, MANAGEMENT, modelCardOf, type ServiceInfo } from "./api/management.js";
+import {
+  ENDPOINTS,
+  type Endpoint,
+  parseBody,
+  type Service,
+  type ServiceInfo,
+  VIEWS,
+  withoutNulls,
+} from "./api/index.js";
+import { anthropicCardOf, modelCardOf } from "./api/management.js";
 import { docsPage, openApi } from "./api/openapi.js";
 import type { Overflow } from "./engine/conversation.js";
 import type { RequestContext } from "./engine/writer.js";
@@ -108,12 +116,12 @@ export function httpApp(info: ServiceInfo, options: HttpOptions): Hono<Bindings>
 }
 
 /** What needs no key may be asked by any name: probes and collectors use addresses and names of their own. */
-const OPEN_PATHS = new Set(["/v1/metrics", ...MANAGEMENT.filter(({ open }) => open).map(({ path: at }) => at)]);
+const OPEN_PATHS = new Set(["/v1/metrics", ...VIEWS.filter(({ open }) => open).map(({ path: at }) => at)]);
 
 function methodsByPath(): Map<string, string[]> {
   const methods = new Map<string, string[]>();
   const add = (at: string, method: string) => methods.set(at, [...(methods.get(at) ?? []), method]);
-  for (const { path: at } of [...PAGES, ...MANAGEMENT]) add(at, "GET");
+  for (const { path: at } of [...PAGES, ...VIEWS]) add(at, "GET");
   for (const at of ["/docs", "/openapi.json", "/v1/metrics"]) add(at, "GET");
   for (const { path: at } of ENDPOINTS) add(at, "POST");
   return methods;
@@ -175,7 +183,7 @@ function identify(c: AppContext, keys: HttpOptions["keys"]): Client | undefined 
 
 function addManagement(app: Hono<Bindings>, info: ServiceInfo, keys: HttpOptions["keys"]): void {
   const isAnthropic = (c: AppContext) => c.req.header("anthropic-version") !== undefined;
-  for (const { path: at, open, answer, anthropicAnswer } of MANAGEMENT)
+  for (const { path: at, open, answer, anthropicAnswer } of VIEWS)
     app.get(at, (c) => {
       if (!open) identify(c, keys);
       return c.json(

@@ -33,7 +33,10 @@ const anthropic: Protocol = {
 
 const ollama: Protocol = {
   streamType: "application/x-ndjson",
-  errorBody: ({ message }) => ({ error: message }),
+  // clients look for "not found"
+  errorBody: ({ message, details }) => ({
+    error: details.code === "model_not_found" ? `model not found: ${message}` : message,
+  }),
   written: ({ data }) => `${JSON.stringify(data)}\n`,
   errorEvent: (data) => ({ data }),
 };

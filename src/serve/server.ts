@@ -1,6 +1,6 @@
 import { setTimeout as wait } from "node:timers/promises";
 import { pino } from "pino";
-import type { ServiceInfo } from "./api/management.js";
+import type { ServiceInfo } from "./api/index.js";
 import { ModelPool, type ModelSource, type PoolOptions } from "./engine/model-pool.js";
 import { type HttpOptions, httpApp } from "./http.js";
 import { listen } from "./listen.js";

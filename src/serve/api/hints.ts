@@ -76,6 +76,32 @@ const ANTHROPIC = [
   "workspace_id",
 ] as const;
 
+const OLLAMA = ["keep_alive", "think", "shift"] as const;
+/** What a model is loaded with, which is said when it is served. */
+const OLLAMA_OPTIONS = [
+  "num_ctx",
+  "num_keep",
+  "num_batch",
+  "num_gpu",
+  "main_gpu",
+  "num_thread",
+  "num_gqa",
+  "use_mmap",
+  "use_mlock",
+  "low_vram",
+  "f16_kv",
+  "logits_all",
+  "vocab_only",
+  "numa",
+  "embedding_only",
+  "rope_frequency_base",
+  "rope_frequency_scale",
+  "mirostat_eta",
+  "mirostat_tau",
+  "penalize_newline",
+  "draft_num_predict",
+] as const;
+
 /** What came with an answer of some provider and is sent back with it. */
 const OPENAI_ANSWER = [
   "annotations",
@@ -133,6 +159,8 @@ export const openAiHints = fields(OPENAI, HINT);
 export const responsesHints = fields(RESPONSES, HINT);
 export const anthropicHints = fields(ANTHROPIC, HINT);
 export const anthropicToolHints = fields(ANTHROPIC_TOOLS, HINT);
+export const ollamaHints = fields(OLLAMA, HINT);
+export const ollamaOptionHints = fields(OLLAMA_OPTIONS, HINT);
 export const outputConfigHints = fields(["effort", "task_budget"], HINT);
 export const textConfigHints = fields(["verbosity"], HINT);
 export const streamHints = fields(["include_obfuscation", "continuous_usage_stats"], HINT);

@@ -3,35 +3,8 @@ import { readFileSync, statSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { packageRoot } from "../../ggml/library.js";
-import type { ModelPool } from "../engine/model-pool.js";
 import { ApiError } from "../errors.js";
-import type { Profile } from "../profiles.js";
-
-/** What a service tells of itself. */
-export interface ServiceInfo {
-  readonly pool: ModelPool;
-  /** When it was started, in seconds. */
-  readonly started: number;
-  readonly version: string;
-  /** Each model's name and what it was given as. */
-  readonly models: readonly { readonly name: string; readonly reference: string }[];
-  readonly profile: string;
-  readonly profiles: () => readonly Profile[];
-  /** Whether requests are taken. */
-  readonly taking: () => boolean;
-}
-
-/** Something that can be asked for by GET. */
-export interface Management {
-  readonly path: string;
-  readonly summary: string;
-  readonly reply: z.ZodType;
-  /** Whether it needs no key: probes and collectors have none. */
-  readonly open: boolean;
-  answer(info: ServiceInfo): unknown;
-  /** The same in the form of Anthropic's API, where that has it. */
-  readonly anthropicAnswer?: (info: ServiceInfo, query: Readonly<Record<string, string>>) => unknown;
-}
+import type { ServiceInfo, View } from "./view.js";
 
 const health = z.object({ object: z.literal("health.response"), message: z.string() });
 
@@ -106,8 +79,8 @@ const manifest = z.object({
   profiles: z.array(z.looseObject({ name: z.string(), suits: z.boolean() })),
 });
 
-/** All that can be asked for by GET, but metrics and pages. */
-export const MANAGEMENT: readonly Management[] = [
+/** What tells of the service and its models. */
+export const MANAGEMENT: readonly View[] = [
   {
     ...{ path: "/v1/models", summary: "Models that can be asked for", open: false },
     reply: z.object({ object: z.literal("list"), data: z.array(modelCard) }),

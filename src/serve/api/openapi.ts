@@ -1,7 +1,6 @@
 import { z } from "zod";
 import { escapeHtml, page, table } from "../../jobs/report.js";
-import { ENDPOINTS } from "./index.js";
-import { MANAGEMENT } from "./management.js";
+import { ENDPOINTS, VIEWS } from "./index.js";
 
 export type Json = Readonly<Record<string, unknown>>;
 
@@ -61,7 +60,7 @@ export function openApi(version: string): Json {
       },
     },
   ]);
-  const gets = MANAGEMENT.map(({ path, summary, reply }) => [
+  const gets = VIEWS.map(({ path, summary, reply }) => [
     path,
     {
       get: {
@@ -101,7 +100,7 @@ export function docsPage(version: string): string {
   });
   const gets = table(
     ["endpoint", "what"],
-    MANAGEMENT.map(({ path, summary }) => [`GET ${path}`, summary]),
+    VIEWS.map(({ path, summary }) => [`GET ${path}`, summary]),
   );
   return page("Coppice: API", [
     "<style>th,td{text-align:left}</style>",

@@ -47,6 +47,8 @@ export interface Sampling {
   readonly frequencyPenalty?: number | undefined;
   /** Divides the odds of what was written; 1 for none. */
   readonly repetitionPenalty?: number | undefined;
+  /** How many of the last tokens are punished for; all that were written where it is not given. */
+  readonly penaltyWindow?: number | undefined;
   /** Added to the logits of tokens, by their ids. */
   readonly logitBias?: Readonly<Record<string, number>> | undefined;
   readonly stops: readonly string[];

@@ -142,6 +142,41 @@ export class HostedModel {
     return this.template?.source;
   }
 
+  /** What its file says of it, but lists. */
+  get scalars(): Readonly<Record<string, string | number | boolean>> {
+    const found: Record<string, string | number | boolean> = {};
+    const walk = (value: unknown, at: string) => {
+      if (typeof value === "bigint") found[at] = Number(value);
+      else if (typeof value === "string" || typeof value === "number" || typeof value === "boolean") found[at] = value;
+      else if (typeof value === "object" && value !== null && !Array.isArray(value))
+        for (const [key, inner] of Object.entries(value)) walk(inner, at === "" ? key : `${at}.${key}`);
+    };
+    walk(this.model.fileInfo.metadata, "");
+    delete found["tokenizer.chat_template"];
+    return found;
+  }
+
+  /** What kind of model it is, as llama.cpp describes it. */
+  get facts(): { readonly architecture: string; readonly parameters: number; readonly dtype: string } {
+    const { fileInfo, typeDescription } = this.model;
+    const parameters = (fileInfo.fullTensorInfo ?? []).reduce(
+      (sum, { dimensions }) => sum + dimensions.reduce<number>((product, size) => product * Number(size), 1),
+      0,
+    );
+    const dtype = typeDescription.split(" ").slice(2).join(" ") || "unknown"; // llama 1B Q4_K - Medium
+    return { architecture: fileInfo.metadata.general.architecture, parameters, dtype };
+  }
+
+  /** Bytes of its weights. */
+  get weightBytes(): number {
+    return this.model.size;
+  }
+
+  /** Tokens that an embedding can be made of. */
+  get mostEmbedded(): number {
+    return Math.min(this.contextSize, MOST_EMBEDDED) - 1;
+  }
+
   /** Share of the cache that holds something. */
   get cacheUse(): number {
     return this.slots.use;
@@ -382,18 +417,19 @@ export class HostedModel {
 
   private samplingOf(request: WriteRequest, written: Token[], limit: number) {
     const { temperature, topP = 1, topK = 0, minP = 0, seed, logitBias } = request;
-    const { presencePenalty, frequencyPenalty, repetitionPenalty: penalty = 1 } = request;
+    const { presencePenalty, frequencyPenalty, repetitionPenalty: penalty = 1, penaltyWindow = limit } = request;
     const bias = logitBias === undefined ? undefined : new TokenBias(this.model.tokenizer);
     const biased = this.tokensOf(Object.keys(logitBias ?? {}).map(Number), "logit_bias");
     for (const token of biased) bias?.set(token, { logit: logitBias?.[token] ?? 0 });
-    const punishes = presencePenalty !== undefined || frequencyPenalty !== undefined || penalty !== 1;
+    const isSaid = presencePenalty !== undefined || frequencyPenalty !== undefined || penalty !== 1;
+    const punishes = isSaid && penaltyWindow > 0;
     return {
       ...{ temperature, topP, topK, minP },
       ...(seed !== undefined && { seed }),
       ...(bias && { tokenBias: bias }),
       ...(punishes && {
         repeatPenalty: {
-          ...{ punishTokens: () => written, maxPunishTokens: Math.max(1, limit), penalty },
+          ...{ punishTokens: () => written, maxPunishTokens: Math.max(1, penaltyWindow), penalty },
           ...(presencePenalty !== undefined && { presencePenalty }),
           ...(frequencyPenalty !== undefined && { frequencyPenalty }),
         },

@@ -83,6 +83,12 @@ export class ModelPool {
     return this.entry(name).source.name;
   }
 
+  /** Bytes that a model takes, about: 0 where that is known only when it was loaded. */
+  expectedBytes(name: string): number {
+    const entry = this.entry(name);
+    return entry.bytes ?? entry.source.expectedBytes();
+  }
+
   /** Whether the model that is meant where none is named is in memory. */
   get ready(): boolean {
     return this.first.loaded !== undefined;
@@ -126,7 +132,9 @@ export class ModelPool {
   }
 
   private entry(name: string | undefined): Entry {
-    const entry = name === undefined ? this.first : this.entries.get(name);
+    // Ollama's clients name the tag that all models have
+    const entry =
+      name === undefined ? this.first : (this.entries.get(name) ?? this.entries.get(name.replace(/:latest$/, "")));
     if (entry !== undefined) return entry;
     throw new ApiError(404, `there is no model ${name} here, only ${this.names.join(", ")}`, {
       ...{ param: "model", code: "model_not_found" },

@@ -244,11 +244,17 @@ export function writeAll(model: LoadedModel, tasks: readonly Task[], context: Re
   return Promise.all(tasks.map((task) => writeOne(model, task, context)));
 }
 
-/** Writes a text to its end. */
-export async function writeOne(model: LoadedModel, task: Task, context: RequestContext): Promise<Answer> {
+/** Writes a text to its end. @param onSaid told of each piece of it */
+export async function writeOne(
+  model: LoadedModel,
+  task: Task,
+  context: RequestContext,
+  onSaid: (said: Said) => void = () => {},
+): Promise<Answer> {
   const tokens: WrittenToken[] = [];
   const parts: (string | ToolCall)[] = [];
   for await (const said of write(model, task, context)) {
+    onSaid(said);
     if (said.kind === "end") {
       const texts = parts.filter((part) => typeof part === "string");
       const calls = parts.filter((part) => typeof part !== "string");
