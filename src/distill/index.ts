@@ -13,6 +13,7 @@ export { TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
 export {
   checkTrainOptions,
   defaultTrainOptions,
+  forTokens,
   Trainer,
   type TrainJob,
   type TrainOptions,

@@ -65,7 +65,7 @@ export function defaultTrainOptions(
     learningRate,
     minimumLearningRate: learningRate / 10,
     schedule: "cosine",
-    warmupSteps: Math.min(40, Math.ceil(steps / 10)),
+    warmupSteps: warmupFor(steps),
     seed: 0,
     computeType: "bf16",
     recompute: false,
@@ -104,6 +104,19 @@ export interface TrainResult {
   readonly finalLoss: number;
 }
 
+/** Optimizer steps of a run. */
+const stepsOf = ({ tokens, batchSize, sequenceLength }: TrainOptions): number =>
+  Math.ceil(tokens / (batchSize * sequenceLength));
+
+/** Steps of rising learning rate that suit a run of so many. */
+const warmupFor = (steps: number): number => Math.min(40, Math.ceil(steps / 10));
+
+/** The settings of a run for another, shorter one of the same kind: its warm-up is shorter, too. */
+export function forTokens(options: TrainOptions, tokens: number): TrainOptions {
+  const warmupSteps = Math.min(options.warmupSteps, warmupFor(stepsOf({ ...options, tokens })));
+  return { ...options, tokens, warmupSteps };
+}
+
 /** @throws UsageError for settings that cannot be */
 export function checkTrainOptions(options: TrainOptions): void {
   const positive = [
@@ -120,6 +133,17 @@ export function checkTrainOptions(options: TrainOptions): void {
     throw new UsageError(
       `the batch of ${options.batchSize} sequences cannot be computed ${options.microBatchSize} at a time`,
     );
+  const steps = stepsOf(options);
+  if (options.warmupSteps > steps)
+    throw new UsageError(
+      `a warm-up of ${options.warmupSteps} steps is longer than the run of ${steps}: the learning rate would never reach ${options.learningRate}`,
+    );
+  if (options.schedule !== "constant" && options.minimumLearningRate > options.learningRate)
+    throw new UsageError(
+      `the learning rate would rise: it ends at ${options.minimumLearningRate}, more than its peak of ${options.learningRate}`,
+    );
+  for (const name of ["weightDecay", "minimumLearningRate", "warmupSteps", "validateEverySteps", "clipNorm"] as const)
+    if (!(options[name] >= 0)) throw new UsageError(`${name} must be 0 or more, not ${options[name]}`);
 }
 
 /**
@@ -156,7 +180,7 @@ export class Trainer {
   constructor(private readonly job: TrainJob) {
     const { backend, student, options } = job;
     this.tokensPerStep = options.batchSize * options.sequenceLength;
-    this.steps = Math.ceil(options.tokens / this.tokensPerStep);
+    this.steps = stepsOf(options);
     this.order = new TrainingOrder(job.sequences.count, options.seed);
     this.auxiliary = this.initialiseAuxiliary();
     this.weights = [...student.trained, ...this.auxiliary];

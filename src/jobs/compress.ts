@@ -5,6 +5,7 @@ import {
   crossEntropyObjective,
   type DistillationOptions,
   defaultIntermediatePairs,
+  forTokens,
   type RunDirectory,
   type TrainOptions,
 } from "../distill/index.js";
@@ -22,6 +23,7 @@ import { type Measurement, measure } from "./measure.js";
 import { claim, dataInputs, inRun, modelIdentity, modelInput, outside, ownInside, scoresIdentity } from "./output.js";
 import { candidatesFor, type PlanSummary, scoresFor, search, summarisePlan, type TargetOptions } from "./pruning.js";
 import { writeReport } from "./report.js";
+import { noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import {
   distilBriefly,
@@ -102,11 +104,12 @@ export async function compress(given: CompressJob): Promise<CompressOutcome> {
     ...outside(job.out, "the benchmark data", job.evaluate?.data),
   ];
   return inRun(job, inputs, async (run) => {
-    const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
     const settings = trainOptionsFor(teacher.model, {
       ...job.settings,
       tokens: job.settings?.tokens ?? DEFAULT_TOKENS,
     });
+    const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
+    noteTraining(settings, tokens, job);
     const model = job.modelName ?? (await modelIdentity(teacher.checkpoint, job.cacheDir));
     claim(run, job, configurationOf(job, settings, { model, data: tokens.id, validation: validation.id }));
     return onDevice(job, (backend) => new Compression(backend, job, teacher, tokens, validation, settings, run).run());
@@ -267,8 +270,7 @@ class Compression {
           },
           ...{ objective: crossEntropyObjective, sequences: this.sequences, validation: this.validation, options: job },
           settings: trainOptionsFor(model, {
-            ...settings,
-            tokens,
+            ...forTokens(settings, tokens),
             learningRate,
             minimumLearningRate: learningRate / 10,
           }),
@@ -309,10 +311,14 @@ class Compression {
         ...{ backend, original, weights, scores, validation, options, computeType: settings.computeType },
         ...(job.searchTokens !== undefined && {
           distill: (pruned: PrunedModel) =>
-            distilBriefly(backend, weights, pruned, this.sequences, validation, {
-              ...settings,
-              tokens: job.searchTokens ?? 0,
-            }),
+            distilBriefly(
+              backend,
+              weights,
+              pruned,
+              this.sequences,
+              validation,
+              forTokens(settings, job.searchTokens ?? 0),
+            ),
         }),
       });
       const best = ranked[0];

@@ -11,6 +11,7 @@ import {
   writeModel,
 } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
+import { noteOverlap } from "./sanity.js";
 
 /** Something that goes on and takes a while. */
 export interface ProgressEvent {
@@ -89,6 +90,7 @@ export async function openData(
   if (data.validation !== undefined && data.validation.length > 0) {
     const train = await openTokens(data.data, tokenizer, data, options);
     const validation = await openTokens(data.validation, tokenizer, data, options);
+    noteOverlap(train, validation, options);
     return { train: train.train, validation: validation.train };
   }
   const { train, heldOut } = await openTokens(data.data, tokenizer, data, options, HELD_OUT_SHARE);

@@ -36,6 +36,7 @@ import { writeEvaluationReport } from "./evaluation-report.js";
 import { identityOf, runnableGguf } from "./gguf.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
 import { claim, fileInput, inRun } from "./output.js";
+import { checkLength } from "./sanity.js";
 
 /** What answers requests for likelihoods: our own engine, or llama.cpp for GGUF files. Text is always written by llama.cpp. */
 export const EVALUATION_ENGINES = ["coppice", "llama.cpp"] as const;
@@ -341,6 +342,7 @@ async function open(index: number, job: EvaluateJob): Promise<OpenedModel> {
   const { checkpoint, parameters, model } = opened;
   if (job.engine === "llama.cpp" && !isGguf(checkpoint.path))
     throw new UsageError(`--engine llama.cpp is for .gguf files; ${name} is a directory`);
+  checkLength(job.maxLength, model, name, "--max-length");
   const maxLength = job.maxLength ?? model.maxPositions;
   if (maxLength < 2) throw new UsageError(`a longest sequence of ${maxLength} tokens leaves nothing to predict`);
   const lazy = new LazyModel(opened, name, { ...job, maxLength });

@@ -45,6 +45,7 @@ import {
   type OverwriteOptions,
   type RunJob,
 } from "./output.js";
+import { checkLength } from "./sanity.js";
 import { storedType } from "./training.js";
 
 export interface ExportJob extends RunJob, OverwriteOptions {
@@ -255,6 +256,7 @@ interface Calibration {
 
 async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJob): Promise<Calibration | undefined> {
   const { data } = job;
+  checkLength(job.sequenceLength, model);
   if (data === undefined || data.length === 0) return undefined;
   const { train, validation } = await openData(checkpoint.directory, { ...job, data }, job);
   const length = job.sequenceLength ?? defaultSequenceLength(model);

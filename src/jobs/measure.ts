@@ -5,6 +5,7 @@ import type { Backend } from "../ggml/index.js";
 import { cacheBytes, countParameters, type DimensionName, loadWeights, openCheckpoint } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type DataOptions, type JobOptions, onDevice, openModel, openTokens } from "./environment.js";
+import { checkLength } from "./sanity.js";
 
 /** What `inspect` tells of a model. */
 export interface Inspection {
@@ -76,7 +77,8 @@ export interface PerplexityJob extends JobOptions, MeasureOptions, Omit<DataOpti
 
 /** Loss and perplexity of a model on data. */
 export async function measurePerplexity(job: PerplexityJob): Promise<Perplexity> {
-  const { checkpoint } = await openModel(job.model, job);
+  const { checkpoint, model } = await openModel(job.model, job);
+  checkLength(job.sequenceLength, model);
   const tokenizer = await Tokenizer.load(checkpoint.directory);
   const { train } = await openTokens(job.data, tokenizer, job, job);
   return onDevice(job, async (backend) => {

@@ -4,6 +4,7 @@ import { readConfigJson } from "../checkpoint/config-json.js";
 import { floatSource, type TensorSource } from "../checkpoint/index.js";
 import { agreeingTokens, checkVocabulary, Sequences, type TokenizerSide, type TokenStream } from "../data/index.js";
 import {
+  checkTrainOptions,
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,
   type DistillationOptions,
@@ -37,6 +38,7 @@ import { type DataOptions, type JobOptions, type OpenModel, onDevice, openData, 
 import { type Measurement, measure } from "./measure.js";
 import { claim, dataInputs, inRun, modelIdentity, modelInput } from "./output.js";
 import { writeReport } from "./report.js";
+import { checkLength, noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 
 /** Training settings that a user may set; the rest have defaults that suit the model. */
@@ -45,14 +47,17 @@ export type TrainSettings = Partial<Omit<TrainOptions, "tokens">> & { readonly t
 /** Sequences per step where nothing is said. */
 const DEFAULT_BATCH_TOKENS = 4096;
 
-/** Completes settings for a model. */
+/** Completes settings for a model. @throws UsageError for those that cannot be */
 export function trainOptionsFor(model: Model, settings: TrainSettings): TrainOptions {
   const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
   const sequenceLength = settings.sequenceLength ?? Math.min(256, defaultSequenceLength(model));
   const batchSize = settings.batchSize ?? Math.max(1, Math.round(DEFAULT_BATCH_TOKENS / sequenceLength));
   const defaults = defaultTrainOptions(model.sizes.hidden ?? 1, settings.tokens, sequenceLength, batchSize);
   const learningRate = settings.learningRate ?? defaults.learningRate;
-  return { ...defaults, minimumLearningRate: learningRate / 10, ...given };
+  const options = { ...defaults, minimumLearningRate: learningRate / 10, ...given };
+  checkTrainOptions(options);
+  checkLength(options.sequenceLength, model);
+  return options;
 }
 
 /** How the teacher reaches the student. */
@@ -245,9 +250,10 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   const files = checkpoint ?? { path: directory, directory, files: [] };
   return inRun(job, [...modelInput("the model", files), ...(await dataInputs(job))], async (run) => {
     const model = modelFromConfig(start.config);
+    const settings = trainOptionsFor(model, job.settings);
     const { train: tokens, validation } = await openData(directory, job, job);
     checkVocabulary(tokens, model.vocabSize);
-    const settings = trainOptionsFor(model, job.settings);
+    noteTraining(settings, tokens, job);
     const dtype = job.dtype ?? (checkpoint === undefined ? "bf16" : storedType(checkpoint.source));
     claim(run, job, {
       command: "pretrain",
@@ -355,8 +361,10 @@ async function distillIn(
   vocabulary: number,
 ) {
   const { directory, source } = student.checkpoint;
-  const { train: tokens, validation } = await openData(directory, job, job);
   const settings = trainOptionsFor(student.model, job.settings);
+  checkLength(settings.sequenceLength, teacher.model, "the teacher");
+  const { train: tokens, validation } = await openData(directory, job, job);
+  noteTraining(settings, tokens, job);
   const { distillation = {}, teacherOptions = {}, cacheDir } = job;
   const inputs = {
     teacher: await modelIdentity(teacher.checkpoint, cacheDir),
