@@ -1,7 +1,8 @@
 import path from "node:path";
 import { comparison } from "../jobs/evaluation-table.js";
-import type { CompressOutcome, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
+import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
 import { formatBytes, formatCount, recoveredShare } from "../jobs/report.js";
+import type { FileKind } from "../quantize/index.js";
 import { table } from "./command.js";
 
 /** How a training run ended. */
@@ -16,17 +17,27 @@ export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out 
 export function renderCompression(outcome: CompressOutcome): string {
   const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out, gguf, evaluation } = outcome;
   const models = { teacher, pruned, student };
+  const kinds = Object.keys(outcome.bytesByKind.teacher ?? {}) as FileKind[];
   const cut = Object.entries(plan).filter(([, { from, to }]) => from !== to);
   return [
     table(
-      ["", "parameters", "size", "loss", "perplexity"],
-      Object.entries(models).map(([role, m]) => [
-        role,
-        formatCount(m.parameters),
-        formatBytes(m.bytes),
-        m.loss.toFixed(4),
-        m.perplexity.toFixed(3),
-      ]),
+      ["", "parameters", "as stored", ...kinds.map((kind) => `as ${kind}`), "loss", "perplexity"],
+      [
+        ...Object.entries(models).map(([role, model]) =>
+          modelRow(
+            role,
+            model,
+            kinds.map((kind) => formatBytes(outcome.bytesByKind[role]?.[kind] ?? 0)),
+          ),
+        ),
+        ...(gguf?.files ?? []).map(({ name, measured }) =>
+          modelRow(
+            `student, ${name}`,
+            measured,
+            kinds.map(() => ""),
+          ),
+        ),
+      ],
     ),
     `cut: ${cut.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ")}`,
     `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that pruning cost, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
@@ -35,6 +46,15 @@ export function renderCompression(outcome: CompressOutcome): string {
     ...(evaluation === undefined ? [] : [renderComparison(evaluation.models, false)]),
   ].join("\n");
 }
+
+const modelRow = (role: string, model: Measurement, sizes: readonly string[]): string[] => [
+  role,
+  formatCount(model.parameters),
+  formatBytes(model.bytes),
+  ...sizes,
+  model.loss.toFixed(4),
+  model.perplexity.toFixed(3),
+];
 
 /** Models side by side on benchmarks. */
 export function renderComparison(models: readonly ModelEvaluation[], withPublished: boolean): string {
@@ -46,6 +66,7 @@ function renderGguf({ files, prompt, sentence }: NonNullable<CompressOutcome["gg
   const [first] = files;
   return [
     ...files.map(({ files: names, fileBytes }) => `${names.join(", ")} (${formatBytes(fileBytes)})`),
+    ...renderNotes([...new Set(files.flatMap(({ notes }) => notes))]),
     `${first?.name ?? ""} writes after "${prompt}": ${sentence.trim()}`,
   ];
 }

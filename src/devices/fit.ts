@@ -1,6 +1,6 @@
 import { countParameters, largestSize, type Model } from "../models/index.js";
 import { type AxisSizes, axisSizes, enumerateCandidates, planFor, type SearchSpace } from "../prune/index.js";
-import type { FileKind } from "../quantize/index.js";
+import { type FileKind, rowMultiple } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import {
   type MemoryPrediction,
@@ -93,9 +93,16 @@ function bestOf(candidates: readonly FitCandidate[]): FitCandidate | undefined {
 const LARGE_WIDTH = 2048;
 const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
 
-/** What widths must be multiples of, so that their rows fill quantized blocks: others could not be quantized. */
-export function quantizableDivisors(model: Model): { readonly hidden: number; readonly ffn: number } {
-  const blockOf = (size: number) => (size >= LARGE_WIDTH ? LARGE_BLOCK : SMALL_BLOCK);
+/**
+ * What widths must be multiples of, so that their rows fill quantized blocks: others could not be quantized.
+ * @param kinds of files that are wanted; those of large blocks want them filled in small models, too
+ */
+export function quantizableDivisors(
+  model: Model,
+  kinds: readonly FileKind[] = [],
+): { readonly hidden: number; readonly ffn: number } {
+  const least = kinds.some((kind) => rowMultiple(kind) > SMALL_BLOCK) ? LARGE_BLOCK : LARGE_WIDTH;
+  const blockOf = (size: number) => (size >= least ? LARGE_BLOCK : SMALL_BLOCK);
   return { hidden: blockOf(largestSize(model, "hidden")), ffn: blockOf(largestSize(model, "ffn")) };
 }
 

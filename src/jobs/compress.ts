@@ -19,6 +19,7 @@ import { type OpenModel, onDevice, openData, openModel, writeDirectory } from ".
 import { type EvaluateJob, type EvaluateOutcome, evaluate } from "./evaluate.js";
 import { generate } from "./generate.js";
 import { type QuantizedFile, quantize } from "./gguf.js";
+import { type BytesByKind, bytesByKind, comparedKinds } from "./like-with-like.js";
 import { type Measurement, measure } from "./measure.js";
 import { claim, dataInputs, inRun, modelIdentity, modelInput, outside, ownInside, scoresIdentity } from "./output.js";
 import { candidatesFor, type PlanSummary, scoresFor, search, summarisePlan, type TargetOptions } from "./pruning.js";
@@ -69,14 +70,21 @@ export interface CompressOutcome {
   readonly seconds: number;
   readonly tokensPerSecond: number;
   readonly out: string;
+  /** How large each would be in files of the same kinds, where GGUF files are wanted or the teacher is quantized. */
+  readonly bytesByKind: Readonly<Record<string, BytesByKind>>;
   /** GGUF files of the student, and what the first of them wrote. */
   readonly gguf?: GgufOutcome;
   /** Scores of teacher, pruned model and student. */
   readonly evaluation?: EvaluateOutcome;
 }
 
+/** A file as it is delivered, measured like the models that it came from. */
+export interface MeasuredFile extends QuantizedFile {
+  readonly measured: Measurement;
+}
+
 export interface GgufOutcome {
-  readonly files: readonly QuantizedFile[];
+  readonly files: readonly MeasuredFile[];
   readonly prompt: string;
   /** A sentence that it put after the prompt. */
   readonly sentence: string;
@@ -120,11 +128,28 @@ export async function compress(given: CompressJob): Promise<CompressOutcome> {
 const forDevice = (job: CompressJob, model: Model): CompressJob =>
   isDevice(job.target) ? { ...job, gguf: job.gguf ?? [fitFor(model, job.target, job.space).kind] } : job;
 
-/** Where GGUF files are wanted, widths stay multiples of quantized blocks: rows that do not fill them could not be quantized. */
+/**
+ * Where GGUF files are wanted, widths stay multiples of quantized blocks: rows that do not fill them could not be quantized, or not
+ * as far as was asked for.
+ */
 function forQuantization(job: CompressJob, model: Model): CompressJob {
-  if ((job.gguf ?? []).length === 0) return job;
-  const divisors = { ...quantizableDivisors(model), ...job.space?.divisors };
-  return { ...job, space: { ...job.space, divisors } };
+  const kinds = job.gguf ?? [];
+  if (kinds.length === 0) return job;
+  const keeping = (divisors: ReturnType<typeof quantizableDivisors>): CompressJob => ({
+    ...job,
+    space: { ...job.space, divisors: { ...divisors, ...job.space?.divisors } },
+  });
+  const filling = keeping(quantizableDivisors(model, kinds));
+  return hasCandidates(model, filling) ? filling : keeping(quantizableDivisors(model));
+}
+
+function hasCandidates(model: Model, job: CompressJob): boolean {
+  try {
+    return candidatesFor(model, job).length > 0;
+  } catch (error) {
+    if (error instanceof UsageError) return false; // said where it matters
+    throw error;
+  }
 }
 
 /** What identifies a run: everything that its numbers depend on. */
@@ -183,13 +208,14 @@ class Compression {
     const training = await stages.once("distill", () => this.distil(teacherPath, prunedDirectory, plan));
     const student = await stages.once("measure student", () => this.measure(job.out, "measure student"));
     this.directory.dropCheckpoints();
-    const { gguf: kinds = [] } = job;
-    const gguf =
-      kinds.length === 0 ? undefined : await stages.once(`gguf ${kinds.join()}`, () => this.writeGguf(kinds));
+    const gguf = await this.measuredGguf(job.gguf ?? []);
     const evaluation = await this.evaluate([before, prunedDirectory, job.out]);
+    const smaller = openCheckpoint(job.out).model;
+    const roles = { teacher: this.original.model, pruned: smaller, student: smaller };
     const outcome: CompressOutcome = {
       ...{ teacher, pruned, student },
-      plan: summarisePlan(this.original.model, openCheckpoint(job.out).model),
+      plan: summarisePlan(this.original.model, smaller),
+      bytesByKind: bytesByKind(roles, comparedKinds(job.gguf ?? [], this.original.checkpoint)),
       keptLayers: plan.keptLayers,
       tokens: training.tokens,
       seconds: stages.all.reduce((sum, stage) => sum + stage.seconds, 0),
@@ -200,7 +226,9 @@ class Compression {
     };
     const { out, ...told } = outcome;
     const { name = out } = job;
-    writeReport(this.directory, { ...told, name, models: { teacher, pruned, student }, stages: stages.all });
+    const files = gguf?.files.map((file) => [`student, ${file.name}`, file.measured] as const) ?? [];
+    const models = { teacher, pruned, student, ...Object.fromEntries(files) };
+    writeReport(this.directory, { ...told, name, models, stages: stages.all });
     this.directory.finish();
     return outcome;
   }
@@ -226,8 +254,23 @@ class Compression {
     );
   }
 
+  /** Quantizes the student and measures each file: that is what is delivered. */
+  private async measuredGguf(kinds: readonly FileKind[]): Promise<GgufOutcome | undefined> {
+    if (kinds.length === 0) return undefined;
+    const { files, ...rest } = await this.stages.once(`gguf ${kinds.join()}`, () => this.writeGguf(kinds));
+    const measured: MeasuredFile[] = [];
+    for (const file of files) {
+      const stage = `measure ${file.name}`;
+      const measurement = await this.stages.once(stage, () => this.measure(file.files[0] ?? "", stage));
+      measured.push({ ...file, measured: { ...measurement, bytes: file.fileBytes } });
+    }
+    return { ...rest, files: measured };
+  }
+
   /** Quantizes the student, and has the first file write a sentence: the proof that it runs. */
-  private async writeGguf(types: readonly FileKind[]): Promise<GgufOutcome> {
+  private async writeGguf(
+    types: readonly FileKind[],
+  ): Promise<Omit<GgufOutcome, "files"> & { readonly files: readonly QuantizedFile[] }> {
     const { job, settings } = this;
     const { files } = await quantize({
       ...{ ...job, model: job.out, types, sequenceLength: settings.sequenceLength },

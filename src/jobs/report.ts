@@ -1,7 +1,9 @@
 import type { MetricsRecord, RunDirectory } from "../distill/index.js";
+import type { FileKind } from "../quantize/index.js";
 import { pathsBelow, writeFileAtomic, writeJson } from "../system/files.js";
 import type { EvaluateOutcome, ModelEvaluation } from "./evaluate.js";
 import { comparison } from "./evaluation-table.js";
+import type { BytesByKind } from "./like-with-like.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./pruning.js";
 import type { StageRecord } from "./stages.js";
@@ -19,6 +21,8 @@ export interface ReportContent {
   readonly name: string;
   /** Scores on benchmarks. */
   readonly evaluation?: EvaluateOutcome;
+  /** How large models would be in files of the same kinds, by role. */
+  readonly bytesByKind?: Readonly<Record<string, BytesByKind>>;
 }
 
 /** Share of the loss that pruning cost which distillation won back: (pruned - student) / (pruned - teacher). */
@@ -80,7 +84,8 @@ export function comparisonTable(models: readonly ModelEvaluation[], withPublishe
 }
 
 function renderReport(content: ReportContent, metrics: readonly MetricsRecord[]): string {
-  const { models, plan, stages } = content;
+  const { models, plan, stages, bytesByKind = {} } = content;
+  const kinds = Object.keys(Object.values(bytesByKind)[0] ?? {}) as FileKind[];
   const recovered = recoveredShare(models);
   const sections = [
     `<h1>${escapeHtml(content.name)}</h1>`,
@@ -91,11 +96,12 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
     }</p>`,
     "<h2>Models</h2>",
     table(
-      ["", "parameters", "size", "loss (nats/token)", "perplexity"],
+      ["", "parameters", "as stored", ...kinds.map((kind) => `as ${kind}`), "loss (nats/token)", "perplexity"],
       Object.entries(models).map(([role, m]) => [
         role,
         formatCount(m.parameters),
         formatBytes(m.bytes),
+        ...kinds.map((kind) => formatBytes(bytesByKind[role]?.[kind] ?? m.bytes)),
         m.loss.toFixed(4),
         m.perplexity.toFixed(3),
       ]),

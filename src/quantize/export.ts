@@ -1,9 +1,17 @@
 import { availableParallelism } from "node:os";
-import type { QuantizedDType, StoredDType } from "../ggml/dtype.js";
+import { isQuantized, type QuantizedDType, type StoredDType } from "../ggml/dtype.js";
 import type { Checkpoint } from "../models/index.js";
 import type { Importance } from "./importance.js";
 import { bestMix } from "./mix.js";
-import { type FileKind, fileTypeOf, fileTypeOfMostly, typesFor } from "./recipes.js";
+import {
+  type FileKind,
+  fallbacks,
+  fileTypeOf,
+  fileTypeOfMostly,
+  type RecipeFacts,
+  type TensorShape,
+  typesFor,
+} from "./recipes.js";
 import type { Sensitivity } from "./sensitivity.js";
 import { fileBytes, ggufShapes, recipeFacts, type WriteModelOptions, type WrittenModel, writeModel } from "./write.js";
 
@@ -17,15 +25,45 @@ export interface ExportOptions
 }
 
 /** Writes a model as a GGUF file of a kind. @throws CoppiceError when llama.cpp could not run it */
-export function exportGguf(file: string, checkpoint: Checkpoint, options: ExportOptions): Promise<WrittenModel> {
+export async function exportGguf(file: string, checkpoint: Checkpoint, options: ExportOptions): Promise<WrittenModel> {
+  const { kind } = options;
   const { model } = checkpoint;
-  const types = typesFor(options.kind, ggufShapes(model), recipeFacts(model, options.importance !== undefined));
-  return writeModel(file, checkpoint, model, {
+  const [shapes, facts] = [ggufShapes(model), recipeFacts(model, options.importance !== undefined)];
+  const written = await writeModel(file, checkpoint, model, {
     ...options,
-    types,
-    fileType: fileTypeOf(options.kind),
+    types: typesFor(kind, shapes, facts),
+    fileType: fileTypeOf(kind),
     threads: options.threads ?? availableParallelism(),
   });
+  const notes = [...written.notes, ...fallbackNotes(kind, shapes, facts, written), ...growthNotes(checkpoint, written)];
+  return { ...written, notes };
+}
+
+/** Where rows do not fill a type's blocks, files become larger than their kind promises. */
+function fallbackNotes(
+  kind: FileKind,
+  shapes: readonly TensorShape[],
+  facts: RecipeFacts,
+  { bytes }: WrittenModel,
+): string[] {
+  const counts = [...fallbacks(kind, shapes, facts)];
+  if (counts.length === 0) return [];
+  const count = counts.reduce((sum, [, tensors]) => sum + tensors, 0);
+  const elements = shapes.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+  return [
+    `${count} of ${shapes.length} tensors have rows that do not fill the blocks of ${kind} and take other types (${counts
+      .map(([dtype, tensors]) => `${tensors} ${dtype}`)
+      .join(", ")}): ${((8 * bytes) / elements).toFixed(1)} bits a weight in all`,
+  ];
+}
+
+/** A model that is quantized already may grow by being quantized. */
+function growthNotes(checkpoint: Checkpoint, { bytes }: WrittenModel): string[] {
+  const stored = [...checkpoint.source.tensors.values()].map(({ dtype }) => dtype).filter(isQuantized);
+  if (stored.length === 0 || bytes <= checkpoint.bytes) return [];
+  return [
+    `the file is larger than the model that it was made of, which is quantized already (${[...new Set(stored)].join(", ")}): ${(bytes / checkpoint.bytes).toFixed(2)} times its size`,
+  ];
 }
 
 export interface FitOptions extends Omit<ExportOptions, "kind" | "importance"> {
@@ -68,7 +106,8 @@ export async function exportToSize(
     fileType: fileTypeOfMostly(mostly(mix.types, sensitivity)),
     threads: options.threads ?? availableParallelism(),
   });
-  return { ...written, expectedLoss: mix.expectedLoss };
+  const notes = [...written.notes, ...growthNotes(checkpoint, written)];
+  return { ...written, notes, expectedLoss: mix.expectedLoss };
 }
 
 /** The largest gap between tensors. */

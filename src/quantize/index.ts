@@ -5,6 +5,6 @@ export {
   measureImportance,
   saveImportance,
 } from "./importance.js";
-export { FILE_KINDS, type FileKind, parseFileKind } from "./recipes.js";
+export { FILE_KINDS, type FileKind, parseFileKind, rowMultiple } from "./recipes.js";
 export { measureSensitivity, type Sensitivity, type SensitivityOptions, type TypeCost } from "./sensitivity.js";
 export { nameOf, type WrittenModel } from "./write.js";

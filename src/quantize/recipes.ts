@@ -227,6 +227,28 @@ export function typesFor(
   );
 }
 
+/** Elements of which rows must be a multiple to have a kind's own type. */
+export const rowMultiple = (kind: FileKind): number => blockSize(RECIPES[kind].base);
+
+/** Rows of so many elements fill the blocks of every type. */
+const FILLING = 256;
+
+/** Tensors whose rows do not fill the blocks of the type that their kind of file would give them, by the type that they get. */
+export function fallbacks(
+  kind: FileKind,
+  tensors: readonly TensorShape[],
+  facts: RecipeFacts,
+): ReadonlyMap<StoredDType, number> {
+  const filling = tensors.map((tensor) => {
+    const columns = tensor.shape.at(-1) ?? 1;
+    return { ...tensor, shape: [...tensor.shape.slice(0, -1), Math.ceil(columns / FILLING) * FILLING] };
+  });
+  const [wished, given] = [typesFor(kind, filling, facts), typesFor(kind, tensors, facts)];
+  const counts = new Map<StoredDType, number>();
+  for (const [name, dtype] of given) if (wished.get(name) !== dtype) counts.set(dtype, (counts.get(dtype) ?? 0) + 1);
+  return counts;
+}
+
 function typeOf(
   recipe: Recipe,
   { role: own, layer = 0, shape }: TensorShape,

@@ -1,15 +1,12 @@
-import { existsSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openSafetensors, readTensor } from "../../src/checkpoint/index.js";
-import { crossEntropyObjective, DISTILLATION_DEFAULTS, distillationObjective, train } from "../../src/distill/index.js";
+import { crossEntropyObjective } from "../../src/distill/index.js";
 import { Backend, toFloat32 } from "../../src/ggml/index.js";
-import { initialise, loadWeights, openCheckpoint, storedSource, writeModel } from "../../src/models/index.js";
-import { exportGguf } from "../../src/quantize/index.js";
+import { loadWeights, openCheckpoint, writeModel } from "../../src/models/index.js";
 import { Random } from "../../src/system/random.js";
 import { elementCount, Graph, gradients } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
-import { greedyTokens, loadInLlamaCpp, logProbabilities, writeTokenizer } from "../llama-cpp.js";
 import { temporaryDirectory } from "../temporary.js";
 import { covered, cut, cutsOf, expected, logitsOf, models, relativeDifference, sampled } from "./architectures.js";
 

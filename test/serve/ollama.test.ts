@@ -2,7 +2,7 @@ import path from "node:path";
 import { type Message, Ollama, type Tool } from "ollama";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openCheckpoint } from "../../src/checkpoint/index.js";
+import { openCheckpoint } from "../../src/models/index.js";
 import { type RunningServer, serve } from "../../src/serve/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
