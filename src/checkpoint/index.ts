@@ -18,7 +18,13 @@ export {
   resolveConfig,
   resolveModel,
 } from "./hub.js";
-export { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
+export {
+  checkOwner,
+  openSafetensors,
+  type SafetensorsFile,
+  type TensorToWrite,
+  writeSafetensors,
+} from "./safetensors.js";
 export {
   blocks,
   floatSource,

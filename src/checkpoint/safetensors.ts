@@ -102,6 +102,23 @@ export function openSafetensors(file: string): SafetensorsFile {
   return new OpenFile(file, mapped, metadata, mapped.byteLength - dataStart, tensors, others);
 }
 
+/**
+ * Checks that what was measured of a model is used for that model.
+ * @param identity what the model contains
+ * @throws FormatError when the file says that it is of another
+ */
+export function checkOwner(
+  { path: file, metadata }: SafetensorsFile,
+  identity: string | undefined,
+  what: string,
+): void {
+  const { model } = metadata;
+  if (identity !== undefined && model !== undefined && model !== identity)
+    throw new FormatError(
+      `${file} has the ${what} of another model of the same sizes: name another file, or delete it to measure this one's`,
+    );
+}
+
 class OpenFile implements SafetensorsFile {
   constructor(
     readonly path: string,

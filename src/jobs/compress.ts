@@ -21,7 +21,17 @@ import { generate } from "./generate.js";
 import { type QuantizedFile, quantize } from "./gguf.js";
 import { type BytesByKind, bytesByKind, comparedKinds } from "./like-with-like.js";
 import { type Measurement, measure } from "./measure.js";
-import { claim, dataInputs, inRun, modelIdentity, modelInput, outside, ownInside, scoresIdentity } from "./output.js";
+import {
+  checkKept,
+  claim,
+  dataInputs,
+  inRun,
+  modelIdentity,
+  modelInput,
+  outside,
+  ownInside,
+  scoresIdentity,
+} from "./output.js";
 import { candidatesFor, type PlanSummary, scoresFor, search, summarisePlan, type TargetOptions } from "./pruning.js";
 import { writeReport } from "./report.js";
 import { noteTraining } from "./sanity.js";
@@ -105,6 +115,7 @@ export async function compress(given: CompressJob): Promise<CompressOutcome> {
   const teacher = await openModel(given.model, given);
   const job = forQuantization(forDevice(given, teacher.model), teacher.model);
   candidatesFor(teacher.model, job); // a target that cannot be met is said before anything long begins
+  if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
   const inputs = [
     ...modelInput("the model", teacher.checkpoint),
     ...(await dataInputs(job)),
@@ -346,7 +357,8 @@ class Compression {
       const options = { ...job, scoresFile: this.scoresFile };
       const scores = await this.stages
         .once("calibrate", async () => {
-          await scoresFor(backend, weights, this.tokens, options, settings.computeType);
+          const identity = job.modelName === undefined ? await this.identity() : undefined;
+          await scoresFor(backend, weights, this.tokens, options, settings.computeType, identity);
           return scoresIdentity(this.scoresFile);
         })
         .then((identity) => this.sameScores(identity));
@@ -370,6 +382,10 @@ class Compression {
     } finally {
       weights.free();
     }
+  }
+
+  private identity(): Promise<string> {
+    return modelIdentity(this.original.checkpoint, this.job.cacheDir);
   }
 
   private get scoresFile(): string {

@@ -34,6 +34,7 @@ import {
   writeDirectory,
 } from "./environment.js";
 import {
+  checkKept,
   checkNewFile,
   claim,
   dataInputs,
@@ -247,6 +248,7 @@ async function checkPlaces({ checkpoint }: OpenModel, files: readonly string[], 
   if (!isGguf(job.out) && existsSync(job.out) && !statSync(job.out).isDirectory())
     throw new UsageError(`${job.out} is a file: --out names a .gguf file or a directory`);
   for (const file of files) checkNewFile(file, job);
+  if (job.importanceFile !== undefined) checkKept(job.importanceFile, "--imatrix");
 }
 
 interface Calibration {
@@ -290,7 +292,9 @@ async function importanceFor(
   job: QuantizeJob,
 ): Promise<Importance | undefined> {
   const { importanceFile } = job;
-  if (importanceFile !== undefined && existsSync(importanceFile)) return loadImportance(importanceFile, opened.model);
+  const identity = importanceFile === undefined ? undefined : await modelIdentity(opened.checkpoint, job.cacheDir);
+  if (importanceFile !== undefined && existsSync(importanceFile))
+    return loadImportance(importanceFile, opened.model, identity);
   if (calibration === undefined) return undefined;
   const importance = await withWeights(job, opened, (backend, weights) =>
     measureImportance(backend, weights, calibration.train, {
@@ -300,7 +304,7 @@ async function importanceFor(
       onProgress: (done, total) => job.onProgress?.({ stage: "importance", done, total, unit: "sequences" }),
     }),
   );
-  if (importanceFile !== undefined) saveImportance(importanceFile, importance);
+  if (importanceFile !== undefined) saveImportance(importanceFile, importance, identity);
   return importance;
 }
 

@@ -117,6 +117,15 @@ export function claim(run: RunDirectory, job: RunJob, configuration: Readonly<Re
   if (run.finished) job.onNote?.(`${job.out}: this run is finished already; --restart runs it again`);
 }
 
+/**
+ * Makes sure that a file that is used or made can be either.
+ * @throws UsageError when it is a directory, or can neither be read nor made
+ */
+export function checkKept(file: string, option: string): void {
+  if (statOf(file)?.isDirectory()) throw new UsageError(`${file} is a directory: ${option} names a file`);
+  if (statOf(file) === undefined) checkWritable(file, option);
+}
+
 /** How a file that is there already is dealt with. */
 export interface OverwriteOptions {
   /** Replace files that are there already. */

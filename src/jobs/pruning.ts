@@ -49,6 +49,7 @@ import {
   writeDirectory,
 } from "./environment.js";
 import {
+  checkKept,
   claim,
   dataIdentity,
   dataInputs,
@@ -108,16 +109,18 @@ export function candidatesFor(model: Model, options: TargetOptions): Candidate[]
   return enumerateCandidates(model, target.parameters, spaceOf(model, options));
 }
 
-/** Calibrates, or reads the scores of an earlier calibration. */
+/** Calibrates, or reads the scores of an earlier calibration. @param identity what the model contains */
 export async function scoresFor(
   backend: Backend,
   weights: ModelWeights,
   tokens: TokenStream,
   options: TargetOptions & JobOptions,
   computeType: ComputeType,
+  identity?: string,
 ): Promise<Scores> {
   const { scoresFile } = options;
-  if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(backend, scoresFile, weights.model);
+  if (scoresFile !== undefined && existsSync(scoresFile))
+    return loadScores(backend, scoresFile, weights.model, identity);
   const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
   const sequences = new Sequences(tokens, length);
   const scores = await calibrate(backend, weights, sequences, {
@@ -126,7 +129,7 @@ export async function scoresFor(
     computeType,
     onProgress: (done, total) => options.onProgress?.({ stage: "calibrate", done, total, unit: "sequences" }),
   });
-  if (scoresFile !== undefined) saveScores(scoresFile, scores);
+  if (scoresFile !== undefined) saveScores(scoresFile, scores, identity);
   return scores;
 }
 
@@ -204,10 +207,12 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   candidatesFor(model, job); // a target that cannot be met is said before anything long begins
   const { train, validation } = await openData(checkpoint.directory, { ...job, data: job.data }, job);
   const computeType = job.computeType ?? "bf16";
+  if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
+  const identity = await modelIdentity(checkpoint, job.cacheDir);
   return onDevice(job, async (backend) => {
     const weights = loadWeights(backend, model, checkpoint.source, { dtype: computeType, trainable: false });
     try {
-      const scores = await scoresFor(backend, weights, train, job, computeType);
+      const scores = await scoresFor(backend, weights, train, job, computeType, identity);
       const ranked = await search({
         ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
         ...briefDistiller(backend, weights, train, validation, job, computeType),
@@ -263,6 +268,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     ...outside(job.out, "the scores", job.scoresFile),
   ];
   const candidates = candidatesFor(opened.model, job);
+  if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
   return inRun(job, inputs, async (run) => {
     const { target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples } = job;
     claim(run, job, {
@@ -313,10 +319,13 @@ async function choose(
   computeType: ComputeType,
 ): Promise<{ readonly chosen: PrunePlan; readonly scores: Scores }> {
   const { directory, source } = checkpoint;
+  const identity = await modelIdentity(checkpoint, job.cacheDir);
   const only = candidates.length === 1 ? candidates[0] : undefined;
   const layers = only?.sizes.layers === undefined ? model.layerCount : largestOf(only.sizes.layers);
   const stored =
-    job.scoresFile !== undefined && existsSync(job.scoresFile) ? loadScores(backend, job.scoresFile, model) : undefined;
+    job.scoresFile !== undefined && existsSync(job.scoresFile)
+      ? loadScores(backend, job.scoresFile, model, identity)
+      : undefined;
   const byInfluence = only !== undefined && (layers === model.layerCount || job.depthMethod === "block-influence");
   if (stored !== undefined && only !== undefined && byInfluence) {
     const order = [...(stored.get("layers") ?? [])]
@@ -336,7 +345,7 @@ async function choose(
   const { train, validation } = await openData(directory, { ...job, data: job.data }, job);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {
-    const scores = await scoresFor(backend, weights, train, job, computeType);
+    const scores = await scoresFor(backend, weights, train, job, computeType, identity);
     if (only === undefined) {
       const [best] = await search({
         ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },

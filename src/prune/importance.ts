@@ -1,5 +1,5 @@
 import path from "node:path";
-import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
+import { checkOwner, openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
 import { overflowError } from "../evaluate/finite.js";
@@ -138,23 +138,31 @@ class ScoreSums {
   }
 }
 
-/** Keeps scores in a safetensors file, one tensor per dimension. */
-export function saveScores(file: string, scores: Scores): void {
+/**
+ * Keeps scores in a safetensors file, one tensor per dimension.
+ * @param identity what the model contains that they are of
+ */
+export function saveScores(file: string, scores: Scores, identity?: string): void {
   const tensors = [...scores].map(([name, values]) => ({
     name,
     dtype: "f32" as const,
     shape: [values.length],
     chunks: () => [bytesOf(values)],
   }));
-  writeSafetensors(path.resolve(file), tensors, { kind: "coppice importance scores" });
+  writeSafetensors(path.resolve(file), tensors, {
+    kind: "coppice importance scores",
+    ...(identity !== undefined && { model: identity }),
+  });
 }
 
 /**
  * Reads saved scores for a model.
+ * @param identity what the model contains; models of the same sizes are told apart by it
  * @throws FormatError when they are not this model's
  */
-export function loadScores(backend: Backend, file: string, model: Model): Scores {
+export function loadScores(backend: Backend, file: string, model: Model, identity?: string): Scores {
   const source = openSafetensors(file);
+  checkOwner(source, identity, "scores");
   const scores = new Map<DimensionName, Float32Array>();
   const dimensions = new Set([
     ...model.scoredBy.map(({ dimension }) => dimension),

@@ -1,7 +1,7 @@
 import { F16_LARGEST, notFinite } from "../checkpoint/finite.js";
 import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
-import { CoppiceError, FormatError } from "../system/errors.js";
+import { FormatError, UsageError } from "../system/errors.js";
 
 /** Conversions between stored types, on native threads: the event loop stays free. */
 
@@ -82,7 +82,7 @@ export async function convertRows(
   const result = new Uint8Array(scratch.take(dataBytes(to, elements)));
   if (isQuantized(to)) {
     if (importance === undefined && f.ggml_quantize_requires_imatrix(DTYPE_ID[to]))
-      throw new CoppiceError(`${name}: ${to} needs to know which inputs matter: give calibration data (--data)`);
+      throw new UsageError(`${name}: ${to} needs to know which inputs matter: give calibration data (--data)`);
     await onThread(
       f.ggml_quantize_chunk,
       DTYPE_ID[to],

@@ -1,5 +1,5 @@
 import path from "node:path";
-import { openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
+import { checkOwner, openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
 import { overflowError } from "../evaluate/finite.js";
@@ -78,18 +78,29 @@ export async function measureImportance(
 /** Σ over rows of x²: [rows, columns] -> [1, columns]. */
 const squaresOfColumns = (g: Graph, x: Tensor): Tensor => ops.sumRows(g, ops.square(g, x));
 
-/** Keeps importances in a safetensors file, one tensor per matrix. */
-export function saveImportance(file: string, importance: Importance): void {
+/**
+ * Keeps importances in a safetensors file, one tensor per matrix.
+ * @param identity what the model contains that they are of
+ */
+export function saveImportance(file: string, importance: Importance, identity?: string): void {
   const tensors = [...importance].map(([name, values]) => ({
     ...{ name, dtype: "f32" as const, shape: [values.length] },
     chunks: () => [bytesOf(values)],
   }));
-  writeSafetensors(path.resolve(file), tensors, { kind: "coppice importance matrix" });
+  writeSafetensors(path.resolve(file), tensors, {
+    kind: "coppice importance matrix",
+    ...(identity !== undefined && { model: identity }),
+  });
 }
 
-/** Reads saved importances. @throws FormatError when they are another model's */
-export function loadImportance(file: string, model: Model): Importance {
+/**
+ * Reads saved importances.
+ * @param identity what the model contains; models of the same sizes are told apart by it
+ * @throws FormatError when they are another model's
+ */
+export function loadImportance(file: string, model: Model, identity?: string): Importance {
   const source = openSafetensors(file);
+  checkOwner(source, identity, "importances");
   return new Map(
     multiplied(model).map((spec) => {
       const info = source.tensors.get(spec.name);

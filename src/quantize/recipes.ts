@@ -1,5 +1,5 @@
 import { blockSize, isQuantized, type QuantizedDType, type StoredDType } from "../ggml/dtype.js";
-import { FormatError, UsageError } from "../system/errors.js";
+import { UsageError } from "../system/errors.js";
 
 /**
  * Which type each tensor gets in a file of a given kind. The mixtures are llama.cpp's, so that a file of a name is here what it is
@@ -277,7 +277,7 @@ function outputType({ base, roles }: Recipe, columns: number): StoredDType {
   return typeof own === "string" ? own : "q6_k";
 }
 
-/** @throws FormatError when a tensor needs importances and has none */
+/** @throws UsageError when a tensor needs importances and has none */
 export function checkImportance(
   { name, role }: Pick<TensorShape, "name" | "role">,
   dtype: QuantizedDType,
@@ -285,7 +285,7 @@ export function checkImportance(
 ): void {
   const tooCoarse = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"].includes(dtype);
   if ((tooCoarse || (kind === "q2_k_s" && dtype === "q2_k")) && role !== "token_embd" && role !== "output")
-    throw new FormatError(
+    throw new UsageError(
       `${name}: ${dtype} is garbage without knowing which inputs matter: give calibration data (--data)`,
     );
 }

@@ -350,6 +350,37 @@ describe("a finished run", () => {
   });
 });
 
+describe("scores and importances", () => {
+  it("of another model of the same sizes are refused, and so is a place that cannot hold them", async () => {
+    const scoresFile = at("scores.safetensors");
+    const importanceFile = at("importance.safetensors");
+    await pruneModel(cutting(at("one"), { scoresFile }));
+    const quantizing = { ...common, data: [at("data.txt")], types: ["q4_0" as const], samples: 4, importanceFile };
+    await quantize({ ...quantizing, model: at("model"), out: at("one.gguf") });
+    const { config, source } = openCheckpoint(at("model"));
+    const tuned = {
+      tensors: source.tensors,
+      readRows: (name: string, from: number, to: number) => source.readRows(name, from, to).map((byte) => byte ^ 1),
+      releaseRows: () => {},
+    };
+    writeCheckpoint(at("tuned"), config, tuned, { carryFrom: at("model") });
+    const other = { model: at("tuned") };
+    await expect(pruneModel({ ...cutting(at("two"), { scoresFile }), ...other })).rejects.toThrow(
+      /scores.safetensors has the scores of another model of the same sizes/,
+    );
+    await expect(quantize({ ...quantizing, ...other, out: at("two.gguf") })).rejects.toThrow(
+      /importances of another model/,
+    );
+    await expect(pruneModel(cutting(at("three"), { scoresFile: at("model") }))).rejects.toThrow(
+      /is a directory: --scores/,
+    );
+    await expect(pruneModel(cutting(at("three"), { scoresFile: at("notes.md", "s") }))).rejects.toThrow(
+      /notes.md is a file/,
+    );
+    expect(existsSync(at("three"))).toBe(false);
+  });
+});
+
 describe("other settings in a run's directory", () => {
   it("are named one by one", async () => {
     await distilling(at("run"));
