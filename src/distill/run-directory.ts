@@ -1,9 +1,12 @@
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import path from "node:path";
+import { z } from "zod";
 import { openSafetensors, readTensor, type TensorToWrite, writeSafetensors } from "../checkpoint/index.js";
+import { readJsonObject } from "../checkpoint/json.js";
 import { FormatError } from "../system/errors.js";
 import { checkSpace, writeFileAtomic, writeJson, writingError } from "../system/files.js";
 import { RunFiles } from "../system/run-files.js";
+import { complaint } from "../system/schema.js";
 import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
 
 /** One line of `metrics.jsonl`. */
@@ -24,11 +27,10 @@ export interface MetricsRecord {
   readonly validationLoss?: number;
 }
 
+const stateSchema = z.object({ step: z.number().int().min(0), seconds: z.number().min(0) });
+
 /** What a checkpoint holds beside tensors. */
-export interface TrainerState {
-  readonly step: number;
-  readonly seconds: number;
-}
+export type TrainerState = Readonly<z.infer<typeof stateSchema>>;
 
 const KEPT_CHECKPOINTS = 2;
 /** A checkpoint has each weight and its two moments. */
@@ -125,7 +127,8 @@ export class RunDirectory {
       .split("\n")
       .flatMap((line) => {
         try {
-          return [JSON.parse(line) as MetricsRecord];
+          const record = JSON.parse(line) as MetricsRecord | null;
+          return typeof record?.step === "number" && typeof record.loss === "number" ? [record] : [];
         } catch {
           return [];
         }
@@ -183,11 +186,33 @@ export class RunDirectory {
     for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS)) this.removeCheckpoint(old);
   }
 
-  /** Restores the newest checkpoint into the stores. @returns its state, or undefined when there is none */
-  restore(stores: readonly TensorStore[]): TrainerState | undefined {
-    const newest = this.checkpoints().at(-1);
-    if (newest === undefined) return undefined;
-    const directory = this.file(CHECKPOINTS, newest);
+  /**
+   * Restores the newest checkpoint that is whole into the stores.
+   * @param onNote hears of those that are not
+   * @returns its state, or undefined when there is none
+   * @throws FormatError when all are damaged
+   */
+  restore(stores: readonly TensorStore[], onNote?: (text: string) => void): TrainerState | undefined {
+    const names = this.checkpoints().reverse();
+    for (const [i, name] of names.entries()) {
+      try {
+        return this.restoreOne(name, stores);
+      } catch (error) {
+        if (!(error instanceof FormatError)) throw error;
+        if (i === names.length - 1)
+          throw new FormatError(`${error.message}: no checkpoint is whole; --restart begins anew`);
+        onNote?.(`a checkpoint is damaged (${error.message}): going on from the one before`);
+      }
+    }
+    return undefined;
+  }
+
+  private restoreOne(name: string, stores: readonly TensorStore[]): TrainerState {
+    const directory = this.file(CHECKPOINTS, name);
+    const stateFile = path.join(directory, STATE[1]);
+    const stored = readJsonObject(stateFile);
+    const state = stateSchema.safeParse(stored);
+    if (!state.success) throw new FormatError(`${stateFile} ${complaint(state.error, stored)}`);
     const source = openSafetensors(path.join(directory, STATE[0]));
     for (const store of stores)
       for (const tensor of store) {
@@ -196,7 +221,7 @@ export class RunDirectory {
           throw new FormatError(`${directory}: ${tensor.name} is not of the run's shape [${tensor.shape.join(", ")}]`);
         store.write(tensor, bytes);
       }
-    return JSON.parse(readFileSync(path.join(directory, STATE[1]), "utf8")) as TrainerState;
+    return state.data;
   }
 
   /** Deletes the checkpoints of a run that has ended. */

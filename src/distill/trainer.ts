@@ -89,6 +89,8 @@ export interface TrainJob {
   /** Where metrics and checkpoints go. Without one nothing is kept and nothing resumed. */
   readonly run?: RunDirectory;
   readonly onProgress?: (progress: TrainProgress) => void;
+  /** Hears what a person should know and need not act on. */
+  readonly onNote?: ((text: string) => void) | undefined;
   /** Measures the validation loss of the student as it is. */
   readonly validate?: () => Promise<number>;
   /** Stops after the current step, with a checkpoint, when it is aborted. */
@@ -257,7 +259,7 @@ export class Trainer {
   async run(): Promise<TrainResult> {
     const { run, options } = this.job;
     const stores = [this.job.student.store, this.auxiliary, this.state];
-    const restored = run?.restore(stores);
+    const restored = run?.restore(stores, this.job.onNote);
     run?.truncateMetrics(restored?.step ?? 0);
     const secondsBefore = restored?.seconds ?? 0;
     const started = performance.now();

@@ -1,5 +1,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
+import { z } from "zod";
+import { FormatError } from "../system/errors.js";
 import { pathsBelow, writeJson } from "../system/files.js";
 import { PeakMemory } from "../system/memory.js";
 
@@ -27,7 +29,7 @@ export class Stages {
     this.directory = path.dirname(file);
     const found = (_: string, value: unknown) =>
       typeof value === "string" && value.startsWith(HERE) ? path.join(this.directory, value.slice(HERE.length)) : value;
-    this.records = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8"), found) as StageRecord[]) : [];
+    this.records = existsSync(file) ? parse(file, found) : [];
   }
 
   get all(): readonly StageRecord[] {
@@ -53,5 +55,17 @@ export class Stages {
 
   private write(): void {
     writeJson(this.file, this.records, pathsBelow(this.directory, HERE));
+  }
+}
+
+const recordsSchema = z.array(
+  z.object({ name: z.string(), seconds: z.number(), peakMemoryBytes: z.number(), result: z.unknown() }),
+);
+
+function parse(file: string, reviver: (key: string, value: unknown) => unknown): StageRecord[] {
+  try {
+    return recordsSchema.parse(JSON.parse(readFileSync(file, "utf8"), reviver));
+  } catch {
+    throw new FormatError(`${file} is damaged, so what the run has done is not known: --restart begins anew`);
   }
 }

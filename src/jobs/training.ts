@@ -111,6 +111,7 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
         unit: "tokens",
         detail: `loss ${record.loss.toFixed(3)}`,
       }),
+    onNote: options.onNote,
     ...(options.signal && { signal: options.signal }),
   });
 }

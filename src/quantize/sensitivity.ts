@@ -1,5 +1,6 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { z } from "zod";
+import { readJsonObject } from "../checkpoint/json.js";
 import { blocks, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
 import type { Sequences } from "../data/index.js";
 import type { BatchOptions } from "../evaluate/batches.js";
@@ -111,7 +112,7 @@ export async function measureSensitivity(
 
 function stored(file: string): [string, TypeCost[]][] {
   if (!existsSync(file)) return [];
-  const parsed = storedSchema.safeParse(JSON.parse(readFileSync(file, "utf8")));
+  const parsed = storedSchema.safeParse(readJsonObject(file));
   if (!parsed.success) throw new FormatError(`${file} holds no measurements of types; remove it`);
   return Object.entries(parsed.data) as [string, TypeCost[]][];
 }

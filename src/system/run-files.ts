@@ -174,6 +174,10 @@ function checkDirectory(directory: string): RunRecord | undefined {
   if (!stat.isDirectory()) throw new UsageError(`${directory} is a file: --out names a directory here`);
   const record = readRecord(path.join(directory, RUN_FILE));
   if (record !== undefined) return record;
+  if (existsSync(path.join(directory, RUN_FILE)))
+    throw new UsageError(
+      `${directory} is no run of coppice, or its ${RUN_FILE} is damaged: choose another --out, nothing was changed`,
+    );
   const found = readdirSync(directory).filter(
     (name) =>
       !NOTHING.has(name) && !name.startsWith(`${LOCK_FILE}.partial-`) && !name.startsWith(`${RUN_FILE}.partial-`),

@@ -381,6 +381,40 @@ describe("scores and importances", () => {
   });
 });
 
+describe("a run whose own files are damaged", () => {
+  /** Stops a run at a step, with checkpoints after the second and the last. */
+  async function stoppedAt(step: number): Promise<string[]> {
+    const abort = new AbortController();
+    const stop = ({ done, stage }: { done: number; stage: string }) => {
+      if (stage === "distill" && done >= step * 128) abort.abort();
+    };
+    await expect(distilling(at("run"), { signal: abort.signal, onProgress: stop })).rejects.toThrow(/stopped at step/);
+    return readdirSync(at("run", "checkpoints")).sort();
+  }
+  const cutShort = (file: string) => writeFileSync(file, readFileSync(file).subarray(0, 1000));
+
+  it("goes on from the checkpoint before, and ends with the same bits", async () => {
+    await distilling(at("whole"));
+    expect(await stoppedAt(3)).toEqual(["step-000000002", "step-000000003"]);
+    cutShort(at("run", "checkpoints", "step-000000003", "state.safetensors"));
+    const notes: string[] = [];
+    await distilling(at("run"), { onNote: (text) => notes.push(text) });
+    expect(notes.join()).toMatch(/a checkpoint is damaged .*step-000000003.*: going on from the one before/);
+    const weights = (run: string) => hashBytes(readFileSync(at(run, "model.safetensors")));
+    expect(weights("run")).toBe(weights("whole"));
+  });
+
+  it("says so where none is whole, and where its record is not", async () => {
+    for (const name of await stoppedAt(3)) cutShort(at("run", "checkpoints", name, "state.safetensors"));
+    await expect(distilling(at("run"))).rejects.toThrow(/no checkpoint is whole; --restart begins anew/);
+    writeFileSync(at("run", "stages.json"), '[{"name"');
+    await expect(distilling(at("run"))).rejects.toThrow(/stages.json is damaged.*--restart begins anew/);
+    await distilling(at("run"), { restart: true });
+    writeFileSync(at("run", "run.json"), "{");
+    await expect(distilling(at("run"), { restart: true })).rejects.toThrow(/its run.json is damaged/);
+  });
+});
+
 describe("other settings in a run's directory", () => {
   it("are named one by one", async () => {
     await distilling(at("run"));
