@@ -137,6 +137,7 @@ for (const { name: engine, missing, start } of DATABASES)
           "distill",
           "measure student",
           "gguf q8_0",
+          "measure q8_0",
         ],
       ]);
       const { teacher, pruned, student } = job.result.models;
