@@ -1,8 +1,8 @@
-import { closeSync, fsyncSync, mkdirSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, mkdirSync, openSync, rmSync } from "node:fs";
 import path from "node:path";
 import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
-import { checkSpace, moveIntoPlace, temporaryBeside, writingError } from "../system/files.js";
+import { checkSpace, moveIntoPlace, temporaryBeside, writeAll, writingError } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./tensor-source.js";
 
@@ -250,15 +250,11 @@ export function writeSafetensors(
   try {
     const handle = openSync(temporary, "w");
     try {
-      const write = (bytes: Uint8Array): void => {
-        for (let done = 0; done < bytes.length; )
-          done += writeSync(handle, bytes, done, Math.min(bytes.length - done, 1 << 30));
-      };
-      write(header);
+      writeAll(handle, header);
       for (const tensor of tensors) {
         let written = 0;
         for (const chunk of tensor.chunks()) {
-          write(chunk);
+          writeAll(handle, chunk);
           written += chunk.byteLength;
           onBytes(chunk.byteLength);
         }

@@ -1,14 +1,4 @@
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
@@ -18,6 +8,7 @@ import {
   hashFile,
   moveIntoPlace,
   temporaryBeside,
+  writeAll,
   writeFileAtomic,
   writeJson,
 } from "../system/files.js";
@@ -130,7 +121,7 @@ class ShardWriter {
       this.handle = openSync(path.join(this.directory, file), "w");
       this.files.push(file);
     }
-    writeSync(this.handle, new Uint8Array(this.buffer.buffer, 0, this.filled * this.buffer.BYTES_PER_ELEMENT));
+    writeAll(this.handle, new Uint8Array(this.buffer.buffer, 0, this.filled * this.buffer.BYTES_PER_ELEMENT));
     this.filled = 0;
   }
 

@@ -1,4 +1,4 @@
-import { closeSync, existsSync, mkdirSync, openSync, readSync, writeSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readSync, statSync } from "node:fs";
 import path from "node:path";
 import type { Batch, Sequences } from "../data/index.js";
 import { overflowError } from "../evaluate/finite.js";
@@ -6,7 +6,7 @@ import type { Backend } from "../ggml/device.js";
 import { bytesOf, fromFloat32, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import type { ModelWeights } from "../models/index.js";
-import { hashBytes, writeJson } from "../system/files.js";
+import { checkSpace, hashBytes, writeAll, writeJson, writingError } from "../system/files.js";
 import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import type { TopKTargets } from "./losses.js";
 import type { ObjectiveContext } from "./objective.js";
@@ -17,6 +17,8 @@ export interface TopKTeacherOptions {
   readonly computeType: ComputeType;
   /** Where computed logits are kept for later runs; nowhere by default. */
   readonly cacheDirectory?: string;
+  /** How many sequences will be asked for, so that a cache of them has room. */
+  readonly expectedSequences?: number | undefined;
   /** Names the teacher's weights in the cache. */
   readonly teacherId: string;
   /** Tokens that both models know: further rows of their heads are padding. */
@@ -57,7 +59,7 @@ export class TopKTeacher {
       const key = hashBytes(
         JSON.stringify([2, teacherId, options.vocabSize, sequences.stream.id, sequences.length, k, temperature]),
       ).slice(0, 32);
-      this.cache = new LogitCache(path.join(cacheDirectory, key), sequences, k);
+      this.cache = new LogitCache(path.join(cacheDirectory, key), sequences, k, this.options.expectedSequences ?? 0);
     }
   }
 
@@ -151,6 +153,10 @@ function normalise(logProbabilities: Float32Array, k: number): void {
   }
 }
 
+const LOGITS = "logits.bin";
+/** What `stat` counts blocks in. */
+const BLOCK_BYTES = 512;
+
 /**
  * Logits on disk: for each sequence of a corpus, its positions' k token ids (i32) and log-probabilities (f16), and a byte
  * that says that they are there. A sequence's byte is written after its data, so a killed run leaves no half entry.
@@ -163,14 +169,22 @@ class LogitCache {
   private readonly known = new Set<number>();
   private readonly functions = loadFunctions();
 
-  constructor(directory: string, sequences: Sequences, k: number) {
+  constructor(
+    private readonly directory: string,
+    sequences: Sequences,
+    k: number,
+    expectedSequences: number,
+  ) {
     this.entries = sequences.length * k;
     this.entryBytes = this.entries * 6;
     mkdirSync(directory, { recursive: true });
+    const { blocks = 0 } = statSync(path.join(directory, LOGITS), { throwIfNoEntry: false }) ?? {};
+    const more = Math.min(expectedSequences, sequences.count) * this.entryBytes - blocks * BLOCK_BYTES;
+    checkSpace(directory, more, "the teacher's logits");
     writeJson(path.join(directory, "cache.json"), { sequences: sequences.count, sequenceLength: sequences.length, k });
     const open = (name: string) =>
       openSync(path.join(directory, name), existsSync(path.join(directory, name)) ? "r+" : "w+");
-    this.data = open("logits.bin");
+    this.data = open(LOGITS);
     this.present = open("present.bin");
   }
 
@@ -186,8 +200,12 @@ class LogitCache {
     const entry = new Uint8Array(this.entryBytes);
     entry.set(bytesOf(ids));
     entry.set(fromFloat32(this.functions, values.slice(), "f16"), this.entries * 4);
-    writeSync(this.data, entry, 0, entry.length, number * this.entryBytes);
-    writeSync(this.present, Uint8Array.of(1), 0, 1, number);
+    try {
+      writeAll(this.data, entry, number * this.entryBytes);
+      writeAll(this.present, Uint8Array.of(1), number);
+    } catch (error) {
+      throw writingError(error, path.join(this.directory, LOGITS));
+    }
     this.known.add(number);
   }
 

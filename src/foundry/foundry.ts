@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { setMaxListeners } from "node:events";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readdirSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
 import { type Logger, pino } from "pino";
@@ -8,6 +8,7 @@ import { packageRoot } from "../ggml/library.js";
 import type { JobOptions } from "../jobs/index.js";
 import { type Listening, listen } from "../serve/listen.js";
 import { UsageError } from "../system/errors.js";
+import { checkWritable, statOf } from "../system/places.js";
 import { Database } from "./database.js";
 import { startHeartbeat } from "./heartbeat.js";
 import { type FoundryServices, foundryApp } from "./http.js";
@@ -71,12 +72,31 @@ interface Common {
 
 async function openCommon(options: FoundryOptions, url: string | undefined): Promise<Common> {
   const directory = path.resolve(options.data ?? defaultDataDirectory());
+  checkDataDirectory(directory);
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   const storage = await openStorage(options.storage ?? path.join(directory, "files"), path.join(directory, "cache"));
   const secrets = Secrets.open(directory);
   const db = url?.startsWith("socket:") ? await Database.connect(url) : await Database.open(url, directory);
   const tenants = new Tenants(db, secrets, { ...QUOTA, ...options.quota });
   return { db, storage, tenants, directory };
+}
+
+/** What a foundry keeps in its data directory. */
+const OWN = ["database", "socket", "files", "cache", "secret"];
+
+/** A database among someone's own files would be hard to tell from them. @throws UsageError when it is neither empty nor a foundry's */
+function checkDataDirectory(directory: string): void {
+  const stat = statOf(directory);
+  if (stat === undefined) {
+    checkWritable(directory, "--data");
+    return;
+  }
+  if (!stat.isDirectory()) throw new UsageError(`${directory} is a file: --data names a directory`);
+  const found = readdirSync(directory).filter((name) => !name.startsWith("."));
+  if (found.length > 0 && !found.some((name) => OWN.includes(name)))
+    throw new UsageError(
+      `${directory} is not empty and no foundry's (it has ${found.slice(0, 3).join(", ")}): name another directory with --data`,
+    );
 }
 
 /** Where what comes from the hub for tenants with keys lies. */

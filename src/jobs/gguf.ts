@@ -208,7 +208,8 @@ const F32_LIMIT_BYTES = 4e9;
 
 /** Quantizes a model, to kinds of files, to a size, or both. */
 export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
-  const { types = [], sizeBytes } = job;
+  const { sizeBytes } = job;
+  const types = [...new Set(job.types)];
   if (types.length === 0 && sizeBytes === undefined)
     throw new UsageError("nothing is asked for: give --type or --size");
   const wanted = types.length + (sizeBytes === undefined ? 0 : 1);

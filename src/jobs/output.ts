@@ -89,6 +89,9 @@ export interface RunJob extends JobOptions {
   readonly restart?: boolean | undefined;
 }
 
+/** Directories of such names would be taken for the files that they are not. */
+const FILE_ENDING = /\.(gguf|safetensors|bin|pth?|onnx|zip|json)$/i;
+
 /**
  * Does a job in a directory of its own, which keeps clear of what it reads and which no other run has at the same time.
  * @throws UsageError when the directory is an input, contains one, lies in one, or holds anything but such a run
@@ -98,6 +101,10 @@ export async function inRun<T>(
   inputs: readonly Input[],
   work: (run: RunDirectory) => Promise<T>,
 ): Promise<T> {
+  if (FILE_ENDING.test(job.out))
+    throw new UsageError(
+      `${job.out} is the name of a file, and this command writes a directory: name one (coppice export makes a .gguf file of it)`,
+    );
   checkApart(job.out, inputs);
   const run = new RunDirectory(job.out);
   try {

@@ -155,6 +155,7 @@ export async function distillStage(
           temperature: options.temperature,
           computeType: settings.computeType,
           vocabSize,
+          expectedSequences: Math.ceil(settings.tokens / settings.sequenceLength),
           teacherId: await modelIdentity(teacherCheckpoint, stage.cacheDir),
           ...(stage.teacher.cache && { cacheDirectory: path.join(cacheDirectory(stage.cacheDir), "logits") }),
         });

@@ -9,6 +9,7 @@ import {
   rmSync,
   statfsSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
@@ -75,6 +76,21 @@ function freeBytes(file: string): number | undefined {
     }
   }
 }
+
+/** Writes all of some bytes: the system may take fewer at a time, as it does before it says that a disk is full. */
+export function writeAll(handle: number, bytes: Uint8Array, position?: number): void {
+  for (let done = 0; done < bytes.byteLength; )
+    done += writeSync(
+      handle,
+      bytes,
+      done,
+      Math.min(bytes.byteLength - done, MOST_AT_ONCE),
+      position === undefined ? null : position + done,
+    );
+}
+
+/** Systems write at most 2 GiB at once. */
+const MOST_AT_ONCE = 2 ** 30;
 
 /** Puts a finished temporary file or directory in its place: flush, rename, flush the parent. */
 export function moveIntoPlace(temporary: string, file: string): void {

@@ -177,6 +177,17 @@ describe("a top-k teacher", () => {
     for (const [i, loss] of losses[0]!.entries()) expect(losses[1]![i]).toBeCloseTo(loss, 3);
   });
 
+  it("whose logits would not fit on the disk says so before it begins", () => {
+    const options = { k: 24, temperature: 1, computeType: "f32" as const, teacherId: "large", vocabSize: 24 };
+    const huge = Object.assign(Object.create(Object.getPrototypeOf(sequences) as object), sequences, {
+      count: 2 ** 50,
+    });
+    const cacheDirectory = path.join(directory, "too-large");
+    expect(
+      () => new TopKTeacher(backend, () => teacher, huge, { ...options, cacheDirectory, expectedSequences: 2 ** 50 }),
+    ).toThrow(/the teacher's logits need .* GiB, its disk has/);
+  });
+
   it("is computed once: a second run reads the cache, needs no teacher and ends with the same weights", async () => {
     const cache = path.join(directory, "logits");
     const [first, second] = [fresh(), fresh()];

@@ -16,6 +16,7 @@ import path from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
 import { readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
+import { startFoundry } from "../../src/foundry/index.js";
 import {
   compress,
   distill,
@@ -208,9 +209,29 @@ describe("a directory that is not the run's own", () => {
     expect(readFileSync(at("notes.md"), "utf8")).toBe("mine\n");
   });
 
+  it("does not bear a file's name", async () => {
+    for (const name of ["m.gguf", "m.GGUF", "model.safetensors"])
+      await expect(pruneModel(cutting(at(name)))).rejects.toThrow(
+        /is the name of a file, and this command writes a dir/,
+      );
+    await expect(exportModel({ ...common, model: at("model"), out: at("m.safetensors") })).rejects.toThrow(
+      /name of a file/,
+    );
+    expect(readdirSync(work).sort()).toEqual(["data.txt", "model", "notes.md"]);
+  });
+
   it("is left as it was when nothing came of the run", async () => {
     await expect(distilling(at("a", "b"), { data: [at("notes.md")] } as object)).rejects.toThrow(/tokens/);
     expect(existsSync(at("a"))).toBe(false);
+  });
+});
+
+describe("a foundry's data directory", () => {
+  it("is empty or a foundry's", async () => {
+    const before = witness(work);
+    await expect(startFoundry({ data: work, port: 0, workers: 0 })).rejects.toThrow(/is not empty and no foundry's/);
+    await expect(startFoundry({ data: at("notes.md"), port: 0 })).rejects.toThrow(/notes.md is a file: --data/);
+    expect(witness(work)).toEqual(before);
   });
 });
 
@@ -237,6 +258,13 @@ describe("a .gguf file that is there", () => {
     expect(existsSync(at("gguf", "model-q4_0.gguf"))).toBe(false); // said before anything is made
     await quantize({ ...common, model: at("model"), types: ["q4_0"], out: at("gguf") });
     expect(readdirSync(at("gguf")).sort()).toEqual(["m-00001-of-00002.gguf", "model-q4_0.gguf", "model-q8_0.gguf"]);
+  });
+});
+
+describe("a kind that is named twice", () => {
+  it("is made once", async () => {
+    const { files } = await quantize({ ...common, model: at("model"), types: ["q8_0", "q8_0"], out: at("m.gguf") });
+    expect(files.map(({ name }) => name)).toEqual(["q8_0"]);
   });
 });
 
