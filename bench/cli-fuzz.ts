@@ -70,7 +70,7 @@ const COMMANDS: readonly { readonly command: Command; readonly plain: readonly s
   { command: perplexityCommand, plain: ["model", ...DATA, "--sequence-length", "64"] },
   { command: exportCommand, plain: ["model"], out: "new.gguf" },
   { command: quantizeCommand, plain: ["model", "--type", "q8_0"], out: "new.gguf" },
-  { command: generateCommand, plain: ["model", "--prompt", "One", "--max-tokens", "4", "--temperature", "0"] },
+  { command: generateCommand, plain: ["model", "--prompt", "One", "--max-tokens", "4", "--seed", "7"] },
 ];
 
 interface Outcome {
@@ -191,12 +191,16 @@ const NUMBERS = [
 class Case {
   private readonly random: Random;
   damaged: string | undefined;
-  /** Whether the damage lies in a model, where it may not go unnoticed. */
-  damagedModel = false;
+  /** Whether its success must be the plain run's: nothing was damaged, or a model, where it may not go unnoticed. */
+  isComparable = false;
+  /** Seconds after which it is killed, and begun again. */
+  readonly killedAfter: number | undefined;
 
   constructor(readonly number: number) {
     this.random = new Random(number, 77);
     for (let i = 0; i < 8; i++) this.random.uint32();
+    this.killedAfter = this.chance(0.1) ? 0.5 + 4 * this.random.uniform() : undefined;
+    this.isComparable = this.killedAfter !== undefined || this.chance(0.1);
   }
 
   private chance(share: number): boolean {
@@ -258,7 +262,7 @@ class Case {
     const kind = this.pick(Object.keys(kinds));
     writeFileSync(file, kinds[kind]?.() ?? bytes);
     this.damaged = `${name} ${kind}`;
-    this.damagedModel = /^(model|pruned|run)\/model\.safetensors$|\.gguf$/.test(name) && !kind.startsWith("flipped");
+    this.isComparable = /^(model|pruned|run)\/model\.safetensors$|\.gguf$/.test(name) && !kind.startsWith("flipped");
   }
 }
 
@@ -309,48 +313,60 @@ function complaints({ status, signal, timedOut, stdout, stderr }: Outcome): stri
   return wrong;
 }
 
+/** Does a case, in a fresh tree. @returns what was wrong */
 async function run(number: number): Promise<string[]> {
   const one = new Case(number);
-  const tree = path.join(scratch, "case", "tree");
-  rmSync(path.dirname(tree), { recursive: true, force: true });
-  cpSync(template, tree, { recursive: true, verbatimSymlinks: true });
+  const tree = freshTree("tree");
   const { args, out } = one.arguments();
   one.damage(tree);
   const allowed = mayChange(tree, args, out);
   const before = witness(tree);
+  if (one.killedAfter !== undefined) await coppice(tree, args, one.killedAfter);
   const outcome = await coppice(tree, args);
-  const after = witness(tree);
-  const wrong = complaints(outcome);
-  for (const [file, content] of before)
-    if (!allowed.has(file) && after.get(file) !== content)
-      wrong.push(`${file} ${after.has(file) ? "was changed" : "was lost"}`);
-  for (const file of after.keys())
-    if (!before.has(file) && /\.partial-|run\.lock/.test(file) && !outcome.timedOut) wrong.push(`${file} was left`);
-  if (outcome.status === 0 && one.damagedModel) {
-    const whole = path.join(scratch, "case", "whole");
-    cpSync(template, whole, { recursive: true, verbatimSymlinks: true });
-    const plain = await coppice(whole, args);
-    const same =
-      JSON.stringify(stable(JSON.parse(outcome.stdout))) === JSON.stringify(stable(JSON.parse(plain.stdout || "0")));
-    if (!same) wrong.push("another result than without the damage");
+  const wrong = [...complaints(outcome), ...losses(before, witness(tree), allowed)];
+  const undisturbed = outcome.timedOut || one.killedAfter !== undefined;
+  if (!undisturbed) wrong.push(...leftovers(tree));
+  if (outcome.status === 0 && one.isComparable) {
+    const plain = await coppice(freshTree("whole"), args);
+    if (resultOf(plain) !== resultOf(outcome)) wrong.push("another result than the plain run's");
   }
-  statuses.set(
-    `${args[0]} ${outcome.timedOut ? "timed out" : outcome.status}`,
-    (statuses.get(`${args[0]} ${outcome.timedOut ? "timed out" : outcome.status}`) ?? 0) + 1,
-  );
-  if (wrong.length > 0 || values.case !== undefined) {
-    console.log(
-      `${wrong.length > 0 ? "BAD " : "    "}case ${number}: coppice ${args.map((text) => JSON.stringify(text)).join(" ")}`,
-    );
-    if (one.damaged !== undefined) console.log(`     ${one.damaged}`);
-    console.log(
-      `     ${wrong.join("; ")} (exit ${outcome.status})\n     ${outcome.stderr.trim().slice(-600).replaceAll("\n", "\n     ")}`,
-    );
-  }
+  const ending = `${args[0]} ${outcome.timedOut ? "timed out" : outcome.status}`;
+  endings.set(ending, (endings.get(ending) ?? 0) + 1);
+  if (wrong.length > 0 || values.case !== undefined) tell(one, args, outcome, wrong);
   return wrong;
 }
 
-const statuses = new Map<string, number>();
+function freshTree(name: string): string {
+  const tree = path.join(scratch, "case", name);
+  rmSync(tree, { recursive: true, force: true });
+  cpSync(template, tree, { recursive: true, verbatimSymlinks: true });
+  return tree;
+}
+
+function losses(before: Map<string, string>, after: Map<string, string>, allowed: Set<string>): string[] {
+  return [...before].flatMap(([file, content]) =>
+    allowed.has(file) || after.get(file) === content ? [] : [`${file} ${after.has(file) ? "was changed" : "was lost"}`],
+  );
+}
+
+const leftovers = (tree: string): string[] =>
+  [...witness(tree).keys()].filter((file) => /\.partial-|run\.lock/.test(file)).map((file) => `${file} was left`);
+
+const resultOf = ({ status, stdout }: Outcome): string =>
+  status === 0 ? JSON.stringify(stable(JSON.parse(stdout))) : `exit ${status}`;
+
+function tell(one: Case, args: readonly string[], { status, stderr }: Outcome, wrong: readonly string[]): void {
+  const lines = [
+    `${wrong.length > 0 ? "BAD " : "    "}case ${one.number}: coppice ${args.map((text) => JSON.stringify(text)).join(" ")}`,
+    ...(one.damaged === undefined ? [] : [one.damaged]),
+    ...(one.killedAfter === undefined ? [] : [`killed after ${one.killedAfter.toFixed(1)} s, then again`]),
+    `${wrong.join("; ")} (exit ${status})`,
+    ...stderr.trim().slice(-600).split("\n"),
+  ];
+  console.log(lines.join("\n     "));
+}
+
+const endings = new Map<string, number>();
 await prepare();
 const end = performance.now() + 60_000 * Number(values.minutes);
 let [cases, bad] = [0, 0];
@@ -363,5 +379,5 @@ try {
   rmSync(scratch, { recursive: true, force: true });
 }
 console.log(`${cases} cases, ${bad} bad`);
-for (const [name, count] of [...statuses].sort()) console.log(`  ${name}: ${count}`);
+for (const [name, count] of [...endings].sort()) console.log(`  ${name}: ${count}`);
 process.exitCode = bad > 0 ? 1 : 0;
