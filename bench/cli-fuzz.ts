@@ -219,7 +219,7 @@ class Case {
     const out = usual === undefined ? undefined : this.chance(0.5) ? usual : this.pick(PLACES);
     if (out !== undefined) args.push("--out", out);
     for (const option of command.options)
-      if (option.long !== "--out" && option.long !== "--json" && option.long !== "--device" && this.chance(0.12))
+      if (option.long !== "--out" && option.long !== "--json" && option.long !== "--device" && this.chance(0.05))
         args.push(option.long ?? "", ...this.valueOf(option));
     return { args: [command.name(), ...args, "--device", "cpu"], out };
   }
