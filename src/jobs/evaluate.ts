@@ -103,16 +103,21 @@ export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   const { out } = job;
   if (out === undefined) return { models: await evaluateAll(job, planned, undefined) };
   return inRun({ ...job, out }, inputsOf(job), async (run) => {
-    const { names, models: given, limit, fewShot, maxLength, maxTokens, samples, temperature } = job;
-    const tasks = planned.map(({ label }) => label);
-    claim(
-      run,
-      { ...job, out },
-      {
-        ...{ command: "evaluate", models: names ?? given, tasks, limit, fewShot, maxLength, maxTokens, samples },
-        ...{ temperature, engine: job.engine, computeType: job.computeType },
-      },
-    );
+    const { names, models: given, limit, fewShot, maxLength, maxTokens, samples, temperature, engine } = job;
+    const configuration = {
+      command: "evaluate",
+      models: names ?? given,
+      tasks: planned.map(({ label }) => label),
+      limit,
+      fewShot,
+      maxLength,
+      maxTokens,
+      samples,
+      temperature,
+      engine,
+      computeType: job.computeType,
+    };
+    claim(run, { ...job, out }, configuration);
     const models = await evaluateAll(job, planned, run);
     writeJson(run.own("results.json"), { models });
     writeEvaluationReport(run.own("report.html"), models, job.published);

@@ -274,7 +274,13 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     claim(run, job, {
       command: "prune",
       inputs: { model: await modelIdentity(opened.checkpoint, job.cacheDir), data: await dataIdentity(job, data) },
-      ...{ target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples },
+      target,
+      bitsPerWeight,
+      space,
+      depthMethod,
+      maxCandidates,
+      searchTokens,
+      calibrationSamples,
       computeType: job.computeType,
       shardBytes: job.shardBytes,
     });
@@ -282,7 +288,9 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     const scores = async () =>
       scoresFile !== undefined && existsSync(scoresFile) ? await scoresIdentity(scoresFile) : null;
     if (run.finished) {
-      const before = run.result as Pruned;
+      const before = run.result as Pruned | undefined;
+      if (before?.outcome === undefined)
+        throw new UsageError(`${job.out} does not say what its pruning came to: --restart prunes again`);
       if (before.scores !== (await scores()))
         throw new UsageError(`${scoresFile} is not what the run in ${job.out} used: --restart prunes again`);
       return { ...before.outcome, out: job.out };

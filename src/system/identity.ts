@@ -18,7 +18,11 @@ export async function contentIdentity(file: string, cache: string, wholeBytes = 
   const memo = path.join(cache, "identities", name);
   if (existsSync(memo)) return readFileSync(memo, "utf8");
   const identity = size <= wholeBytes ? await hashFile(file) : `${mtimeMs}-${sampledHash(file, size)}`;
-  writeFileAtomic(memo, identity);
+  try {
+    writeFileAtomic(memo, identity);
+  } catch {
+    // a cache that cannot be written, as in some containers, costs time and no more
+  }
   return identity;
 }
 
