@@ -17,12 +17,7 @@ export class ModelWeights {
   /** By checkpoint name; pass it to `model.forward`. */
   readonly get = (name: string): Tensor => this.store.get(name);
 
-  /** In the order of the model's parameter table. */
-  get all(): Tensor[] {
-    return this.model.parameters.map(({ name }) => this.store.get(name));
-  }
-
-  /** Those that training changes: all but constants. */
+  /** What training changes: all but constants, in the order of the model's parameter table. */
   get trained(): Tensor[] {
     return this.model.parameters.filter(({ fixed }) => !fixed).map(({ name }) => this.store.get(name));
   }

@@ -42,7 +42,8 @@ const options: TrainOptions = {
   ...defaultTrainOptions(32, 16 * 8 * 30, 16, 8),
   ...{ learningRate: 5e-3, minimumLearningRate: 5e-4, saveEverySteps: 4, computeType: "f32" },
 };
-const bytes = (weights: ModelWeights) => weights.all.map((tensor) => Buffer.from(weights.store.read(tensor).buffer));
+const bytes = (weights: ModelWeights) =>
+  weights.trained.map((tensor) => Buffer.from(weights.store.read(tensor).buffer));
 const same = (a: ModelWeights, b: ModelWeights) => {
   const [left, right] = [bytes(a), bytes(b)];
   return left.every((buffer, i) => buffer.equals(right[i]!));

@@ -40,7 +40,7 @@ describe.each(testBackends)("the gradient of a whole model on %s", (name, option
         },
       });
       g.output(loss);
-      const derived = gradients(g, loss, weights.all).map((gradient) => g.output(gradient));
+      const derived = gradients(g, loss, weights.trained).map((gradient) => g.output(gradient));
       const tokens = draw();
       g.write(input, tokens);
       await feed({ tokens, targets: draw() }, [0, 1]);
@@ -49,7 +49,7 @@ describe.each(testBackends)("the gradient of a whole model on %s", (name, option
       /** Moves some of the parameters at once. */
       const checkSlope = async (moved: readonly number[]) => {
         const all = moved.map((i) => {
-          const weight = weights.all[i]!;
+          const weight = weights.trained[i]!;
           const direction = Float32Array.from({ length: elementCount(weight.shape) }, () => random.normal());
           return { weight, at: weights.store.read(weight), direction, gradient: analytic[i]! };
         });
@@ -77,7 +77,7 @@ describe.each(testBackends)("the gradient of a whole model on %s", (name, option
         const names = all.map(({ weight }) => weight.name).join();
         expect(Math.abs(slope - numeric), names).toBeLessThan(2e-3 * Math.sqrt(moved.length) + 0.02 * norm);
       };
-      const indices = weights.all.map((_, i) => i);
+      const indices = weights.trained.map((_, i) => i);
       for (const moved of name === "Vulkan" ? [indices] : indices.map((i) => [i])) await checkSlope(moved);
     },
   );

@@ -112,7 +112,7 @@ describe("divergence from a reference", () => {
 describe("the cost of a type", () => {
   it("falls with its bits, is kept in a file, and leaves the weights as they were", async () => {
     const importance = await measureImportance(backend, weights, sequences, options);
-    const before = weights.all.map((tensor) => weights.store.read(tensor).slice());
+    const before = weights.trained.map((tensor) => weights.store.read(tensor).slice());
     const file = path.join(root, "costs.json");
     const types = ["q8_0", "q4_0"] as const;
     const sensitivity = await measureSensitivity(backend, weights, source, sequences, {
@@ -121,7 +121,7 @@ describe("the cost of a type", () => {
       types,
       file,
     });
-    for (const [i, tensor] of weights.all.entries()) expect(weights.store.read(tensor)).toEqual(before[i]);
+    for (const [i, tensor] of weights.trained.entries()) expect(weights.store.read(tensor)).toEqual(before[i]);
     const sums = types.map((dtype) =>
       [...sensitivity.values()].reduce((sum, costs) => sum + costs.find((cost) => cost.dtype === dtype)!.loss, 0),
     );
