@@ -62,6 +62,7 @@ export async function openModel(reference: string, options: JobOptions = {}): Pr
     }),
   });
   const checkpoint = openCheckpoint(directory);
+  for (const note of checkpoint.notes) options.onNote?.(`${reference}: ${note}`);
   const { model } = checkpoint;
   return { checkpoint, model, parameters: countParameters(model.parameters, model.sizes) };
 }

@@ -5,6 +5,7 @@ import { FLOAT8, type Float8 } from "../../src/checkpoint/float8.js";
 import { openSafetensors, readTensor } from "../../src/checkpoint/index.js";
 import { Backend, toFloat32 } from "../../src/ggml/index.js";
 import { loadFunctions } from "../../src/ggml/library.js";
+import { openModel } from "../../src/jobs/environment.js";
 import { loadWeights, modelFromConfig, openCheckpoint, writeModel } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -78,6 +79,12 @@ describe("a checkpoint that another tool has quantized", () => {
     writeModel(out, { model, source });
     expect(JSON.parse(readFileSync(path.join(out, "config.json"), "utf8"))).not.toHaveProperty("quantization_config");
     expect(values(openCheckpoint(out).source, "model.norm.weight")).toEqual(values(source, "model.norm.weight"));
+  });
+
+  it("is said to be one by every command that opens it", async () => {
+    const notes: string[] = [];
+    await openModel(path.join(fixtures, "quantized/fp8-block"), { onNote: (note) => notes.push(note) });
+    expect(notes).toEqual([expect.stringMatching(/fp8-block: 14 matrices are quantized \(FP8\)/)]);
   });
 
   it("is close to the model that it was made from", () => {
