@@ -84,14 +84,27 @@ function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModel
   const scratch = new Scratch();
   const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
   return {
-    metadata: describe(options.name ?? nameOf(checkpoint), model, layout, options.fileType, [
-      ...listedValues(checkpoint.source, layout),
-      ...tokenizer.entries,
-    ]),
+    metadata: describe(
+      harmless(options.name ?? nameOf(checkpoint), tokenizer.entries),
+      model,
+      layout,
+      options.fileType,
+      [...listedValues(checkpoint.source, layout), ...tokenizer.entries],
+    ),
     derived: layout.derived,
     tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, scratch, parameter, options)),
     notes: [...layout.notes, ...tokenizer.notes, ...requantized(checkpoint.source, options.types, layout)],
   };
+}
+
+/** Tokens that llama.cpp looks for in any model with Phi-3 in its name, and fails without. */
+const PHI3_TOKENS = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
+
+/** A name that llama.cpp reads nothing into that the tokenizer does not hold. */
+function harmless(name: string, tokenizer: readonly (readonly [string, GgufValue])[]): string {
+  const tokens = tokenizer.find(([key]) => key === "tokenizer.ggml.tokens")?.[1];
+  const texts = new Set(tokens?.kind === "array" ? tokens.value : []);
+  return PHI3_TOKENS.every((token) => texts.has(token)) ? name : name.replace(/(phi)-?(3)/gi, "$1 $2");
 }
 
 /** Parameters of one number a layer that are lists in the metadata. */

@@ -1,7 +1,8 @@
-import { cpSync } from "node:fs";
+import { cpSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { readTensor } from "../../src/checkpoint/index.js";
+import { readJsonObject } from "../../src/checkpoint/json.js";
 import { Sequences } from "../../src/data/index.js";
 import { DISTILLATION_DEFAULTS, defaultTrainOptions, distillationObjective, train } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
@@ -24,12 +25,15 @@ afterAll(() => backend.free());
 const REFUSED: Readonly<Record<string, RegExp>> = {
   "exaone4-window": /64 layers/,
   nemotron: /heads/,
-  olmo2: /heads as wide/,
-  olmo3: /heads as wide/,
 };
 
 /** Up to where llama.cpp computes the same: these windows are not in its graphs, which the export says. */
-const PLACES: Readonly<Record<string, number>> = { mistral: 8, "qwen2-window": 8, starcoder2: 8 };
+const PLACES: Readonly<Record<string, number>> = {
+  mistral: 8,
+  phi3: 8,
+  "qwen2-window": 8,
+  starcoder2: 8,
+};
 
 /** llama.cpp computes GELU by a table of 16-bit numbers: so far its logits are from the exact ones, relative to the largest. */
 const TOLERANCE: Readonly<Record<string, number>> = {
@@ -44,6 +48,9 @@ const TOLERANCE: Readonly<Record<string, number>> = {
 
 const GENERATED = 200;
 
+/** What is changed in a fixture's configuration so that llama.cpp has a graph for it. */
+const CHANGES: Readonly<Record<string, Record<string, unknown>>> = { smollm3: { no_rope_layers: [1, 1, 1, 0, 1] } };
+
 /** Logits up to their mean, which probabilities say nothing of. */
 const centred = (row: ArrayLike<number>): number[] => {
   const values = Array.from(row);
@@ -55,6 +62,8 @@ const centred = (row: ArrayLike<number>): number[] => {
 function withTokenizer(name: string, directory: string): string {
   const copy = path.join(root, name);
   cpSync(directory, copy, { recursive: true });
+  const config = readJsonObject(path.join(copy, "config.json"));
+  writeFileSync(path.join(copy, "config.json"), JSON.stringify({ ...config, ...CHANGES[path.basename(directory)] }));
   writeTokenizer(copy, openCheckpoint(directory).model.vocabSize);
   return copy;
 }
@@ -117,9 +126,9 @@ describe("files", () => {
   it.each(models.filter(({ name }) => !(name in REFUSED)))(
     "of $name come back from GGUF",
     async ({ name, directory }) => {
-      const original = openCheckpoint(directory);
+      const original = openCheckpoint(withTokenizer(`${name}-back`, directory));
       const file = path.join(root, `${name}-back.gguf`);
-      await exportGguf(file, openCheckpoint(withTokenizer(`${name}-back`, directory)), { kind: "f32" });
+      await exportGguf(file, original, { kind: "f32" });
       const back = openCheckpoint(file);
       expect(back.model.sizes).toEqual(original.model.sizes);
       const folds = original.model.gguf().parameters;
@@ -146,10 +155,7 @@ describe("distillation", () => {
     const pruned = cut(original, plan);
     const random = new Random(9);
     const [length, batch, steps] = [16, 4, 20];
-    const ids = Array.from(
-      { length: length * batch * steps + 1 },
-      () => 3 + random.integer(original.model.vocabSize - 3),
-    );
+    const ids = Array.from({ length: length * batch + 1 }, () => 3 + random.integer(original.model.vocabSize - 3));
     const sequences = new Sequences(streamOf(ids, path.join(root, `${name}-tokens`)), length);
     const teacher = loadWeights(backend, original.model, original.source, { dtype: "f32", trainable: false });
     const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
@@ -167,8 +173,8 @@ describe("distillation", () => {
         },
         onProgress: ({ record }) => void losses.push(record.loss),
       });
-      const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length;
-      expect(mean(losses.slice(-4))).toBeLessThan(0.95 * mean(losses.slice(0, 4)));
+      expect(losses.length).toBe(steps);
+      expect(losses.at(-1)).toBeLessThan(0.9 * losses[0]!); // the same sequences at every step
     } finally {
       student.free();
       teacher.free();

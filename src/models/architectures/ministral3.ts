@@ -40,8 +40,7 @@ function decoder(config: ConfigJson): DecoderSpec {
     headDim,
     rotary,
     window,
-    queryFactors:
-      beta === 0 ? undefined : Float32Array.from({ length: c.max_position_embeddings }, (_, i) => growth(i)),
+    queryFactor: beta === 0 ? undefined : growth,
     ggufInterleaved: true,
   });
   const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu" });

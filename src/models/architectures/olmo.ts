@@ -82,6 +82,7 @@ const decoderOf = (version: 2 | 3) =>
       gguf: {
         architecture: "olmo2",
         rotary: rotary.full_attention,
+        copiesHead: true,
         metadata: {
           ...(window === undefined ? {} : windowMetadata(kinds, window)),
           "rope.freq_base": gguf.float32(thetas[0] ?? theta),

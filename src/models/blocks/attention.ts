@@ -19,7 +19,7 @@ export interface AttentionOptions {
   /** Scores are c · tanh(score / c) (Gemma 2). */
   readonly softCap?: number | undefined;
   /** Queries grow with their position (Ministral 3): a factor for each, applied after they turn. */
-  readonly queryFactors?: Float32Array | undefined;
+  readonly queryFactor?: ((position: number) => number) | undefined;
   readonly norms?: QueryKeyNorms | undefined;
   readonly bias?: { readonly qkv: boolean; readonly output: boolean } | undefined;
   /** How checkpoints hold queries, keys and values; a matrix each by default. */
@@ -81,8 +81,12 @@ export function attention(o: AttentionOptions): Block {
         turned(o, scope, q, heads, norms?.[0]),
         turned(o, scope, k, kvHeads, norms?.[1]),
       ];
-      const grown = o.queryFactors
-        ? ops.scaleByPosition(g, turnedQueries, { factors: o.queryFactors, positions: forest?.positions })
+      const { queryFactor } = o;
+      const grown = queryFactor
+        ? ops.scaleByPosition(g, turnedQueries, {
+            factors: Float32Array.from({ length: scope.seq }, (_, position) => queryFactor(position)),
+            positions: forest?.positions,
+          })
         : turnedQueries;
       const values = ops.reshape(g, v, { to: [scope.batch, scope.seq, kvHeads, headDim] });
       const mixed = ops.attention(g, grown, turnedKeys, values, {
