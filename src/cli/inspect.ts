@@ -1,27 +1,36 @@
 import { Command } from "commander";
-import { inspect } from "../jobs/index.js";
+import { type Inspection, inspect } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../jobs/report.js";
 import { action, example, table } from "./command.js";
 import { addCommon, MODEL } from "./options.js";
+import { renderNotes } from "./render.js";
 
 export const inspectCommand = example(
   addCommon(new Command("inspect").description("Describe a model: architecture, parameters, sizes, memory"))
     .argument("<model>", MODEL)
     .action(
       action(async ({ job, print }, _flags, model: string) => {
-        print(await inspect(model, job), (result) =>
-          table(
-            ["", ""],
-            [
-              ["architecture", result.architecture],
-              ["parameters", `${formatCount(result.parameters)} (${result.parameters})`],
-              ["weights", formatBytes(result.bytes)],
-              ["memory with a full context", formatBytes(result.memoryBytes)],
-              ...Object.entries(result.dimensions).map(([name, size]) => [name, String(size)]),
-            ],
-          ),
-        );
+        print(await inspect(model, job), render);
       }),
     ),
   "coppice inspect mistralai/Mistral-Nemo-Base-2407",
 );
+
+function render(result: Inspection): string {
+  const types = Object.entries(result.types).map(([dtype, count]) => `${count} ${dtype}`);
+  return [
+    table(
+      ["", ""],
+      [
+        ["architecture", result.architecture],
+        ["can be", result.known ? "pruned, distilled, quantized, run" : "quantized, run with llama.cpp"],
+        ["parameters", `${formatCount(result.parameters)} (${result.parameters})`],
+        ["weights", formatBytes(result.bytes)],
+        ["tensors", types.join(", ")],
+        ["memory with a full context", formatBytes(result.memoryBytes)],
+        ...Object.entries(result.dimensions).map(([name, size]) => [name, String(size)]),
+      ],
+    ),
+    ...renderNotes(result.notes),
+  ].join("\n");
+}

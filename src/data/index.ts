@@ -9,5 +9,5 @@ export {
 export { endingOf, ROW_ENDINGS, type Row, readRows } from "./rows.js";
 export { type Agreement, agreeingTokens, type TokenizerSide } from "./same-tokenizer.js";
 export { type Batch, checkVocabulary, Sequences, TrainingOrder } from "./sequences.js";
-export { type SpecialToken, Tokenizer } from "./tokenizer.js";
+export { type SpecialToken, type TextTokenizer, Tokenizer } from "./tokenizer.js";
 export { type Corpus, type CorpusOptions, openCorpus, TokenStream } from "./tokens.js";

@@ -11,8 +11,17 @@ export interface SpecialToken {
   readonly text: string;
 }
 
+/** What turns texts into token ids and back. */
+export interface TextTokenizer {
+  readonly bos: SpecialToken | undefined;
+  readonly eos: SpecialToken | undefined;
+  /** Token ids of each text. @param addSpecialTokens whether with the tokens that a text begins or ends with */
+  encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]>;
+  decode(ids: readonly number[]): Promise<string>;
+}
+
 /** A checkpoint's tokenizer: text to token ids and back. */
-export class Tokenizer {
+export class Tokenizer implements TextTokenizer {
   private constructor(
     private readonly native: NativeTokenizer,
     /** Hash of its definition: the same hash gives the same ids. */

@@ -1,8 +1,8 @@
 import { blockSize, dataBytes, type StoredDType } from "../ggml/dtype.js";
 import { activeWeights, cacheBytes as cacheBytesOf, largestSize, type Model, sizeOf } from "../models/index.js";
+import { ggufShapes, recipeFacts } from "../quantize/content.js";
 import type { FileKind } from "../quantize/index.js";
 import { typesFor } from "../quantize/recipes.js";
-import { ggufShapes, recipeFacts } from "../quantize/write.js";
 import type { DeviceProfile } from "./profiles.js";
 
 /** Bytes that a model takes when it runs. */

@@ -1,4 +1,4 @@
-import type { Tokenizer } from "../data/index.js";
+import type { TextTokenizer } from "../data/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { trimEnd } from "./python-text.js";
 import type { LogLikelihoodRequest, RollingRequest } from "./requests.js";
@@ -16,14 +16,14 @@ export class RequestEncoder {
 
   /** @throws CoppiceError when the tokenizer has neither a begin nor an end token */
   private constructor(
-    private readonly tokenizer: Tokenizer,
+    private readonly tokenizer: TextTokenizer,
     prefix: { readonly id: number; readonly text: string },
   ) {
     this.prefix = prefix.id;
     this.prefixText = prefix.text;
   }
 
-  static of(tokenizer: Tokenizer): RequestEncoder {
+  static of(tokenizer: TextTokenizer): RequestEncoder {
     const prefix = tokenizer.bos ?? tokenizer.eos;
     if (prefix === undefined)
       throw new CoppiceError(

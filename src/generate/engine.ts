@@ -13,7 +13,7 @@ import {
 import { type DeviceKind, keepThreads } from "../ggml/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
-import { checkContext, checkRunnable } from "./runnable.js";
+import { checkContext, openRunnable } from "./runnable.js";
 
 export interface EngineOptions {
   readonly device?: DeviceKind | "auto";
@@ -72,11 +72,12 @@ export class Engine {
 
   /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, options: EngineOptions = {}): Promise<Engine> {
-    const target = checkRunnable(file);
-    const draft = options.draft === undefined ? undefined : checkRunnable(options.draft);
-    const limits = [target, draft].map((of) => of?.contextLength || DEFAULT_CONTEXT);
+    const target = await openRunnable(file);
+    const draft = options.draft === undefined ? undefined : await openRunnable(options.draft);
+    const both = draft === undefined ? [target] : [target, draft];
+    const limits = both.map((of) => of.contextLength || DEFAULT_CONTEXT);
     const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
-    for (const of of [target, draft]) if (of !== undefined) checkContext(of, contextSize);
+    for (const of of both) checkContext(of, contextSize);
     const model = await loadModel(target.file, options);
     let draftModel: LlamaModel | undefined;
     try {

@@ -11,4 +11,4 @@ export {
 } from "./engine.js";
 export { LlamaCppModel, type LlamaCppOptions } from "./llama-cpp-model.js";
 export { promptTokens, type SpecialTokens } from "./prompt.js";
-export { checkContext, checkRunnable, type Runnable } from "./runnable.js";
+export { checkContext, checkRunnable, describeRunnable, openRunnable, type Runnable } from "./runnable.js";

@@ -5,7 +5,7 @@ import type {
   LlamaModel,
   Token,
 } from "node-llama-cpp";
-import type { Tokenizer } from "../data/index.js";
+import type { TextTokenizer } from "../data/index.js";
 import {
   type AskOptions,
   cutAt,
@@ -21,7 +21,8 @@ import {
 } from "../evaluate/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { type EngineOptions, fastestThreads, loadModel } from "./engine.js";
-import { checkContext, checkRunnable } from "./runnable.js";
+import { OwnTokenizer } from "./own-tokenizer.js";
+import { checkContext, openRunnable } from "./runnable.js";
 
 export interface LlamaCppOptions extends Pick<EngineOptions, "device" | "threads"> {
   /** Longest sequence; prompts lose their beginning to fit. The model's own limit by default. */
@@ -38,7 +39,7 @@ export class LlamaCppModel implements GenerationModel, LikelihoodModel {
 
   private constructor(
     private readonly model: LlamaModel,
-    private readonly tokenizer: Tokenizer,
+    private readonly tokenizer: TextTokenizer,
     private readonly maxLength: number,
     private readonly threads: number | undefined,
     private readonly exact: boolean,
@@ -46,14 +47,21 @@ export class LlamaCppModel implements GenerationModel, LikelihoodModel {
     this.encoder = RequestEncoder.of(tokenizer);
   }
 
-  /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
-  static async open(file: string, tokenizer: Tokenizer, options: LlamaCppOptions = {}): Promise<LlamaCppModel> {
-    const target = checkRunnable(file);
+  /**
+   * @param tokenizer the benchmark's; the model's own in llama.cpp where undefined
+   * @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it
+   */
+  static async open(
+    file: string,
+    tokenizer: TextTokenizer | undefined,
+    options: LlamaCppOptions = {},
+  ): Promise<LlamaCppModel> {
+    const target = await openRunnable(file);
     const length = options.maxLength ?? (target.contextLength || DEFAULT_LENGTH);
     checkContext(target, length);
     const model = await loadModel(target.file, options);
     const threads = options.threads ?? (await fastestThreads(model));
-    return new LlamaCppModel(model, tokenizer, length, threads, options.exact ?? false);
+    return new LlamaCppModel(model, tokenizer ?? new OwnTokenizer(model), length, threads, options.exact ?? false);
   }
 
   async generate(

@@ -1,4 +1,11 @@
-import { type HubOptions, resolveModel, tensorBytes } from "../checkpoint/index.js";
+import {
+  type GgufFile,
+  type HubOptions,
+  isGguf,
+  resolveModel,
+  splitAdapters,
+  tensorBytes,
+} from "../checkpoint/index.js";
 import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
 import { Backend, type BackendOptions, type FloatDType } from "../ggml/index.js";
 import {
@@ -7,10 +14,13 @@ import {
   type Model,
   type ModelTensors,
   openCheckpoint,
+  openGgufModel,
   storedSource,
+  summariseGguf,
   writeModel,
 } from "../models/index.js";
-import { CoppiceError } from "../system/errors.js";
+
+import { CoppiceError, FormatError } from "../system/errors.js";
 import { noteOverlap } from "./sanity.js";
 
 /** Something that goes on and takes a while. */
@@ -49,22 +59,49 @@ export interface OpenModel {
   readonly checkpoint: Checkpoint;
   readonly model: Model;
   readonly parameters: number;
+  /** Where it is a GGUF file: that file as it is. */
+  readonly file: GgufFile | undefined;
 }
 
-/** Opens a MODEL argument: a directory or a hub id. */
-export async function openModel(reference: string, options: JobOptions = {}): Promise<OpenModel> {
+/** A GGUF file that our own engine does not compute: llama.cpp may. */
+export interface RunOnlyModel {
+  readonly checkpoint: undefined;
+  readonly file: GgufFile;
+  readonly parameters: number;
+  /** Why. */
+  readonly reason: string;
+}
+
+/** Finds a MODEL argument: a directory, a GGUF file of any architecture, or a hub id. */
+export async function findModel(reference: string, options: JobOptions = {}): Promise<OpenModel | RunOnlyModel> {
   const onProgress = options.onProgress;
-  const directory = await resolveModel(reference, {
+  const at = await resolveModel(reference, {
     ...options.hub,
     ...(onProgress && {
       onProgress: ({ file, doneBytes, totalBytes }) =>
         onProgress({ stage: `download ${reference}`, done: doneBytes, total: totalBytes, unit: "bytes", detail: file }),
     }),
   });
-  const checkpoint = openCheckpoint(directory);
-  for (const note of checkpoint.notes) options.onNote?.(`${reference}: ${note}`);
+  const { base, adapters } = splitAdapters(at);
+  const isFile = isGguf(base) && adapters.length === 0;
+  const opened = isFile ? openGgufModel(at) : { file: undefined, checkpoint: openCheckpoint(at) };
+  const { file, checkpoint } = opened;
+  for (const note of checkpoint?.notes ?? []) options.onNote?.(`${reference}: ${note}`);
+  if (checkpoint === undefined)
+    return { file, checkpoint, reason: opened.reason, parameters: summariseGguf(file).parameters };
   const { model } = checkpoint;
-  return { checkpoint, model, parameters: countParameters(model.parameters, model.sizes) };
+  return { file, checkpoint, model, parameters: countParameters(model.parameters, model.sizes) };
+}
+
+/** What takes a GGUF file that our own engine does not compute. */
+export const RUN_ONLY =
+  "GGUF files of any architecture that llama.cpp loads can be run and converted: generate, chat, serve, inspect, quantize --type, export to .gguf, evaluate --engine llama.cpp";
+
+/** Finds a MODEL argument that our own engine is to compute. @throws FormatError when it does not know the model */
+export async function openModel(reference: string, options: JobOptions = {}): Promise<OpenModel> {
+  const found = await findModel(reference, options);
+  if (found.checkpoint === undefined) throw new FormatError(`${found.reason}. ${RUN_ONLY}`);
+  return found;
 }
 
 /** Where training and validation tokens come from. */

@@ -1,6 +1,5 @@
 import { appendFileSync, mkdirSync } from "node:fs";
 import path from "node:path";
-import { isGguf } from "../checkpoint/directory.js";
 import { Tokenizer } from "../data/index.js";
 import type { RunDirectory } from "../distill/index.js";
 import {
@@ -26,14 +25,14 @@ import {
 } from "../evaluate/index.js";
 import { LlamaCppModel } from "../generate/index.js";
 import { Backend } from "../ggml/index.js";
-import { loadWeights } from "../models/index.js";
-import { CoppiceError, UsageError } from "../system/errors.js";
+import { loadWeights, summariseGguf } from "../models/index.js";
+import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory, writeJson } from "../system/files.js";
 import type { Input } from "../system/places.js";
 import type { ComputeType } from "../tensor/index.js";
-import { type JobOptions, type OpenModel, openModel } from "./environment.js";
+import { findModel, type JobOptions, type OpenModel, type RunOnlyModel } from "./environment.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
-import { identityOf, runnableGguf } from "./gguf.js";
+import { identityOf, originOf, runnableGguf } from "./gguf.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
 import { claim, fileInput, inRun } from "./output.js";
 import { checkLength } from "./sanity.js";
@@ -343,19 +342,31 @@ async function open(index: number, job: EvaluateJob): Promise<OpenedModel> {
       release: async () => {},
     };
   }
-  const opened = await openModel(name, job);
-  const { checkpoint, parameters, model } = opened;
-  if (job.engine === "llama.cpp" && !isGguf(checkpoint.path))
+  const found = await findModel(name, job);
+  const { parameters } = found;
+  if (job.engine === "llama.cpp" && found.file === undefined)
     throw new UsageError(`--engine llama.cpp is for .gguf files; ${name} is a directory`);
-  checkLength(job.maxLength, model, name, "--max-length");
-  const maxLength = job.maxLength ?? model.maxPositions;
+  const longest = longestSequence(found);
+  checkLength(job.maxLength, { maxPositions: longest }, name, "--max-length");
+  const maxLength = job.maxLength ?? longest;
   if (maxLength < 2) throw new UsageError(`a longest sequence of ${maxLength} tokens leaves nothing to predict`);
-  const lazy = new LazyModel(opened, name, { ...job, maxLength });
+  const lazy = new LazyModel(found, name, { ...job, maxLength });
   if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
   const { engine = "coppice", computeType = "f32" } = job;
-  const cache = cacheOf([job.answers?.identities[index] ?? identityOf(checkpoint), engine, computeType, maxLength]);
+  const cache = cacheOf([
+    job.answers?.identities[index] ?? identityOf(originOf(found)),
+    engine,
+    computeType,
+    maxLength,
+  ]);
   return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
 }
+
+/** Of a model that does not say what it was made for. */
+const DEFAULT_LENGTH = 2048;
+
+const longestSequence = (found: OpenModel | RunOnlyModel): number =>
+  found.checkpoint === undefined ? summariseGguf(found.file).contextLength || DEFAULT_LENGTH : found.model.maxPositions;
 
 /** Larger models write with the weights as they are stored, rather than in f32. */
 const EXACT_PARAMETERS = 1e9;
@@ -366,7 +377,7 @@ class LazyModel implements LikelihoodModel, GenerationModel {
   private writer: LlamaCppModel | undefined;
 
   constructor(
-    private readonly opened: OpenModel,
+    private readonly found: OpenModel | RunOnlyModel,
     private readonly name: string,
     private readonly job: EvaluateJob,
   ) {}
@@ -381,22 +392,20 @@ class LazyModel implements LikelihoodModel, GenerationModel {
     return this.writer.generate(...asked);
   };
 
-  private tokenizer(): Promise<Tokenizer> {
-    return Tokenizer.load(this.opened.checkpoint.directory);
-  }
-
   private async openLikelihood() {
-    const { job, opened } = this;
+    const { job, found } = this;
     if (job.engine === "llama.cpp") {
       const model = await this.openLlamaCpp();
       return Object.assign(model, { release: () => model.dispose() });
     }
-    const tokenizer = await this.tokenizer();
+    if (found.checkpoint === undefined)
+      throw new FormatError(`${found.reason}. With --engine llama.cpp, likelihoods are llama.cpp's too`);
+    const tokenizer = await Tokenizer.load(found.checkpoint.directory);
     const { computeType = "f32", maxLength } = job;
     const backend = Backend.open(job);
     try {
       const dtype = computeType === "f32" ? "f32" : "bf16";
-      const weights = loadWeights(backend, opened.model, opened.checkpoint.source, { dtype, trainable: false });
+      const weights = loadWeights(backend, found.model, found.checkpoint.source, { dtype, trainable: false });
       const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
       return Object.assign(engine, {
         release: () => {
@@ -412,13 +421,14 @@ class LazyModel implements LikelihoodModel, GenerationModel {
   }
 
   private async openLlamaCpp(): Promise<LlamaCppModel> {
-    const { job, opened, name } = this;
-    const exact = opened.parameters <= EXACT_PARAMETERS;
-    const asStored = isGguf(opened.checkpoint.path) || !exact;
+    const { job, found, name } = this;
+    const exact = found.parameters <= EXACT_PARAMETERS;
+    const asStored = found.file !== undefined || !exact;
+    const tokenizer = found.checkpoint && (await Tokenizer.load(found.checkpoint.directory));
     const file = await runnableGguf(name, asStored ? job : { ...job, kind: "f32" });
     const { device, threads, maxLength } = job;
     try {
-      return await LlamaCppModel.open(file, await this.tokenizer(), {
+      return await LlamaCppModel.open(file, tokenizer, {
         ...{ exact, maxLength },
         ...(device && { device }),
         ...(threads !== undefined && { threads }),

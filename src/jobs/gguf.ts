@@ -1,18 +1,21 @@
 import { existsSync, statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
-import { adapterScales, isGguf } from "../checkpoint/index.js";
+
+import { adapterScales, isGguf, openGguf, type TensorSource } from "../checkpoint/index.js";
+
 import { Sequences } from "../data/index.js";
 import type { RunDirectory } from "../distill/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
-import { Engine } from "../generate/index.js";
+import { Engine, openRunnable } from "../generate/index.js";
 import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
 import { type Checkpoint, loadWeights, type ModelWeights, openCheckpoint } from "../models/index.js";
 import {
   exportGguf,
   exportToSize,
   type FileKind,
+  type GgufOrigin,
   type Importance,
   loadImportance,
   measureImportance,
@@ -21,16 +24,18 @@ import {
   saveImportance,
   type WrittenModel,
 } from "../quantize/index.js";
-import { UsageError } from "../system/errors.js";
+import { FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, safeFileName } from "../system/files.js";
 import { checkApart } from "../system/places.js";
 import {
   type DataOptions,
+  findModel,
   type JobOptions,
   type OpenModel,
   onDevice,
   openData,
   openModel,
+  type RunOnlyModel,
   writeDirectory,
 } from "./environment.js";
 import {
@@ -66,15 +71,31 @@ export interface ExportOutcome extends WrittenModel {
 
 /** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
 export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
-  const { checkpoint } = await openModel(job.model, job);
-  const inputs = modelInput("the model", checkpoint);
   const started = performance.now();
   const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
-  if (!isGguf(job.out)) return timed(await inRun(job, inputs, (run) => asDirectory(run, job, checkpoint)));
-  checkApart(job.out, inputs);
+  if (!isGguf(job.out)) {
+    const { checkpoint } = await openModel(job.model, job);
+    const inputs = modelInput("the model", checkpoint);
+    return timed(await inRun(job, inputs, (run) => asDirectory(run, job, checkpoint)));
+  }
+  const found = await findModel(job.model, job);
+  const origin = originOf(found);
+  checkApart(job.out, modelInput("the model", origin));
   checkNewFile(job.out, job);
-  const kind = job.dtype ?? storedType(checkpoint.source);
-  return timed(await exportGguf(job.out, checkpoint, { kind, ...writing(job, "export") }));
+  await checkConvertible(found);
+  const kind = job.dtype ?? storedType(sourceOf(origin));
+  return timed(await exportGguf(job.out, origin, { kind, ...writing(job, "export") }));
+}
+
+/** What a GGUF file is made of: another one as it is, rather than what is known of it here. */
+export const originOf = (found: OpenModel | RunOnlyModel): GgufOrigin =>
+  found.checkpoint === undefined ? found.file : (found.file ?? found.checkpoint);
+
+const sourceOf = (origin: GgufOrigin): TensorSource => ("model" in origin ? origin.source : origin);
+
+/** @throws FormatError for a file of which neither our engine nor llama.cpp can make a model */
+async function checkConvertible({ checkpoint, file }: OpenModel | RunOnlyModel): Promise<void> {
+  if (checkpoint === undefined) await openRunnable(file.path);
 }
 
 /** What writing files is told of a job. */
@@ -113,17 +134,20 @@ async function asDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkp
  * @param kind the type to export to; as stored by default
  */
 export async function runnableGguf(reference: string, job: JobOptions & { readonly kind?: FileKind }): Promise<string> {
-  const { checkpoint } = await openModel(reference, job);
-  if (isGguf(checkpoint.path) && job.kind === undefined) return checkpoint.path;
-  const kind = job.kind ?? storedType(checkpoint.source);
+  const found = await findModel(reference, job);
+  if (found.file !== undefined && job.kind === undefined) return found.file.path;
+  const origin = originOf(found);
+  const kind = job.kind ?? storedType(sourceOf(origin));
   const folder = path.join(
     cacheDirectory(),
     "exported",
-    hashBytes(JSON.stringify([EXPORT_VERSION, identityOf(checkpoint), kind])).slice(0, 32),
+    hashBytes(JSON.stringify([EXPORT_VERSION, identityOf(origin), kind])).slice(0, 32),
   );
-  const file = path.join(folder, `${nameOf(checkpoint)}-${kind}.gguf`);
+  const file = path.join(folder, `${nameOf(origin)}-${kind}.gguf`);
   const whole = { shardBytes: Number.POSITIVE_INFINITY }; // one name to look for
-  if (!existsSync(file)) await exportGguf(file, checkpoint, { kind, ...writing(job, `export ${kind}`), ...whole });
+  if (existsSync(file)) return file;
+  await checkConvertible(found);
+  await exportGguf(file, origin, { kind, ...writing(job, `export ${kind}`), ...whole });
   return file;
 }
 
@@ -131,12 +155,12 @@ export async function runnableGguf(reference: string, job: JobOptions & { readon
 const EXPORT_VERSION = 1;
 
 /** What changes when a model's files do: their names, sizes and times. */
-export const identityOf = (checkpoint: Checkpoint): readonly unknown[] => [
-  ...modelFiles(checkpoint).map((file) => {
+export const identityOf = (model: GgufOrigin): readonly unknown[] => [
+  ...modelFiles(model).map((file) => {
     const { size, mtimeMs, ctimeMs, ino } = statSync(file);
     return [path.resolve(file), size, mtimeMs, ctimeMs, ino];
   }),
-  ...adapterScales(checkpoint.path),
+  ...adapterScales(model.path),
 ];
 
 export interface QuantizeJob
@@ -214,14 +238,45 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
     throw new UsageError("nothing is asked for: give --type or --size");
   const wanted = types.length + (sizeBytes === undefined ? 0 : 1);
   if (wanted > 1 && isGguf(job.out)) throw new UsageError(`${wanted} files do not fit in ${job.out}: name a directory`);
-  const opened = await openModel(job.model, job);
-  const stem = job.name === undefined ? nameOf(opened.checkpoint) : safeFileName(job.name);
+  const found = await findModel(job.model, job);
+  const stem = job.name === undefined ? nameOf(originOf(found)) : safeFileName(job.name);
   const place = (name: string) => (isGguf(job.out) ? job.out : path.join(job.out, `${stem}-${name}.gguf`));
   const hasData = job.data !== undefined && job.data.length > 0;
   if (sizeBytes !== undefined && !hasData) throw new UsageError("--size needs --data, to measure what each type costs");
   if (job.report === true && !hasData) throw new UsageError("--report needs --data to measure on");
   if (job.run === undefined)
-    await checkPlaces(opened, [...types, ...(sizeBytes === undefined ? [] : ["mix"])].map(place), job);
+    await checkPlaces(found, [...types, ...(sizeBytes === undefined ? [] : ["mix"])].map(place), job);
+  if (!hasData && job.importanceFile === undefined) return { files: await convert(found, types, place, job) };
+  if (found.checkpoint === undefined)
+    throw new FormatError(
+      `${found.reason}. So what its weights matter cannot be measured: give --type alone, without --data, --imatrix, --size and --report`,
+    );
+  return measured(found, place, job);
+}
+
+/** Kinds of files, without measuring anything. */
+async function convert(
+  found: OpenModel | RunOnlyModel,
+  types: readonly FileKind[],
+  place: (name: string) => string,
+  job: QuantizeJob,
+): Promise<QuantizedFile[]> {
+  await checkConvertible(found);
+  const files: QuantizedFile[] = [];
+  for (const kind of types)
+    files.push(
+      await made(kind, found, () => exportGguf(place(kind), originOf(found), { kind, ...writing(job, kind) })),
+    );
+  return files;
+}
+
+/** Kinds of files and one to a size, by what the weights matter; and what that cost, where it was asked for. */
+async function measured(
+  opened: OpenModel,
+  place: (name: string) => string,
+  job: QuantizeJob,
+): Promise<QuantizeOutcome> {
+  const { types = [], sizeBytes } = job;
   const calibration = await openCalibration(opened, job);
   const importance = await importanceFor(opened, calibration, job);
   const files: QuantizedFile[] = [];
@@ -240,9 +295,9 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
 }
 
 /** @throws UsageError when a file that is to be made is there, or would lie where the job reads */
-async function checkPlaces({ checkpoint }: OpenModel, files: readonly string[], job: QuantizeJob): Promise<void> {
+async function checkPlaces(found: OpenModel | RunOnlyModel, files: readonly string[], job: QuantizeJob): Promise<void> {
   checkApart(job.out, [
-    ...modelInput("the model", checkpoint),
+    ...modelInput("the model", originOf(found)),
     ...(await dataInputs(job)),
     ...fileInput("the importances", job.importanceFile),
   ]);
@@ -312,15 +367,14 @@ async function importanceFor(
 /** Runs one of the writers and tells of the result. */
 async function made(
   name: string,
-  { parameters }: OpenModel,
+  { parameters }: Pick<OpenModel, "parameters">,
   write: () => Promise<WrittenModel>,
 ): Promise<QuantizedFile> {
   const started = performance.now();
   const written = await write();
   const seconds = (performance.now() - started) / 1000;
   const counts: Record<string, number> = {};
-  for (const { dtype } of openCheckpoint(written.files[0] ?? "").source.tensors.values())
-    counts[dtype] = (counts[dtype] ?? 0) + 1;
+  for (const { dtype } of openGguf(written.files[0] ?? "").tensors.values()) counts[dtype] = (counts[dtype] ?? 0) + 1;
   const fileBytes = written.files.reduce((sum, file) => sum + statSync(file).size, 0);
   return { ...written, name, fileBytes, bitsPerWeight: (8 * written.bytes) / parameters, seconds, types: counts };
 }

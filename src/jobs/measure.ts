@@ -1,10 +1,28 @@
-import { sourceBytes } from "../checkpoint/tensor-source.js";
+import { sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
 import { Tokenizer, type TokenStream } from "../data/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { cacheBytes, countParameters, type DimensionName, loadWeights, openCheckpoint } from "../models/index.js";
+import {
+  cacheBytes,
+  countParameters,
+  type DimensionName,
+  loadWeights,
+  openCheckpoint,
+  summariseGguf,
+} from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
-import { type DataOptions, type JobOptions, onDevice, openModel, openTokens } from "./environment.js";
+
+import {
+  type DataOptions,
+  findModel,
+  type JobOptions,
+  type OpenModel,
+  onDevice,
+  openModel,
+  openTokens,
+  RUN_ONLY,
+  type RunOnlyModel,
+} from "./environment.js";
 import { checkLength } from "./sanity.js";
 
 /** What `inspect` tells of a model. */
@@ -15,15 +33,23 @@ export interface Inspection {
   readonly dimensions: Readonly<Record<DimensionName, number | readonly number[]>>;
   /** Bytes of the weights as stored. */
   readonly bytes: number;
+  /** How many tensors are stored in each type. */
+  readonly types: Readonly<Record<string, number>>;
   /** Bytes to run it: the weights as stored and an f16 key-value cache of one sequence of full length. */
   readonly memoryBytes: number;
-  /** What in its files is not used, or not as one might think. */
+  /** Whether our own engine computes it, so that it can be pruned, distilled and measured; llama.cpp may run others. */
+  readonly known: boolean;
+  /** What in its files is not used, or not as one might think; why it is not known. */
   readonly notes: readonly string[];
 }
 
 /** Describes a model without reading its weights. */
 export async function inspect(reference: string, options: JobOptions = {}): Promise<Inspection> {
-  const { checkpoint, model, parameters } = await openModel(reference, options);
+  const found = await findModel(reference, options);
+  return found.checkpoint === undefined ? inspectFile(found) : inspectKnown(found);
+}
+
+function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection {
   const bytes = sourceBytes(checkpoint.source);
   const dimensions: Record<DimensionName, number | number[]> = {};
   for (const [name, size] of Object.entries(model.sizes)) {
@@ -31,10 +57,52 @@ export async function inspect(reference: string, options: JobOptions = {}): Prom
     const before = dimensions[short];
     dimensions[short] = before === undefined ? size : [before, size].flat();
   }
-  for (const [name, value] of Object.entries(dimensions))
-    if (Array.isArray(value) && new Set(value).size === 1) dimensions[name] = value[0] ?? 0;
-  const memoryBytes = bytes + cacheBytes(model, model.maxPositions);
-  return { architecture: model.architecture, parameters, dimensions, bytes, memoryBytes, notes: checkpoint.notes };
+  return {
+    architecture: model.architecture,
+    parameters,
+    dimensions: agreed(dimensions),
+    bytes,
+    types: typesOf(checkpoint.source),
+    memoryBytes: bytes + cacheBytes(model, model.maxPositions),
+    known: true,
+    notes: checkpoint.notes,
+  };
+}
+
+/** What a GGUF file says of a model that is not known here. */
+function inspectFile({ file, reason }: RunOnlyModel): Inspection {
+  const summary = summariseGguf(file);
+  const { architecture, parameters, bytes, layers, hidden, vocabSize: vocab, contextLength, experts } = summary;
+  const attends = summary.heads.some((count) => count > 0);
+  return {
+    architecture,
+    parameters,
+    dimensions: {
+      ...{ vocab, hidden, layers, context: contextLength },
+      ...(attends && agreed({ heads: [...summary.heads], kvHeads: [...summary.kvHeads] })),
+      ...(experts > 0 && { experts }),
+    },
+    bytes,
+    types: typesOf(file),
+    memoryBytes: bytes + summary.cacheBytes(contextLength),
+    known: false,
+    notes: [`${reason}. ${RUN_ONLY}`],
+  };
+}
+
+/** One number in place of a list of equal ones. */
+const agreed = (dimensions: Readonly<Record<string, number | number[]>>): Record<string, number | number[]> =>
+  Object.fromEntries(
+    Object.entries(dimensions).map(([name, value]) => [
+      name,
+      Array.isArray(value) && new Set(value).size === 1 ? (value[0] ?? 0) : value,
+    ]),
+  );
+
+function typesOf({ tensors }: Pick<TensorSource, "tensors">): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { dtype } of tensors.values()) counts[dtype] = (counts[dtype] ?? 0) + 1;
+  return counts;
 }
 
 /** Size and loss of a model. */

@@ -19,13 +19,18 @@ export const DESCRIBING = [
   "chat_template.jinja",
 ] as const;
 
+/** A model's files, and where those that describe it lie; a GGUF file describes itself. */
+type ModelFiles = Pick<Checkpoint, "files"> & { readonly directory?: string | undefined };
+
 /** The files that a model is made of, as far as they are there. */
-export const modelFiles = ({ files, directory }: Pick<Checkpoint, "files" | "directory">): string[] =>
-  [...files, ...DESCRIBING.map((name) => path.join(directory, name))].filter((file) => existsSync(file));
+export const modelFiles = ({ files, directory }: ModelFiles): string[] =>
+  [...files, ...(directory === undefined ? [] : DESCRIBING.map((name) => path.join(directory, name)))].filter((file) =>
+    existsSync(file),
+  );
 
 /** A model that a job reads, as one of its inputs. */
-export const modelInput = (what: string, checkpoint: Pick<Checkpoint, "path" | "files" | "directory">): Input[] =>
-  [splitAdapters(checkpoint.path).base, ...modelFiles(checkpoint)].map((file) => ({ what, path: file }));
+export const modelInput = (what: string, model: ModelFiles & Pick<Checkpoint, "path">): Input[] =>
+  [splitAdapters(model.path).base, ...modelFiles(model)].map((file) => ({ what, path: file }));
 
 /** Data that a job reads: what was named, and every file that it means. Data on a hub lies nowhere near. */
 export async function dataInputs({ data = [], validation = [] }: Partial<DataOptions>): Promise<Input[]> {

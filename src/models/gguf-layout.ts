@@ -5,8 +5,6 @@ import type { RotaryConfig } from "./rotary.js";
 export interface GgufParameter {
   /** Its name there. */
   readonly name: string;
-  /** The part it plays in mixtures of types, the same in all layers: `attn_q`, `output`, ... */
-  readonly role: string;
   readonly layer: number | undefined;
   /** Its name in a Hugging Face checkpoint. */
   readonly parameter: string;

@@ -45,7 +45,6 @@ function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufPar
   return [
     {
       name: kind === "none" ? base : `${base}.${kind}`,
-      role: place.name,
       layer,
       parameter: name,
       rows: rows?.(),

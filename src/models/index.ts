@@ -16,6 +16,15 @@ export {
   splitLayer,
 } from "./dimensions.js";
 export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
-export { type Checkpoint, type ModelTensors, openCheckpoint, storedSource, writeModel } from "./open.js";
+export { type GgufSummary, summariseGguf } from "./gguf-summary.js";
+export {
+  type Checkpoint,
+  type GgufModel,
+  type ModelTensors,
+  openCheckpoint,
+  openGgufModel,
+  storedSource,
+  writeModel,
+} from "./open.js";
 export { ARCHITECTURES, configFromGguf, knownGgufArchitectures, knownModelTypes, modelFromConfig } from "./registry.js";
 export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

@@ -61,7 +61,7 @@ export interface Checkpoint extends ModelTensors {
  */
 export function openCheckpoint(at: string): Checkpoint {
   const { base, adapters } = splitAdapters(at);
-  const checkpoint = isGguf(base) ? openGgufModel(base) : openDirectoryModel(base);
+  const checkpoint = isGguf(base) ? ggufCheckpoint(openModelFile(base)) : openDirectoryModel(base);
   return adapters.length === 0 ? checkpoint : mergeAdapters(checkpoint, adapters);
 }
 
@@ -131,12 +131,38 @@ function checkedTie(
   };
 }
 
-function openGgufModel(file: string): Checkpoint {
-  const opened = openGguf(file);
+/** A GGUF file as a model that is known here; or why it is none, though llama.cpp may run it. */
+export type GgufModel =
+  | { readonly file: GgufFile; readonly checkpoint: Checkpoint }
+  | { readonly file: GgufFile; readonly checkpoint: undefined; readonly reason: string };
+
+/**
+ * Opens a GGUF file, whatever its architecture.
+ * @throws CoppiceError when files are missing, FormatError when the header is not what it claims
+ */
+export function openGgufModel(at: string): GgufModel {
+  const file = openModelFile(at);
+  try {
+    const checkpoint = ggufCheckpoint(file);
+    checkTensors(checkpoint.model, checkpoint.source);
+    return { file, checkpoint };
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+    const reason = error.message.startsWith(at) ? error.message : `${at}: ${error.message}`;
+    return { file, checkpoint: undefined, reason };
+  }
+}
+
+function openModelFile(at: string): GgufFile {
+  const opened = openGguf(at);
   if (opened.metadata.get("general.type")?.value === "adapter")
     throw new FormatError(
-      `${file} is a LoRA adapter, not a model: serve takes it by --lora, other commands merge PEFT's`,
+      `${at} is a LoRA adapter, not a model: serve takes it by --lora, other commands merge PEFT's`,
     );
+  return opened;
+}
+
+function ggufCheckpoint(opened: GgufFile): Checkpoint {
   const config = configFromGguf(opened);
   const model = modelFromConfig(config);
   const places = ggufPlaces(opened, model);
@@ -144,7 +170,7 @@ function openGgufModel(file: string): Checkpoint {
   const source = joinedSource(placedSource(opened, places), listedValues(opened, model));
   let directory: string | undefined;
   return {
-    path: file,
+    path: opened.path,
     get directory() {
       directory ??= tokenizerDirectory(opened);
       return directory;

@@ -1,6 +1,8 @@
 import { availableParallelism } from "node:os";
+import { sourceBytes } from "../checkpoint/tensor-source.js";
 import { isQuantized, type QuantizedDType, type StoredDType } from "../ggml/dtype.js";
 import type { Checkpoint } from "../models/index.js";
+import { type ContentOptions, contentOf, type GgufOrigin } from "./content.js";
 import type { Importance } from "./importance.js";
 import { bestMix } from "./mix.js";
 import {
@@ -13,10 +15,11 @@ import {
   typesFor,
 } from "./recipes.js";
 import type { Sensitivity } from "./sensitivity.js";
-import { fileBytes, ggufShapes, recipeFacts, type WriteModelOptions, type WrittenModel, writeModel } from "./write.js";
+import { fileBytes, type WriteModelOptions, type WrittenModel, writeModel } from "./write.js";
 
 export interface ExportOptions
-  extends Pick<WriteModelOptions, "name" | "shardBytes" | "preTokenizer" | "onFiles" | "onBytes" | "signal"> {
+  extends ContentOptions,
+    Pick<WriteModelOptions, "shardBytes" | "onFiles" | "onBytes" | "signal"> {
   /** What kind of file; the name of one of llama.cpp's mixtures. */
   readonly kind: FileKind;
   readonly importance?: Importance;
@@ -24,18 +27,25 @@ export interface ExportOptions
   readonly threads?: number;
 }
 
-/** Writes a model as a GGUF file of a kind. @throws CoppiceError when llama.cpp could not run it */
-export async function exportGguf(file: string, checkpoint: Checkpoint, options: ExportOptions): Promise<WrittenModel> {
+/**
+ * Writes a model as a GGUF file of a kind.
+ * @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says
+ */
+export async function exportGguf(file: string, origin: GgufOrigin, options: ExportOptions): Promise<WrittenModel> {
   const { kind } = options;
-  const { model } = checkpoint;
-  const [shapes, facts] = [ggufShapes(model), recipeFacts(model, options.importance !== undefined)];
-  const written = await writeModel(file, checkpoint, model, {
+  const content = contentOf(origin, options);
+  const facts = { ...content.facts, weighted: options.importance !== undefined };
+  const written = await writeModel(file, content, {
     ...options,
-    types: typesFor(kind, shapes, facts),
+    types: typesFor(kind, content.shapes, facts),
     fileType: fileTypeOf(kind),
     threads: options.threads ?? availableParallelism(),
   });
-  const notes = [...written.notes, ...fallbackNotes(kind, shapes, facts, written), ...growthNotes(checkpoint, written)];
+  const notes = [
+    ...written.notes,
+    ...fallbackNotes(kind, content.shapes, facts, written),
+    ...growthNotes(origin, written),
+  ];
   return { ...written, notes };
 }
 
@@ -58,11 +68,13 @@ function fallbackNotes(
 }
 
 /** A model that is quantized already may grow by being quantized. */
-function growthNotes(checkpoint: Checkpoint, { bytes }: WrittenModel): string[] {
-  const stored = [...checkpoint.source.tensors.values()].map(({ dtype }) => dtype).filter(isQuantized);
-  if (stored.length === 0 || bytes <= checkpoint.bytes) return [];
+function growthNotes(origin: GgufOrigin, { bytes }: WrittenModel): string[] {
+  const source = "model" in origin ? origin.source : origin;
+  const before = "model" in origin ? origin.bytes : sourceBytes(origin);
+  const stored = [...source.tensors.values()].map(({ dtype }) => dtype).filter(isQuantized);
+  if (stored.length === 0 || bytes <= before) return [];
   return [
-    `the file is larger than the model that it was made of, which is quantized already (${[...new Set(stored)].join(", ")}): ${(bytes / checkpoint.bytes).toFixed(2)} times its size`,
+    `the file is larger than the model that it was made of, which is quantized already (${[...new Set(stored)].join(", ")}): ${(bytes / before).toFixed(2)} times its size`,
   ];
 }
 
@@ -87,20 +99,20 @@ export async function exportToSize(
   sensitivity: Sensitivity,
   options: FitOptions,
 ): Promise<FittedModel> {
-  const { model } = checkpoint;
-  const shapes = ggufShapes(model);
+  const content = contentOf(checkpoint, options);
   const typed = (choice: ReadonlyMap<string, QuantizedDType>): Map<string, StoredDType> =>
-    new Map(shapes.map(({ name }) => [name, choice.get(name) ?? "f32"]));
+    new Map(content.shapes.map(({ name }) => [name, choice.get(name) ?? "f32"]));
   const { importance } = options;
   // what is not quantized, the header and the gaps between tensors take their share
   const any = new Map([...sensitivity].flatMap(([name, costs]) => (costs[0] ? [[name, costs[0]] as const] : [])));
-  const whole = fileBytes(checkpoint, model, {
-    ...{ importance, fileType: 0, types: typed(new Map([...any].map(([name, { dtype }]) => [name, dtype]))) },
-    ...(options.preTokenizer !== undefined && { preTokenizer: options.preTokenizer }),
+  const whole = fileBytes(content, {
+    importance,
+    fileType: 0,
+    types: typed(new Map([...any].map(([name, { dtype }]) => [name, dtype]))),
   });
   const rest = whole - [...any.values()].reduce((sum, { bytes }) => sum + bytes, 0);
   const mix = await bestMix(sensitivity, options.sizeBytes - rest - ALIGNMENT * any.size);
-  const written = await writeModel(file, checkpoint, model, {
+  const written = await writeModel(file, content, {
     ...options,
     types: typed(mix.types),
     fileType: fileTypeOfMostly(mostly(mix.types, sensitivity)),

@@ -1,3 +1,4 @@
+export { type GgufOrigin, nameOf } from "./content.js";
 export { type ExportOptions, exportGguf, exportToSize, type FitOptions, type FittedModel } from "./export.js";
 export {
   type Importance,
@@ -7,4 +8,4 @@ export {
 } from "./importance.js";
 export { FILE_KINDS, type FileKind, parseFileKind, rowMultiple } from "./recipes.js";
 export { measureSensitivity, type Sensitivity, type SensitivityOptions, type TypeCost } from "./sensitivity.js";
-export { nameOf, type WrittenModel } from "./write.js";
+export type { WrittenModel } from "./write.js";

@@ -20,10 +20,10 @@ import type { Model, ModelWeights } from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
 import { elementCount } from "../tensor/index.js";
+import { ggufShapes } from "./content.js";
 import { convertRows } from "./convert.js";
 import type { Importance } from "./importance.js";
 import { isQuantizable } from "./recipes.js";
-import { ggufShapes } from "./write.js";
 
 /** What a type costs a tensor. */
 export interface TypeCost {
@@ -126,9 +126,9 @@ interface NamedTensor {
 /** The tensors that are ever quantized. */
 function namedTensors(model: Model): NamedTensor[] {
   const shapes = new Map(ggufShapes(model).map((tensor) => [tensor.name, tensor.shape]));
-  return model.gguf().parameters.flatMap(({ name, role, parameter }) => {
+  return model.gguf().parameters.flatMap(({ name, parameter }) => {
     const shape = shapes.get(name) ?? [];
-    return isQuantizable({ role, shape }) ? [{ name, parameter, shape }] : [];
+    return isQuantizable({ name, shape }) ? [{ name, parameter, shape }] : [];
   });
 }
 

@@ -1,28 +1,14 @@
-import path from "node:path";
-import { type GgufMetadata, type GgufTensor, type GgufValue, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
-import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
-import { gatherRows, readTensor, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
-import { checkRunnable } from "../generate/runnable.js";
+import { type GgufMetadata, type GgufTensor, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
+import { gatherRows, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
 import { bytesOf, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
-import {
-  type Checkpoint,
-  countParameters,
-  type GgufLayout,
-  type GgufParameter,
-  type Model,
-  shapeOf,
-  sizesOfAxis,
-} from "../models/index.js";
-import { checkTensors } from "../models/weights.js";
-import { FormatError } from "../system/errors.js";
+import type { GgufLayout, GgufParameter } from "../models/index.js";
+import type { GgufContent } from "./content.js";
 import { convertRows, Scratch } from "./convert.js";
 import type { Importance } from "./importance.js";
 import { Pipeline } from "./pipeline.js";
-import { checkImportance, type FileKind, type RecipeFacts, type TensorShape } from "./recipes.js";
+import { checkImportance, type FileKind } from "./recipes.js";
 
-/** ggml's number for the way its quantized types are laid out today. */
-const QUANTIZATION_VERSION = 2;
 /** About so many elements are converted at once by a thread. */
 const PIECE_ELEMENTS = 1 << 20;
 /** Hubs take files of at most 50 GB. */
@@ -33,14 +19,11 @@ const AHEAD = 2;
 export interface WriteModelOptions {
   /** The type of each tensor, by its name in GGUF. */
   readonly types: ReadonlyMap<string, StoredDType>;
-  /** `general.name`; as the model's directory or file by default. */
-  readonly name?: string;
   /** `general.file_type`. */
   readonly fileType: number;
   readonly kind?: FileKind;
   readonly importance?: Importance | undefined;
   readonly shardBytes?: number;
-  readonly preTokenizer?: string;
   readonly threads: number;
   readonly onFiles?: ((files: readonly string[]) => void) | undefined;
   readonly onBytes?: (done: number, total: number) => void;
@@ -55,21 +38,6 @@ export interface WrittenModel {
   readonly notes: readonly string[];
 }
 
-/** The tensors of a model as they will lie in a GGUF file, without their types. */
-export const ggufShapes = (model: Model): TensorShape[] => {
-  const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
-  return model.gguf().parameters.flatMap(({ name, role, layer, parameter }) => {
-    const spec = specs.get(parameter);
-    return spec === undefined ? [] : [{ name, role, layer, shape: shapeOf(spec, model.sizes) }];
-  });
-};
-
-/** What mixtures want to know of a model. */
-export function recipeFacts(model: Model, weighted: boolean): RecipeFacts {
-  const [heads = 1, kvHeads = 1] = ["heads", "kvHeads"].map((name) => sizesOfAxis(model, name)[0]);
-  return { layers: model.layerCount, heads, kvHeads, weighted };
-}
-
 /** A file before its tensors are converted. */
 interface Plan {
   readonly metadata: GgufMetadata;
@@ -78,54 +46,19 @@ interface Plan {
   readonly notes: readonly string[];
 }
 
-function planFile(checkpoint: Checkpoint, model: Model, options: Omit<WriteModelOptions, "threads">): Plan {
-  checkTensors(model, checkpoint.source);
-  const layout = model.gguf();
+function planFile(content: GgufContent, options: Omit<WriteModelOptions, "threads">): Plan {
   const scratch = new Scratch();
-  const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
   return {
-    metadata: describe(
-      harmless(options.name ?? nameOf(checkpoint), tokenizer.entries),
-      model,
-      layout,
-      options.fileType,
-      [...listedValues(checkpoint.source, layout), ...tokenizer.entries],
-    ),
-    derived: layout.derived,
-    tensors: layout.parameters.map((parameter) => plannedTensor(checkpoint.source, scratch, parameter, options)),
-    notes: [...layout.notes, ...tokenizer.notes, ...requantized(checkpoint.source, options.types, layout)],
+    metadata: new Map([...content.metadata, ["general.file_type", gguf.uint32(options.fileType)]]),
+    derived: content.derived,
+    tensors: content.tensors.map((tensor) => plannedTensor(content.source, scratch, tensor, options)),
+    notes: [...content.notes, ...requantized(content, options.types)],
   };
 }
 
-/** Tokens that llama.cpp looks for in any model with Phi-3 in its name, and fails without. */
-const PHI3_TOKENS = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
-
-/** A name that llama.cpp reads nothing into that the tokenizer does not hold. */
-function harmless(name: string, tokenizer: readonly (readonly [string, GgufValue])[]): string {
-  const tokens = tokenizer.find(([key]) => key === "tokenizer.ggml.tokens")?.[1];
-  const texts = new Set(tokens?.kind === "array" ? tokens.value : []);
-  return PHI3_TOKENS.every((token) => texts.has(token)) ? name : name.replace(/(phi)-?(3)/gi, "$1 $2");
-}
-
-/** Parameters of one number a layer that are lists in the metadata. */
-const listedValues = (source: TensorSource, { listed }: GgufLayout): [string, GgufValue][] =>
-  listed.map(({ key, parameters }) => [
-    key,
-    gguf.numbers(
-      "float32",
-      parameters.map((name) => numberOf(source, name)),
-    ),
-  ]);
-
-function numberOf(source: TensorSource, name: string): number {
-  const [value] = toFloat32(loadFunctions(), readTensor(source, name), tensorInfo(source, name).dtype);
-  if (value === undefined) throw new FormatError(`${name} is empty`);
-  return value;
-}
-
 /** Errors of two roundings add up. */
-function requantized(source: TensorSource, types: WriteModelOptions["types"], layout: GgufLayout): string[] {
-  const again = layout.parameters.filter(({ name, parameter }) => {
+function requantized({ source, tensors }: GgufContent, types: WriteModelOptions["types"]): string[] {
+  const again = tensors.filter(({ name, parameter }) => {
     const { dtype } = tensorInfo(source, parameter);
     return isQuantized(dtype) && (types.get(name) ?? dtype) !== dtype;
   });
@@ -141,22 +74,21 @@ const derivedShape = ({ name, values }: GgufLayout["derived"][number]) => ({
 });
 
 /** The size of the file that {@link writeModel} would write, when it is one. */
-export function fileBytes(checkpoint: Checkpoint, model: Model, options: Omit<WriteModelOptions, "threads">): number {
-  const { metadata, derived, tensors } = planFile(checkpoint, model, options);
+export function fileBytes(content: GgufContent, options: Omit<WriteModelOptions, "threads">): number {
+  const { metadata, derived, tensors } = planFile(content, options);
   return ggufBytes(metadata, [...derived.map(derivedShape), ...tensors]);
 }
 
 /**
- * Writes a model as GGUF, converting on several threads and streaming: a few pieces of a tensor are in memory at a time.
- * @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says
+ * Writes a GGUF file, converting on several threads and streaming: a few pieces of a tensor are in memory at a time.
+ * @throws FormatError when values are no numbers
  */
 export async function writeModel(
   file: string,
-  checkpoint: Checkpoint,
-  model: Model,
+  content: GgufContent,
   options: WriteModelOptions,
 ): Promise<WrittenModel> {
-  const { metadata, derived, tensors: planned, notes } = planFile(checkpoint, model, options);
+  const { metadata, derived, tensors: planned, notes } = planFile(content, options);
   const jobs = function* () {
     for (const tensor of planned) yield* tensor.pieces();
   };
@@ -179,7 +111,7 @@ export async function writeModel(
   const files = await writeGguf(file, metadata, tensors, {
     shardBytes: options.shardBytes ?? DEFAULT_SHARD_BYTES,
     onFiles: options.onFiles,
-    verify: (written) => void checkRunnable(written), // what we would not run, nobody gets
+    verify: content.verify,
     ...(options.signal && { signal: options.signal }),
     onBytes: (written) => {
       done += written;
@@ -200,16 +132,17 @@ interface Piece {
 function plannedTensor(
   source: TensorSource,
   scratch: Scratch,
-  { name, role, parameter, rows, offset, factor }: GgufParameter,
+  { name, parameter, rows, offset, factor }: GgufParameter,
   { types, importance, kind }: Omit<WriteModelOptions, "threads">,
 ) {
   const { dtype: from, shape } = tensorInfo(source, parameter);
   const to = types.get(name) ?? from;
   const weights = importance?.get(parameter);
-  if (isQuantized(to) && from !== to && weights === undefined) checkImportance({ name, role }, to, kind);
+  if (isQuantized(to) && from !== to && weights === undefined) checkImportance(name, to, kind);
   const columns = shape.length > 1 ? (shape.at(-1) ?? 1) : 1;
   const total = shape[0] ?? 1;
-  const step = Math.max(1, Math.floor(PIECE_ELEMENTS / columns));
+  const rowElements = shape.slice(1).reduce((product, size) => product * size, 1); // of an expert, where there are three axes
+  const step = Math.max(1, Math.floor(PIECE_ELEMENTS / rowElements));
   return {
     name,
     shape,
@@ -241,33 +174,4 @@ function plannedTensor(
 /** (x + offset) · factor of each number, f32. */
 function changed(bytes: Uint8Array, dtype: StoredDType, offset = 0, factor = 1): Uint8Array {
   return bytesOf(toFloat32(loadFunctions(), bytes, dtype).map((value) => (value + offset) * factor));
-}
-
-/** What a model's directory or file is called. */
-export const nameOf = ({ path: at }: Checkpoint): string => path.basename(path.resolve(at)).replace(/\.gguf$/, "");
-
-function describe(
-  name: string,
-  model: Model,
-  layout: GgufLayout,
-  fileType: number,
-  others: readonly (readonly [string, GgufValue])[],
-): GgufMetadata {
-  return new Map<string, GgufValue>([
-    ["general.architecture", gguf.string(layout.architecture)],
-    ["general.type", gguf.string("model")],
-    ["general.name", gguf.string(name)],
-    ["general.size_label", gguf.string(sizeLabel(countParameters(model.parameters, model.sizes)))],
-    ["general.file_type", gguf.uint32(fileType)],
-    ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
-    ...layout.metadata,
-    ...others,
-  ]);
-}
-
-/** 8414105600 as 8.4B. */
-function sizeLabel(parameters: number): string {
-  const [scale, unit] = parameters >= 1e9 ? [1e9, "B"] : parameters >= 1e6 ? [1e6, "M"] : [1e3, "K"];
-  const value = parameters / scale;
-  return `${value >= 100 ? value.toFixed(0) : Number(value.toPrecision(2))}${unit}`;
 }

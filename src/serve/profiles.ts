@@ -1,8 +1,6 @@
-import { statSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
-import { openGguf } from "../checkpoint/gguf.js";
+import { describeRunnable } from "../generate/index.js";
 import { type DeviceKind, listDevices, loadLibrary } from "../ggml/index.js";
-import { cacheBytes, largestSize, openCheckpoint } from "../models/index.js";
 
 export const PROFILE_NAMES = ["throughput", "latency", "low-memory"] as const;
 export type ProfileName = (typeof PROFILE_NAMES)[number];
@@ -10,8 +8,7 @@ export type ProfileName = (typeof PROFILE_NAMES)[number];
 /** What a model needs. */
 export interface ModelFacts {
   readonly weightBytes: number;
-  /** Keys and values of a token, in 16 bits each. */
-  /** Bytes of the keys and values of one sequence of so many tokens. */
+  /** Bytes of the keys, values and states of one sequence of so many tokens. */
   readonly cacheBytes: (tokens: number) => number;
   /** Tokens that it was made for. */
   readonly contextLength: number;
@@ -59,14 +56,8 @@ export function findHardware(wanted: DeviceKind | "auto" = "auto"): Hardware {
 
 /** What a GGUF file needs. */
 export function modelFacts(file: string): ModelFacts {
-  const { model } = openCheckpoint(file);
-  return {
-    weightBytes: openGguf(file).files.reduce((sum, part) => sum + statSync(part).size, 0),
-    cacheBytes: (tokens) => cacheBytes(model, tokens),
-    contextLength: contextLengthOf(file),
-    vocab: model.vocabSize,
-    hidden: largestSize(model, "hidden"),
-  };
+  const { fileBytes, cacheBytes, contextLength, vocabSize, hidden } = describeRunnable(file);
+  return { weightBytes: fileBytes, cacheBytes, contextLength, vocab: vocabSize, hidden };
 }
 
 /** Bytes of a model with its cache, and of the results that a batch passes from one operation to the next. */
@@ -101,10 +92,4 @@ export function profilesFor(hardware: Hardware, facts?: ModelFacts): Profile[] {
     kind === "cpu" && cores < 8 ? ["latency", "throughput", "low-memory"] : ["throughput", "latency", "low-memory"];
   const best = order.find((name) => profiles.some((profile) => profile.name === name && profile.fits)) ?? "low-memory";
   return profiles.map((profile) => ({ ...profile, suits: profile.name === best }));
-}
-
-function contextLengthOf(file: string): number {
-  const { metadata } = openGguf(file);
-  const entry = [...metadata].find(([key]) => key.endsWith(".context_length"))?.[1];
-  return typeof entry?.value === "number" ? entry.value : 0;
 }

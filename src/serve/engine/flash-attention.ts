@@ -2,6 +2,8 @@ import type { LlamaModel, Token } from "node-llama-cpp";
 
 /** Tokens that are there, and then two prompts: one that flash attention reads token by token, one that it reads at once. */
 const [PAST, SHORT, LONG] = [128, 40, 96];
+/** Tokens that trying computes in a row. */
+export const FLASH_TRIAL_TOKENS = PAST + SHORT + LONG;
 /** Trying takes too long for larger models, and says little: their time goes into weights. */
 const TRIED_BYTES = 256 << 20;
 

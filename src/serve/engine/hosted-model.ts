@@ -8,23 +8,24 @@ import {
   TokenBias,
 } from "node-llama-cpp";
 import { openGguf } from "../../checkpoint/gguf.js";
+
 import {
   checkContext,
-  checkRunnable,
   checkSameTokens,
   fastestThreads,
   loadModel,
+  openRunnable,
   promptTokens,
   type SpecialTokens,
 } from "../../generate/index.js";
+
 import type { DeviceKind } from "../../ggml/index.js";
 import { metadataString } from "../../models/gguf-config.js";
-import { largestSize, openCheckpoint } from "../../models/index.js";
 import { FormatError } from "../../system/errors.js";
 import { ApiError, contextExceeded } from "../errors.js";
 import { checkGrammar } from "../grammar/index.js";
 import { ChatTemplate } from "./chat-template.js";
-import { flashAttentionIsFaster } from "./flash-attention.js";
+import { FLASH_TRIAL_TOKENS, flashAttentionIsFaster } from "./flash-attention.js";
 import { ALONE, type Slot, Slots } from "./slots.js";
 import { StopTexts } from "./stop-texts.js";
 import { TokenBytes, tokenText } from "./token-bytes.js";
@@ -90,11 +91,11 @@ export class HostedModel {
 
   /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, options: HostOptions): Promise<HostedModel> {
-    const target = checkRunnable(file);
-    const { metadata } = openGguf(target.file);
+    const target = await openRunnable(file);
+    const draftTarget = options.draft === undefined ? undefined : await openRunnable(options.draft);
+    const { metadata } = target;
     const { device = "auto", slots: sequences, batchSize, lora = [] } = options;
     const contextSize = options.contextSize ?? Math.min(MOST_CONTEXT, target.contextLength || DEFAULT_CONTEXT);
-    const draftTarget = options.draft === undefined ? undefined : checkRunnable(options.draft);
     for (const of of [target, draftTarget]) if (of !== undefined) checkContext(of, contextSize);
     const loading = { device, ...(options.threads !== undefined && { threads: options.threads }) };
     const model = await loadModel(target.file, loading);
@@ -103,13 +104,10 @@ export class HostedModel {
       const threads = options.threads ?? (await fastestThreads(model));
       const shared = { contextSize, sequences, ...(threads !== undefined && { threads }) };
       const adapters = lora.map(({ file: filePath, scale }) => ({ filePath: checkAdapter(filePath), scale }));
-      const mayHoldScores =
-        4 * (batchSize ?? DEFAULT_BATCH) * contextSize * queryHeads(target.file) <= MOST_SCORE_BYTES;
-      // trying takes more positions than the smallest of such models have learnt
-      const flashAttention =
-        mayHoldScores && target.learntPositions === undefined
-          ? await flashAttentionIsFaster(model, threads)
-          : undefined;
+      const heads = target.heads.reduce((a, b) => Math.max(a, b), 0);
+      const mayHoldScores = 4 * (batchSize ?? DEFAULT_BATCH) * contextSize * heads <= MOST_SCORE_BYTES;
+      const mayTry = heads > 0 && FLASH_TRIAL_TOKENS <= (target.learntPositions ?? FLASH_TRIAL_TOKENS);
+      const flashAttention = mayTry && mayHoldScores ? await flashAttentionIsFaster(model, threads) : undefined;
       const slots = new Slots(contextSize);
       const context = await model.createContext({
         ...{ ...shared, ...(batchSize !== undefined && { batchSize }) },
@@ -474,5 +472,3 @@ function checkAdapter(file: string): string {
     throw new FormatError(`${file} is no LoRA adapter (general.type is not "adapter")`);
   return file;
 }
-
-const queryHeads = (file: string): number => Math.max(1, largestSize(openCheckpoint(file).model, "heads"));

@@ -1,0 +1,27 @@
+import type { LlamaModel, Token } from "node-llama-cpp";
+import type { SpecialToken, TextTokenizer } from "../data/index.js";
+
+/** The tokenizer of a model that is loaded in llama.cpp, whatever its kind. */
+export class OwnTokenizer implements TextTokenizer {
+  readonly bos: SpecialToken | undefined;
+  readonly eos: SpecialToken | undefined;
+
+  constructor(private readonly model: LlamaModel) {
+    this.bos = this.special(model.tokens.bos);
+    this.eos = this.special(model.tokens.eos);
+  }
+
+  private special(id: Token | null): SpecialToken | undefined {
+    return id === null ? undefined : { id, text: this.model.detokenize([id], true) };
+  }
+
+  async encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]> {
+    const { bos, shouldPrependBosToken } = this.model.tokens;
+    const first = addSpecialTokens && shouldPrependBosToken && bos !== null ? [bos] : [];
+    return texts.map((text) => [...first, ...this.model.tokenize(text, true)]);
+  }
+
+  async decode(ids: readonly number[]): Promise<string> {
+    return this.model.detokenize(ids as Token[]);
+  }
+}

@@ -1,0 +1,171 @@
+import path from "node:path";
+import { type GgufFile, type GgufMetadata, type GgufValue, gguf } from "../checkpoint/gguf.js";
+import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
+import { readTensor, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import { checkHeader, checkRunnable } from "../generate/runnable.js";
+import { toFloat32 } from "../ggml/dtype.js";
+import { loadFunctions } from "../ggml/library.js";
+import {
+  type Checkpoint,
+  countParameters,
+  type GgufLayout,
+  type GgufParameter,
+  type Model,
+  shapeOf,
+  sizesOfAxis,
+  summariseGguf,
+} from "../models/index.js";
+import { checkTensors } from "../models/weights.js";
+import { FormatError } from "../system/errors.js";
+import type { RecipeFacts, TensorShape } from "./recipes.js";
+
+/** ggml's number for the way its quantized types are laid out today. */
+const QUANTIZATION_VERSION = 2;
+
+/** What a GGUF file is made of, but for the types of its tensors. */
+export interface GgufContent {
+  readonly source: TensorSource;
+  readonly metadata: GgufMetadata;
+  readonly tensors: readonly GgufParameter[];
+  readonly derived: GgufLayout["derived"];
+  /** The tensors as far as their types depend on them. */
+  readonly shapes: readonly TensorShape[];
+  readonly facts: Omit<RecipeFacts, "weighted">;
+  readonly notes: readonly string[];
+  /** @throws FormatError when a file that was written is not what may be run */
+  readonly verify: (file: string) => void;
+}
+
+export interface ContentOptions {
+  /** `general.name`; as the model's directory or file by default. */
+  readonly name?: string | undefined;
+  /** llama.cpp's name for how texts are cut into words, where it is not recognised. */
+  readonly preTokenizer?: string | undefined;
+}
+
+/** Tokens that llama.cpp looks for in any model with Phi-3 in its name, and fails without. */
+const PHI3_TOKENS = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
+
+/** A name that llama.cpp reads nothing into that the tokenizer does not hold. */
+function harmless(name: string, tokenizer: readonly (readonly [string, GgufValue])[]): string {
+  const tokens = tokenizer.find(([key]) => key === "tokenizer.ggml.tokens")?.[1];
+  const texts = new Set(tokens?.kind === "array" ? tokens.value : []);
+  return PHI3_TOKENS.every((token) => texts.has(token)) ? name : name.replace(/(phi)-?(3)/gi, "$1 $2");
+}
+
+/** What to make a file of: a model that is known here, or a GGUF file as it is. */
+export type GgufOrigin = Checkpoint | GgufFile;
+
+/** @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says */
+export const contentOf = (origin: GgufOrigin, options: ContentOptions): GgufContent =>
+  "model" in origin ? modelContent(origin, options) : fileContent(origin, options);
+
+function modelContent(checkpoint: Checkpoint, options: ContentOptions): GgufContent {
+  const { model, source } = checkpoint;
+  checkTensors(model, source);
+  const layout = model.gguf();
+  const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
+  return {
+    source,
+    metadata: describe(harmless(options.name ?? nameOf(checkpoint), tokenizer.entries), model, layout, [
+      ...listedValues(source, layout),
+      ...tokenizer.entries,
+    ]),
+    tensors: layout.parameters,
+    derived: layout.derived,
+    shapes: shapesIn(model, layout),
+    facts: factsOf(model),
+    notes: [...layout.notes, ...tokenizer.notes],
+    verify: checkRunnable, // what we would not run, nobody gets
+  };
+}
+
+/** Parameters of one number a layer that are lists in the metadata. */
+const listedValues = (source: TensorSource, { listed }: GgufLayout): [string, GgufValue][] =>
+  listed.map(({ key, parameters }) => [
+    key,
+    gguf.numbers(
+      "float32",
+      parameters.map((name) => numberOf(source, name)),
+    ),
+  ]);
+
+function numberOf(source: TensorSource, name: string): number {
+  const [value] = toFloat32(loadFunctions(), readTensor(source, name), tensorInfo(source, name).dtype);
+  if (value === undefined) throw new FormatError(`${name} is empty`);
+  return value;
+}
+
+/** A file of any architecture: its tensors under their names, its metadata carried along. */
+function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): GgufContent {
+  const { architecture, layers, heads, kvHeads, experts } = summariseGguf(file);
+  const changes: [string, GgufValue][] = [
+    ["general.file_type", gguf.uint32(0)],
+    ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
+  ];
+  if (name !== undefined) changes.push(["general.name", gguf.string(name)]);
+  if (preTokenizer !== undefined) changes.push(["tokenizer.ggml.pre", gguf.string(preTokenizer)]);
+  return {
+    source: file,
+    metadata: new Map([...file.metadata, ...changes]),
+    tensors: [...file.tensors.keys()].map((tensor) => ({
+      ...{ name: tensor, parameter: tensor, layer: undefined },
+      ...{ rows: undefined, offset: undefined, factor: undefined },
+    })),
+    derived: [],
+    shapes: [...file.tensors].map(([tensor, { shape, dtype }]) => ({ name: tensor, shape, stored: dtype })),
+    facts: { architecture, layers, experts, heads: heads[0] ?? 0, kvHeads: kvHeads[0] ?? 0 },
+    notes: [],
+    verify: checkHeader,
+  };
+}
+
+function shapesIn(model: Model, layout: GgufLayout): TensorShape[] {
+  const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
+  return layout.parameters.flatMap(({ name, parameter }) => {
+    const spec = specs.get(parameter);
+    return spec === undefined ? [] : [{ name, shape: shapeOf(spec, model.sizes) }];
+  });
+}
+
+/** The tensors of a model as they will lie in a GGUF file, without their types. */
+export const ggufShapes = (model: Model): TensorShape[] => shapesIn(model, model.gguf());
+
+function factsOf(model: Model): Omit<RecipeFacts, "weighted"> {
+  const [heads = 1, kvHeads = 1, experts = 0] = ["heads", "kvHeads", "experts"].map(
+    (name) => sizesOfAxis(model, name)[0],
+  );
+  return { architecture: model.architecture, layers: model.layerCount, heads, kvHeads, experts };
+}
+
+/** What mixtures want to know of a model. */
+export const recipeFacts = (model: Model, weighted: boolean): RecipeFacts => ({ ...factsOf(model), weighted });
+
+/** What a model's directory or file is called. */
+export const nameOf = ({ path: at }: Pick<Checkpoint, "path">): string =>
+  path.basename(path.resolve(at)).replace(/\.gguf$/, "");
+
+function describe(
+  name: string,
+  model: Model,
+  layout: GgufLayout,
+  others: readonly (readonly [string, GgufValue])[],
+): GgufMetadata {
+  return new Map<string, GgufValue>([
+    ["general.architecture", gguf.string(layout.architecture)],
+    ["general.type", gguf.string("model")],
+    ["general.name", gguf.string(name)],
+    ["general.size_label", gguf.string(sizeLabel(countParameters(model.parameters, model.sizes)))],
+    ["general.file_type", gguf.uint32(0)],
+    ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
+    ...layout.metadata,
+    ...others,
+  ]);
+}
+
+/** 8414105600 as 8.4B. */
+function sizeLabel(parameters: number): string {
+  const [scale, unit] = parameters >= 1e9 ? [1e9, "B"] : parameters >= 1e6 ? [1e6, "M"] : [1e3, "K"];
+  const value = parameters / scale;
+  return `${value >= 100 ? value.toFixed(0) : Number(value.toPrecision(2))}${unit}`;
+}
