@@ -65,6 +65,10 @@ function runTrial(file: string): Promise<void> {
       else if (late) reject(new CoppiceError(`${file}: llama.cpp did not load it within ${SECONDS} s`));
       else if (signal === "SIGINT" || signal === "SIGTERM")
         reject(new CoppiceError("stopped while llama.cpp tried the model"));
+      else if (signal === "SIGKILL")
+        reject(
+          new CoppiceError(`${file}: the system ended llama.cpp while it loaded this, perhaps for want of memory`),
+        );
       else reject(new FormatError(`llama.cpp cannot run it (${lastWords(told) || `it ended with ${signal ?? code}`})`));
     });
   });
