@@ -6,6 +6,7 @@ import { conversationTask, type RequestContext, repeatedTask, streamAll, usageOf
 import type { Written, WrittenToken } from "../engine/written.js";
 import { ApiError } from "../errors.js";
 import { content, textOf } from "./content.js";
+import { customAsTool, customCall, customFormat, customInput } from "./custom-tools.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { answerHints, partHints } from "./hints.js";
 import { countOf, guidedFormat, jsonSchema, sampling, samplingOf, text, tokenCount } from "./schemas.js";
@@ -21,6 +22,13 @@ const call = z.strictObject({
   function: z.strictObject({ ...partHints, name: toolName, arguments: text, parsed_arguments: z.unknown().optional() }),
 });
 
+const customCalled = z.strictObject({
+  ...partHints,
+  id: toolCallId,
+  type: z.literal("custom"),
+  custom: z.strictObject({ name: toolName, input: text }),
+});
+
 const message = z.discriminatedUnion("role", [
   z.strictObject({ role: z.enum(["system", "developer", "user"]), content, name }),
   z.strictObject({
@@ -28,12 +36,19 @@ const message = z.discriminatedUnion("role", [
     role: z.literal("assistant"),
     name,
     content: content.optional(),
-    tool_calls: z.array(call).max(256).optional(),
+    tool_calls: z
+      .array(z.union([call, customCalled]))
+      .max(256)
+      .optional(),
   }),
   z.strictObject({ role: z.literal("tool"), content: content.optional(), tool_call_id: toolCallId, name }),
 ]);
 
-const chosenFunction = z.strictObject({ type: z.literal("function"), function: z.strictObject({ name: toolName }) });
+const named = z.strictObject({ name: toolName });
+const chosenTool = z.discriminatedUnion("type", [
+  z.strictObject({ type: z.literal("function"), function: named }),
+  z.strictObject({ type: z.literal("custom"), custom: named }),
+]);
 
 const chatFunction = z.strictObject({
   type: z.literal("function"),
@@ -43,6 +58,11 @@ const chatFunction = z.strictObject({
     parameters: jsonSchema.optional(),
     strict: z.boolean().optional(),
   }),
+});
+
+const chatCustom = z.strictObject({
+  type: z.literal("custom"),
+  custom: z.strictObject({ name: toolName, description: toolDescription, format: customFormat }),
 });
 
 const schema = z.strictObject({
@@ -67,14 +87,14 @@ const schema = z.strictObject({
       }),
     ])
     .nullish(),
-  tools: toolList(z.union([chatFunction, serverTool])).optional(),
+  tools: toolList(z.union([chatFunction, chatCustom, serverTool])).optional(),
   tool_choice: z
     .union([
       z.enum(["none", "auto", "required"]),
-      chosenFunction,
+      chosenTool,
       z.strictObject({
         type: z.literal("allowed_tools"),
-        allowed_tools: z.strictObject({ mode: z.enum(["auto", "required"]), tools: z.array(chosenFunction).min(1) }),
+        allowed_tools: z.strictObject({ mode: z.enum(["auto", "required"]), tools: z.array(chosenTool).min(1) }),
       }),
     ])
     .optional(),
@@ -85,11 +105,7 @@ const schema = z.strictObject({
 });
 type Body = z.infer<typeof schema>;
 
-const toolCallSchema = z.object({
-  id: z.string(),
-  type: z.literal("function"),
-  function: z.object({ name: z.string(), arguments: z.string() }),
-});
+const toolCallSchema = z.looseObject({ id: z.string(), type: z.enum(["function", "custom"]) });
 
 export const chat = endpoint<Body>({
   ...{ path: "/v1/chat/completions", tag: "OpenAI", summary: "Answers a conversation", streams: true, body: schema },
@@ -141,11 +157,11 @@ function turnOf(given: Body["messages"][number]): Turn {
     case "tool":
       return { role: "tool", content: textOf(given.content ?? ""), callId: given.tool_call_id };
     case "assistant": {
-      const calls = (given.tool_calls ?? []).map(({ id, function: own }) => ({
-        id,
-        name: own.name,
-        arguments: own.arguments,
-      }));
+      const calls = (given.tool_calls ?? []).map((one) =>
+        one.type === "custom"
+          ? customCall(one.id, one.custom.name, one.custom.input)
+          : { id: one.id, name: one.function.name, arguments: one.function.arguments },
+      );
       return { role: "assistant", content: textOf(given.content ?? ""), calls };
     }
     default:
@@ -156,6 +172,8 @@ function turnOf(given: Body["messages"][number]): Turn {
 function toolsOf(body: Body, context: RequestContext): readonly Tool[] {
   if (body.web_search_options !== undefined) leaveOut("web_search_options", context);
   const own = (body.tools ?? []).flatMap((tool): Tool[] => {
+    const custom = chatCustom.safeParse(tool);
+    if (custom.success) return [customAsTool(custom.data.custom)];
     const known = chatFunction.safeParse(tool);
     if (!known.success) return leaveOut(tool.type, context);
     const { name: called, description, parameters = NO_PARAMETERS, strict } = known.data.function;
@@ -166,10 +184,17 @@ function toolsOf(body: Body, context: RequestContext): readonly Tool[] {
 
 function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
   if (given === undefined || typeof given === "string") return given ?? "auto";
-  if (given.type === "function") return { names: [given.function.name], mode: "required" };
+  if (given.type !== "allowed_tools") return { names: [chosenName(given)], mode: "required" };
   const { mode, tools } = given.allowed_tools;
-  return { names: tools.map((tool) => tool.function.name), mode };
+  return { names: tools.map(chosenName), mode };
 }
+
+const chosenName = (chosen: z.infer<typeof chosenTool>): string =>
+  chosen.type === "custom" ? chosen.custom.name : chosen.function.name;
+
+/** The names of the tools that take texts. */
+const customNames = ({ tools = [] }: Body): ReadonlySet<string> =>
+  new Set(tools.flatMap((tool) => chatCustom.safeParse(tool).data?.custom.name ?? []));
 
 function formatOf(given: Body["response_format"]): Format | undefined {
   if (!given || given.type === "text") return undefined;
@@ -179,13 +204,14 @@ function formatOf(given: Body["response_format"]): Format | undefined {
 
 async function chatAnswer(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
   const answers = await writeAll(model, tasksOf(body, service, model, context), context);
+  const custom = customNames(body);
   return {
     ...headOf(model, "chat.completion"),
     choices: answers.map(({ text: own, tokens, calls, written }, index) => ({
       index,
       message: {
         ...{ role: "assistant", content: own === "" && calls.length > 0 ? null : own, refusal: null },
-        ...(calls.length > 0 && { tool_calls: calls.map(callOf) }),
+        ...(calls.length > 0 && { tool_calls: calls.map((call) => callOf(call, custom)) }),
       },
       logprobs: body.logprobs === true ? logprobsOf(tokens) : null,
       finish_reason: reasonOf(written, calls.length > 0),
@@ -207,6 +233,7 @@ async function* chatStream(
     return { data: { ...head, choices: [{ index, delta, logprobs, finish_reason: reason }] } };
   };
   const ends: Written[] = [];
+  const custom = customNames(body);
   const callCounts = tasks.map(() => 0);
   const begun = new Set<number>();
   for await (const { index, said } of streamAll(model, tasks, context)) {
@@ -216,7 +243,7 @@ async function* chatStream(
     else if (said.kind === "call") {
       const at = callCounts[index] ?? 0;
       callCounts[index] = at + 1;
-      yield chunk(index, { ...role, tool_calls: [{ index: at, ...callOf(said.call) }] }, [], null);
+      yield chunk(index, { ...role, tool_calls: [{ index: at, ...callOf(said.call, custom) }] }, [], null);
     } else {
       ends.push(said.written);
       yield chunk(index, role, [], reasonOf(said.written, said.called));
@@ -230,9 +257,10 @@ const headOf = ({ name: model }: LoadedModel, object: string) => ({
   ...{ id: `chatcmpl-${randomUUID()}`, object, created: now(), model },
 });
 
-const callOf = ({ id, name: own, arguments: json }: ToolCall) => ({
-  ...{ id, type: "function", function: { name: own, arguments: json } },
-});
+const callOf = (call: ToolCall, custom: ReadonlySet<string>) =>
+  custom.has(call.name)
+    ? { id: call.id, type: "custom", custom: { name: call.name, input: customInput(call) } }
+    : { id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } };
 
 const reasonOf = ({ finishReason }: Written, called: boolean): string =>
   called && finishReason === "stop" ? "tool_calls" : finishReason;

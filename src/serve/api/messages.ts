@@ -4,6 +4,7 @@ import type { Conversation, Tool, ToolChoice, Turn } from "../engine/conversatio
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeOne } from "../engine/writer.js";
 import type { Written } from "../engine/written.js";
+import { anthropicTool } from "./anthropic-tools.js";
 import { allowedTokens, endpoint, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { anthropicHints, anthropicToolHints, outputConfigHints, partHints } from "./hints.js";
 import { jsonSchema, modelName, text, topPOf } from "./schemas.js";
@@ -173,6 +174,7 @@ function conversationOf(body: Body, service: Service, context: RequestContext): 
   return {
     turns: [...(system === undefined ? [] : [systemTurn(system)]), ...body.messages.flatMap(turnsOf)],
     tools: toolsOf(body, context),
+    continues: true,
     toolChoice: toolChoiceOf(choice),
     parallelCalls: choice?.disable_parallel_tool_use !== true,
     format: wanted && { kind: "json", schema: wanted.schema, param: "output_config", isStrict: false },
@@ -190,7 +192,11 @@ function toolsOf(body: Pick<Body, "tools" | "mcp_servers">, context: RequestCont
   if ((body.mcp_servers ?? []).length > 0) leaveOut("mcp_servers", context);
   const own = (body.tools ?? []).flatMap((tool): Tool[] => {
     const known = customTool.safeParse(tool);
-    if (!known.success) return leaveOut(`${tool.type}`, context);
+    if (!known.success) {
+      const type = `${tool.type}`;
+      const ready = anthropicTool(type, `${"name" in tool ? tool.name : type}`);
+      return ready === undefined ? leaveOut(type, context) : [ready];
+    }
     const { name, description, input_schema: parameters, strict } = known.data;
     return [{ name, description, parameters, strict: strict === true }];
   });

@@ -153,6 +153,7 @@ function chatOf(body: ChatBody, service: Service): Conversation {
     tools: checkTools(tools),
     toolChoice: "auto",
     parallelCalls: true,
+    continues: true,
     ...written(body, service),
   };
 }

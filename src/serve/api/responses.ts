@@ -5,13 +5,19 @@ import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeOne } from "../engine/writer.js";
 import type { Written } from "../engine/written.js";
 import { content, textOf } from "./content.js";
+import { customAsTool, customCall, customFormat, customInput } from "./custom-tools.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { answerHints, responsesHints, textConfigHints } from "./hints.js";
 import { countOf, jsonSchema, modelName, text, tokenCount, topPOf } from "./schemas.js";
 import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 
 const id = z.string().max(256);
-const itemFields = { ...answerHints, id: id.optional(), status: z.string().max(32).optional() };
+const itemFields = {
+  ...answerHints,
+  id: id.optional(),
+  status: z.string().max(32).optional(),
+  namespace: z.unknown().optional(),
+};
 
 /** Items of a provider's own: thoughts, and what its tools did. They are left out. */
 const LEFT_OUT = [
@@ -45,6 +51,8 @@ const item = z.union([
     parsed_arguments: z.unknown().optional(),
   }),
   z.strictObject({ ...itemFields, type: z.literal("function_call_output"), call_id: id, output: content }),
+  z.strictObject({ ...itemFields, type: z.literal("custom_tool_call"), call_id: id, name: toolName, input: text }),
+  z.strictObject({ ...itemFields, type: z.literal("custom_tool_call_output"), call_id: id, output: content }),
   z.looseObject({ type: z.enum(LEFT_OUT) }),
 ]);
 type Item = z.infer<typeof item>;
@@ -55,8 +63,23 @@ const functionTool = z.strictObject({
   parameters: jsonSchema.optional(),
   strict: z.boolean().optional(),
   description: toolDescription,
+  defer_loading: z.unknown().optional(),
 });
-const chosenFunction = z.strictObject({ type: z.literal("function"), name: toolName });
+const customTool = z.strictObject({
+  type: z.literal("custom"),
+  name: toolName,
+  description: toolDescription,
+  format: customFormat,
+});
+/** Tools of one origin: called by their own names. */
+const namespaceTool = z.strictObject({
+  type: z.literal("namespace"),
+  name: toolName,
+  description: toolDescription,
+  tools: toolList(z.discriminatedUnion("type", [functionTool, customTool])),
+});
+const ownTool = z.discriminatedUnion("type", [functionTool, customTool, namespaceTool]);
+const chosenTool = z.strictObject({ type: z.enum(["function", "custom"]), name: toolName });
 
 const schema = z.strictObject({
   ...responsesHints,
@@ -86,15 +109,15 @@ const schema = z.strictObject({
         .optional(),
     })
     .nullish(),
-  tools: toolList(z.union([functionTool, serverTool])).optional(),
+  tools: toolList(z.union([functionTool, customTool, namespaceTool, serverTool])).optional(),
   tool_choice: z
     .union([
       z.enum(["none", "auto", "required"]),
-      chosenFunction,
+      chosenTool,
       z.strictObject({
         type: z.literal("allowed_tools"),
         mode: z.enum(["auto", "required"]),
-        tools: z.array(chosenFunction).min(1),
+        tools: z.array(chosenTool).min(1),
       }),
     ])
     .optional(),
@@ -112,7 +135,7 @@ export const responses = endpoint<Body>({
     created_at: z.number(),
     status: z.enum(["in_progress", "completed", "incomplete"]),
     model: z.string(),
-    output: z.array(z.looseObject({ type: z.enum(["message", "function_call"]) })),
+    output: z.array(z.looseObject({ type: z.enum(["message", "function_call", "custom_tool_call"]) })),
     usage: z.looseObject({ input_tokens: z.number().int(), output_tokens: z.number().int() }).nullable(),
   }),
   answer: async (body, service, context) =>
@@ -141,10 +164,13 @@ function turnsOf(items: readonly Item[]): Turn[] {
   const turns: Turn[] = [];
   for (const one of items) {
     if ("role" in one) turns.push(messageTurn(one.role as string, textOf(one.content as z.infer<typeof content>)));
-    else if (one.type === "function_call_output")
+    else if (one.type === "function_call_output" || one.type === "custom_tool_call_output")
       turns.push({ role: "tool", content: textOf(one.output), callId: one.call_id });
-    else if (one.type === "function_call") {
-      const call = { id: one.call_id, name: one.name, arguments: one.arguments };
+    else if (one.type === "function_call" || one.type === "custom_tool_call") {
+      const call =
+        one.type === "function_call"
+          ? { id: one.call_id, name: one.name, arguments: one.arguments }
+          : customCall(one.call_id, one.name, one.input);
       const last = turns.at(-1);
       if (last?.role === "assistant") turns[turns.length - 1] = { ...last, calls: [...last.calls, call] };
       else turns.push({ role: "assistant", content: "", calls: [call] });
@@ -159,18 +185,34 @@ function messageTurn(role: string, said: string): Turn {
 }
 
 function toolsOf(body: Body, context: RequestContext): readonly Tool[] {
-  const own = (body.tools ?? []).flatMap((tool): Tool[] => {
-    const known = functionTool.safeParse(tool);
-    if (!known.success) return leaveOut(tool.type, context);
-    const { name, description, parameters = NO_PARAMETERS, strict } = known.data;
-    return [{ name, description, parameters, strict }];
+  for (const tool of body.tools ?? []) if (!ownTool.safeParse(tool).success) leaveOut(tool.type, context);
+  const own = ownTools(body).map(({ tool }): Tool => {
+    if (tool.type === "custom") return customAsTool(tool);
+    const { name, description, parameters = NO_PARAMETERS, strict } = tool;
+    return { name, description, parameters, strict };
   });
   return checkTools(own);
 }
 
+interface OwnTool {
+  readonly tool: z.infer<typeof functionTool> | z.infer<typeof customTool>;
+  /** Where it is from. */
+  readonly namespace: string | undefined;
+}
+
+/** The tools that can be called. */
+function ownTools({ tools = [] }: Body): readonly OwnTool[] {
+  return tools.flatMap((tool): readonly OwnTool[] => {
+    const { data } = ownTool.safeParse(tool);
+    if (data === undefined) return [];
+    if (data.type !== "namespace") return [{ tool: data, namespace: undefined }];
+    return data.tools.map((inner) => ({ tool: inner, namespace: data.name }));
+  });
+}
+
 function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
   if (given === undefined || typeof given === "string") return given ?? "auto";
-  if (given.type === "function") return { names: [given.name], mode: "required" };
+  if (given.type !== "allowed_tools") return { names: [given.name], mode: "required" };
   return { names: given.tools.map(({ name }) => name), mode: given.mode };
 }
 
@@ -184,7 +226,7 @@ async function response(body: Body, service: Service, model: LoadedModel, contex
   const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
   const { parts, written } = await writeOne(model, task, context);
   const output = (parts.length === 0 ? [""] : parts).map((part) =>
-    typeof part === "string" ? messageOf(newId("msg"), part, "completed") : callOf(newId("fc"), part, "completed"),
+    typeof part === "string" ? messageOf(newId("msg"), part, "completed") : callOf(part, "completed", ownTools(body)),
   );
   return responseOf(newId("resp"), body, model, output, written);
 }
@@ -233,15 +275,8 @@ async function* responseStream(
       yield event("response.output_text.delta", { ...place(), delta: said.text, logprobs: [] });
     } else if (said.kind === "call") {
       yield* close();
-      const [item_id, output_index] = [newId("fc"), output.length];
-      const added = { ...callOf(item_id, said.call, "in_progress"), arguments: "" };
-      yield event("response.output_item.added", { output_index, item: added });
-      const at = { item_id, output_index };
-      yield event("response.function_call_arguments.delta", { ...at, delta: said.call.arguments });
-      const { name, arguments: json } = said.call;
-      yield event("response.function_call_arguments.done", { ...at, name, arguments: json });
-      const done = callOf(item_id, said.call, "completed");
-      yield event("response.output_item.done", { output_index, item: done });
+      const done = callOf(said.call, "completed", ownTools(body));
+      yield* callEvents(done, output.length, event);
       output.push(done);
     } else if (said.kind === "end") {
       yield* close();
@@ -259,9 +294,36 @@ const messageOf = (own: string, said: string, state: string) => ({
   ...{ id: own, type: "message", role: "assistant", status: state, content: [partOf(said)] },
 });
 
-const callOf = (own: string, call: ToolCall, state: string) => ({
-  ...{ id: own, type: "function_call", call_id: call.id, name: call.name, arguments: call.arguments, status: state },
-});
+/** A call as an item: of a function, or of a tool that takes a text. */
+function callOf(call: ToolCall, status: string, tools: readonly OwnTool[]) {
+  const found = tools.find(({ tool }) => tool.name === call.name);
+  const from = found?.namespace === undefined ? {} : { namespace: found.namespace };
+  if (found?.tool.type === "custom") {
+    const input = customInput(call);
+    return { id: newId("ctc"), type: "custom_tool_call", call_id: call.id, name: call.name, input, status, ...from };
+  }
+  const { name, arguments: json } = call;
+  return { id: newId("fc"), type: "function_call", call_id: call.id, name, arguments: json, status, ...from };
+}
+
+/** What is sent of a call, which comes when it is whole. */
+function* callEvents(
+  done: ReturnType<typeof callOf>,
+  output_index: number,
+  event: (type: string, fields: object) => ServerEvent,
+): Generator<ServerEvent> {
+  const at = { item_id: done.id, output_index };
+  const nothing = "input" in done ? { input: "" } : { arguments: "" };
+  yield event("response.output_item.added", { output_index, item: { ...done, ...nothing, status: "in_progress" } });
+  if ("input" in done) {
+    yield event("response.custom_tool_call_input.delta", { ...at, delta: done.input });
+    yield event("response.custom_tool_call_input.done", { ...at, input: done.input });
+  } else {
+    yield event("response.function_call_arguments.delta", { ...at, delta: done.arguments });
+    yield event("response.function_call_arguments.done", { ...at, name: done.name, arguments: done.arguments });
+  }
+  yield event("response.output_item.done", { output_index, item: done });
+}
 
 /** @param written undefined while it is being written */
 function responseOf(

@@ -14,9 +14,9 @@ export const toolDescription = z
   .optional();
 export const toolList = <T extends z.ZodType>(tool: T) => z.array(tool).max(MOST_TOOLS);
 
-/** Tools that a provider runs itself, of whatever version. */
+/** Tools that a provider runs itself, and those for which a model must see a screen or know more than their names; of whatever version. */
 const SERVER_TOOLS =
-  /^(web_search|web_fetch|file_search|code_interpreter|code_execution|image_generation|mcp|mcp_toolset|tool_search|tool_search_tool|advisor|browser_toolset|google_search|x_search|programmatic_tool_calling)(_\w{1,64})?$/;
+  /^(web_search|web_fetch|file_search|code_interpreter|code_execution|image_generation|mcp|mcp_toolset|tool_search|tool_search_tool|advisor|browser_toolset|google_search|x_search|programmatic_tool_calling|computer|computer_toolset|computer_use|local_shell|shell|apply_patch|bash|text_editor|memory)(_\w{1,64})?$/;
 
 /** A tool that is left out, since there is nobody here who runs it. */
 export const serverTool = z

@@ -68,6 +68,8 @@ export interface Conversation {
   readonly topLogprobs?: number | undefined;
   /** What is done with a prompt that does not fit; the service's own policy where it is not given. */
   readonly overflow?: Overflow | undefined;
+  /** Whether an answer that is the last turn is gone on with, rather than followed by another. */
+  readonly continues?: boolean | undefined;
   /** More of what the model's chat template reads. */
   readonly templateVariables?: Readonly<Record<string, unknown>> | undefined;
 }

@@ -69,12 +69,15 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
     type: "function",
     function: { name, description, parameters },
   }));
-  const opening = forced ? style.open : "";
+  const { turns: given, begun } = conversation.continues
+    ? withoutBegun(conversation.turns)
+    : { turns: conversation.turns, begun: "" };
+  const opening = begun + (forced ? style.open : "");
   const promptOf = (turns: readonly Turn[]) =>
     native
       ? model.chatPrompt(templateMessages(turns), { tools: described, opening, variables })
       : model.chatPrompt(plainMessages(turns, tools), { opening, variables });
-  const prompt = fitting(conversation.turns, promptOf, model.contextSize, maxTokens, conversation.overflow ?? overflow);
+  const prompt = fitting(given, promptOf, model.contextSize, maxTokens, conversation.overflow ?? overflow);
   const calling = tools.length === 0 ? undefined : callsGrammar(tools, style, parallelCalls);
   const after = style.open === "" ? undefined : style.open;
   const grammar =
@@ -86,6 +89,13 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
     request: { ...sampling, prompt, maxTokens, topLogprobs, grammar, special },
     calls: () => new CallReader(tools, style, forced),
   };
+}
+
+/** The turns before an answer that a client has begun. */
+function withoutBegun(turns: readonly Turn[]): { readonly turns: readonly Turn[]; readonly begun: string } {
+  const last = turns.at(-1);
+  if (turns.length < 2 || last?.role !== "assistant" || last.calls.length > 0) return { turns, begun: "" };
+  return { turns: turns.slice(0, -1), begun: last.content.trimEnd() };
 }
 
 /** What a text must look like, as a grammar. */
