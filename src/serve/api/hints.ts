@@ -144,8 +144,19 @@ const ANTHROPIC_TOOLS = [
   "allowed_callers",
   "input_examples",
   "eager_input_streaming",
-  "strict",
 ] as const;
+
+/** All of them, by what they are fields of: for the documentation. */
+export const HINTS: Readonly<Record<string, readonly string[]>> = {
+  "OpenAI's chats, completions, embeddings": OPENAI,
+  "OpenAI's responses": RESPONSES,
+  "Anthropic's messages": ANTHROPIC,
+  "Anthropic's tools": ANTHROPIC_TOOLS,
+  "messages of history": OPENAI_ANSWER,
+  "parts of messages, calls": PARTS,
+  "Ollama's chats, texts": OLLAMA,
+  "Ollama's options": OLLAMA_OPTIONS,
+};
 
 type HintFields<Names extends readonly string[]> = Record<Names[number], z.ZodOptional<z.ZodUnknown>>;
 

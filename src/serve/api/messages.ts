@@ -80,6 +80,7 @@ const customTool = z.strictObject({
   name: toolName,
   description: toolDescription,
   input_schema: jsonSchema,
+  strict: z.boolean().optional(),
 });
 
 const parallel = { disable_parallel_tool_use: z.boolean().optional() };

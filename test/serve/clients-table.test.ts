@@ -1,0 +1,67 @@
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { HINTS } from "../../src/serve/api/hints.js";
+import { type RunningServer, serve } from "../../src/serve/index.js";
+import { temporaryDirectory } from "../temporary.js";
+import { CLIENTS, WANTS } from "./client-checks.js";
+
+const model = "tiny-teacher";
+const root = path.resolve(import.meta.dirname, "../..");
+process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
+
+let server: RunningServer;
+beforeAll(async () => {
+  const options = { device: "cpu", threads: 1, logLevel: "silent", slots: 2, contextSize: 1024 } as const;
+  server = await serve({ models: [path.join(root, "examples", model)], port: 0, ...options });
+});
+afterAll(() => server.close());
+
+/** By hand, with SmolLM2-135M-Instruct: programs that no test can start. */
+const BY_HAND = `\
+| by hand, November 2026                             | what worked                                                     |
+| -------------------------------------------------- | --------------------------------------------------------------- |
+| Claude Code 2.1.197, \`claude -p\`                   | an answer; a prompt that is too long is told as such            |
+| Codex 0.171.0, \`codex exec\`                        | an answer; a prompt that is too long is told as such            |
+| LangChain: langchain-openai, -anthropic, -ollama   | answers, streams, tools over two turns, forms, embeddings       |
+| litellm: openai, anthropic, ollama_chat, vllm      | answers, streams, tools, embeddings, \`ContextWindowExceeded\`    |
+| ollama for Python                                  | all of its calls that ask a model, tools, forms                 |`;
+
+const majorVersion = (name: string): string => {
+  const file = path.join(root, "node_modules", name, "package.json");
+  return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version.split(".")[0] ?? "";
+};
+
+const row = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
+
+describe("the table of clients", () => {
+  const works = new Map<string, Set<string>>();
+
+  for (const { client, checks } of CLIENTS)
+    for (const [want, check] of Object.entries(checks))
+      it(`says truly: ${client}, ${want}`, async () => {
+        expect(await check(server.url, model)).toBe(true);
+        works.set(client, (works.get(client) ?? new Set()).add(want));
+      });
+
+  it("is what the tests found (vitest -u writes it anew)", async () => {
+    const lines = CLIENTS.map(({ client, packageName, api, checks }) => [
+      ...[`${client} ${majorVersion(packageName)}`, `\`${api}\``],
+      ...WANTS.map((want) => (!(want in checks) ? "" : works.get(client)?.has(want) ? "yes" : "**no**")),
+    ]);
+    const hints = Object.entries(HINTS).map(([api, names]) =>
+      row([api, names.map((name) => `\`${name}\``).join(", ")]),
+    );
+    const text = [
+      "# Clients",
+      "Made by `test/serve/clients-table.test.ts`, with each client as npm has it, unmodified. What a client has no call for is left blank.",
+      [row(["client", "asks", ...WANTS]), row(["---", "---", ...WANTS.map(() => "---")]), ...lines.map(row)].join("\n"),
+      "Tools of `ollama`: its API has nothing that makes a model call one, so an answer after a call is asked for.",
+      BY_HAND,
+      "## Hints",
+      "Fields that are taken and not read, `cache_control` anywhere beside them. A field that is neither one of these nor supported is refused by name; one that is `null` is left out.",
+      [row(["of", "fields"]), row(["---", "---"]), ...hints].join("\n"),
+    ];
+    await expect(`${text.join("\n\n")}\n`).toMatchFileSnapshot(path.join(root, "docs/clients.md"));
+  });
+});
