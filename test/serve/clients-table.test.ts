@@ -17,22 +17,30 @@ beforeAll(async () => {
 });
 afterAll(() => server.close());
 
-/** By hand, with SmolLM2-135M-Instruct: programs that no test can start. */
-const BY_HAND = `\
-| by hand, November 2026                             | what worked                                                     |
-| -------------------------------------------------- | --------------------------------------------------------------- |
-| Claude Code 2.1.197, \`claude -p\`                   | an answer; a prompt that is too long is told as such            |
-| Codex 0.171.0, \`codex exec\`                        | an answer; a prompt that is too long is told as such            |
-| LangChain: langchain-openai, -anthropic, -ollama   | answers, streams, tools over two turns, forms, embeddings       |
-| litellm: openai, anthropic, ollama_chat, vllm      | answers, streams, tools, embeddings, \`ContextWindowExceeded\`    |
-| ollama for Python                                  | all of its calls that ask a model, tools, forms                 |`;
+/** With SmolLM2-135M-Instruct: programs that no test can start. */
+const BY_HAND: readonly (readonly string[])[] = [
+  ["tried by hand, November 2026", "what worked"],
+  ["Claude Code 2.1.197, `claude -p`", "an answer; a prompt that is too long is told as such"],
+  ["Codex 0.171.0, `codex exec`", "a prompt that is too long is told as such"],
+  ["LangChain: langchain-openai, -anthropic, -ollama", "answers, streams, tools over two turns, forms, embeddings"],
+  [
+    "litellm: openai, anthropic, ollama_chat, vllm",
+    "answers, streams, tools, embeddings, `ContextWindowExceededError`",
+  ],
+  ["ollama for Python", "chats, texts, tools, forms, embeddings, lists"],
+];
 
 const majorVersion = (name: string): string => {
   const file = path.join(root, "node_modules", name, "package.json");
   return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version.split(".")[0] ?? "";
 };
 
-const row = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
+/** Rows in Markdown, columns as wide as their widest cell. */
+function table([head = [], ...rows]: readonly (readonly string[])[]): string {
+  const widths = head.map((_, i) => Math.max(3, ...[head, ...rows].map((cells) => cells[i]?.length ?? 0)));
+  const row = (cells: readonly string[]) => `| ${cells.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join(" | ")} |`;
+  return [row(head), row(widths.map((width) => "-".repeat(width))), ...rows.map(row)].join("\n");
+}
 
 describe("the table of clients", () => {
   const works = new Map<string, Set<string>>();
@@ -49,18 +57,18 @@ describe("the table of clients", () => {
       ...[`${client} ${majorVersion(packageName)}`, `\`${api}\``],
       ...WANTS.map((want) => (!(want in checks) ? "" : works.get(client)?.has(want) ? "yes" : "**no**")),
     ]);
-    const hints = Object.entries(HINTS).map(([api, names]) =>
-      row([api, names.map((name) => `\`${name}\``).join(", ")]),
+    const hints = Object.entries(HINTS).map(
+      ([api, names]) => `- **${api}**: ${names.map((name) => `\`${name}\``).join(", ")}`,
     );
     const text = [
       "# Clients",
       "Made by `test/serve/clients-table.test.ts`, with each client as npm has it, unmodified. What a client has no call for is left blank.",
-      [row(["client", "asks", ...WANTS]), row(["---", "---", ...WANTS.map(() => "---")]), ...lines.map(row)].join("\n"),
+      table([["client", "asks", ...WANTS], ...lines]),
       "Tools of `ollama`: its API has nothing that makes a model call one, so an answer after a call is asked for.",
-      BY_HAND,
+      table(BY_HAND),
       "## Hints",
       "Fields that are taken and not read, `cache_control` anywhere beside them. A field that is neither one of these nor supported is refused by name; one that is `null` is left out.",
-      [row(["of", "fields"]), row(["---", "---"]), ...hints].join("\n"),
+      hints.join("\n"),
     ];
     await expect(`${text.join("\n\n")}\n`).toMatchFileSnapshot(path.join(root, "docs/clients.md"));
   });
