@@ -139,12 +139,7 @@ const PARTS = [
   "prompt_cache_breakpoint",
 ] as const;
 
-const ANTHROPIC_TOOLS = [
-  "defer_loading",
-  "allowed_callers",
-  "input_examples",
-  "eager_input_streaming",
-] as const;
+const ANTHROPIC_TOOLS = ["defer_loading", "allowed_callers", "input_examples", "eager_input_streaming"] as const;
 
 /** All of them, by what they are fields of: for the documentation. */
 export const HINTS: Readonly<Record<string, readonly string[]>> = {
