@@ -117,12 +117,14 @@ async function malformed(): Promise<void> {
     const got = (await post("/v1/completions", body)).status;
     check(got === status, `${name}: ${got}`);
   }
-  const large = await service.raw(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${1 << 30}\r\n\r\n`);
+  const large = await service.raw(
+    `POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: ${1 << 30}\r\n\r\n`,
+  );
   check(large?.includes("413") === true, `1 GiB announced: ${large}`);
   const lines = [
-    "GET /%ff%fe HTTP/1.1\r\nhost: x\r\n\r\n",
+    "GET /%ff%fe HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "nonsense\r\n\r\n",
-    `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(1 << 20)}\r\n\r\n`,
+    `GET / HTTP/1.1\r\nhost: localhost\r\nx: ${"y".repeat(1 << 20)}\r\n\r\n`,
   ];
   for (const text of lines) {
     const got = await service.raw(text);
@@ -135,7 +137,7 @@ async function slowSenders(): Promise<void> {
   const sockets = Array.from({ length: 200 }, () => {
     const socket = connect(port, "127.0.0.1");
     socket.on("error", () => {});
-    socket.write("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{");
+    socket.write("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{");
     return socket;
   });
   await wait(300);
@@ -146,7 +148,7 @@ async function slowSenders(): Promise<void> {
     const socket = connect(port, "127.0.0.1").pause();
     const body = JSON.stringify({ prompt: "Tom", max_tokens: 400, stream: true, logprobs: 20 });
     socket.on("error", () => {});
-    socket.write(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+    socket.write(`POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
     return socket;
   });
   await wait(300);

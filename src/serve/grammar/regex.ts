@@ -1,6 +1,6 @@
 import { type AST, RegExpParser } from "@eslint-community/regexpp";
 import { ApiError } from "../errors.js";
-import { either, escaped, type GrammarRules, literal, repeated } from "./gbnf.js";
+import { either, escaped, type GrammarRules, literal, MOST_REPETITIONS, repeated } from "./gbnf.js";
 
 /** What a regular expression's characters become, and what may stand around it. */
 interface Surroundings {
@@ -117,6 +117,8 @@ export function regexBody(rules: GrammarRules, source: string, param: string, ar
         return `(${node.alternatives.map((one) => sequence(one.elements, depth + 1)).join(" | ")})`;
       case "Quantifier": {
         const max = node.max === Number.POSITIVE_INFINITY ? undefined : node.max;
+        if (around === PLAIN && Math.max(node.min, max ?? 0) > MOST_REPETITIONS)
+          throw refuse(`repeats something ${node.raw.slice(-20)} times: at most ${MOST_REPETITIONS}`);
         return repeated(rules, `(${element(node.element, depth + 1)})`, node.min, max);
       }
       case "Assertion":

@@ -250,7 +250,7 @@ describe("a grammar made of a regular expression", () => {
     }
   });
 
-  it.each(["(", "a(?=b)", "(a)\\1", "a{10000000,}", "a^b", "(".repeat(100) + ")".repeat(100)])(
+  it.each(["(", "a(?=b)", "(a)\\1", "a{1000}", "a^b", "(".repeat(100) + ")".repeat(100)])(
     "is refused: %s",
     (source) => {
       expect(() => regexBody(new GrammarRules(), source, "regex")).toThrow(/regular expression|repeats/);
