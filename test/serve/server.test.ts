@@ -224,6 +224,21 @@ describe("a service", () => {
     expect((await client.completions.create({ ...story, prompt: "Tom" })).choices).toHaveLength(1);
   });
 
+  it("lives through settings that leave no token probable", async () => {
+    const guided = { prompt: "Once", max_tokens: 20, guided_regex: "[a-c]{20}" };
+    for (const extreme of [
+      { repetition_penalty: 1e-75 },
+      { repetition_penalty: 0.01, presence_penalty: -2 },
+      { temperature: 1e-300 },
+      { temperature: 1e-39, top_p: 1e-300 },
+      { logit_bias: Object.fromEntries(Array.from({ length: 512 }, (_, i) => [i, -100])) },
+      { ignore_eos: true, max_tokens: 40 },
+    ])
+      for (const stream of [false, true])
+        await (await post("/v1/completions", JSON.stringify({ ...guided, ...extreme, stream }))).text();
+    expect((await client.completions.create({ ...story, prompt: "Tom" })).choices).toHaveLength(1);
+  });
+
   it("asks for keys where it has some, and ends a request that takes too long", async () => {
     const keysFile = path.join(directory, "keys");
     writeFileSync(keysFile, hashKey("secret"));

@@ -13,14 +13,13 @@ import {
 import type { Written, WrittenToken } from "../engine/written.js";
 import { allowedTokens, endpoint, type Reply, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { ollamaHints, ollamaOptionHints } from "./hints.js";
-import { jsonSchema, seedOf, text, topPOf } from "./schemas.js";
+import { jsonSchema, LEAST_PENALTY, seedOf, text, topPOf } from "./schemas.js";
 import { checkTools, NO_PARAMETERS, toolDescription, toolList, toolName } from "./tools.js";
 
 /** Ollama's chats and texts. Its lists of models are in ollama-models.ts, its embeddings in ollama-embed.ts. */
 
 export const ollamaModel = z.string().max(256).describe("one of /api/tags, with or without :latest");
 const images = z.array(z.unknown()).max(0, "this model reads no images").optional();
-const number = z.number().optional();
 const integer = z.number().int().optional();
 
 const options = z.strictObject({
@@ -32,10 +31,10 @@ const options = z.strictObject({
   seed: z.number().int().optional(),
   num_predict: z.number().int().min(-2).optional().describe("-1 and -2 for what the context leaves"),
   stop: z.union([text, z.array(text).max(64)]).optional(),
-  repeat_penalty: z.number().gt(0).max(10).optional(),
+  repeat_penalty: z.number().min(LEAST_PENALTY).max(10).optional(),
   repeat_last_n: z.number().int().min(-1).optional(),
-  presence_penalty: number,
-  frequency_penalty: number,
+  presence_penalty: z.number().min(-2).max(2).optional(),
+  frequency_penalty: z.number().min(-2).max(2).optional(),
   mirostat: z.literal(0).optional(),
   typical_p: z.literal(1).optional(),
   tfs_z: z.literal(1).optional(),

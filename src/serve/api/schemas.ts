@@ -8,6 +8,9 @@ import { openAiHints, streamHints } from "./hints.js";
 
 const [MOST_STOPS, MOST_TEXT, MOST_CHOICES] = [64, 4 << 20, 2000];
 
+/** Logits divided by less overflow. */
+export const LEAST_PENALTY = 0.01;
+
 export const text = z.string().max(MOST_TEXT);
 export const modelName = z.string().max(256).optional().describe("one of /v1/models; the first where it is left out");
 export const tokenIds = z
@@ -82,7 +85,12 @@ export const sampling = {
   seed,
   presence_penalty: z.number().min(-2).max(2).nullish(),
   frequency_penalty: z.number().min(-2).max(2).nullish(),
-  repetition_penalty: z.number().gt(0).max(10).nullish().describe("divides the odds of what was written; 1 for none"),
+  repetition_penalty: z
+    .number()
+    .min(LEAST_PENALTY)
+    .max(10)
+    .nullish()
+    .describe("divides the odds of what was written; 1 for none"),
   logit_bias: z
     .record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100))
     .nullish()

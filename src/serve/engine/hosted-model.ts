@@ -65,6 +65,8 @@ interface Sampled {
 
 const [DEFAULT_CONTEXT, MOST_CONTEXT] = [2048, 8192];
 const DEFAULT_BATCH = 512;
+/** Below, the most probable token is taken: logits divided by less overflow. */
+const LEAST_TEMPERATURE = 1e-4;
 /** Without flash attention, the scores of a batch are held whole. */
 const MOST_SCORE_BYTES = 256 << 20;
 /** Tokens that an embedding is made of. */
@@ -346,7 +348,9 @@ export class HostedModel {
       let finishReason: Written["finishReason"] = "length";
       const next = () => {
         slot.awaiting = true;
-        return generated.next();
+        const result = generated.next();
+        result.catch(() => {}); // it may fail before it is waited for
+        return result;
       };
       let coming = limit > 0 ? next() : undefined;
       try {
@@ -414,7 +418,8 @@ export class HostedModel {
   }
 
   private samplingOf(request: WriteRequest, written: Token[], limit: number) {
-    const { temperature, topP = 1, topK = 0, minP = 0, seed, logitBias } = request;
+    const { topP = 1, topK = 0, minP = 0, seed, logitBias } = request;
+    const temperature = request.temperature < LEAST_TEMPERATURE ? 0 : request.temperature;
     const { presencePenalty, frequencyPenalty, repetitionPenalty: penalty = 1, penaltyWindow = limit } = request;
     const bias = logitBias === undefined ? undefined : new TokenBias(this.model.tokenizer);
     const biased = this.tokensOf(Object.keys(logitBias ?? {}).map(Number), "logit_bias");
