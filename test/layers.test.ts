@@ -6,8 +6,8 @@ import { describe, expect, it } from "vitest";
 const RANKS = [
   ["system"],
   ["ggml"],
-  ["tensor"],
-  ["models", "checkpoint", "data"],
+  ["tensor", "checkpoint"],
+  ["models", "data"],
   ["evaluate"],
   ["prune", "distill", "quantize", "generate"],
   ["devices"],

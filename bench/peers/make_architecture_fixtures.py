@@ -374,7 +374,7 @@ def write(name, fixture, directory):
 
 
 def main():
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "test/fixtures/models")
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "test/fixtures/architectures")
     torch.set_num_threads(1)
     for name in sys.argv[2:] or FIXTURES:
         write(name, FIXTURES[name], target / name)

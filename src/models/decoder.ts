@@ -48,7 +48,7 @@ export function decoderModel(
 }
 
 function sizesOf(spec: DecoderSpec): Sizes {
-  const sizes: Record<string, number> = { vocab: spec.vocab, hidden: spec.hidden, layers: spec.layers.length, one: 1 };
+  const sizes: Record<string, number> = { vocab: spec.vocab, hidden: spec.hidden, layers: spec.layers.length };
   if (spec.learntPositions !== undefined) sizes.positions = spec.maxPositions;
   spec.layers.forEach((layer, i) => {
     for (const [name, { size }] of Object.entries(layerDimensions(layer))) sizes[layerDimension(i, name)] = size;

@@ -1,4 +1,5 @@
 export type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+export type { Checkpoint, ModelTensors } from "./checkpoint.js";
 export type { ConfigJson } from "./config.js";
 export { activeWeights, cacheBytes, forwardFlopsPerToken, largestSize, sizesOfAxis } from "./cost.js";
 export {
@@ -18,9 +19,7 @@ export {
 export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
 export { type GgufSummary, summariseGguf } from "./gguf-summary.js";
 export {
-  type Checkpoint,
   type GgufModel,
-  type ModelTensors,
   openCheckpoint,
   openGgufModel,
   storedSource,

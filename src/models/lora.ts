@@ -15,7 +15,7 @@ import {
 import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
-import type { Checkpoint } from "./open.js";
+import type { Checkpoint } from "./checkpoint.js";
 import { bareName } from "./stored-names.js";
 
 /**

@@ -9,6 +9,7 @@ import type { StoredDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, writeJson } from "../system/files.js";
 import type { Model } from "./architecture.js";
+import type { Checkpoint, ModelTensors } from "./checkpoint.js";
 import type { ConfigJson } from "./config.js";
 import { shapeOf } from "./dimensions.js";
 import { exactNumbers } from "./gguf-config.js";
@@ -27,32 +28,6 @@ import {
 import { type StoredNames, storedNames, wrappedName } from "./stored-names.js";
 import { checkTensors } from "./weights.js";
 import { languageConfig, withLanguageConfig } from "./wrappers.js";
-
-/** A model's description with its tensors. */
-export interface ModelTensors {
-  readonly model: Model;
-  /** By parameter name. */
-  readonly source: TensorSource;
-  /** Tensors of no parameter (a vision tower), under their names in the file: they go wherever the model goes. */
-  readonly carried?: TensorSource | undefined;
-  /** What stands before names where the model is a part of a larger one. */
-  readonly prefixes?: StoredNames["prefixes"] | undefined;
-}
-
-/** A model, opened lazily: a directory in Hugging Face's layout or a GGUF file. */
-export interface Checkpoint extends ModelTensors {
-  /** What to open again. */
-  readonly path: string;
-  /** Where its tokenizer and generation settings lie. */
-  readonly directory: string;
-  readonly config: ConfigJson;
-  /** Bytes of its tensors. */
-  readonly bytes: number;
-  /** The files that hold them. */
-  readonly files: readonly string[];
-  /** What in the files is not used, or not as one might think. */
-  readonly notes: readonly string[];
-}
 
 /**
  * Opens a model: a directory with `config.json` and safetensors files, or a GGUF file. `MODEL+lora:ADAPTER` has the LoRA adapter

@@ -1,4 +1,5 @@
 import { type Graph, ops, type Tensor } from "../../tensor/index.js";
+import type { Axis } from "../dimensions.js";
 import { type Block, FREE, type Parameter, type Scope } from "./block.js";
 
 /** Activations of a gate, by the names that configurations use. */
@@ -98,10 +99,13 @@ const scalar = (name: string, initial: number, axes: Parameter["axes"], fixed = 
   gguf: { name: `xielu.${name}`, kind: "listed" },
 });
 
+/** An axis of one element: the product of nothing. */
+const ONE: Axis = { product: [] };
+
 /** Softplus makes 0.8 of alpha_p, and of alpha_n with beta added (arXiv 2411.13010, section 4); beta and eps are constants. */
 const XIELU: Readonly<Record<string, Parameter>> = {
-  "act_fn.alpha_p": scalar("alpha_p", Math.log(Math.expm1(0.8)), ["one"]),
-  "act_fn.alpha_n": scalar("alpha_n", Math.log(Math.expm1(0.8 - 0.5)), ["one"]),
+  "act_fn.alpha_p": scalar("alpha_p", Math.log(Math.expm1(0.8)), [ONE]),
+  "act_fn.alpha_n": scalar("alpha_n", Math.log(Math.expm1(0.8 - 0.5)), [ONE]),
   "act_fn.beta": scalar("beta", 0.5, [], true),
   "act_fn.eps": scalar("eps", -1e-6, [], true),
 };

@@ -1,0 +1,83 @@
+/**
+ * Writes docs/models.md from the registry and the fixtures of its contract, and puts the example's file into
+ * docs/adding-a-model.md. A test holds both to what this would write.
+ *
+ *     npx tsx scripts/models.ts
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+import { ARCHITECTURES, type Model, openCheckpoint } from "../src/models/index.js";
+import { models } from "../test/models/architectures.js";
+
+const root = path.resolve(import.meta.dirname, "..");
+const EXAMPLE = "src/models/architectures/arcee.ts";
+
+const row = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
+const code = (names: readonly string[]): string => names.map((name) => `\`${name}\``).join(", ");
+
+function table(): string {
+  const fixtures = models.map(({ name, directory }) => ({ name, model: openCheckpoint(directory).model }));
+  const rows = ARCHITECTURES.map(({ name, families, modelTypes, gguf }) => {
+    const own = fixtures.filter(({ model }) => model.architecture === name);
+    const axes = [...new Set(own.flatMap(({ model }) => model.axes.map((axis) => axis.name)))];
+    const written = [...new Set([...gguf.architectures, ...own.flatMap(({ model }) => ggufName(model))])];
+    return row([families, code(modelTypes), code(written), axes.join(", "), own.map((one) => one.name).join(", ")]);
+  });
+  const head = ["models", "`model_type`", "GGUF", "may be cut", "held to the contract as"];
+  return [row(head), row(head.map(() => "---")), ...rows].join("\n");
+}
+
+/** What a model's files are called in GGUF, where llama.cpp has a graph for it. */
+function ggufName(model: Model): string[] {
+  try {
+    return [model.gguf().architecture];
+  } catch {
+    return [];
+  }
+}
+
+/** The text of docs/models.md. */
+export const modelsPage = (): string => `# Supported models
+
+Every row can be opened from Hugging Face directories, hub ids and GGUF files, and goes through every command: \`inspect\`, \`plan\`, \`prune\`,
+\`distill\`, \`compress\`, \`evaluate\`, \`perplexity\`, \`export\`, \`quantize\`, \`generate\`, \`chat\`, \`serve\`. GGUF files of other architectures can be inspected, run,
+served, evaluated with llama.cpp and quantized.
+
+${table()}
+
+Models that also see (Gemma 3, Ministral 3, Mistral Small 3) are opened for their language model; the rest of their tensors goes along unchanged, and
+the projector is cut with the width.
+
+## The contract
+
+Each architecture has at least one small model of random weights that transformers made (\`bench/peers/make_architecture_fixtures.py\`), in which every feature
+matters: switching one off changes the logits by more than 1 %. \`npm test\` runs each of them through the same checks (\`test/models/contract.test.ts\`,
+\`contract-files.test.ts\`):
+
+| check | held to |
+| --- | --- |
+| logits, with kernels of every variant and without | transformers', within 1e-5 of the largest |
+| gradients, with kernels and without | the slope of the loss along random directions of all parameters |
+| each axis cut, and all at once; written, opened again | the logits that transformers computes from those files, within 1e-5 |
+| files written again | the same bits |
+| GGUF | llama.cpp's logits within 1e-4 of the largest (1e-2 and 3e-3 where its GELU is a table of 16-bit numbers), 200 greedy tokens; where its release has no graph, a refusal that says why |
+| GGUF read back | the same bits and sizes |
+| distillation into its own cut | nearer after 20 steps |
+
+What is not in llama.cpp's graphs is said when a file is exported: windows of Mistral, Phi-3, Qwen 2 and StarCoder 2, dynamic rotary scaling, YaRN's betas.
+
+Made by \`npx tsx scripts/models.ts\` from the registry. [Adding a model](adding-a-model.md) says how a row comes to be.
+`;
+
+/** docs/adding-a-model.md with the example's file as it is. */
+export function addingPage(): string {
+  const page = readFileSync(path.join(root, "docs/adding-a-model.md"), "utf8");
+  const file = readFileSync(path.join(root, EXAMPLE), "utf8");
+  return page.replace(/```ts\n[\s\S]*?```/, () => `\`\`\`ts\n${file}\`\`\``);
+}
+
+if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(process.argv[1]).href) {
+  writeFileSync(path.join(root, "docs/models.md"), modelsPage());
+  writeFileSync(path.join(root, "docs/adding-a-model.md"), addingPage());
+}
