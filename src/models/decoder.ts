@@ -25,7 +25,7 @@ export function decoderModel(
     architecture: architecture.name,
     config,
     sizes,
-    parameters,
+    parameters: parameters.map(({ gguf: _, ...parameter }) => parameter),
     layerCount: spec.layers.length,
     vocabSize: spec.vocab,
     maxPositions: spec.maxPositions,
