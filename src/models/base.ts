@@ -56,6 +56,27 @@ export function headsOf(c: HeadFields): { readonly heads: number; readonly kvHea
   return { heads, kvHeads, headDim: headSize(c.head_dim, c.hidden_size, heads) };
 }
 
+interface WidthFields {
+  readonly hidden_size: number;
+  readonly vocab_size: number;
+  readonly max_position_embeddings: number;
+  readonly tie_word_embeddings: boolean;
+}
+
+/** What a decoder takes from most configurations as it is. */
+export const widthsOf = (c: WidthFields) => ({
+  hidden: c.hidden_size,
+  vocab: c.vocab_size,
+  maxPositions: c.max_position_embeddings,
+  tied: c.tie_word_embeddings,
+});
+
+/** What differs where llama.cpp's graph has no window. */
+export const windowNotes = (window: number | undefined, c: WidthFields, who = "this architecture"): string[] =>
+  window === undefined || window >= c.max_position_embeddings
+    ? []
+    : [`llama.cpp lets ${who} attend past its window of ${window} tokens: longer texts differ`];
+
 /** Why llama.cpp cannot compute heads that are not as wide as the model, where its graph wants that; undefined where they are. */
 export const tooWide = (family: string, heads: number, headDim: number, hidden: number): string | undefined =>
   heads * headDim === hidden

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { FormatError } from "../../system/errors.js";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, wholeRotaryOf } from "../base.js";
+import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, wholeRotaryOf, widthsOf } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { plainFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -32,13 +32,10 @@ function decoder(config: ConfigJson): DecoderSpec {
   const layer = preNormLayer(mixer, feedForward, [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)]);
   const biased = c.attention_bias || c.mlp_bias;
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, layer),
     hiddenAxis: { prunable: true, multipleOf: heads },
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: "arcee",
       rotary,

@@ -10,6 +10,7 @@ import {
   layerTypesOf,
   tooWide,
   wholeRotaryOf,
+  widthsOf,
   windowMetadata,
   windowsOf,
 } from "../base.js";
@@ -60,9 +61,7 @@ function decoder(config: ConfigJson): DecoderSpec {
   };
   const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu" });
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: kinds.map((kind) => ({
       residuals: [
         {
@@ -73,7 +72,6 @@ function decoder(config: ConfigJson): DecoderSpec {
       ],
     })),
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     perLayer: { layer_types: kinds },
     gguf: {
       architecture: "exaone4",

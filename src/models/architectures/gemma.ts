@@ -10,6 +10,7 @@ import {
   nestedRotary,
   rotaryPerType,
   sandwichLayer,
+  widthsOf,
   windowMetadata,
   windowsOf,
 } from "../base.js";
@@ -86,9 +87,7 @@ const decoderOf = (version: Version) =>
       });
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "gelu_pytorch_tanh" });
     return {
-      hidden: c.hidden_size,
-      vocab: c.vocab_size,
-      maxPositions: c.max_position_embeddings,
+      ...widthsOf(c),
       embeddingScale: Math.sqrt(c.hidden_size),
       logitCap,
       layers: kinds.map((kind) =>
@@ -100,7 +99,6 @@ const decoderOf = (version: Version) =>
         ]),
       ),
       finalNorm: rmsNorm("output_norm", norm),
-      tied: c.tie_word_embeddings,
       hiddenAxis: { prunable: true, multipleOf: heads }, // transformers refuses others
       perLayer: { layer_types: kinds },
       gguf: {

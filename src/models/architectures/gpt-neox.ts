@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { gguf } from "../../checkpoint/gguf.js";
 import type { Architecture } from "../architecture.js";
-import { alike, baseConfig, baseFields, geluNotes, preNormLayer, rotaryOf, WIDTH_SIZES } from "../base.js";
+import { alike, baseConfig, baseFields, geluNotes, preNormLayer, rotaryOf, WIDTH_SIZES, widthsOf } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { plainFeedForward } from "../blocks/feed-forward.js";
 import { layerNorm } from "../blocks/norm.js";
@@ -47,14 +47,11 @@ function decoder(config: ConfigJson): DecoderSpec {
     "mlp",
   ]);
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, { ...layer, parallel: c.use_parallel_residual }),
     // a head is always the share of the width that falls to it
     hiddenAxis: { prunable: false },
     finalNorm: layerNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     names: {
       embedding: "gpt_neox.embed_in",
       layers: "gpt_neox.layers",

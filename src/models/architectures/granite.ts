@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { gguf } from "../../checkpoint/gguf.js";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, rotaryOf } from "../base.js";
+import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, rotaryOf, widthsOf } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -39,14 +39,11 @@ function decoder(config: ConfigJson): DecoderSpec {
   const { residuals } = preNormLayer(mixer, feedForward, [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)]);
   const scaled = residuals.map((residual) => ({ ...residual, scale: c.residual_multiplier }));
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     embeddingScale: c.embedding_multiplier,
     logitScale: 1 / c.logits_scaling,
     layers: alike(c.num_hidden_layers, { residuals: scaled }),
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: "granite",
       rotary,

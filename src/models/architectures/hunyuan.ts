@@ -1,6 +1,6 @@
 import { z } from "zod";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, wholeRotaryOf } from "../base.js";
+import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, wholeRotaryOf, widthsOf } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -45,12 +45,9 @@ function decoder(config: ConfigJson): DecoderSpec {
   const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu" });
   const layer = preNormLayer(mixer, feedForward, [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)]);
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, layer),
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: "hunyuan-dense",
       rotary,

@@ -1,6 +1,15 @@
 import { z } from "zod";
 import type { Architecture } from "../architecture.js";
-import { BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, wholeRotaryOf } from "../base.js";
+import {
+  BASE_SIZES,
+  baseConfig,
+  baseFields,
+  headsOf,
+  preNormLayer,
+  wholeRotaryOf,
+  widthsOf,
+  windowNotes,
+} from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -54,22 +63,16 @@ function decoder(config: ConfigJson): DecoderSpec {
   const isMixed = [c.intermediate_size, c.num_attention_heads, c.num_key_value_heads].some(
     (value) => new Set([value].flat()).size > 1,
   );
-  const reachesBeyond = window !== undefined && window < c.max_position_embeddings;
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers,
     hiddenAxis: { prunable: true, multipleOf: bias.qkv || c.mlp_bias ? headCount : 1 },
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: isMixed ? "deci" : "llama",
       rotary,
       rotaryReads: { factors: true },
-      notes: reachesBeyond
-        ? [`llama.cpp lets this architecture attend past its window of ${window} tokens: longer texts differ`]
-        : [],
+      notes: windowNotes(window, c),
     },
   };
 }

@@ -1,7 +1,17 @@
 import { z } from "zod";
 import { gguf } from "../../checkpoint/gguf.js";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, rotaryOf } from "../base.js";
+import {
+  alike,
+  BASE_SIZES,
+  baseConfig,
+  baseFields,
+  headsOf,
+  preNormLayer,
+  rotaryOf,
+  widthsOf,
+  windowNotes,
+} from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -46,12 +56,9 @@ function decoder(config: ConfigJson): DecoderSpec {
   const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu" });
   const norms = [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)] as const;
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, preNormLayer(mixer, feedForward, norms)),
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: "mistral3",
       rotary,
@@ -64,10 +71,7 @@ function decoder(config: ConfigJson): DecoderSpec {
           "rope.scaling.attn_factor": gguf.float32(rotaryFrequencies(rotary, 1).attentionFactor),
         }),
       },
-      notes:
-        window !== undefined && window < c.max_position_embeddings
-          ? [`llama.cpp lets this architecture attend past its window of ${window} tokens: longer texts differ`]
-          : [],
+      notes: windowNotes(window, c),
     },
   };
 }

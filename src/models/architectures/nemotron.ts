@@ -1,6 +1,16 @@
 import { z } from "zod";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, rotaryOf, tooWide } from "../base.js";
+import {
+  alike,
+  BASE_SIZES,
+  baseConfig,
+  baseFields,
+  headsOf,
+  preNormLayer,
+  rotaryOf,
+  tooWide,
+  widthsOf,
+} from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { plainFeedForward } from "../blocks/feed-forward.js";
 import { layerNorm } from "../blocks/norm.js";
@@ -28,12 +38,9 @@ function decoder(config: ConfigJson): DecoderSpec {
   const feedForward = plainFeedForward({ size: c.intermediate_size, activation: "relu2", bias: c.mlp_bias });
   const layer = preNormLayer(mixer, feedForward, [layerNorm("attn_norm", norm), layerNorm("ffn_norm", norm)]);
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, layer),
     finalNorm: layerNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: "nemotron",
       rotary,

@@ -10,6 +10,8 @@ import {
   layerTypesOf,
   nestedRotary,
   rotaryPerType,
+  tooWide,
+  widthsOf,
   windowMetadata,
   windowsOf,
 } from "../base.js";
@@ -56,17 +58,13 @@ const decoderOf = (version: 2 | 3) =>
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu" });
     const thetas = kinds.map((kind) => rotary[kind].theta);
     const refused =
-      heads * headDim !== c.hidden_size
-        ? `llama.cpp's graph for OLMo takes heads as wide as the model only: ${heads} of ${headDim} are not ${c.hidden_size}`
-        : c.attention_bias
-          ? "llama.cpp's graph for OLMo has no bias on the attention's output"
-          : new Set(thetas).size > 1
-            ? "llama.cpp's graph for OLMo turns windowed layers by the same theta as the others"
-            : undefined;
+      tooWide("OLMo", heads, headDim, c.hidden_size) ??
+      (c.attention_bias ? "llama.cpp's graph for OLMo has no bias on the attention's output" : undefined) ??
+      (new Set(thetas).size > 1
+        ? "llama.cpp's graph for OLMo turns windowed layers by the same theta as the others"
+        : undefined);
     return {
-      hidden: c.hidden_size,
-      vocab: c.vocab_size,
-      maxPositions: c.max_position_embeddings,
+      ...widthsOf(c),
       layers: kinds.map((kind) => ({
         residuals: [
           {
@@ -77,7 +75,6 @@ const decoderOf = (version: 2 | 3) =>
         ],
       })),
       finalNorm: rmsNorm("output_norm", norm),
-      tied: c.tie_word_embeddings,
       perLayer: version === 3 ? { layer_types: kinds } : undefined,
       gguf: {
         architecture: "olmo2",

@@ -1,6 +1,16 @@
 import { z } from "zod";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer } from "../base.js";
+import {
+  alike,
+  BASE_SIZES,
+  baseConfig,
+  baseFields,
+  headsOf,
+  preNormLayer,
+  tooWide,
+  widthsOf,
+  windowNotes,
+} from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
@@ -36,32 +46,23 @@ function decoder(config: ConfigJson): DecoderSpec {
     maxPositions: c.max_position_embeddings,
   });
   const window = c.sliding_window ?? undefined;
-  const asLlama = heads * headDim !== c.hidden_size;
   // transformers counts longrope's factors by the width's share of a head
   const prunable = rotary.kind !== "longrope";
   const mixer = attention({ heads, kvHeads, headDim, rotary, window, layout: "concatenated", prunable });
   const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu", fused: true });
   const norms = [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)] as const;
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, preNormLayer(mixer, feedForward, norms)),
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     // transformers counts longrope's factors by the width's share of a head
     hiddenAxis: { prunable },
     gguf: {
       architecture: "phi3",
       rotary,
       rotaryReads: { factors: true },
-      refused: asLlama
-        ? `llama.cpp's graph for Phi-3 takes heads as wide as the model only: ${heads} of ${headDim} are not ${c.hidden_size}`
-        : undefined,
-      notes:
-        window !== undefined && window < c.max_position_embeddings
-          ? [`llama.cpp lets this architecture attend past its window of ${window} tokens: longer texts differ`]
-          : [],
+      refused: tooWide("Phi-3", heads, headDim, c.hidden_size),
+      notes: windowNotes(window, c),
     },
   };
 }

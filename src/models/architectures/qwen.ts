@@ -9,6 +9,8 @@ import {
   layerTypesOf,
   preNormLayer,
   rotaryOf,
+  widthsOf,
+  windowNotes,
 } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
@@ -53,14 +55,11 @@ const decoderOf = (version: 2 | 3) =>
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "silu" });
     const isWindowed = window !== undefined && kinds.includes("sliding_attention");
     return {
-      hidden: c.hidden_size,
-      vocab: c.vocab_size,
-      maxPositions: c.max_position_embeddings,
+      ...widthsOf(c),
       layers: kinds.map((kind) =>
         preNormLayer(mixerOf(kind), feedForward, [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)]),
       ),
       finalNorm: rmsNorm("output_norm", norm),
-      tied: c.tie_word_embeddings,
       perLayer: { layer_types: kinds },
       gguf: {
         architecture: asLlama ? "llama" : `qwen${version}`,
@@ -70,9 +69,7 @@ const decoderOf = (version: 2 | 3) =>
           version === 3 && c.attention_bias
             ? "llama.cpp's graph for Qwen 3 has no bias on the attention's output"
             : undefined,
-        notes: isWindowed
-          ? [`llama.cpp lets upper layers attend past their window of ${window} tokens: longer texts differ`]
-          : [],
+        notes: windowNotes(isWindowed ? window : undefined, c, "upper layers"),
       },
     };
   };

@@ -9,6 +9,8 @@ import {
   layerTypesOf,
   preNormLayer,
   rotaryOf,
+  widthsOf,
+  windowNotes,
 } from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
@@ -58,14 +60,11 @@ function decoder(config: ConfigJson): DecoderSpec {
     });
   const isRegular = turns.every((turn, i) => turn === Number((i + 1) % 4 !== 0));
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: kinds.map((_, i) =>
       preNormLayer(mixerOf(i), feedForward, [rmsNorm("attn_norm", norm), rmsNorm("ffn_norm", norm)]),
     ),
     finalNorm: rmsNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     perLayer: { no_rope_layers: turns, layer_types: kinds },
     gguf: {
       architecture: "smollm3",
@@ -75,10 +74,7 @@ function decoder(config: ConfigJson): DecoderSpec {
         : c.attention_bias || c.mlp_bias
           ? "llama.cpp's graph for SmolLM 3 has no biases on the attention's output and the feed-forward network"
           : undefined,
-      notes:
-        window === undefined
-          ? []
-          : [`llama.cpp lets layers attend past their window of ${window} tokens: longer texts differ`],
+      notes: windowNotes(kinds.includes("sliding_attention") ? window : undefined, c),
     },
   };
 }

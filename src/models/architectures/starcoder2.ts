@@ -1,6 +1,17 @@
 import { z } from "zod";
 import type { Architecture } from "../architecture.js";
-import { alike, BASE_SIZES, baseConfig, baseFields, headsOf, preNormLayer, tooWide, wholeRotaryOf } from "../base.js";
+import {
+  alike,
+  BASE_SIZES,
+  baseConfig,
+  baseFields,
+  headsOf,
+  preNormLayer,
+  tooWide,
+  wholeRotaryOf,
+  widthsOf,
+  windowNotes,
+} from "../base.js";
 import { attention } from "../blocks/attention.js";
 import { plainFeedForward } from "../blocks/feed-forward.js";
 import { layerNorm } from "../blocks/norm.js";
@@ -33,22 +44,16 @@ function decoder(config: ConfigJson): DecoderSpec {
   const names = { up: "c_fc", down: "c_proj" };
   const feedForward = plainFeedForward({ size: ffn, activation, bias, names });
   const layer = preNormLayer(mixer, feedForward, [layerNorm("attn_norm", norm), layerNorm("ffn_norm", norm)]);
-  const reachesBeyond = window !== undefined && window < c.max_position_embeddings;
   return {
-    hidden: c.hidden_size,
-    vocab: c.vocab_size,
-    maxPositions: c.max_position_embeddings,
+    ...widthsOf(c),
     layers: alike(c.num_hidden_layers, layer),
     finalNorm: layerNorm("output_norm", norm),
-    tied: c.tie_word_embeddings,
     gguf: {
       architecture: "starcoder2",
       rotary,
       zeros: bias ? {} : { "attn_output.bias": c.hidden_size, "ffn_up.bias": ffn, "ffn_down.bias": c.hidden_size },
       refused: tooWide("StarCoder 2", heads, headDim, c.hidden_size),
-      notes: reachesBeyond
-        ? [`llama.cpp lets this architecture attend past its window of ${window} tokens: longer texts differ`]
-        : [],
+      notes: windowNotes(window, c),
     },
   };
 }
