@@ -3,6 +3,7 @@ import path from "node:path";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningServer, serve } from "../../src/serve/index.js";
+import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const directory = temporaryDirectory();
@@ -32,7 +33,7 @@ function withoutBegin(): string {
 let server: RunningServer;
 let openai: OpenAI;
 beforeAll(async () => {
-  const models = [teacher, withoutBegin()];
+  const models = [teacher, withoutBegin(), ...(hasSharedData ? [stories260K] : [])];
   server = await serve({ models, port: 0, device: "cpu", threads: 1, logLevel: "silent", slots: 2, contextSize: 256 });
   openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
 });
@@ -60,6 +61,14 @@ describe("log-probabilities", () => {
         const hex = own.map((byte) => `\\x${byte.toString(16)}`).join("");
         expect(one.token).toBe(isText(own) ? Buffer.from(own).toString() : hex);
       }
+  });
+
+  it.skipIf(!hasSharedData)("name the bytes of a tokenizer that falls back to them", async () => {
+    const { choices } = await openai.chat.completions.create({ model: "stories260K", messages, ...guided });
+    const tokens = choices[0]?.logprobs?.content ?? [];
+    expect(choices[0]?.message.content).toBe(festive);
+    expect(bytesOf(tokens).toString().trim()).toBe(festive);
+    expect(tokens.filter(({ bytes }) => bytes?.length === 1 && (bytes[0] ?? 0) > 127).length).toBeGreaterThan(4);
   });
 
   it("come with the text that they are of, when it is streamed", async () => {
