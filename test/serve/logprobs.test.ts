@@ -87,6 +87,20 @@ describe("log-probabilities", () => {
     }
   });
 
+  it("come with responses that include them, whole and streamed", async () => {
+    const asked = { model: "tiny-teacher", input: "Once", temperature: 0, max_output_tokens: 8, top_logprobs: 2 };
+    const request = { ...asked, include: ["message.output_text.logprobs" as const] };
+    const { output, output_text } = await openai.responses.create(request);
+    const part = output[0]?.type === "message" ? output[0].content[0] : undefined;
+    const tokens = part?.type === "output_text" ? (part.logprobs ?? []) : [];
+    expect(tokens.map(({ token }) => token).join("")).toBe(output_text);
+    expect(tokens.every(({ top_logprobs: top }) => top.length === 2)).toBe(true);
+    const streamed: string[] = [];
+    for await (const event of await openai.responses.create({ ...request, stream: true }))
+      if (event.type === "response.output_text.delta") streamed.push(...event.logprobs.map(({ token }) => token));
+    expect(streamed).toEqual(tokens.map(({ token }) => token));
+  });
+
   it("stand in completions as bytes where they are no text, and none is of what was not shown", async () => {
     const base = { model: "tiny-teacher", prompt: "Once", logprobs: 1, temperature: 0, max_tokens: 60 };
     const whole = await openai.completions.create({ ...base, guided_choice: [festive] } as typeof base);

@@ -9,6 +9,7 @@ import { content, textOf } from "./content.js";
 import { customAsTool, customCall, customFormat, customInput } from "./custom-tools.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { answerHints, partHints } from "./hints.js";
+import { toldTokens } from "./logprobs.js";
 import { countOf, guidedFormat, jsonSchema, sampling, samplingOf, text, tokenCount } from "./schemas.js";
 import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 import { openAiUsage, usageSchema } from "./usage.js";
@@ -265,7 +266,4 @@ const callOf = (call: ToolCall, custom: ReadonlySet<string>) =>
 const reasonOf = ({ finishReason }: Written, called: boolean): string =>
   called && finishReason === "stop" ? "tool_calls" : finishReason;
 
-const logprobsOf = (tokens: readonly WrittenToken[]) => ({
-  content: tokens.map(({ token, bytes, logprob, top }) => ({ token, bytes, logprob, top_logprobs: top ?? [] })),
-  refusal: null,
-});
+const logprobsOf = (tokens: readonly WrittenToken[]) => ({ content: toldTokens(tokens), refusal: null });

@@ -50,7 +50,6 @@ const RESPONSES = [
   "prompt_cache_retention",
   "prompt_cache_options",
   "reasoning",
-  "include",
   "store",
   "context_management",
   "max_tool_calls",

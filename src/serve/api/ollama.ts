@@ -13,6 +13,7 @@ import {
 import type { Written, WrittenToken } from "../engine/written.js";
 import { allowedTokens, endpoint, type Reply, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { ollamaHints, ollamaOptionHints } from "./hints.js";
+import { toldTokens } from "./logprobs.js";
 import { jsonSchema, LEAST_PENALTY, seedOf, text, topPOf } from "./schemas.js";
 import { checkTools, NO_PARAMETERS, toolDescription, toolList, toolName } from "./tools.js";
 
@@ -288,11 +289,7 @@ async function answered(
 }
 
 const logprobsOf = ({ logprobs }: Body, tokens: readonly WrittenToken[]): object =>
-  logprobs === true && tokens.length > 0
-    ? {
-        logprobs: tokens.map(({ token, bytes, logprob, top }) => ({ token, bytes, logprob, top_logprobs: top ?? [] })),
-      }
-    : {};
+  logprobs === true && tokens.length > 0 ? { logprobs: toldTokens(tokens) } : {};
 
 /** How long an answer took, in nanoseconds. */
 class Clock {

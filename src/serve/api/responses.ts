@@ -3,11 +3,12 @@ import { z } from "zod";
 import type { Conversation, Format, Tool, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
 import { conversationTask, type RequestContext, streamAll, usageOf, writeOne } from "../engine/writer.js";
-import type { Written } from "../engine/written.js";
+import type { Written, WrittenToken } from "../engine/written.js";
 import { content, textOf } from "./content.js";
 import { customAsTool, customCall, customFormat, customInput } from "./custom-tools.js";
 import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
 import { answerHints, responsesHints, textConfigHints } from "./hints.js";
+import { toldTokens } from "./logprobs.js";
 import { countOf, jsonSchema, modelName, text, tokenCount, topPOf } from "./schemas.js";
 import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 
@@ -90,6 +91,8 @@ const schema = z.strictObject({
   temperature: z.number().min(0).max(2).nullish(),
   top_p: z.number().min(0).max(1).nullish(),
   stream: z.boolean().nullish(),
+  include: z.array(z.string().max(64)).optional().describe("of these, message.output_text.logprobs; others are hints"),
+  top_logprobs: z.number().int().min(0).max(20).optional(),
   truncation: z
     .enum(["auto", "disabled"])
     .nullish()
@@ -127,6 +130,9 @@ const schema = z.strictObject({
 });
 type Body = z.infer<typeof schema>;
 
+/** What `include` asks for log-probabilities by. */
+const LOGPROBS = "message.output_text.logprobs";
+
 export const responses = endpoint<Body>({
   ...{ path: "/v1/responses", tag: "OpenAI", summary: "Answers a conversation", streams: true, body: schema },
   reply: z.looseObject({
@@ -155,6 +161,7 @@ function conversationOf(body: Body, service: Service, context: RequestContext): 
     format: formatOf(body.text?.format),
     sampling: { temperature: body.temperature ?? 1, topP: topPOf(body.top_p), stops: [] },
     maxTokens: allowedTokens(service, countOf(body.max_output_tokens), "max_output_tokens"),
+    topLogprobs: body.include?.includes(LOGPROBS) ? (body.top_logprobs ?? 0) : undefined,
     overflow: body.truncation ? (body.truncation === "auto" ? "drop-oldest" : "refuse") : undefined,
   };
 }
@@ -224,10 +231,14 @@ function formatOf(given: NonNullable<Body["text"]>["format"]): Format | undefine
 
 async function response(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
   const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
-  const { parts, written } = await writeOne(model, task, context);
-  const output = (parts.length === 0 ? [""] : parts).map((part) =>
-    typeof part === "string" ? messageOf(newId("msg"), part, "completed") : callOf(part, "completed", ownTools(body)),
-  );
+  const { parts, tokens, written } = await writeOne(model, task, context);
+  let left: readonly WrittenToken[] = tokens; // go with the first text
+  const output = (parts.length === 0 ? [""] : parts).map((part) => {
+    if (typeof part !== "string") return callOf(part, "completed", ownTools(body));
+    const own = left;
+    left = [];
+    return messageOf(newId("msg"), part, "completed", own);
+  });
   return responseOf(newId("resp"), body, model, output, written);
 }
 
@@ -244,14 +255,14 @@ async function* responseStream(
   };
   const own = newId("resp");
   const output: object[] = [];
-  let message: { readonly id: string; text: string } | undefined;
+  let message: { readonly id: string; text: string; readonly tokens: WrittenToken[] } | undefined;
   const place = () => ({ item_id: message?.id, output_index: output.length, content_index: 0 });
   const close = function* () {
     if (message === undefined) return;
-    const { id: item_id, text: whole } = message;
-    yield event("response.output_text.done", { ...place(), text: whole, logprobs: [] });
-    yield event("response.content_part.done", { ...place(), part: partOf(whole) });
-    const done = messageOf(item_id, whole, "completed");
+    const { id: item_id, text: whole, tokens } = message;
+    yield event("response.output_text.done", { ...place(), text: whole, logprobs: toldTokens(tokens) });
+    yield event("response.content_part.done", { ...place(), part: partOf(whole, tokens) });
+    const done = messageOf(item_id, whole, "completed", tokens);
     yield event("response.output_item.done", { output_index: output.length, item: done });
     output.push(done);
     message = undefined;
@@ -266,13 +277,14 @@ async function* responseStream(
     begun = true;
     if (said.kind === "text" && said.text !== "") {
       if (message === undefined) {
-        message = { id: newId("msg"), text: "" };
+        message = { id: newId("msg"), text: "", tokens: [] };
         const item = { ...messageOf(message.id, "", "in_progress"), content: [] };
         yield event("response.output_item.added", { output_index: output.length, item });
         yield event("response.content_part.added", { ...place(), part: partOf("") });
       }
       message.text += said.text;
-      yield event("response.output_text.delta", { ...place(), delta: said.text, logprobs: [] });
+      message.tokens.push(...said.tokens);
+      yield event("response.output_text.delta", { ...place(), delta: said.text, logprobs: toldTokens(said.tokens) });
     } else if (said.kind === "call") {
       yield* close();
       const done = callOf(said.call, "completed", ownTools(body));
@@ -288,10 +300,19 @@ async function* responseStream(
 
 const newId = (kind: string): string => `${kind}_${randomUUID().replace(/-/g, "")}`;
 
-const partOf = (said: string) => ({ type: "output_text", text: said, annotations: [], logprobs: [] });
+const partOf = (said: string, tokens: readonly WrittenToken[] = []) => ({
+  type: "output_text",
+  text: said,
+  annotations: [],
+  logprobs: toldTokens(tokens),
+});
 
-const messageOf = (own: string, said: string, state: string) => ({
-  ...{ id: own, type: "message", role: "assistant", status: state, content: [partOf(said)] },
+const messageOf = (own: string, said: string, state: string, tokens: readonly WrittenToken[] = []) => ({
+  id: own,
+  type: "message",
+  role: "assistant",
+  status: state,
+  content: [partOf(said, tokens)],
 });
 
 /** A call as an item: of a function, or of a tool that takes a text. */
