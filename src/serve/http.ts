@@ -310,7 +310,8 @@ function streamReply(
 
 /** @throws ApiError 400 for what is no JSON, and as {@link readBody} does */
 async function jsonOf(c: AppContext, most: number): Promise<unknown> {
-  const bytes = await readBody(c.req.raw.body, c.req.header("content-encoding"), most);
+  const headers = { encoding: c.req.header("content-encoding"), length: c.req.header("content-length") };
+  const bytes = await readBody(c.req.raw.body, headers, most);
   try {
     return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch (error) {

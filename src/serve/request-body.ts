@@ -59,17 +59,24 @@ function zstdContentSize(bytes: Uint8Array): number | undefined {
 
 const tooLarge = (): Error => Object.assign(new Error("too large"), { code: "ERR_BUFFER_TOO_LARGE" });
 
+export interface BodyHeaders {
+  /** Content-Encoding. */
+  readonly encoding: string | undefined;
+  /** Content-Length. */
+  readonly length: string | undefined;
+}
+
 /**
  * The bytes of a request's body, unpacked.
- * @param encoding its header Content-Encoding
  * @param most bytes that it may have, packed and unpacked
  * @throws ApiError 400 for what is not packed as it says, 408 when it does not come whole, 413 for too much, 415 for a packing unknown here
  */
 export async function readBody(
   body: ReadableStream<Uint8Array> | null,
-  encoding: string | undefined,
+  { encoding, length }: BodyHeaders,
   most: number,
 ): Promise<Uint8Array> {
+  if (Number(length ?? 0) > most) throw refusedFor(most); // before it comes
   const codings = (encoding ?? "")
     .toLowerCase()
     .split(",")

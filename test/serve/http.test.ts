@@ -211,6 +211,11 @@ describe("over HTTP", () => {
     expect(rest.join("\r\n\r\n")).toMatch(/^data: \{.*\}\n\n(data: .*\n\n)*data: \[DONE\]\n\n$/);
   });
 
+  it("a body that is too large is refused when it is announced", async () => {
+    const head = `POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${1 << 30}\r\n\r\n`;
+    expect(await raw(head)).toMatch(/^HTTP\/1\.1 413 /);
+  });
+
   it("connections are kept for as long as proxies keep them, or as was asked", async () => {
     expect((await ask("/v1/models", { connection: "keep-alive" })).headers["keep-alive"]).toBe("timeout=65");
     const { url, close } = await start({ keepAliveSeconds: 7 });
