@@ -14,6 +14,7 @@ import {
   parseBody,
   type Service,
   type ServiceInfo,
+  UNREADABLE,
   VIEWS,
   withoutNulls,
 } from "./api/index.js";
@@ -252,7 +253,7 @@ function addEndpoint(
     const started = performance.now();
     c.set("client", identify(c, options.keys)); // before its body is read
     if (!info.taking()) throw new ApiError(503, "the service is ending", { retryAfter: 5 });
-    const body = parseBody(endpoint.body, withoutNulls(await jsonOf(c, options.maxBodyBytes)));
+    const body = parseBody(endpoint.body, withoutNulls(await jsonOf(c, options.maxBodyBytes)), UNREADABLE);
     const note = c.get("note");
     const { user, model } = body as { readonly user?: unknown; readonly model?: unknown };
     note.model = info.pool.resolve(model as string | undefined);

@@ -15,7 +15,7 @@ const FREE_FIELDS = new Set(
 const CACHE_FIELD = "cache_control";
 
 /** What cannot be read, by the type of a part of a message. */
-const UNREADABLE: Readonly<Record<string, string>> = {
+export const UNREADABLE: Readonly<Record<string, string>> = {
   image: "images",
   image_url: "images",
   input_image: "images",
@@ -52,8 +52,15 @@ export function withoutNulls(body: unknown): unknown {
   return walk(body, false, 0);
 }
 
-/** @throws ApiError 400 naming the field */
-export function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {
+/**
+ * @param unreadable what cannot be read, by the type of what holds it
+ * @throws ApiError 400 naming the field
+ */
+export function parseBody<T>(
+  schema: z.ZodType<T>,
+  body: unknown,
+  unreadable: Readonly<Record<string, string>> = {},
+): T {
   const parsed = schema.safeParse(body);
   if (parsed.success) return parsed.data;
   const { issue, at } = deepest(parsed.error.issues, []);
@@ -62,8 +69,8 @@ export function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {
     throw new ApiError(400, `the field ${param} is not supported`, { param, code: "unsupported_parameter" });
   }
   const param = at.join(".");
-  const unreadable = at.at(-1) === "type" ? UNREADABLE[`${valueAt(body, at)}`] : undefined;
-  const message = unreadable === undefined ? (issue?.message ?? "invalid") : `this model reads no ${unreadable}`;
+  const held = at.at(-1) === "type" ? unreadable[`${valueAt(body, at)}`] : undefined;
+  const message = held === undefined ? (issue?.message ?? "invalid") : `this model reads no ${held}`;
   throw new ApiError(400, `${param === "" ? "the body" : param}: ${message}`, { param, code: "invalid_value" });
 }
 

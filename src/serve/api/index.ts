@@ -11,7 +11,7 @@ import { responses } from "./responses.js";
 import { detokenize, tokenize } from "./tokens.js";
 import type { View } from "./view.js";
 
-export { parseBody, withoutNulls } from "./body.js";
+export { parseBody, UNREADABLE, withoutNulls } from "./body.js";
 export type { Endpoint, Reply, Service } from "./endpoint.js";
 export type { ServiceInfo, View } from "./view.js";
 
