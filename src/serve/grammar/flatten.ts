@@ -31,12 +31,16 @@ const UNSAID = [
   "$recursiveRef",
 ] as const;
 const MOST_ALTERNATIVES = 256;
+/** Schemas that are looked at or merged while one is resolved: combinations multiply. */
+const MOST_STEPS = 20_000;
 
 const isRecord = (value: unknown): value is Schema =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** Resolves what schemas refer to and combine. */
 export class Flattener {
+  private steps = 0;
+
   constructor(
     private readonly root: unknown,
     private readonly reporter: Reporter,
@@ -48,6 +52,7 @@ export class Flattener {
    * @param through references that led here: one that leads back says nothing
    */
   alternatives(schema: unknown, at: string, through: ReadonlySet<string> = new Set()): Schema[] {
+    this.step(at);
     if (schema === true) return [{}];
     if (schema === false) return [];
     if (!isRecord(schema)) throw this.reporter.refuse(at, "is no schema");
@@ -86,6 +91,10 @@ export class Flattener {
     }
     if (unevaluatedProperties === undefined) return result;
     return result.map((one) => ({ additionalProperties: unevaluatedProperties, ...one }));
+  }
+
+  private step(at: string): void {
+    if (++this.steps > MOST_STEPS) throw this.reporter.refuse(at, "combines more than can be resolved");
   }
 
   private list(value: unknown, at: string): readonly unknown[] {
@@ -131,6 +140,7 @@ export class Flattener {
 
   /** What both say; undefined where nothing can match both. */
   private merged(a: Schema, b: Schema, at: string): Schema | undefined {
+    this.step(at);
     const result: Record<string, unknown> = { ...a };
     for (const [key, value] of Object.entries(b)) {
       if (!(key in a)) result[key] = value;

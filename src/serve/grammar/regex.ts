@@ -38,7 +38,9 @@ const LINE_ENDS: Range[] = [
 const SURROGATES: Range = [0xd800, 0xdfff];
 const MOST_TEXT = 4096;
 const MOST_DEPTH = 32;
-const MOST_PROPERTIES = 64;
+/** Properties of Unicode in one expression: each takes a look at all code points. */
+const MOST_PROPERTIES = 8;
+const MOST_PROPERTIES_KNOWN = 1024;
 
 /** A whole text that an expression matches. */
 const PLAIN: Surroundings = { write: literal, excluded: [] };
@@ -75,6 +77,7 @@ function parsed(source: string, param: string): AST.Pattern {
 export function regexBody(rules: GrammarRules, source: string, param: string, around: Surroundings = PLAIN): string {
   const refuse = (why: string) => new ApiError(400, `the regular expression ${why}`, { param });
   const pattern = parsed(source, param);
+  const properties = new Set<string>();
 
   const rangesOf = (node: AST.CharacterClassElement | AST.CharacterSet): readonly Range[] => {
     switch (node.type) {
@@ -84,7 +87,11 @@ export function regexBody(rules: GrammarRules, source: string, param: string, ar
         return [[node.min.value, node.max.value]];
       case "CharacterSet": {
         if (node.kind === "any") return complement(LINE_ENDS);
-        if (node.kind === "property") return propertyRanges(node.raw);
+        if (node.kind === "property") {
+          properties.add(node.raw);
+          if (properties.size > MOST_PROPERTIES) throw refuse(`has more than ${MOST_PROPERTIES} properties of Unicode`);
+          return propertyRanges(node.raw);
+        }
         const ranges = { digit: DIGITS, word: WORD, space: SPACE }[node.kind];
         return node.negate ? complement(ranges) : ranges;
       }
@@ -143,20 +150,32 @@ export function regexBody(rules: GrammarRules, source: string, param: string, ar
 }
 
 const propertiesKnown = new Map<string, readonly Range[]>();
+const BEFORE_SURROGATES = 0xd800;
+/** Code points of the basic plane that are letters: all but the surrogates. */
+const BASIC = 0x10000 - 0x800;
+let everything: string | undefined;
+
+/** All code points in their order. */
+function everyLetter(): string {
+  const parts: string[] = [];
+  for (let code = 0; code <= LAST; code++)
+    if (code < SURROGATES[0] || code > SURROGATES[1]) parts.push(String.fromCodePoint(code));
+  return parts.join("");
+}
 
 /** The code points of which a property of Unicode holds (`\\p{Letter}`, `\\P{Letter}`): JavaScript knows them. */
 function propertyRanges(raw: string): readonly Range[] {
   const known = propertiesKnown.get(raw);
   if (known !== undefined) return known;
-  const test = new RegExp(`^${raw}$`, "u");
-  const ranges: [number, number][] = [];
-  for (let code = 0; code <= LAST; code++) {
-    if (!test.test(String.fromCodePoint(code))) continue;
-    const last = ranges.at(-1);
-    if (last?.[1] === code - 1) last[1] = code;
-    else ranges.push([code, code]);
-  }
-  if (propertiesKnown.size >= MOST_PROPERTIES) propertiesKnown.clear();
+  everything ??= everyLetter();
+  const codeAt = (index: number): number => {
+    if (index < BEFORE_SURROGATES) return index;
+    return index < BASIC ? index + 0x800 : 0x10000 + ((index - BASIC) >> 1);
+  };
+  const ranges = [...everything.matchAll(new RegExp(`${raw}+`, "gu"))].map(
+    ({ 0: run, index }): Range => [codeAt(index), codeAt(index + run.length - 1)],
+  );
+  if (propertiesKnown.size >= MOST_PROPERTIES_KNOWN) propertiesKnown.clear();
   propertiesKnown.set(raw, ranges);
   return ranges;
 }

@@ -193,6 +193,14 @@ describe("a grammar made of a JSON Schema", () => {
     }
   });
 
+  it("is refused soon where a schema multiplies without end", () => {
+    const many = Array.from({ length: 200 }, (_, i) => ({ type: "object", properties: { [`p${i}`]: { const: i } } }));
+    const nested = (depth: number): object =>
+      depth === 0 ? {} : { oneOf: [many[depth], { anyOf: many, properties: { a: nested(depth - 1) } }] };
+    for (const schema of [{ allOf: [{ anyOf: many }, { anyOf: many }] }, { oneOf: [...many, ...many] }, nested(40)])
+      expect(() => jsonGrammar(schema, { param: "schema", isStrict: false })).toThrow(/alternatives|combines more/);
+  });
+
   it.each([
     { type: "string", pattern: "(?=a)b" },
     { type: "string", format: "semver" },
