@@ -1,6 +1,14 @@
 import { describe, expect, it } from "vitest";
+import { deviceProfile, fitDevice } from "../../src/devices/index.js";
 import { countParameters, modelFromConfig } from "../../src/models/index.js";
-import { enumerateCandidates, largestOf, parametersAt, parseTarget } from "../../src/prune/index.js";
+import {
+  axisSizes,
+  enumerateCandidates,
+  largestOf,
+  parametersAt,
+  parseTarget,
+  planFor,
+} from "../../src/prune/index.js";
 
 /** Mistral NeMo's published configuration. */
 const nemo = modelFromConfig({
@@ -81,5 +89,99 @@ describe("targets", () => {
   );
   it("larger than the model is refused", () => {
     expect(() => parseTarget("13B", nemo, 16)).toThrow(/more than the model's/);
+  });
+});
+
+describe("a model whose layers differ", () => {
+  const mixed = modelFromConfig({
+    model_type: "llama",
+    vocab_size: 1000,
+    hidden_size: 256,
+    head_dim: 32,
+    num_hidden_layers: 4,
+    intermediate_size: [512, 384, 512, 256],
+    num_attention_heads: [8, 8, 4, 8],
+    num_key_value_heads: [4, 2, 2, 4],
+  });
+  const count = countParameters(mixed.parameters, mixed.sizes);
+
+  it("has a list where layers differ, and is cut by the same share in each", () => {
+    expect(axisSizes(mixed)).toEqual({
+      hidden: 256,
+      ffn: [512, 384, 512, 256],
+      heads: [8, 8, 4, 8],
+      kvHeads: [4, 2, 2, 4],
+      layers: 4,
+    });
+    const candidates = enumerateCandidates(mixed, 0.85 * count, {
+      axes: ["hidden", "ffn", "layers"],
+      maxDepthCut: 0.5,
+    });
+    expect(candidates.length).toBeGreaterThan(4);
+    for (const { sizes, parameters } of candidates) {
+      expect(Math.abs(parameters / (0.85 * count) - 1)).toBeLessThanOrEqual(0.05);
+      if (sizes.layers !== 4) continue; // which layers stay is not decided yet
+      const plan = planFor(mixed, sizes, [0, 1, 2, 3]);
+      const smaller = mixed.resized(plan.sizes, plan.keptLayers);
+      expect(countParameters(smaller.parameters, smaller.sizes)).toBe(parameters);
+    }
+  });
+
+  it("takes one size for all as the most that each layer has, a list as it is, and single layers by name", () => {
+    const ffn = (wanted: string) => {
+      const target = parseTarget(wanted, mixed, 16);
+      if (target.kind !== "sizes") throw new Error("sizes were named");
+      const plan = planFor(mixed, target.sizes, [0, 1, 2, 3]);
+      return mixed.resized(plan.sizes, plan.keptLayers).config.intermediate_size;
+    };
+    expect(ffn("ffn=384")).toEqual([384, 384, 384, 256]);
+    expect(ffn("ffn=400/300/200/100")).toEqual([400, 300, 200, 100]);
+    expect(ffn("layers.2.ffn=128")).toEqual([512, 384, 128, 256]);
+    expect(() => ffn("ffn=400/300")).toThrow(/2 sizes are given for 4 layers/);
+  });
+
+  it("keeps the sizes of the layers that stay", () => {
+    const plan = planFor(mixed, { layers: 2 }, [1, 2, 0, 3]);
+    expect(plan.keptLayers).toEqual([0, 3]);
+    expect(mixed.resized(plan.sizes, plan.keptLayers).config.num_key_value_heads).toBe(4);
+    expect(mixed.resized(plan.sizes, plan.keptLayers).config.intermediate_size).toEqual([512, 256]);
+  });
+
+  it("is weighed for devices", () => {
+    const { candidates } = fitDevice(mixed, deviceProfile("phone-4gb"));
+    expect(candidates.some(({ sizes }) => Array.isArray(sizes.ffn) && sizes.ffn[0]! < 512)).toBe(true);
+  });
+});
+
+describe("axes come from the model", () => {
+  const gpt2 = modelFromConfig({
+    model_type: "gpt2",
+    n_embd: 64,
+    n_head: 4,
+    n_layer: 4,
+    n_positions: 64,
+    vocab_size: 96,
+  });
+
+  it("and what it has not is refused by name", () => {
+    expect(gpt2.axes.map(({ name }) => name)).toEqual(["ffn", "layers"]);
+    expect(() => parseTarget("hidden=32", gpt2, 16)).toThrow(/of a gpt2 model ffn, layers can be cut/);
+    expect(() => enumerateCandidates(gpt2, 1e5, { axes: ["heads"] })).toThrow(/gpt2 has no axis heads/);
+  });
+
+  it("and sizes that its format refuses are not offered", () => {
+    const gemma = modelFromConfig({
+      model_type: "gemma2",
+      num_hidden_layers: 4,
+      vocab_size: 1000,
+      hidden_size: 96,
+      intermediate_size: 256,
+      num_attention_heads: 6,
+      num_key_value_heads: 2,
+      head_dim: 16,
+    });
+    const total = countParameters(gemma.parameters, gemma.sizes);
+    const found = enumerateCandidates(gemma, 0.8 * total, { axes: ["hidden", "ffn"] });
+    expect(found.every(({ sizes }) => largestOf(sizes.hidden) % 6 === 0)).toBe(true);
   });
 });
