@@ -63,8 +63,19 @@ export function openDirectory(directory: string): CheckpointDirectory {
     source: quantized?.source ?? plain,
     files: files.map((file) => file.path),
     bytes: files.reduce((sum, { dataBytes }) => sum + dataBytes, 0),
-    notes: quantized?.notes ?? [],
+    notes: quantized?.notes ?? leftOut(files),
   };
+}
+
+/** Whole numbers (position ids) are no weights: they are neither read nor written again. */
+function leftOut(files: readonly SafetensorsFile[]): string[] {
+  const names = files.flatMap(({ others }) => [...others.keys()]);
+  const some = names.slice(0, 3).join(", ");
+  return names.length === 0
+    ? []
+    : [
+        `${names.length} tensors hold whole numbers and are left out of what is written (${some}${names.length > 3 ? ", ..." : ""})`,
+      ];
 }
 
 /** Whether a path names a GGUF file. */
