@@ -3,7 +3,11 @@ import type { TrainOptions } from "../distill/index.js";
 import type { Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { realPath } from "../system/places.js";
-import type { JobOptions } from "./environment.js";
+
+/** Whoever hears what a person should know. */
+interface Listener {
+  readonly onNote?: ((note: string) => void) | undefined;
+}
 
 /**
  * Refuses sequences that a model has never seen the like of: what it says beyond its positions means nothing.
@@ -28,7 +32,7 @@ const MOST_PASSES = 16;
 export function noteTraining(
   { tokens }: Pick<TrainOptions, "tokens">,
   data: Pick<TokenStream, "length">,
-  { onNote }: Pick<JobOptions, "onNote">,
+  { onNote }: Listener,
 ): void {
   const passes = tokens / data.length;
   if (passes > MOST_PASSES)
@@ -38,7 +42,7 @@ export function noteTraining(
 }
 
 /** Says where models would be judged by what they were trained on. */
-export function noteOverlap(train: Corpus, validation: Corpus, { onNote }: Pick<JobOptions, "onNote">): void {
+export function noteOverlap(train: Corpus, validation: Corpus, { onNote }: Listener): void {
   const trained = new Set(train.files.map(realPath));
   const same = train.train.id === validation.train.id; // copies
   const both = same ? validation.files : validation.files.filter((file) => trained.has(realPath(file)));
