@@ -80,12 +80,13 @@ export function tokenizerMetadata(
       ? sentencePiece(definition, tokens)
       : byteLevel(file, definition, tokens, preTokenizer);
   const special = specialTokens(directory, config, definition, vocabSize);
-  return { entries: [...family.entries, ...special], notes: family.notes };
+  return { entries: [...family.entries, ...special], notes: [...tokens.notes, ...family.notes] };
 }
 
 interface TokenTable {
   readonly texts: string[];
   readonly kinds: number[];
+  readonly notes: readonly string[];
 }
 
 function tokenTable(file: string, { model, added_tokens }: Definition, vocabSize: number): TokenTable {
@@ -98,12 +99,25 @@ function tokenTable(file: string, { model, added_tokens }: Definition, vocabSize
     kinds[id] = kind;
   };
   for (const [text, id] of Object.entries(model.vocab)) put(id, text, TOKEN.normal);
+  // Gemma's tokenizer has a token for images that its models of text alone have no row for
+  const beyond: string[] = [];
   for (const { id, content, special } of added_tokens ?? [])
-    put(id, special ? content : content.replaceAll(SPACE, " "), special ? TOKEN.control : TOKEN.userDefined);
-  return { texts, kinds };
+    if (id < vocabSize) put(id, content, special ? TOKEN.control : TOKEN.userDefined);
+    else beyond.push(content);
+  const several = beyond.length > 1 ? ` and ${beyond.length - 1} more` : "";
+  return {
+    texts,
+    kinds,
+    notes:
+      beyond.length === 0
+        ? []
+        : [
+            `the tokenizer's ${beyond[0]}${several}, outside the model's vocabulary of ${vocabSize} tokens, are left out`,
+          ],
+  };
 }
 
-const tableEntries = ({ texts, kinds }: TokenTable): [string, GgufValue][] => [
+const tableEntries = ({ texts, kinds }: Omit<TokenTable, "notes">): [string, GgufValue][] => [
   ["tokenizer.ggml.tokens", gguf.strings(texts)],
   ["tokenizer.ggml.token_type", gguf.numbers("int32", kinds)],
 ];
@@ -113,6 +127,12 @@ const pairOf = (entry: z.infer<typeof merge>): readonly [string, string] => {
   const at = entry.indexOf(" ", 1); // the first half may itself begin with a space
   return [entry.slice(0, at), entry.slice(at + 1)];
 };
+
+const patternOf = (step: Step): Step => (step.pattern ?? {}) as Step;
+const isSpaceReplacement = (step: Step): boolean =>
+  step.type === "Replace" && step.content === SPACE && patternOf(step).String === " ";
+/** Where every space has been replaced, this finds none. */
+const cutsAtSpaces = (step: Step): boolean => step.type === "Split" && patternOf(step).String === " ";
 
 /** llama.cpp merges the pair whose token has the highest score: minus the rank of the merge that makes it. */
 function sentencePiece(definition: Definition, table: TokenTable): TokenizerMetadata {
@@ -131,18 +151,25 @@ function sentencePiece(definition: Definition, table: TokenTable): TokenizerMeta
     if (kinds[id] !== TOKEN.normal) return 0;
     return -(rank.get(text) ?? model.merges.length + id);
   });
+  // llama.cpp looks for these before it replaces spaces
+  const texts = table.texts.map((text, id) => (kinds[id] === TOKEN.userDefined ? text.replaceAll(SPACE, " ") : text));
   const normalizers = stepsOf(definition.normalizer);
-  const [metaspace, ...others] = stepsOf(definition.pre_tokenizer);
+  const cuts = stepsOf(definition.pre_tokenizer);
+  const metaspace = cuts.find(({ type }) => type === "Metaspace");
   const prefix =
-    metaspace?.type === "Metaspace"
-      ? metaspace.prepend_scheme !== "never" && metaspace.add_prefix_space !== false
-      : normalizers.some(({ type, prepend }) => type === "Prepend" && prepend === SPACE);
-  const unknown = [...normalizers.filter(({ type }) => type !== "Prepend" && type !== "Replace"), ...others];
+    metaspace === undefined
+      ? normalizers.some(({ type, prepend }) => type === "Prepend" && prepend === SPACE)
+      : metaspace.prepend_scheme !== "never" && metaspace.add_prefix_space !== false;
+  const replaced = normalizers.some(isSpaceReplacement);
+  const unknown = [
+    ...normalizers.filter((step) => step.type !== "Prepend" && !isSpaceReplacement(step)),
+    ...cuts.filter((step) => step !== metaspace && !(replaced && cutsAtSpaces(step))),
+  ];
   return {
     entries: [
       ["tokenizer.ggml.model", gguf.string("llama")],
       ["tokenizer.ggml.pre", gguf.string("default")],
-      ...tableEntries({ texts: table.texts, kinds }),
+      ...tableEntries({ texts, kinds }),
       ["tokenizer.ggml.scores", gguf.numbers("float32", scores)],
       ["tokenizer.ggml.add_space_prefix", gguf.bool(prefix)],
     ],

@@ -136,7 +136,7 @@ class Cursor {
   private start = 0;
   private window: Uint8Array = new Uint8Array();
   private view: DataView = new DataView(new ArrayBuffer(0));
-  private readonly text = new TextDecoder("utf-8", { fatal: true });
+  private readonly text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
   constructor(readonly file: MappedFile) {}
 

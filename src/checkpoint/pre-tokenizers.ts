@@ -30,6 +30,13 @@ const CASED_DIFFERENCE = {
   pattern: /\p{M}|(?![a-z][A-Z])[\p{Ll}\p{Lm}\p{Lo}][\p{Lu}\p{Lt}]/u,
 };
 
+/** The same of its pattern that knows combining marks. */
+const CAPITALS_DIFFERENCE = {
+  what: "words with capitals inside that are not A to Z",
+  pattern: /(?![a-z][A-Z])[\p{Ll}\p{Lm}\p{Lo}\p{M}][\p{Lu}\p{Lt}]/u,
+};
+
+const O200K = { split: `${CASED(`${CONTRACTIONS}?`)}|\\p{N}{1,3}|${REST_SLASH}` };
 const THREE_DIGITS = { split: `${CONTRACTIONS}|${WORD}|\\p{N}{1,3}|${REST}` };
 
 export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
@@ -37,12 +44,8 @@ export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
   { name: "dbrx", steps: [THREE_DIGITS], ignoreMerges: false },
   { name: "qwen2", steps: [{ split: `${CONTRACTIONS}|${WORD}|\\p{N}|${REST}` }], ignoreMerges: false },
   { name: "tekken", steps: [{ split: `${CASED("")}|\\p{N}|${REST_SLASH}` }], differsOn: CASED_DIFFERENCE },
-  {
-    name: "gpt-4o",
-    steps: [{ split: `${CASED(`${CONTRACTIONS}?`)}|\\p{N}{1,3}|${REST_SLASH}` }],
-    ignoreMerges: false,
-    differsOn: CASED_DIFFERENCE,
-  },
+  { name: "gpt-4o", steps: [O200K], ignoreMerges: false, differsOn: CASED_DIFFERENCE },
+  { name: "granite-embed-multi-97m", steps: [O200K], ignoreMerges: true, differsOn: CAPITALS_DIFFERENCE },
   {
     name: "deepseek-coder",
     steps: [
