@@ -85,7 +85,6 @@ interface Case {
   /** Texts of its special tokens. */
   readonly special: readonly string[];
   readonly differences: readonly KnownDifference[];
-  readonly preTokenizer?: string;
 }
 
 const CASES: readonly Case[] = [
@@ -114,7 +113,6 @@ const CASES: readonly Case[] = [
     modelType: "gemma3_text",
     special: ["<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", "<unused7><mask> <h1>x</h1> <pad>"],
     differences: [
-      WHITE_SPACE,
       {
         of: "llama.cpp",
         why: "its tokens of several spaces are written with spaces there, so those of a text's own U+2581 are not found",
@@ -148,7 +146,7 @@ const CASES: readonly Case[] = [
         of: "llama.cpp",
         why: "its pattern knows no capitals but A to Z",
         texts: /(?![a-z][A-Z])[\p{Ll}\p{Lm}\p{Lo}\p{M}][\p{Lu}\p{Lt}]/u,
-        example: "приВет",
+        example: "ЭтоТест",
       },
     ],
   },
@@ -241,7 +239,7 @@ describe.each(CASES)("the tokenizer of $name", (family) => {
     const reference = TokenizerLoader.fromPreTrained({
       tokenizerJSON: readJson(definitionOf(family.name)),
       tokenizerConfig: readJson(path.join(checkpoint.directory, "tokenizer_config.json")),
-    }, 300_000); // vocabularies are large
+    });
     const model = await vocabularyInLlamaCpp(file);
     dispose = () => model.dispose();
     others = {
@@ -276,5 +274,6 @@ describe.each(CASES)("the tokenizer of $name", (family) => {
 
 it("llama3 cuts and merges as llama3_1 does", () => {
   const [before, after] = ["llama3", "llama3_1"].map((name) => readJson(definitionOf(name)));
-  for (const part of ["model", "pre_tokenizer", "normalizer"]) expect(before[part]).toEqual(after[part]);
+  for (const part of ["model", "pre_tokenizer", "normalizer", "added_tokens"])
+    expect(JSON.stringify(before[part]) === JSON.stringify(after[part]), part).toBe(true);
 });
