@@ -390,10 +390,11 @@ function sentencePieceDefinition(
   const merges: { readonly pair: readonly [string, string]; readonly score: number; readonly id: number }[] = [];
   texts.forEach((text, id) => {
     if ((kinds[id] ?? TOKEN.normal) !== TOKEN.normal) return;
-    const letters = [...text];
-    for (let i = 1; i < letters.length; i++) {
-      const pair = [letters.slice(0, i).join(""), letters.slice(i).join("")] as const;
-      if (pair.every((half) => half in vocab)) merges.push({ pair, score: scores[id] ?? 0, id });
+    let at = 0;
+    for (const letter of text) {
+      const [left, right] = [text.slice(0, at), text.slice(at)];
+      if (at > 0 && left in vocab && right in vocab) merges.push({ pair: [left, right], score: scores[id] ?? 0, id });
+      at += letter.length;
     }
   });
   merges.sort((a, b) => b.score - a.score || a.id - b.id);
