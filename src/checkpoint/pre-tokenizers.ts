@@ -71,6 +71,17 @@ export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
   },
   { name: "smollm", steps: ["digits", "gpt2"], ignoreMerges: false },
   { name: "gpt-2", steps: ["gpt2"], ignoreMerges: false },
+  // llama.cpp's own for files that name none: not GPT-2's, though those files are often of its kind
+  {
+    name: "default",
+    steps: [
+      { split: "[\\p{P}\\$\\+<=>\\^~\\|]+" },
+      { split: "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)" },
+      { split: "\\p{N}+" },
+      { split: "[0-9][0-9][0-9]" },
+    ],
+    ignoreMerges: false,
+  },
 ];
 
 /** Other names of llama.cpp for the same ways, met in files that others wrote. */
@@ -79,7 +90,7 @@ const ALIASES: Readonly<Record<string, string>> = {
   ...{ "smaug-bpe": "dbrx", "deepseek-r1-qwen": "qwen2", megrez: "qwen2", stablelm2: "qwen2", llama4: "gpt-4o" },
   ...{ starcoder: "smollm", refact: "smollm", "command-r": "smollm", codeshell: "smollm", exaone: "smollm" },
   ...{ glm4: "dbrx", "chatglm-bpe": "dbrx", "hunyuan-dense": "deepseek-v3", exaone4: "gpt-2" },
-  ...{ "phi-2": "gpt-2", mpt: "gpt-2", olmo: "gpt-2", trillion: "gpt-2", "granite-docling": "gpt-2", default: "gpt-2" },
+  ...{ "phi-2": "gpt-2", mpt: "gpt-2", olmo: "gpt-2", trillion: "gpt-2", "granite-docling": "gpt-2" },
 };
 
 export const preTokenizerNamed = (name: string): PreTokenizer | undefined =>
