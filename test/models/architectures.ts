@@ -29,8 +29,17 @@ export function expected(backend: Backend, directory: string) {
   return { tokens: tokens as number[][], logits: toFloat32(backend.functions, bytes, "f32") };
 }
 
-/** Logits of every place of every sequence, in f32. */
-export async function logitsOf(backend: Backend, { model, source }: ModelTensors, tokens: readonly number[][]) {
+/**
+ * Logits of every place of every sequence, in f32.
+ * @param later where what is to be freed goes; freed at once by default. Software drivers of Vulkan damage memory when a graph is
+ * freed between others.
+ */
+export async function logitsOf(
+  backend: Backend,
+  { model, source }: ModelTensors,
+  tokens: readonly number[][],
+  later?: { free(): void }[],
+) {
   const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
   const g = new Graph(backend, { computeType: "f32" });
   try {
@@ -40,8 +49,8 @@ export async function logitsOf(backend: Backend, { model, source }: ModelTensors
     await g.run();
     return g.read(logits).slice();
   } finally {
-    g.free();
-    weights.free();
+    if (later === undefined) for (const one of [g, weights]) one.free();
+    else later.push(g, weights);
   }
 }
 

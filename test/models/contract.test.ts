@@ -21,13 +21,17 @@ const ON_VULKAN = new Set(["gemma2", "ministral3", "apertus", "gpt_neox"]);
 
 describe.each(testBackends)("on %s", (device, options) => {
   const backend = Backend.open(options);
-  afterAll(() => backend.free());
+  const finished: { free(): void }[] = [];
+  afterAll(() => {
+    for (const item of finished) item.free();
+    backend.free();
+  });
 
   it.each(models.filter(({ name }) => device !== "Vulkan" || ON_VULKAN.has(name)))(
     "logits of $name are those of transformers",
     async ({ directory }) => {
       const { tokens, logits } = expected(backend, directory);
-      const values = await logitsOf(backend, openCheckpoint(directory), tokens);
+      const values = await logitsOf(backend, openCheckpoint(directory), tokens, finished);
       expect(values.length).toBe(logits.length);
       expect(relativeDifference(values, logits)).toBeLessThan(1e-5);
     },

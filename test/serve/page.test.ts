@@ -76,7 +76,9 @@ describe.skipIf(executablePath === undefined)("the chat page in a browser", () =
     await Promise.all(others);
     await page.getByLabel("Message").fill("long ".repeat(2000));
     await page.getByRole("button", { name: "Send" }).click();
-    await expect.poll(() => page.locator("article.error").textContent()).toMatch(/the prompt has \d+ tokens/);
+    await expect
+      .poll(() => page.locator("article.error").textContent())
+      .toMatch(/maximum context length is \d+ tokens/);
   });
 
   it("fits a phone, and asks for nothing from elsewhere", async () => {
