@@ -11,7 +11,8 @@ export interface Batch {
 
 /**
  * A stream cut into packed sequences: sequence i holds `length` tokens and predicts the `length` that follow each, so that
- * every token but the first of the stream is predicted exactly once.
+ * every token but the first of the stream is predicted exactly once. Where the stream has a token that sequences begin
+ * with, it takes the place of each one's first.
  */
 export class Sequences {
   readonly count: number;
@@ -33,10 +34,19 @@ export class Sequences {
     const tokens = new Int32Array(numbers.length * this.length);
     const targets = new Int32Array(tokens.length);
     numbers.forEach((number, row) => {
-      this.stream.copy(number * this.length, this.length, tokens, row * this.length);
-      this.stream.copy(number * this.length + 1, this.length, targets, row * this.length);
+      this.copy(number, { tokens, targets }, row);
     });
     return { tokens, targets };
+  }
+
+  /** Copies a sequence into a row of a batch. @returns its tokens: fewer than `length` at the stream's end */
+  copy(number: number, { tokens, targets }: Batch, row: number): number {
+    const { stream, length } = this;
+    const count = Math.min(length, stream.length - 1 - number * length);
+    stream.copy(number * length, count, tokens, row * length);
+    stream.copy(number * length + 1, count, targets, row * length);
+    if (stream.begin !== undefined) tokens[row * length] = stream.begin;
+    return count;
   }
 }
 

@@ -34,6 +34,8 @@ export class TokenStream {
     readonly id: string,
     /** Where in the shards it begins. */
     private readonly first = 0,
+    /** What every sequence cut from it is to begin with. */
+    readonly begin?: number,
   ) {}
 
   /** Opens the shards that `part` describes. @throws FormatError when they are not as long as it says */
@@ -63,7 +65,15 @@ export class TokenStream {
     if (from < 0 || from > to || to > this.length)
       throw new CoppiceError(`tokens ${from} to ${to} lie outside the ${this.length} there are`);
     const id = `${this.id} ${from}-${to}`;
-    return new TokenStream(this.shards, this.bytesPerToken, to - from, this.largestId, id, this.first + from);
+    const { shards, bytesPerToken, largestId, begin } = this;
+    return new TokenStream(shards, bytesPerToken, to - from, largestId, id, this.first + from, begin);
+  }
+
+  /** The same tokens, of which every sequence is to begin with a token of its own. */
+  beginningWith(token: number): TokenStream {
+    const { shards, bytesPerToken, length, largestId, first } = this;
+    const id = `${this.id} begin ${token}`;
+    return new TokenStream(shards, bytesPerToken, length, Math.max(largestId, token), id, first, token);
   }
 
   /** Copies `count` ids from position `start` into `target` at `offset`. */
@@ -297,7 +307,7 @@ async function encodeBatch(
     false,
   );
   // Documents are told apart by the begin token where the tokenizer puts one, else by an end token.
-  const end = tokenizer.addsBos ? undefined : tokenizer.eos?.id;
+  const end = tokenizer.begin === undefined ? tokenizer.eos?.id : undefined;
   const written = new Set<ShardWriter>();
   for (const document of batch) {
     const ids = (document.continues ? encodedRest : encodedBegins).shift() ?? [];

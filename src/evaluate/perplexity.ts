@@ -95,15 +95,12 @@ export async function perplexity(
 
 /** A batch of fixed size: missing sequences and the missing end of the last are zeros that do not count. */
 function padded(sequences: Sequences, numbers: readonly number[], batchSize: number) {
-  const { length, stream } = sequences;
+  const { length } = sequences;
   const tokens = new Int32Array(batchSize * length);
   const targets = new Int32Array(batchSize * length);
   let valid = 0;
   numbers.forEach((number, row) => {
-    const count = Math.min(length, stream.length - 1 - number * length);
-    stream.copy(number * length, count, tokens, row * length);
-    stream.copy(number * length + 1, count, targets, row * length);
-    valid += count; // only the very last sequence is short, so the valid positions come first
+    valid += sequences.copy(number, { tokens, targets }, row); // only the very last sequence is short, so the valid positions come first
   });
   return { tokens, targets, valid };
 }

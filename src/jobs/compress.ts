@@ -127,7 +127,11 @@ export async function compress(given: CompressJob): Promise<CompressOutcome> {
       ...job.settings,
       tokens: job.settings?.tokens ?? DEFAULT_TOKENS,
     });
-    const { train: tokens, validation } = await openData(teacher.checkpoint.directory, job, job);
+    const { train: tokens, validation } = await openData(
+      { directory: teacher.checkpoint.directory, model: teacher.model },
+      job,
+      job,
+    );
     noteTraining(settings, tokens, job);
     const model = job.modelName ?? (await modelIdentity(teacher.checkpoint, job.cacheDir));
     claim(run, job, configurationOf(job, settings, { model, data: tokens.id, validation: validation.id }));

@@ -118,20 +118,26 @@ const MIN_VALIDATION_TOKENS = 256;
 /** Of little text, what is left to train on. */
 const MIN_TRAINED_SHARE = 0.8;
 
+/** Whose tokens data are turned into. */
+export interface Reader {
+  /** Has its tokenizer. */
+  readonly directory: string;
+  readonly model: Pick<Model, "needsBegin">;
+}
+
 /** Opens training and validation tokens for a model. */
 export async function openData(
-  directory: string,
+  reader: Reader,
   data: DataOptions,
   options: JobOptions,
 ): Promise<{ readonly train: TokenStream; readonly validation: TokenStream }> {
-  const tokenizer = await Tokenizer.load(directory);
   if (data.validation !== undefined && data.validation.length > 0) {
-    const train = await openTokens(data.data, tokenizer, data, options);
-    const validation = await openTokens(data.validation, tokenizer, data, options);
+    const train = await openTokens(data.data, reader, data, options);
+    const validation = await openTokens(data.validation, reader, data, options);
     noteOverlap(train, validation, options);
     return { train: train.train, validation: validation.train };
   }
-  const { train, heldOut } = await openTokens(data.data, tokenizer, data, options, HELD_OUT_SHARE);
+  const { train, heldOut } = await openTokens(data.data, reader, data, options, HELD_OUT_SHARE);
   if (heldOut.length >= MIN_VALIDATION_TOKENS) return { train, validation: heldOut };
   // few documents, or only one: the end of the text
   const end = train.length - Math.max(MIN_VALIDATION_TOKENS, Math.ceil(HELD_OUT_SHARE * train.length));
@@ -143,14 +149,15 @@ export async function openData(
 }
 
 /** Tokenises data, or finds it tokenised. */
-export function openTokens(
+export async function openTokens(
   inputs: readonly string[],
-  tokenizer: Tokenizer,
+  { directory, model }: Reader,
   data: Omit<DataOptions, "data" | "validation">,
   options: JobOptions,
   heldOutShare = 0,
 ): Promise<Corpus> {
-  return openCorpus(inputs, tokenizer, {
+  const tokenizer = await Tokenizer.load(directory);
+  const corpus = await openCorpus(inputs, tokenizer, {
     ...data,
     heldOutShare,
     ...(options.hub && { hub: options.hub }),
@@ -164,6 +171,9 @@ export function openTokens(
         detail: `${tokens} tokens`,
       }),
   });
+  const { begin } = tokenizer;
+  if (!model.needsBegin || begin === undefined) return corpus;
+  return { ...corpus, train: corpus.train.beginningWith(begin), heldOut: corpus.heldOut.beginningWith(begin) };
 }
 
 /** Where a model directory goes, and in what form. */

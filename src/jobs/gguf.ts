@@ -316,7 +316,7 @@ async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJo
   const { data } = job;
   checkLength(job.sequenceLength, model);
   if (data === undefined || data.length === 0) return undefined;
-  const { train, validation } = await openData(checkpoint.directory, { ...job, data }, job);
+  const { train, validation } = await openData({ directory: checkpoint.directory, model }, { ...job, data }, job);
   const length = job.sequenceLength ?? defaultSequenceLength(model);
   return {
     train: new Sequences(train, Math.min(length, train.length - 1)),

@@ -1,5 +1,5 @@
 import { sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
-import { Tokenizer, type TokenStream } from "../data/index.js";
+import type { TokenStream } from "../data/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import {
@@ -147,8 +147,7 @@ export interface PerplexityJob extends JobOptions, MeasureOptions, Omit<DataOpti
 export async function measurePerplexity(job: PerplexityJob): Promise<Perplexity> {
   const { checkpoint, model } = await openModel(job.model, job);
   checkLength(job.sequenceLength, model);
-  const tokenizer = await Tokenizer.load(checkpoint.directory);
-  const { train } = await openTokens(job.data, tokenizer, job, job);
+  const { train } = await openTokens(job.data, { directory: checkpoint.directory, model }, job, job);
   return onDevice(job, async (backend) => {
     const { loss, perplexity: value, tokens } = await measure(backend, checkpoint.path, train, "perplexity", job);
     return { loss, perplexity: value, tokens };

@@ -205,7 +205,11 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   }
   const { checkpoint, model, parameters } = await openModel(job.model, job);
   candidatesFor(model, job); // a target that cannot be met is said before anything long begins
-  const { train, validation } = await openData(checkpoint.directory, { ...job, data: job.data }, job);
+  const { train, validation } = await openData(
+    { directory: checkpoint.directory, model },
+    { ...job, data: job.data },
+    job,
+  );
   const computeType = job.computeType ?? "bf16";
   if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
   const identity = await modelIdentity(checkpoint, job.cacheDir);
@@ -350,7 +354,7 @@ async function choose(
   }
   if (job.data === undefined || job.data.length === 0)
     throw new UsageError("pruning needs --data to score what matters, or --scores with explicit sizes");
-  const { train, validation } = await openData(directory, { ...job, data: job.data }, job);
+  const { train, validation } = await openData({ directory, model }, { ...job, data: job.data }, job);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {
     const scores = await scoresFor(backend, weights, train, job, computeType, identity);

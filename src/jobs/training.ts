@@ -253,7 +253,7 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   return inRun(job, [...modelInput("the model", files), ...(await dataInputs(job))], async (run) => {
     const model = modelFromConfig(start.config);
     const settings = trainOptionsFor(model, job.settings);
-    const { train: tokens, validation } = await openData(directory, job, job);
+    const { train: tokens, validation } = await openData({ directory, model }, job, job);
     checkVocabulary(tokens, model.vocabSize);
     noteTraining(settings, tokens, job);
     const dtype = job.dtype ?? (checkpoint === undefined ? "bf16" : storedType(checkpoint.source));
@@ -365,7 +365,7 @@ async function distillIn(
   const { directory, source } = student.checkpoint;
   const settings = trainOptionsFor(student.model, job.settings);
   checkLength(settings.sequenceLength, teacher.model, "the teacher");
-  const { train: tokens, validation } = await openData(directory, job, job);
+  const { train: tokens, validation } = await openData({ directory, model: student.model }, job, job);
   noteTraining(settings, tokens, job);
   const { distillation = {}, teacherOptions = {}, cacheDir } = job;
   const inputs = {

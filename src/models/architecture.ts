@@ -54,6 +54,8 @@ export interface Model {
   /** Longest sequence the positions allow. */
   readonly maxPositions: number;
   readonly tiedEmbeddings: boolean;
+  /** Whether it predicts little of a text that lacks the token texts begin with. */
+  readonly needsBegin: boolean;
   /** What may be cut, `layers` last. */
   readonly axes: readonly PruningAxis[];
   /** Which tapped activations score which dimension. The channels of a tap are the dimension's, in equal runs. */

@@ -16,6 +16,8 @@ const all = (stream: TokenStream): number[] => {
   return [...ids];
 };
 
+const reader = (needsBegin: boolean) => ({ directory: tiny, model: { needsBegin } });
+
 describe("a corpus", () => {
   const file = path.join(directory, "corpus.txt");
   const documents = Array.from({ length: 400 }, (_, i) => `Story ${i}: Mira had ${i} kites.`);
@@ -93,13 +95,15 @@ describe("a corpus", () => {
   it("of one document is validated on its end", async () => {
     const book = path.join(directory, "book.txt");
     writeFileSync(book, documents.join("\n"));
-    const { train, validation } = await openData(tiny, { data: [book], cacheDir }, {});
+    const { train, validation } = await openData(reader(false), { data: [book], cacheDir }, {});
     const whole = (await openCorpus([book], await Tokenizer.load(tiny), { cacheDir })).train;
     expect([...all(train), ...all(validation)]).toEqual(all(whole));
     expect(validation.length).toBe(Math.max(256, Math.ceil(0.02 * whole.length)));
     const note = path.join(directory, "note.txt");
     writeFileSync(note, documents.slice(0, 9).join("\n"));
-    await expect(openData(tiny, { data: [note], cacheDir }, {})).rejects.toThrow("give more, or validation data");
+    await expect(openData(reader(false), { data: [note], cacheDir }, {})).rejects.toThrow(
+      "give more, or validation data",
+    );
   });
 });
 
@@ -114,6 +118,20 @@ describe("sequences", () => {
     expect(() => new Sequences(streamOf([1, 2, 3], directory, "short"), 3)).toThrow(
       /3 tokens, fewer than one sequence of 3/,
     );
+  });
+
+  it("of a model that needs it begin each with the token that texts begin with", async () => {
+    const data = { data: [path.join(directory, "corpus.txt")], cacheDir };
+    const { train, validation } = await openData(reader(true), data, {});
+    expect(train.id).not.toBe((await openData(reader(false), data, {})).train.id);
+    for (const stream of [train, validation, train.part(3, 150)]) {
+      const { tokens, targets } = new Sequences(stream, 16).batch([0, 1, 3]);
+      for (const [row, number] of [0, 1, 3].entries()) {
+        const from = number * 16;
+        expect([...tokens.subarray(row * 16, row * 16 + 16)]).toEqual([0, ...all(stream).slice(from + 1, from + 16)]);
+        expect([...targets.subarray(row * 16, row * 16 + 16)]).toEqual(all(stream).slice(from + 1, from + 17));
+      }
+    }
   });
 
   it("are trained on in an order that each epoch permutes anew", () => {

@@ -294,13 +294,13 @@ describe("two runs in one directory", () => {
       "--device",
       "cpu",
     ];
-    const child = spawn(process.execPath, [main, ...args, "--tokens", "1M", "--sequence-length", "32"], {
+    const child = spawn(process.execPath, [main, ...args, "--tokens", "1B", "--sequence-length", "32"], {
       stdio: "ignore",
     });
     const ended = new Promise((resolve) => child.once("exit", resolve));
     while (!existsSync(at("run", "metrics.jsonl")) && child.exitCode === null)
       await new Promise((resolve) => setTimeout(resolve, 20));
-    const second = spawnSync(process.execPath, [main, ...args, "--tokens", "1M"], { encoding: "utf8" });
+    const second = spawnSync(process.execPath, [main, ...args, "--tokens", "1B"], { encoding: "utf8" });
     expect(second).toMatchObject({ status: 1, stderr: expect.stringMatching(`process ${child.pid} on`) });
     child.kill("SIGKILL");
     await ended;
