@@ -9,11 +9,11 @@ import path from "node:path";
 import { pathToFileURL } from "node:url";
 import { ARCHITECTURES, type Model, openCheckpoint } from "../src/models/index.js";
 import { models } from "../test/models/architectures.js";
+import { markdownTable } from "./markdown.js";
 
 const root = path.resolve(import.meta.dirname, "..");
 const EXAMPLE = "src/models/architectures/arcee.ts";
 
-const row = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
 const code = (names: readonly string[]): string => names.map((name) => `\`${name}\``).join(", ");
 
 function table(): string {
@@ -22,10 +22,10 @@ function table(): string {
     const own = fixtures.filter(({ model }) => model.architecture === name);
     const axes = [...new Set(own.flatMap(({ model }) => model.axes.map((axis) => axis.name)))];
     const written = [...new Set([...gguf.architectures, ...own.flatMap(({ model }) => ggufName(model))])];
-    return row([families, code(modelTypes), code(written), axes.join(", "), own.map((one) => one.name).join(", ")]);
+    return [families, code(modelTypes), code(written), axes.join(", "), own.map((one) => one.name).join(", ")];
   });
   const head = ["models", "`model_type`", "GGUF", "may be cut", "held to the contract as"];
-  return [row(head), row(head.map(() => "---")), ...rows].join("\n");
+  return markdownTable([head, ...rows]);
 }
 
 /** What a model's files are called in GGUF, where llama.cpp has a graph for it. */
@@ -36,6 +36,24 @@ function ggufName(model: Model): string[] {
     return [];
   }
 }
+
+/** What `test/models/contract.test.ts` and `contract-files.test.ts` check. */
+const CONTRACT: readonly (readonly string[])[] = [
+  ["check", "held to"],
+  ["logits, with kernels of every variant and without", "transformers', within 1e-5 of the largest"],
+  ["gradients, with kernels and without", "the slope of the loss along random directions of all parameters"],
+  [
+    "each axis cut, and all at once; written, opened again",
+    "the logits that transformers computes from those files, within 1e-5",
+  ],
+  ["files written again", "the same bits"],
+  [
+    "GGUF",
+    "llama.cpp's logits within 1e-4 of the largest (1e-2 and 3e-3 where its GELU is a table of 16-bit numbers), 200 greedy tokens; where its release has no graph, a refusal that says why",
+  ],
+  ["GGUF read back", "the same bits and sizes"],
+  ["distillation into its own cut", "nearer after 20 steps"],
+];
 
 /** The text of docs/models.md. */
 export const modelsPage = (): string => `# Supported models
@@ -55,15 +73,7 @@ Each architecture has at least one small model of random weights that transforme
 matters: switching one off changes the logits by more than 1 %. \`npm test\` runs each of them through the same checks (\`test/models/contract.test.ts\`,
 \`contract-files.test.ts\`):
 
-| check | held to |
-| --- | --- |
-| logits, with kernels of every variant and without | transformers', within 1e-5 of the largest |
-| gradients, with kernels and without | the slope of the loss along random directions of all parameters |
-| each axis cut, and all at once; written, opened again | the logits that transformers computes from those files, within 1e-5 |
-| files written again | the same bits |
-| GGUF | llama.cpp's logits within 1e-4 of the largest (1e-2 and 3e-3 where its GELU is a table of 16-bit numbers), 200 greedy tokens; where its release has no graph, a refusal that says why |
-| GGUF read back | the same bits and sizes |
-| distillation into its own cut | nearer after 20 steps |
+${markdownTable(CONTRACT)}
 
 What is not in llama.cpp's graphs is said when a file is exported: windows of Mistral, Phi-3, Qwen 2 and StarCoder 2, dynamic rotary scaling, YaRN's betas.
 

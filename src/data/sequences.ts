@@ -11,8 +11,8 @@ export interface Batch {
 
 /**
  * A stream cut into packed sequences: sequence i holds `length` tokens and predicts the `length` that follow each, so that
- * every token but the first of the stream is predicted exactly once. Where the stream has a token that sequences begin
- * with, it takes the place of each one's first.
+ * every token but the first of the stream is predicted exactly once. A stream's begin token takes the place
+ * of each sequence's first.
  */
 export class Sequences {
   readonly count: number;
@@ -39,13 +39,13 @@ export class Sequences {
     return { tokens, targets };
   }
 
-  /** Copies a sequence into a row of a batch. @returns its tokens: fewer than `length` at the stream's end */
+  /** Copies a sequence into a row of a batch. @returns how many tokens it has: fewer than `length` at the stream's end */
   copy(number: number, { tokens, targets }: Batch, row: number): number {
     const { stream, length } = this;
     const count = Math.min(length, stream.length - 1 - number * length);
     stream.copy(number * length, count, tokens, row * length);
     stream.copy(number * length + 1, count, targets, row * length);
-    if (stream.begin !== undefined) tokens[row * length] = stream.begin;
+    if (stream.beginToken !== undefined) tokens[row * length] = stream.beginToken;
     return count;
   }
 }

@@ -28,7 +28,7 @@ export class Tokenizer implements TextTokenizer {
     readonly hash: string,
     readonly vocabSize: number,
     /** The token that encoding a text puts before it, for tokenizers that do. */
-    readonly begin: number | undefined,
+    readonly beginToken: number | undefined,
     readonly bos: SpecialToken | undefined,
     readonly eos: SpecialToken | undefined,
   ) {}
@@ -51,11 +51,11 @@ export class Tokenizer implements TextTokenizer {
     }
     const plain = (await native.encode("a", null, { addSpecialTokens: false })).getIds();
     const special = (await native.encode("a", null, { addSpecialTokens: true })).getIds();
-    const begin = special.length > plain.length && special[0] !== plain[0] ? special[0] : undefined;
+    const beginToken = special.length > plain.length && special[0] !== plain[0] ? special[0] : undefined;
     const vocab = Object.values(native.getVocab(true));
     const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
     const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
-    return new Tokenizer(native, hashBytes(definition), largest + 1, begin, bos, eos);
+    return new Tokenizer(native, hashBytes(definition), largest + 1, beginToken, bos, eos);
   }
 
   /** Token ids of each text. Runs on native threads. */

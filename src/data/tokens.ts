@@ -34,8 +34,8 @@ export class TokenStream {
     readonly id: string,
     /** Where in the shards it begins. */
     private readonly first = 0,
-    /** What every sequence cut from it is to begin with. */
-    readonly begin?: number,
+    /** The token that replaces the first of every sequence cut from it. */
+    readonly beginToken?: number,
   ) {}
 
   /** Opens the shards that `part` describes. @throws FormatError when they are not as long as it says */
@@ -65,11 +65,11 @@ export class TokenStream {
     if (from < 0 || from > to || to > this.length)
       throw new CoppiceError(`tokens ${from} to ${to} lie outside the ${this.length} there are`);
     const id = `${this.id} ${from}-${to}`;
-    const { shards, bytesPerToken, largestId, begin } = this;
-    return new TokenStream(shards, bytesPerToken, to - from, largestId, id, this.first + from, begin);
+    const { shards, bytesPerToken, largestId, beginToken } = this;
+    return new TokenStream(shards, bytesPerToken, to - from, largestId, id, this.first + from, beginToken);
   }
 
-  /** The same tokens, of which every sequence is to begin with a token of its own. */
+  /** The same tokens, to be cut into sequences that each begin with the given one. */
   beginningWith(token: number): TokenStream {
     const { shards, bytesPerToken, length, largestId, first } = this;
     const id = `${this.id} begin ${token}`;
@@ -307,7 +307,7 @@ async function encodeBatch(
     false,
   );
   // Documents are told apart by the begin token where the tokenizer puts one, else by an end token.
-  const end = tokenizer.begin === undefined ? tokenizer.eos?.id : undefined;
+  const end = tokenizer.beginToken === undefined ? tokenizer.eos?.id : undefined;
   const written = new Set<ShardWriter>();
   for (const document of batch) {
     const ids = (document.continues ? encodedRest : encodedBegins).shift() ?? [];

@@ -118,11 +118,10 @@ const MIN_VALIDATION_TOKENS = 256;
 /** Of little text, what is left to train on. */
 const MIN_TRAINED_SHARE = 0.8;
 
-/** Whose tokens data are turned into. */
+/** The model that reads the data, and where its tokenizer is. */
 export interface Reader {
-  /** Has its tokenizer. */
   readonly directory: string;
-  readonly model: Pick<Model, "needsBegin">;
+  readonly model: Pick<Model, "needsBeginToken">;
 }
 
 /** Opens training and validation tokens for a model. */
@@ -171,9 +170,13 @@ export async function openTokens(
         detail: `${tokens} tokens`,
       }),
   });
-  const { begin } = tokenizer;
-  if (!model.needsBegin || begin === undefined) return corpus;
-  return { ...corpus, train: corpus.train.beginningWith(begin), heldOut: corpus.heldOut.beginningWith(begin) };
+  const { beginToken } = tokenizer;
+  if (!model.needsBeginToken || beginToken === undefined) return corpus;
+  return {
+    ...corpus,
+    train: corpus.train.beginningWith(beginToken),
+    heldOut: corpus.heldOut.beginningWith(beginToken),
+  };
 }
 
 /** Where a model directory goes, and in what form. */

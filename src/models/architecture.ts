@@ -54,8 +54,8 @@ export interface Model {
   /** Longest sequence the positions allow. */
   readonly maxPositions: number;
   readonly tiedEmbeddings: boolean;
-  /** Whether it predicts little of a text that lacks the token texts begin with. */
-  readonly needsBegin: boolean;
+  /** Whether it predicts text badly without the begin-of-sequence token before it. */
+  readonly needsBeginToken: boolean;
   /** What may be cut, `layers` last. */
   readonly axes: readonly PruningAxis[];
   /** Which tapped activations score which dimension. The channels of a tap are the dimension's, in equal runs. */

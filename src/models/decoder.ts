@@ -29,7 +29,7 @@ export function decoderModel(
     layerCount: spec.layers.length,
     vocabSize: spec.vocab,
     maxPositions: spec.maxPositions,
-    needsBegin: spec.needsBegin ?? false,
+    needsBeginToken: spec.needsBeginToken ?? false,
     tiedEmbeddings: spec.tied,
     axes: axesOf(spec),
     scoredBy: scoresOf(spec),

@@ -41,8 +41,8 @@ export interface DecoderSpec {
   readonly layers: readonly Layer[];
   readonly finalNorm: Block;
   readonly tied: boolean;
-  /** Whether it predicts little of a text that lacks the token texts begin with; false by default. */
-  readonly needsBegin?: boolean | undefined;
+  /** Whether it predicts text badly without the begin-of-sequence token before it; false by default. */
+  readonly needsBeginToken?: boolean | undefined;
   /** Multiplies the embeddings (Gemma, Granite). */
   readonly embeddingScale?: number | undefined;
   /** Multiplies the logits (Granite). */

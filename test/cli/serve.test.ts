@@ -11,6 +11,12 @@ const model = path.join(root, "examples/tiny-teacher");
 const env = { ...process.env, COPPICE_CACHE: path.join(temporaryDirectory(), "cache"), COPPICE_SERVE_PORT: "0" };
 const flags = ["serve", model, "--device", "cpu", "--threads", "1", "--json"];
 
+/** A streamed answer of which the beginning has come. */
+function begunAnswer(url: string, prompt: string, headers: Record<string, string> = {}): Promise<Response> {
+  const body = JSON.stringify({ prompt, max_tokens: 300, stream: true });
+  return fetch(`${url}/v1/completions`, { method: "POST", body, headers });
+}
+
 describe("coppice serve", () => {
   it("says where it listens, logs no prompt, and ends when it is told to, after what is under way", async () => {
     const child = spawn(process.execPath, [main, ...flags, "--name", "kite"], { env });
@@ -24,13 +30,13 @@ describe("coppice serve", () => {
     const { url } = JSON.parse(line) as { url: string };
     const models = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
     expect(models.data[0]?.id).toBe("kite");
-    const body = JSON.stringify({ prompt: "a secret kite", max_tokens: 300 });
-    const answer = fetch(`${url}/v1/completions`, { method: "POST", body, headers: { "x-request-id": "my-request" } });
-    await new Promise((resolve) => setTimeout(resolve, 30));
+    const answer = await begunAnswer(url, "a secret kite", { "x-request-id": "my-request" });
+    const exited = new Promise((resolve) => child.once("exit", resolve));
     child.kill("SIGTERM");
-    const code = await new Promise((resolve) => child.once("exit", resolve));
-    expect((await answer).status).toBe(200);
-    expect((await answer).headers.get("x-request-id")).toBe("my-request");
+    expect(answer.status).toBe(200);
+    expect(answer.headers.get("x-request-id")).toBe("my-request");
+    expect(await answer.text()).toMatch(/data: \[DONE\]\s*$/);
+    const code = await exited;
     expect(code).toBe(0);
     expect(log).toMatch(/"requestId":"my-request".*"status":200/);
     expect(log).not.toContain("secret");
@@ -45,13 +51,12 @@ describe("coppice serve", () => {
     const lines = createInterface({ input: child.stdout });
     const [line = ""] = await new Promise<string[]>((resolve) => lines.once("line", (text) => resolve([text])));
     const { url } = JSON.parse(line) as { url: string };
-    const body = JSON.stringify({ prompt: "a kite", max_tokens: 300 });
-    const answer = fetch(`${url}/v1/completions`, { method: "POST", body });
+    const answer = await begunAnswer(url, "a kite");
     // the server has this pipe open until it ends
     const ended = new Promise((resolve) => child.stderr.resume().once("end", resolve));
-    await new Promise((resolve) => setTimeout(resolve, 30));
     child.kill("SIGTERM");
-    expect((await answer).status).toBe(200);
+    expect(answer.status).toBe(200);
+    expect(await answer.text()).toMatch(/data: \[DONE\]\s*$/);
     await ended;
     await expect(fetch(`${url}/v1/models`)).rejects.toThrow();
   });

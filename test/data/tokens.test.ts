@@ -16,7 +16,7 @@ const all = (stream: TokenStream): number[] => {
   return [...ids];
 };
 
-const reader = (needsBegin: boolean) => ({ directory: tiny, model: { needsBegin } });
+const reader = (needsBeginToken: boolean) => ({ directory: tiny, model: { needsBeginToken } });
 
 describe("a corpus", () => {
   const file = path.join(directory, "corpus.txt");

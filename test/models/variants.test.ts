@@ -293,3 +293,13 @@ describe("settings that no fixture has", () => {
     }
   });
 });
+
+describe("models that need a begin-of-sequence token before a text", () => {
+  it("are Gemma's, also once they are cut", () => {
+    for (const { name, directory } of models) {
+      const { model } = openCheckpoint(directory);
+      expect(model.needsBeginToken, name).toBe(/^gemma/.test(name));
+      expect(model.resized(model.sizes).needsBeginToken, name).toBe(model.needsBeginToken);
+    }
+  });
+});

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { markdownTable } from "../../scripts/markdown.js";
 import { HINTS } from "../../src/serve/api/hints.js";
 import { type RunningServer, serve } from "../../src/serve/index.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -35,13 +36,6 @@ const majorVersion = (name: string): string => {
   return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version.split(".")[0] ?? "";
 };
 
-/** Rows in Markdown, columns as wide as their widest cell. */
-function table([head = [], ...rows]: readonly (readonly string[])[]): string {
-  const widths = head.map((_, i) => Math.max(3, ...[head, ...rows].map((cells) => cells[i]?.length ?? 0)));
-  const row = (cells: readonly string[]) => `| ${cells.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join(" | ")} |`;
-  return [row(head), row(widths.map((width) => "-".repeat(width))), ...rows.map(row)].join("\n");
-}
-
 describe("the table of clients", () => {
   const works = new Map<string, Set<string>>();
 
@@ -63,9 +57,9 @@ describe("the table of clients", () => {
     const text = [
       "# Clients",
       "Made by `test/serve/clients-table.test.ts`, with each client as npm has it, unmodified. What a client has no call for is left blank.",
-      table([["client", "asks", ...WANTS], ...lines]),
+      markdownTable([["client", "asks", ...WANTS], ...lines]),
       "Tools of `ollama`: its API has nothing that makes a model call one, so an answer after a call is asked for.",
-      table(BY_HAND),
+      markdownTable(BY_HAND),
       "## Hints",
       "Fields that are taken and not read, `cache_control` anywhere beside them. A field that is neither one of these nor supported is refused by name; one that is `null` is left out.",
       hints.join("\n"),

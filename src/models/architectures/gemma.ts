@@ -88,7 +88,7 @@ const decoderOf = (version: Version) =>
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: "gelu_pytorch_tanh" });
     return {
       ...widthsOf(c),
-      needsBegin: true,
+      needsBeginToken: true,
       embeddingScale: Math.sqrt(c.hidden_size),
       logitCap,
       layers: kinds.map((kind) =>
