@@ -153,7 +153,7 @@ export const addTarget = (command: Command, required = true): Command =>
     .addOption(
       new Option(
         "--target <target>",
-        "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520",
+        "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520; of each layer ffn=400/300/200, of one layers.2.ffn=128",
       ).makeOptionMandatory(required),
     )
     .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)

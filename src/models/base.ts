@@ -249,7 +249,7 @@ export function windowsOf(
   const isWindowed = (i: number): boolean =>
     window > 0 && (typeof pattern === "number" ? i % pattern < pattern - 1 : Boolean(pattern[i]));
   return {
-    layer_types: Array.from({ length: read.number("block_count") }, (_, i) =>
+    layer_types: Array.from({ length: read.layers }, (_, i) =>
       isWindowed(i) ? "sliding_attention" : "full_attention",
     ),
     sliding_window: window || read.number("context_length"),

@@ -3,7 +3,7 @@ import { sameTensor } from "../checkpoint/tensor-source.js";
 import { toFloat32 } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
-import type { ConfigJson } from "./config.js";
+import { type ConfigJson, layerCount } from "./config.js";
 
 /** A float32 as the shortest decimal that it came from: 1e-5 rather than 9.999999747378752e-6. */
 export const shortest = (value: number): number => Number(value.toPrecision(7));
@@ -54,6 +54,15 @@ export class GgufConfig {
     return this.needed(this.optional(name), name);
   }
 
+  /** How many layers there are. @throws FormatError when the file does not say, or says what no model has */
+  get layers(): number {
+    const layers = layerCount.safeParse(this.number("block_count"));
+    if (layers.success) return layers.data;
+    throw new FormatError(
+      `${this.path}: ${this.number("block_count")} layers make no sense (${this.key("block_count")})`,
+    );
+  }
+
   optionalNumbers(name: string): number | number[] | undefined {
     return metadataNumbers(this.file.metadata, this.key(name));
   }
@@ -94,7 +103,7 @@ export class GgufConfig {
 
   /** Whether the tensor of this name (`attn_output.bias`) has an element that is not 0, in any layer. */
   readonly isSet = (name: string): boolean => {
-    const layers = Array.from({ length: this.number("block_count") }, (_, i) => `blk.${i}.${name}`);
+    const layers = Array.from({ length: this.layers }, (_, i) => `blk.${i}.${name}`);
     return layers.some((tensor) => this.values(tensor)?.some((value) => value !== 0) ?? false);
   };
 
@@ -146,7 +155,7 @@ export class GgufConfig {
       vocab_size: embedding.shape[0],
       hidden_size: this.number("embedding_length"),
       intermediate_size: this.numbers("feed_forward_length"),
-      num_hidden_layers: this.number("block_count"),
+      num_hidden_layers: this.layers,
       num_attention_heads: heads,
       num_key_value_heads: this.optionalNumbers("attention.head_count_kv") ?? heads,
       head_dim: this.headDim,

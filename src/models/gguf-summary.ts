@@ -26,16 +26,11 @@ export interface GgufSummary {
   readonly cacheBytes: (tokens: number) => number;
 }
 
-/** llama.cpp takes 512; a header that claims far more lies. */
-const MAX_LAYERS = 1 << 14;
-
 /** @throws FormatError when the file does not say what every model must */
 export function summariseGguf(file: GgufFile): GgufSummary {
   const read = new GgufConfig(file);
   if (read.architecture === "") throw new FormatError(`${file.path}: the key general.architecture is missing`);
-  const layers = read.number("block_count");
-  if (!Number.isInteger(layers) || layers < 1 || layers > MAX_LAYERS)
-    throw new FormatError(`${file.path}: ${layers} layers make no sense (${read.architecture}.block_count)`);
+  const { layers } = read;
   const heads = perLayer(read, "attention.head_count", layers, 0);
   const kvHeads = perLayer(read, "attention.head_count_kv", layers, heads);
   const tokens = file.metadata.get("tokenizer.ggml.tokens");

@@ -11,7 +11,7 @@ import { cacheDirectory, hashBytes, writeJson } from "../system/files.js";
 import type { Model } from "./architecture.js";
 import type { Checkpoint, ModelTensors } from "./checkpoint.js";
 import type { ConfigJson } from "./config.js";
-import { shapeOf } from "./dimensions.js";
+import { shapeOf, splitLayer } from "./dimensions.js";
 import { exactNumbers } from "./gguf-config.js";
 import type { GgufParameter } from "./gguf-layout.js";
 import { mergeAdapters } from "./lora.js";
@@ -229,7 +229,7 @@ function fusedPlace(file: GgufFile, name: string, rows: Uint32Array | undefined,
   return { name: fused, rows: order.map((row) => from + row), offset: undefined };
 }
 
-/** Writes a model directory that loads in transformers, with what is carried along. */
+/** Writes a model directory, with what is carried along. It loads in transformers, or a note says why it does not. */
 export function writeModel(
   directory: string,
   { model, source, carried, prefixes }: ModelTensors,
@@ -240,6 +240,21 @@ export function writeModel(
     checkTensors(model, transposedSource(renamedSource(written, names.tensorOf), transposedIn(model)));
   };
   writeCheckpoint(directory, model.config, storedSource({ model, source, carried, prefixes }), { ...options, check });
+  const differing = differingSizes(model);
+  if (differing.length > 0)
+    options.onNote?.(
+      `${directory}: its layers differ in ${differing.join(" and ")}: coppice and, as GGUF, llama.cpp run such a model; transformers does not open it`,
+    );
+}
+
+/** The sizes of layers that are not the same in all that have them. */
+function differingSizes({ sizes }: Model): string[] {
+  const found = new Map<string, Set<number>>();
+  for (const [dimension, size] of Object.entries(sizes)) {
+    const name = splitLayer(dimension)?.name;
+    if (name !== undefined) found.set(name, (found.get(name) ?? new Set()).add(size));
+  }
+  return [...found].filter(([, values]) => values.size > 1).map(([name]) => name);
 }
 
 /** A model's tensors as a checkpoint holds them: names, order of axes, and what is carried along. */

@@ -47,7 +47,7 @@ export function parseSizes(text: string): AxisSizes {
     const [, name, value] = /^\s*([\w.]+)\s*=\s*(\d+(?:\/\d+)*)\s*$/.exec(part) ?? [];
     if (name === undefined || value === undefined)
       throw new UsageError(
-        `the size "${part}" is not understood; sizes are hidden=N, ffn=N, heads=N, kvHeads=N, layers=N`,
+        `the size "${part}" is not understood; sizes are hidden=N, ffn=N, heads=N, kvHeads=N, layers=N; for each layer ffn=N/N/N, for one layers.2.ffn=N`,
       );
     const numbers = value.split("/").map(Number);
     sizes[name] = numbers.length === 1 ? (numbers[0] ?? 0) : numbers;

@@ -5,7 +5,14 @@ import { openDirectory, writeCheckpoint } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { readTensor, type TensorSource } from "../../src/checkpoint/tensor-source.js";
 import { Backend } from "../../src/ggml/index.js";
-import { initialise, loadWeights, openCheckpoint, storedSource, writeModel } from "../../src/models/index.js";
+import {
+  initialise,
+  loadWeights,
+  modelFromConfig,
+  openCheckpoint,
+  storedSource,
+  writeModel,
+} from "../../src/models/index.js";
 import { joinedSource, memorySource, renamedSource } from "../../src/models/sources.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { loadInLlamaCpp, logProbabilities, writeTokenizer } from "../llama-cpp.js";
@@ -302,4 +309,19 @@ describe("models that need a begin-of-sequence token before a text", () => {
       expect(model.resized(model.sizes).needsBeginToken, name).toBe(model.needsBeginToken);
     }
   });
+});
+
+describe("a number of layers that no model has", () => {
+  it.each(models.map(({ name, directory }) => [name, directory] as const))(
+    "is refused before anything is made of it: %s",
+    (_, directory) => {
+      const config = readJsonObject(path.join(directory, "config.json"));
+      const language = (config.text_config ?? config) as Record<string, unknown>;
+      const field = "n_layer" in language ? "n_layer" : "num_hidden_layers";
+      const { layer_types, no_rope_layers, ...rest } = language; // lists would not be as long
+      const absurd = { ...rest, [field]: 2 ** 24 };
+      const changed = language === config ? absurd : { ...config, text_config: absurd };
+      expect(() => modelFromConfig(changed)).toThrow(/must be at most 4096/);
+    },
+  );
 });

@@ -1,12 +1,14 @@
+import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { TensorInfo, TensorSource } from "../../src/checkpoint/index.js";
 import { readTensor } from "../../src/checkpoint/index.js";
 import { rowBytes, tensorInfo } from "../../src/checkpoint/tensor-source.js";
-import { countParameters, dimensionsOf, modelFromConfig, shapeOf } from "../../src/models/index.js";
+import { countParameters, dimensionsOf, modelFromConfig, shapeOf, writeModel } from "../../src/models/index.js";
 import { type KeptIndices, keptIndices, planWithLayers, prune, type Scores } from "../../src/prune/index.js";
 import { highest } from "../../src/prune/plan.js";
 import { Random } from "../../src/system/random.js";
+import { temporaryDirectory } from "../temporary.js";
 
 const config = {
   model_type: "llama",
@@ -121,6 +123,12 @@ describe("surgery", () => {
     expect(pruned.model.config.intermediate_size).toEqual([10, 4, 10, 10]);
     expect(pruned.source.tensors.get("model.layers.1.mlp.down_proj.weight")!.shape).toEqual([12, 4]);
     expect(modelFromConfig(pruned.model.config).sizes).toEqual(sizes);
+    const notes: string[] = [];
+    const onNote = (note: string) => notes.push(note);
+    writeModel(path.join(temporaryDirectory(), "cut"), pruned, { onNote });
+    expect(notes).toEqual([expect.stringMatching(/its layers differ in ffn: .*transformers does not/)]);
+    writeModel(path.join(temporaryDirectory(), "whole"), { model, source: countingSource(4) }, { onNote });
+    expect(notes.length).toBe(1);
   });
 
   it.each([

@@ -97,7 +97,7 @@ const refusal = (kinds: readonly LayerType[], window: number | undefined): strin
 
 function configOf(read: GgufConfig): ConfigJson {
   const base = { ...baseConfig(read, "exaone4", "Exaone4ForCausalLM"), hidden_act: "silu" };
-  const layers = read.number("block_count");
+  const { layers } = read;
   const { layer_types, sliding_window } = windowsOf(read, 4, 4096);
   const reachesAll = sliding_window >= read.number("context_length") && !layer_types.includes("full_attention");
   if (layers === LAYERS_OF_WINDOWS && !reachesAll) return { ...base, layer_types, sliding_window };

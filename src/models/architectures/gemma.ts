@@ -17,7 +17,7 @@ import {
 import { attention } from "../blocks/attention.js";
 import { gatedFeedForward } from "../blocks/feed-forward.js";
 import { rmsNorm } from "../blocks/norm.js";
-import { type ConfigJson, oneOf, parseConfig, positive, size } from "../config.js";
+import { type ConfigJson, layerCount, oneOf, parseConfig, positive, size } from "../config.js";
 import { defined, type GgufConfig } from "../gguf-config.js";
 import { rotaryScaling } from "../rotary-gguf.js";
 import type { DecoderSpec } from "../spec.js";
@@ -27,7 +27,7 @@ const schema = z.looseObject({
   vocab_size: size.default(262_208),
   hidden_size: size.default(2304),
   intermediate_size: size.default(9216),
-  num_hidden_layers: size.default(26),
+  num_hidden_layers: layerCount.default(26),
   num_attention_heads: size.default(8),
   num_key_value_heads: size.default(4),
   head_dim: size.default(256),
@@ -122,7 +122,7 @@ const decoderOf = (version: Version) =>
 const NO_CAP = 1e4;
 
 const configOf = (version: Version) => (read: GgufConfig) => {
-  const [heads, headDim, depth] = [read.shared("attention.head_count"), read.headDim, read.number("block_count")];
+  const [heads, headDim, depth] = [read.shared("attention.head_count"), read.headDim, read.layers];
   const maxPositions = read.number("context_length");
   const theta = read.optional("rope.freq_base") ?? 1e4;
   const local = read.optional("rope.freq_base_swa") ?? (version === 3 ? 1e4 : theta);
