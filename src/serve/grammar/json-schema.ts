@@ -162,7 +162,10 @@ class SchemaWriter implements Reporter {
       this.leave(`${at}/multipleOf`, `of ${step} is nothing that a grammar can say here`);
     }
     if (Object.values(bounds).every((value) => value === undefined)) return isWhole ? this.integer() : this.anyNumber();
-    return isWhole ? integerBody(bounds) : numberBody(bounds);
+    const body = isWhole ? integerBody(bounds) : numberBody(bounds);
+    if (body !== null) return body;
+    this.leave(at, "leaves numbers too close to each other for a grammar");
+    return this.anyNumber();
   }
 
   private integer(): string {

@@ -2,8 +2,8 @@ import { either, type GrammarRules } from "./gbnf.js";
 
 /** Bounds beyond this say nothing: numbers are written with at most 16 digits before the point. */
 const MOST = 10 ** 15;
-/** Digits after the point that bounds may have. */
-const MOST_DECIMALS = 9;
+/** Digits after the point of numbers within bounds. */
+const MOST_DECIMALS = 20;
 /** Values that are listed rather than described. */
 const MOST_LISTED = 256;
 /** Remainders that are followed while a number is written. */
@@ -25,8 +25,11 @@ export function integerBody(bounds: NumberBounds): string | undefined {
   return integersBetween(low, high);
 }
 
-/** Numbers within bounds, with digits after the point; undefined where there are none. */
-export function numberBody(bounds: NumberBounds): string | undefined {
+/**
+ * Numbers within bounds, with digits after the point: one more than the bounds have, so that there is one between any two of them.
+ * @returns undefined where there are none, null where a grammar cannot say them
+ */
+export function numberBody(bounds: NumberBounds): string | undefined | null {
   const given = Object.values(bounds).filter((bound) => bound !== undefined && Math.abs(bound) < MOST);
   const isWhole = given.every(Number.isInteger);
   const { exclusiveMinimum: above, exclusiveMaximum: below } = bounds;
@@ -34,12 +37,14 @@ export function numberBody(bounds: NumberBounds): string | undefined {
     const { low, high } = wholeBounds(bounds, 0);
     return low !== undefined && high !== undefined && low > high ? undefined : numbersBetween(low, high);
   }
-  const decimals = Math.min(MOST_DECIMALS, Math.max(2, ...given.map(decimalsOf)));
+  const wanted = Math.max(2, ...given.map(decimalsOf)) + 1;
+  const decimals = Math.min(MOST_DECIMALS, wanted);
   const bodies = Array.from({ length: decimals + 1 }, (_, point) => point).flatMap((point) => {
     const scaled = wholeBounds(bounds, point);
     return isEmpty(scaled) ? [] : [integersBetween(scaled.low, scaled.high, point)];
   });
-  return bodies.length === 0 ? undefined : either(bodies);
+  if (bodies.length === 0) return wanted > decimals ? null : undefined;
+  return either(bodies);
 }
 
 /**

@@ -174,6 +174,24 @@ describe("a grammar made of a JSON Schema", () => {
     );
   });
 
+  it("finds a number between any two, and says where they are too close for it", async () => {
+    for (const [from, to, between] of [
+      [0, 1, "0.5"],
+      [0, 0.01, "0.003"],
+      [-0.001, 0, "-0.0005"],
+      [0.1, 0.10000001, "0.100000005"],
+      [7, 8, "7.25"],
+    ] as const) {
+      const accepted = await takes(jsonGrammar({ type: "number", exclusiveMinimum: from, exclusiveMaximum: to }, strict));
+      expect(accepted(between), between).toBe(true);
+      for (const bound of [from, to]) expect(accepted(`${bound}`), `${bound}`).toBe(false);
+    }
+    const closest = { type: "number", exclusiveMinimum: 0, exclusiveMaximum: 5e-324 };
+    expect(() => jsonGrammar(closest, strict)).toThrow("too close");
+    checkGrammar(jsonGrammar(closest, { param: "schema", isStrict: false }), "schema");
+    expect(() => jsonGrammar({ type: "number", exclusiveMinimum: 1, maximum: 1 }, strict)).toThrow("no schema");
+  });
+
   it("says what several schemas say together", async () => {
     const schema = {
       $defs: { named: { type: "object", properties: { name: { type: "string", maxLength: 3 } }, required: ["name"] } },
