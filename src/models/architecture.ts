@@ -105,6 +105,6 @@ export interface Architecture {
   readonly decoder: (config: ConfigJson) => DecoderSpec;
   readonly fields: SizeFields;
   /** Last changes to a configuration of other sizes, before it is written. */
-  readonly adapt?: (config: ConfigJson) => ConfigJson;
+  readonly adapt?: ((config: ConfigJson) => ConfigJson) | undefined;
   readonly gguf: GgufReader;
 }

@@ -13,23 +13,19 @@ export const size = z
   .max(2 ** 24);
 export const layerCount = z.number().int().positive().max(4096);
 export const positive = z.number().positive();
+export const flag = (unset: boolean) => z.boolean().default(unset);
+/** One of the values that are supported; the first where the field is absent or null. */
+export const choice = <T extends string>(...known: readonly [T, ...T[]]) =>
+  z
+    .enum(known)
+    .nullish()
+    .transform((value) => value ?? known[0]);
 
 /** Reads a configuration. @throws FormatError naming the first field that is missing or not as it must be */
 export function parseConfig<T extends z.ZodType>(schema: T, config: ConfigJson): z.infer<T> {
   const parsed = schema.safeParse(config);
   if (parsed.success) return parsed.data;
   throw new FormatError(`config.json: ${complaint(parsed.error, config)}`);
-}
-
-/** @throws FormatError when a field has another value than those that are supported */
-export function oneOf<T extends string>(config: ConfigJson, field: string, known: readonly T[], fallback: T): T {
-  const value = config[field] ?? fallback;
-  const found = known.find((one) => one === value);
-  if (found === undefined)
-    throw new FormatError(
-      `config.json: ${field} ${JSON.stringify(value)} is not supported for ${config.model_type}, only ${known.join(", ")}`,
-    );
-  return found;
 }
 
 /** @throws FormatError when query heads cannot be shared out to key-value heads */

@@ -143,7 +143,7 @@ export class GgufConfig {
   }
 
   /** Fields that nearly every configuration has, under the names that most of them have for them. */
-  common(modelType: string, className: string): Record<string, unknown> {
+  common(modelType: string, className: string) {
     if ((this.optional("expert_count") ?? 0) > 0)
       throw new FormatError(`${this.path}: mixtures of experts are not supported`);
     const embedding = this.file.tensors.get("token_embd.weight");

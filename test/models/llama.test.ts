@@ -90,7 +90,7 @@ describe("configurations that cannot be run", () => {
     ["a size that is no size", { hidden_size: -1 }, /hidden_size/],
     ["an absurd size", { vocab_size: 1e12 }, /vocab_size/],
     ["heads that do not divide", { num_key_value_heads: 3 }, /4 attention heads cannot be shared by 3/],
-    ["an unknown activation", { hidden_act: "relu" }, /hidden_act "relu"/],
+    ["an unknown activation", { hidden_act: "relu" }, /hidden_act is "relu"/],
     ["an unknown rotary scaling", { rope_scaling: { type: "magic", factor: 2 } }, /"magic" is not known/],
     ["a scaling without its factor", { rope_scaling: { type: "linear" } }, /needs a "factor"/],
     ["a list of sizes of the wrong length", { intermediate_size: [48] }, /lists 1 sizes for 2 layers/],

@@ -21,7 +21,8 @@ export interface AttentionOptions {
   /** Queries grow with their position (Ministral 3): a factor for each, applied after they turn. */
   readonly queryFactor?: ((position: number) => number) | undefined;
   readonly norms?: QueryKeyNorms | undefined;
-  readonly bias?: { readonly qkv: boolean; readonly output: boolean } | undefined;
+  /** Of all its matrices alike, or of the output's apart; none by default. */
+  readonly bias?: boolean | { readonly qkv: boolean; readonly output: boolean } | undefined;
   /** How checkpoints hold queries, keys and values; a matrix each by default. */
   readonly layout?: "separate" | "concatenated" | "by head" | undefined;
   /** What checkpoints call the matrices. */
@@ -48,6 +49,9 @@ export interface QueryKeyNorms {
 
 const QUERIES: Axis = { product: ["heads", "headDim"] };
 const KEYS: Axis = { product: ["kvHeads", "headDim"] };
+
+const biasesOf = ({ bias = false }: AttentionOptions) =>
+  typeof bias === "boolean" ? { qkv: bias, output: bias } : bias;
 
 /** Causal attention with grouped queries (Ainslie et al. 2023). */
 export function attention(o: AttentionOptions): Block {
@@ -96,7 +100,7 @@ export function attention(o: AttentionOptions): Block {
         forest,
       });
       scope.tap("o_proj.input", mixed);
-      return linear(scope, mixed, o.names?.output ?? "o_proj", o.bias?.output ?? false);
+      return linear(scope, mixed, o.names?.output ?? "o_proj", biasesOf(o).output);
     },
   };
 }
@@ -109,7 +113,7 @@ function linear({ g, weight }: Scope, x: Tensor, name: string, bias: boolean): T
 /** Queries, keys and values: [rows, heads x headDim], [rows, kvHeads x headDim] twice. */
 function projected(o: AttentionOptions, scope: Scope, x: Tensor): readonly [Tensor, Tensor, Tensor] {
   const { layout = "separate", heads, kvHeads, headDim } = o;
-  const bias = o.bias?.qkv ?? false;
+  const bias = biasesOf(o).qkv;
   if (layout === "separate") {
     const project = (name: string) => linear(scope, x, name, bias);
     return [project("q_proj"), project("k_proj"), project("v_proj")];
@@ -171,14 +175,15 @@ const queryFactor = ({ ggufQueryScale = 1 }: AttentionOptions): number | undefin
 const fusedName = ({ names }: AttentionOptions): string => names?.fused ?? "qkv_proj";
 
 function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefined): Record<string, Parameter> {
-  const { layout = "separate", bias, transposed } = o;
+  const { layout = "separate", transposed } = o;
+  const bias = biasesOf(o);
   const output = o.names?.output ?? "o_proj";
   const parameters: Record<string, Parameter> = {};
   const add = (name: string, axis: Axis, gguf: string, rows?: () => Uint32Array) => {
     const factor = gguf === "attn_q" && norms === undefined ? queryFactor(o) : undefined;
     const place = { name: gguf, rows, factor };
     parameters[`${name}.weight`] = { axes: [axis, "hidden"], input: "input", transposed, gguf: place };
-    if (bias?.qkv)
+    if (bias.qkv)
       parameters[`${name}.bias`] = { axes: [axis], initialisation: "zeros", gguf: { ...place, kind: "bias" } };
   };
   if (layout === "separate") {
@@ -197,7 +202,7 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
     transposed,
     gguf: { name: "attn_output" },
   };
-  if (bias?.output)
+  if (bias.output)
     parameters[`${output}.bias`] = {
       axes: ["hidden"],
       initialisation: "zeros",

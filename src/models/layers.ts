@@ -1,0 +1,82 @@
+import { type Block, rmsNorm } from "./blocks/index.js";
+import type { DecoderSpec, Layer } from "./spec.js";
+
+/** The layers that families have: norms before their blocks, after them, or both. */
+
+interface Depth {
+  readonly hidden_size: number;
+  readonly vocab_size: number;
+  readonly max_position_embeddings: number;
+  readonly tie_word_embeddings: boolean;
+  readonly num_hidden_layers: number;
+}
+
+/** Makes a norm by its name in GGUF files. */
+type Norm = (gguf: string) => Block;
+/** Attention and feed-forward network of a layer. */
+type LayerBlocks = (layer: number) => readonly [mixer: Block, feedForward: Block];
+type Plain = Pick<DecoderSpec, "hidden" | "vocab" | "maxPositions" | "tied" | "layers" | "finalNorm">;
+
+const decoderOf = (c: Depth, norm: Norm, layerOf: (layer: number) => Layer): Plain => ({
+  hidden: c.hidden_size,
+  vocab: c.vocab_size,
+  maxPositions: c.max_position_embeddings,
+  tied: c.tie_word_embeddings,
+  layers: Array.from({ length: c.num_hidden_layers }, (_, i) => layerOf(i)),
+  finalNorm: norm("output_norm"),
+});
+
+/** The norm of most families. */
+export const rmsNorms =
+  (c: { readonly rms_norm_eps: number }, options: { readonly plusOne?: boolean } = {}): Norm =>
+  (gguf) =>
+    rmsNorm(gguf, { epsilon: c.rms_norm_eps, ...options });
+
+/** What checkpoints call the parts of a layer, in the order of computation. */
+type LayerNames = readonly [norm: string, mixer: string, secondNorm: string, feedForward: string];
+const LAYER_NAMES: LayerNames = ["input_layernorm", "self_attn", "post_attention_layernorm", "mlp"];
+
+/** A norm before each block: Llama's layer. */
+export const preNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks, names = LAYER_NAMES): Plain =>
+  decoderOf(c, norm, (i) => {
+    const [mixer, feedForward] = blocksOf(i);
+    return {
+      residuals: [
+        { norm: [names[0], norm("attn_norm")], block: [names[1], mixer] },
+        { norm: [names[2], norm("ffn_norm")], block: [names[3], feedForward] },
+      ],
+    };
+  });
+
+/** A norm after each block, none before: OLMo 2's layer. */
+export const postNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks): Plain =>
+  decoderOf(c, norm, (i) => {
+    const [mixer, feedForward] = blocksOf(i);
+    return {
+      residuals: [
+        { block: ["self_attn", mixer], after: ["post_attention_layernorm", norm("post_attention_norm")] },
+        { block: ["mlp", feedForward], after: ["post_feedforward_layernorm", norm("post_ffw_norm")] },
+      ],
+    };
+  });
+
+/** A norm before and after each block: Gemma 2's layer. @param names what checkpoints call the norms, in the order of computation */
+export const sandwichDecoder = (
+  c: Depth,
+  norm: Norm,
+  blocksOf: LayerBlocks,
+  names: readonly [before: string, after: string, beforeFeedForward: string, afterFeedForward: string],
+): Plain =>
+  decoderOf(c, norm, (i) => {
+    const [mixer, feedForward] = blocksOf(i);
+    return {
+      residuals: [
+        {
+          norm: [names[0], norm("attn_norm")],
+          block: ["self_attn", mixer],
+          after: [names[1], norm("post_attention_norm")],
+        },
+        { norm: [names[2], norm("ffn_norm")], block: ["mlp", feedForward], after: [names[3], norm("post_ffw_norm")] },
+      ],
+    };
+  });
