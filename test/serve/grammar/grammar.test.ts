@@ -182,7 +182,9 @@ describe("a grammar made of a JSON Schema", () => {
       [0.1, 0.10000001, "0.100000005"],
       [7, 8, "7.25"],
     ] as const) {
-      const accepted = await takes(jsonGrammar({ type: "number", exclusiveMinimum: from, exclusiveMaximum: to }, strict));
+      const accepted = await takes(
+        jsonGrammar({ type: "number", exclusiveMinimum: from, exclusiveMaximum: to }, strict),
+      );
       expect(accepted(between), between).toBe(true);
       for (const bound of [from, to]) expect(accepted(`${bound}`), `${bound}`).toBe(false);
     }
