@@ -9,7 +9,7 @@ import { readJsonObject } from "./json.js";
  */
 const FLOATS = Symbol("fields that hold floats");
 
-type Config = Readonly<Record<string, unknown>> & { readonly [FLOATS]?: readonly string[] };
+type Config = Readonly<Record<string, unknown>> & { readonly [FLOATS]?: readonly string[] | undefined };
 
 /** Fields that transformers wants as floats, for configurations that were not read from a file of its. */
 const KNOWN_FLOATS: readonly string[] = [

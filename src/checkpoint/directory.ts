@@ -1,7 +1,8 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
-import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
+import type { FloatDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
@@ -154,11 +155,11 @@ class ShardedSource implements TensorSource {
 
 export interface WriteOptions {
   /** Stored element type; each tensor's own by default. */
-  readonly dtype?: FloatDType;
+  readonly dtype?: FloatDType | undefined;
   /** Weights are split into files of at most about this size. */
-  readonly shardBytes?: number;
+  readonly shardBytes?: number | undefined;
   /** Directory whose tokenizer, generation settings and licence go along. */
-  readonly carryFrom?: string;
+  readonly carryFrom?: string | undefined;
   /**
    * Where the file of a name goes; called before it is written, and may throw. By default into a directory that holds no model yet,
    * under its name.
@@ -166,9 +167,9 @@ export interface WriteOptions {
   readonly place?: ((name: string) => string) | undefined;
   /** Told which tensors are kept wider than asked for. */
   readonly onNote?: ((note: string) => void) | undefined;
-  readonly onBytes?: (count: number) => void;
+  readonly onBytes?: ((count: number) => void) | undefined;
   /** Looks at what was written: what could not be opened again gets no config.json. */
-  readonly check?: (written: TensorSource) => void;
+  readonly check?: ((written: TensorSource) => void) | undefined;
 }
 
 /** As transformers writes: 5 GB. */

@@ -1,4 +1,5 @@
-import { DTYPE_ID, type FloatDType, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { toFloat32 } from "../ggml/convert.js";
+import { DTYPE_ID, type FloatDType, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 

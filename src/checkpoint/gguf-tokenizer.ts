@@ -251,7 +251,7 @@ function specialTokens(
     text === undefined ? undefined : (added.get(text) ?? definition.model.vocab[text]);
   const template = stepsOf(definition.post_processor).find(({ type }) => type === "TemplateProcessing");
   const single = (Array.isArray(template?.single) ? template.single : []) as {
-    readonly SpecialToken?: { readonly id: string };
+    readonly SpecialToken?: { readonly id: string } | undefined;
   }[];
   const [first, last] = [single[0]?.SpecialToken?.id, single.at(-1)?.SpecialToken?.id];
   const stops = idsOf(optional("generation_config.json").eos_token_id);

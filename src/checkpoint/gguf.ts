@@ -298,13 +298,13 @@ export interface GgufTensor extends TensorInfo {
 
 export interface WriteGgufOptions {
   /** Weights are split into files of at most about this size; one file by default. */
-  readonly shardBytes?: number;
+  readonly shardBytes?: number | undefined;
   /** Looks at the first of the files when all are written, before they get their names; throws to refuse them. */
   readonly verify?: ((file: string) => void) | undefined;
   /** Hears the files' names before any is written, and may throw. */
   readonly onFiles?: ((files: readonly string[]) => void) | undefined;
-  readonly onBytes?: (count: number) => void;
-  readonly signal?: AbortSignal;
+  readonly onBytes?: ((count: number) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**

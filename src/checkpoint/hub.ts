@@ -10,17 +10,17 @@ import { joinAdapters, splitAdapters } from "./adapters.js";
 /** How to reach a hub. Defaults come from the environment, under the names that huggingface_hub uses. */
 export interface HubOptions {
   /** Branch, tag or commit; `main` by default. */
-  readonly revision?: string;
+  readonly revision?: string | undefined;
   /** Access token for private or gated repositories (HF_TOKEN, or the file that `hf auth login` writes). */
-  readonly token?: string;
+  readonly token?: string | undefined;
   /** HF_HUB_CACHE, or HF_HOME/hub, or ~/.cache/huggingface/hub: shared with the Python library. */
-  readonly cacheDir?: string;
+  readonly cacheDir?: string | undefined;
   /** Use only what is cached (HF_HUB_OFFLINE=1). */
-  readonly offline?: boolean;
+  readonly offline?: boolean | undefined;
   /** HF_ENDPOINT, or https://huggingface.co. */
-  readonly endpoint?: string;
+  readonly endpoint?: string | undefined;
   /** Called as bytes arrive. */
-  readonly onProgress?: (progress: DownloadProgress) => void;
+  readonly onProgress?: ((progress: DownloadProgress) => void) | undefined;
 }
 
 export interface DownloadProgress {

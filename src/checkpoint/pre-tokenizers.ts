@@ -7,9 +7,9 @@ export interface PreTokenizer {
   readonly name: string;
   readonly steps: readonly PreTokenizerStep[];
   /** Whether words that are tokens themselves are taken whole there; where undefined, it makes no difference. */
-  readonly ignoreMerges?: boolean;
+  readonly ignoreMerges?: boolean | undefined;
   /** Texts that llama.cpp's own pattern of the name cuts otherwise. */
-  readonly differsOn?: { readonly what: string; readonly pattern: RegExp };
+  readonly differsOn?: { readonly what: string; readonly pattern: RegExp } | undefined;
 }
 
 /** A step: the pattern of words, each digit alone, or GPT-2's pattern, which is built into the byte-level step. */

@@ -1,4 +1,5 @@
-import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
+import type { FloatDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError, required } from "../system/errors.js";
 import { FLOAT8, type Float8 } from "./float8.js";

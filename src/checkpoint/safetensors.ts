@@ -14,7 +14,7 @@ import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./ten
 /** The format's own limit. */
 const MAX_HEADER_BYTES = 100_000_000;
 
-const DTYPES: Readonly<Record<string, { readonly bytes: number; readonly dtype?: FloatDType }>> = {
+const DTYPES: Readonly<Record<string, { readonly bytes: number; readonly dtype?: FloatDType | undefined }>> = {
   F64: { bytes: 8, dtype: "f32" },
   F32: { bytes: 4, dtype: "f32" },
   F16: { bytes: 2, dtype: "f16" },

@@ -1,4 +1,5 @@
-import { dataBytes, type FloatDType, fromFloat32, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
+import { dataBytes, type FloatDType, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 import { checkFinite } from "./finite.js";

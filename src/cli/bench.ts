@@ -1,17 +1,17 @@
 import { Command, Option } from "commander";
 import { BENCH_WORK, type BenchOutcome, type BenchWork, bench } from "../jobs/index.js";
-import { formatBytes, formatCount } from "../jobs/report.js";
+import { formatBytes, formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import { addCommon, type CommonFlags, parseAtLeastOne } from "./options.js";
 
 interface Flags extends CommonFlags {
   readonly work: BenchWork;
-  readonly sequenceLength?: number;
-  readonly batchSize?: number;
-  readonly steps?: number;
+  readonly sequenceLength?: number | undefined;
+  readonly batchSize?: number | undefined;
+  readonly steps?: number | undefined;
   readonly compute: "f32" | "bf16";
-  readonly recompute?: boolean;
-  readonly profile?: boolean;
+  readonly recompute?: boolean | undefined;
+  readonly profile?: boolean | undefined;
 }
 
 export const benchCommand = example(
@@ -34,9 +34,9 @@ export const benchCommand = example(
           model,
           work,
           computeType: compute,
-          ...(sequenceLength !== undefined && { sequenceLength }),
-          ...(batchSize !== undefined && { batchSize }),
-          ...(steps !== undefined && { steps }),
+          sequenceLength,
+          batchSize,
+          steps,
           ...(recompute === true && { recompute }),
           ...(profile === true && { profile }),
         });

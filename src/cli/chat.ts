@@ -6,7 +6,7 @@ import { addSampling, engineOptions, type SamplingFlags, samplingOptions } from 
 import { addCommon, MODEL } from "./options.js";
 
 interface Flags extends SamplingFlags {
-  readonly system?: string;
+  readonly system?: string | undefined;
 }
 
 const HELP = "/reset forgets the conversation, /exit ends it (or Ctrl-D); Ctrl-C stops an answer";

@@ -28,13 +28,13 @@ import { renderCompression } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
   readonly out: string;
-  readonly teacherCorrection?: number | true;
-  readonly intermediate?: boolean;
-  readonly restart?: boolean;
-  readonly gguf?: FileKind[];
-  readonly evaluate?: string[];
-  readonly evaluateLimit?: number;
-  readonly benchmarkData?: string;
+  readonly teacherCorrection?: number | true | undefined;
+  readonly intermediate?: boolean | undefined;
+  readonly restart?: boolean | undefined;
+  readonly gguf?: FileKind[] | undefined;
+  readonly evaluate?: string[] | undefined;
+  readonly evaluateLimit?: number | undefined;
+  readonly benchmarkData?: string | undefined;
 }
 
 export const compressCommand = example(
@@ -81,7 +81,7 @@ export const compressCommand = example(
           model,
           out: flags.out,
           settings: trainSettings(flags),
-          ...(flags.teacherCorrection !== undefined && { teacherCorrection: flags.teacherCorrection }),
+          teacherCorrection: flags.teacherCorrection,
           ...(flags.intermediate === true && { intermediate: true }),
           ...(flags.gguf && { gguf: flags.gguf }),
           ...(flags.evaluate && {

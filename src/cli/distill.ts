@@ -21,9 +21,9 @@ import { renderTraining } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, LossFlags, TrainFlags {
   readonly teacher: string;
-  readonly teacherLora?: string[];
+  readonly teacherLora?: string[] | undefined;
   readonly out: string;
-  readonly restart?: boolean;
+  readonly restart?: boolean | undefined;
 }
 
 export const distillCommand = example(

@@ -10,13 +10,13 @@ import {
   loadKernels,
   loadLibrary,
 } from "../ggml/index.js";
-import { formatBytes } from "../jobs/report.js";
 import { cacheDirectory } from "../system/files.js";
+import { formatBytes } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import { addCommon, type CommonFlags } from "./options.js";
 
 interface Flags extends CommonFlags {
-  readonly build?: boolean;
+  readonly build?: boolean | undefined;
 }
 
 export const doctorCommand = example(

@@ -16,18 +16,18 @@ import { renderComparison } from "./render.js";
 
 interface Flags extends CommonFlags {
   readonly tasks: string[];
-  readonly limit?: number;
-  readonly numFewshot?: number;
-  readonly maxLength?: number;
-  readonly maxGenTokens?: number;
-  readonly samples?: number;
-  readonly temperature?: number;
-  readonly data?: string;
-  readonly out?: string;
-  readonly engine?: EvaluationEngine;
-  readonly compute?: "f32" | "bf16";
-  readonly published?: boolean;
-  readonly restart?: boolean;
+  readonly limit?: number | undefined;
+  readonly numFewshot?: number | undefined;
+  readonly maxLength?: number | undefined;
+  readonly maxGenTokens?: number | undefined;
+  readonly samples?: number | undefined;
+  readonly temperature?: number | undefined;
+  readonly data?: string | undefined;
+  readonly out?: string | undefined;
+  readonly engine?: EvaluationEngine | undefined;
+  readonly compute?: "f32" | "bf16" | undefined;
+  readonly published?: boolean | undefined;
+  readonly restart?: boolean | undefined;
 }
 
 function parseSamples(text: string): number {

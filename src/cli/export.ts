@@ -1,18 +1,18 @@
 import { Command, Option } from "commander";
 import type { FloatDType } from "../ggml/index.js";
 import { exportModel } from "../jobs/index.js";
-import { formatBytes } from "../jobs/report.js";
+import { formatBytes } from "../system/format.js";
 import { action, example } from "./command.js";
 import { addCommon, type CommonFlags, MODEL, parseBytes } from "./options.js";
 import { renderNotes } from "./render.js";
 
 interface Flags extends CommonFlags {
   readonly out: string;
-  readonly dtype?: FloatDType;
-  readonly shardBytes?: number;
-  readonly preTokenizer?: string;
-  readonly overwrite?: boolean;
-  readonly restart?: boolean;
+  readonly dtype?: FloatDType | undefined;
+  readonly shardBytes?: number | undefined;
+  readonly preTokenizer?: string | undefined;
+  readonly overwrite?: boolean | undefined;
+  readonly restart?: boolean | undefined;
 }
 
 /** Options of what writes GGUF files. */
@@ -42,8 +42,8 @@ export const exportCommand = example(
         const outcome = await exportModel({
           ...{ ...job, model, out, overwrite, restart },
           ...(flags.dtype && { dtype: flags.dtype }),
-          ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
-          ...(flags.preTokenizer !== undefined && { preTokenizer: flags.preTokenizer }),
+          shardBytes: flags.shardBytes,
+          preTokenizer: flags.preTokenizer,
         });
         print(outcome, ({ files, bytes, notes, seconds }) =>
           [`${files.join("\n")}\n${formatBytes(bytes)} in ${seconds.toFixed(1)} s`, ...renderNotes(notes)].join("\n"),

@@ -13,22 +13,22 @@ import {
 } from "./options.js";
 
 interface Flags extends CommonFlags {
-  readonly data?: string;
-  readonly database?: string;
-  readonly storage?: string;
-  readonly host?: string;
-  readonly port?: number;
-  readonly workers?: number;
-  readonly maxUpload?: number;
-  readonly cors?: string[];
-  readonly deadAfter?: number;
-  readonly maxStored?: number;
-  readonly maxJobs?: number;
-  readonly maxTokens?: number;
-  readonly logLevel?: "silent" | "error" | "info";
-  readonly attached?: boolean;
-  readonly tenant?: string;
-  readonly role?: Role;
+  readonly data?: string | undefined;
+  readonly database?: string | undefined;
+  readonly storage?: string | undefined;
+  readonly host?: string | undefined;
+  readonly port?: number | undefined;
+  readonly workers?: number | undefined;
+  readonly maxUpload?: number | undefined;
+  readonly cors?: string[] | undefined;
+  readonly deadAfter?: number | undefined;
+  readonly maxStored?: number | undefined;
+  readonly maxJobs?: number | undefined;
+  readonly maxTokens?: number | undefined;
+  readonly logLevel?: "silent" | "error" | "info" | undefined;
+  readonly attached?: boolean | undefined;
+  readonly tenant?: string | undefined;
+  readonly role?: Role | undefined;
 }
 
 const env = (
@@ -76,7 +76,7 @@ const placesOf = ({ data, database, storage, logLevel }: Flags): FoundryOptions 
 });
 const computeOf = ({ device, threads, deadAfter }: Flags): FoundryOptions => ({
   ...{ device, deadAfterSeconds: deadAfter },
-  ...(threads !== undefined && { threads }),
+  threads,
 });
 
 const stopped = (signal: AbortSignal | undefined): Promise<void> =>

@@ -15,18 +15,18 @@ import {
 } from "./options.js";
 
 export interface SamplingFlags extends CommonFlags {
-  readonly maxTokens?: number;
-  readonly temperature?: number;
-  readonly topK?: number;
-  readonly topP?: number;
-  readonly minP?: number;
-  readonly repeatPenalty?: number;
-  readonly seed?: number;
-  readonly stop?: string[];
-  readonly type?: FileKind;
-  readonly contextSize?: number;
-  readonly draft?: string;
-  readonly draftTokens?: number;
+  readonly maxTokens?: number | undefined;
+  readonly temperature?: number | undefined;
+  readonly topK?: number | undefined;
+  readonly topP?: number | undefined;
+  readonly minP?: number | undefined;
+  readonly repeatPenalty?: number | undefined;
+  readonly seed?: number | undefined;
+  readonly stop?: string[] | undefined;
+  readonly type?: FileKind | undefined;
+  readonly contextSize?: number | undefined;
+  readonly draft?: string | undefined;
+  readonly draftTokens?: number | undefined;
 }
 
 export const addSampling = (command: Command): Command =>
@@ -59,13 +59,13 @@ export function samplingOptions(flags: SamplingFlags): SamplingOptions {
 
 export const engineOptions = (flags: SamplingFlags) => ({
   ...(flags.type && { kind: flags.type }),
-  ...(flags.contextSize !== undefined && { contextSize: flags.contextSize }),
-  ...(flags.draft !== undefined && { draftModel: flags.draft }),
-  ...(flags.draftTokens !== undefined && { draftTokens: flags.draftTokens }),
+  contextSize: flags.contextSize,
+  draftModel: flags.draft,
+  draftTokens: flags.draftTokens,
 });
 
 interface Flags extends SamplingFlags {
-  readonly prompt?: string;
+  readonly prompt?: string | undefined;
   readonly parseSpecial: boolean;
 }
 

@@ -1,6 +1,6 @@
 import { Command } from "commander";
 import { type Inspection, inspect } from "../jobs/index.js";
-import { formatBytes, formatCount } from "../jobs/report.js";
+import { formatBytes, formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import { addCommon, MODEL } from "./options.js";
 import { renderNotes } from "./render.js";

@@ -66,11 +66,11 @@ export const MODEL = "model directory, .gguf file or hub id (org/name)";
 /** Options that every command has. */
 export interface CommonFlags {
   readonly device: DeviceKind | "auto";
-  readonly threads?: number;
-  readonly json?: boolean;
-  readonly offline?: boolean;
-  readonly revision?: string;
-  readonly lora?: string[];
+  readonly threads?: number | undefined;
+  readonly json?: boolean | undefined;
+  readonly offline?: boolean | undefined;
+  readonly revision?: string | undefined;
+  readonly lora?: string[] | undefined;
 }
 
 /** Commands that take no model, or adapters of their own. */
@@ -106,10 +106,10 @@ export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay, s
 }
 
 export interface DataFlags {
-  readonly data?: string[];
-  readonly validation?: string[];
-  readonly field?: string;
-  readonly separator?: string;
+  readonly data?: string[] | undefined;
+  readonly validation?: string[] | undefined;
+  readonly field?: string | undefined;
+  readonly separator?: string | undefined;
 }
 
 export const addData = (command: Command, required: boolean): Command => {
@@ -135,17 +135,17 @@ export const dataOptions = (flags: DataFlags): DataOptions => ({
 
 export interface TargetFlags {
   readonly target: string;
-  readonly bits?: number;
-  readonly axes?: string[];
-  readonly divisors?: string;
-  readonly maxWidthCut?: number;
-  readonly maxDepthCut?: number;
-  readonly tolerance?: number;
-  readonly depth?: DepthMethod;
-  readonly candidates?: number;
-  readonly searchTokens?: number;
-  readonly samples?: number;
-  readonly scores?: string;
+  readonly bits?: number | undefined;
+  readonly axes?: string[] | undefined;
+  readonly divisors?: string | undefined;
+  readonly maxWidthCut?: number | undefined;
+  readonly maxDepthCut?: number | undefined;
+  readonly tolerance?: number | undefined;
+  readonly depth?: DepthMethod | undefined;
+  readonly candidates?: number | undefined;
+  readonly searchTokens?: number | undefined;
+  readonly samples?: number | undefined;
+  readonly scores?: string | undefined;
 }
 
 export const addTarget = (command: Command, required = true): Command =>
@@ -194,21 +194,21 @@ export function targetOptions(flags: TargetFlags): TargetOptions {
 }
 
 export interface TrainFlags {
-  readonly tokens?: number;
-  readonly sequenceLength?: number;
-  readonly batchSize?: number;
-  readonly microBatchSize?: number;
-  readonly learningRate?: number;
-  readonly minimumLearningRate?: number;
-  readonly schedule?: "cosine" | "linear" | "constant";
-  readonly warmupSteps?: number;
-  readonly weightDecay?: number;
-  readonly clipNorm?: number;
-  readonly seed?: number;
-  readonly saveEvery?: number;
-  readonly validateEvery?: number;
-  readonly compute?: "f32" | "bf16";
-  readonly recompute?: boolean;
+  readonly tokens?: number | undefined;
+  readonly sequenceLength?: number | undefined;
+  readonly batchSize?: number | undefined;
+  readonly microBatchSize?: number | undefined;
+  readonly learningRate?: number | undefined;
+  readonly minimumLearningRate?: number | undefined;
+  readonly schedule?: "cosine" | "linear" | "constant" | undefined;
+  readonly warmupSteps?: number | undefined;
+  readonly weightDecay?: number | undefined;
+  readonly clipNorm?: number | undefined;
+  readonly seed?: number | undefined;
+  readonly saveEvery?: number | undefined;
+  readonly validateEvery?: number | undefined;
+  readonly compute?: "f32" | "bf16" | undefined;
+  readonly recompute?: boolean | undefined;
 }
 
 export const addTraining = (command: Command, defaultTokens: string): Command =>
@@ -254,11 +254,11 @@ export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
 }
 
 export interface LossFlags {
-  readonly loss?: Divergence;
-  readonly temperature?: number;
-  readonly crossEntropyWeight?: number;
-  readonly topK?: number;
-  readonly teacherCache?: boolean;
+  readonly loss?: Divergence | undefined;
+  readonly temperature?: number | undefined;
+  readonly crossEntropyWeight?: number | undefined;
+  readonly topK?: number | undefined;
+  readonly teacherCache?: boolean | undefined;
 }
 
 export const addLoss = (command: Command): Command =>

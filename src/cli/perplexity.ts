@@ -12,8 +12,8 @@ import {
 } from "./options.js";
 
 interface Flags extends CommonFlags, DataFlags {
-  readonly sequenceLength?: number;
-  readonly compute?: "f32" | "bf16";
+  readonly sequenceLength?: number | undefined;
+  readonly compute?: "f32" | "bf16" | undefined;
 }
 
 export const perplexityCommand = example(
@@ -27,7 +27,7 @@ export const perplexityCommand = example(
           ...job,
           ...dataOptions(flags),
           model,
-          ...(flags.sequenceLength !== undefined && { sequenceLength: flags.sequenceLength }),
+          sequenceLength: flags.sequenceLength,
           ...(flags.compute && { computeType: flags.compute }),
         });
         print(

@@ -2,9 +2,9 @@ import { Command } from "commander";
 import { DEVICES, type FitCandidate } from "../devices/index.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
 import { type DevicePlan, type PlanOutcome, plan, planForDevice } from "../jobs/index.js";
-import { formatBytes, formatCount } from "../jobs/report.js";
 import { type AxisSize, describeSize } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
+import { formatBytes, formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import {
   addCommon,
@@ -22,10 +22,10 @@ import {
 
 interface Flags extends Omit<CommonFlags, "device">, DataFlags, Omit<TargetFlags, "target"> {
   readonly device: DeviceKind | "auto";
-  readonly target?: string;
-  readonly contextSize?: number;
-  readonly speed?: number;
-  readonly all?: boolean;
+  readonly target?: string | undefined;
+  readonly contextSize?: number | undefined;
+  readonly speed?: number | undefined;
+  readonly all?: boolean | undefined;
 }
 
 const command = addCommon(

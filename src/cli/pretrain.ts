@@ -17,9 +17,9 @@ import { renderTraining } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, TrainFlags {
   readonly out: string;
-  readonly fromScratch?: boolean;
-  readonly dtype?: FloatDType;
-  readonly restart?: boolean;
+  readonly fromScratch?: boolean | undefined;
+  readonly dtype?: FloatDType | undefined;
+  readonly restart?: boolean | undefined;
 }
 
 export const pretrainCommand = example(

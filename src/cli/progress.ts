@@ -1,6 +1,6 @@
 import cliProgress from "cli-progress";
 import type { ProgressEvent } from "../jobs/index.js";
-import { formatBytes, formatCount } from "../jobs/report.js";
+import { formatBytes, formatCount } from "../system/format.js";
 
 const REPORT_EVERY_MS = 5000;
 /** What was done in less time says nothing of a rate. */

@@ -1,6 +1,6 @@
 import { Command } from "commander";
 import { pruneModel } from "../jobs/index.js";
-import { formatCount } from "../jobs/report.js";
+import { formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import {
   addCommon,
@@ -18,8 +18,8 @@ import {
 
 interface Flags extends CommonFlags, DataFlags, TargetFlags {
   readonly out: string;
-  readonly shardBytes?: number;
-  readonly restart?: boolean;
+  readonly shardBytes?: number | undefined;
+  readonly restart?: boolean | undefined;
 }
 
 export const pruneCommand = example(
@@ -41,7 +41,7 @@ export const pruneCommand = example(
           model,
           out: flags.out,
           restart: flags.restart,
-          ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
+          shardBytes: flags.shardBytes,
         });
         print(outcome, ({ parameters, plan, out }) =>
           [

@@ -1,9 +1,9 @@
 import { Command } from "commander";
 import { type DType, isQuantized, QUANTIZED_DTYPES, type QuantizedDType } from "../ggml/index.js";
 import { type QuantizeOutcome, quantize } from "../jobs/index.js";
-import { formatBytes } from "../jobs/report.js";
 import { FILE_KINDS, type FileKind, parseFileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
+import { formatBytes } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import { addWriting } from "./export.js";
 import {
@@ -21,18 +21,18 @@ import { renderNotes } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags {
   readonly out: string;
-  readonly type?: FileKind[];
-  readonly size?: number;
-  readonly candidates?: QuantizedDType[];
-  readonly probe?: boolean;
-  readonly imatrix?: string;
-  readonly samples?: number;
-  readonly costSamples?: number;
-  readonly sequenceLength?: number;
-  readonly report?: boolean;
-  readonly shardBytes?: number;
-  readonly preTokenizer?: string;
-  readonly overwrite?: boolean;
+  readonly type?: FileKind[] | undefined;
+  readonly size?: number | undefined;
+  readonly candidates?: QuantizedDType[] | undefined;
+  readonly probe?: boolean | undefined;
+  readonly imatrix?: string | undefined;
+  readonly samples?: number | undefined;
+  readonly costSamples?: number | undefined;
+  readonly sequenceLength?: number | undefined;
+  readonly report?: boolean | undefined;
+  readonly shardBytes?: number | undefined;
+  readonly preTokenizer?: string | undefined;
+  readonly overwrite?: boolean | undefined;
 }
 
 /** Kinds of files, separated by commas. */
@@ -73,16 +73,16 @@ export const quantizeCommand = example(
         const outcome = await quantize({
           ...{ ...job, ...dataOptions(flags), model, out: flags.out, overwrite: flags.overwrite },
           ...(flags.type && { types: flags.type }),
-          ...(flags.size !== undefined && { sizeBytes: flags.size }),
+          sizeBytes: flags.size,
           ...(flags.candidates && { candidateTypes: flags.candidates }),
           ...(flags.probe === true && { probe: true }),
-          ...(flags.imatrix !== undefined && { importanceFile: flags.imatrix }),
-          ...(flags.samples !== undefined && { samples: flags.samples }),
-          ...(flags.costSamples !== undefined && { sensitivitySamples: flags.costSamples }),
-          ...(flags.sequenceLength !== undefined && { sequenceLength: flags.sequenceLength }),
+          importanceFile: flags.imatrix,
+          samples: flags.samples,
+          sensitivitySamples: flags.costSamples,
+          sequenceLength: flags.sequenceLength,
           ...(flags.report === true && { report: true }),
-          ...(flags.shardBytes !== undefined && { shardBytes: flags.shardBytes }),
-          ...(flags.preTokenizer !== undefined && { preTokenizer: flags.preTokenizer }),
+          shardBytes: flags.shardBytes,
+          preTokenizer: flags.preTokenizer,
         });
         print(outcome, render);
       }),

@@ -1,8 +1,9 @@
 import path from "node:path";
 import { comparison } from "../jobs/evaluation-table.js";
 import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
-import { formatBytes, formatCount, recoveredShare } from "../jobs/report.js";
+import { recoveredShare } from "../jobs/report.js";
 import type { FileKind } from "../quantize/index.js";
+import { formatBytes, formatCount } from "../system/format.js";
 import { table } from "./command.js";
 
 /** How a training run ended. */

@@ -1,7 +1,7 @@
 import { Command, Option } from "commander";
-import { formatBytes } from "../jobs/report.js";
 import { listProfiles, PROFILE_NAMES, type Profile, type ProfileName, serve } from "../serve/index.js";
 import { UsageError } from "../system/errors.js";
+import { formatBytes } from "../system/format.js";
 import { action, example, SERVICE_ENDS, table } from "./command.js";
 import {
   addCommon,
@@ -14,32 +14,32 @@ import {
 } from "./options.js";
 
 interface Flags extends CommonFlags {
-  readonly models?: string[];
-  readonly listProfiles?: boolean;
-  readonly profile?: ProfileName;
-  readonly host?: string;
-  readonly port?: number;
-  readonly name?: string[];
-  readonly slots?: number;
-  readonly queue?: number;
-  readonly contextSize?: number;
-  readonly batchSize?: number;
-  readonly maxTokens?: number;
-  readonly overflow?: "refuse" | "drop-oldest";
-  readonly draft?: string;
-  readonly lora?: string[];
-  readonly memory?: number;
-  readonly timeout?: number;
-  readonly drain?: number;
-  readonly maxBody?: number;
-  readonly apiKeys?: string;
-  readonly cors?: string[];
-  readonly allowedHosts?: string[];
-  readonly keepAlive?: number;
-  readonly tlsCert?: string;
-  readonly tlsKey?: string;
-  readonly logLevel?: "silent" | "error" | "info";
-  readonly logPrompts?: boolean;
+  readonly models?: string[] | undefined;
+  readonly listProfiles?: boolean | undefined;
+  readonly profile?: ProfileName | undefined;
+  readonly host?: string | undefined;
+  readonly port?: number | undefined;
+  readonly name?: string[] | undefined;
+  readonly slots?: number | undefined;
+  readonly queue?: number | undefined;
+  readonly contextSize?: number | undefined;
+  readonly batchSize?: number | undefined;
+  readonly maxTokens?: number | undefined;
+  readonly overflow?: "refuse" | "drop-oldest" | undefined;
+  readonly draft?: string | undefined;
+  readonly lora?: string[] | undefined;
+  readonly memory?: number | undefined;
+  readonly timeout?: number | undefined;
+  readonly drain?: number | undefined;
+  readonly maxBody?: number | undefined;
+  readonly apiKeys?: string | undefined;
+  readonly cors?: string[] | undefined;
+  readonly allowedHosts?: string[] | undefined;
+  readonly keepAlive?: number | undefined;
+  readonly tlsCert?: string | undefined;
+  readonly tlsKey?: string | undefined;
+  readonly logLevel?: "silent" | "error" | "info" | undefined;
+  readonly logPrompts?: boolean | undefined;
 }
 
 /** An environment variable that gives an option too. */

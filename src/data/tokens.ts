@@ -146,16 +146,14 @@ class ShardWriter {
 
 export interface CorpusOptions extends Partial<DocumentOptions> {
   /** Share of the documents held out for validation, chosen by a hash of their text; 0 by default. */
-  readonly heldOutShare?: number;
+  readonly heldOutShare?: number | undefined;
   /** COPPICE_CACHE, or ~/.cache/coppice. */
-  readonly cacheDir?: string;
-  readonly hub?: HubOptions;
+  readonly cacheDir?: string | undefined;
+  readonly hub?: HubOptions | undefined;
   /** Called while new data is tokenised. */
-  readonly onProgress?: (progress: {
-    readonly tokens: number;
-    readonly bytes: number;
-    readonly totalBytes: number;
-  }) => void;
+  readonly onProgress?:
+    | ((progress: { readonly tokens: number; readonly bytes: number; readonly totalBytes: number }) => void)
+    | undefined;
   /** Called with what was noticed while the data were read, for example how many rows were left out. */
   readonly onNote?: OnNote | undefined;
 }

@@ -15,7 +15,7 @@ export interface DeviceProfile {
   /** Tokens of prompt and answer to plan for. */
   readonly contextLength: number;
   /** What was measured there rather than estimated from the hardware's rates. */
-  readonly measured?: MeasuredRates;
+  readonly measured?: MeasuredRates | undefined;
 }
 
 /** How fast an engine computes on a device, one token at a time. */

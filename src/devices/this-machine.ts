@@ -1,5 +1,6 @@
 import { availableParallelism, freemem } from "node:os";
-import { dataBytes, fromFloat32 } from "../ggml/dtype.js";
+import { fromFloat32 } from "../ggml/convert.js";
+import { dataBytes } from "../ggml/dtype.js";
 import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDType } from "../ggml/index.js";
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
@@ -49,7 +50,7 @@ const tokenAttention = defineOp<[q: Tensor, keys: Tensor, values: Tensor, mask: 
 
 /** Measures the device that ggml computes on here, one token at a time: what it multiplies and reads in a second, by type. */
 export async function measureThisMachine(
-  options: { device?: DeviceKind | "auto"; threads?: number } = {},
+  options: { device?: DeviceKind | "auto" | undefined; threads?: number | undefined } = {},
 ): Promise<DeviceProfile> {
   const cores = availableParallelism();
   // small models are faster on one thread where threads start slowly: whichever is faster is what llama.cpp is given, too

@@ -48,7 +48,7 @@ interface LogitTerm {
   readonly weight: number;
   /** The sum over some rows of logits, [1]. */
   readonly of: (logits: Tensor, range: ops.RowRange) => Tensor;
-  readonly feed?: BuiltObjective["feed"];
+  readonly feed?: BuiltObjective["feed"] | undefined;
   readonly teacherCheck?: Tensor | undefined;
 }
 
@@ -197,7 +197,7 @@ function onlineTerm(
 function topKTerm(context: ObjectiveContext, source: TopKTeacher, { temperature }: DistillationOptions): LogitTerm {
   const { g } = context;
   const rows = rowCount(context);
-  const targets = source.declareInputs(context);
+  const targets = source.declareInputs(context.g, rowCount(context));
   return {
     name: "divergence",
     weight: 1,

@@ -24,7 +24,7 @@ export interface MetricsRecord {
   /** The loss's terms. */
   readonly terms: Readonly<Record<string, number>>;
   /** Mean nats per token on the validation data, where it was measured. */
-  readonly validationLoss?: number;
+  readonly validationLoss?: number | undefined;
 }
 
 const stateSchema = z.object({ step: z.number().int().min(0), seconds: z.number().min(0) });

@@ -2,21 +2,21 @@ import { closeSync, existsSync, mkdirSync, openSync, readSync, statSync } from "
 import path from "node:path";
 import type { Batch, Sequences } from "../data/index.js";
 import { overflowError } from "../evaluate/finite.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import { bytesOf, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { bytesOf } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import type { ModelWeights } from "../models/index.js";
 import { checkSpace, hashBytes, writeAll, writeJson, writingError } from "../system/files.js";
 import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import type { TopKTargets } from "./losses.js";
-import type { ObjectiveContext } from "./objective.js";
 
 export interface TopKTeacherOptions {
   readonly k: number;
   readonly temperature: number;
   readonly computeType: ComputeType;
   /** Where computed logits are kept for later runs; nowhere by default. */
-  readonly cacheDirectory?: string;
+  readonly cacheDirectory?: string | undefined;
   /** How many sequences will be asked for, so that a cache of them has room. */
   readonly expectedSequences?: number | undefined;
   /** Names the teacher's weights in the cache. */
@@ -63,9 +63,8 @@ export class TopKTeacher {
     }
   }
 
-  /** Inputs for a batch's targets. */
-  declareInputs({ g, tokens }: ObjectiveContext): TopKInputs {
-    const rows = tokens.shape.reduce((a, b) => a * b, 1);
+  /** Inputs for the targets of so many rows. */
+  declareInputs(g: Graph, rows: number): TopKInputs {
     const { k } = this.options;
     const indices = g.input("teacher.indices", "i32", [rows * k]);
     const logProbabilities = g.input("teacher.logProbabilities", "f32", [rows * k]);

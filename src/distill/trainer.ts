@@ -87,14 +87,14 @@ export interface TrainJob {
   readonly sequences: Sequences;
   readonly options: TrainOptions;
   /** Where metrics and checkpoints go. Without one nothing is kept and nothing resumed. */
-  readonly run?: RunDirectory;
-  readonly onProgress?: (progress: TrainProgress) => void;
+  readonly run?: RunDirectory | undefined;
+  readonly onProgress?: ((progress: TrainProgress) => void) | undefined;
   /** Hears what a person should know and need not act on. */
   readonly onNote?: ((text: string) => void) | undefined;
   /** Measures the validation loss of the student as it is. */
-  readonly validate?: () => Promise<number>;
+  readonly validate?: (() => Promise<number>) | undefined;
   /** Stops after the current step, with a checkpoint, when it is aborted. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface TrainResult {

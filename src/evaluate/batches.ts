@@ -12,7 +12,7 @@ export interface BatchOptions {
 
 /** The same, told how far it is. */
 export interface CalibrationOptions extends BatchOptions {
-  readonly onProgress?: (done: number, total: number) => void;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
 /**

@@ -9,9 +9,9 @@ import type { TaskGroup } from "./tasks/index.js";
 
 /** A model that benchmarks can ask. What it cannot answer is missing. */
 export interface EvaluatedModel {
-  readonly likelihood?: LikelihoodModel;
-  readonly generation?: GenerationModel;
-  readonly cache?: ReplyCache;
+  readonly likelihood?: LikelihoodModel | undefined;
+  readonly generation?: GenerationModel | undefined;
+  readonly cache?: ReplyCache | undefined;
 }
 
 export interface EvaluateOptions extends Partial<RequestSettings> {

@@ -94,7 +94,7 @@ export interface Generation<Row> extends TaskFacts<Row> {
   /** What a worked example has after the prompt and a space. */
   readonly answer: (row: Row) => string;
   readonly until: readonly string[];
-  readonly maxTokens?: number;
+  readonly maxTokens?: number | undefined;
   readonly metrics: readonly Metric[];
   /** The metrics' values, in their order. */
   readonly judge: (text: string, row: Row) => readonly number[];
@@ -134,7 +134,7 @@ export interface Programming<Row> extends TaskFacts<Row> {
   /** The whole program to run: what was written, with the tests. */
   readonly program: (text: string, row: Row) => string;
   readonly until: readonly string[];
-  readonly maxTokens?: number;
+  readonly maxTokens?: number | undefined;
   /** The harness's name of the metric, for some k. */
   readonly metric: (k: number) => Metric;
 }

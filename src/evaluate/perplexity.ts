@@ -16,14 +16,14 @@ export interface Perplexity {
 }
 
 export interface PerplexityOptions {
-  readonly sequenceLength?: number;
+  readonly sequenceLength?: number | undefined;
   /** Sequences computed at once. */
-  readonly batchSize?: number;
+  readonly batchSize?: number | undefined;
   /** At most so many sequences; all by default. */
-  readonly maxSequences?: number;
-  readonly computeType?: ComputeType;
-  readonly forward?: ForwardOptions;
-  readonly onProgress?: (done: number, total: number) => void;
+  readonly maxSequences?: number | undefined;
+  readonly computeType?: ComputeType | undefined;
+  readonly forward?: ForwardOptions | undefined;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
 /** Sequences no longer than this by default: longer contexts cost quadratically more memory. */

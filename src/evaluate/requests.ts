@@ -21,10 +21,10 @@ export interface GenerateRequest {
   readonly until: readonly string[];
   readonly maxTokens: number;
   /** 0, the default, takes the most probable token each time. */
-  readonly temperature?: number;
-  readonly topP?: number;
+  readonly temperature?: number | undefined;
+  readonly topP?: number | undefined;
   /** Numbers the samples that are drawn of one text; also the seed. */
-  readonly sample?: number;
+  readonly sample?: number | undefined;
 }
 
 export type Request = LogLikelihoodRequest | RollingRequest | GenerateRequest;

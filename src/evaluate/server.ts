@@ -17,11 +17,11 @@ import {
 
 export interface ServerOptions {
   /** The model's name there; the first that the server lists by default. */
-  readonly model?: string;
+  readonly model?: string | undefined;
   /** OPENAI_API_KEY by default. */
-  readonly apiKey?: string;
+  readonly apiKey?: string | undefined;
   /** Requests under way at once. */
-  readonly concurrency?: number;
+  readonly concurrency?: number | undefined;
 }
 
 const CONCURRENCY = 8;
@@ -78,8 +78,8 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
       const { text } = await this.complete({
         ...{ prompt: context, max_tokens: maxTokens, temperature: temperature ?? 0 },
         ...(until.length > 0 && { stop: until.slice(0, MOST_STOPS) }),
-        ...(topP !== undefined && { top_p: topP }),
-        ...(sample !== undefined && { seed: sample }),
+        top_p: topP,
+        seed: sample,
       });
       return cutAt(text, until);
     });

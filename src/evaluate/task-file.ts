@@ -118,7 +118,7 @@ function taskOf(json: TaskJson, file: string): Task {
     splits: Object.fromEntries(Object.entries(json.splits).filter(([, split]) => split !== undefined)),
     fewShot: {
       ...{ count: json.fewShot, sampler: json.fewShotSampler },
-      ...(json.description !== undefined && { description: json.description }),
+      description: json.description,
     },
   };
   const text = (source: string) => renderer(source, file);
@@ -150,7 +150,7 @@ function taskOf(json: TaskJson, file: string): Task {
       return generation({
         ...facts,
         ...{ prompt, answer, until: json.until },
-        ...(json.maxTokens !== undefined && { maxTokens: json.maxTokens }),
+        maxTokens: json.maxTokens,
         metrics: json.metrics.map((metric) => mean(metric)),
         judge: (written, r) => json.metrics.map((metric) => judges[metric](written, answer(r))),
       });

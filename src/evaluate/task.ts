@@ -9,16 +9,16 @@ export interface DatasetReference {
   /** `organisation/name` on the hub. */
   readonly repo: string;
   /** The configuration (subset) of it; the only one where none is named. */
-  readonly config?: string;
+  readonly config?: string | undefined;
 }
 
 /** The splits that a benchmark uses. It is measured on `test`, or else `validation`. */
 export interface Splits {
-  readonly train?: string;
-  readonly validation?: string;
-  readonly test?: string;
+  readonly train?: string | undefined;
+  readonly validation?: string | undefined;
+  readonly test?: string | undefined;
   /** Where worked examples come from: this, or else the first there is of train, validation, test. */
-  readonly fewShot?: string;
+  readonly fewShot?: string | undefined;
 }
 
 /** A benchmark. See `defineTask` and its kind's function (multipleChoice, generation, ...) for how to make one. */
@@ -30,7 +30,7 @@ export interface Task {
   readonly splits: Splits;
   readonly fewShot: FewShot;
   /** Measured on so many documents, or that share of them where below 1, unless the caller says otherwise. */
-  readonly limit?: number;
+  readonly limit?: number | undefined;
   readonly metrics: readonly Metric[];
   readonly asks: "likelihood" | "generation";
   /** @throws FormatError naming what of the row is not as it must be */
@@ -43,9 +43,9 @@ export interface FewShot {
   /** Drawn anew for each question, or always the first. */
   readonly sampler: "random" | "first";
   /** What stands before everything. */
-  readonly description?: string;
+  readonly description?: string | undefined;
   /** Which rows of the split may be taken; all by default. */
-  readonly accepts?: (row: unknown) => boolean;
+  readonly accepts?: ((row: unknown) => boolean) | undefined;
 }
 
 /** A row of a benchmark, read. */
@@ -86,8 +86,8 @@ export interface TaskFacts<Row> {
   readonly splits: Splits;
   /** The columns that are used. */
   readonly schema: z.ZodType<Row>;
-  readonly fewShot?: Partial<FewShot>;
-  readonly limit?: number;
+  readonly fewShot?: Partial<FewShot> | undefined;
+  readonly limit?: number | undefined;
 }
 
 /** A task from its facts and what makes a question of a row. */
@@ -100,7 +100,7 @@ export function defineTask<Row>(
   return {
     ...{ name, version, dataset, splits, metrics, asks },
     fewShot: { count: 0, sampler: "random", ...fewShot },
-    ...(limit !== undefined && { limit }),
+    limit,
     read: (row) => {
       const parsed = schema.safeParse(row);
       if (parsed.success) return question(parsed.data);

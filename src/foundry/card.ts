@@ -1,6 +1,6 @@
-import type { PlanSummary } from "../jobs/pruning.js";
-import { formatBytes, formatCount } from "../jobs/report.js";
+import type { PlanSummary } from "../jobs/plan-summary.js";
 import { describeSize } from "../prune/index.js";
+import { formatBytes, formatCount } from "../system/format.js";
 import type { JobSpec } from "./specification.js";
 
 /** What a card is written from: only what was measured or given. */

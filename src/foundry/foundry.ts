@@ -194,7 +194,7 @@ export async function withTenants<T>(options: FoundryOptions, work: (tenants: Te
 
 /** Does jobs until the signal, in this process. @param attached whether to end with the process that started it */
 export async function runWorker(
-  options: FoundryOptions & { readonly attached?: boolean },
+  options: FoundryOptions & { readonly attached?: boolean | undefined },
   signal: AbortSignal,
 ): Promise<void> {
   const url = options.databaseUrl;

@@ -1,6 +1,6 @@
 import type { z } from "zod";
-import { escapeHtml, page, table } from "../jobs/report.js";
 import { errorResponses, errorSchema, type Json, operationId, schemaOf } from "../serve/api/openapi.js";
+import { escapeHtml, page, table } from "../system/html.js";
 import { ROUTES, type Route } from "./api/index.js";
 
 const STATUSES: Readonly<Record<string, string>> = {
@@ -14,12 +14,12 @@ const STATUSES: Readonly<Record<string, string>> = {
 
 const parametersOf = (schema: z.ZodObject, where: "path" | "query"): Json[] => {
   const { properties = {}, required = [] } = schemaOf(schema, "input") as {
-    properties?: Record<string, Json>;
-    required?: string[];
+    properties?: Record<string, Json> | undefined;
+    required?: string[] | undefined;
   };
   return Object.entries(properties).map(([name, { description, ...own }]) => ({
     ...{ name, in: where, required: where === "path" || required.includes(name), schema: own },
-    ...(description !== undefined && { description }),
+    description,
   }));
 };
 

@@ -1,10 +1,10 @@
 import { freemem } from "node:os";
 import type { HubOptions } from "../checkpoint/index.js";
 import { runnableGguf } from "../jobs/index.js";
-import { formatBytes } from "../jobs/report.js";
 import { FairQueue } from "../serve/engine/fair-queue.js";
 import { HostedModel, type HostOptions } from "../serve/engine/hosted-model.js";
 import { ApiError } from "../serve/errors.js";
+import { formatBytes } from "../system/format.js";
 
 export interface PlayRequest {
   readonly prompt: string;

@@ -50,14 +50,16 @@ export interface JobOutcome {
   readonly result: Readonly<Record<string, unknown>>;
   readonly artifacts: readonly Omit<Artifact, "id">[];
   /** The model that it made. */
-  readonly made?: {
-    /** Where its files lie. */
-    readonly key: string;
-    readonly facts: ModelFacts;
-    readonly licence: string | null;
-    readonly bytes: number;
-    readonly name: string;
-  };
+  readonly made?:
+    | {
+        /** Where its files lie. */
+        readonly key: string;
+        readonly facts: ModelFacts;
+        readonly licence: string | null;
+        readonly bytes: number;
+        readonly name: string;
+      }
+    | undefined;
 }
 
 /** Does a job, or goes on with it: what was finished in its workspace is not done again. */
@@ -161,7 +163,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
         scores: scores ?? null,
         memory,
       },
-      ...(outcome.sentence !== undefined && { sentence: outcome.sentence }),
+      sentence: outcome.sentence,
     },
     artifacts: results.all,
     made: {
@@ -204,8 +206,8 @@ async function cutAndDistil(
         ([, value]) => value !== undefined,
       ),
     ),
-    ...(spec.calibration_samples !== undefined && { calibrationSamples: spec.calibration_samples }),
-    ...(spec.candidates !== undefined && { maxCandidates: spec.candidates }),
+    calibrationSamples: spec.calibration_samples,
+    maxCandidates: spec.candidates,
     ...(spec.teacher_correction === true && { teacherCorrection: true }),
     ...(spec.evaluate && { evaluate: spec.evaluate }),
   });

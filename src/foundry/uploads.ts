@@ -52,7 +52,7 @@ export async function storeUpload(
     form: UploadForm;
     /** Begins to read what comes. */
     content: () => Readable;
-    most?: number;
+    most?: number | undefined;
   },
 ): Promise<StoredFile> {
   const { storage, tenants, library } = services;

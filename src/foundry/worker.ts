@@ -271,7 +271,7 @@ class Reporter {
           loss,
           learningRate,
           tokensPerSecond,
-          ...(validationLoss !== undefined && { validationLoss }),
+          validationLoss,
         };
       });
   }

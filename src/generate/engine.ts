@@ -16,32 +16,32 @@ import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, openRunnable } from "./runnable.js";
 
 export interface EngineOptions {
-  readonly device?: DeviceKind | "auto";
-  readonly threads?: number;
+  readonly device?: DeviceKind | "auto" | undefined;
+  readonly threads?: number | undefined;
   /** Tokens of prompt and answer together; the model's own limit, 4096 at most, by default. */
-  readonly contextSize?: number;
+  readonly contextSize?: number | undefined;
   /** A smaller GGUF model of the same tokenizer that guesses several tokens ahead, which the model then checks at once. */
-  readonly draft?: string;
+  readonly draft?: string | undefined;
   /** Tokens guessed ahead at most; 8 by default. */
-  readonly draftTokens?: number;
+  readonly draftTokens?: number | undefined;
 }
 
 /** How the next token is chosen. */
 export interface SamplingOptions {
   /** 0 takes the likeliest always; 0.8 by default. */
-  readonly temperature?: number;
-  readonly topK?: number;
-  readonly topP?: number;
-  readonly minP?: number;
+  readonly temperature?: number | undefined;
+  readonly topK?: number | undefined;
+  readonly topP?: number | undefined;
+  readonly minP?: number | undefined;
   /** Divides the odds of what came lately; 1 for none, the default. */
-  readonly repeatPenalty?: number;
-  readonly seed?: number;
-  readonly maxTokens?: number;
+  readonly repeatPenalty?: number | undefined;
+  readonly seed?: number | undefined;
+  readonly maxTokens?: number | undefined;
   /** Texts to stop at. */
-  readonly stop?: readonly string[];
-  readonly signal?: AbortSignal;
+  readonly stop?: readonly string[] | undefined;
+  readonly signal?: AbortSignal | undefined;
   /** Called with each piece of text as it comes. */
-  readonly onText?: (text: string) => void;
+  readonly onText?: ((text: string) => void) | undefined;
 }
 
 /** Options for continuing a text. The begin token is always put there: the models that have one were taught with it. */
@@ -55,7 +55,7 @@ export interface Generation {
   /** Why it ended: `eogToken` (the model's end), `maxTokens`, `abort`, `customStopTrigger`. */
   readonly stopReason: string;
   /** With a draft: how many of its guesses were right. */
-  readonly draft?: { readonly guessed: number; readonly accepted: number };
+  readonly draft?: { readonly guessed: number; readonly accepted: number } | undefined;
 }
 
 const DEFAULT_CONTEXT = 4096;

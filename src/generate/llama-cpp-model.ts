@@ -28,7 +28,7 @@ export interface LlamaCppOptions extends Pick<EngineOptions, "device" | "threads
   /** Longest sequence; prompts lose their beginning to fit. The model's own limit by default. */
   readonly maxLength?: number | undefined;
   /** Keys and values in f32 rather than f16: what is written is then what exact arithmetic would write. */
-  readonly exact?: boolean;
+  readonly exact?: boolean | undefined;
 }
 
 const DEFAULT_LENGTH = 2048;

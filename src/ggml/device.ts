@@ -49,13 +49,13 @@ export function listDevices(library: Library = loadLibrary()): Device[] {
 
 export interface BackendOptions {
   /** Which kind of device; `auto` takes the fastest found. */
-  readonly device?: DeviceKind | "auto";
+  readonly device?: DeviceKind | "auto" | undefined;
   /** CPU threads; COPPICE_THREADS, or all cores, by default. */
-  readonly threads?: number;
+  readonly threads?: number | undefined;
   /** Our own kernels on a CPU: the best that it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`. */
-  readonly kernels?: "auto" | "none" | Variant;
+  readonly kernels?: "auto" | "none" | Variant | undefined;
   /** Whether threads live as long as the backend; false has ggml start them for each computation, as llama.cpp does without our library. */
-  readonly keepThreads?: boolean;
+  readonly keepThreads?: boolean | undefined;
 }
 
 /** Drivers that only imitate a GPU on the processor: slower than the processor itself, so never chosen unasked. */

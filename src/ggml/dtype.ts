@@ -1,6 +1,3 @@
-import { FormatError } from "../system/errors.js";
-import type { Functions } from "./functions.js";
-
 /** An element type: its number in ggml, and how many elements a block of how many bytes holds. */
 interface Layout {
   readonly id: number;
@@ -71,6 +68,10 @@ export const blockSize = (dtype: DType): number => LAYOUTS[dtype].block;
 export const dataBytes = (dtype: DType, elements: number): number =>
   (elements / LAYOUTS[dtype].block) * LAYOUTS[dtype].bytes;
 
+/** How many elements so many bytes of whole blocks hold. */
+export const elementsIn = (dtype: DType, bytes: number): number =>
+  (bytes / LAYOUTS[dtype].bytes) * LAYOUTS[dtype].block;
+
 /** The type of a number in a GGUF file, where it is one that is known here. */
 export function dtypeOfId(id: number): DType | undefined {
   return (Object.keys(LAYOUTS) as DType[]).find((dtype) => LAYOUTS[dtype].id === id);
@@ -91,32 +92,4 @@ export function typedView(bytes: Uint8Array, elementBytes: 2 | 4): Uint16Array |
   return elementBytes === 2
     ? new Uint16Array(aligned.buffer, aligned.byteOffset, count)
     : new Uint32Array(aligned.buffer, aligned.byteOffset, count);
-}
-
-/** Converts stored elements to f32. A view of the same bytes when they are f32 already. */
-export function toFloat32(functions: Functions, bytes: Uint8Array, dtype: DType): Float32Array {
-  if (dtype === "f32") {
-    const words = typedView(bytes, 4);
-    return new Float32Array(words.buffer, words.byteOffset, words.length);
-  }
-  if (dtype === "i32") throw new FormatError("i32 data where floating-point numbers were expected");
-  if (isQuantized(dtype)) {
-    const values = new Float32Array((bytes.byteLength / LAYOUTS[dtype].bytes) * LAYOUTS[dtype].block);
-    functions.dequantize[dtype](bytes, values, values.length);
-    return values;
-  }
-  const halves = typedView(bytes, 2);
-  const result = new Float32Array(halves.length);
-  if (dtype === "bf16") functions.ggml_bf16_to_fp32_row(halves, result, halves.length);
-  else functions.ggml_fp16_to_fp32_row(halves, result, halves.length);
-  return result;
-}
-
-/** Converts f32 to stored elements, rounding to nearest even. */
-export function fromFloat32(functions: Functions, values: Float32Array, dtype: FloatDType): Uint8Array {
-  if (dtype === "f32") return bytesOf(values);
-  const result = new Uint16Array(values.length);
-  if (dtype === "bf16") functions.ggml_fp32_to_bf16_row(values, result, values.length);
-  else functions.ggml_fp32_to_fp16_row(values, result, values.length);
-  return bytesOf(result);
 }

@@ -1,3 +1,4 @@
+export { fromFloat32, toFloat32 } from "./convert.js";
 export { Backend, type BackendOptions, type Device, listDevices } from "./device.js";
 export {
   blockSize,
@@ -6,12 +7,10 @@ export {
   type DType,
   dataBytes,
   type FloatDType,
-  fromFloat32,
   isQuantized,
   QUANTIZED_DTYPES,
   type QuantizedDType,
   type StoredDType,
-  toFloat32,
 } from "./dtype.js";
 export type { Functions, Pointer } from "./functions.js";
 export {

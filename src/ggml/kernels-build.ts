@@ -92,7 +92,7 @@ async function compile(compiler: string, args: readonly string[]): Promise<void>
   try {
     await execute(compiler, [...args]);
   } catch (error) {
-    const said = (error as { stderr?: string }).stderr ?? String(error);
+    const said = (error as { stderr?: string | undefined }).stderr ?? String(error);
     throw new CoppiceError(`${compiler} ${args.join(" ")} failed:\n${said.slice(0, 4000)}`);
   }
 }

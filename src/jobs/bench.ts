@@ -24,16 +24,16 @@ export interface BenchJob extends JobOptions {
   /** A model whose sizes to take, or the sizes themselves: `hidden=288,ffn=768,layers=6,heads=6,kvHeads=6,vocab=32000`. */
   readonly model: string;
   /** What is timed; a distillation step by default. The teacher has the sizes of the student. */
-  readonly work?: BenchWork;
-  readonly sequenceLength?: number;
+  readonly work?: BenchWork | undefined;
+  readonly sequenceLength?: number | undefined;
   /** Sequences per step. */
-  readonly batchSize?: number;
+  readonly batchSize?: number | undefined;
   /** Timed steps; one more comes before them. */
-  readonly steps?: number;
-  readonly computeType?: ComputeType;
-  readonly recompute?: boolean;
+  readonly steps?: number | undefined;
+  readonly computeType?: ComputeType | undefined;
+  readonly recompute?: boolean | undefined;
   /** Time each kind of operation, too. */
-  readonly profile?: boolean;
+  readonly profile?: boolean | undefined;
 }
 
 export interface BenchOutcome {
@@ -58,7 +58,7 @@ export interface BenchOutcome {
   readonly share: number;
   /** Highest resident memory of this process while the work was set up and done, in bytes. */
   readonly memoryBytes: number;
-  readonly profile?: readonly ProfileEntry[];
+  readonly profile?: readonly ProfileEntry[] | undefined;
 }
 
 /** How often a measurement is repeated. */

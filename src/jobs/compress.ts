@@ -1,4 +1,5 @@
 import path from "node:path";
+import { storedType } from "../checkpoint/stored-type.js";
 import { Sequences, Tokenizer, type TokenStream } from "../data/index.js";
 import { isDevice, quantizableDivisors } from "../devices/index.js";
 import {
@@ -15,10 +16,11 @@ import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune } from
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import { fitFor } from "./device-plan.js";
+import { distilBriefly, distillStage, type TeacherOptions } from "./distill.js";
 import { type OpenModel, onDevice, openData, openModel, writeDirectory } from "./environment.js";
-import { type EvaluateJob, type EvaluateOutcome, evaluate } from "./evaluate.js";
+import { evaluate } from "./evaluate.js";
+import type { EvaluateJob, EvaluateOutcome } from "./evaluation.js";
 import { generate } from "./generate.js";
-import { type QuantizedFile, quantize } from "./gguf.js";
 import { type BytesByKind, bytesByKind, comparedKinds } from "./like-with-like.js";
 import { type Measurement, measure } from "./measure.js";
 import {
@@ -32,39 +34,33 @@ import {
   ownInside,
   scoresIdentity,
 } from "./output.js";
-import { candidatesFor, type PlanSummary, scoresFor, search, summarisePlan, type TargetOptions } from "./pruning.js";
+import { type PlanSummary, summarisePlan } from "./plan-summary.js";
+import { type QuantizedFile, quantize } from "./quantize.js";
 import { writeReport } from "./report.js";
 import { noteTraining } from "./sanity.js";
+import { scoresFor, search } from "./search.js";
 import { Stages } from "./stages.js";
-import {
-  distilBriefly,
-  distillStage,
-  runTraining,
-  storedType,
-  type TeacherOptions,
-  type TrainingJob,
-  type TrainSettings,
-  trainOptionsFor,
-} from "./training.js";
+import { candidatesFor, type TargetOptions } from "./target.js";
+import { runTraining, type TrainingJob, type TrainSettings, trainOptionsFor } from "./training.js";
 
 export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOptions {
   readonly model: string;
   /** What a run that goes on elsewhere knows the model by, where its path is another; the path by default. */
-  readonly modelName?: string;
+  readonly modelName?: string | undefined;
   /** What the result is called in its report and its GGUF files; by default as `out` is. */
-  readonly name?: string;
+  readonly name?: string | undefined;
   /** Training settings; 2 million tokens where none are given. */
-  readonly settings?: Partial<TrainSettings>;
-  readonly distillation?: Partial<DistillationOptions>;
-  readonly teacherOptions?: TeacherOptions;
+  readonly settings?: Partial<TrainSettings> | undefined;
+  readonly distillation?: Partial<DistillationOptions> | undefined;
+  readonly teacherOptions?: TeacherOptions | undefined;
   /** Adapt the teacher to the data first (arXiv 2408.11796, section 3), on so many tokens; true for a third of the tokens. */
-  readonly teacherCorrection?: boolean | number;
+  readonly teacherCorrection?: boolean | number | undefined;
   /** Match intermediate states too; helps where much depth is cut. */
-  readonly intermediate?: boolean;
+  readonly intermediate?: boolean | undefined;
   /** Kinds of GGUF files to make of the student. */
-  readonly gguf?: readonly FileKind[];
+  readonly gguf?: readonly FileKind[] | undefined;
   /** Benchmarks to measure teacher, pruned model and student on. */
-  readonly evaluate?: Pick<EvaluateJob, "tasks" | "limit" | "data">;
+  readonly evaluate?: Pick<EvaluateJob, "tasks" | "limit" | "data"> | undefined;
 }
 
 /** What `compress` reports. */
@@ -83,9 +79,9 @@ export interface CompressOutcome {
   /** How large each would be in files of the same kinds, where GGUF files are wanted or the teacher is quantized. */
   readonly bytesByKind: Readonly<Record<string, BytesByKind>>;
   /** GGUF files of the student, and what the first of them wrote. */
-  readonly gguf?: GgufOutcome;
+  readonly gguf?: GgufOutcome | undefined;
   /** Scores of teacher, pruned model and student. */
-  readonly evaluation?: EvaluateOutcome;
+  readonly evaluation?: EvaluateOutcome | undefined;
 }
 
 /** A file as it is delivered, measured like the models that it came from. */
@@ -422,7 +418,7 @@ class Compression {
       student: pruned,
       distillation: { ...job.distillation, ...intermediate },
       teacher: job.teacherOptions ?? {},
-      ...(job.cacheDir !== undefined && { cacheDir: job.cacheDir }),
+      cacheDir: job.cacheDir,
       write: (weights) =>
         writeModel(
           job.out,

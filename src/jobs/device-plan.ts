@@ -12,8 +12,8 @@ import {
 } from "../devices/index.js";
 import { countParameters, type Model, modelFromConfig, openCheckpoint } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
+import { formatBytes } from "../system/format.js";
 import type { JobOptions } from "./environment.js";
-import { formatBytes } from "./report.js";
 
 export interface DevicePlanJob extends Pick<JobOptions, "hub" | "onProgress" | "device" | "threads">, FitOptions {
   readonly model: string;

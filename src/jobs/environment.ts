@@ -41,17 +41,17 @@ export interface ProgressEvent {
     | "tasks"
     | "programs";
   /** A short remark, for example the current loss. */
-  readonly detail?: string;
+  readonly detail?: string | undefined;
 }
 
 /** What every job may be given. */
 export interface JobOptions extends BackendOptions {
-  readonly hub?: HubOptions;
-  readonly onProgress?: (event: ProgressEvent) => void;
+  readonly hub?: HubOptions | undefined;
+  readonly onProgress?: ((event: ProgressEvent) => void) | undefined;
   /** Told what the user should know though the job goes on. */
   readonly onNote?: ((note: string) => void) | undefined;
   /** Asks the job to stop as soon as its state is safe. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** A model that a job works on. */
@@ -108,7 +108,7 @@ export async function openModel(reference: string, options: JobOptions = {}): Pr
 export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" | "cacheDir"> {
   readonly data: readonly string[];
   /** Held-out text; a share of the documents where none is given, or the end of the text where they are few. */
-  readonly validation?: readonly string[];
+  readonly validation?: readonly string[] | undefined;
 }
 
 /** Share of the documents held out when no validation data is given. */
@@ -182,8 +182,8 @@ export async function openTokens(
 /** Where a model directory goes, and in what form. */
 export interface WriteJob extends JobOptions {
   readonly out: string;
-  readonly dtype?: FloatDType;
-  readonly shardBytes?: number;
+  readonly dtype?: FloatDType | undefined;
+  readonly shardBytes?: number | undefined;
   /** Where each file goes, as `writeCheckpoint` has it. */
   readonly place?: ((name: string) => string) | undefined;
 }
@@ -197,8 +197,8 @@ export function writeDirectory(tensors: ModelTensors, from: string, job: WriteJo
     carryFrom: from,
     place: job.place,
     onNote: job.onNote,
-    ...(job.dtype !== undefined && { dtype: job.dtype }),
-    ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
+    dtype: job.dtype,
+    shardBytes: job.shardBytes,
     onBytes: (count) => {
       done += count;
       job.onProgress?.({ stage, done, total, unit: "bytes" });

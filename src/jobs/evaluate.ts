@@ -1,100 +1,25 @@
 import { appendFileSync, mkdirSync } from "node:fs";
 import path from "node:path";
-import { Tokenizer } from "../data/index.js";
 import type { RunDirectory } from "../distill/index.js";
 import {
-  CompletionServer,
   Datasets,
-  EngineLikelihoods,
-  type EvaluatedModel,
   evaluateTask,
-  type GenerationModel,
-  type GroupResult,
   groupResults,
-  type LikelihoodModel,
-  loadTaskFile,
   PythonSandbox,
-  ReplyCache,
   type Sample,
-  SUITES,
   TASK_GROUPS,
-  TASKS,
   type Task,
   type TaskResult,
   tasksOfGroup,
 } from "../evaluate/index.js";
-import { LlamaCppModel } from "../generate/index.js";
-import { Backend } from "../ggml/index.js";
-import { loadWeights, summariseGguf } from "../models/index.js";
-import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
-import { cacheDirectory, writeJson } from "../system/files.js";
+import { writeJson } from "../system/files.js";
 import type { Input } from "../system/places.js";
-import type { ComputeType } from "../tensor/index.js";
-import { findModel, type JobOptions, type OpenModel, type RunOnlyModel } from "./environment.js";
+import { type OpenedModel, open } from "./evaluated-model.js";
+import type { EvaluateJob, EvaluateOutcome, ModelEvaluation, PlannedTask } from "./evaluation.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
-import { identityOf, originOf, runnableGguf } from "./gguf.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
 import { claim, fileInput, inRun } from "./output.js";
-import { checkLength } from "./sanity.js";
-
-/** What answers requests for likelihoods: our own engine, or llama.cpp for GGUF files. Text is always written by llama.cpp. */
-export const EVALUATION_ENGINES = ["coppice", "llama.cpp"] as const;
-export type EvaluationEngine = (typeof EVALUATION_ENGINES)[number];
-
-export interface EvaluateJob extends JobOptions {
-  /** Directories, .gguf files, hub ids, or `http://host/v1[#name]` of an OpenAI-compatible server. */
-  readonly models: readonly string[];
-  /** What they are called in results, in their order; as they are given by default. */
-  readonly names?: readonly string[] | undefined;
-  /**
-   * Where answers are kept, and what is to be unchanged of each model for them to hold, for an evaluation that goes on elsewhere; in the
-   * cache and by the models' files by default.
-   */
-  readonly answers?: { readonly directory: string; readonly identities: readonly string[] } | undefined;
-  /** Names of tasks, groups and suites (`minitron`, the default), also `name:SHOTS`, and task files. */
-  readonly tasks?: readonly string[] | undefined;
-  /** At most so many documents of each task, or that share of them where below 1. */
-  readonly limit?: number | undefined;
-  /** Worked examples before each question; each task's own number by default. */
-  readonly fewShot?: number | undefined;
-  readonly maxLength?: number | undefined;
-  readonly maxTokens?: number | undefined;
-  /** Programs drawn for each programming problem, for pass@k. */
-  readonly samples?: number | undefined;
-  readonly temperature?: number | undefined;
-  /** A directory of benchmark data that is looked at before the hub. */
-  readonly data?: string | undefined;
-  readonly engine?: EvaluationEngine | undefined;
-  readonly computeType?: ComputeType | undefined;
-  /** Put published scores beside the models' in the report. */
-  readonly published?: boolean | undefined;
-  /** Where results, samples in the harness's layout and the report go; nowhere by default. */
-  readonly out?: string | undefined;
-  readonly cacheDir?: string | undefined;
-  /** Ask everything again, whatever was answered before. */
-  readonly restart?: boolean | undefined;
-}
-
-/** A task, and how it is to be asked. */
-export interface PlannedTask {
-  readonly task: Task;
-  readonly fewShot: number | undefined;
-  /** Its name in the results: with the number of examples where the task is measured with several. */
-  readonly label: string;
-}
-
-export interface ModelEvaluation {
-  readonly model: string;
-  readonly parameters?: number;
-  readonly tasks: readonly TaskResult[];
-  readonly groups: readonly GroupResult[];
-  readonly seconds: number;
-}
-
-export interface EvaluateOutcome {
-  readonly models: readonly ModelEvaluation[];
-  readonly out?: string;
-}
+import { plannedTasks } from "./task-names.js";
 
 /** Measures models on benchmarks. What was answered is kept on disk, so that a stopped evaluation goes on. */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
@@ -149,50 +74,6 @@ async function evaluateAll(
   }
 }
 
-async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
-  const planned: Omit<PlannedTask, "label">[] = [];
-  for (const name of names) planned.push(...(await tasksOf(name, fewShot)));
-  const byLabel = new Map(
-    planned.map((one) => {
-      const { name } = one.task;
-      const shots = (other: typeof one) => other.fewShot ?? other.task.fewShot.count;
-      const twice = planned.some((other) => other.task.name === name && shots(other) !== shots(one));
-      const label = twice ? `${name}_${shots(one)}shot` : name;
-      return [label, { ...one, label }] as const;
-    }),
-  );
-  return [...byLabel.values()];
-}
-
-/** The name of a task and the number of its examples: `NAME:SHOTS`. */
-function nameAndShots(given: string, fewShot?: number): { readonly name: string; readonly fewShot?: number } {
-  const [, name = given, shots] = /^(.*?)(?::(\d+))?$/.exec(given) ?? [];
-  const own = shots === undefined ? fewShot : Number(shots);
-  return { name, ...(own !== undefined && { fewShot: own }) };
-}
-
-/** Whether a name means a task, group or suite that is brought along: no file is looked at. */
-export function isBenchmark(given: string): boolean {
-  const { name } = nameAndShots(given);
-  return Object.hasOwn(SUITES, name) || [...TASK_GROUPS, ...TASKS].some((known) => known.name === name);
-}
-
-/** @throws UsageError for a name that means nothing, listing those that do */
-async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
-  const { name, fewShot: own } = nameAndShots(given, fewShot);
-  const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
-  if (suite !== undefined)
-    return (await Promise.all(suite.map((entry) => tasksOf(entry.task, own ?? entry.fewShot)))).flat();
-  const group = TASK_GROUPS.find((known) => known.name === name);
-  if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, own)))).flat();
-  const task = TASKS.find((known) => known.name === name) ?? (await loadTaskFile(name));
-  if (task !== undefined) return [{ task, fewShot: own }];
-  const known = [...Object.keys(SUITES), "mmlu", ...TASKS.map((one) => one.name)].filter((one) => !/^mmlu_/.test(one));
-  throw new UsageError(
-    `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts)`,
-  );
-}
-
 async function evaluateModel(
   index: number,
   planned: readonly PlannedTask[],
@@ -225,7 +106,7 @@ async function evaluateModel(
   const tasks = planned.map((one) => results.get(one) as TaskResult);
   const evaluation: ModelEvaluation = {
     model: name,
-    ...(opened.parameters !== undefined && { parameters: opened.parameters }),
+    parameters: opened.parameters,
     ...{ tasks, groups: groupResults(TASK_GROUPS, tasks), seconds: (performance.now() - started) / 1000 },
   };
   if (run !== undefined)
@@ -308,141 +189,5 @@ class SampleFile {
   flush(): void {
     appendFileSync(this.file, this.lines.join(""));
     this.lines = [];
-  }
-}
-
-interface OpenedModel {
-  readonly model: EvaluatedModel;
-  readonly parameters: number | undefined;
-  /** Its longest sequence, where it is known. */
-  readonly maxLength: number | undefined;
-  /** Gives memory back; what is needed again is opened again. */
-  release(): Promise<void>;
-}
-
-/** Changes when the same request would get another answer. */
-const ANSWERS_VERSION = 1;
-
-async function open(index: number, job: EvaluateJob): Promise<OpenedModel> {
-  const name = job.models[index] ?? "";
-  const cacheOf = (identity: unknown) =>
-    ReplyCache.open(
-      job.answers?.directory ?? path.join(cacheDirectory(job.cacheDir), "evaluations"),
-      [ANSWERS_VERSION, identity],
-      job.restart === true,
-    );
-  if (/^https?:\/\//.test(name)) {
-    const [url = name, model] = name.split("#");
-    const server = await CompletionServer.connect(url, model === undefined ? {} : { model });
-    const cache = cacheOf([url, server.model]);
-    return {
-      model: { likelihood: server, generation: server, cache },
-      parameters: undefined,
-      maxLength: undefined,
-      release: async () => {},
-    };
-  }
-  const found = await findModel(name, job);
-  const { parameters } = found;
-  if (job.engine === "llama.cpp" && found.file === undefined)
-    throw new UsageError(`--engine llama.cpp is for .gguf files; ${name} is a directory`);
-  const longest = longestSequence(found);
-  checkLength(job.maxLength, { maxPositions: longest }, name, "--max-length");
-  const maxLength = job.maxLength ?? longest;
-  if (maxLength < 2) throw new UsageError(`a longest sequence of ${maxLength} tokens leaves nothing to predict`);
-  const lazy = new LazyModel(found, name, { ...job, maxLength });
-  if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
-  const { engine = "coppice", computeType = "f32" } = job;
-  const cache = cacheOf([
-    job.answers?.identities[index] ?? identityOf(originOf(found)),
-    engine,
-    computeType,
-    maxLength,
-  ]);
-  return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
-}
-
-/** Of a model that does not say what it was made for. */
-const DEFAULT_LENGTH = 2048;
-
-const longestSequence = (found: OpenModel | RunOnlyModel): number =>
-  found.checkpoint === undefined ? summariseGguf(found.file).contextLength || DEFAULT_LENGTH : found.model.maxPositions;
-
-/** Larger models write with the weights as they are stored, rather than in f32. */
-const EXACT_PARAMETERS = 1e9;
-
-/** Opens the engines when they are first asked. */
-class LazyModel implements LikelihoodModel, GenerationModel {
-  private likelihood: (LikelihoodModel & { release(): Promise<void> | void }) | undefined;
-  private writer: LlamaCppModel | undefined;
-
-  constructor(
-    private readonly found: OpenModel | RunOnlyModel,
-    private readonly name: string,
-    private readonly job: EvaluateJob,
-  ) {}
-
-  logLikelihoods: LikelihoodModel["logLikelihoods"] = async (...asked) => {
-    this.likelihood ??= await this.openLikelihood();
-    return this.likelihood.logLikelihoods(...asked);
-  };
-
-  generate: GenerationModel["generate"] = async (...asked) => {
-    this.writer ??= await this.openLlamaCpp();
-    return this.writer.generate(...asked);
-  };
-
-  private async openLikelihood() {
-    const { job, found } = this;
-    if (job.engine === "llama.cpp") {
-      const model = await this.openLlamaCpp();
-      return Object.assign(model, { release: () => model.dispose() });
-    }
-    if (found.checkpoint === undefined)
-      throw new FormatError(`${found.reason}. With --engine llama.cpp, likelihoods are llama.cpp's too`);
-    const tokenizer = await Tokenizer.load(found.checkpoint.directory);
-    const { computeType = "f32", maxLength } = job;
-    const backend = Backend.open(job);
-    try {
-      const dtype = computeType === "f32" ? "f32" : "bf16";
-      const weights = loadWeights(backend, found.model, found.checkpoint.source, { dtype, trainable: false });
-      const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
-      return Object.assign(engine, {
-        release: () => {
-          engine.free();
-          weights.free();
-          backend.free();
-        },
-      });
-    } catch (error) {
-      backend.free();
-      throw error;
-    }
-  }
-
-  private async openLlamaCpp(): Promise<LlamaCppModel> {
-    const { job, found, name } = this;
-    const exact = found.parameters <= EXACT_PARAMETERS;
-    const asStored = found.file !== undefined || !exact;
-    const tokenizer = found.checkpoint && (await Tokenizer.load(found.checkpoint.directory));
-    const file = await runnableGguf(name, asStored ? job : { ...job, kind: "f32" });
-    const { device, threads, maxLength } = job;
-    try {
-      return await LlamaCppModel.open(file, tokenizer, {
-        ...{ exact, maxLength },
-        ...(device && { device }),
-        ...(threads !== undefined && { threads }),
-      });
-    } catch (error) {
-      throw new CoppiceError(`text cannot be written: ${error instanceof Error ? error.message : error}`);
-    }
-  }
-
-  async release(): Promise<void> {
-    const { likelihood, writer } = this;
-    this.likelihood = undefined;
-    this.writer = undefined;
-    await likelihood?.release();
-    await writer?.dispose();
   }
 }

@@ -1,8 +1,9 @@
 import { metricKey, PUBLISHED } from "../evaluate/index.js";
 import { writeFileAtomic } from "../system/files.js";
-import type { ModelEvaluation } from "./evaluate.js";
-import { formatScore, headlines, isShare } from "./evaluation-table.js";
-import { comparisonTable, escapeHtml, formatCount, page, table } from "./report.js";
+import { formatCount } from "../system/format.js";
+import { escapeHtml, page, table } from "../system/html.js";
+import type { ModelEvaluation } from "./evaluation.js";
+import { comparisonTable, formatScore, headlines, isShare } from "./evaluation-table.js";
 
 /** Writes the self-contained `report.html` of an evaluation. */
 export function writeEvaluationReport(file: string, models: readonly ModelEvaluation[], withPublished = false): void {

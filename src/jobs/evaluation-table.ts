@@ -1,5 +1,6 @@
 import { type Metric, type MetricResult, metricKey, PUBLISHED, TASK_GROUPS, tasksOfGroup } from "../evaluate/index.js";
-import type { ModelEvaluation } from "./evaluate.js";
+import { table } from "../system/html.js";
+import type { ModelEvaluation } from "./evaluation.js";
 
 /** The one number that stands for a task or a group. */
 export interface Headline {
@@ -87,4 +88,14 @@ export function comparison(
     ...[...columns.values()].map(({ name }) => scores[name]?.toFixed(2) ?? "-"),
   ]);
   return { head, rows: withPublished ? [...rows, ...published] : rows };
+}
+
+/** Models side by side on benchmarks. */
+export function comparisonTable(models: readonly ModelEvaluation[], withPublished = false): string {
+  const { head, rows } = comparison(models, withPublished);
+  // a row for each task: pages are narrower than there are tasks
+  return table(
+    ["", ...rows.map(([model = ""]) => model)],
+    head.slice(1).map((title, i) => [title.replace("\n", ", "), ...rows.map((row) => row[i + 1] ?? "")]),
+  );
 }

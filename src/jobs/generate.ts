@@ -1,14 +1,14 @@
 import { type CompletionOptions, Engine, type EngineOptions, type Generation } from "../generate/index.js";
 import type { FileKind } from "../quantize/index.js";
 import type { JobOptions } from "./environment.js";
-import { runnableGguf } from "./gguf.js";
+import { runnableGguf } from "./export.js";
 
 export interface OpenEngineJob extends JobOptions, Omit<EngineOptions, "device" | "threads" | "draft"> {
   readonly model: string;
   /** A smaller MODEL of the same tokenizer that guesses ahead. */
-  readonly draftModel?: string;
+  readonly draftModel?: string | undefined;
   /** The type to export a directory to; as stored by default. */
-  readonly kind?: FileKind;
+  readonly kind?: FileKind | undefined;
 }
 
 /** Makes a MODEL ready to write, exporting it to the cache first where it is no GGUF file. */
@@ -18,21 +18,21 @@ export async function openEngine(job: OpenEngineJob): Promise<Engine> {
   const { device, threads, contextSize, draftTokens } = job;
   return Engine.open(file, {
     ...(device && { device }),
-    ...(threads !== undefined && { threads }),
-    ...(contextSize !== undefined && { contextSize }),
-    ...(draftTokens !== undefined && { draftTokens }),
-    ...(draft !== undefined && { draft }),
+    threads,
+    contextSize,
+    draftTokens,
+    draft,
   });
 }
 
 export interface GenerateJob extends OpenEngineJob {
   readonly prompt: string;
-  readonly sampling?: CompletionOptions;
+  readonly sampling?: CompletionOptions | undefined;
 }
 
 export interface GenerateOutcome extends Generation {
   /** With a draft: the speed without it, on the same number of tokens. */
-  readonly withoutDraft?: { readonly tokensPerSecond: number; readonly speedUp: number };
+  readonly withoutDraft?: { readonly tokensPerSecond: number; readonly speedUp: number } | undefined;
 }
 
 const DEFAULT_TOKENS = 256;

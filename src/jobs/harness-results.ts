@@ -11,7 +11,7 @@ import {
 } from "../evaluate/index.js";
 import { packageRoot } from "../ggml/library.js";
 import { hashBytes } from "../system/files.js";
-import type { EvaluateJob, ModelEvaluation, PlannedTask } from "./evaluate.js";
+import type { EvaluateJob, ModelEvaluation, PlannedTask } from "./evaluation.js";
 
 /** Results and samples as lm-evaluation-harness 0.4.13 writes them (`--output_path`, `--log_samples`), for scripts that read those. */
 
@@ -60,7 +60,7 @@ export function harnessResults(
     },
     configs: perTask(({ task, fewShot, version: taskVersion, data }, { task: definition }) => ({
       ...{ task, dataset_path: definition.dataset.repo },
-      ...(definition.dataset.config !== undefined && { dataset_name: definition.dataset.config }),
+      dataset_name: definition.dataset.config,
       ...{ dataset_versions: data, num_fewshot: fewShot, repeats: job.samples ?? 1 },
       output_type: definition.asks === "generation" ? "generate_until" : "loglikelihood",
       metric_list: definition.metrics.map((metric) => ({
@@ -82,8 +82,8 @@ export function harnessResults(
       ...{ model: "coppice", model_args: `pretrained=${model}`, model_num_parameters: parameters ?? null },
       ...{ batch_size: "auto", device: job.device ?? "auto", limit: job.limit ?? null, bootstrap_iters: 100_000 },
       gen_kwargs: {
-        ...(job.maxTokens !== undefined && { max_gen_toks: job.maxTokens }),
-        ...(job.temperature !== undefined && { temperature: job.temperature }),
+        max_gen_toks: job.maxTokens,
+        temperature: job.temperature,
       },
       ...{ random_seed: 0, numpy_seed: 1234, torch_seed: 1234, fewshot_seed: 1234 },
     },

@@ -1,46 +1,25 @@
 export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
+export { type DistillJob, distill, type TeacherOptions } from "./distill.js";
 export { type DataOptions, type JobOptions, openModel, type ProgressEvent } from "./environment.js";
+export { evaluate } from "./evaluate.js";
 export {
   EVALUATION_ENGINES,
   type EvaluateJob,
   type EvaluateOutcome,
   type EvaluationEngine,
-  evaluate,
-  isBenchmark,
   type ModelEvaluation,
-} from "./evaluate.js";
+} from "./evaluation.js";
 export { type Headline, headlines } from "./evaluation-table.js";
+export { type ExportJob, type ExportOutcome, exportModel, runnableGguf } from "./export.js";
 export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
-export {
-  type ExportJob,
-  type ExportOutcome,
-  exportModel,
-  type FileReport,
-  type QuantizedFile,
-  type QuantizeJob,
-  type QuantizeOutcome,
-  quantize,
-  runnableGguf,
-} from "./gguf.js";
 export { type Inspection, inspect, type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";
-export {
-  type PlanJob,
-  type PlanOutcome,
-  type PlanSummary,
-  type PruneJob,
-  type PruneOutcome,
-  plan,
-  pruneModel,
-  type TargetOptions,
-} from "./pruning.js";
-export {
-  type DistillJob,
-  distill,
-  type PretrainJob,
-  pretrain,
-  type TeacherOptions,
-  type TrainingOutcome,
-  type TrainSettings,
-} from "./training.js";
+export { type PlanJob, type PlanOutcome, plan } from "./plan.js";
+export type { PlanSummary } from "./plan-summary.js";
+export { type PretrainJob, pretrain } from "./pretrain.js";
+export { type PruneJob, type PruneOutcome, pruneModel } from "./prune.js";
+export { type FileReport, type QuantizedFile, type QuantizeJob, type QuantizeOutcome, quantize } from "./quantize.js";
+export type { TargetOptions } from "./target.js";
+export { isBenchmark } from "./task-names.js";
+export type { TrainingOutcome, TrainSettings } from "./training.js";

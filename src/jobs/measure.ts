@@ -112,8 +112,8 @@ export interface Measurement extends Perplexity {
 }
 
 export interface MeasureOptions {
-  readonly sequenceLength?: number;
-  readonly computeType?: ComputeType;
+  readonly sequenceLength?: number | undefined;
+  readonly computeType?: ComputeType | undefined;
 }
 
 /** Measures a model on validation tokens. */
@@ -129,7 +129,7 @@ export async function measure(
   const weights = loadWeights(backend, model, source, { dtype, trainable: false });
   try {
     const result = await perplexity(backend, model, weights, validation, {
-      ...(options.sequenceLength !== undefined && { sequenceLength: options.sequenceLength }),
+      sequenceLength: options.sequenceLength,
       computeType: options.computeType ?? "f32",
       onProgress: (done, total) => options.onProgress?.({ stage, done, total, unit: "sequences" }),
     });

@@ -67,7 +67,7 @@ export const scoresIdentity = (file: string): Promise<string> => hashFile(file);
 
 /** What a model contains, as a short text: equal texts mean equal models. */
 export async function modelIdentity(
-  checkpoint: Pick<Checkpoint, "files" | "directory"> & { readonly path?: string },
+  checkpoint: Pick<Checkpoint, "files" | "directory"> & { readonly path?: string | undefined },
   cacheDir?: string,
 ): Promise<string> {
   const identities: [string, string][] = [];

@@ -12,11 +12,11 @@ export type Tap = (name: string, activation: Tensor) => void;
 /** What a forward pass is given beside the tokens. */
 export interface ForwardOptions {
   /** Called with every named activation. */
-  readonly tap?: Tap;
+  readonly tap?: Tap | undefined;
   /** Which layers to run, in order; all by default. */
-  readonly layers?: readonly number[];
+  readonly layers?: readonly number[] | undefined;
   /** Where `tokens` [1, places] is a forest of sequences that share their beginnings. */
-  readonly forest?: ops.Forest;
+  readonly forest?: ops.Forest | undefined;
 }
 
 /** A forward pass up to the output head: the head is apart so that losses may choose how to compute it. */

@@ -13,8 +13,11 @@ export function activeWeights(model: Model, { head = true } = {}): number {
  * attention, half of the positions being read on average (Kaplan et al. 2020, table 1, with the output head counted unless `head`
  * is false). A training step takes three times as many.
  */
-export const forwardFlopsPerToken = (model: Model, sequenceLength: number, options: { head?: boolean } = {}): number =>
-  2 * activeWeights(model, options) + model.cost(sequenceLength / 2).operations;
+export const forwardFlopsPerToken = (
+  model: Model,
+  sequenceLength: number,
+  options: { head?: boolean | undefined } = {},
+): number => 2 * activeWeights(model, options) + model.cost(sequenceLength / 2).operations;
 
 /** Bytes of a key or value in a cache of 16 bits. */
 const CACHE_ELEMENT_BYTES = 2;

@@ -57,21 +57,21 @@ interface Family<Schema extends z.ZodType> {
   /** What people call the models. */
   readonly families: string;
   /** `model_type` values in config.json; the name by default. */
-  readonly modelTypes?: readonly string[];
+  readonly modelTypes?: readonly string[] | undefined;
   /** The configuration's fields. */
   readonly schema: Schema;
   /** @throws FormatError naming the field that is not supported */
   readonly decoder: (config: z.infer<Schema>) => DecoderSpec;
   /** Where the configuration says its sizes; {@link BASE_SIZES} by default. */
-  readonly sizes?: SizeFields;
-  readonly adapt?: Architecture["adapt"];
+  readonly sizes?: SizeFields | undefined;
+  readonly adapt?: Architecture["adapt"] | undefined;
   readonly gguf: {
     /** Values of `general.architecture`; the name by default. */
-    readonly architectures?: readonly string[];
+    readonly architectures?: readonly string[] | undefined;
     /** The class in transformers that opens what is read. */
     readonly className: string;
     /** Fields beside those of {@link baseConfig}, or in their place; undefined leaves one out. */
-    readonly fields?: (read: GgufConfig, base: BaseConfig) => ConfigJson;
+    readonly fields?: ((read: GgufConfig, base: BaseConfig) => ConfigJson) | undefined;
   };
 }
 
@@ -158,7 +158,7 @@ export const rotaryOf = (
 export const wholeRotaryOf = (
   c: RotaryFields,
   heads: Pick<Heads, "headDim">,
-  defaults?: { readonly theta?: number },
+  defaults?: { readonly theta?: number | undefined },
 ): RotaryConfig => {
   const { rope_scaling, rope_parameters } = c;
   const fields = {

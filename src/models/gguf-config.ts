@@ -1,6 +1,6 @@
 import type { GgufFile, GgufMetadata } from "../checkpoint/gguf.js";
 import { sameTensor } from "../checkpoint/tensor-source.js";
-import { toFloat32 } from "../ggml/dtype.js";
+import { toFloat32 } from "../ggml/convert.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 import { type ConfigJson, layerCount } from "./config.js";

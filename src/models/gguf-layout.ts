@@ -50,7 +50,7 @@ export interface GgufFacts {
   /** Whose scaling the file tells of. */
   readonly rotary?: RotaryConfig | undefined;
   /** Whether the graph reads factors of the rotary frequencies (llama3, longrope), and YaRN's betas. */
-  readonly rotaryReads?: { readonly factors?: boolean; readonly betas?: boolean } | undefined;
+  readonly rotaryReads?: { readonly factors?: boolean | undefined; readonly betas?: boolean | undefined } | undefined;
   /** The graph wants a head of its own: the embedding is written twice where it is the head. */
   readonly copiesHead?: boolean | undefined;
   /** What the graph wants in every layer and the checkpoint does not have (`attn_output.bias`), with its size: zeros. */

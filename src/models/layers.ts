@@ -28,7 +28,7 @@ const decoderOf = (c: Depth, norm: Norm, layerOf: (layer: number) => Layer): Pla
 
 /** The norm of most families. */
 export const rmsNorms =
-  (c: { readonly rms_norm_eps: number }, options: { readonly plusOne?: boolean } = {}): Norm =>
+  (c: { readonly rms_norm_eps: number }, options: { readonly plusOne?: boolean | undefined } = {}): Norm =>
   (gguf) =>
     rmsNorm(gguf, { epsilon: c.rms_norm_eps, ...options });
 

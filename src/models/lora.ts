@@ -12,7 +12,8 @@ import {
   type TensorSource,
   tensorInfo,
 } from "../checkpoint/tensor-source.js";
-import { type FloatDType, fromFloat32, toFloat32 } from "../ggml/dtype.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
+import type { FloatDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import type { Checkpoint } from "./checkpoint.js";

@@ -85,7 +85,7 @@ export function rotaryFrequencies(config: RotaryConfig, sequenceLength: number):
 
 interface Scaled {
   readonly inverse: Float64Array;
-  readonly attentionFactor?: number;
+  readonly attentionFactor?: number | undefined;
 }
 
 type Scaling = (config: RotaryConfig, base: Float64Array, sequenceLength: number) => Scaled;

@@ -1,6 +1,7 @@
 import { blocks, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import { DTYPE_BYTES, dataBytes, type FloatDType, fromFloat32, isQuantized, toFloat32 } from "../ggml/dtype.js";
+import { DTYPE_BYTES, dataBytes, type FloatDType, isQuantized } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";

@@ -22,12 +22,12 @@ export interface SearchSpace {
   /** Which of the model's axes may change. */
   readonly axes: readonly string[];
   /** Sizes are multiples of these. Default: the largest power of two up to a 32nd of the original; for layers a 16th. */
-  readonly divisors?: Readonly<Record<string, number>>;
+  readonly divisors?: Readonly<Record<string, number>> | undefined;
   /** Largest share cut off a width and off the depth (Model Optimizer's 40 % and 20 % by default). */
-  readonly maxWidthCut?: number;
-  readonly maxDepthCut?: number;
+  readonly maxWidthCut?: number | undefined;
+  readonly maxDepthCut?: number | undefined;
   /** How far the parameter count may be from the target; 5 % by default (arXiv 2407.14679, section 2.3). */
-  readonly tolerance?: number;
+  readonly tolerance?: number | undefined;
 }
 
 const DEFAULT_WIDTH_CUT = 0.4;

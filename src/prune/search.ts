@@ -15,7 +15,7 @@ export interface RankedCandidate extends Candidate {
   /** Mean nats per token on the validation data, as pruned. */
   readonly loss: number;
   /** The same after a short distillation, where there was one. */
-  readonly distilledLoss?: number;
+  readonly distilledLoss?: number | undefined;
 }
 
 export interface SearchOptions {
@@ -26,10 +26,10 @@ export interface SearchOptions {
   readonly sequenceLength: number;
   /** How much of the validation data each is measured on. */
   readonly maxSequences: number;
-  readonly onProgress?: (done: number, total: number) => void;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Distils a candidate briefly and returns its validation loss; the best `distilled` candidates are ranked anew by it. */
-  readonly distill?: (pruned: PrunedModel) => Promise<number>;
-  readonly distilled?: number;
+  readonly distill?: ((pruned: PrunedModel) => Promise<number>) | undefined;
+  readonly distilled?: number | undefined;
 }
 
 /**

@@ -3,7 +3,7 @@ import { type GgufFile, type GgufMetadata, type GgufValue, gguf } from "../check
 import { tokenizerMetadata } from "../checkpoint/gguf-tokenizer.js";
 import { readTensor, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
 import { checkHeader, checkRunnable } from "../generate/runnable.js";
-import { toFloat32 } from "../ggml/dtype.js";
+import { toFloat32 } from "../ggml/convert.js";
 import { loadFunctions } from "../ggml/library.js";
 import {
   type Checkpoint,

@@ -1,5 +1,6 @@
 import { F16_LARGEST, notFinite } from "../checkpoint/finite.js";
-import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { toFloat32 } from "../ggml/convert.js";
+import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError, UsageError } from "../system/errors.js";
 

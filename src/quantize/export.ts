@@ -22,9 +22,9 @@ export interface ExportOptions
     Pick<WriteModelOptions, "shardBytes" | "onFiles" | "onBytes" | "signal"> {
   /** What kind of file; the name of one of llama.cpp's mixtures. */
   readonly kind: FileKind;
-  readonly importance?: Importance;
+  readonly importance?: Importance | undefined;
   /** How many threads convert; all cores by default. */
-  readonly threads?: number;
+  readonly threads?: number | undefined;
 }
 
 /**

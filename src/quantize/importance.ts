@@ -3,8 +3,9 @@ import { checkOwner, openSafetensors, readTensor, writeSafetensors } from "../ch
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
 import { overflowError } from "../evaluate/finite.js";
+import { toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import { bytesOf, toFloat32 } from "../ggml/dtype.js";
+import { bytesOf } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { axisSize, type Model, type ModelWeights, type ParameterSpec, type Tap } from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";

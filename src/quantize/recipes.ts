@@ -61,7 +61,7 @@ interface Recipe {
   readonly fileType: number;
   /** What tensors without a word of their own get. */
   readonly base: StoredDType;
-  readonly roles?: Readonly<Partial<Record<Role, Choice>>>;
+  readonly roles?: Readonly<Partial<Record<Role, Choice>>> | undefined;
 }
 
 const firstEighth = ({ layer, layers }: Place): boolean => layer < Math.floor(layers / 8);

@@ -5,16 +5,9 @@ import { blocks, type TensorSource, tensorInfo } from "../checkpoint/tensor-sour
 import type { Sequences } from "../data/index.js";
 import type { BatchOptions } from "../evaluate/batches.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import {
-  blockSize,
-  DTYPE_ID,
-  dataBytes,
-  fromFloat32,
-  isQuantized,
-  type QuantizedDType,
-  toFloat32,
-} from "../ggml/dtype.js";
+import { blockSize, DTYPE_ID, dataBytes, isQuantized, type QuantizedDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import type { Model, ModelWeights } from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
@@ -58,16 +51,16 @@ const SMALL_BLOCK_TYPES: readonly QuantizedDType[] = ["q8_0", "q5_1", "q5_0", "q
 
 export interface SensitivityOptions extends BatchOptions {
   readonly importance: Importance;
-  readonly types?: readonly QuantizedDType[];
+  readonly types?: readonly QuantizedDType[] | undefined;
   /**
    * Measure one type of each tensor and scale by the weighted squared error for the others: as many forward passes as tensors. The
    * divergence grows with the square of a small error.
    */
-  readonly probe?: boolean;
+  readonly probe?: boolean | undefined;
   /** Where finished measurements are kept, so that a run that was stopped goes on. */
-  readonly file?: string;
-  readonly onProgress?: (done: number, total: number, name: string) => void;
-  readonly signal?: AbortSignal;
+  readonly file?: string | undefined;
+  readonly onProgress?: ((done: number, total: number, name: string) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 const storedSchema = z.record(

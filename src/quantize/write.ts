@@ -1,6 +1,7 @@
 import { type GgufMetadata, type GgufTensor, gguf, ggufBytes, writeGguf } from "../checkpoint/gguf.js";
 import { gatherRows, type TensorSource, tensorBytes, tensorInfo } from "../checkpoint/tensor-source.js";
-import { bytesOf, isQuantized, type StoredDType, toFloat32 } from "../ggml/dtype.js";
+import { toFloat32 } from "../ggml/convert.js";
+import { bytesOf, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import type { GgufLayout, GgufParameter } from "../models/index.js";
 import type { GgufContent } from "./content.js";
@@ -21,13 +22,13 @@ export interface WriteModelOptions {
   readonly types: ReadonlyMap<string, StoredDType>;
   /** `general.file_type`. */
   readonly fileType: number;
-  readonly kind?: FileKind;
+  readonly kind?: FileKind | undefined;
   readonly importance?: Importance | undefined;
-  readonly shardBytes?: number;
+  readonly shardBytes?: number | undefined;
   readonly threads: number;
   readonly onFiles?: ((files: readonly string[]) => void) | undefined;
-  readonly onBytes?: (done: number, total: number) => void;
-  readonly signal?: AbortSignal;
+  readonly onBytes?: ((done: number, total: number) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface WrittenModel {

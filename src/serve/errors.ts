@@ -9,12 +9,12 @@ export class ApiError extends CoppiceError {
     message: string,
     readonly details: {
       /** The field that is at fault. */
-      readonly param?: string;
-      readonly code?: string;
+      readonly param?: string | undefined;
+      readonly code?: string | undefined;
       /** Seconds after which to ask again. */
-      readonly retryAfter?: number;
+      readonly retryAfter?: number | undefined;
       /** The same in the words of Anthropic's API, where its clients look for them. */
-      readonly anthropicMessage?: string;
+      readonly anthropicMessage?: string | undefined;
       /** Why, for the log. */
       readonly cause?: unknown;
     } = {},

@@ -255,7 +255,7 @@ function addEndpoint(
     if (!info.taking()) throw new ApiError(503, "the service is ending", { retryAfter: 5 });
     const body = parseBody(endpoint.body, withoutNulls(await jsonOf(c, options.maxBodyBytes)), UNREADABLE);
     const note = c.get("note");
-    const { user, model } = body as { readonly user?: unknown; readonly model?: unknown };
+    const { user, model } = body as { readonly user?: unknown; readonly model?: unknown | undefined };
     note.model = info.pool.resolve(model as string | undefined);
     if (typeof user === "string") note.user = user.slice(0, MOST_USER_NAME);
     c.get("client")?.take();

@@ -18,8 +18,8 @@ export interface Client {
 
 interface Limits {
   /** Requests and tokens in a minute. */
-  readonly rpm?: number;
-  readonly tpm?: number;
+  readonly rpm?: number | undefined;
+  readonly tpm?: number | undefined;
 }
 
 /**
@@ -39,7 +39,7 @@ export class ApiKeys {
         if (hash === "" || hash.startsWith("#")) return [];
         const refuse = (what: string) => new FormatError(`${file}:${i + 1} ${what}`);
         if (!/^[0-9a-f]{64}$/.test(hash)) throw refuse("is no SHA-256; make one with: printf %s KEY | sha256sum");
-        const limits: { rpm?: number; tpm?: number } = {};
+        const limits: { rpm?: number | undefined; tpm?: number | undefined } = {};
         let name = `key ${i + 1}`;
         for (const word of rest) {
           const [, kind, value] = /^(rpm|tpm)=([1-9]\d{0,8})$/.exec(word) ?? [];

@@ -9,7 +9,7 @@ export interface ListenOptions {
   readonly port: number;
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   /** Seconds in which a request must have been sent: slow senders hold a connection no longer. */
-  readonly receiveSeconds?: number;
+  readonly receiveSeconds?: number | undefined;
   /** Seconds for which a connection stays open that nothing is asked on. */
   readonly keepAliveSeconds?: number | undefined;
 }

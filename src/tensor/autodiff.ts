@@ -1,6 +1,6 @@
 import { ShapeError } from "../system/errors.js";
+import type { Gradient } from "./gradient.js";
 import type { Graph, TapeEntry } from "./graph.js";
-import type { Gradient } from "./op.js";
 import { add, mul } from "./ops/elementwise.js";
 import { describe, elementCount, type Tensor } from "./tensor.js";
 

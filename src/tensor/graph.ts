@@ -2,7 +2,7 @@ import type { Backend } from "../ggml/device.js";
 import type { DType } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
-import type { Gradient } from "./op.js";
+import type { Gradient } from "./gradient.js";
 import { TensorStore } from "./store.js";
 import {
   describe,
@@ -32,9 +32,9 @@ export interface TapeEntry {
 export type ComputeType = "f32" | "bf16";
 
 export interface GraphOptions {
-  readonly computeType?: ComputeType;
+  readonly computeType?: ComputeType | undefined;
   /** Compute the activations of a layer again for its gradient, instead of keeping them: less memory, more time. */
-  readonly recompute?: boolean;
+  readonly recompute?: boolean | undefined;
 }
 
 /** How long a kind of step took. */

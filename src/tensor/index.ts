@@ -1,6 +1,7 @@
 export { gradients, recomputed } from "./autodiff.js";
+export type { Gradient } from "./gradient.js";
 export { type ComputeType, Graph, type GraphOptions, type ProfileEntry } from "./graph.js";
-export { defineOp, type Gradient, type Native, type OpDefinition, type Step } from "./op.js";
+export { defineOp, type Native, type OpDefinition, type Step } from "./op.js";
 export * as ops from "./ops/index.js";
 export { ADAMW_DEFAULTS, AdamW, type AdamWOptions, learningRateAt, type Schedule } from "./optimizer.js";
 export { TensorStore } from "./store.js";

@@ -2,27 +2,18 @@ import { DTYPE_ID, type DType, QUANTIZED_DTYPES } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import type { KernelName, Kernels } from "../ggml/kernels.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
+import type { Gradient } from "./gradient.js";
 import type { Graph } from "./graph.js";
 import { checkShape, describe, nativeSizes, type Shape, type Tensor } from "./tensor.js";
-
-/**
- * How to compute the gradient for one input; called only where one is wanted. In the second form the result is in memory
- * that nothing else reads, so that further terms may be added to it in place, and `addTo`, where there is one, adds this
- * term to such a sum.
- */
-export type Gradient =
-  | (() => Tensor)
-  | { readonly value: () => Tensor; readonly addTo?: (sum: Tensor) => Tensor }
-  | null;
 
 /** A node computed by one of our own kernels. */
 export interface KernelUse {
   readonly name: KernelName;
   /** The result takes this tensor's memory. The kernel finds it as its first source. */
-  readonly inPlace?: Tensor;
-  readonly flags?: number;
+  readonly inPlace?: Tensor | undefined;
+  readonly flags?: number | undefined;
   /** One number that the kernel is told. */
-  readonly value?: number;
+  readonly value?: number | undefined;
 }
 
 /** What an op's `build` sees: ggml's functions and the context that owns new tensor records. */
@@ -40,19 +31,19 @@ export interface Step<Inputs extends readonly Tensor[], Attributes> {
 
 export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
   /** Element types each input may have; f32 alone where nothing is said. */
-  readonly accepts?: readonly (readonly DType[] | undefined)[];
+  readonly accepts?: readonly (readonly DType[] | undefined)[] | undefined;
   /** The result's shape. @throws ShapeError that names the inputs when they do not fit */
   readonly shape: (inputs: Inputs, attributes: Attributes) => Shape;
   /** The result's type; f32 unless said otherwise. */
-  readonly dtype?: (inputs: Inputs, attributes: Attributes) => DType;
+  readonly dtype?: ((inputs: Inputs, attributes: Attributes) => DType) | undefined;
   /** Our own kernel for it, used where the device has kernels. */
-  readonly kernel?: (inputs: Inputs, attributes: Attributes, g: Graph) => KernelUse;
+  readonly kernel?: ((inputs: Inputs, attributes: Attributes, g: Graph) => KernelUse) | undefined;
   /** Makes the native node. The shape rule has passed. */
   readonly build?: ((native: Native, inputs: Inputs, attributes: Attributes) => Pointer) | undefined;
   /** The same from other ops, for devices that have neither. */
-  readonly composed?: (g: Graph, inputs: Inputs, attributes: Attributes) => Tensor;
+  readonly composed?: ((g: Graph, inputs: Inputs, attributes: Attributes) => Tensor) | undefined;
   /** Whether the gradient reads the result: its memory is then not given to another while the gradient may still come. */
-  readonly readsResult?: boolean;
+  readonly readsResult?: boolean | undefined;
   /** Vector-Jacobian product: given the gradient of the output, that of each input. */
   readonly vjp?: ((g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[]) | undefined;
 }

@@ -28,7 +28,7 @@ export class TensorStore {
   }
 
   /** Declares a tensor. @throws ShapeError for a bad shape, a name used twice, or past the capacity */
-  add(name: string, shape: Shape, dtype: DType, options: { readonly trainable?: boolean } = {}): Tensor {
+  add(name: string, shape: Shape, dtype: DType, options: { readonly trainable?: boolean | undefined } = {}): Tensor {
     checkShape(name, shape);
     if (this.buffer !== null) throw new ShapeError(`${name} was declared after the store was allocated`);
     if (this.tensors.has(name)) throw new ShapeError(`${name} was declared twice`);

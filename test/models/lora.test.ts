@@ -9,7 +9,8 @@ import {
   withAdapters,
   writeSafetensors,
 } from "../../src/checkpoint/index.js";
-import { bytesOf, toFloat32 } from "../../src/ggml/dtype.js";
+import { toFloat32 } from "../../src/ggml/convert.js";
+import { bytesOf } from "../../src/ggml/dtype.js";
 import { loadFunctions } from "../../src/ggml/library.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";

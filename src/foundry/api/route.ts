@@ -44,12 +44,12 @@ export interface RouteRequest<Parameters, Query, Body> {
 /** An answer that is not JSON. */
 export interface Streamed {
   readonly stream: Readable;
-  readonly status?: 200 | 206;
+  readonly status?: 200 | 206 | undefined;
   readonly headers: Readonly<Record<string, string>>;
 }
 
 export interface Events {
-  readonly events: AsyncGenerator<{ readonly event: string; readonly id?: string; readonly data: unknown }>;
+  readonly events: AsyncGenerator<{ readonly event: string; readonly id?: string | undefined; readonly data: unknown }>;
 }
 
 export interface Route {
@@ -75,11 +75,11 @@ const NOTHING = z.strictObject({});
 interface Definition<Parameters extends z.ZodObject, Query extends z.ZodObject, Body extends z.ZodType> {
   readonly needs: Role | "anyone";
   readonly summary: string;
-  readonly parameters?: Parameters;
-  readonly query?: Query;
-  readonly body?: Body | { readonly upload: string };
-  readonly status?: Route["status"];
-  readonly reply?: Route["reply"];
+  readonly parameters?: Parameters | undefined;
+  readonly query?: Query | undefined;
+  readonly body?: Body | { readonly upload: string } | undefined;
+  readonly status?: Route["status"] | undefined;
+  readonly reply?: Route["reply"] | undefined;
   readonly answer: (
     request: RouteRequest<z.infer<Parameters>, z.infer<Query>, z.infer<Body>>,
     services: FoundryServices,

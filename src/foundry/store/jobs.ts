@@ -233,9 +233,9 @@ export class Jobs {
     job: Job,
     end: {
       state: "done" | "failed" | "cancelled";
-      error?: string;
-      result?: object;
-      artifacts?: readonly Omit<Artifact, "id">[];
+      error?: string | undefined;
+      result?: object | undefined;
+      artifacts?: readonly Omit<Artifact, "id">[] | undefined;
     },
     more: (client: Queryable) => Promise<void> = async () => {},
   ): Promise<boolean> {
@@ -253,7 +253,7 @@ export class Jobs {
           [job.id, job.tenant, name, mediaType, bytes, sha256, storageKey],
         );
       await more(client);
-      await event(client, job.id, "state", { state: end.state, ...(end.error !== undefined && { error: end.error }) });
+      await event(client, job.id, "state", { state: end.state, error: end.error });
       return true;
     });
   }

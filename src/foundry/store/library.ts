@@ -97,7 +97,10 @@ export class Library {
   }
 
   /** Notes what was found out about a hub's model. */
-  async learn(id: string, { facts, licence = null }: { facts: ModelFacts; licence?: string | null }): Promise<void> {
+  async learn(
+    id: string,
+    { facts, licence = null }: { facts: ModelFacts; licence?: string | null | undefined },
+  ): Promise<void> {
     await this.db.pool.query(
       "update foundry.models set facts = $2, licence = coalesce($3, licence) where id = $1 and source->>'kind' = 'hub'",
       [id, JSON.stringify(facts), licence],

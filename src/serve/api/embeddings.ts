@@ -52,7 +52,7 @@ export interface EmbeddingOptions {
   /** The length that vectors must have. */
   readonly dimensions?: number | null | undefined;
   /** Whether the end of an input that is too long is left out. */
-  readonly isCut?: boolean;
+  readonly isCut?: boolean | undefined;
 }
 
 /** Inputs as vectors, and how many tokens they are together. @throws ApiError 400 for what does not fit, and for other dimensions */

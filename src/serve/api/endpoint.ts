@@ -6,7 +6,7 @@ import { ApiError } from "../errors.js";
 
 /** What is sent of a stream: JSON, or a text as it stands. */
 export interface ServerEvent {
-  readonly event?: string;
+  readonly event?: string | undefined;
   readonly data: unknown;
 }
 

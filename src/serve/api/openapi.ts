@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { escapeHtml, page, table } from "../../jobs/report.js";
+import { escapeHtml, page, table } from "../../system/html.js";
 import { ENDPOINTS, VIEWS } from "./index.js";
 
 export type Json = Readonly<Record<string, unknown>>;
@@ -89,8 +89,8 @@ export const operationId = (method: string, path: string): string =>
 export function docsPage(version: string): string {
   const posts = ENDPOINTS.map(({ path, summary, body, streams }) => {
     const { properties = {}, required = [] } = schemaOf(body, "input") as {
-      properties?: Record<string, Json>;
-      required?: string[];
+      properties?: Record<string, Json> | undefined;
+      required?: string[] | undefined;
     };
     const rows = Object.entries(properties).map(([name, schema]) => [
       ...[name, kindOf(schema), required.includes(name) ? "yes" : "", `${schema.description ?? ""}`],

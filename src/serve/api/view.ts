@@ -25,5 +25,5 @@ export interface View {
   readonly open: boolean;
   answer(info: ServiceInfo): unknown;
   /** The same in the form of Anthropic's API, where that has it. */
-  readonly anthropicAnswer?: (info: ServiceInfo, query: Readonly<Record<string, string>>) => unknown;
+  readonly anthropicAnswer?: ((info: ServiceInfo, query: Readonly<Record<string, string>>) => unknown) | undefined;
 }

@@ -51,16 +51,16 @@ export interface HostOptions {
 
 export interface ChatPromptOptions {
   /** Tools as the template takes them. */
-  readonly tools?: readonly unknown[];
+  readonly tools?: readonly unknown[] | undefined;
   /** What the answer begins with. */
-  readonly opening?: string;
+  readonly opening?: string | undefined;
   /** More that the template reads. */
   readonly variables?: Readonly<Record<string, unknown>> | undefined;
 }
 
 interface Sampled {
   readonly token: Token;
-  readonly probabilities?: Map<Token, number>;
+  readonly probabilities?: Map<Token, number> | undefined;
 }
 
 const [DEFAULT_CONTEXT, MOST_CONTEXT] = [2048, 8192];

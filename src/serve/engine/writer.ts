@@ -51,7 +51,7 @@ export interface Task {
   /** How many of the most probable tokens to tell of for each token of the prompt. */
   readonly promptLogprobs?: number | undefined;
   /** Finds calls of tools in it. */
-  readonly calls?: () => CallReader;
+  readonly calls?: (() => CallReader) | undefined;
 }
 
 /** What a conversation asks a model to write. @throws ApiError for what it cannot */

@@ -9,7 +9,7 @@ interface Surroundings {
   /** Code points that cannot be written as themselves there. */
   readonly excluded: readonly Range[];
   /** Any text, put where an expression is not anchored; none means that it is anchored. */
-  readonly anything?: string;
+  readonly anything?: string | undefined;
 }
 
 type Range = readonly [from: number, to: number];

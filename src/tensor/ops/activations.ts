@@ -53,7 +53,7 @@ interface Activation {
   /** By which the kernels know it. */
   readonly flags: number;
   /** ggml's own op for the function of a gate, times up. */
-  readonly gated?: OpDefinition<[gate: Tensor, up: Tensor], undefined>["build"];
+  readonly gated?: OpDefinition<[gate: Tensor, up: Tensor], undefined>["build"] | undefined;
 }
 
 const siluBack: Op<[dy: Tensor, x: Tensor]> = defineOp("siluBack", 2, {
@@ -85,7 +85,7 @@ interface GeluForm {
   /** Φ'(x), given Φ(x) as well. */
   readonly density: (g: Graph, x: Tensor, cumulative: Tensor) => Tensor;
   /** ggml's own op, where it is accurate. */
-  readonly build?: OpDefinition<[x: Tensor], undefined>["build"];
+  readonly build?: OpDefinition<[x: Tensor], undefined>["build"] | undefined;
 }
 
 /** x Φ(x), Φ being the normal distribution's cumulative function, and its slope Φ(x) + x Φ'(x). */

@@ -68,11 +68,15 @@ export const div: Op<[a: Tensor, b: Tensor]> = defineOp("div", 2, {
 });
 
 /** x * factor + bias, with numbers. */
-export const scale: Op<[x: Tensor], { readonly factor: number; readonly bias?: number }> = defineOp("scale", 1, {
-  shape: ([x]) => x.shape,
-  build: ({ f, context }, [x], { factor, bias }) => f.ggml_scale_bias(context, x.handle, factor, bias ?? 0),
-  vjp: (g, dy, { attributes: { factor } }) => [() => scale(g, dy, { factor })],
-});
+export const scale: Op<[x: Tensor], { readonly factor: number; readonly bias?: number | undefined }> = defineOp(
+  "scale",
+  1,
+  {
+    shape: ([x]) => x.shape,
+    build: ({ f, context }, [x], { factor, bias }) => f.ggml_scale_bias(context, x.handle, factor, bias ?? 0),
+    vjp: (g, dy, { attributes: { factor } }) => [() => scale(g, dy, { factor })],
+  },
+);
 
 /** x². */
 export const square: Op<[x: Tensor]> = defineOp("square", 1, {

@@ -1,7 +1,8 @@
 import { isQuantized } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
+import type { Gradient } from "../gradient.js";
 import type { Graph } from "../graph.js";
-import { defineOp, FLOATS, type Gradient, type Op, WEIGHTS } from "../op.js";
+import { defineOp, FLOATS, type Op, WEIGHTS } from "../op.js";
 import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
 import { PRECISION_F32 } from "./elementwise.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";

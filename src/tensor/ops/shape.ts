@@ -1,7 +1,8 @@
 import { DTYPE_ID, type DType, dataBytes } from "../../ggml/dtype.js";
 import { ShapeError } from "../../system/errors.js";
+import type { Gradient } from "../gradient.js";
 import type { Graph } from "../graph.js";
-import { ANY, defineOp, FLOATS, type Gradient, type Op, reshaped } from "../op.js";
+import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
 import { axisFromEnd, describe, elementCount, nativeSizes, type Shape, sameShape, type Tensor } from "../tensor.js";
 
 /** The same elements in another shape. */

@@ -1,21 +1,18 @@
 import { existsSync, statSync } from "node:fs";
-import { availableParallelism } from "node:os";
 import path from "node:path";
 
-import { adapterScales, isGguf, openGguf, type TensorSource } from "../checkpoint/index.js";
+import { isGguf, openGguf } from "../checkpoint/index.js";
 
 import { Sequences } from "../data/index.js";
-import type { RunDirectory } from "../distill/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
-import { Engine, openRunnable } from "../generate/index.js";
+import { Engine } from "../generate/index.js";
 import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
-import { type Checkpoint, loadWeights, type ModelWeights, openCheckpoint } from "../models/index.js";
+import { loadWeights, type ModelWeights, openCheckpoint } from "../models/index.js";
 import {
   exportGguf,
   exportToSize,
   type FileKind,
-  type GgufOrigin,
   type Importance,
   loadImportance,
   measureImportance,
@@ -34,163 +31,40 @@ import {
   type OpenModel,
   onDevice,
   openData,
-  openModel,
   type RunOnlyModel,
-  writeDirectory,
 } from "./environment.js";
+import { checkConvertible, identityOf, originOf, runnableGguf, type WriteOptions, writeOptions } from "./export.js";
 import {
   checkKept,
   checkNewFile,
-  claim,
   dataInputs,
   fileInput,
-  inRun,
-  modelFiles,
   modelIdentity,
   modelInput,
   type OverwriteOptions,
-  type RunJob,
 } from "./output.js";
 import { checkLength } from "./sanity.js";
-import { storedType } from "./training.js";
 
-export interface ExportJob extends RunJob, OverwriteOptions {
-  readonly model: string;
-  /** A .gguf file, or a directory for Hugging Face's layout. */
-  readonly out: string;
-  /** Type of the matrices; as stored by default. */
-  readonly dtype?: FloatDType;
-  readonly shardBytes?: number;
-  /** llama.cpp's name for how texts are cut into words, where the tokenizer's own is not recognised. */
-  readonly preTokenizer?: string;
-}
-
-export interface ExportOutcome extends WrittenModel {
-  readonly seconds: number;
-}
-
-/** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
-export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
-  const started = performance.now();
-  const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
-  if (!isGguf(job.out)) {
-    const { checkpoint } = await openModel(job.model, job);
-    const inputs = modelInput("the model", checkpoint);
-    return timed(await inRun(job, inputs, (run) => asDirectory(run, job, checkpoint)));
-  }
-  const found = await findModel(job.model, job);
-  const origin = originOf(found);
-  checkApart(job.out, modelInput("the model", origin));
-  checkNewFile(job.out, job);
-  await checkConvertible(found);
-  const kind = job.dtype ?? storedType(sourceOf(origin));
-  return timed(await exportGguf(job.out, origin, { kind, ...writing(job, "export") }));
-}
-
-/** What a GGUF file is made of: another one as it is, rather than what is known of it here. */
-export const originOf = (found: OpenModel | RunOnlyModel): GgufOrigin =>
-  found.checkpoint === undefined ? found.file : (found.file ?? found.checkpoint);
-
-const sourceOf = (origin: GgufOrigin): TensorSource => ("model" in origin ? origin.source : origin);
-
-/** @throws FormatError for a file of which neither our engine nor llama.cpp can make a model */
-async function checkConvertible({ checkpoint, file }: OpenModel | RunOnlyModel): Promise<void> {
-  if (checkpoint === undefined) await openRunnable(file.path);
-}
-
-/** What writing files is told of a job. */
-const writing = (
-  job: JobOptions & Pick<QuantizeJob, "name" | "shardBytes" | "preTokenizer" | "run">,
-  stage: string,
-) => ({
-  ...(job.run && { onFiles: (files: readonly string[]) => ownFiles(job.run, files) }),
-  ...(job.name !== undefined && { name: job.name }),
-  threads: job.threads ?? availableParallelism(),
-  ...(job.shardBytes !== undefined && { shardBytes: job.shardBytes }),
-  ...(job.preTokenizer !== undefined && { preTokenizer: job.preTokenizer }),
-  ...(job.signal && { signal: job.signal }),
-  onBytes: (done: number, total: number) => job.onProgress?.({ stage, done, total, unit: "bytes" }),
-});
-
-/** Files that a run has another job write in its directory. */
-function ownFiles(run: RunDirectory | undefined, files: readonly string[]): void {
-  for (const file of files) run?.own(...path.relative(run.path, file).split(path.sep));
-}
-
-async function asDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkpoint): Promise<WrittenModel> {
-  const { dtype, shardBytes } = job;
-  claim(run, job, { command: "export", inputs: { model: await modelIdentity(checkpoint) }, dtype, shardBytes });
-  if (!run.finished) {
-    const place = (name: string) => run.own(name);
-    writeDirectory(checkpoint, checkpoint.directory, { ...job, place }, "export");
-    run.finish();
-  }
-  const { files, bytes } = openCheckpoint(job.out);
-  return { files, bytes, notes: [] };
-}
-
-/**
- * The GGUF file of a MODEL that llama.cpp is to run: the file itself, or one exported to the cache once.
- * @param kind the type to export to; as stored by default
- */
-export async function runnableGguf(reference: string, job: JobOptions & { readonly kind?: FileKind }): Promise<string> {
-  const found = await findModel(reference, job);
-  if (found.file !== undefined && job.kind === undefined) return found.file.path;
-  const origin = originOf(found);
-  const kind = job.kind ?? storedType(sourceOf(origin));
-  const folder = path.join(
-    cacheDirectory(),
-    "exported",
-    hashBytes(JSON.stringify([EXPORT_VERSION, identityOf(origin), kind])).slice(0, 32),
-  );
-  const file = path.join(folder, `${nameOf(origin)}-${kind}.gguf`);
-  const whole = { shardBytes: Number.POSITIVE_INFINITY }; // one name to look for
-  if (existsSync(file)) return file;
-  await checkConvertible(found);
-  await exportGguf(file, origin, { kind, ...writing(job, `export ${kind}`), ...whole });
-  return file;
-}
-
-/** Counted up when what is written for the same model changes, so that older files in the cache are not used. */
-const EXPORT_VERSION = 1;
-
-/** What changes when a model's files do: their names, sizes and times. */
-export const identityOf = (model: GgufOrigin): readonly unknown[] => [
-  ...modelFiles(model).map((file) => {
-    const { size, mtimeMs, ctimeMs, ino } = statSync(file);
-    return [path.resolve(file), size, mtimeMs, ctimeMs, ino];
-  }),
-  ...adapterScales(model.path),
-];
-
-export interface QuantizeJob
-  extends JobOptions,
-    OverwriteOptions,
-    Partial<DataOptions>,
-    Pick<ExportJob, "shardBytes" | "preTokenizer"> {
+export interface QuantizeJob extends JobOptions, OverwriteOptions, Partial<DataOptions>, WriteOptions {
   readonly model: string;
   /** A .gguf file for a single result, else a directory. */
   readonly out: string;
-  /** What the model is called in its files and their names; as its directory or file by default. */
-  readonly name?: string;
   /** Kinds of files to make. */
-  readonly types?: readonly FileKind[];
+  readonly types?: readonly FileKind[] | undefined;
   /** A file of at most so many bytes, with the best types for it. */
-  readonly sizeBytes?: number;
+  readonly sizeBytes?: number | undefined;
   /** Types to choose from for it. */
-  readonly candidateTypes?: readonly QuantizedDType[];
+  readonly candidateTypes?: readonly QuantizedDType[] | undefined;
   /** Measure one type of each tensor, and estimate the others from it. */
-  readonly probe?: boolean;
+  readonly probe?: boolean | undefined;
   /** Importances to use, or where to keep them. */
-  readonly importanceFile?: string;
+  readonly importanceFile?: string | undefined;
   /** Calibration sequences: for importances, and for what each type costs. */
-  readonly samples?: number;
-  readonly sensitivitySamples?: number;
-  readonly sequenceLength?: number;
+  readonly samples?: number | undefined;
+  readonly sensitivitySamples?: number | undefined;
+  readonly sequenceLength?: number | undefined;
   /** Measure size, loss and speed of every file. */
-  readonly report?: boolean;
-  /** The run in whose directory `out` lies, where a job quantizes what it made. */
-  readonly run?: RunDirectory;
+  readonly report?: boolean | undefined;
 }
 
 /** What `--report` measures of a file. */
@@ -211,12 +85,12 @@ export interface QuantizedFile extends WrittenModel {
   readonly seconds: number;
   /** How many tensors have each type. */
   readonly types: Readonly<Record<string, number>>;
-  readonly report?: FileReport;
+  readonly report?: FileReport | undefined;
 }
 
 export interface QuantizeOutcome {
   /** The model as it was, where a report was asked for. */
-  readonly original?: FileReport & { readonly fileBytes: number };
+  readonly original?: (FileReport & { readonly fileBytes: number }) | undefined;
   readonly files: readonly QuantizedFile[];
 }
 
@@ -265,13 +139,13 @@ async function convert(
   const files: QuantizedFile[] = [];
   for (const kind of types)
     files.push(
-      await made(kind, found, () => exportGguf(place(kind), originOf(found), { kind, ...writing(job, kind) })),
+      await made(kind, found, () => exportGguf(place(kind), originOf(found), { kind, ...writeOptions(job, kind) })),
     );
   return files;
 }
 
 /** Kinds of files and one to a size, by what the weights matter; and what that cost, where it was asked for. */
-async function measured(
+export async function measured(
   opened: OpenModel,
   place: (name: string) => string,
   job: QuantizeJob,
@@ -283,7 +157,11 @@ async function measured(
   for (const kind of types)
     files.push(
       await made(kind, opened, () =>
-        exportGguf(place(kind), opened.checkpoint, { kind, ...(importance && { importance }), ...writing(job, kind) }),
+        exportGguf(place(kind), opened.checkpoint, {
+          kind,
+          ...(importance && { importance }),
+          ...writeOptions(job, kind),
+        }),
       ),
     );
   if (sizeBytes !== undefined && calibration !== undefined && importance !== undefined)
@@ -324,7 +202,7 @@ async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJo
   };
 }
 
-const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
+export const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
 
 async function withWeights<T>(
   job: JobOptions,
@@ -401,11 +279,11 @@ async function writeMix(
         job.onProgress?.({ stage: "cost of each type", done, total, unit: "tensors", detail }),
     }),
   );
-  return exportToSize(file, checkpoint, sensitivity, { importance, sizeBytes, ...writing(job, "mix") });
+  return exportToSize(file, checkpoint, sensitivity, { importance, sizeBytes, ...writeOptions(job, "mix") });
 }
 
 /** Measures the model as it was and every file: loss on the validation data, divergence, speed. */
-async function report(
+export async function report(
   opened: OpenModel,
   files: readonly QuantizedFile[],
   validation: Sequences,
@@ -456,7 +334,7 @@ async function speedOf(
   file: string,
   { device, threads }: JobOptions,
 ): Promise<Pick<FileReport, "promptTokensPerSecond" | "generationTokensPerSecond">> {
-  const engine = await Engine.open(file, { ...(device && { device }), ...(threads !== undefined && { threads }) });
+  const engine = await Engine.open(file, { ...(device && { device }), threads });
   try {
     const { prompt, generation } = await engine.speed(SPEED_PROMPT, SPEED_GENERATED);
     return { promptTokensPerSecond: prompt, generationTokensPerSecond: generation };

@@ -1,0 +1,10 @@
+import { floatSource, type TensorSource } from "../checkpoint/index.js";
+import type { FloatDType } from "../ggml/index.js";
+
+/** The type that a checkpoint's matrices are stored in. */
+export const storedType = (source: TensorSource): FloatDType => {
+  const counts = new Map<FloatDType, number>();
+  for (const { dtype, shape } of floatSource(source).tensors.values())
+    if (shape.length > 1) counts.set(dtype, (counts.get(dtype) ?? 0) + shape.reduce((a, b) => a * b, 1));
+  return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0] ?? "f32";
+};

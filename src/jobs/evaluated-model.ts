@@ -1,0 +1,155 @@
+import path from "node:path";
+import { Tokenizer } from "../data/index.js";
+import {
+  CompletionServer,
+  EngineLikelihoods,
+  type EvaluatedModel,
+  type GenerationModel,
+  type LikelihoodModel,
+  ReplyCache,
+} from "../evaluate/index.js";
+import { LlamaCppModel } from "../generate/index.js";
+import { Backend } from "../ggml/index.js";
+import { loadWeights, summariseGguf } from "../models/index.js";
+import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
+import { cacheDirectory } from "../system/files.js";
+import { findModel, type OpenModel, type RunOnlyModel } from "./environment.js";
+import type { EvaluateJob } from "./evaluation.js";
+import { identityOf, originOf, runnableGguf } from "./export.js";
+import { checkLength } from "./sanity.js";
+
+export interface OpenedModel {
+  readonly model: EvaluatedModel;
+  readonly parameters: number | undefined;
+  /** Its longest sequence, where it is known. */
+  readonly maxLength: number | undefined;
+  /** Gives memory back; what is needed again is opened again. */
+  release(): Promise<void>;
+}
+
+/** Changes when the same request would get another answer. */
+const ANSWERS_VERSION = 1;
+
+export async function open(index: number, job: EvaluateJob): Promise<OpenedModel> {
+  const name = job.models[index] ?? "";
+  const cacheOf = (identity: unknown) =>
+    ReplyCache.open(
+      job.answers?.directory ?? path.join(cacheDirectory(job.cacheDir), "evaluations"),
+      [ANSWERS_VERSION, identity],
+      job.restart === true,
+    );
+  if (/^https?:\/\//.test(name)) {
+    const [url = name, model] = name.split("#");
+    const server = await CompletionServer.connect(url, model === undefined ? {} : { model });
+    const cache = cacheOf([url, server.model]);
+    return {
+      model: { likelihood: server, generation: server, cache },
+      parameters: undefined,
+      maxLength: undefined,
+      release: async () => {},
+    };
+  }
+  const found = await findModel(name, job);
+  const { parameters } = found;
+  if (job.engine === "llama.cpp" && found.file === undefined)
+    throw new UsageError(`--engine llama.cpp is for .gguf files; ${name} is a directory`);
+  const longest = longestSequence(found);
+  checkLength(job.maxLength, { maxPositions: longest }, name, "--max-length");
+  const maxLength = job.maxLength ?? longest;
+  if (maxLength < 2) throw new UsageError(`a longest sequence of ${maxLength} tokens leaves nothing to predict`);
+  const lazy = new LazyModel(found, name, { ...job, maxLength });
+  if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
+  const { engine = "coppice", computeType = "f32" } = job;
+  const cache = cacheOf([
+    job.answers?.identities[index] ?? identityOf(originOf(found)),
+    engine,
+    computeType,
+    maxLength,
+  ]);
+  return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
+}
+
+/** Of a model that does not say what it was made for. */
+const DEFAULT_LENGTH = 2048;
+
+const longestSequence = (found: OpenModel | RunOnlyModel): number =>
+  found.checkpoint === undefined ? summariseGguf(found.file).contextLength || DEFAULT_LENGTH : found.model.maxPositions;
+
+/** Larger models write with the weights as they are stored, rather than in f32. */
+const EXACT_PARAMETERS = 1e9;
+
+/** Opens the engines when they are first asked. */
+class LazyModel implements LikelihoodModel, GenerationModel {
+  private likelihood: (LikelihoodModel & { release(): Promise<void> | void }) | undefined;
+  private writer: LlamaCppModel | undefined;
+
+  constructor(
+    private readonly found: OpenModel | RunOnlyModel,
+    private readonly name: string,
+    private readonly job: EvaluateJob,
+  ) {}
+
+  logLikelihoods: LikelihoodModel["logLikelihoods"] = async (...asked) => {
+    this.likelihood ??= await this.openLikelihood();
+    return this.likelihood.logLikelihoods(...asked);
+  };
+
+  generate: GenerationModel["generate"] = async (...asked) => {
+    this.writer ??= await this.openLlamaCpp();
+    return this.writer.generate(...asked);
+  };
+
+  private async openLikelihood() {
+    const { job, found } = this;
+    if (job.engine === "llama.cpp") {
+      const model = await this.openLlamaCpp();
+      return Object.assign(model, { release: () => model.dispose() });
+    }
+    if (found.checkpoint === undefined)
+      throw new FormatError(`${found.reason}. With --engine llama.cpp, likelihoods are llama.cpp's too`);
+    const tokenizer = await Tokenizer.load(found.checkpoint.directory);
+    const { computeType = "f32", maxLength } = job;
+    const backend = Backend.open(job);
+    try {
+      const dtype = computeType === "f32" ? "f32" : "bf16";
+      const weights = loadWeights(backend, found.model, found.checkpoint.source, { dtype, trainable: false });
+      const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
+      return Object.assign(engine, {
+        release: () => {
+          engine.free();
+          weights.free();
+          backend.free();
+        },
+      });
+    } catch (error) {
+      backend.free();
+      throw error;
+    }
+  }
+
+  private async openLlamaCpp(): Promise<LlamaCppModel> {
+    const { job, found, name } = this;
+    const exact = found.parameters <= EXACT_PARAMETERS;
+    const asStored = found.file !== undefined || !exact;
+    const tokenizer = found.checkpoint && (await Tokenizer.load(found.checkpoint.directory));
+    const file = await runnableGguf(name, asStored ? job : { ...job, kind: "f32" });
+    const { device, threads, maxLength } = job;
+    try {
+      return await LlamaCppModel.open(file, tokenizer, {
+        ...{ exact, maxLength },
+        ...(device && { device }),
+        threads,
+      });
+    } catch (error) {
+      throw new CoppiceError(`text cannot be written: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+
+  async release(): Promise<void> {
+    const { likelihood, writer } = this;
+    this.likelihood = undefined;
+    this.writer = undefined;
+    await likelihood?.release();
+    await writer?.dispose();
+  }
+}

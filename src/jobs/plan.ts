@@ -1,0 +1,61 @@
+import { countParameters, loadWeights } from "../models/index.js";
+import { type AxisSizes, axisSizes, type Candidate, describeSizes, type RankedCandidate } from "../prune/index.js";
+import type { ComputeType } from "../tensor/index.js";
+import { modelOnly } from "./device-plan.js";
+import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
+import { checkKept, modelIdentity } from "./output.js";
+import { briefDistiller, scoresFor, search } from "./search.js";
+import { candidatesFor, type TargetOptions } from "./target.js";
+
+export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions> {
+  readonly model: string;
+  readonly computeType?: ComputeType | undefined;
+}
+
+export interface PlanOutcome {
+  readonly parameters: number;
+  readonly original: AxisSizes;
+  /** Those that were measured, best first; then the others, nearest to the target first. */
+  readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
+}
+
+/** Lists the architectures that meet a target. With data they are measured; without, a config.json is enough. */
+export async function plan(job: PlanJob): Promise<PlanOutcome> {
+  if (job.data === undefined || job.data.length === 0) {
+    const model = await modelOnly(job.model, job);
+    return {
+      parameters: countParameters(model.parameters, model.sizes),
+      original: axisSizes(model),
+      candidates: candidatesFor(model, job),
+    };
+  }
+  const { checkpoint, model, parameters } = await openModel(job.model, job);
+  candidatesFor(model, job); // a target that cannot be met is said before anything long begins
+  const { train, validation } = await openData(
+    { directory: checkpoint.directory, model },
+    { ...job, data: job.data },
+    job,
+  );
+  const computeType = job.computeType ?? "bf16";
+  if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
+  const identity = await modelIdentity(checkpoint, job.cacheDir);
+  return onDevice(job, async (backend) => {
+    const weights = loadWeights(backend, model, checkpoint.source, { dtype: computeType, trainable: false });
+    try {
+      const scores = await scoresFor(backend, weights, train, job, computeType, identity);
+      const ranked = await search({
+        ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
+        ...briefDistiller(backend, weights, train, validation, job, computeType),
+      });
+      const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
+      const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
+      return {
+        parameters,
+        original: axisSizes(model),
+        candidates: [...ranked.map(({ plan: _, ...rest }) => rest), ...others],
+      };
+    } finally {
+      weights.free();
+    }
+  });
+}

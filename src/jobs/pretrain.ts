@@ -1,0 +1,114 @@
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { readConfigJson } from "../checkpoint/config-json.js";
+import { storedType } from "../checkpoint/stored-type.js";
+import { checkVocabulary, Sequences } from "../data/index.js";
+import { crossEntropyObjective, type TrainResult } from "../distill/index.js";
+import type { FloatDType } from "../ggml/index.js";
+import {
+  type Checkpoint,
+  type ConfigJson,
+  initialise,
+  loadWeights,
+  modelFromConfig,
+  writeModel,
+} from "../models/index.js";
+import { UsageError } from "../system/errors.js";
+import { onDevice, openData, openModel } from "./environment.js";
+import { claim, dataInputs, inRun, modelIdentity, modelInput } from "./output.js";
+import { noteTraining } from "./sanity.js";
+import { Stages } from "./stages.js";
+import {
+  finish,
+  runTraining,
+  type TrainingJob,
+  type TrainingOutcome,
+  type TrainStage,
+  trainOptionsFor,
+} from "./training.js";
+
+export interface PretrainJob extends TrainingJob {
+  /** A model directory or hub id to go on from, or a directory with config.json and a tokenizer to start from scratch. */
+  readonly model: string;
+  readonly fromScratch?: boolean | undefined;
+  readonly dtype?: FloatDType | undefined;
+}
+
+/** What a model is trained from: its files, or from scratch its configuration and tokenizer. */
+interface Start {
+  readonly checkpoint: Checkpoint | undefined;
+  readonly directory: string;
+  readonly config: ConfigJson;
+}
+
+async function startOf(job: PretrainJob): Promise<Start> {
+  if (job.fromScratch === true) {
+    const file = path.join(job.model, "config.json");
+    if (!existsSync(file)) throw new UsageError(`${job.model} has no config.json to start from`);
+    return { checkpoint: undefined, directory: job.model, config: readConfigJson(file) };
+  }
+  const { checkpoint } = await openModel(job.model, job);
+  return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
+}
+
+/** Trains a model on the next token of data: from scratch, or going on from its weights. */
+export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
+  const start = await startOf(job);
+  const { checkpoint, directory } = start;
+  const files = checkpoint ?? { path: directory, directory, files: [] };
+  return inRun(job, [...modelInput("the model", files), ...(await dataInputs(job))], async (run) => {
+    const model = modelFromConfig(start.config);
+    const settings = trainOptionsFor(model, job.settings);
+    const { train: tokens, validation } = await openData({ directory, model }, job, job);
+    checkVocabulary(tokens, model.vocabSize);
+    noteTraining(settings, tokens, job);
+    const dtype = job.dtype ?? (checkpoint === undefined ? "bf16" : storedType(checkpoint.source));
+    claim(run, job, {
+      command: "pretrain",
+      inputs: { model: await modelIdentity(files, job.cacheDir), data: tokens.id, validation: validation.id },
+      fromScratch: job.fromScratch === true,
+      settings,
+      dtype,
+    });
+    const stages = new Stages(run.own("stages.json"));
+    return onDevice(job, async (backend) => {
+      const result = await stages.once("pretrain", () =>
+        pretrainStage(start, dtype, {
+          backend,
+          stage: "pretrain",
+          run,
+          model,
+          sequences: new Sequences(tokens, settings.sequenceLength),
+          settings,
+          validation,
+          options: job,
+        }),
+      );
+      return finish(backend, run, stages, result, validation, settings.sequenceLength, job);
+    });
+  });
+}
+
+/** Trains on the next token and writes the result into the run's directory. */
+async function pretrainStage(
+  { checkpoint, directory }: Start,
+  dtype: FloatDType,
+  stage: Omit<TrainStage, "student" | "objective">,
+): Promise<TrainResult> {
+  const { backend, model, run, settings } = stage;
+  const student =
+    checkpoint === undefined
+      ? initialise(backend, model, settings.seed)
+      : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
+  try {
+    const outcome = await runTraining({ ...stage, student, objective: crossEntropyObjective });
+    writeModel(
+      run.path,
+      { ...(checkpoint ?? { model }), source: student.source() },
+      { dtype, carryFrom: directory, place: (name) => run.own(name), onNote: stage.options.onNote },
+    );
+    return outcome;
+  } finally {
+    student.free();
+  }
+}

@@ -1,0 +1,21 @@
+const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
+
+export const formatCount = (value: number): string => {
+  for (const [unit, size] of [
+    ["B", 1e9],
+    ["M", 1e6],
+    ["K", 1e3],
+  ] as const)
+    if (value >= size) return `${threeDigits(value / size)} ${unit}`;
+  return String(Math.round(value));
+};
+
+export const formatBytes = (bytes: number): string => {
+  for (const [unit, size] of [
+    ["GiB", 2 ** 30],
+    ["MiB", 2 ** 20],
+    ["KiB", 2 ** 10],
+  ] as const)
+    if (bytes >= size) return `${threeDigits(bytes / size)} ${unit}`;
+  return `${bytes} B`;
+};
