@@ -1,5 +1,6 @@
 import { Command, Option } from "commander";
-import { BENCH_WORK, type BenchOutcome, type BenchWork, bench } from "../jobs/index.js";
+import { BENCH_WORK, type BenchWork } from "../jobs/bench-work.js";
+import type { BenchOutcome } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import { addCommon, type CommonFlags, parseAtLeastOne } from "./options.js";
@@ -29,6 +30,7 @@ export const benchCommand = example(
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
         const { work, sequenceLength, batchSize, steps, compute, recompute, profile } = flags;
+        const { bench } = await import("../jobs/bench.js");
         const outcome = await bench({
           ...job,
           model,

@@ -1,6 +1,5 @@
 import { createInterface } from "node:readline/promises";
 import { Command } from "commander";
-import { openEngine } from "../jobs/index.js";
 import { action, example } from "./command.js";
 import { addSampling, engineOptions, type SamplingFlags, samplingOptions } from "./generate.js";
 import { addCommon, MODEL } from "./options.js";
@@ -17,6 +16,7 @@ export const chatCommand = example(
     .option("--system <text>", "what the model is told before the conversation")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { openEngine } = await import("../jobs/generate.js");
         const engine = await openEngine({ ...job, ...engineOptions(flags), model });
         const terminal = process.stdin.isTTY === true;
         const lines = createInterface({

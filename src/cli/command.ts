@@ -1,6 +1,6 @@
 import Table from "cli-table3";
 import type { Command } from "commander";
-import { withAdapters } from "../checkpoint/index.js";
+import { withAdapters } from "../checkpoint/adapters.js";
 import type { JobOptions } from "../jobs/index.js";
 import { UsageError } from "../system/errors.js";
 import { type CommonFlags, commonJobOptions } from "./options.js";
@@ -97,3 +97,6 @@ export function table(head: readonly string[], rows: readonly (readonly string[]
 /** An example at the end of a command's help. */
 export const example = (command: Command, ...lines: string[]): Command =>
   command.addHelpText("after", `\nExample:\n${lines.map((line) => `  ${line}`).join("\n")}`);
+
+/** Where llama.cpp will do something else than the model says. */
+export const renderNotes = (notes: readonly string[]): string[] => notes.map((note) => `note: ${note}`);

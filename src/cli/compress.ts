@@ -1,5 +1,4 @@
 import { Command } from "commander";
-import { compress } from "../jobs/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { action, example } from "./command.js";
 import {
@@ -73,6 +72,7 @@ export const compressCommand = example(
     .option("--intermediate", "match intermediate states too; for deep cuts")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { compress } = await import("../jobs/compress.js");
         const outcome = await compress({
           ...job,
           ...dataOptions(flags),

@@ -1,6 +1,5 @@
 import { Command } from "commander";
-import { withAdapters } from "../checkpoint/index.js";
-import { distill } from "../jobs/index.js";
+import { withAdapters } from "../checkpoint/adapters.js";
 import { action, example } from "./command.js";
 import {
   addCommon,
@@ -43,6 +42,7 @@ export const distillCommand = example(
     .requiredOption("--out <dir>", "the run's directory; ends as the trained model")
     .action(
       action(async ({ job, print }, flags: Flags, student: string) => {
+        const { distill } = await import("../jobs/distill.js");
         const outcome = await distill({
           ...job,
           ...dataOptions(flags),

@@ -1,15 +1,6 @@
 import { existsSync } from "node:fs";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { Command } from "commander";
-import {
-  availableKernels,
-  Backend,
-  buildKernels,
-  libraryDirectories,
-  listDevices,
-  loadKernels,
-  loadLibrary,
-} from "../ggml/index.js";
 import { cacheDirectory } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
 import { action, example, table } from "./command.js";
@@ -24,6 +15,8 @@ export const doctorCommand = example(
     .option("--build", "compile the kernels for this processor first (needs a C compiler)")
     .action(
       action(async ({ print }, flags: Flags) => {
+        const { availableKernels, Backend, buildKernels, libraryDirectories, listDevices, loadKernels, loadLibrary } =
+          await import("../ggml/index.js");
         if (flags.build === true) {
           const { file, compiler } = await buildKernels();
           process.stderr.write(`built by ${compiler}: ${file}\n`);

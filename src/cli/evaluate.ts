@@ -1,7 +1,7 @@
 import { Command, InvalidArgumentError, Option } from "commander";
-import { metricKey } from "../evaluate/index.js";
+import { metricKey } from "../evaluate/metrics.js";
+import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine } from "../jobs/evaluation.js";
 import { formatScore, resultLines } from "../jobs/evaluation-table.js";
-import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine, evaluate } from "../jobs/index.js";
 import { action, example, table } from "./command.js";
 import {
   addCommon,
@@ -68,6 +68,7 @@ export const evaluateCommand = example(
       action(async ({ job, print }, flags: Flags, models: string[]) => {
         const { tasks, limit, numFewshot: fewShot, maxLength, maxGenTokens: maxTokens, samples, temperature } = flags;
         const { data, out, engine, compute: computeType, published, restart } = flags;
+        const { evaluate } = await import("../jobs/evaluate.js");
         const result = await evaluate({
           ...job,
           ...{ models, tasks, limit, fewShot, maxLength, maxTokens, samples, temperature },

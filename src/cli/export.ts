@@ -1,10 +1,8 @@
 import { Command, Option } from "commander";
 import type { FloatDType } from "../ggml/index.js";
-import { exportModel } from "../jobs/index.js";
 import { formatBytes } from "../system/format.js";
-import { action, example } from "./command.js";
+import { action, example, renderNotes } from "./command.js";
 import { addCommon, type CommonFlags, MODEL, parseBytes } from "./options.js";
-import { renderNotes } from "./render.js";
 
 interface Flags extends CommonFlags {
   readonly out: string;
@@ -39,6 +37,7 @@ export const exportCommand = example(
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
         const { out, overwrite, restart } = flags;
+        const { exportModel } = await import("../jobs/export.js");
         const outcome = await exportModel({
           ...{ ...job, model, out, overwrite, restart },
           ...(flags.dtype && { dtype: flags.dtype }),

@@ -1,6 +1,7 @@
 import { Command, Option } from "commander";
-import { type FoundryOptions, ROLES, type Role, runWorker, startFoundry, withTenants } from "../foundry/index.js";
-import { DEVICE_KINDS } from "../ggml/index.js";
+import type { FoundryOptions } from "../foundry/index.js";
+import { ROLES, type Role } from "../foundry/store/roles.js";
+import { DEVICE_KINDS } from "../ggml/device-kinds.js";
 import { action, example, SERVICE_ENDS, table } from "./command.js";
 import {
   type CommonFlags,
@@ -94,6 +95,7 @@ const worker = example(
     .action(
       action(async ({ job }, flags: Flags) => {
         const { signal = new AbortController().signal } = job;
+        const { runWorker } = await import("../foundry/index.js");
         await runWorker({ ...placesOf(flags), ...computeOf(flags), attached: flags.attached === true }, signal);
       }, "giving the job back"),
     ),
@@ -111,6 +113,7 @@ keys.addCommand(
       .action(
         action(async ({ print }, flags: Flags, name: string) => {
           const { tenant = "local", role = "user" } = flags;
+          const { withTenants } = await import("../foundry/index.js");
           const made = await withTenants(placesOf(flags), (tenants) => tenants.addKey(tenant, name, role));
           print({ ...made.row, key: made.key }, ({ key }) => key);
         }),
@@ -124,6 +127,7 @@ keys.addCommand(
       .option("--json")
       .action(
         action(async ({ print }, flags: Flags) => {
+          const { withTenants } = await import("../foundry/index.js");
           print(await withTenants(placesOf(flags), (tenants) => tenants.keys()), (all) =>
             table(
               ["id", "tenant", "name", "role"],
@@ -142,6 +146,7 @@ keys.addCommand(
       .option("--json")
       .action(
         action(async ({ print }, flags: Flags, id: string) => {
+          const { withTenants } = await import("../foundry/index.js");
           print({ removed: await withTenants(placesOf(flags), (tenants) => tenants.removeKey(id)) }, ({ removed }) =>
             removed ? "removed" : "there is no such key",
           );
@@ -186,6 +191,7 @@ export const foundryCommand = example(
             ([, value]) => value !== undefined,
           ),
         );
+        const { startFoundry } = await import("../foundry/index.js");
         const foundry = await startFoundry({
           ...{ ...placesOf(flags), ...computeOf(flags), host, port, workers, quota },
           ...{ maxUploadBytes: maxUpload, corsOrigins: cors },

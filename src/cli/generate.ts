@@ -1,8 +1,7 @@
 import { readFileSync } from "node:fs";
 import { Command } from "commander";
 import type { SamplingOptions } from "../generate/index.js";
-import { generate } from "../jobs/index.js";
-import { type FileKind, parseFileKind } from "../quantize/index.js";
+import { type FileKind, parseFileKind } from "../quantize/recipes.js";
 import { action, example } from "./command.js";
 import {
   addCommon,
@@ -83,6 +82,7 @@ export const generateCommand = example(
           process.stdout.write(begun ? text : prompt + text); // nothing before the model is there
           begun = true;
         };
+        const { generate } = await import("../jobs/generate.js");
         const outcome = await generate({
           ...{ ...job, ...engineOptions(flags), model, prompt },
           sampling: {

@@ -1,15 +1,15 @@
 import { Command } from "commander";
-import { type Inspection, inspect } from "../jobs/index.js";
+import type { Inspection } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
-import { action, example, table } from "./command.js";
+import { action, example, renderNotes, table } from "./command.js";
 import { addCommon, MODEL } from "./options.js";
-import { renderNotes } from "./render.js";
 
 export const inspectCommand = example(
   addCommon(new Command("inspect").description("Describe a model: architecture, parameters, sizes, memory"))
     .argument("<model>", MODEL)
     .action(
       action(async ({ job, print }, _flags, model: string) => {
+        const { inspect } = await import("../jobs/measure.js");
         print(await inspect(model, job), render);
       }),
     ),

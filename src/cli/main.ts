@@ -2,40 +2,37 @@
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import { Command, CommanderError } from "commander";
-import { packageRoot } from "../ggml/library.js";
 import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
-import { benchCommand } from "./bench.js";
-import { chatCommand } from "./chat.js";
-import { compressCommand } from "./compress.js";
-import { distillCommand } from "./distill.js";
-import { doctorCommand } from "./doctor.js";
-import { evaluateCommand } from "./evaluate.js";
-import { exportCommand } from "./export.js";
-import { foundryCommand } from "./foundry.js";
-import { generateCommand } from "./generate.js";
-import { inspectCommand } from "./inspect.js";
-import { perplexityCommand } from "./perplexity.js";
-import { planCommand } from "./plan.js";
-import { pretrainCommand } from "./pretrain.js";
-import { pruneCommand } from "./prune.js";
-import { quantizeCommand } from "./quantize.js";
-import { serveCommand } from "./serve.js";
+import { packageRoot } from "../system/package-root.js";
 
-/** Every command, in the order in which the work flows. Adding one is its file and its name here. */
-const COMMANDS = [
-  ...[inspectCommand, planCommand, pruneCommand, distillCommand, pretrainCommand],
-  ...[
-    compressCommand,
-    evaluateCommand,
-    perplexityCommand,
-    exportCommand,
-    quantizeCommand,
-    generateCommand,
-    chatCommand,
-  ],
-  ...[serveCommand, foundryCommand, benchCommand, doctorCommand],
-];
+/**
+ * Every command, in the order in which the work flows. Adding one is its file and its line here. What a command needs is loaded when
+ * it is run: its file only says its options.
+ */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  inspect: async () => (await import("./inspect.js")).inspectCommand,
+  plan: async () => (await import("./plan.js")).planCommand,
+  prune: async () => (await import("./prune.js")).pruneCommand,
+  distill: async () => (await import("./distill.js")).distillCommand,
+  pretrain: async () => (await import("./pretrain.js")).pretrainCommand,
+  compress: async () => (await import("./compress.js")).compressCommand,
+  evaluate: async () => (await import("./evaluate.js")).evaluateCommand,
+  perplexity: async () => (await import("./perplexity.js")).perplexityCommand,
+  export: async () => (await import("./export.js")).exportCommand,
+  quantize: async () => (await import("./quantize.js")).quantizeCommand,
+  generate: async () => (await import("./generate.js")).generateCommand,
+  chat: async () => (await import("./chat.js")).chatCommand,
+  serve: async () => (await import("./serve.js")).serveCommand,
+  foundry: async () => (await import("./foundry.js")).foundryCommand,
+  bench: async () => (await import("./bench.js")).benchCommand,
+  doctor: async () => (await import("./doctor.js")).doctorCommand,
+};
 
+/** The one that is asked for, or all where none is: for their help, and to guess what was meant. */
+function commandsFor(name: string | undefined): Promise<Command[]> {
+  const asked = name !== undefined && Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  return Promise.all((asked === undefined ? Object.values(COMMANDS) : [asked]).map((load) => load()));
+}
 // Standard output carries results only; libraries that log with console.debug and console.log go to standard error.
 console.debug = console.error;
 console.log = console.error;
@@ -55,7 +52,7 @@ const settle = (command: Command, parent: Command): Command => {
   for (const inner of command.commands) settle(inner as Command, command);
   return command;
 };
-for (const command of COMMANDS) program.addCommand(settle(command, program));
+for (const command of await commandsFor(process.argv[2])) program.addCommand(settle(command, program));
 
 /** Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. */
 function exitCodeOf(error: unknown): number {

@@ -1,8 +1,9 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { DIVERGENCES, type Divergence } from "../distill/index.js";
-import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
+import { DIVERGENCES, type Divergence } from "../distill/divergences.js";
+import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
-import { DEPTH_METHODS, type DepthMethod, largestOf, parseSizes } from "../prune/index.js";
+import { DEPTH_METHODS, type DepthMethod } from "../prune/depth-methods.js";
+import { largestOf, parseSizes } from "../prune/sizes.js";
 import { UsageError } from "../system/errors.js";
 import { byteCount } from "../system/units.js";
 import type { ProgressDisplay } from "./progress.js";

@@ -1,5 +1,4 @@
 import { Command, Option } from "commander";
-import { measurePerplexity } from "../jobs/index.js";
 import { action, example } from "./command.js";
 import {
   addCommon,
@@ -23,6 +22,7 @@ export const perplexityCommand = example(
     .addOption(new Option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("f32"))
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { measurePerplexity } = await import("../jobs/measure.js");
         const result = await measurePerplexity({
           ...job,
           ...dataOptions(flags),

@@ -1,8 +1,9 @@
 import { Command } from "commander";
-import { DEVICES, type FitCandidate } from "../devices/index.js";
-import { DEVICE_KINDS, type DeviceKind } from "../ggml/index.js";
-import { type DevicePlan, type PlanOutcome, plan, planForDevice } from "../jobs/index.js";
-import { type AxisSize, describeSize } from "../prune/index.js";
+import type { FitCandidate } from "../devices/index.js";
+import { DEVICES } from "../devices/profiles.js";
+import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
+import type { DevicePlan, PlanOutcome } from "../jobs/index.js";
+import { type AxisSize, describeSize } from "../prune/sizes.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes, formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
@@ -60,12 +61,14 @@ export const planCommand = example(
         const { contextSize: contextLength, speed: tokensPerSecond } = flags;
         const { space } = targetOptions({ ...flags, target: "" });
         const { device: _, ...options } = job;
+        const { planForDevice } = await import("../jobs/device-plan.js");
         const made = await planForDevice({ ...options, model, forDevice, contextLength, tokensPerSecond, space });
         print(made, (plan) => renderDevicePlan(plan, flags.all === true));
         return;
       }
       const { target } = flags;
       if (target === undefined) throw new UsageError("plan needs a --target, or a device: --device phone-8gb");
+      const { plan } = await import("../jobs/plan.js");
       const outcome = await plan({ ...job, ...dataOptions(flags), ...targetOptions({ ...flags, target }), model });
       print(outcome, renderPlan);
     }),

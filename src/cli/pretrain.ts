@@ -1,6 +1,5 @@
 import { Command, Option } from "commander";
 import type { FloatDType } from "../ggml/index.js";
-import { pretrain } from "../jobs/index.js";
 import { action, example } from "./command.js";
 import {
   addCommon,
@@ -43,6 +42,7 @@ export const pretrainCommand = example(
     .addOption(new Option("--dtype <type>", "stored type of the weights").choices(["f32", "f16", "bf16"]))
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { pretrain } = await import("../jobs/pretrain.js");
         const outcome = await pretrain({
           ...job,
           ...dataOptions(flags),

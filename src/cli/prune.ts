@@ -1,5 +1,4 @@
 import { Command } from "commander";
-import { pruneModel } from "../jobs/index.js";
 import { formatCount } from "../system/format.js";
 import { action, example, table } from "./command.js";
 import {
@@ -34,6 +33,7 @@ export const pruneCommand = example(
     .option("--restart", "discard what an earlier run has written to --out")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { pruneModel } = await import("../jobs/prune.js");
         const outcome = await pruneModel({
           ...job,
           ...dataOptions(flags),

@@ -1,10 +1,10 @@
 import { Command } from "commander";
-import { type DType, isQuantized, QUANTIZED_DTYPES, type QuantizedDType } from "../ggml/index.js";
-import { type QuantizeOutcome, quantize } from "../jobs/index.js";
-import { FILE_KINDS, type FileKind, parseFileKind } from "../quantize/index.js";
+import { type DType, isQuantized, QUANTIZED_DTYPES, type QuantizedDType } from "../ggml/dtype.js";
+import type { QuantizeOutcome } from "../jobs/index.js";
+import { FILE_KINDS, type FileKind, parseFileKind } from "../quantize/recipes.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
-import { action, example, table } from "./command.js";
+import { action, example, renderNotes, table } from "./command.js";
 import { addWriting } from "./export.js";
 import {
   addCommon,
@@ -17,7 +17,6 @@ import {
   parseAtLeastOne,
   parseBytes,
 } from "./options.js";
-import { renderNotes } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags {
   readonly out: string;
@@ -70,6 +69,7 @@ export const quantizeCommand = example(
     .option("--report", "measure perplexity, divergence and speed of every file")
     .action(
       action(async ({ job, print }, flags: Flags, model: string) => {
+        const { quantize } = await import("../jobs/quantize.js");
         const outcome = await quantize({
           ...{ ...job, ...dataOptions(flags), model, out: flags.out, overwrite: flags.overwrite },
           ...(flags.type && { types: flags.type }),

@@ -4,7 +4,7 @@ import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } f
 import { recoveredShare } from "../jobs/report.js";
 import type { FileKind } from "../quantize/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
-import { table } from "./command.js";
+import { renderNotes, table } from "./command.js";
 
 /** How a training run ended. */
 export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out }: TrainingOutcome): string =>
@@ -71,6 +71,3 @@ function renderGguf({ files, prompt, sentence }: NonNullable<CompressOutcome["gg
     `${first?.name ?? ""} writes after "${prompt}": ${sentence.trim()}`,
   ];
 }
-
-/** Where llama.cpp will do something else than the model says. */
-export const renderNotes = (notes: readonly string[]): string[] => notes.map((note) => `note: ${note}`);

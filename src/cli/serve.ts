@@ -1,5 +1,6 @@
 import { Command, Option } from "commander";
-import { listProfiles, PROFILE_NAMES, type Profile, type ProfileName, serve } from "../serve/index.js";
+import type { Profile } from "../serve/index.js";
+import { PROFILE_NAMES, type ProfileName } from "../serve/profile-names.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
 import { action, example, SERVICE_ENDS, table } from "./command.js";
@@ -129,6 +130,7 @@ export const serveCommand = example(
     action(async ({ job, print }, flags: Flags, given: string[]) => {
       const models = given.length > 0 ? given : (flags.models ?? []);
       const { signal, ...options } = job;
+      const { listProfiles, serve } = await import("../serve/index.js");
       if (flags.listProfiles) return print(await listProfiles(models[0], options), renderProfiles);
       if (models.length === 0) throw new UsageError("serve needs a model: coppice serve MODEL");
       const { name: names, queue: queueLimit, timeout: timeoutSeconds, drain: drainSeconds } = flags;

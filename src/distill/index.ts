@@ -1,4 +1,5 @@
-export { DIVERGENCES, type Divergence, topKDivergence } from "./losses.js";
+export { DIVERGENCES, type Divergence } from "./divergences.js";
+export { topKDivergence } from "./losses.js";
 export {
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,

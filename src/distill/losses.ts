@@ -1,9 +1,5 @@
 import { type Graph, ops, type Tensor } from "../tensor/index.js";
 
-/** How far the student's distribution is from the teacher's. */
-export const DIVERGENCES = ["forward-kl", "reverse-kl", "jensen-shannon", "top-k"] as const;
-export type Divergence = (typeof DIVERGENCES)[number];
-
 /** The value of a tensor, with no gradient flowing back through it. */
 export const stopGradient = (tensor: Tensor): Tensor => ({ ...tensor, requiresGrad: false });
 

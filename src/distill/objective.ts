@@ -2,7 +2,8 @@ import type { Batch } from "../data/index.js";
 import type { ForwardResult, Model, ModelWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor } from "../tensor/index.js";
-import { type Divergence, stopGradient, topKDivergence } from "./losses.js";
+import type { Divergence } from "./divergences.js";
+import { stopGradient, topKDivergence } from "./losses.js";
 import type { TopKTeacher } from "./teacher.js";
 
 /** What an objective is given to build its part of the training graph. */

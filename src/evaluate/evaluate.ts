@@ -6,6 +6,7 @@ import { ReplyCache } from "./reply-cache.js";
 import type { GenerateRequest, GenerationModel, LikelihoodModel, Reply, Request } from "./requests.js";
 import type { Question, RequestSettings, Scores, ScoringTools, Task } from "./task.js";
 import type { TaskGroup } from "./tasks/index.js";
+import { tasksOfGroup } from "./tasks/index.js";
 
 /** A model that benchmarks can ask. What it cannot answer is missing. */
 export interface EvaluatedModel {
@@ -176,10 +177,6 @@ export interface GroupResult {
   readonly metrics: readonly MetricResult[];
   readonly documents: number;
 }
-
-/** The tasks of a group, those of the groups in it included. */
-export const tasksOfGroup = (groups: readonly TaskGroup[], name: string): readonly string[] =>
-  groups.find((group) => group.name === name)?.members.flatMap((member) => tasksOfGroup(groups, member)) ?? [name];
 
 /** The groups of which every member was measured. */
 export function groupResults(groups: readonly TaskGroup[], tasks: readonly TaskResult[]): GroupResult[] {

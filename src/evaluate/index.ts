@@ -11,7 +11,6 @@ export {
   type MetricResult,
   type Sample,
   type TaskResult,
-  tasksOfGroup,
 } from "./evaluate.js";
 export { overflowError, overflowingLayer, type SuspectPass } from "./finite.js";
 export * from "./kinds.js";
@@ -30,4 +29,4 @@ export { type ProgramOutcome, PythonSandbox, type SandboxOptions } from "./sandb
 export { CompletionServer, type ServerOptions } from "./server.js";
 export * from "./task.js";
 export { loadTaskFile } from "./task-file.js";
-export { SUITES, type SuiteEntry, TASK_GROUPS, TASKS, type TaskGroup } from "./tasks/index.js";
+export { SUITES, type SuiteEntry, TASK_GROUPS, TASKS, type TaskGroup, tasksOfGroup } from "./tasks/index.js";

@@ -9,14 +9,15 @@ import { bodyLimit } from "hono/body-limit";
 import { cors } from "hono/cors";
 import { streamSSE } from "hono/streaming";
 import type { z } from "zod";
-import { packageRoot } from "../ggml/library.js";
 import { parseBody } from "../serve/api/index.js";
 import { ApiError } from "../serve/errors.js";
+import { packageRoot } from "../system/package-root.js";
 import { ROUTES, type Route } from "./api/index.js";
 import type { Events, FoundryServices, Streamed } from "./api/route.js";
 import { foundryDocs, foundryOpenApi } from "./openapi.js";
 import { version } from "./run-job.js";
-import { type Caller, LOCAL_TENANT, type Role } from "./store/tenants.js";
+import type { Role } from "./store/roles.js";
+import { type Caller, LOCAL_TENANT } from "./store/tenants.js";
 
 export type { FoundryServices } from "./api/route.js";
 

@@ -8,4 +8,4 @@ export {
   withTenants,
 } from "./foundry.js";
 export { foundryOpenApi } from "./openapi.js";
-export { ROLES, type Role } from "./store/tenants.js";
+export { ROLES, type Role } from "./store/roles.js";

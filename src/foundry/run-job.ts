@@ -3,7 +3,6 @@ import path from "node:path";
 import { Readable } from "node:stream";
 import type { HubOptions } from "../checkpoint/index.js";
 import { deviceProfile, fitDevice, predictMemory } from "../devices/index.js";
-import { packageRoot } from "../ggml/library.js";
 import { formatScore } from "../jobs/evaluation-table.js";
 import {
   type CompressOutcome,
@@ -20,6 +19,7 @@ import { Stages } from "../jobs/stages.js";
 import { modelFromConfig } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
+import { packageRoot } from "../system/package-root.js";
 import { modelCard } from "./card.js";
 import { factsOf, keys, licenceOf, type Materials } from "./materials.js";
 import type { CompressSpec, EvaluateSpec } from "./specification.js";

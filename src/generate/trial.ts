@@ -1,8 +1,8 @@
 import { fork } from "node:child_process";
 import { statSync } from "node:fs";
 import path from "node:path";
-import { packageRoot } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
+import { packageRoot } from "../system/package-root.js";
 
 /** As built, also where the program runs from its sources: Node starts it by itself. */
 const CHILD = path.join(packageRoot, "dist/generate/trial-process.js");

@@ -1,9 +1,10 @@
 import { availableParallelism } from "node:os";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
+import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import type { Functions, Pointer } from "./functions.js";
 import { type Kernels, loadKernels, type Variant } from "./kernels.js";
-import { DEVICE_KINDS, type DeviceKind, type Library, loadLibrary } from "./library.js";
+import { type Library, loadLibrary } from "./library.js";
 
 /** A compute device that ggml found. */
 export interface Device {

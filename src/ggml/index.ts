@@ -1,5 +1,6 @@
 export { fromFloat32, toFloat32 } from "./convert.js";
 export { Backend, type BackendOptions, type Device, listDevices } from "./device.js";
+export { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 export {
   blockSize,
   bytesOf,
@@ -22,12 +23,5 @@ export {
   type Variant,
 } from "./kernels.js";
 export { buildKernels, type KernelBuild } from "./kernels-build.js";
-export {
-  DEVICE_KINDS,
-  type DeviceKind,
-  type Library,
-  libraryDirectories,
-  loadFunctions,
-  loadLibrary,
-} from "./library.js";
+export { type Library, libraryDirectories, loadFunctions, loadLibrary } from "./library.js";
 export { canKeepThreads, keepThreads } from "./threads.js";

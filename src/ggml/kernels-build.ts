@@ -3,8 +3,8 @@ import { mkdtempSync, renameSync, rmSync } from "node:fs";
 import path from "node:path";
 import { promisify } from "node:util";
 import { CoppiceError } from "../system/errors.js";
+import { packageRoot } from "../system/package-root.js";
 import { kernelFileName, VARIANTS, writableKernelDirectory } from "./kernels.js";
-import { packageRoot } from "./library.js";
 
 const execute = promisify(execFile);
 

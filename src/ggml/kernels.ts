@@ -4,9 +4,9 @@ import path from "node:path";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
 import { cacheDirectory } from "../system/files.js";
+import { packageRoot } from "../system/package-root.js";
 import { DTYPE_ID } from "./dtype.js";
 import type { Functions, Pointer } from "./functions.js";
-import { packageRoot } from "./library.js";
 
 /**
  * Our own kernels for the processor, in C (`native/`): optional, since ggml computes everything without them. They plug in as

@@ -1,14 +1,10 @@
 import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
-import { fileURLToPath } from "node:url";
 import { CoppiceError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
+import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import { bindFunctions, type Functions } from "./functions.js";
-
-/** Kinds of compute device, fastest first. */
-export const DEVICE_KINDS = ["cuda", "metal", "vulkan", "cpu"] as const;
-export type DeviceKind = (typeof DEVICE_KINDS)[number];
 
 /** The loaded ggml libraries. */
 export interface Library {
@@ -180,6 +176,3 @@ function loadOthers({ functions, directory }: Library, wish: DeviceKind | "auto"
   othersLoaded = true;
   loadBackends(functions, directory, "others");
 }
-
-/** This package's own folder (where package.json lies). */
-export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");

@@ -14,11 +14,8 @@ import { PeakMemory } from "../system/memory.js";
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
 import { type ComputeType, Graph, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
+import type { BenchWork } from "./bench-work.js";
 import { type JobOptions, onDevice, openModel } from "./environment.js";
-
-/** What can be timed: a distillation or training step, a forward pass without or with the output head, calibration. */
-export const BENCH_WORK = ["distill", "train", "forward", "logits", "calibrate"] as const;
-export type BenchWork = (typeof BENCH_WORK)[number];
 
 export interface BenchJob extends JobOptions {
   /** A model whose sizes to take, or the sizes themselves: `hidden=288,ffn=768,layers=6,heads=6,kvHeads=6,vocab=32000`. */

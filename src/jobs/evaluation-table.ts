@@ -1,4 +1,7 @@
-import { type Metric, type MetricResult, metricKey, PUBLISHED, TASK_GROUPS, tasksOfGroup } from "../evaluate/index.js";
+import type { MetricResult } from "../evaluate/index.js";
+import { type Metric, metricKey } from "../evaluate/metrics.js";
+import { PUBLISHED } from "../evaluate/published.js";
+import { TASK_GROUPS, tasksOfGroup } from "../evaluate/tasks/index.js";
 import { table } from "../system/html.js";
 import type { ModelEvaluation } from "./evaluation.js";
 

@@ -9,8 +9,8 @@ import {
   type Sample,
   type Task,
 } from "../evaluate/index.js";
-import { packageRoot } from "../ggml/library.js";
 import { hashBytes } from "../system/files.js";
+import { packageRoot } from "../system/package-root.js";
 import type { EvaluateJob, ModelEvaluation, PlannedTask } from "./evaluation.js";
 
 /** Results and samples as lm-evaluation-harness 0.4.13 writes them (`--output_path`, `--log_samples`), for scripts that read those. */

@@ -1,4 +1,5 @@
-export { BENCH_WORK, type BenchJob, type BenchOutcome, type BenchWork, bench } from "./bench.js";
+export { type BenchJob, type BenchOutcome, bench } from "./bench.js";
+export { BENCH_WORK, type BenchWork } from "./bench-work.js";
 export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
 export { type DistillJob, distill, type TeacherOptions } from "./distill.js";

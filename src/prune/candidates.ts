@@ -1,16 +1,8 @@
 import { countParameters, type Model, type PruningAxis, shapeOf } from "../models/index.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import type { Scores } from "./importance.js";
-import {
-  type AxisSize,
-  type AxisSizes,
-  axisSizes,
-  highest,
-  keptIndices,
-  largestOf,
-  type PrunePlan,
-  planFor,
-} from "./plan.js";
+import { axisSizes, highest, keptIndices, type PrunePlan, planFor } from "./plan.js";
+import { type AxisSize, type AxisSizes, describeSizes, largestOf } from "./sizes.js";
 
 /** An architecture that meets the target. */
 export interface Candidate {
@@ -179,15 +171,6 @@ function parameterFormula(model: Model): (sizes: AxisSizes) => number | undefine
     return Math.round(parts[0] + parts[1] * share);
   };
 }
-
-/** A size as it is written on the command line: `1024`, or `1024/768/1024` where layers differ. */
-export const describeSize = (size: AxisSize): string => [size].flat().join("/");
-
-/** Sizes as they are written on the command line. */
-export const describeSizes = (sizes: AxisSizes): string =>
-  Object.entries(sizes)
-    .map(([axis, size]) => `${axis}=${describeSize(size)}`)
-    .join(",");
 
 /**
  * The share of all importance that a plan keeps: the mean over the cut dimensions of the kept scores' share. A quick guess

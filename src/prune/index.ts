@@ -1,26 +1,16 @@
 export {
   type Candidate,
   DEFAULT_TOLERANCE,
-  describeSize,
-  describeSizes,
   enumerateCandidates,
   parametersAt,
   retainedImportance,
   type SearchSpace,
 } from "./candidates.js";
-export { DEPTH_METHODS, type DepthMethod, layerOrder } from "./depth.js";
+export { layerOrder } from "./depth.js";
+export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
 export { calibrate, loadScores, type Scores, saveScores } from "./importance.js";
-export {
-  type AxisSize,
-  type AxisSizes,
-  axisSizes,
-  type KeptIndices,
-  keptIndices,
-  largestOf,
-  type PrunePlan,
-  planFor,
-  planWithLayers,
-} from "./plan.js";
+export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
 export { type RankedCandidate, rankCandidates, type SearchOptions } from "./search.js";
+export { type AxisSize, type AxisSizes, describeSize, describeSizes, largestOf, parseSizes } from "./sizes.js";
 export { type PrunedModel, prune } from "./surgery.js";
-export { parseSizes, parseTarget, type Target } from "./target.js";
+export { parseTarget, type Target } from "./target.js";

@@ -1,6 +1,7 @@
 import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf, splitLayer } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { Scores } from "./importance.js";
+import { type AxisSizes, largestOf, simplest } from "./sizes.js";
 
 /**
  * What to cut: the size of every dimension of the smaller model, and which of the original's layers it keeps. Sizes may
@@ -13,24 +14,11 @@ export interface PrunePlan {
   readonly keptLayers: readonly number[];
 }
 
-/** A size that all layers have, or one for each dimension of the axis where they differ. */
-export type AxisSize = number | readonly number[];
-
-/** Sizes by the model's axes: `hidden`, `ffn`, `heads`, ..., `layers`. */
-export type AxisSizes = Readonly<Record<string, AxisSize>>;
-
-/** One number where all are equal. */
-export const simplest = (sizes: readonly number[]): AxisSize =>
-  sizes.every((size) => size === sizes[0]) ? (sizes[0] ?? 0) : sizes;
-
 /** The sizes of a model's axes as they are. */
 export const axisSizes = (model: Model): AxisSizes =>
   Object.fromEntries(
     model.axes.map(({ name, dimensions }) => [name, simplest(dimensions.map((one) => sizeOf(one, model.sizes)))]),
   );
-
-/** The largest of an axis's sizes. */
-export const largestOf = (size: AxisSize | undefined): number => Math.max(0, ...[size ?? 0].flat());
 
 /**
  * Makes a plan.

@@ -4,9 +4,11 @@ import type { Backend } from "../ggml/device.js";
 import { loadWeights, type ModelTensors, type ModelWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type Candidate, mostPromising } from "./candidates.js";
-import { type DepthMethod, layerOrder } from "./depth.js";
+import { layerOrder } from "./depth.js";
+import type { DepthMethod } from "./depth-methods.js";
 import type { Scores } from "./importance.js";
-import { keptIndices, largestOf, type PrunePlan, planFor } from "./plan.js";
+import { keptIndices, type PrunePlan, planFor } from "./plan.js";
+import { largestOf } from "./sizes.js";
 import { type PrunedModel, prune } from "./surgery.js";
 
 /** A candidate with what was measured of it. */

@@ -1,7 +1,8 @@
 import { countParameters, type Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { byteCount } from "../system/units.js";
-import { type AxisSize, type AxisSizes, checkNames } from "./plan.js";
+import { checkNames } from "./plan.js";
+import { type AxisSizes, parseSizes } from "./sizes.js";
 
 /** What the smaller model should be. */
 export type Target =
@@ -38,19 +39,4 @@ export function parseTarget(text: string, model: Model, bitsPerWeight: number): 
       `the target "${text}" is ${Math.round(parameters)} parameters, more than the model's ${original}`,
     );
   return { kind: "parameters", parameters: Math.round(parameters) };
-}
-
-/** Reads `hidden=4096,ffn=11520`; sizes that differ from layer to layer are written `ffn=1024/768/1024`. */
-export function parseSizes(text: string): AxisSizes {
-  const sizes: Record<string, AxisSize> = {};
-  for (const part of text.split(",")) {
-    const [, name, value] = /^\s*([\w.]+)\s*=\s*(\d+(?:\/\d+)*)\s*$/.exec(part) ?? [];
-    if (name === undefined || value === undefined)
-      throw new UsageError(
-        `the size "${part}" is not understood; sizes are hidden=N, ffn=N, heads=N, kvHeads=N, layers=N; for each layer ffn=N/N/N, for one layers.2.ffn=N`,
-      );
-    const numbers = value.split("/").map(Number);
-    sizes[name] = numbers.length === 1 ? (numbers[0] ?? 0) : numbers;
-  }
-  return sizes;
 }

@@ -6,7 +6,7 @@ import { type Context, Hono } from "hono";
 import { cors } from "hono/cors";
 import { stream } from "hono/streaming";
 import type { Logger } from "pino";
-import { packageRoot } from "../ggml/library.js";
+import { packageRoot } from "../system/package-root.js";
 import type { ServerEvent } from "./api/endpoint.js";
 import {
   ENDPOINTS,

@@ -1,9 +1,7 @@
 import { availableParallelism, freemem } from "node:os";
 import { describeRunnable } from "../generate/index.js";
 import { type DeviceKind, listDevices, loadLibrary } from "../ggml/index.js";
-
-export const PROFILE_NAMES = ["throughput", "latency", "low-memory"] as const;
-export type ProfileName = (typeof PROFILE_NAMES)[number];
+import { PROFILE_NAMES, type ProfileName } from "./profile-names.js";
 
 /** What a model needs. */
 export interface ModelFacts {

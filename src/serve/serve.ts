@@ -2,13 +2,14 @@ import { existsSync, readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import path from "node:path";
 import { isAdapter, withAdapters } from "../checkpoint/index.js";
-import { packageRoot } from "../ggml/library.js";
 import { type JobOptions, runnableGguf } from "../jobs/index.js";
 import { UsageError } from "../system/errors.js";
+import { packageRoot } from "../system/package-root.js";
 import { HostedModel, type HostOptions } from "./engine/hosted-model.js";
 import type { ModelSource } from "./engine/model-pool.js";
 import { ApiKeys } from "./keys.js";
-import { findHardware, memoryOf, modelFacts, type Profile, type ProfileName, profilesFor } from "./profiles.js";
+import type { ProfileName } from "./profile-names.js";
+import { findHardware, memoryOf, modelFacts, type Profile, profilesFor } from "./profiles.js";
 import { type RunningServer, type ServerOptions, startServer } from "./server.js";
 
 export interface ServeJob

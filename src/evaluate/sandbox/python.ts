@@ -2,8 +2,8 @@ import { type ChildProcess, fork } from "node:child_process";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import path from "node:path";
-import { packageRoot } from "../../ggml/library.js";
 import { CoppiceError } from "../../system/errors.js";
+import { packageRoot } from "../../system/package-root.js";
 import { PASSED, type ProgramMessage, type SupervisorMessage } from "./messages.js";
 
 export interface SandboxOptions {

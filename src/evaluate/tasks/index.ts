@@ -57,3 +57,7 @@ export const SUITES: Readonly<Record<string, readonly SuiteEntry[]>> = {
     { task: "humaneval", fewShot: 0 },
   ],
 };
+
+/** The tasks of a group, those of the groups in it included. */
+export const tasksOfGroup = (groups: readonly TaskGroup[], name: string): readonly string[] =>
+  groups.find((group) => group.name === name)?.members.flatMap((member) => tasksOfGroup(groups, member)) ?? [name];

@@ -8,7 +8,8 @@ import type { Playground } from "../playground.js";
 import type { Storage } from "../storage.js";
 import type { Jobs } from "../store/jobs.js";
 import type { Library } from "../store/library.js";
-import type { Caller, Role, Tenants } from "../store/tenants.js";
+import type { Role } from "../store/roles.js";
+import type { Caller, Tenants } from "../store/tenants.js";
 
 /** What endpoints work with. */
 export interface FoundryServices {

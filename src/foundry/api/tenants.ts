@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { version } from "../run-job.js";
-import { ROLES, TENANT } from "../store/tenants.js";
+import { ROLES } from "../store/roles.js";
+import { TENANT } from "../store/tenants.js";
 import { found, idParameter, listOf, type Route, route, time } from "./route.js";
 
 const tenant = z.string().regex(TENANT);

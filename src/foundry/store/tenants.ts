@@ -3,16 +3,13 @@ import { hashKey } from "../../serve/index.js";
 import { UsageError } from "../../system/errors.js";
 import type { Database } from "../database.js";
 import type { Secrets } from "../secrets.js";
+import type { Role } from "./roles.js";
 
 /** Whoever runs the service: asks without a key where none are needed. */
 export const LOCAL_TENANT = "local";
 
 /** What tenants are called: it becomes part of paths. */
 export const TENANT = /^[a-z0-9][a-z0-9-]{0,40}$/;
-
-export const ROLES = ["viewer", "user", "admin"] as const;
-/** A viewer looks, a user also makes and deletes, an admin also gives keys and quotas, of any tenant. */
-export type Role = (typeof ROLES)[number];
 
 /** Who asks. */
 export interface Caller {

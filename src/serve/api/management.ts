@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
-import { packageRoot } from "../../ggml/library.js";
+import { packageRoot } from "../../system/package-root.js";
 import { ApiError } from "../errors.js";
 import type { ServiceInfo, View } from "./view.js";
 

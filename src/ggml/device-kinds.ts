@@ -1,0 +1,3 @@
+/** Kinds of compute device, fastest first. */
+export const DEVICE_KINDS = ["cuda", "metal", "vulkan", "cpu"] as const;
+export type DeviceKind = (typeof DEVICE_KINDS)[number];

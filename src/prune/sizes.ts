@@ -1,0 +1,38 @@
+import { UsageError } from "../system/errors.js";
+
+/** A size that all layers have, or one for each dimension of the axis where they differ. */
+export type AxisSize = number | readonly number[];
+
+/** Sizes by the model's axes: `hidden`, `ffn`, `heads`, ..., `layers`. */
+export type AxisSizes = Readonly<Record<string, AxisSize>>;
+
+/** One number where all are equal. */
+export const simplest = (sizes: readonly number[]): AxisSize =>
+  sizes.every((size) => size === sizes[0]) ? (sizes[0] ?? 0) : sizes;
+
+/** The largest of an axis's sizes. */
+export const largestOf = (size: AxisSize | undefined): number => Math.max(0, ...[size ?? 0].flat());
+
+/** Reads `hidden=4096,ffn=11520`; sizes that differ from layer to layer are written `ffn=1024/768/1024`. */
+export function parseSizes(text: string): AxisSizes {
+  const sizes: Record<string, AxisSize> = {};
+  for (const part of text.split(",")) {
+    const [, name, value] = /^\s*([\w.]+)\s*=\s*(\d+(?:\/\d+)*)\s*$/.exec(part) ?? [];
+    if (name === undefined || value === undefined)
+      throw new UsageError(
+        `the size "${part}" is not understood; sizes are hidden=N, ffn=N, heads=N, kvHeads=N, layers=N; for each layer ffn=N/N/N, for one layers.2.ffn=N`,
+      );
+    const numbers = value.split("/").map(Number);
+    sizes[name] = numbers.length === 1 ? (numbers[0] ?? 0) : numbers;
+  }
+  return sizes;
+}
+
+/** A size as it is written on the command line: `1024`, or `1024/768/1024` where layers differ. */
+export const describeSize = (size: AxisSize): string => [size].flat().join("/");
+
+/** Sizes as they are written on the command line. */
+export const describeSizes = (sizes: AxisSizes): string =>
+  Object.entries(sizes)
+    .map(([axis, size]) => `${axis}=${describeSize(size)}`)
+    .join(",");
