@@ -7,6 +7,7 @@ export default defineConfig({
     fileParallelism: false, // each file computes on all cores
     testTimeout: 120_000,
     hookTimeout: 60_000,
+    expect: { poll: { timeout: 60_000 } }, // waits end with what they wait for, however slow the machine is
     // Lets ggml use a software Vulkan driver, as on machines without a GPU, and compute in f32 where f32 is asked for.
     env: { GGML_VK_VISIBLE_DEVICES: "0", GGML_VK_DISABLE_F16: "1" },
   },

@@ -40,6 +40,8 @@ export interface FitOptions {
   /** Tokens of prompt and answer; the device's, or the model's where that is less. */
   readonly contextLength?: number | undefined;
   readonly space?: Partial<SearchSpace> | undefined;
+  /** Bytes of the model as it is: uncut, a larger file would gain nothing. */
+  readonly storedBytes?: number | undefined;
   /** Least speed that is wanted. */
   readonly tokensPerSecond?: number | undefined;
 }
@@ -53,7 +55,10 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
   const contextLength = options.contextLength ?? limit;
   if (contextLength > model.maxPositions)
     throw new UsageError(`the model reads ${model.maxPositions} tokens at most, not ${contextLength}`);
-  const found = architectures(model, options.space ?? {}).flatMap(({ smaller, sizes }) =>
+  const { storedBytes = 0 } = options;
+  const gains = ({ share, memory }: Pick<FitCandidate, "share" | "memory">) =>
+    share < 1 || storedBytes === 0 || memory.weightBytes <= storedBytes;
+  const all = architectures(model, options.space ?? {}).flatMap(({ smaller, sizes }) =>
     WEIGHED_KINDS.map((kind): Omit<FitCandidate, "onFront"> => {
       const memory = predictMemory(smaller, kind, contextLength);
       const speed = predictSpeed(smaller, kind, device, contextLength);
@@ -72,6 +77,7 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
       };
     }),
   );
+  const found = all.filter(gains);
   const candidates = found
     .map((one): FitCandidate => ({ ...one, onFront: !found.some((other) => dominates(other, one)) }))
     .sort((a, b) => Number(b.fits) - Number(a.fits) || a.expectedLoss - b.expectedLoss);

@@ -5,7 +5,7 @@ import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDTyp
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
 import { defineOp, elementCount, Graph, ops, type Shape, type Tensor, TensorStore } from "../tensor/index.js";
-import type { DeviceProfile } from "./profiles.js";
+import { type DeviceProfile, deviceProfile } from "./profiles.js";
 
 /** Matrices of weights that no cache holds: [matrices, rows, columns]. */
 type Matrices = readonly [count: number, rows: number, columns: number];
@@ -48,6 +48,18 @@ const tokenAttention = defineOp<[q: Tensor, keys: Tensor, values: Tensor, mask: 
   },
 );
 
+/** What is said in place of a device's id for the machine that this runs on. */
+export const THIS_MACHINE = "this-machine";
+
+let thisMachine: Promise<DeviceProfile> | undefined;
+
+/** A device by its id; this machine is measured once, which takes seconds. @throws UsageError for an id that is not known */
+export async function profileOf(id: string): Promise<DeviceProfile> {
+  if (id !== THIS_MACHINE) return deviceProfile(id);
+  thisMachine ??= measureThisMachine();
+  return thisMachine;
+}
+
 /** Measures the device that ggml computes on here, one token at a time: what it multiplies and reads in a second, by type. */
 export async function measureThisMachine(
   options: { device?: DeviceKind | "auto" | undefined; threads?: number | undefined } = {},
@@ -87,7 +99,7 @@ async function measure(backend: Backend): Promise<DeviceProfile> {
     times.map(({ dtype, long }) => [dtype, (2 * WEIGHTS) / (long - rowsOf(LONG) * rowSeconds)]),
   ) as Record<(typeof TYPES)[number], number>;
   return {
-    id: "this-machine",
+    id: THIS_MACHINE,
     name: `This machine (${description})`,
     kind: kind === "cpu" ? "laptop" : "gpu",
     usableBytes: kind === "cpu" ? 0.75 * freemem() : 0.9 * memoryFreeBytes,

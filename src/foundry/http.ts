@@ -1,5 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { existsSync, readFileSync } from "node:fs";
 import type { IncomingMessage } from "node:http";
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -11,7 +10,7 @@ import { streamSSE } from "hono/streaming";
 import type { z } from "zod";
 import { parseBody } from "../serve/api/index.js";
 import { ApiError } from "../serve/errors.js";
-import { packageRoot } from "../system/package-root.js";
+import { addPage, sendFile } from "../serve/pages.js";
 import { ROUTES, type Route } from "./api/index.js";
 import type { Events, FoundryServices, Streamed } from "./api/route.js";
 import { foundryDocs, foundryOpenApi } from "./openapi.js";
@@ -40,11 +39,6 @@ const PAGE_HEADERS = {
   // lets WebAssembly use threads
   "cross-origin-opener-policy": "same-origin",
   "cross-origin-embedder-policy": "require-corp",
-};
-
-const ASSET_TYPES: Readonly<Record<string, string>> = {
-  ...{ ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".wasm": "application/wasm" },
-  ...{ ".html": "text/html; charset=utf-8", ".svg": "image/svg+xml" },
 };
 
 /** The API and the pages over HTTP. */
@@ -222,17 +216,9 @@ async function sendEvents(
   });
 }
 
-/** The pages, as Vite built them, and WebAssembly's llama.cpp. */
+/** The pages, and WebAssembly's llama.cpp. */
 function addPages(app: Hono<Bindings>): void {
-  const built = path.join(packageRoot, "dist/web/foundry");
+  addPage(app, "foundry", PAGE_HEADERS);
   const wllama = path.dirname(createRequire(import.meta.url).resolve("@wllama/wllama"));
-  const send = (c: Context<Bindings>, file: string, headers: Record<string, string>) => {
-    const type = ASSET_TYPES[path.extname(file)];
-    if (type === undefined || !existsSync(file)) throw new ApiError(404, "there is no such file");
-    return c.body(readFileSync(file), 200, { ...PAGE_HEADERS, "content-type": type, ...headers });
-  };
-  const forever = { "cache-control": "public, max-age=31536000, immutable" };
-  app.get("/", (c) => send(c, path.join(built, "index.html"), { "cache-control": "no-cache" }));
-  app.get("/assets/:file{[\\w.-]+}", (c) => send(c, path.join(built, "assets", c.req.param("file")), forever));
-  app.get("/wllama/wllama.wasm", (c) => send(c, path.join(wllama, "wasm/wllama.wasm"), {}));
+  app.get("/wllama/wllama.wasm", (c) => sendFile(c, path.join(wllama, "wasm/wllama.wasm"), PAGE_HEADERS));
 }

@@ -2,7 +2,7 @@ import { createReadStream, existsSync, readdirSync, readFileSync, rmSync, statSy
 import path from "node:path";
 import { Readable } from "node:stream";
 import type { HubOptions } from "../checkpoint/index.js";
-import { deviceProfile, fitDevice, predictMemory } from "../devices/index.js";
+import { fitDevice, predictMemory, profileOf } from "../devices/index.js";
 import { formatScore } from "../jobs/evaluation-table.js";
 import {
   type CompressOutcome,
@@ -16,6 +16,7 @@ import {
   quantize,
 } from "../jobs/index.js";
 import { Stages } from "../jobs/stages.js";
+import { trainOptionsFor } from "../jobs/training.js";
 import { modelFromConfig } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
@@ -95,13 +96,20 @@ interface Aim {
 }
 
 /** What was asked for, or what suits the device. @throws UsageError when nothing fits */
-export function aimOf(spec: CompressSpec, config: Readonly<Record<string, unknown>>): Aim {
+export async function aimOf(
+  spec: CompressSpec,
+  config: Readonly<Record<string, unknown>>,
+  storedBytes?: number,
+): Promise<Aim> {
   const kinds = spec.quantization as readonly FileKind[] | undefined;
   if (spec.target !== undefined) return { target: spec.target, kinds: kinds ?? ["q8_0"] };
   if (spec.device === undefined)
     throw new UsageError("a job needs a device or a target: what should the model become?");
-  const profile = deviceProfile(spec.device);
-  const { best } = fitDevice(modelFromConfig(config), profile, { contextLength: spec.context_length });
+  const profile = await profileOf(spec.device);
+  const { best } = fitDevice(modelFromConfig(config), profile, {
+    contextLength: spec.context_length,
+    storedBytes,
+  });
   if (best === undefined)
     throw new UsageError(
       `no cut of this model fits ${profile.name}: begin with a smaller model, or plan for less context`,
@@ -116,7 +124,8 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   const data = await materials.dataset(context.dataset);
   const hub = await materials.hub(job.tenant);
   const { facts, licence } = await factsAndLicence(context, reference, hub);
-  const aim = aimOf(spec, facts.config);
+  const aim = await aimOf(spec, facts.config, model.bytes);
+  const device = spec.device === undefined ? undefined : await profileOf(spec.device);
   log(
     aim.target === undefined
       ? `nothing is cut; types: ${aim.kinds.join(", ")}`
@@ -126,7 +135,13 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   const outcome =
     aim.target === undefined
       ? await quantizeOnly(context, spec, reference, data, aim.kinds, hub)
-      : await cutAndDistil(context, spec, reference, data, { ...aim, target: aim.target }, hub);
+      : await cutAndDistil(context, spec, {
+          reference,
+          data,
+          hub,
+          config: facts.config,
+          aim: { ...aim, target: aim.target },
+        });
   for (const file of outcome.gguf) await results.add(file, path.basename(file), "gguf");
   if (outcome.directory !== undefined)
     for (const file of readdirSync(outcome.directory))
@@ -141,13 +156,12 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
     ...{ name, base: model.name, licence, spec, version, scores, models: outcome.models, plan: outcome.plan },
     baseReference: model.source.kind === "hub" ? model.source.id : undefined,
     dataset: context.dataset?.name ?? "the embedded stories",
-    device: spec.device === undefined ? undefined : deviceProfile(spec.device).name,
+    device: device?.name,
     tokens: outcome.tokens,
     files: results.all,
   });
   await results.addText("README.md", card);
   const made = outcome.directory === undefined ? facts : factsOf(outcome.directory);
-  const device = spec.device === undefined ? undefined : deviceProfile(spec.device);
   const memory = predictMemory(
     modelFromConfig(made.config),
     aim.kinds[0] ?? "q8_0",
@@ -189,23 +203,32 @@ interface Compressed {
   readonly sentence: string | undefined;
 }
 
+/** What a job works on, and towards. */
+interface Cutting {
+  readonly reference: string;
+  readonly data: string;
+  readonly hub: HubOptions;
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly aim: Aim & { readonly target: string };
+}
+
+/** Times that the student is measured on validation data while it learns. */
+const VALIDATIONS = 10;
+
 async function cutAndDistil(
   { options, workspace, model, job }: JobContext,
   spec: CompressSpec,
-  reference: string,
-  data: string,
-  { target, kinds }: Aim & { readonly target: string },
-  hub: HubOptions,
+  { reference, data, hub, config, aim: { target, kinds } }: Cutting,
 ): Promise<Compressed> {
   const { tokens, sequence_length: sequenceLength, batch_size: batchSize, learning_rate: learningRate, seed } = spec;
+  const wanted = { tokens, sequenceLength, batchSize, learningRate, seed };
+  const settings = { tokens, ...Object.fromEntries(Object.entries(wanted).filter(([, value]) => value !== undefined)) };
+  const training = trainOptionsFor(modelFromConfig(config), settings);
+  const steps = Math.ceil(tokens / (training.sequenceLength * training.batchSize));
   const outcome = await compress({
     ...{ ...options, hub, model: reference, modelName: model.id, target, data: [data] },
     ...{ gguf: kinds, out: workspace.path, name: job.name },
-    settings: Object.fromEntries(
-      Object.entries({ tokens, sequenceLength, batchSize, learningRate, seed }).filter(
-        ([, value]) => value !== undefined,
-      ),
-    ),
+    settings: { ...settings, validateEverySteps: Math.ceil(steps / VALIDATIONS) },
     calibrationSamples: spec.calibration_samples,
     maxCandidates: spec.candidates,
     ...(spec.teacher_correction === true && { teacherCorrection: true }),
@@ -213,7 +236,11 @@ async function cutAndDistil(
   });
   const { teacher, pruned, student, plan, keptLayers, gguf } = outcome;
   return {
-    models: { teacher, pruned, student },
+    // the files that are delivered, too, as they were measured
+    models: Object.assign(
+      { teacher, pruned, student },
+      ...(gguf?.files ?? []).map(({ name, measured }) => ({ [name]: measured })),
+    ),
     ...{ plan, keptLayers, tokens: outcome.tokens, directory: workspace.path },
     gguf: gguf?.files.flatMap(({ files }) => files) ?? [],
     evaluation: outcome.evaluation?.models,

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { DEVICES } from "../devices/index.js";
+import { DEVICES, THIS_MACHINE } from "../devices/index.js";
 import { isBenchmark } from "../jobs/index.js";
 import { FILE_KINDS } from "../quantize/index.js";
 
@@ -8,7 +8,7 @@ import { FILE_KINDS } from "../quantize/index.js";
 const MOST_TOKENS = 1e12;
 const id = z.uuid();
 export const fileKind = z.enum(FILE_KINDS as [string, ...string[]]);
-export const deviceId = z.enum(DEVICES.map((device) => device.id) as [string, ...string[]]);
+export const deviceId = z.enum([THIS_MACHINE, ...DEVICES.map((device) => device.id)]);
 const name = z.string().min(1).max(120);
 /** Never a file: those that the library takes, too, may be programs. */
 const benchmark = z

@@ -1,12 +1,9 @@
 import { randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
 import type { IncomingMessage } from "node:http";
-import path from "node:path";
 import { type Context, Hono } from "hono";
 import { cors } from "hono/cors";
 import { stream } from "hono/streaming";
 import type { Logger } from "pino";
-import { packageRoot } from "../system/package-root.js";
 import type { ServerEvent } from "./api/endpoint.js";
 import {
   ENDPOINTS,
@@ -25,6 +22,7 @@ import type { RequestContext } from "./engine/writer.js";
 import { ApiError } from "./errors.js";
 import type { ApiKeys, Client } from "./keys.js";
 import type { Metrics } from "./metrics.js";
+import { addPage } from "./pages.js";
 import { canonicalPath } from "./paths.js";
 import { type Protocol, protocolOf } from "./protocols.js";
 import { readBody } from "./request-body.js";
@@ -64,12 +62,6 @@ const PAGE_HEADERS = {
 const MOST_USER_NAME = 512;
 
 const MOST_WARNINGS = 8;
-
-const PAGES = [
-  { path: "/", file: "web/chat/index.html", type: "text/html; charset=utf-8" },
-  { path: "/chat.css", file: "web/chat/chat.css", type: "text/css; charset=utf-8" },
-  { path: "/chat.js", file: "dist/web/chat.js", type: "text/javascript; charset=utf-8" },
-];
 
 type AppContext = Context<Bindings>;
 
@@ -122,8 +114,8 @@ const OPEN_PATHS = new Set(["/v1/metrics", ...VIEWS.filter(({ open }) => open).m
 function methodsByPath(): Map<string, string[]> {
   const methods = new Map<string, string[]>();
   const add = (at: string, method: string) => methods.set(at, [...(methods.get(at) ?? []), method]);
-  for (const { path: at } of [...PAGES, ...VIEWS]) add(at, "GET");
-  for (const at of ["/docs", "/openapi.json", "/v1/metrics"]) add(at, "GET");
+  for (const { path: at } of VIEWS) add(at, "GET");
+  for (const at of ["/", "/docs", "/openapi.json", "/v1/metrics"]) add(at, "GET");
   for (const { path: at } of ENDPOINTS) add(at, "POST");
   return methods;
 }
@@ -160,10 +152,7 @@ function failure(error: unknown, c: AppContext, { logger, metrics }: Pick<HttpOp
 }
 
 function addPages(app: Hono<Bindings>, info: ServiceInfo, metrics: Metrics): void {
-  for (const { path: at, file, type } of PAGES)
-    app.get(at, (c) =>
-      c.body(readFileSync(path.join(packageRoot, file)), 200, { ...PAGE_HEADERS, "content-type": type }),
-    );
+  addPage(app, "chat", PAGE_HEADERS);
   app.get("/docs", (c) => c.html(docsPage(info.version), 200, PAGE_HEADERS));
   const document = openApi(info.version);
   app.get("/openapi.json", (c) => c.json(document));

@@ -1,28 +1,24 @@
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { gunzipSync } from "node:zlib";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openGguf } from "../../src/checkpoint/index.js";
 import { type RunningFoundry, startFoundry } from "../../src/foundry/index.js";
+import { browserPath, lookAt } from "../pages.js";
 import { temporaryDirectory } from "../temporary.js";
 
-const executablePath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 const root = path.resolve(import.meta.dirname, "../..");
-/** Where pictures of the pages are left to look at. */
-const pictures = path.join(root, "test-results/foundry");
 
-/** Needs a browser: `apt-get install chromium`. */
-describe.skipIf(executablePath === undefined)("the foundry's pages in a browser", () => {
+describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", () => {
   let foundry: RunningFoundry;
   let browser: Browser;
   let page: Page;
   const problems: string[] = [];
   beforeAll(async () => {
-    mkdirSync(pictures, { recursive: true });
     const options = { port: 0, workers: 1, device: "cpu", threads: 1, logLevel: "silent" } as const;
     foundry = await startFoundry({ data: temporaryDirectory(), ...options });
-    browser = await chromium.launch({ executablePath: executablePath ?? "", args: ["--no-sandbox"] });
+    browser = await chromium.launch({ executablePath: browserPath ?? "", args: ["--no-sandbox"] });
     page = await (await browser.newContext({ acceptDownloads: true })).newPage();
     page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
     page.on("pageerror", (error) => problems.push(`${error}`));
@@ -35,7 +31,9 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await browser?.close();
     await foundry?.close();
   });
-  const picture = (name: string) => page.screenshot({ path: path.join(pictures, `${name}.png`) });
+  const look = (name: string) => lookAt(page, `foundry/${name}`);
+  const goTo = (place: string) => page.goto(`${foundry.url}/#/${place}`);
+  const heading = () => page.getByRole("heading", { level: 1 }).textContent();
 
   it("make a smaller model of the embedded one for a phone, which then writes in the tab", async () => {
     await page.goto(foundry.url);
@@ -55,22 +53,32 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
       .poll(() => page.getByLabel(/^Data/).locator("option:checked").textContent())
       .toContain("my stories.txt");
     await page.getByLabel(/^Device/).selectOption("phone-4gb");
-    const points = page.getByRole("radio");
-    await expect.poll(() => points.count()).toBeGreaterThan(20);
-    // a cut one, by keyboard
-    const cut = page.getByRole("radio", { name: /^6\d\d K parameters as q8_0/ }).first();
-    await cut.dispatchEvent("click");
+    await expect.poll(() => page.locator(".chart .point").count()).toBeGreaterThan(20);
+    // of those that nothing beats by keyboard, another one in the chart
+    const chosen = page.getByRole("radio", { checked: true });
+    await chosen.focus();
+    const before = await page.locator(".choice").textContent();
+    await page.keyboard.press("ArrowUp");
+    await expect.poll(() => page.locator(".choice").textContent()).not.toBe(before);
+    const cut = page.locator(".point", { hasText: /^6\d\d K parameters \(7\d %\) as q8_0/ }).first();
+    await cut.click({ force: true });
     await expect.poll(() => page.locator(".choice").textContent()).toMatch(/6\d\d K parameters \(7\d %\) as q8_0/);
+    await expect.poll(() => chosen.count()).toBe(1);
     await page.getByText("More").click();
     await page.getByLabel("Tokens to distil on").fill("20000");
-    await picture("1-new-job");
+    await look("1-new-job");
     await page.getByRole("button", { name: "Start" }).click();
     await expect.poll(() => page.getByTestId("state").textContent()).toMatch(/queued|running/);
     await expect.poll(() => page.getByLabel(/^Loss by tokens/).count(), { timeout: 60_000 }).toBe(1);
-    await picture("2-job-running");
+    await look("2-job-running");
     await expect.poll(() => page.getByTestId("state").textContent(), { timeout: 90_000 }).toBe("done");
     await expect.poll(() => page.getByRole("rowheader", { name: "student" }).count()).toBe(1);
-    await picture("3-job-done");
+    // the delivered file as well, and the curve's values under the pointer
+    await expect.poll(() => page.getByRole("rowheader", { name: "q8_0" }).count()).toBe(1);
+    const over = page.locator(".u-over");
+    await over.hover();
+    await expect.poll(() => page.locator(".u-legend").textContent()).toMatch(/teacher's loss\s*\d\.\d{4}/);
+    await look("3-job-done");
 
     const [download] = await Promise.all([
       page.waitForEvent("download"),
@@ -91,7 +99,7 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
       .toMatch(/tokens\/s on this device/);
     expect((await page.getByTestId("answer").textContent())?.length).toBeGreaterThan("Once upon a time".length + 20);
     expect(asked.filter((url) => url.startsWith("http"))).toEqual([]); // nothing leaves the device
-    await picture("4-run-here");
+    await look("4-run-here");
   }, 240_000);
 
   it("have teacher and student answer side by side", async () => {
@@ -104,7 +112,7 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await expect
       .poll(async () => Math.min(...(await answers.allTextContents()).map((text) => text.length)), { timeout: 30_000 })
       .toBeGreaterThan(prompt.length + 20);
-    await picture("5-compare");
+    await look("5-compare");
   });
 
   it("take a model that is sent, and talk with one that was made for it", async () => {
@@ -133,12 +141,14 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     expect(said).toHaveLength(4);
     expect([said[0], said[2]]).toEqual(["You: Hello there", "You: And then"]);
     expect(Math.min(said[1]!.length, said[3]!.length)).toBeGreaterThan("The model: ".length);
-    await picture("6-chat-in-the-tab");
+    await look("6-chat-in-the-tab");
   });
 
   it("forget a job, its files and its model when told to", async () => {
     await page.goto(`${foundry.url}/#/jobs`);
     const link = page.getByRole("link", { name: "Tiny teacher for phone-4gb" });
+    await expect.poll(() => link.count()).toBe(1);
+    await look("7-jobs");
     await link.click();
     page.once("dialog", (dialog) => dialog.accept());
     await page.getByRole("button", { name: "Forget" }).click();
@@ -149,30 +159,59 @@ describe.skipIf(executablePath === undefined)("the foundry's pages in a browser"
     await expect.poll(() => names.allTextContents()).toEqual(["Model for phone-4gb", "Model", "Tiny teacher"]);
   });
 
-  it("fit a phone in the dark, are worked by keyboard, and ask for nothing from elsewhere", async () => {
-    await page.emulateMedia({ colorScheme: "dark" });
-    await page.setViewportSize({ width: 360, height: 700 });
-    for (const place of ["", "jobs", "models", "compare", "settings"]) {
-      await page.goto(`${foundry.url}/#/${place}`);
-      await expect.poll(() => page.getByRole("heading", { level: 1 }).count(), { timeout: 30_000 }).toBe(1);
-      await expect
-        .poll(() => page.evaluate("document.documentElement.scrollWidth"), { timeout: 30_000 })
-        .toBeLessThanOrEqual(360);
-      await page.waitForLoadState("networkidle"); // what is loaded must fit, too
-      expect(await page.evaluate("document.documentElement.scrollWidth"), place).toBeLessThanOrEqual(360);
-      const unnamed = await page.evaluate(
-        "[...document.querySelectorAll('input, select, textarea')].filter((one) => one.labels.length === 0 && !one.ariaLabel).length",
+  it("say what is wrong where it is, and keep nothing of what was refused", async () => {
+    await goTo("");
+    const directory = temporaryDirectory();
+    const file = path.join(directory, "broken.gguf");
+    writeFileSync(file, "no model at all");
+    problems.length = 0;
+    await page.getByLabel("Send a model").setInputFiles(file);
+    await expect.poll(() => page.getByRole("alert").textContent()).toContain("broken.gguf is no GGUF file");
+    await page.getByRole("button", { name: "From the hub" }).click();
+    await page.getByLabel("Model on the hub").fill("no such name");
+    await page.getByLabel("Model on the hub").press("Enter");
+    await expect.poll(() => page.getByRole("alert").textContent()).toContain("is no id of the hub");
+    await page.getByLabel("Context, tokens").fill("1000000");
+    await expect.poll(() => page.getByRole("alert").last().textContent()).toMatch(/tokens at most/);
+    expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(false);
+    await look("8-new-job-refused");
+    await goTo("models");
+    await expect.poll(() => page.locator(".cards li strong").count()).toBe(3);
+    expect(await page.locator(".cards").textContent()).not.toContain("broken");
+    await look("9-models");
+    await goTo("settings");
+    await page.getByLabel(/^API key/).fill("not-a-key");
+    await page.getByRole("button", { name: "Use" }).click();
+    await expect
+      .poll(() => page.getByRole("alert").or(page.getByRole("status")).allTextContents())
+      .toContain(
+        "You are local of local.", // without keys, everybody of this machine may ask
       );
-      expect(unnamed, `fields without labels on ${place}`).toBe(0);
+    await look("10-settings");
+    await goTo("bogus");
+    await expect.poll(heading).toBe("There is no such page");
+    expect(await page.title()).toBe("Not found · Coppice foundry");
+    await look("11-not-found");
+    expect(problems.filter((problem) => !/status of (400|404|422)/.test(problem))).toEqual([]);
+    problems.length = 0;
+  });
+
+  it("are worked by keyboard, with a title for each, and ask for nothing from elsewhere", async () => {
+    const pages = { "": "New job", jobs: "Jobs", models: "Models", compare: "Compare", settings: "Settings" };
+    for (const [place, title] of Object.entries(pages)) {
+      await goTo(place);
+      await expect.poll(heading).toBe(title);
+      await expect.poll(() => page.title()).toBe(`${title} · Coppice foundry`);
     }
-    await page.goto(`${foundry.url}/#/`);
+    await goTo("");
     await page.reload();
-    await expect.poll(() => page.getByRole("heading", { level: 1 }).count(), { timeout: 30_000 }).toBe(1);
+    await expect.poll(heading).toBe("New job");
     const focused = () => page.evaluate("document.activeElement?.textContent");
     for (let i = 0; i < 6 && (await focused()) !== "Jobs"; i++) await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
-    await expect.poll(() => page.getByRole("heading", { level: 1 }).textContent(), { timeout: 30_000 }).toBe("Jobs");
-    await picture("7-phone-dark");
+    await expect.poll(heading).toBe("Jobs");
+    await page.goto(`${foundry.url}/docs`);
+    await look("12-docs");
     expect(problems).toEqual([]);
   });
 });

@@ -1,15 +1,13 @@
-import { existsSync } from "node:fs";
 import path from "node:path";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningServer, serve } from "../../src/serve/index.js";
+import { browserPath, lookAt } from "../pages.js";
 import { temporaryDirectory } from "../temporary.js";
 
-const executablePath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
 
-/** Needs a browser: `apt-get install chromium`. */
-describe.skipIf(executablePath === undefined)("the chat page in a browser", () => {
+describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
   let server: RunningServer;
   let browser: Browser;
   let page: Page;
@@ -18,7 +16,7 @@ describe.skipIf(executablePath === undefined)("the chat page in a browser", () =
     const directory = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
     const options = { device: "cpu", threads: 1, logLevel: "silent", slots: 1 } as const;
     server = await serve({ models: [directory], port: 0, ...options });
-    browser = await chromium.launch({ executablePath: executablePath ?? "", args: ["--no-sandbox"] });
+    browser = await chromium.launch({ executablePath: browserPath ?? "", args: ["--no-sandbox"] });
     page = await browser.newPage();
     page.on(
       "console",
@@ -46,8 +44,9 @@ describe.skipIf(executablePath === undefined)("the chat page in a browser", () =
     await expect
       .poll(() => page.getByRole("status").textContent())
       .toMatch(/^20 tokens, [\d.]+ tokens\/s, first after/);
-    const answer = await page.locator("article").nth(1).textContent();
-    expect(answer?.length).toBeGreaterThan(10);
+    await lookAt(page, "chat/1-answered");
+    const answer = await page.evaluate("JSON.parse(sessionStorage['coppice-chat']).turns[1].content");
+    expect(`${answer}`.length).toBeGreaterThan(10);
     await page.getByLabel("Message").fill("And then?");
     const next = page.waitForRequest((request) => request.method() === "POST");
     await page.getByRole("button", { name: "Send" }).click();
@@ -76,16 +75,59 @@ describe.skipIf(executablePath === undefined)("the chat page in a browser", () =
     await Promise.all(others);
     await page.getByLabel("Message").fill("long ".repeat(2000));
     await page.getByRole("button", { name: "Send" }).click();
-    await expect
-      .poll(() => page.locator("article.error").textContent())
-      .toMatch(/maximum context length is \d+ tokens/);
+    const failed = page.locator("article.error").last();
+    await expect.poll(() => failed.textContent()).toMatch(/maximum context length is \d+ tokens/);
+    await lookAt(page, "chat/2-refused");
+    // it stays in view, is asked again on demand, and the next message is not answered as if it followed
+    await page.getByRole("button", { name: "Retry" }).click();
+    await expect.poll(() => failed.textContent()).toMatch(/maximum context length/);
+    await page.getByLabel("Message").fill("Something short");
+    const asked = page.waitForRequest((request) => request.method() === "POST");
+    await page.getByLabel("Message").press("Enter");
+    expect((await asked).postDataJSON().messages).toEqual([{ role: "user", content: "Something short" }]);
+    await page.keyboard.press("Escape");
+    await expect.poll(() => page.getByRole("button", { name: "Send" }).count()).toBe(1);
   });
 
-  it("fits a phone, and asks for nothing from elsewhere", async () => {
-    await page.setViewportSize({ width: 360, height: 640 });
-    await expect.poll(() => page.evaluate("document.documentElement.scrollWidth")).toBeLessThanOrEqual(360);
+  it("shows Markdown and nothing that could do harm, keeps the conversation, and lets it be changed", async () => {
+    const markdown = [
+      "A **list**:\n\n- one\n- two\n\n```js\nconst tree = '<b>';\n```",
+      '<img src=x onerror="document.title=1"> [here](javascript:alert(1)) ![tracker](https://example.org/x.png)',
+      "| a | b |\n| - | - |\n| 1 | 2 |",
+    ].join("\n\n");
+    const turns = [
+      { role: "user", content: "Show me <i>all</i>" },
+      { role: "assistant", content: markdown },
+    ];
+    await page.evaluate(`sessionStorage.setItem("coppice-chat", ${JSON.stringify(JSON.stringify({ turns }))})`);
+    await page.reload();
+    const answer = page.locator("article").nth(1);
+    await expect.poll(() => answer.locator("li").count()).toBe(2);
+    expect(await page.locator("article").first().textContent()).toContain("<i>all</i>");
+    expect(await answer.locator("pre").textContent()).toBe("const tree = '<b>';\n");
+    expect(await answer.locator("table td").allTextContents()).toEqual(["1", "2"]);
+    expect(await answer.locator("img, a[href^='javascript']").count()).toBe(0);
+    expect(await answer.textContent()).toContain("<img src=x onerror=");
+    await lookAt(page, "chat/3-markdown");
+    await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+    await answer.locator("button", { hasText: "Copy" }).first().click();
+    await expect.poll(() => page.evaluate("navigator.clipboard.readText()")).toBe("const tree = '<b>';\n");
+    await page.getByRole("button", { name: "Edit" }).click();
+    expect(await page.getByLabel("Message").inputValue()).toBe("Show me <i>all</i>");
+    expect(await page.locator("article").count()).toBe(0);
+    await page.getByLabel("Message").fill("Once upon a time");
+    const asked = page.waitForRequest((request) => request.method() === "POST");
+    await page.getByRole("button", { name: "Send" }).click();
+    expect((await asked).postDataJSON().messages).toEqual([{ role: "user", content: "Once upon a time" }]);
+    await expect.poll(() => page.getByRole("button", { name: "Retry" }).count()).toBe(1);
+    await page.reload();
+    await expect.poll(() => page.locator("article").count()).toBe(2);
+  });
+
+  it("documents the API, and asks for nothing from elsewhere", async () => {
     await page.goto(`${server.url}/docs`);
     expect(await page.getByRole("heading", { name: "POST /v1/chat/completions" }).count()).toBe(1);
+    await lookAt(page, "chat/4-docs");
     expect(problems).toEqual([]);
   });
 });

@@ -1,3 +1,5 @@
+import { eventsOf } from "../shared/events.js";
+
 /** The foundry's API, as the pages use it. */
 
 export interface Model {
@@ -22,13 +24,16 @@ export interface Dataset {
 export interface Device {
   readonly id: string;
   readonly name: string;
-  readonly usableBytes: number;
-  readonly bandwidth: number;
+  /** Of this machine known once it was planned for. */
+  readonly usableBytes?: number;
   readonly contextLength: number;
 }
 
+/** One size for all layers, or one for each. */
+export type AxisSize = number | readonly number[];
+
 export interface Candidate {
-  readonly sizes: Readonly<Record<string, number>>;
+  readonly sizes: Readonly<Record<string, AxisSize>>;
   readonly parameters: number;
   readonly share: number;
   readonly kind: string;
@@ -46,6 +51,15 @@ export interface Plan {
   readonly best: Candidate | null;
 }
 
+export interface Me {
+  readonly tenant: string;
+  readonly name: string;
+  readonly role: string;
+  readonly used_bytes: number;
+  readonly hub_token: boolean;
+  readonly quota: { readonly max_bytes: number | null; readonly max_jobs: number | null };
+}
+
 export interface Measured {
   readonly parameters: number;
   readonly bytes: number;
@@ -55,7 +69,7 @@ export interface Measured {
 
 export interface JobResult {
   readonly models?: Readonly<Record<string, Measured>>;
-  readonly plan?: Readonly<Record<string, { readonly from: number; readonly to: number }>> | null;
+  readonly plan?: Readonly<Record<string, { readonly from: AxisSize; readonly to: AxisSize }>> | null;
   /** Layers of the original that stayed. */
   readonly keptLayers?: readonly number[] | null;
   readonly tokens?: number;
@@ -81,7 +95,15 @@ export interface Job extends JobStatus {
   readonly id: string;
   readonly number: number;
   readonly name: string;
-  readonly spec: { readonly kind: string; readonly model: string; readonly device?: string; readonly target?: string };
+  readonly spec: {
+    readonly kind: string;
+    readonly model: string;
+    readonly dataset?: string;
+    readonly device?: string;
+    readonly target?: string;
+    readonly tokens?: number;
+    readonly quantization?: readonly string[];
+  };
   readonly error: string | null;
   readonly result: JobResult | null;
   readonly created_at: string;
@@ -164,23 +186,8 @@ export async function* events<Events extends ServerEvents>(
   path: string,
   init: RequestInit,
 ): AsyncGenerator<ServerEvent<Events>> {
-  const response = await ask(path, init);
-  if (response.body === null) return;
-  let text = "";
-  for await (const part of response.body.pipeThrough(new TextDecoderStream())) {
-    text += part;
-    const blocks = text.split("\n\n");
-    text = blocks.pop() ?? "";
-    for (const block of blocks) {
-      const field = (name: string) =>
-        block
-          .split("\n")
-          .filter((line) => line.startsWith(`${name}:`))
-          .map((line) => line.slice(name.length + 1).trim())
-          .join("\n");
-      yield { event: field("event"), id: field("id"), data: JSON.parse(field("data")) } as ServerEvent<Events>;
-    }
-  }
+  for await (const { event, id, data } of eventsOf(await ask(path, init)))
+    yield { event, id, data: JSON.parse(data) } as ServerEvent<Events>;
 }
 
 /** A file of a job, whole. */

@@ -1,22 +1,57 @@
-import { render } from "preact";
+import { type ComponentChildren, render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { Compare } from "./compare.js";
-import { JobPage, Jobs } from "./jobs.js";
-import { Models } from "./models.js";
-import { NewJob } from "./new-job.js";
-import { RunHere } from "./run-here.js";
-import { Settings } from "./settings.js";
-import "./style.css";
+import { Compare } from "./pages/compare.js";
+import { JobPage } from "./pages/job.js";
+import { Jobs } from "./pages/jobs.js";
+import { Models } from "./pages/models.js";
+import { NewJob } from "./pages/new-job.js";
+import { RunHere } from "./pages/run-here.js";
+import { Settings } from "./pages/settings.js";
+import "../shared/style.css";
+import "./foundry.css";
 
-const PAGES = [
+const MENU = [
   { path: "", name: "New job" },
   { path: "jobs", name: "Jobs" },
   { path: "models", name: "Models" },
   { path: "compare", name: "Compare" },
   { path: "settings", name: "Settings" },
-];
+] as const;
 
-const placeOf = (): string[] => location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+/** What a place in the address shows, and what its tab is called. */
+function pageAt([page = "", first, second, ...more]: readonly string[]): { title: string; content: ComponentChildren } {
+  if (more.length === 0) {
+    if (page === "" && first === undefined) return { title: "New job", content: <NewJob /> };
+    if (page === "jobs" && first === undefined) return { title: "Jobs", content: <Jobs /> };
+    if (page === "jobs" && first !== undefined && second === undefined)
+      return { title: "Job", content: <JobPage key={first} id={first} /> };
+    if (page === "models" && first === undefined) return { title: "Models", content: <Models /> };
+    if (page === "compare" && second === undefined) return { title: "Compare", content: <Compare id={first} /> };
+    if (page === "run" && first !== undefined && second !== undefined)
+      return { title: `Run ${second}`, content: <RunHere jobId={first} name={second} /> };
+    if (page === "settings" && first === undefined) return { title: "Settings", content: <Settings /> };
+  }
+  return {
+    title: "Not found",
+    content: (
+      <section>
+        <h1>There is no such page</h1>
+        <p>
+          <a href="#/">Begin a job</a>, or look at <a href="#/jobs">those that there are</a>.
+        </p>
+      </section>
+    ),
+  };
+}
+
+const placeOf = (): string[] => {
+  const parts = location.hash.replace(/^#\/?/, "").split("/");
+  try {
+    return parts.map(decodeURIComponent);
+  } catch {
+    return parts; // not of our making: there is no such page
+  }
+};
 
 function App() {
   const [place, setPlace] = useState(placeOf());
@@ -28,29 +63,27 @@ function App() {
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
-  const [page = "", first, second] = place;
+  const { title, content } = pageAt(place);
+  useEffect(() => {
+    document.title = `${title} · Coppice foundry`;
+  }, [title]);
   return (
     <>
       <button type="button" class="skip" onClick={() => document.getElementById("main")?.focus()}>
         Skip to the content
       </button>
-      <header>
+      <header class="bar">
         <strong>Coppice foundry</strong>
         <nav aria-label="Pages">
-          {PAGES.map(({ path, name }) => (
-            <a key={path} href={`#/${path}`} aria-current={page === path ? "page" : undefined}>
+          {MENU.map(({ path, name }) => (
+            <a key={path} href={`#/${path}`} aria-current={place[0] === path ? "page" : undefined}>
               {name}
             </a>
           ))}
         </nav>
       </header>
       <main id="main" tabIndex={-1}>
-        {page === "jobs" ? first ? <JobPage key={first} id={first} /> : <Jobs /> : null}
-        {page === "models" && <Models />}
-        {page === "compare" && <Compare id={first} />}
-        {page === "run" && first && second && <RunHere jobId={first} name={second} />}
-        {page === "settings" && <Settings />}
-        {page === "" && <NewJob />}
+        {content}
       </main>
     </>
   );

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { DEVICES, deviceProfile, fitDevice } from "../../devices/index.js";
+import { DEVICES, fitDevice, profileOf, THIS_MACHINE } from "../../devices/index.js";
 import { modelFromConfig } from "../../models/index.js";
 import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
@@ -7,9 +7,15 @@ import { deviceId } from "../specification.js";
 import { found, listOf, type Route, route } from "./route.js";
 
 const device = z.object({
-  ...{ id: z.string(), name: z.string(), kind: z.string(), usableBytes: z.number(), bandwidth: z.number() },
-  ...{ compute: z.number(), contextLength: z.number().int() },
+  ...{ id: z.string(), name: z.string(), kind: z.string(), contextLength: z.number().int() },
+  ...{ usableBytes: z.number(), bandwidth: z.number(), compute: z.number() },
 });
+
+/** One that is measured when it is planned for. */
+const listedDevice = device.partial({ usableBytes: true, bandwidth: true, compute: true });
+const SERVICE_MACHINE = {
+  ...{ id: THIS_MACHINE, name: "This machine, where the service runs", kind: "laptop", contextLength: 8192 },
+};
 
 const candidate = z.looseObject({
   ...{ parameters: z.number().int(), share: z.number(), kind: z.string(), tokensPerSecond: z.number() },
@@ -25,15 +31,15 @@ const candidate = z.looseObject({
 
 export const deviceRoutes: readonly Route[] = [
   route("Devices", "GET /v1/devices", {
-    ...{ summary: "Devices that can be planned for", needs: "viewer", reply: listOf(device) },
-    answer: async () => ({ data: DEVICES }),
+    ...{ summary: "Devices that can be planned for", needs: "viewer", reply: listOf(listedDevice) },
+    answer: async () => ({ data: [...DEVICES, SERVICE_MACHINE] }),
   }),
   route("Devices", "GET /v1/devices/{id}", {
     summary: "A device",
-    ...{ needs: "viewer", parameters: z.strictObject({ id: z.string().max(60) }), reply: device },
+    ...{ needs: "viewer", parameters: z.strictObject({ id: z.string().max(60) }), reply: listedDevice },
     answer: async ({ parameters }) =>
       found(
-        DEVICES.find(({ id }) => id === parameters.id),
+        [...DEVICES, SERVICE_MACHINE].find(({ id }) => id === parameters.id),
         "device",
       ),
   }),
@@ -60,7 +66,8 @@ export const deviceRoutes: readonly Route[] = [
       if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet", { param: "model" });
       try {
         const facts = await materials.facts(caller.tenant, model);
-        const { best, ...fit } = fitDevice(modelFromConfig(facts.config), deviceProfile(body.device), {
+        const { best, ...fit } = fitDevice(modelFromConfig(facts.config), await profileOf(body.device), {
+          storedBytes: model.bytes,
           contextLength: body.context_length,
           tokensPerSecond: body.tokens_per_second,
         });

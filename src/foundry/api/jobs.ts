@@ -68,8 +68,8 @@ export async function createJob(
     if (spec.dataset !== undefined && (await library.dataset(caller.tenant, spec.dataset)) === undefined)
       throw new ApiError(404, "there is no such data set", { param: "dataset" });
     try {
-      if (model.facts !== null) aimOf(spec, model.facts.config);
-      else if (spec.device === undefined && spec.target === undefined) aimOf(spec, {});
+      if (model.facts !== null) await aimOf(spec, model.facts.config, model.bytes);
+      else if (spec.device === undefined && spec.target === undefined) await aimOf(spec, {});
     } catch (error) {
       if (error instanceof CoppiceError) throw new ApiError(400, error.message, { param: "device" });
       throw error;

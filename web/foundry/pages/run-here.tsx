@@ -1,7 +1,8 @@
 import { Wllama } from "@wllama/wllama";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { fileOf } from "./api.js";
-import { messageOf } from "./use.js";
+import { Markdown } from "../../shared/markdown.js";
+import { messageOf } from "../../shared/use.js";
+import { fileOf } from "../api.js";
 
 interface Turn {
   readonly role: "user" | "assistant";
@@ -80,10 +81,10 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
       <div data-testid="answer" aria-live="polite">
         {chats
           ? turns.map(({ role, content }, i) => (
-              <p key={i} class={`answer ${role}`}>
+              <div key={i} class={`answer ${role}`}>
                 <span class="quiet">{role === "user" ? "You" : "The model"}: </span>
-                {content}
-              </p>
+                {role === "user" ? content : <Markdown text={content} />}
+              </div>
             ))
           : turns.length > 0 && (
               <p class="answer">
@@ -102,17 +103,19 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
           {chats ? "Message" : "Text to go on with"}
           <textarea rows={3} value={text} onInput={(event) => setText(event.currentTarget.value)} />
         </label>
-        <button type="submit" class="primary" disabled={busy || text === ""}>
-          {chats ? "Send" : "Write"}
-        </button>{" "}
-        <button type="button" disabled={!busy || abort.current === undefined} onClick={() => abort.current?.abort()}>
-          Stop
-        </button>
-        {chats && (
-          <button type="button" disabled={busy || turns.length === 0} onClick={() => setTurns([])}>
-            Begin anew
+        <div class="row">
+          <button type="submit" class="primary" disabled={busy || text === ""}>
+            {chats ? "Send" : "Write"}
           </button>
-        )}
+          <button type="button" disabled={!busy || abort.current === undefined} onClick={() => abort.current?.abort()}>
+            Stop
+          </button>
+          {chats && (
+            <button type="button" disabled={busy || turns.length === 0} onClick={() => setTurns([])}>
+              Begin anew
+            </button>
+          )}
+        </div>
       </form>
       <p role="status" data-testid="engine">
         {state}

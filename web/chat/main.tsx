@@ -1,0 +1,289 @@
+import { render } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { Markdown } from "../shared/markdown.js";
+import { messageOf } from "../shared/use.js";
+import { answer, listModels, remember, remembered, type Settings, type Turn } from "./conversation.js";
+import "../shared/style.css";
+import "./chat.css";
+
+/** Within so many pixels of its end, the conversation is followed as it grows. */
+const NEAR_END = 80;
+
+function Chat() {
+  const [{ turns: before, settings: set }] = useState(remembered);
+  const [turns, setTurns] = useState<readonly Turn[]>(before);
+  const [settings, setSettings] = useState(set);
+  const [models, setModels] = useState<readonly string[]>([]);
+  const [model, setModel] = useState("");
+  const [key, setKey] = useState("");
+  const [text, setText] = useState("");
+  const [status, setStatus] = useState("");
+  const [problem, setProblem] = useState("");
+  const [running, setRunning] = useState<AbortController>();
+  const field = useRef<HTMLTextAreaElement>(null);
+  const log = useRef<HTMLDivElement>(null);
+
+  useEffect(() => {
+    listModels(key).then(
+      (found) => {
+        setModels(found);
+        setModel((chosen) => (found.includes(chosen) ? chosen : (found[0] ?? "")));
+        setProblem("");
+      },
+      (error: unknown) => setProblem(`The models cannot be listed: ${messageOf(error)}`),
+    );
+  }, [key]);
+  useEffect(() => remember(turns, settings), [turns, settings]);
+  useEffect(() => {
+    const at = log.current;
+    if (at !== null && at.scrollHeight - at.scrollTop - at.clientHeight < NEAR_END + at.clientHeight / 2)
+      at.scrollTop = at.scrollHeight;
+  }, [turns]);
+  useEffect(() => {
+    const escaped = (event: KeyboardEvent) => event.key === "Escape" && running?.abort();
+    addEventListener("keydown", escaped);
+    return () => removeEventListener("keydown", escaped);
+  }, [running]);
+
+  /** Asks for what follows the turns, of which the last is the user's. */
+  const ask = async (asked: readonly Turn[]) => {
+    const stop = new AbortController();
+    setRunning(stop);
+    const put = (content: string, error?: string) => setTurns([...asked, { role: "assistant", content, error }]);
+    put("");
+    const began = performance.now();
+    let first: number | undefined;
+    let written = "";
+    try {
+      for await (const { text: part, tokens } of answer(asked, model, settings, key, stop.signal)) {
+        if (part !== "") first ??= performance.now();
+        written += part;
+        put(written);
+        const seconds = Math.max((performance.now() - (first ?? began)) / 1000, 1e-3);
+        const wait = first === undefined ? "" : `, first after ${Math.round(first - began)} ms`;
+        setStatus(`${tokens} tokens, ${(tokens / seconds).toFixed(1)} tokens/s${wait}`);
+      }
+    } catch (error) {
+      if (stop.signal.aborted) {
+        setStatus("Stopped.");
+        if (written === "") put("", "Stopped before the first word.");
+      } else put(written, messageOf(error));
+    } finally {
+      setRunning(undefined);
+      field.current?.focus();
+    }
+  };
+  const submit = () => {
+    const said = text.trim();
+    if (said === "" || running !== undefined) return;
+    setText("");
+    void ask([...turns, { role: "user", content: said }]);
+  };
+  const edit = (at: number) => {
+    setText(turns[at]?.content ?? "");
+    setTurns(turns.slice(0, at));
+    field.current?.focus();
+  };
+  const lastAsked = turns.findLastIndex(({ role }) => role === "user");
+
+  return (
+    <>
+      <header>
+        <h1>Coppice</h1>
+        <label>
+          Model
+          <select value={model} onChange={(event) => setModel(event.currentTarget.value)}>
+            {models.map((id) => (
+              <option key={id}>{id}</option>
+            ))}
+          </select>
+        </label>
+        <button
+          type="button"
+          onClick={() => {
+            running?.abort();
+            setTurns([]);
+            setStatus("");
+            field.current?.focus();
+          }}
+        >
+          New chat
+        </button>
+        <a href="/docs">API</a>
+      </header>
+      <main>
+        <Parameters settings={settings} onChange={setSettings} apiKey={key} onKey={setKey} />
+        {problem && (
+          <p class="error" role="alert">
+            {problem}
+          </p>
+        )}
+        {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and keys must reach it */}
+        <div class="log" ref={log} role="log" aria-live="polite" aria-label="Conversation" tabIndex={0}>
+          {turns.length === 0 && (
+            <p class="quiet start">What is written here goes to this service and stays in this tab.</p>
+          )}
+          {turns.map((turn, i) => (
+            <Said
+              key={i}
+              turn={turn}
+              name={turn.role === "user" ? "You" : model}
+              isWriting={running !== undefined && i === turns.length - 1}
+              onEdit={turn.role === "user" && running === undefined ? () => edit(i) : undefined}
+              onRetry={
+                i === turns.length - 1 && i > lastAsked && lastAsked >= 0 && running === undefined
+                  ? () => void ask(turns.slice(0, lastAsked + 1))
+                  : undefined
+              }
+            />
+          ))}
+        </div>
+        <p id="status" role="status">
+          {status}
+        </p>
+        <form
+          class="ask"
+          onSubmit={(event) => {
+            event.preventDefault();
+            submit();
+          }}
+        >
+          <label for="text" class="hidden">
+            Message
+          </label>
+          <textarea
+            id="text"
+            ref={field}
+            rows={2}
+            required
+            placeholder="Message (Enter sends, Shift+Enter breaks the line)"
+            value={text}
+            onInput={(event) => setText(event.currentTarget.value)}
+            onKeyDown={(event) => {
+              if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+              event.preventDefault();
+              submit();
+            }}
+          />
+          {running === undefined ? (
+            <button type="submit" class="primary">
+              Send
+            </button>
+          ) : (
+            <button type="button" onClick={() => running.abort()}>
+              Stop
+            </button>
+          )}
+        </form>
+      </main>
+    </>
+  );
+}
+
+/** One turn, with what can be done about it. */
+function Said({
+  turn: { role, content, error },
+  name,
+  isWriting,
+  onEdit,
+  onRetry,
+}: {
+  turn: Turn;
+  name: string;
+  isWriting: boolean;
+  onEdit: (() => void) | undefined;
+  onRetry: (() => void) | undefined;
+}) {
+  return (
+    <article class={`${role}${error === undefined ? "" : " error"}`} aria-busy={isWriting}>
+      <h2>{name}</h2>
+      {role === "user" ? <p class="as-written">{content}</p> : <Markdown text={content} />}
+      {isWriting && content === "" && <p class="quiet">…</p>}
+      {error !== undefined && (
+        <p class="error" role="alert">
+          {error}
+        </p>
+      )}
+      <div class="row">
+        {role === "assistant" && !isWriting && content !== "" && (
+          <button type="button" class="plain" onClick={() => void navigator.clipboard.writeText(content)}>
+            Copy
+          </button>
+        )}
+        {onEdit && (
+          <button type="button" class="plain" onClick={onEdit}>
+            Edit
+          </button>
+        )}
+        {onRetry && (
+          <button type="button" class="plain" onClick={onRetry}>
+            Retry
+          </button>
+        )}
+      </div>
+    </article>
+  );
+}
+
+/** Fields of numbers: name in the API, label, and what the browser checks. */
+const NUMBERS = [
+  ["temperature", "Temperature", { min: 0, max: 2, step: 0.1 }],
+  ["top_p", "Top p", { min: 0.01, max: 1, step: 0.01 }],
+  ["min_p", "Min p", { min: 0, max: 1, step: 0.01, placeholder: "0" }],
+  ["top_k", "Top k", { min: 0, step: 1, placeholder: "all" }],
+  ["max_tokens", "Most tokens", { min: 1, step: 1 }],
+  ["seed", "Seed", { min: 0, step: 1, placeholder: "any" }],
+] as const;
+
+function Parameters({
+  settings,
+  onChange,
+  apiKey,
+  onKey,
+}: {
+  settings: Settings;
+  onChange: (settings: Settings) => void;
+  apiKey: string;
+  onKey: (key: string) => void;
+}) {
+  return (
+    <details>
+      <summary>Parameters</summary>
+      <div class="parameters">
+        {NUMBERS.map(([name, label, rules]) => (
+          <label key={name}>
+            {label}
+            <input
+              type="number"
+              {...rules}
+              value={settings[name]}
+              onInput={(event) => onChange({ ...settings, [name]: event.currentTarget.value })}
+            />
+          </label>
+        ))}
+        <label>
+          Key
+          <input
+            type="password"
+            autocomplete="off"
+            placeholder="where one is needed"
+            value={apiKey}
+            onChange={(event) => onKey(event.currentTarget.value)}
+          />
+        </label>
+        <label class="wide">
+          System
+          <textarea
+            rows={2}
+            placeholder="What the model should be like"
+            value={settings.system}
+            onInput={(event) => onChange({ ...settings, system: event.currentTarget.value })}
+          />
+        </label>
+      </div>
+    </details>
+  );
+}
+
+const root = document.getElementById("app");
+if (root !== null) render(<Chat />, root);

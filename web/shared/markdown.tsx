@@ -1,0 +1,49 @@
+import MarkdownIt from "markdown-it";
+import { useMemo } from "preact/hooks";
+
+// HTML of the model's is shown as text, and links that could run something are none (markdown-it's own checks)
+const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true });
+const { escapeHtml } = markdown.utils;
+
+markdown.renderer.rules.fence = (tokens, at) => {
+  const { content = "", info = "" } = tokens[at] ?? {};
+  const language = escapeHtml(info.trim().split(/\s+/)[0] ?? "");
+  return `<div class="code"><div class="code-head"><span>${language}</span><button type="button" data-copy>Copy</button></div><pre tabindex="0"><code>${escapeHtml(content)}</code></pre></div>`;
+};
+markdown.renderer.rules.link_open = (tokens, at, options, _, self) => {
+  tokens[at]?.attrSet("target", "_blank");
+  tokens[at]?.attrSet("rel", "noopener noreferrer");
+  return self.renderToken(tokens, at, options);
+};
+// pictures from elsewhere would tell others what is talked about
+markdown.renderer.rules.image = (tokens, at) => {
+  const { content = "" } = tokens[at] ?? {};
+  return `<span class="quiet">[${escapeHtml(content || "picture")}]</span>`;
+};
+
+/** Copies the code beside the button that was pressed, and says so for a moment. */
+function copyCode(event: MouseEvent): void {
+  const button = event.target instanceof Element ? event.target.closest("button[data-copy]") : null;
+  const code = button?.closest(".code")?.querySelector("code");
+  if (button === null || code === null || code === undefined) return;
+  void navigator.clipboard.writeText(code.textContent ?? "").then(
+    () => say(button, "Copied"),
+    () => say(button, "Not allowed here"),
+  );
+}
+
+function say(button: Element, what: string): void {
+  button.textContent = what;
+  setTimeout(() => {
+    button.textContent = "Copy";
+  }, 2000);
+}
+
+/** A text in Markdown, as models write it. */
+export function Markdown({ text }: { text: string }) {
+  const html = useMemo(() => markdown.render(text), [text]);
+  return (
+    // biome-ignore lint: the click is that of a button within, which keys reach; markdown-it escapes what it does not make itself
+    <div class="markdown" onClick={copyCode} dangerouslySetInnerHTML={{ __html: html }} />
+  );
+}
