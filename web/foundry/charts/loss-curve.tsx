@@ -26,24 +26,30 @@ const colour = (name: string): string => {
   return found;
 };
 
-/** Rows of the chart: tokens, distance from the teacher, validation loss, and the teacher's own. */
-function rowsOf(points: readonly Point[], teacherLoss: number | undefined): uPlot.AlignedData {
-  const of = (value: (point: Point) => number | null | undefined) => points.map((point) => value(point) ?? null);
-  return [
-    points.map(({ tokens }) => tokens),
-    of(({ loss }) => Math.max(loss, 1e-6)),
-    of(({ validationLoss }) => validationLoss),
-    of(() => teacherLoss),
+const shown = (_: uPlot, value: number | null) => (value === null ? "–" : value.toFixed(4));
+
+/** What is drawn over the tokens: whatever has numbers. */
+const LINES = [
+  { label: "from the teacher", colour: "--accent", style: { width: 2, points: { show: false } } },
+  { label: "validation loss", colour: "--good", style: { width: 2, spanGaps: true, points: { size: 6 } } },
+  { label: "teacher's loss", colour: "--quiet", style: { width: 1.5, dash: [6, 4], points: { show: false } } },
+] as const;
+
+/** Tokens and the numbers of each line, where it has any. */
+function rowsOf(points: readonly Point[], teacherLoss: number | undefined) {
+  const values = [
+    points.map(({ loss }) => Math.max(loss, 1e-6)), // logarithms have no 0
+    points.map(({ validationLoss }) => validationLoss ?? null),
+    points.map(() => teacherLoss ?? null),
   ];
+  const lines = LINES.flatMap((line, i) => (values[i]?.some((value) => value !== null) ? [{ line, i }] : []));
+  const data: uPlot.AlignedData = [points.map(({ tokens }) => tokens), ...lines.map(({ i }) => values[i] ?? [])];
+  return { lines: lines.map(({ line }) => line), data };
 }
 
-const hasNumbers = (row: uPlot.AlignedData[number] | undefined): boolean =>
-  row !== undefined && [...row].some((value) => value !== null);
-
-function chartOf(at: HTMLElement, data: uPlot.AlignedData): uPlot {
-  const [text, line] = [colour("--text"), colour("--line")];
-  const axis = { stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } } as const;
-  const shown = (_: uPlot, value: number | null) => (value === null ? "–" : value.toFixed(4));
+function chartOf(at: HTMLElement, { lines, data }: ReturnType<typeof rowsOf>): uPlot {
+  const [text, grid] = [colour("--text"), { stroke: colour("--line"), width: 1 }];
+  const axis = { stroke: text, grid, ticks: grid } as const;
   return new uPlot(
     {
       width: at.clientWidth,
@@ -60,26 +66,8 @@ function chartOf(at: HTMLElement, data: uPlot.AlignedData): uPlot {
       ],
       series: [
         { label: "tokens", value: (_, value: number | null) => (value === null ? "–" : count(value)) },
-        { label: "from the teacher", stroke: colour("--accent"), width: 2, points: { show: false }, value: shown },
-        {
-          label: "validation loss",
-          show: hasNumbers(data[2]),
-          stroke: colour("--good"),
-          width: 2,
-          spanGaps: true,
-          points: { size: 6 },
-          value: shown,
-        },
-        {
-          label: "teacher's loss",
-          show: hasNumbers(data[3]),
-          stroke: colour("--quiet"),
-          width: 1.5,
-          dash: [6, 4],
-          points: { show: false },
-          value: shown,
-        },
-      ],
+        ...lines.map(({ label, colour: name, style }) => ({ label, stroke: colour(name), value: shown, ...style })),
+      ] as uPlot.Series[],
       cursor: { drag: { x: true, y: false } },
     },
     data,
@@ -93,7 +81,7 @@ export function LossCurve({ points, teacherLoss }: { points: readonly Point[]; t
   const chart = useRef<uPlot>();
   const isDrawn = points.length > 1;
   const drawn = thinned(points);
-  const data = rowsOf(drawn, teacherLoss);
+  const rows = rowsOf(drawn, teacherLoss);
 
   useEffect(() => {
     if (!isDrawn || at.current === null) return;
@@ -113,10 +101,10 @@ export function LossCurve({ points, teacherLoss }: { points: readonly Point[]; t
       chart.current?.destroy();
       chart.current = undefined;
     };
-  }, [isDrawn, hasNumbers(data[2]), hasNumbers(data[3])]);
-  const latest = useRef(data);
-  latest.current = data;
-  useEffect(() => chart.current?.setData(data), [points, teacherLoss]);
+  }, [isDrawn, rows.lines.length]);
+  const latest = useRef(rows);
+  latest.current = rows;
+  useEffect(() => chart.current?.setData(rows.data), [points, teacherLoss]);
 
   if (!isDrawn) return <p class="quiet">The curve is drawn once training has begun.</p>;
   const [first, last] = [points[0], points.at(-1)];
