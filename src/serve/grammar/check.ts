@@ -28,7 +28,8 @@ type Node =
 
 /**
  * Reads a grammar before llama.cpp does, which has no limits: there, a repetition of {5,2} never ends, a deep nesting overflows the
- * stack, and what may be empty and repeats within a repetition multiplies.
+ * stack, and what may be empty and repeats within a repetition multiplies. A rule that always needs itself again would have a model
+ * write without end.
  * @throws ApiError 400 saying what is wrong, and in which line
  */
 export function checkGrammar(text: string, param: string): void {
@@ -104,6 +105,35 @@ export function checkGrammar(text: string, param: string): void {
     elements += costOf(node, 0).elements;
     if (elements > MOST_ELEMENTS) throw reader.refuse(`has more than ${MOST_ELEMENTS} elements`, 0);
   }
+  const ending = endingRules(rules);
+  const endless = [...rules.keys()].find((name) => !ending.has(name));
+  if (endless !== undefined)
+    throw reader.refuse(`never ends: what the rule ${endless} needs always needs itself again`, 0);
+}
+
+/** The rules that some text comes to an end of. */
+function endingRules(rules: ReadonlyMap<string, Node>): ReadonlySet<string> {
+  const ending = new Set<string>();
+  const users = new Map<string, Set<string>>();
+  const note = (node: Node, user: string): void => {
+    if (node.kind === "rule") users.set(node.name, (users.get(node.name) ?? new Set()).add(user));
+    if (node.kind === "repeat") note(node.node, user);
+    if (node.kind === "choice") for (const part of node.options.flat()) note(part, user);
+  };
+  for (const [name, node] of rules) note(node, name);
+  const ends = (node: Node): boolean => {
+    if (node.kind === "rule") return ending.has(node.name);
+    if (node.kind === "repeat") return node.min === 0 || ends(node.node);
+    return node.kind === "terminal" || node.options.some((option) => option.every(ends));
+  };
+  const waiting = [...rules.keys()];
+  for (let name = waiting.pop(); name !== undefined; name = waiting.pop()) {
+    const node = rules.get(name);
+    if (node === undefined || ending.has(name) || !ends(node)) continue;
+    ending.add(name);
+    waiting.push(...(users.get(name) ?? []));
+  }
+  return ending;
 }
 
 const MOST_RULE_DEPTH = 1024;

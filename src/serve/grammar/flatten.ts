@@ -40,6 +40,8 @@ const isRecord = (value: unknown): value is Schema =>
 /** Resolves what schemas refer to and combine. */
 export class Flattener {
   private steps = 0;
+  /** Whether alternatives are looked at only to be told apart: those within them are, when they are written. */
+  private isComparing = false;
 
   constructor(
     private readonly root: unknown,
@@ -85,12 +87,21 @@ export class Flattener {
       const options = this.list(list, `${at}/${key}`).map((one, i) =>
         this.alternatives(one, `${at}/${key}/${i}`, through),
       );
-      if (key === "oneOf" && !areDisjoint(options, (one) => this.alternatives(one, `${at}/oneOf`)))
+      if (key === "oneOf" && !this.isComparing && !this.areApart(options, at))
         this.reporter.leave(`${at}/oneOf`, "has alternatives that may match together, which a grammar cannot tell");
       narrow(options.flat());
     }
     if (unevaluatedProperties === undefined) return result;
     return result.map((one) => ({ additionalProperties: unevaluatedProperties, ...one }));
+  }
+
+  private areApart(options: readonly (readonly Schema[])[], at: string): boolean {
+    this.isComparing = true;
+    try {
+      return areDisjoint(options, (one) => this.alternatives(one, `${at}/oneOf`));
+    } finally {
+      this.isComparing = false;
+    }
   }
 
   private step(at: string): void {

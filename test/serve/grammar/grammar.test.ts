@@ -174,6 +174,36 @@ describe("a grammar made of a JSON Schema", () => {
     );
   });
 
+  it("is refused where it needs itself without end, and not where that is optional", async () => {
+    const endless = {
+      $defs: { node: { type: "object", properties: { next: { $ref: "#/$defs/node" } }, required: ["next"] } },
+      $ref: "#/$defs/node",
+    };
+    expect(() => checkGrammar(jsonGrammar(endless, strict), "schema")).toThrow("never ends");
+    // alternatives that hold the whole again are told apart once
+    const nested = {
+      $defs: {
+        tree: {
+          oneOf: [
+            { type: "string" },
+            { type: "object", properties: { in: { $ref: "#/$defs/tree" } }, required: ["in"] },
+          ],
+        },
+      },
+      $ref: "#/$defs/tree",
+    };
+    const accepted = await takes(jsonGrammar(nested, strict));
+    expect(accepted('{"in": {"in": "leaf"}}')).toBe(true);
+    expect(accepted('{"in": {}}')).toBe(false);
+    const apart = (name: string) => ({
+      type: "object",
+      properties: { [name]: { $ref: "#" } },
+      required: [name],
+      additionalProperties: false,
+    });
+    checkGrammar(jsonGrammar({ oneOf: [{ type: "null" }, apart("a"), apart("b")] }, strict), "schema");
+  });
+
   it("finds a number between any two, and says where they are too close for it", async () => {
     for (const [from, to, between] of [
       [0, 1, "0.5"],
