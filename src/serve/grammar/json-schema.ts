@@ -31,6 +31,9 @@ export function jsonGrammar(schema: unknown, options: SchemaOptions): string {
   return rules.toString();
 }
 
+/** Patterns that any name matches. */
+const ANY_NAME = /^\^?\(?(\.\*)?\)?\$?$/;
+
 class SchemaWriter implements Reporter {
   private readonly known = new Map<string, string>();
   private readonly flattener: Flattener;
@@ -277,7 +280,7 @@ class SchemaWriter implements Reporter {
           this.leave(where, "matches names of properties too");
           return [];
         }
-        const key = this.strings.body({ allOf: undefined, pattern, ...this.lengthsOf(names) }, where);
+        const key = this.patternedName(pattern, names, where, depth);
         return key === undefined ? [] : member(key, said, where);
       });
       if (given !== undefined && given !== false) this.leave(`${at}/additionalProperties`, "stands beside patterns");
@@ -295,10 +298,20 @@ class SchemaWriter implements Reporter {
     return body.length === 0 ? undefined : this.rules.add(body.join(" | "));
   }
 
-  private lengthsOf(names: { readonly schema: unknown; readonly isFree: boolean } | undefined): Schema {
-    if (names === undefined || names.isFree) return {};
-    const { minLength, maxLength } = names.schema as Schema;
-    return { ...(minLength !== undefined && { minLength }), ...(maxLength !== undefined && { maxLength }) };
+  /** A name that matches a pattern, and what is said of all names beside it. */
+  private patternedName(
+    pattern: string,
+    names: { readonly schema: unknown; readonly isFree: boolean } | undefined,
+    at: string,
+    depth: number,
+  ): string | undefined {
+    if (names === undefined || names.isFree) return this.strings.body({ pattern }, at);
+    const { type: _, minLength, maxLength, ...others } = names.schema as Schema;
+    if (Object.keys(others).length > 0) {
+      if (ANY_NAME.test(pattern)) return this.ruleOf({ allOf: [{ type: "string" }, names.schema] }, at, depth + 1);
+      this.leave(at, "stands beside what propertyNames says");
+    }
+    return this.strings.body({ pattern, minLength, maxLength }, at);
   }
 
   /** How many members there may be, where that can be said: of those that no list names. */

@@ -204,6 +204,19 @@ describe("a grammar made of a JSON Schema", () => {
     checkGrammar(jsonGrammar({ oneOf: [{ type: "null" }, apart("a"), apart("b")] }, strict), "schema");
   });
 
+  it("says what names of properties must be beside their patterns", async () => {
+    const schema = {
+      type: "object",
+      propertyNames: { pattern: "^[0-9]+$" },
+      patternProperties: { ".*": { type: "null" } },
+    };
+    const accepted = await takes(jsonGrammar(schema, strict));
+    expect(accepted('{"404": null}')).toBe(true);
+    expect(accepted('{"four": null}')).toBe(false);
+    const narrower = { ...schema, patternProperties: { "^4": { type: "null" } } };
+    expect(() => jsonGrammar(narrower, strict)).toThrow("stands beside what propertyNames says");
+  });
+
   it("finds a number between any two, and says where they are too close for it", async () => {
     for (const [from, to, between] of [
       [0, 1, "0.5"],
