@@ -1,5 +1,5 @@
 import { countParameters, largestSize, type Model } from "../models/index.js";
-import { type AxisSizes, axisSizes, enumerateCandidates, planFor, type SearchSpace } from "../prune/index.js";
+import { type AxisSizes, axisSizes, nearestCandidate, planFor, type SearchSpace } from "../prune/index.js";
 import { type FileKind, rowMultiple } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import {
@@ -122,12 +122,7 @@ function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Mo
   const divisors = { ...only(quantizableDivisors(model), axes), ...space.divisors };
   const found = SHARES.map((share) => {
     if (share === 1) return original;
-    try {
-      return enumerateCandidates(model, share * parameters, { axes, ...space, divisors })[0]?.sizes;
-    } catch (error) {
-      if (error instanceof UsageError) return undefined; // the limits of a single cut do not allow it
-      throw error;
-    }
+    return nearestCandidate(model, share * parameters, { axes, ...space, divisors })?.sizes;
   }).filter((sizes) => sizes !== undefined);
   return [...new Map(found.map((sizes) => [JSON.stringify(sizes), sizes])).values()].map((sizes) => {
     const plan = planFor(model, sizes, layers);

@@ -2,7 +2,7 @@ import { createReadStream, existsSync, readdirSync, readFileSync, rmSync, statSy
 import path from "node:path";
 import { Readable } from "node:stream";
 import type { HubOptions } from "../checkpoint/index.js";
-import { fitDevice, predictMemory, profileOf } from "../devices/index.js";
+import { type DeviceProfile, fitDevice, predictMemory, predictSpeed, profileOf } from "../devices/index.js";
 import { formatScore } from "../jobs/evaluation-table.js";
 import {
   type CompressOutcome,
@@ -162,11 +162,6 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   });
   await results.addText("README.md", card);
   const made = outcome.directory === undefined ? facts : factsOf(outcome.directory);
-  const memory = predictMemory(
-    modelFromConfig(made.config),
-    aim.kinds[0] ?? "q8_0",
-    spec.context_length ?? Math.min(device?.contextLength ?? made.contextLength, made.contextLength),
-  );
   return {
     result: {
       ...{
@@ -175,7 +170,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
         keptLayers: outcome.keptLayers ?? null,
         tokens: outcome.tokens ?? 0,
         scores: scores ?? null,
-        memory,
+        ...predictions(made, aim.kinds[0] ?? "q8_0", device, spec.context_length),
       },
       sentence: outcome.sentence,
     },
@@ -185,6 +180,16 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
       facts: made,
       key: results.prefix + (outcome.directory === undefined ? "/gguf" : "/model"),
     },
+  };
+}
+
+/** What a file takes, and how many tokens a second it writes on a device where one is given. */
+function predictions(facts: ModelFacts, kind: FileKind, device: DeviceProfile | undefined, wanted: number | undefined) {
+  const length = wanted ?? Math.min(device?.contextLength ?? facts.contextLength, facts.contextLength);
+  const model = modelFromConfig(facts.config);
+  return {
+    memory: predictMemory(model, kind, length),
+    speed: device === undefined ? null : predictSpeed(model, kind, device, length).tokensPerSecond,
   };
 }
 

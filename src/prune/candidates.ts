@@ -70,30 +70,39 @@ export function parametersAt(model: Model, sizes: AxisSizes): number {
  * @throws UsageError when there is none, with the nearest that the limits allow
  */
 export function enumerateCandidates(model: Model, targetParameters: number, space: SearchSpace): Candidate[] {
-  checkAxes(model, space);
-  const original = axisSizes(model);
-  const tolerance = space.tolerance ?? DEFAULT_TOLERANCE;
-  const found: Candidate[] = [];
-  let nearest: Candidate | undefined;
-  const distance = (candidate: Candidate) => Math.abs(candidate.parameters - targetParameters);
-  const count = parameterFormula(model);
-  for (const sizes of combinations(model, original, space)) {
-    const parameters = count(sizes);
-    if (parameters === undefined) continue;
-    const candidate = { sizes, parameters };
-    if (nearest === undefined || distance(candidate) < distance(nearest)) nearest = candidate;
-    if (distance(candidate) <= tolerance * targetParameters) found.push(candidate);
-  }
-  if (found.length === 0)
-    throw new UsageError(
-      `no architecture has ${targetParameters} parameters within ${tolerance * 100} %; the nearest that the limits allow has ${nearest?.parameters} (${describeSizes(nearest?.sizes ?? original)}): ` +
-        "widen --axes, the limits (--max-width-cut, --max-depth-cut) or --tolerance",
-    );
-  const size = (candidate: Candidate, axis: string) => largestOf(candidate.sizes[axis]);
-  return found.sort(
-    (a, b) =>
-      distance(a) - distance(b) || size(b, "layers") - size(a, "layers") || size(b, "hidden") - size(a, "hidden"),
+  const { ranked, isNear } = rank(model, targetParameters, space);
+  const { isSayable } = formulaOf(model);
+  const found = ranked.filter((one) => isNear(one) && isSayable(one.sizes));
+  if (found.length > 0) return found;
+  const nearest = ranked.find(({ sizes }) => isSayable(sizes));
+  throw new UsageError(
+    `no architecture has ${targetParameters} parameters within ${toleranceOf(space) * 100} %; the nearest that the limits allow has ${nearest?.parameters} (${describeSizes(nearest?.sizes ?? axisSizes(model))}): ` +
+      "widen --axes, the limits (--max-width-cut, --max-depth-cut) or --tolerance",
   );
+}
+
+/** The first of them alone; undefined where there is none. */
+export function nearestCandidate(model: Model, targetParameters: number, space: SearchSpace): Candidate | undefined {
+  const { ranked, isNear } = rank(model, targetParameters, space);
+  const { isSayable } = formulaOf(model);
+  return ranked.find((one) => isNear(one) && isSayable(one.sizes));
+}
+
+const toleranceOf = ({ tolerance = DEFAULT_TOLERANCE }: SearchSpace): number => tolerance;
+
+/** All of the space, nearest to the target first, and whether one is within the tolerance. */
+function rank(model: Model, targetParameters: number, space: SearchSpace) {
+  checkAxes(model, space);
+  const { count } = formulaOf(model);
+  const distance = ({ parameters }: Candidate) => Math.abs(parameters - targetParameters);
+  const size = ({ sizes }: Candidate, axis: string) => largestOf(sizes[axis]);
+  const ranked = [...combinations(model, axisSizes(model), space)]
+    .map((sizes): Candidate => ({ sizes, parameters: count(sizes) }))
+    .sort(
+      (a, b) =>
+        distance(a) - distance(b) || size(b, "layers") - size(a, "layers") || size(b, "hidden") - size(a, "hidden"),
+    );
+  return { ranked, isNear: (one: Candidate) => distance(one) <= toleranceOf(space) * targetParameters };
 }
 
 /** @throws UsageError naming an axis that the model has not */
@@ -141,34 +150,60 @@ function isGrouped({ name, groupedBy }: PruningAxis, original: AxisSizes, chosen
   });
 }
 
-/**
- * Parameter counts as a function of sizes: those of the whole model, and those of its layers in proportion to how many stay, exact
- * where layers are alike. Undefined for sizes that the configuration cannot say.
- */
-function parameterFormula(model: Model): (sizes: AxisSizes) => number | undefined {
-  const cache = new Map<string, readonly [rest: number, layers: number] | undefined>();
+/** Parameter counts as a function of sizes, and which sizes the model's configuration can say. */
+interface Formula {
+  /** Of the whole model, and of its layers in proportion to how many stay: exact where layers are alike. */
+  readonly count: (sizes: AxisSizes) => number;
+  readonly isSayable: (sizes: AxisSizes) => boolean;
+}
+
+/** Counting and trying take long for large models, and several targets ask for the same. */
+const formulas = new WeakMap<Model, Formula>();
+
+function formulaOf(model: Model): Formula {
+  const known = formulas.get(model) ?? newFormula(model);
+  formulas.set(model, known);
+  return known;
+}
+
+function newFormula(model: Model): Formula {
+  const counts = new Map<string, readonly [rest: number, layers: number]>();
+  const sayable = new Map<string, boolean>();
+  const once = <T>(cache: Map<string, T>, widths: AxisSizes, value: () => T): T => {
+    const key = JSON.stringify(widths);
+    const found = cache.get(key) ?? value();
+    cache.set(key, found);
+    return found;
+  };
+  const countAt = (widths: AxisSizes): readonly [number, number] => {
+    const sizes: Record<string, number> = { ...model.sizes };
+    for (const { name, dimensions } of model.axes) {
+      const size = widths[name];
+      if (size !== undefined)
+        for (const [i, one] of dimensions.entries()) sizes[one] = typeof size === "number" ? size : (size[i] ?? 0);
+    }
+    const parts: [number, number] = [0, 0];
+    for (const spec of model.parameters)
+      parts[spec.layer === undefined ? 0 : 1] += shapeOf(spec, sizes).reduce((a, b) => a * b, 1);
+    return parts;
+  };
   const all = Array.from({ length: model.layerCount }, (_, i) => i);
-  const countAt = (widths: AxisSizes): readonly [number, number] | undefined => {
+  const canSay = (widths: AxisSizes): boolean => {
     try {
-      const { sizes } = planFor(model, widths, []);
-      const smaller = model.resized(sizes, all);
-      const elements = (inLayers: boolean) =>
-        smaller.parameters
-          .filter(({ layer }) => (layer !== undefined) === inLayers)
-          .reduce((sum, spec) => sum + shapeOf(spec, smaller.sizes).reduce((a, b) => a * b, 1), 0);
-      return [elements(false), elements(true)];
+      model.resized(planFor(model, widths, []).sizes, all);
+      return true;
     } catch (error) {
-      if (error instanceof FormatError) return undefined;
+      if (error instanceof FormatError) return false;
       throw error;
     }
   };
-  return ({ layers, ...widths }) => {
-    const key = JSON.stringify(widths);
-    if (!cache.has(key)) cache.set(key, countAt(widths));
-    const parts = cache.get(key);
-    if (parts === undefined) return undefined;
-    const share = layers === undefined ? 1 : largestOf(layers) / model.layerCount;
-    return Math.round(parts[0] + parts[1] * share);
+  return {
+    count: ({ layers, ...widths }) => {
+      const [rest, inLayers] = once(counts, widths, () => countAt(widths));
+      const share = layers === undefined ? 1 : largestOf(layers) / model.layerCount;
+      return Math.round(rest + inLayers * share);
+    },
+    isSayable: ({ layers: _, ...widths }) => once(sayable, widths, () => canSay(widths)),
   };
 }
 

@@ -2,6 +2,7 @@ export {
   type Candidate,
   DEFAULT_TOLERANCE,
   enumerateCandidates,
+  nearestCandidate,
   parametersAt,
   retainedImportance,
   type SearchSpace,

@@ -106,6 +106,19 @@ describe("a fit", () => {
     );
   });
 
+  it("does not offer a model as it is in a file larger than it has", () => {
+    const device = deviceProfile("h100-80gb");
+    const uncut = (storedBytes: number | undefined) =>
+      fitDevice(nemo, device, { contextLength: 2048, storedBytes }).candidates.filter(({ share }) => share === 1);
+    const all = uncut(undefined);
+    const sizes = all.map(({ memory }) => memory.weightBytes).sort((a, b) => a - b);
+    const middle = sizes[sizes.length >> 1] ?? 0;
+    expect(uncut(middle).map(({ kind }) => kind)).toEqual(
+      all.filter(({ memory }) => memory.weightBytes <= middle).map(({ kind }) => kind),
+    );
+    expect(uncut(middle).length).toBeLessThan(all.length);
+  });
+
   it("of a model of 12 B cuts and quantizes more for a smaller device", () => {
     const of = (id: string) => fitDevice(nemo, deviceProfile(id)).best;
     expect(of("h100-80gb")?.share).toBe(1);

@@ -4,20 +4,21 @@ import { gunzipSync } from "node:zlib";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openGguf } from "../../src/checkpoint/index.js";
-import { type RunningFoundry, startFoundry } from "../../src/foundry/index.js";
+import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
 import { browserPath, lookAt } from "../pages.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 
 describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", () => {
+  const data = temporaryDirectory();
   let foundry: RunningFoundry;
   let browser: Browser;
   let page: Page;
   const problems: string[] = [];
   beforeAll(async () => {
     const options = { port: 0, workers: 1, device: "cpu", threads: 1, logLevel: "silent" } as const;
-    foundry = await startFoundry({ data: temporaryDirectory(), ...options });
+    foundry = await startFoundry({ data, ...options });
     browser = await chromium.launch({ executablePath: browserPath ?? "", args: ["--no-sandbox"] });
     page = await (await browser.newContext({ acceptDownloads: true })).newPage();
     page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
@@ -73,6 +74,7 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await look("2-job-running");
     await expect.poll(() => page.getByTestId("state").textContent(), { timeout: 90_000 }).toBe("done");
     await expect.poll(() => page.getByRole("rowheader", { name: "student" }).count()).toBe(1);
+    expect(await page.locator("article").textContent()).toMatch(/writes about \d+ tokens a second, as predicted/);
     // the delivered file as well, and the curve's values under the pointer
     await expect.poll(() => page.getByRole("rowheader", { name: "q8_0" }).count()).toBe(1);
     const over = page.locator(".u-over");
@@ -144,11 +146,32 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await look("6-chat-in-the-tab");
   });
 
+  it("stop a job, and go on with it", async () => {
+    await goTo("");
+    await expect.poll(() => page.locator(".choice").count()).toBe(1);
+    await page.getByText("More").click();
+    await page.getByLabel("Tokens to distil on").fill("20000000");
+    await page.getByRole("radio").last().check(); // the smallest: it is cut
+    await page.getByRole("button", { name: "Start" }).click();
+    const state = page.getByTestId("state");
+    await expect.poll(() => state.textContent()).toBe("running");
+    await page.getByRole("button", { name: "Stop", exact: true }).first().click();
+    await expect.poll(() => state.textContent()).toBe("cancelled");
+    await look("7-job-cancelled");
+    await page.getByRole("button", { name: "Go on" }).click();
+    await expect.poll(() => state.textContent()).toMatch(/queued|running/);
+    await page.getByRole("button", { name: "Stop", exact: true }).first().click();
+    await expect.poll(() => state.textContent()).toBe("cancelled");
+    page.once("dialog", (dialog) => dialog.accept());
+    await page.getByRole("button", { name: "Forget" }).click();
+    await expect.poll(heading).toBe("Jobs");
+  });
+
   it("forget a job, its files and its model when told to", async () => {
     await page.goto(`${foundry.url}/#/jobs`);
     const link = page.getByRole("link", { name: "Tiny teacher for phone-4gb" });
     await expect.poll(() => link.count()).toBe(1);
-    await look("7-jobs");
+    await look("8-jobs");
     await link.click();
     page.once("dialog", (dialog) => dialog.accept());
     await page.getByRole("button", { name: "Forget" }).click();
@@ -174,11 +197,11 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await page.getByLabel("Context, tokens").fill("1000000");
     await expect.poll(() => page.getByRole("alert").last().textContent()).toMatch(/tokens at most/);
     expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(false);
-    await look("8-new-job-refused");
+    await look("9-new-job-refused");
     await goTo("models");
     await expect.poll(() => page.locator(".cards li strong").count()).toBe(3);
     expect(await page.locator(".cards").textContent()).not.toContain("broken");
-    await look("9-models");
+    await look("10-models");
     await goTo("settings");
     await page.getByLabel(/^API key/).fill("not-a-key");
     await page.getByRole("button", { name: "Use" }).click();
@@ -187,11 +210,11 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
       .toContain(
         "You are local of local.", // without keys, everybody of this machine may ask
       );
-    await look("10-settings");
+    await look("11-settings");
     await goTo("bogus");
     await expect.poll(heading).toBe("There is no such page");
     expect(await page.title()).toBe("Not found · Coppice foundry");
-    await look("11-not-found");
+    await look("12-not-found");
     expect(problems.filter((problem) => !/status of (400|404|422)/.test(problem))).toEqual([]);
     problems.length = 0;
   });
@@ -211,7 +234,29 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await page.keyboard.press("Enter");
     await expect.poll(heading).toBe("Jobs");
     await page.goto(`${foundry.url}/docs`);
-    await look("12-docs");
+    await look("13-docs");
     expect(problems).toEqual([]);
+  });
+
+  it("ask for a key once there is one, and say that a wrong one is", async () => {
+    const { key } = await withTenants({ data, logLevel: "silent" }, (tenants) =>
+      tenants.addKey("research", "laptop", "user"),
+    );
+    await goTo("jobs");
+    await page.reload();
+    await expect.poll(() => page.getByRole("alert").textContent()).toMatch(/key/);
+    await goTo("settings");
+    await page.getByLabel(/^API key/).fill("not-a-key");
+    await page.getByRole("button", { name: "Use" }).click();
+    await expect
+      .poll(() => page.getByRole("alert").allTextContents())
+      .toContain("That key is not known here: coppice foundry keys add NAME makes one.");
+    await look("14-wrong-key");
+    await page.getByLabel(/^API key/).fill(key);
+    await page.getByRole("button", { name: "Use" }).click();
+    await expect.poll(() => page.getByRole("status").allTextContents()).toContain("You are laptop of research.");
+    await goTo("jobs");
+    await expect.poll(() => page.locator("main").textContent()).toContain("There are none yet");
+    await look("15-jobs-none");
   });
 });

@@ -75,6 +75,10 @@ export interface JobResult {
   readonly tokens?: number;
   readonly scores?: Readonly<Record<string, Readonly<Record<string, string>>>> | null;
   readonly sentence?: string;
+  /** What its first file takes on the device, predicted. */
+  readonly memory?: { readonly totalBytes: number };
+  /** Tokens per second there, predicted. */
+  readonly speed?: number | null;
 }
 
 export interface JobStatus {

@@ -135,7 +135,7 @@ function Facts({ facts }: { facts: readonly (readonly [string, string])[] }) {
 }
 
 /** What was measured of each model and file, and what the smaller one writes. */
-function Outcome({ result: { models, scores, sentence } }: { result: NonNullable<Job["result"]> }) {
+function Outcome({ result: { models, scores, sentence, memory, speed } }: { result: NonNullable<Job["result"]> }) {
   const measured = inOrder(models ?? {});
   const largest = Math.max(...measured.map(([, one]) => one.bytes), 1);
   const roles = [...new Set(Object.values(scores ?? {}).flatMap((of) => Object.keys(of)))];
@@ -154,6 +154,11 @@ function Outcome({ result: { models, scores, sentence } }: { result: NonNullable
             one.perplexity.toFixed(3),
           ])}
         />
+      )}
+      {memory && (
+        <p class="quiet">
+          {`On the device the file takes ${bytes(memory.totalBytes)} of memory${speed ? ` and writes about ${Math.round(speed)} tokens a second` : ""}, as predicted.`}
+        </p>
       )}
       {roles.length > 0 && (
         <Table
