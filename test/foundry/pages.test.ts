@@ -4,21 +4,20 @@ import { gunzipSync } from "node:zlib";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openGguf } from "../../src/checkpoint/index.js";
-import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
+import { type RunningFoundry, startFoundry } from "../../src/foundry/index.js";
 import { browserPath, lookAt } from "../pages.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 
 describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", () => {
-  const data = temporaryDirectory();
   let foundry: RunningFoundry;
   let browser: Browser;
   let page: Page;
   const problems: string[] = [];
   beforeAll(async () => {
     const options = { port: 0, workers: 1, device: "cpu", threads: 1, logLevel: "silent" } as const;
-    foundry = await startFoundry({ data, ...options });
+    foundry = await startFoundry({ data: temporaryDirectory(), ...options });
     browser = await chromium.launch({ executablePath: browserPath ?? "", args: ["--no-sandbox"] });
     page = await (await browser.newContext({ acceptDownloads: true })).newPage();
     page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
@@ -239,9 +238,10 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
   });
 
   it("ask for a key once there is one, and say that a wrong one is", async () => {
-    const { key } = await withTenants({ data, logLevel: "silent" }, (tenants) =>
-      tenants.addKey("research", "laptop", "user"),
-    );
+    const made = await page.request.post(`${foundry.url}/v1/keys`, {
+      data: { tenant: "research", name: "laptop", role: "user" },
+    });
+    const { key } = (await made.json()) as { key: string };
     await goTo("jobs");
     await page.reload();
     await expect.poll(() => page.getByRole("alert").textContent()).toMatch(/key/);
