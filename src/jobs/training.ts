@@ -12,6 +12,7 @@ import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import { countParameters, type Model, type ModelWeights } from "../models/index.js";
 import type { DataOptions, JobOptions } from "./environment.js";
+import { forecast } from "./forecast.js";
 import { type Measurement, measure } from "./measure.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
@@ -56,6 +57,7 @@ const VALIDATION_SEQUENCES = 32;
 /** Trains, with progress, metrics and checkpoints. */
 export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const { backend, run, model, student, objective, sequences, settings, validation, options } = stage;
+  const foresee = forecast((note) => options.onNote?.(note));
   run.checkRoom(countParameters(model.parameters, model.sizes));
   return train({
     backend,
@@ -72,14 +74,16 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
       });
       return measured.loss;
     },
-    onProgress: ({ record, totalTokens }) =>
+    onProgress: ({ record, totalTokens }) => {
+      foresee(record.tokens, totalTokens, performance.now() / 1000);
       options.onProgress?.({
         stage: stage.stage,
         done: record.tokens,
         total: totalTokens,
         unit: "tokens",
         detail: `loss ${record.loss.toFixed(3)}`,
-      }),
+      });
+    },
     onNote: options.onNote,
     ...(options.signal && { signal: options.signal }),
   });
