@@ -12,6 +12,7 @@ import { checkWritable, statOf } from "../system/places.js";
 import { Database } from "./database.js";
 import { startHeartbeat } from "./heartbeat.js";
 import { type FoundryServices, foundryApp } from "./http.js";
+import { STOP_SECONDS } from "./job-watch.js";
 import { factsOf, Materials } from "./materials.js";
 import { Playground } from "./playground.js";
 import { Secrets } from "./secrets.js";
@@ -19,7 +20,7 @@ import { openStorage, type Storage } from "./storage.js";
 import { Jobs } from "./store/jobs.js";
 import { Library } from "./store/library.js";
 import { type Quota, Tenants } from "./store/tenants.js";
-import { STOP_SECONDS, Worker } from "./worker.js";
+import { Worker } from "./worker.js";
 
 export interface FoundryOptions extends Pick<JobOptions, "device" | "threads"> {
   /** Where the embedded database, files and secrets are. */

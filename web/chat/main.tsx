@@ -9,20 +9,11 @@ import "./chat.css";
 /** Within so many pixels of its end, the conversation is followed as it grows. */
 const NEAR_END = 80;
 
-function Chat() {
-  const [{ turns: before, settings: set }] = useState(remembered);
-  const [turns, setTurns] = useState<readonly Turn[]>(before);
-  const [settings, setSettings] = useState(set);
+/** The models that the service has, and which is asked. */
+function useModels(key: string) {
   const [models, setModels] = useState<readonly string[]>([]);
   const [model, setModel] = useState("");
-  const [key, setKey] = useState("");
-  const [text, setText] = useState("");
-  const [status, setStatus] = useState("");
   const [problem, setProblem] = useState("");
-  const [running, setRunning] = useState<AbortController>();
-  const field = useRef<HTMLTextAreaElement>(null);
-  const log = useRef<HTMLDivElement>(null);
-
   useEffect(() => {
     listModels(key).then(
       (found) => {
@@ -33,18 +24,20 @@ function Chat() {
       (error: unknown) => setProblem(`The models cannot be listed: ${messageOf(error)}`),
     );
   }, [key]);
+  return { models, model, setModel, problem };
+}
+
+/** The turns of a conversation, of which the tab remembers those before; how they are asked for and stopped. */
+function useConversation(before: readonly Turn[], model: string, settings: Settings, key: string) {
+  const [turns, setTurns] = useState(before);
+  const [status, setStatus] = useState("");
+  const [running, setRunning] = useState<AbortController>();
   useEffect(() => remember(turns, settings), [turns, settings]);
-  useEffect(() => {
-    const at = log.current;
-    if (at !== null && at.scrollHeight - at.scrollTop - at.clientHeight < NEAR_END + at.clientHeight / 2)
-      at.scrollTop = at.scrollHeight;
-  }, [turns]);
   useEffect(() => {
     const escaped = (event: KeyboardEvent) => event.key === "Escape" && running?.abort();
     addEventListener("keydown", escaped);
     return () => removeEventListener("keydown", escaped);
   }, [running]);
-
   /** Asks for what follows the turns, of which the last is the user's. */
   const ask = async (asked: readonly Turn[]) => {
     const stop = new AbortController();
@@ -55,37 +48,51 @@ function Chat() {
     let first: number | undefined;
     let written = "";
     try {
-      for await (const { text: part, tokens } of answer(asked, model, settings, key, stop.signal)) {
-        if (part !== "") first ??= performance.now();
-        written += part;
+      for await (const { text, tokens } of answer(asked, model, settings, key, stop.signal)) {
+        if (text !== "") first ??= performance.now();
+        written += text;
         put(written);
         const seconds = Math.max((performance.now() - (first ?? began)) / 1000, 1e-3);
         const wait = first === undefined ? "" : `, first after ${Math.round(first - began)} ms`;
         setStatus(`${tokens} tokens, ${(tokens / seconds).toFixed(1)} tokens/s${wait}`);
       }
     } catch (error) {
-      if (stop.signal.aborted) {
+      if (!stop.signal.aborted) put(written, messageOf(error));
+      else {
         setStatus("Stopped.");
         if (written === "") put("", "Stopped before the first word.");
-      } else put(written, messageOf(error));
+      }
     } finally {
       setRunning(undefined);
-      field.current?.focus();
     }
   };
+  const forget = () => {
+    running?.abort();
+    setTurns([]);
+    setStatus("");
+  };
+  return { turns, setTurns, status, running, ask, forget };
+}
+
+function Chat() {
+  const [{ turns: before, settings: set }] = useState(remembered);
+  const [settings, setSettings] = useState(set);
+  const [key, setKey] = useState("");
+  const [text, setText] = useState("");
+  const field = useRef<HTMLTextAreaElement>(null);
+  const { models, model, setModel, problem } = useModels(key);
+  const { turns, setTurns, status, running, ask, forget } = useConversation(before, model, settings, key);
   const submit = () => {
     const said = text.trim();
     if (said === "" || running !== undefined) return;
     setText("");
-    void ask([...turns, { role: "user", content: said }]);
+    void ask([...turns, { role: "user", content: said }]).then(() => field.current?.focus());
   };
   const edit = (at: number) => {
     setText(turns[at]?.content ?? "");
     setTurns(turns.slice(0, at));
     field.current?.focus();
   };
-  const lastAsked = turns.findLastIndex(({ role }) => role === "user");
-
   return (
     <>
       <header>
@@ -98,15 +105,7 @@ function Chat() {
             ))}
           </select>
         </label>
-        <button
-          type="button"
-          onClick={() => {
-            running?.abort();
-            setTurns([]);
-            setStatus("");
-            field.current?.focus();
-          }}
-        >
+        <button type="button" onClick={forget}>
           New chat
         </button>
         <a href="/docs">API</a>
@@ -118,26 +117,7 @@ function Chat() {
             {problem}
           </p>
         )}
-        {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and keys must reach it */}
-        <div class="log" ref={log} role="log" aria-live="polite" aria-label="Conversation" tabIndex={0}>
-          {turns.length === 0 && (
-            <p class="quiet start">What is written here goes to this service and stays in this tab.</p>
-          )}
-          {turns.map((turn, i) => (
-            <Said
-              key={i}
-              turn={turn}
-              name={turn.role === "user" ? "You" : model}
-              isWriting={running !== undefined && i === turns.length - 1}
-              onEdit={turn.role === "user" && running === undefined ? () => edit(i) : undefined}
-              onRetry={
-                i === turns.length - 1 && i > lastAsked && lastAsked >= 0 && running === undefined
-                  ? () => void ask(turns.slice(0, lastAsked + 1))
-                  : undefined
-              }
-            />
-          ))}
-        </div>
+        <Log turns={turns} model={model} isRunning={running !== undefined} onEdit={edit} onRetry={ask} />
         <p id="status" role="status">
           {status}
         </p>
@@ -177,6 +157,49 @@ function Chat() {
         </form>
       </main>
     </>
+  );
+}
+
+/** What was said, which is followed as it grows. */
+function Log({
+  turns,
+  model,
+  isRunning,
+  onEdit,
+  onRetry,
+}: {
+  turns: readonly Turn[];
+  model: string;
+  isRunning: boolean;
+  onEdit: (at: number) => void;
+  onRetry: (asked: readonly Turn[]) => Promise<void>;
+}) {
+  const place = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    const at = place.current;
+    if (at !== null && at.scrollHeight - at.scrollTop < NEAR_END + 1.5 * at.clientHeight)
+      at.scrollTop = at.scrollHeight;
+  }, [turns]);
+  const lastAsked = turns.findLastIndex(({ role }) => role === "user");
+  const isLast = (i: number) => i === turns.length - 1;
+  const again = lastAsked < 0 || isRunning ? undefined : () => void onRetry(turns.slice(0, lastAsked + 1));
+  return (
+    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and keys must reach it
+    <div class="log" ref={place} role="log" aria-live="polite" aria-label="Conversation" tabIndex={0}>
+      {turns.length === 0 && (
+        <p class="quiet start">What is written here goes to this service and stays in this tab.</p>
+      )}
+      {turns.map((turn, i) => (
+        <Said
+          key={i}
+          turn={turn}
+          name={turn.role === "user" ? "You" : model}
+          isWriting={isRunning && isLast(i)}
+          onEdit={turn.role === "user" && !isRunning ? () => onEdit(i) : undefined}
+          onRetry={isLast(i) && i > lastAsked ? again : undefined}
+        />
+      ))}
+    </div>
   );
 }
 

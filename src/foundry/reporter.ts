@@ -1,0 +1,107 @@
+import { closeSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import path from "node:path";
+import type { ProgressEvent } from "../jobs/index.js";
+import type { Workspace } from "./storage.js";
+import type { Job, JobProgress, Jobs, StageSummary } from "./store/jobs.js";
+
+/** Tells the database what a job does: its stage and progress, and the lines of metrics since the last time. */
+export class Reporter {
+  private stage: string | null = null;
+  private stageBegan = 0;
+  private latest: JobProgress | null = null;
+  private logs: object[] = [];
+  private begun: object[] = [];
+  private metricsRead: number;
+  private stagesStamp = "";
+  private stages: readonly StageSummary[];
+
+  constructor(
+    private readonly jobs: Jobs,
+    private readonly job: Job,
+    private readonly workspace: Workspace,
+  ) {
+    this.stages = job.stages;
+    const { size = 0 } = statSync(this.file("metrics.jsonl"), { throwIfNoEntry: false }) ?? {};
+    this.metricsRead = size; // what was there before was told by who was there before
+  }
+
+  private file(name: string): string {
+    return path.join(this.workspace.path, name);
+  }
+
+  log(text: string): void {
+    this.logs.push({ text });
+  }
+
+  progress({ stage, done, total, unit, detail }: ProgressEvent): void {
+    if (stage !== this.stage) {
+      this.stage = stage;
+      this.stageBegan = performance.now();
+      this.begun.push({ stage });
+    }
+    const seconds = (performance.now() - this.stageBegan) / 1000;
+    const secondsLeft = done > 0 && seconds > 1 ? (seconds * (total - done)) / done : undefined;
+    this.latest = { stage, done, total, unit, detail, secondsLeft };
+  }
+
+  /** @returns whether a stage was finished since the last time */
+  async report(): Promise<boolean> {
+    const before = this.stages.length;
+    const stamp = statSync(this.file("stages.json"), { throwIfNoEntry: false })?.mtimeMs;
+    if (stamp !== undefined && `${stamp}` !== this.stagesStamp) {
+      this.stagesStamp = `${stamp}`;
+      const all = JSON.parse(readFileSync(this.file("stages.json"), "utf8")) as StageSummary[];
+      if (all.length > this.stages.length) await this.jobs.survived(this.job);
+      this.stages = all.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
+    }
+    const { job, jobs } = this;
+    await jobs.report(job, { stage: this.stage, progress: this.latest, stages: this.stages });
+    await jobs.note(job, "stage", this.begun.splice(0));
+    await jobs.note(job, "log", this.logs.splice(0));
+    await jobs.note(job, "metrics", this.newMetrics());
+    return this.stages.length > before;
+  }
+
+  /** At most so many points at once: a tiny model takes thousands of steps in a second. */
+  private newMetrics(): object[] {
+    const lines = this.newLines(this.file("metrics.jsonl"));
+    const every = Math.ceil(lines.length / MOST_POINTS);
+    return lines
+      .filter((line, i) => i % every === every - 1 || line.includes('"validationLoss"'))
+      .map((line) => {
+        const { step, tokens, loss, learningRate, tokensPerSecond, validationLoss } = JSON.parse(line) as Record<
+          string,
+          number
+        >;
+        return {
+          step,
+          tokens,
+          loss,
+          learningRate,
+          tokensPerSecond,
+          validationLoss,
+        };
+      });
+  }
+
+  /** Whole lines since the last time: the file may be long. */
+  private newLines(file: string): string[] {
+    const { size } = statSync(file, { throwIfNoEntry: false }) ?? {};
+    if (size === undefined) return [];
+    if (size < this.metricsRead) this.metricsRead = 0; // cut back to a checkpoint
+    const bytes = Buffer.alloc(Math.min(size - this.metricsRead, MOST_BYTES));
+    const fd = openSync(file, "r");
+    try {
+      const read = readSync(fd, bytes, 0, bytes.length, this.metricsRead);
+      const end = bytes.subarray(0, read).lastIndexOf(10) + 1;
+      this.metricsRead += end;
+      return bytes.toString("utf8", 0, end).split("\n").filter(Boolean);
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
+const MOST_POINTS = 20;
+/** What is read at once of the lines that a job wrote. */
+const MOST_BYTES = 4 << 20;
