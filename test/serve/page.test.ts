@@ -112,6 +112,12 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
     await answer.locator("button", { hasText: "Copy" }).first().click();
     await expect.poll(() => page.evaluate("navigator.clipboard.readText()")).toBe("const tree = '<b>';\n");
+    // as where the page came over plain HTTP from another machine
+    await page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })");
+    await answer.getByRole("button", { name: "Copy" }).last().click();
+    await page.getByLabel("Message").press("Control+v");
+    expect(await page.getByLabel("Message").inputValue()).toBe(markdown);
+    await page.evaluate("delete navigator.clipboard");
     await page.getByRole("button", { name: "Edit" }).click();
     expect(await page.getByLabel("Message").inputValue()).toBe("Show me <i>all</i>");
     expect(await page.locator("article").count()).toBe(0);

@@ -1,5 +1,6 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
+import { copyText } from "../shared/browser.js";
 import { Markdown } from "../shared/markdown.js";
 import { messageOf } from "../shared/use.js";
 import { answer, listModels, remember, remembered, type Settings, type Turn } from "./conversation.js";
@@ -229,7 +230,7 @@ function Said({
       )}
       <div class="row">
         {role === "assistant" && !isWriting && content !== "" && (
-          <button type="button" class="plain" onClick={() => void navigator.clipboard.writeText(content)}>
+          <button type="button" class="plain" onClick={() => void copyText(content)}>
             Copy
           </button>
         )}

@@ -1,5 +1,6 @@
 import MarkdownIt from "markdown-it";
 import { useMemo } from "preact/hooks";
+import { copyText } from "./browser.js";
 
 // HTML of the model's is shown as text, and links that could run something are none (markdown-it's own checks)
 const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true });
@@ -26,10 +27,7 @@ function copyCode(event: MouseEvent): void {
   const button = event.target instanceof Element ? event.target.closest("button[data-copy]") : null;
   const code = button?.closest(".code")?.querySelector("code");
   if (button === null || code === null || code === undefined) return;
-  void navigator.clipboard.writeText(code.textContent ?? "").then(
-    () => say(button, "Copied"),
-    () => say(button, "Not allowed here"),
-  );
+  void copyText(code.textContent ?? "").then((isCopied) => say(button, isCopied ? "Copied" : "Not allowed here"));
 }
 
 function say(button: Element, what: string): void {

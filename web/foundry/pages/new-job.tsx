@@ -1,4 +1,5 @@
 import { useEffect, useState } from "preact/hooks";
+import { randomName } from "../../shared/browser.js";
 import { messageOf, useLoaded } from "../../shared/use.js";
 import { type Candidate, type Device, type Job, list, type Model, type Plan, send } from "../api.js";
 import { describeCandidate, lowest, Pareto } from "../charts/pareto.js";
@@ -49,7 +50,7 @@ export function NewJob() {
       ...(tasks.length > 0 && { evaluate: { tasks, limit: 100 } }),
     };
     try {
-      const job = await send<Job>("POST", "/v1/jobs", body, { "idempotency-key": crypto.randomUUID() });
+      const job = await send<Job>("POST", "/v1/jobs", body, { "idempotency-key": randomName() });
       location.hash = `#/jobs/${job.id}`;
     } catch (error) {
       setRefusal(messageOf(error));
