@@ -27,7 +27,6 @@ COPY --from=build /opt/coppice/package.json /opt/coppice/LICENSE /opt/coppice/RE
 COPY --from=build /opt/coppice/node_modules /opt/coppice/node_modules
 COPY --from=build /opt/coppice/bin /opt/coppice/bin
 COPY --from=build /opt/coppice/dist /opt/coppice/dist
-COPY --from=build /opt/coppice/web /opt/coppice/web
 COPY --from=build /opt/coppice/native /opt/coppice/native
 COPY --from=build /opt/coppice/examples /opt/coppice/examples
 # a number, so that Kubernetes can tell that it is not root
