@@ -5,7 +5,8 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     pool: "forks", // one process a file: the native engine is loaded once per process
-    maxWorkers: availableParallelism(), // a file a core: small models gain nothing from several threads, and those wait for each other
+    // a file a core: small models gain nothing from several threads, and those wait for each other
+    maxWorkers: Math.min(8, availableParallelism()),
     testTimeout: 120_000,
     hookTimeout: 60_000,
     expect: { poll: { timeout: 60_000 } }, // waits end with what they wait for, however slow the machine is

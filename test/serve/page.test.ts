@@ -99,8 +99,9 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
       { role: "user", content: "Show me <i>all</i>" },
       { role: "assistant", content: markdown },
     ];
+    await page.goto(`${server.url}/docs`); // of the same origin; the chat keeps its own turns when it is left
     await page.evaluate(`sessionStorage.setItem("coppice-chat", ${JSON.stringify(JSON.stringify({ turns }))})`);
-    await page.reload();
+    await page.goto(server.url);
     const answer = page.locator("article").nth(1);
     await expect.poll(() => answer.locator("li").count()).toBe(2);
     expect(await page.locator("article").first().textContent()).toContain("<i>all</i>");

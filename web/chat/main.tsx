@@ -33,7 +33,13 @@ function useConversation(before: readonly Turn[], model: string, settings: Setti
   const [turns, setTurns] = useState(before);
   const [status, setStatus] = useState("");
   const [running, setRunning] = useState<AbortController>();
-  useEffect(() => remember(turns, settings), [turns, settings]);
+  // not with each token: of an answer that is being written, when it ends or the page is left
+  useEffect(() => {
+    const keep = () => remember(turns, settings);
+    if (running === undefined) keep();
+    addEventListener("pagehide", keep);
+    return () => removeEventListener("pagehide", keep);
+  }, [turns, settings, running]);
   useEffect(() => {
     const escaped = (event: KeyboardEvent) => event.key === "Escape" && running?.abort();
     addEventListener("keydown", escaped);
