@@ -12,10 +12,9 @@ import { Ajv, type ValidateFunction } from "ajv";
 import { Ajv2019 } from "ajv/dist/2019.js";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import Table from "cli-table3";
-import { ApiError } from "../src/serve/errors.js";
-import { checkGrammar, jsonGrammar } from "../src/serve/grammar/index.js";
+import type { ApiError } from "../src/serve/errors.js";
 import { Random } from "../src/system/random.js";
-import { GrammarSamples } from "../test/grammar-samples.js";
+import { compiled, GrammarSamples } from "../test/grammar-samples.js";
 
 const { values } = parseArgs({
   options: {
@@ -42,18 +41,6 @@ function validatorOf(schema: object): ValidateFunction | undefined {
     return ajv.compile(own);
   } catch {
     return undefined; // refers to elsewhere, or is no schema
-  }
-}
-
-/** The grammar of a schema, or the words in which it was refused. @throws what is neither */
-function compiled(schema: unknown, isStrict: boolean): string | ApiError {
-  try {
-    const grammar = jsonGrammar(schema, { param: "schema", isStrict });
-    checkGrammar(grammar, "schema");
-    return grammar;
-  } catch (error) {
-    if (error instanceof ApiError) return error;
-    throw error;
   }
 }
 

@@ -1,4 +1,18 @@
+import { ApiError } from "../src/serve/errors.js";
+import { checkGrammar, jsonGrammar } from "../src/serve/grammar/index.js";
 import type { Random } from "../src/system/random.js";
+
+/** What comes of a schema: its grammar, strict or not, or the words in which it was refused. */
+export function compiled(schema: unknown, isStrict: boolean): string | ApiError {
+  try {
+    const grammar = jsonGrammar(schema, { param: "schema", isStrict });
+    checkGrammar(grammar, "schema");
+    return grammar;
+  } catch (error) {
+    if (error instanceof ApiError) return error;
+    throw error;
+  }
+}
 
 /** A part of a grammar (GBNF as our own writers write it): what may come, how often. */
 type Node =

@@ -5,10 +5,8 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
 import { beforeAll, describe, expect, it } from "vitest";
 import { z } from "zod";
-import { ApiError } from "../../../src/serve/errors.js";
-import { checkGrammar, jsonGrammar } from "../../../src/serve/grammar/index.js";
 import { Random } from "../../../src/system/random.js";
-import { GrammarSamples } from "../../grammar-samples.js";
+import { compiled, GrammarSamples } from "../../grammar-samples.js";
 import { zodTypes } from "./zod-types.js";
 
 let llama: Llama;
@@ -16,18 +14,6 @@ beforeAll(async () => {
   llama = await getLlama({ gpu: false, build: "never", logLevel: LlamaLogLevel.disabled, skipDownload: true });
 });
 const ajv = new Ajv2020({ strict: false, validateFormats: false, logger: false });
-
-/** What comes of a schema: its grammar, strict or not, or why there is none. */
-function compiled(schema: unknown, isStrict: boolean): string | ApiError {
-  try {
-    const grammar = jsonGrammar(schema, { param: "schema", isStrict });
-    checkGrammar(grammar, "schema");
-    return grammar;
-  } catch (error) {
-    if (error instanceof ApiError) return error;
-    throw error;
-  }
-}
 
 /** Texts that a grammar lets through; llama.cpp reads it as we do. */
 async function samples(grammar: string, count: number): Promise<string[]> {
