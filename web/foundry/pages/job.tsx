@@ -144,14 +144,14 @@ function Outcome({ result: { models, scores, sentence, memory, speed } }: { resu
       {measured.length > 0 && (
         <Table
           label="Models and files, measured"
-          head={["", "parameters", "size", "of the original", "loss", "perplexity"]}
+          head={["", "parameters", "size", "loss", "perplexity", "of the original"]}
           rows={measured.map(([role, one]) => [
             role,
             count(one.parameters),
             bytes(one.bytes),
-            <meter max={largest} value={one.bytes} aria-label={`size of ${role}`} />,
             one.loss.toFixed(4),
             one.perplexity.toFixed(3),
+            <meter max={largest} value={one.bytes} aria-label={`size of ${role}`} />,
           ])}
         />
       )}
