@@ -81,6 +81,16 @@ describe("configurations of older versions", () => {
   });
 });
 
+describe("configurations with a field that transformers does not read", () => {
+  it.each(["gemma2", "gemma3_text"])("of %s say the same: hidden_act beside hidden_activation", async (name) => {
+    const copy = path.join(root, `${name}-hidden-act`);
+    cpSync(path.join(fixtures, name), copy, { recursive: true });
+    const config = readJsonObject(path.join(copy, "config.json"));
+    writeFileSync(path.join(copy, "config.json"), JSON.stringify({ ...config, hidden_act: "gelu_pytorch_tanh" }));
+    expect(await differenceFrom(name, copy)).toBeLessThan(1e-5);
+  });
+});
+
 describe("names of tensors", () => {
   it.each([
     ["without their prefix", (name: string) => name.replace(/^model\./, "")],

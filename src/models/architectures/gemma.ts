@@ -34,7 +34,8 @@ function gemma(version: Version, modelType: string, families: string) {
     name: `gemma${version}`,
     families,
     modelTypes: [modelType],
-    schema: baseSchema.extend({
+    // published configurations say hidden_act, too, which transformers does not read
+    schema: baseSchema.omit({ hidden_act: true }).extend({
       vocab_size: size.default(262_208),
       hidden_size: size.default(2304),
       intermediate_size: size.default(9216),
