@@ -10,7 +10,7 @@ export default defineConfig({
     testTimeout: 120_000,
     hookTimeout: 60_000,
     expect: { poll: { timeout: 60_000 } }, // waits end with what they wait for, however slow the machine is
-    // What is to be the same on several threads says how many. Lets ggml use a software Vulkan driver, as on machines without a GPU, and compute in f32 where f32 is asked for.
+    // Tests that compare numbers of threads set their own. Lets ggml use a software Vulkan driver, as on machines without a GPU, and compute in f32 where f32 is asked for.
     env: { COPPICE_THREADS: "1", GGML_VK_VISIBLE_DEVICES: "0", GGML_VK_DISABLE_F16: "1" },
   },
 });

@@ -13,7 +13,7 @@ const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.mi
 /** Where pictures of the pages are left to look at. */
 const pictures = path.resolve(import.meta.dirname, "../test-results");
 
-const SIZES = { wide: { width: 1280, height: 900 }, phone: { width: 390, height: 844 } } as const;
+const SIZES = { wide: { width: 1280, height: 900 }, phone: { width: 360, height: 800 } } as const;
 
 interface Violation {
   readonly id: string;

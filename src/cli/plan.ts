@@ -1,6 +1,6 @@
 import { Command } from "commander";
 import type { FitCandidate } from "../devices/index.js";
-import { DEVICES } from "../devices/profiles.js";
+import { DEVICES, THIS_MACHINE } from "../devices/profiles.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
 import type { DevicePlan, PlanOutcome } from "../jobs/index.js";
 import { type AxisSize, describeSize } from "../prune/sizes.js";
@@ -46,7 +46,7 @@ const command = addCommon(
   .option("--context-size <n>", "tokens of prompt and answer on the device (default: the device's)", parseAtLeastOne)
   .option("--speed <n>", "least tokens per second on the device", parsePositive)
   .option("--all", "all that was weighed for a device, not only the best of each kind");
-const DEVICE_IDS = ["this-machine", ...DEVICES.map(({ id }) => id)];
+const DEVICE_IDS = [THIS_MACHINE, ...DEVICES.map(({ id }) => id)];
 for (const option of command.options)
   if (option.long === "--device") {
     option.choices(["auto", ...DEVICE_KINDS, ...DEVICE_IDS]);
@@ -102,7 +102,7 @@ function renderDevicePlan({ device, contextLength, candidates, best, parameters 
   const advice =
     best === undefined
       ? "Nothing fits: cut more (--max-width-cut), or plan for less context (--context-size)."
-      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: coppice compress MODEL --target ${device.id === "this-machine" ? best.parameters : device.id} --data ...`;
+      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: coppice compress MODEL --target ${device.id === THIS_MACHINE ? best.parameters : device.id} --data ...`;
   return [
     `${device.name}: ${formatBytes(device.usableBytes)} usable, ${(device.bandwidth / 1e9).toFixed(1)} GB/s; ${formatCount(parameters)} parameters now, a context of ${contextLength} tokens`,
     table(

@@ -55,9 +55,9 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
   const contextLength = options.contextLength ?? limit;
   if (contextLength > model.maxPositions)
     throw new UsageError(`the model reads ${model.maxPositions} tokens at most, not ${contextLength}`);
-  const { storedBytes = 0 } = options;
-  const gains = ({ share, memory }: Pick<FitCandidate, "share" | "memory">) =>
-    share < 1 || storedBytes === 0 || memory.weightBytes <= storedBytes;
+  const { storedBytes = Number.POSITIVE_INFINITY } = options;
+  const isWorthwhile = ({ share, memory }: Pick<FitCandidate, "share" | "memory">) =>
+    share < 1 || memory.weightBytes <= storedBytes;
   const all = architectures(model, options.space ?? {}).flatMap(({ smaller, sizes }) =>
     WEIGHED_KINDS.map((kind): Omit<FitCandidate, "onFront"> => {
       const memory = predictMemory(smaller, kind, contextLength);
@@ -77,7 +77,7 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
       };
     }),
   );
-  const found = all.filter(gains);
+  const found = all.filter(isWorthwhile);
   const candidates = found
     .map((one): FitCandidate => ({ ...one, onFront: !found.some((other) => dominates(other, one)) }))
     .sort((a, b) => Number(b.fits) - Number(a.fits) || a.expectedLoss - b.expectedLoss);

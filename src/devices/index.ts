@@ -1,4 +1,4 @@
 export { type DeviceFit, type FitCandidate, type FitOptions, fitDevice, quantizableDivisors } from "./fit.js";
 export { type MemoryPrediction, predictLoss, predictMemory, predictSpeed, type SpeedPrediction } from "./predict.js";
-export { DEVICES, type DeviceProfile, deviceProfile, isDevice } from "./profiles.js";
-export { measureThisMachine, profileOf, THIS_MACHINE } from "./this-machine.js";
+export { DEVICES, type DeviceProfile, deviceProfile, isDevice, THIS_MACHINE } from "./profiles.js";
+export { measureThisMachine, profileOf } from "./this-machine.js";

@@ -74,12 +74,15 @@ export const DEVICES: readonly DeviceProfile[] = [
   profile("gpu", ["h200-141gb", "NVIDIA H200 (141 GB)"], 134, 4800, 134 * TERA, 32768),
 ];
 
+/** What is said in place of a device's id for the machine that this runs on: it is measured. */
+export const THIS_MACHINE = "this-machine";
+
 /** @throws UsageError listing what there is */
 export function deviceProfile(id: string): DeviceProfile {
   const found = DEVICES.find((device) => device.id === id);
   if (found === undefined)
     throw new UsageError(
-      `there is no device ${id}; there are: ${DEVICES.map((device) => device.id).join(", ")}, and this-machine`,
+      `there is no device ${id}; there are: ${DEVICES.map((device) => device.id).join(", ")}, and ${THIS_MACHINE}`,
     );
   return found;
 }

@@ -5,7 +5,7 @@ import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDTyp
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
 import { defineOp, elementCount, Graph, ops, type Shape, type Tensor, TensorStore } from "../tensor/index.js";
-import { type DeviceProfile, deviceProfile } from "./profiles.js";
+import { type DeviceProfile, deviceProfile, THIS_MACHINE } from "./profiles.js";
 
 /** Matrices of weights that no cache holds: [matrices, rows, columns]. */
 type Matrices = readonly [count: number, rows: number, columns: number];
@@ -48,15 +48,18 @@ const tokenAttention = defineOp<[q: Tensor, keys: Tensor, values: Tensor, mask: 
   },
 );
 
-/** What is said in place of a device's id for the machine that this runs on. */
-export const THIS_MACHINE = "this-machine";
-
 let thisMachine: Promise<DeviceProfile> | undefined;
 
-/** A device by its id; this machine is measured once, which takes seconds. @throws UsageError for an id that is not known */
-export async function profileOf(id: string): Promise<DeviceProfile> {
-  if (id !== THIS_MACHINE) return deviceProfile(id);
-  thisMachine ??= measureThisMachine();
+/**
+ * A device by its id. This machine is measured at the first wish, which takes seconds, and then taken as it was then.
+ * @throws UsageError for an id that is not known
+ */
+export function profileOf(id: string): Promise<DeviceProfile> {
+  if (id !== THIS_MACHINE) return Promise.resolve().then(() => deviceProfile(id));
+  thisMachine ??= measureThisMachine().catch((error: unknown) => {
+    thisMachine = undefined; // the next wish tries again
+    throw error;
+  });
   return thisMachine;
 }
 

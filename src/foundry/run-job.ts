@@ -2,7 +2,15 @@ import { createReadStream, existsSync, readdirSync, readFileSync, rmSync, statSy
 import path from "node:path";
 import { Readable } from "node:stream";
 import type { HubOptions } from "../checkpoint/index.js";
-import { type DeviceProfile, fitDevice, predictMemory, predictSpeed, profileOf } from "../devices/index.js";
+import {
+  type DeviceProfile,
+  deviceProfile,
+  fitDevice,
+  predictMemory,
+  predictSpeed,
+  profileOf,
+  THIS_MACHINE,
+} from "../devices/index.js";
 import { formatScore } from "../jobs/evaluation-table.js";
 import {
   type CompressOutcome,
@@ -18,6 +26,7 @@ import {
 import { Stages } from "../jobs/stages.js";
 import { trainOptionsFor } from "../jobs/training.js";
 import { modelFromConfig } from "../models/index.js";
+import { describeSizes } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import { packageRoot } from "../system/package-root.js";
@@ -95,6 +104,9 @@ interface Aim {
   readonly kinds: readonly FileKind[];
 }
 
+/** Said as a target where nothing is to be cut. */
+export const UNCUT = "1x";
+
 /** What was asked for, or what suits the device. @throws UsageError when nothing fits */
 export async function aimOf(
   spec: CompressSpec,
@@ -102,7 +114,8 @@ export async function aimOf(
   storedBytes?: number,
 ): Promise<Aim> {
   const kinds = spec.quantization as readonly FileKind[] | undefined;
-  if (spec.target !== undefined) return { target: spec.target, kinds: kinds ?? ["q8_0"] };
+  if (spec.target !== undefined)
+    return { target: spec.target === UNCUT ? undefined : spec.target, kinds: kinds ?? ["q8_0"] };
   if (spec.device === undefined)
     throw new UsageError("a job needs a device or a target: what should the model become?");
   const profile = await profileOf(spec.device);
@@ -114,8 +127,7 @@ export async function aimOf(
     throw new UsageError(
       `no cut of this model fits ${profile.name}: begin with a smaller model, or plan for less context`,
     );
-  const sizes = Object.entries(best.sizes).map(([axis, size]) => `${axis}=${size}`);
-  return { target: best.share === 1 ? undefined : sizes.join(","), kinds: kinds ?? [best.kind] };
+  return { target: best.share === 1 ? undefined : describeSizes(best.sizes), kinds: kinds ?? [best.kind] };
 }
 
 async function runCompression(context: JobContext, spec: CompressSpec): Promise<JobOutcome> {
@@ -124,8 +136,9 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   const data = await materials.dataset(context.dataset);
   const hub = await materials.hub(job.tenant);
   const { facts, licence } = await factsAndLicence(context, reference, hub);
-  const aim = await aimOf(spec, facts.config, model.bytes);
-  const device = spec.device === undefined ? undefined : await profileOf(spec.device);
+  const aim = await aimOf(spec, facts.config, model.bytes || undefined);
+  // what suits the service's machine was settled when the job was made: this may be another one
+  const device = spec.device === undefined || spec.device === THIS_MACHINE ? undefined : deviceProfile(spec.device);
   log(
     aim.target === undefined
       ? `nothing is cut; types: ${aim.kinds.join(", ")}`
@@ -156,7 +169,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
     ...{ name, base: model.name, licence, spec, version, scores, models: outcome.models, plan: outcome.plan },
     baseReference: model.source.kind === "hub" ? model.source.id : undefined,
     dataset: context.dataset?.name ?? "the embedded stories",
-    device: device?.name,
+    device: device?.name ?? spec.device,
     tokens: outcome.tokens,
     files: results.all,
   });

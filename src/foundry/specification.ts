@@ -38,9 +38,9 @@ export const compressSpec = z.strictObject({
     .describe("tokens of prompt and answer on the device"),
   target: z
     .string()
-    .regex(/^[\w.=,]{1,100}$/)
+    .regex(/^[\w.=,/]{1,2000}$/)
     .optional()
-    .describe("8.4B (parameters), 0.67x (share), 4GiB (weights) or sizes: hidden=4096,ffn=11520"),
+    .describe("8.4B (parameters), 0.67x (share), 4GiB (weights), sizes: hidden=4096,ffn=11520, or 1x to cut nothing"),
   quantization: z
     .array(fileKind)
     .min(1)

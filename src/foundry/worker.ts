@@ -80,7 +80,12 @@ export class Worker {
       const { model, dataset } = await this.inputs(job);
       const outcome = await runJob({
         ...{ job, model, dataset, storage, workspace, library, materials },
-        options: { ...this.options.compute, signal: watch.signal, onProgress: (event) => reporter.progress(event) },
+        options: {
+          ...this.options.compute,
+          signal: watch.signal,
+          onProgress: (event) => reporter.progress(event),
+          onNote: (text) => reporter.log(text),
+        },
         log: (text) => reporter.log(text),
       });
       await reporter.report();

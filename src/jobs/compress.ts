@@ -318,6 +318,7 @@ class Compression {
           ...{
             backend,
             stage: "correct teacher",
+            isPart: true,
             run: this.directory.part("teacher-correction"),
             model,
             student,

@@ -9,6 +9,7 @@ import {
   type FitOptions,
   fitDevice,
   measureThisMachine,
+  THIS_MACHINE,
 } from "../devices/index.js";
 import { countParameters, type Model, modelFromConfig, openCheckpoint } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
@@ -30,7 +31,7 @@ export async function planForDevice(job: DevicePlanJob): Promise<DevicePlan> {
   const model = await modelOnly(job.model, job);
   const { device, threads } = job;
   const profile =
-    job.forDevice === "this-machine"
+    job.forDevice === THIS_MACHINE
       ? await measureThisMachine({ ...(device && { device }), ...(threads && { threads }) })
       : deviceProfile(job.forDevice);
   return { parameters: countParameters(model.parameters, model.sizes), ...fitDevice(model, profile, job) };

@@ -14,7 +14,7 @@ import {
 } from "../evaluate/index.js";
 import { writeJson } from "../system/files.js";
 import type { Input } from "../system/places.js";
-import { type OpenedModel, open } from "./evaluated-model.js";
+import { type OpenedModel, openEvaluatedModel } from "./evaluated-model.js";
 import type { EvaluateJob, EvaluateOutcome, ModelEvaluation, PlannedTask } from "./evaluation.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
@@ -83,7 +83,7 @@ async function evaluateModel(
   run: RunDirectory | undefined,
 ): Promise<ModelEvaluation> {
   const started = performance.now();
-  const opened = await open(index, job);
+  const opened = await openEvaluatedModel(index, job);
   const name = nameOf(index, job);
   const results = new Map<PlannedTask, TaskResult>();
   const date = new Date();

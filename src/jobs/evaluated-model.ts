@@ -30,7 +30,7 @@ export interface OpenedModel {
 /** Changes when the same request would get another answer. */
 const ANSWERS_VERSION = 1;
 
-export async function open(index: number, job: EvaluateJob): Promise<OpenedModel> {
+export async function openEvaluatedModel(index: number, job: EvaluateJob): Promise<OpenedModel> {
   const name = job.models[index] ?? "";
   const cacheOf = (identity: unknown) =>
     ReplyCache.open(

@@ -15,9 +15,14 @@ const spanOf = (seconds: number): string => {
 
 /**
  * Says after a few steps what a long training will take, and how many tokens an hour is good for.
+ * @param isWhole whether `--tokens` is what this training takes, not a part of it
  * @returns what is told of each step: the tokens so far, those of the whole run, and the time in seconds
  */
-export function forecast(note: (text: string) => void): (tokens: number, total: number, seconds: number) => void {
+export function forecast(
+  what: string,
+  note: (text: string) => void,
+  isWhole = true,
+): (tokens: number, total: number, seconds: number) => void {
   let first: { readonly tokens: number; readonly seconds: number } | undefined;
   let steps = 0;
   return (tokens, total, seconds) => {
@@ -27,7 +32,7 @@ export function forecast(note: (text: string) => void): (tokens: number, total: 
     const left = (total - tokens) / rate;
     if (!(rate > 0) || left < WORTH_SAYING) return;
     const shorter =
-      left > 1.5 * HOUR ? `; --tokens ${formatCount(rate * HOUR).replace(" ", "")} would take an hour` : "";
-    note(`at ${formatCount(rate)} tokens/s the training takes about ${spanOf(left)}${shorter}`);
+      isWhole && left > 1.5 * HOUR ? `; --tokens ${formatCount(rate * HOUR).replace(" ", "")} would take an hour` : "";
+    note(`at ${formatCount(rate)} tokens/s ${what} takes about ${spanOf(left)}${shorter}`);
   };
 }

@@ -145,7 +145,7 @@ async function convert(
 }
 
 /** Kinds of files and one to a size, by what the weights matter; and what that cost, where it was asked for. */
-export async function measured(
+async function measured(
   opened: OpenModel,
   place: (name: string) => string,
   job: QuantizeJob,
@@ -202,7 +202,7 @@ async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJo
   };
 }
 
-export const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
+const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
 
 async function withWeights<T>(
   job: JobOptions,
@@ -283,7 +283,7 @@ async function writeMix(
 }
 
 /** Measures the model as it was and every file: loss on the validation data, divergence, speed. */
-export async function report(
+async function report(
   opened: OpenModel,
   files: readonly QuantizedFile[],
   validation: Sequences,

@@ -77,7 +77,7 @@ export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
     ...common,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
-    ...(stage.distill && { distill: stage.distill }),
+    distill: stage.distill,
   });
 }
 

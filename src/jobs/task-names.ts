@@ -2,6 +2,7 @@ import { loadTaskFile, SUITES, TASK_GROUPS, TASKS } from "../evaluate/index.js";
 import { UsageError } from "../system/errors.js";
 import type { PlannedTask } from "./evaluation.js";
 
+/** Tasks by the names of tasks, groups, suites and files, each once. @throws UsageError for a name that means nothing */
 export async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
   const planned: Omit<PlannedTask, "label">[] = [];
   for (const name of names) planned.push(...(await tasksOf(name, fewShot)));

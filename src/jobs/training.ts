@@ -41,6 +41,8 @@ export function trainOptionsFor(model: Model, settings: TrainSettings): TrainOpt
 export interface TrainStage {
   readonly backend: Backend;
   readonly stage: string;
+  /** Whether it takes only a part of the tokens that were asked for. */
+  readonly isPart?: boolean | undefined;
   readonly run: RunDirectory;
   readonly model: Model;
   readonly student: ModelWeights;
@@ -57,7 +59,7 @@ const VALIDATION_SEQUENCES = 32;
 /** Trains, with progress, metrics and checkpoints. */
 export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const { backend, run, model, student, objective, sequences, settings, validation, options } = stage;
-  const foresee = forecast((note) => options.onNote?.(note));
+  const foresee = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
   return train({
     backend,

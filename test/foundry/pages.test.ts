@@ -61,7 +61,13 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await page.keyboard.press("ArrowUp");
     await expect.poll(() => page.locator(".choice").textContent()).not.toBe(before);
     const cut = page.locator(".point", { hasText: /^6\d\d K parameters \(7\d %\) as q8_0/ }).first();
-    await cut.click({ force: true });
+    const { x, y, width, height } = (await cut.boundingBox()) as {
+      x: number;
+      y: number;
+      width: number;
+      height: number;
+    };
+    await page.mouse.click(x + width / 2, y + height / 2);
     await expect.poll(() => page.locator(".choice").textContent()).toMatch(/6\d\d K parameters \(7\d %\) as q8_0/);
     await expect.poll(() => chosen.count()).toBe(1);
     await page.getByText("More").click();
@@ -135,6 +141,7 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     for (const message of ["Hello there", "And then"]) {
       await page.getByLabel("Message").fill(message);
       await page.getByRole("button", { name: "Send" }).click();
+      await expect.poll(() => page.locator(".answer").count()).toBe(message === "And then" ? 4 : 2);
       await expect.poll(() => page.getByTestId("engine").textContent(), { timeout: 60_000 }).toMatch(/tokens\/s/);
       await expect.poll(() => page.getByRole("button", { name: "Begin anew" }).isEnabled()).toBe(true);
     }
@@ -150,7 +157,10 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await expect.poll(() => page.locator(".choice").count()).toBe(1);
     await page.getByText("More").click();
     await page.getByLabel("Tokens to distil on").fill("20000000");
-    await page.getByRole("radio").last().check(); // the smallest: it is cut
+    await page
+      .getByRole("radio")
+      .nth((await page.locator(".choices > label").count()) - 1)
+      .check(); // the smallest: it is cut
     await page.getByRole("button", { name: "Start" }).click();
     const state = page.getByTestId("state");
     await expect.poll(() => state.textContent()).toBe("running");
@@ -194,6 +204,7 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await page.getByLabel("Model on the hub").press("Enter");
     await expect.poll(() => page.getByRole("alert").textContent()).toContain("is no id of the hub");
     await page.getByLabel("Context, tokens").fill("1000000");
+    await page.getByLabel("Context, tokens").press("Tab");
     await expect.poll(() => page.getByRole("alert").last().textContent()).toMatch(/tokens at most/);
     expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(false);
     await look("9-new-job-refused");

@@ -79,14 +79,24 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await expect.poll(() => failed.textContent()).toMatch(/maximum context length is \d+ tokens/);
     await lookAt(page, "chat/2-refused");
     // it stays in view, is asked again on demand, and the next message is not answered as if it followed
+    const again = page.waitForRequest((request) => request.method() === "POST");
     await page.getByRole("button", { name: "Retry" }).click();
+    expect((await again).postDataJSON().messages.at(-1).content).toMatch(/^long long/);
     await expect.poll(() => failed.textContent()).toMatch(/maximum context length/);
     await page.getByLabel("Message").fill("Something short");
     const asked = page.waitForRequest((request) => request.method() === "POST");
     await page.getByLabel("Message").press("Enter");
     expect((await asked).postDataJSON().messages).toEqual([{ role: "user", content: "Something short" }]);
     await page.keyboard.press("Escape");
+    await expect.poll(() => page.getByRole("status").textContent()).toBe("Stopped.");
+    // a chat that is begun anew while an answer is written stays empty
+    await page.getByLabel("Message").fill("Something else");
+    await page.getByLabel("Message").press("Enter");
+    await expect.poll(() => page.locator("article").count()).toBeGreaterThan(1);
+    await page.getByRole("button", { name: "New chat" }).click();
     await expect.poll(() => page.getByRole("button", { name: "Send" }).count()).toBe(1);
+    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))");
+    expect(await page.locator("article").count()).toBe(0);
   });
 
   it("shows Markdown and nothing that could do harm, keeps the conversation, and lets it be changed", async () => {

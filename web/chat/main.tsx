@@ -1,31 +1,22 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { copyText } from "../shared/browser.js";
+import { copyText, sayCopied } from "../shared/browser.js";
 import { Markdown } from "../shared/markdown.js";
-import { messageOf } from "../shared/use.js";
+import { Scrollable } from "../shared/scrollable.js";
+import { messageOf, useLoaded } from "../shared/use.js";
 import { answer, listModels, remember, remembered, type Settings, type Turn } from "./conversation.js";
 import "../shared/style.css";
 import "./chat.css";
 
-/** Within so many pixels of its end, the conversation is followed as it grows. */
+/** A reader within so many pixels of the end follows the conversation as it grows. */
 const NEAR_END = 80;
 
 /** The models that the service has, and which is asked. */
 function useModels(key: string) {
-  const [models, setModels] = useState<readonly string[]>([]);
-  const [model, setModel] = useState("");
-  const [problem, setProblem] = useState("");
-  useEffect(() => {
-    listModels(key).then(
-      (found) => {
-        setModels(found);
-        setModel((chosen) => (found.includes(chosen) ? chosen : (found[0] ?? "")));
-        setProblem("");
-      },
-      (error: unknown) => setProblem(`The models cannot be listed: ${messageOf(error)}`),
-    );
-  }, [key]);
-  return { models, model, setModel, problem };
+  const { value: models = [], error } = useLoaded(() => listModels(key), [key]);
+  const [chosen, setModel] = useState("");
+  const model = models.includes(chosen) ? chosen : (models[0] ?? "");
+  return { models, model, setModel, problem: error && `The models cannot be listed: ${error}` };
 }
 
 /** The turns of a conversation, of which the tab remembers those before; how they are asked for and stopped. */
@@ -45,36 +36,43 @@ function useConversation(before: readonly Turn[], model: string, settings: Setti
     addEventListener("keydown", escaped);
     return () => removeEventListener("keydown", escaped);
   }, [running]);
+  /** The answer that is shown: one that was left says nothing any more. */
+  const current = useRef<AbortController>();
   /** Asks for what follows the turns, of which the last is the user's. */
   const ask = async (asked: readonly Turn[]) => {
     const stop = new AbortController();
+    current.current = stop;
     setRunning(stop);
-    const put = (content: string, error?: string) => setTurns([...asked, { role: "assistant", content, error }]);
-    put("");
+    const isShown = () => current.current === stop;
+    const show = (content: string, error?: string) =>
+      isShown() && setTurns([...asked, { role: "assistant", content, error }]);
+    show("");
     const began = performance.now();
     let first: number | undefined;
     let written = "";
+    let counted = 0;
     try {
       for await (const { text, tokens } of answer(asked, model, settings, key, stop.signal)) {
         if (text !== "") first ??= performance.now();
         written += text;
-        put(written);
-        const seconds = Math.max((performance.now() - (first ?? began)) / 1000, 1e-3);
-        const wait = first === undefined ? "" : `, first after ${Math.round(first - began)} ms`;
-        setStatus(`${tokens} tokens, ${(tokens / seconds).toFixed(1)} tokens/s${wait}`);
+        counted = tokens;
+        show(written);
       }
+      const seconds = Math.max((performance.now() - (first ?? began)) / 1000, 1e-3);
+      const wait = first === undefined ? "" : `, first after ${Math.round(first - began)} ms`;
+      if (isShown()) setStatus(`${counted} tokens, ${(counted / seconds).toFixed(1)} tokens/s${wait}`);
     } catch (error) {
-      if (!stop.signal.aborted) put(written, messageOf(error));
-      else {
-        setStatus("Stopped.");
-        if (written === "") put("", "Stopped before the first word.");
-      }
+      if (!stop.signal.aborted) show(written, messageOf(error));
+      else if (written === "") show("", "Stopped before the first word.");
+      if (stop.signal.aborted && isShown()) setStatus("Stopped.");
     } finally {
-      setRunning(undefined);
+      if (isShown()) setRunning(undefined);
     }
   };
   const forget = () => {
+    current.current = undefined;
     running?.abort();
+    setRunning(undefined);
     setTurns([]);
     setStatus("");
   };
@@ -93,7 +91,8 @@ function Chat() {
     const said = text.trim();
     if (said === "" || running !== undefined) return;
     setText("");
-    void ask([...turns, { role: "user", content: said }]).then(() => field.current?.focus());
+    field.current?.focus();
+    void ask([...turns, { role: "user", content: said }]);
   };
   const edit = (at: number) => {
     setText(turns[at]?.content ?? "");
@@ -182,22 +181,30 @@ function Log({
   onRetry: (asked: readonly Turn[]) => Promise<void>;
 }) {
   const place = useRef<HTMLDivElement>(null);
+  const isAtEnd = useRef(true);
   useEffect(() => {
-    const at = place.current;
-    if (at !== null && at.scrollHeight - at.scrollTop < NEAR_END + 1.5 * at.clientHeight)
-      at.scrollTop = at.scrollHeight;
+    if (isAtEnd.current && place.current !== null) place.current.scrollTop = place.current.scrollHeight;
   }, [turns]);
   const lastAsked = turns.findLastIndex(({ role }) => role === "user");
   const isLast = (i: number) => i === turns.length - 1;
   const again = lastAsked < 0 || isRunning ? undefined : () => void onRetry(turns.slice(0, lastAsked + 1));
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and keys must reach it
-    <div class="log" ref={place} role="log" aria-live="polite" aria-label="Conversation" tabIndex={0}>
+    <Scrollable
+      class="log"
+      ref={place}
+      role="log"
+      aria-live="polite"
+      aria-busy={isRunning}
+      aria-label="Conversation"
+      onScroll={({ currentTarget: at }) => {
+        isAtEnd.current = at.scrollHeight - at.scrollTop - at.clientHeight < NEAR_END;
+      }}
+    >
       {turns.length === 0 && (
         <p class="quiet start">What is written here goes to this service and stays in this tab.</p>
       )}
       {turns.map((turn, i) => (
-        <Said
+        <TurnView
           key={i}
           turn={turn}
           name={turn.role === "user" ? "You" : model}
@@ -206,12 +213,12 @@ function Log({
           onRetry={isLast(i) && i > lastAsked ? again : undefined}
         />
       ))}
-    </div>
+    </Scrollable>
   );
 }
 
 /** One turn, with what can be done about it. */
-function Said({
+function TurnView({
   turn: { role, content, error },
   name,
   isWriting,
@@ -236,7 +243,13 @@ function Said({
       )}
       <div class="row">
         {role === "assistant" && !isWriting && content !== "" && (
-          <button type="button" class="plain" onClick={() => void copyText(content)}>
+          <button
+            type="button"
+            class="plain"
+            onClick={({ currentTarget }) =>
+              void copyText(content).then((isCopied) => sayCopied(currentTarget, isCopied))
+            }
+          >
             Copy
           </button>
         )}

@@ -179,7 +179,7 @@ export type ServerEvents = Readonly<Record<string, unknown>>;
 export type ServerEvent<Events extends ServerEvents> = {
   readonly [Name in keyof Events & string]: {
     readonly event: Name;
-    /** By which a stream can be gone on with; empty where it has none. */
+    /** Where the stream can be resumed from; empty where it cannot. */
     readonly id: string;
     readonly data: Events[Name];
   };
@@ -195,8 +195,9 @@ export async function* events<Events extends ServerEvents>(
 }
 
 /** A file of a job, whole. */
-export async function fileOf(jobId: string, name: string): Promise<Blob> {
-  return (await ask(`/v1/jobs/${jobId}/artifacts/${encodeURIComponent(name)}`)).blob();
+export async function fileOf(jobId: string, name: string, signal?: AbortSignal): Promise<Blob> {
+  const init = signal === undefined ? {} : { signal };
+  return (await ask(`/v1/jobs/${jobId}/artifacts/${encodeURIComponent(name)}`, init)).blob();
 }
 
 /** Lets the browser save a file of a job. */

@@ -13,9 +13,11 @@ type JobEvents = {
 };
 
 /** Milliseconds before a stream that broke off is asked for again. */
-const AGAIN = 2000;
-/** Points that come within so many milliseconds are drawn together. */
-const DRAW = 250;
+const RETRY_MS = 2000;
+/** What comes within so many milliseconds is drawn together. */
+const REDRAW_MS = 250;
+/** Lines of the log that are shown: the last ones. */
+const MOST_LINES = 2000;
 
 /** What was heard of a job so far. */
 export interface Followed {
@@ -31,7 +33,7 @@ export function useFollowed(id: string, isRunning: boolean, onEnd: () => void): 
   const [points, setPoints] = useState<readonly Point[]>([]);
   const [logs, setLogs] = useState<readonly string[]>([]);
   const [problem, setProblem] = useState("");
-  const known = useRef({ last: 0, curve: new Map<number, Point>() });
+  const known = useRef({ last: 0, curve: new Map<number, Point>(), lines: [] as string[] });
 
   useEffect(() => {
     const stop = new AbortController();
@@ -39,20 +41,24 @@ export function useFollowed(id: string, isRunning: boolean, onEnd: () => void): 
     let isDue = false;
     const draw = () => {
       isDue = false;
-      if (!signal.aborted) setPoints([...known.current.curve.values()].sort((a, b) => a.step - b.step));
+      if (signal.aborted) return;
+      const { curve, lines } = known.current;
+      setPoints([...curve.values()].sort((a, b) => a.step - b.step));
+      setLogs(lines.slice(-MOST_LINES));
+    };
+    const drawSoon = () => {
+      if (!isDue) setTimeout(draw, REDRAW_MS);
+      isDue = true;
     };
     const follow = async () => {
       const all = events<JobEvents>(`/v1/jobs/${id}/events?after=${known.current.last}`, { signal });
       for await (const { event, id: at, data } of all) {
         if (at !== "") known.current.last = Number(at);
         if (event === "status") setStatus(data);
-        if (event === "metrics") {
-          known.current.curve.set(data.step, data);
-          if (!isDue) setTimeout(draw, DRAW);
-          isDue = true;
-        }
-        if (event === "log") setLogs((before) => [...before, data.text]);
-        if (event === "state") setLogs((before) => [...before, `${data.state}${data.error ? `: ${data.error}` : ""}`]);
+        if (event === "metrics") known.current.curve.set(data.step, data);
+        if (event === "log") known.current.lines.push(data.text);
+        if (event === "state") known.current.lines.push(`${data.state}${data.error ? `: ${data.error}` : ""}`);
+        drawSoon();
         if (event === "end") return onEnd();
       }
       throw new Error("the service ended the connection");
@@ -64,7 +70,7 @@ export function useFollowed(id: string, isRunning: boolean, onEnd: () => void): 
         } catch (failed) {
           if (signal.aborted) return;
           if (failed instanceof Refused) return setProblem(messageOf(failed));
-          await new Promise((resolve) => setTimeout(resolve, AGAIN)); // the service may come back
+          await new Promise((resolve) => setTimeout(resolve, RETRY_MS)); // the service may come back
         }
     };
     void keepOn();

@@ -28,7 +28,7 @@ function pageAt([page = "", first, second, ...more]: readonly string[]): { title
     if (page === "models" && first === undefined) return { title: "Models", content: <Models /> };
     if (page === "compare" && second === undefined) return { title: "Compare", content: <Compare id={first} /> };
     if (page === "run" && first !== undefined && second !== undefined)
-      return { title: `Run ${second}`, content: <RunHere jobId={first} name={second} /> };
+      return { title: `Run ${second}`, content: <RunHere key={`${first}/${second}`} jobId={first} name={second} /> };
     if (page === "settings" && first === undefined) return { title: "Settings", content: <Settings /> };
   }
   return {

@@ -1,4 +1,5 @@
 import type { ComponentChildren } from "preact";
+import { Scrollable } from "../shared/scrollable.js";
 
 /** What went wrong, where it did. */
 export function Problem({ children }: { children: ComponentChildren }) {
@@ -32,8 +33,7 @@ export function Table({
   rows: readonly (readonly ComponentChildren[])[];
 }) {
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and keys must reach it
-    <section class="scroll" aria-label={label} tabIndex={0}>
+    <Scrollable class="scroll" aria-label={label}>
       <table>
         <thead>
           <tr>
@@ -59,6 +59,6 @@ export function Table({
           ))}
         </tbody>
       </table>
-    </section>
+    </Scrollable>
   );
 }

@@ -10,14 +10,23 @@ export async function copyText(text: string): Promise<boolean> {
   } catch {
     // refused: the older way may still be allowed
   }
+  const before = document.activeElement;
   const field = document.createElement("textarea");
-  field.value = text;
-  field.className = "hidden";
+  Object.assign(field, { value: text, className: "hidden", tabIndex: -1, ariaHidden: "true" });
   document.body.append(field);
   field.select();
   const isCopied = document.execCommand("copy");
   field.remove();
+  if (before instanceof HTMLElement) before.focus();
   return isCopied;
+}
+
+/** Says on a button, for a moment, what came of copying. */
+export function sayCopied(button: HTMLElement, isCopied: boolean): void {
+  button.textContent = isCopied ? "Copied" : "Not allowed here";
+  setTimeout(() => {
+    button.textContent = "Copy";
+  }, 2000);
 }
 
 /** A name that nobody else has. */

@@ -1,6 +1,6 @@
 import MarkdownIt from "markdown-it";
-import { useMemo } from "preact/hooks";
-import { copyText } from "./browser.js";
+import { useEffect, useMemo, useRef } from "preact/hooks";
+import { copyText, sayCopied } from "./browser.js";
 
 // HTML of the model's is shown as text, and links that could run something are none (markdown-it's own checks)
 const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true });
@@ -23,25 +23,21 @@ markdown.renderer.rules.image = (tokens, at) => {
 };
 
 /** Copies the code beside the button that was pressed, and says so for a moment. */
-function copyCode(event: MouseEvent): void {
-  const button = event.target instanceof Element ? event.target.closest("button[data-copy]") : null;
+function copyCode({ target }: Event): void {
+  const button = target instanceof Element ? target.closest<HTMLElement>("button[data-copy]") : null;
   const code = button?.closest(".code")?.querySelector("code");
-  if (button === null || code === null || code === undefined) return;
-  void copyText(code.textContent ?? "").then((isCopied) => say(button, isCopied ? "Copied" : "Not allowed here"));
-}
-
-function say(button: Element, what: string): void {
-  button.textContent = what;
-  setTimeout(() => {
-    button.textContent = "Copy";
-  }, 2000);
+  if (button && code) void copyText(code.textContent ?? "").then((isCopied) => sayCopied(button, isCopied));
 }
 
 /** A text in Markdown, as models write it. */
 export function Markdown({ text }: { text: string }) {
+  const place = useRef<HTMLDivElement>(null);
   const html = useMemo(() => markdown.render(text), [text]);
-  return (
-    // biome-ignore lint: the click is that of a button within, which keys reach; markdown-it escapes what it does not make itself
-    <div class="markdown" onClick={copyCode} dangerouslySetInnerHTML={{ __html: html }} />
-  );
+  useEffect(() => {
+    const at = place.current;
+    at?.addEventListener("click", copyCode); // of the buttons within
+    return () => at?.removeEventListener("click", copyCode);
+  }, []);
+  // markdown-it escapes what it does not make itself
+  return <div class="markdown" ref={place} dangerouslySetInnerHTML={{ __html: html }} />;
 }

@@ -11,7 +11,8 @@ export function useLoaded<T>(
     let current = true;
     load().then(
       (value) => current && setState({ value }),
-      (error: unknown) => current && setState({ error: messageOf(error) }),
+      (error: unknown) =>
+        current && setState(({ value }) => ({ ...(value !== undefined && { value }), error: messageOf(error) })),
     );
     return () => {
       current = false;

@@ -11,10 +11,13 @@ const device = z.object({
   ...{ usableBytes: z.number(), bandwidth: z.number(), compute: z.number() },
 });
 
-/** One that is measured when it is planned for. */
+/** This machine has no fixed rates: it is measured when a plan asks for it. */
 const listedDevice = device.partial({ usableBytes: true, bandwidth: true, compute: true });
 const SERVICE_MACHINE = {
-  ...{ id: THIS_MACHINE, name: "This machine, where the service runs", kind: "laptop", contextLength: 8192 },
+  id: THIS_MACHINE,
+  name: "This machine, where the service runs",
+  kind: "laptop",
+  contextLength: 8192,
 };
 
 const candidate = z.looseObject({
@@ -67,7 +70,7 @@ export const deviceRoutes: readonly Route[] = [
       try {
         const facts = await materials.facts(caller.tenant, model);
         const { best, ...fit } = fitDevice(modelFromConfig(facts.config), await profileOf(body.device), {
-          storedBytes: model.bytes,
+          storedBytes: model.bytes || undefined, // of a hub's model that is not here they are not known
           contextLength: body.context_length,
           tokensPerSecond: body.tokens_per_second,
         });

@@ -1,9 +1,10 @@
 import { setTimeout as wait } from "node:timers/promises";
 import { z } from "zod";
+import { THIS_MACHINE } from "../../devices/index.js";
 import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
 import { keys } from "../materials.js";
-import { aimOf } from "../run-job.js";
+import { aimOf, UNCUT } from "../run-job.js";
 import { evaluateSpec, type JobSpec, jobSpec } from "../specification.js";
 import { type Artifact, EVENTS_AT_ONCE, JOB_STATES, type Job } from "../store/jobs.js";
 import type { Caller } from "../store/tenants.js";
@@ -55,12 +56,13 @@ const shownArtifact = ({ name, mediaType, bytes, sha256 }: Artifact) => ({
 
 /** @throws ApiError for what the tenant does not have, may not have, or what cannot be done */
 export async function createJob(
-  spec: JobSpec,
+  asked: JobSpec,
   caller: Caller,
   services: FoundryServices,
   idempotencyKey: string | undefined,
 ): Promise<{ readonly job: Job; readonly existed: boolean }> {
-  const { library, jobs, tenants } = services;
+  const { library, jobs, tenants, materials } = services;
+  let spec = asked;
   const model = await library.model(caller.tenant, spec.model);
   if (model === undefined) throw new ApiError(404, "there is no such model", { param: "model" });
   if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet", { param: "model" });
@@ -68,7 +70,12 @@ export async function createJob(
     if (spec.dataset !== undefined && (await library.dataset(caller.tenant, spec.dataset)) === undefined)
       throw new ApiError(404, "there is no such data set", { param: "dataset" });
     try {
-      if (model.facts !== null) await aimOf(spec, model.facts.config, model.bytes);
+      if (spec.device === THIS_MACHINE && spec.target === undefined) {
+        // workers may be elsewhere, and begin more than once: what suits this machine is settled here
+        const { config } = await materials.facts(caller.tenant, model);
+        const { target = UNCUT, kinds } = await aimOf(spec, config, model.bytes || undefined);
+        spec = { ...spec, target, quantization: [...kinds] };
+      } else if (model.facts !== null) await aimOf(spec, model.facts.config, model.bytes || undefined);
       else if (spec.device === undefined && spec.target === undefined) await aimOf(spec, {});
     } catch (error) {
       if (error instanceof CoppiceError) throw new ApiError(400, error.message, { param: "device" });

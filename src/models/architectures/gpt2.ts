@@ -88,5 +88,7 @@ const OTHER_NAMES = [
   "intermediate_size",
   "max_position_embeddings",
   "hidden_act",
+  "rms_norm_eps",
   "rope_theta",
+  "rope_scaling",
 ];

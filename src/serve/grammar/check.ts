@@ -106,21 +106,33 @@ export function checkGrammar(text: string, param: string): void {
     if (elements > MOST_ELEMENTS) throw reader.refuse(`has more than ${MOST_ELEMENTS} elements`, 0);
   }
   const ending = endingRules(rules);
-  const endless = [...rules.keys()].find((name) => !ending.has(name));
-  if (endless !== undefined)
-    throw reader.refuse(`never ends: what the rule ${endless} needs always needs itself again`, 0);
+  for (const name of reachable(rules))
+    if (!ending.has(name)) throw reader.refuse(`never ends: the rule ${name} always needs itself again`, 0);
+}
+
+/** Calls with the name of every rule that a part of a grammar refers to. */
+function eachReference(node: Node, call: (name: string) => void): void {
+  if (node.kind === "rule") call(node.name);
+  if (node.kind === "repeat") eachReference(node.node, call);
+  if (node.kind === "choice") for (const part of node.options.flat()) eachReference(part, call);
+}
+
+/** The rules that a text may come to. */
+function reachable(rules: ReadonlyMap<string, Node>): ReadonlySet<string> {
+  const found = new Set(["root"]);
+  for (const name of found) {
+    const node = rules.get(name); // a set that grows is gone through to its end
+    if (node !== undefined) eachReference(node, (other) => found.add(other));
+  }
+  return found;
 }
 
 /** The rules that some text comes to an end of. */
 function endingRules(rules: ReadonlyMap<string, Node>): ReadonlySet<string> {
   const ending = new Set<string>();
   const users = new Map<string, Set<string>>();
-  const note = (node: Node, user: string): void => {
-    if (node.kind === "rule") users.set(node.name, (users.get(node.name) ?? new Set()).add(user));
-    if (node.kind === "repeat") note(node.node, user);
-    if (node.kind === "choice") for (const part of node.options.flat()) note(part, user);
-  };
-  for (const [name, node] of rules) note(node, name);
+  for (const [user, node] of rules)
+    eachReference(node, (name) => users.set(name, (users.get(name) ?? new Set()).add(user)));
   const ends = (node: Node): boolean => {
     if (node.kind === "rule") return ending.has(node.name);
     if (node.kind === "repeat") return node.min === 0 || ends(node.node);

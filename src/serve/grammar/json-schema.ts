@@ -32,7 +32,7 @@ export function jsonGrammar(schema: unknown, options: SchemaOptions): string {
 }
 
 /** Patterns that any name matches. */
-const ANY_NAME = /^\^?\(?(\.\*)?\)?\$?$/;
+const ANY_NAME = /^(\^|\$|\^?\.\*\$?|\^?\(\.\*\)\$?)?$/;
 
 class SchemaWriter implements Reporter {
   private readonly known = new Map<string, string>();
@@ -253,7 +253,7 @@ class SchemaWriter implements Reporter {
           .filter((one): one is string => typeof one === "string" && takes(one))
       : undefined;
     const isFree = own.some((one) => Object.keys(one).every((key) => key === "type"));
-    return { takes, values, isFree, schema };
+    return { takes, values, isFree, schema, own };
   }
 
   /** The rule of a member that the schema does not name; undefined where there can be none. */
@@ -301,13 +301,13 @@ class SchemaWriter implements Reporter {
   /** A name that matches a pattern, and what is said of all names beside it. */
   private patternedName(
     pattern: string,
-    names: { readonly schema: unknown; readonly isFree: boolean } | undefined,
+    names: ReturnType<SchemaWriter["namesOf"]> | undefined,
     at: string,
     depth: number,
   ): string | undefined {
     if (names === undefined || names.isFree) return this.strings.body({ pattern }, at);
-    const { type: _, minLength, maxLength, ...others } = names.schema as Schema;
-    if (Object.keys(others).length > 0) {
+    const [{ type: _, minLength, maxLength, ...others } = {}, ...more] = names.own;
+    if (Object.keys(others).length + more.length > 0) {
       if (ANY_NAME.test(pattern)) return this.ruleOf({ allOf: [{ type: "string" }, names.schema] }, at, depth + 1);
       this.leave(at, "stands beside what propertyNames says");
     }

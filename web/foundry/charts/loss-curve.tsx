@@ -75,6 +75,12 @@ function chartOf(at: HTMLElement, { lines, data }: ReturnType<typeof rowsOf>): u
   );
 }
 
+/** Whether a part of the tokens was chosen to be looked at: it stays while more come. */
+function isZoomed({ scales, data }: uPlot): boolean {
+  const [first, last] = [data[0][0], data[0].at(-1)];
+  return (scales.x?.min ?? first) !== first || (scales.x?.max ?? last) !== last;
+}
+
 /** How a student learns: its distance from the teacher, and losses on validation data beside the teacher's own. */
 export function LossCurve({ points, teacherLoss }: { points: readonly Point[]; teacherLoss: number | undefined }) {
   const at = useRef<HTMLDivElement>(null);
@@ -104,7 +110,7 @@ export function LossCurve({ points, teacherLoss }: { points: readonly Point[]; t
   }, [isDrawn, rows.lines.length]);
   const latest = useRef(rows);
   latest.current = rows;
-  useEffect(() => chart.current?.setData(rows.data), [points, teacherLoss]);
+  useEffect(() => chart.current?.setData(rows.data, !isZoomed(chart.current)), [points, teacherLoss]);
 
   if (!isDrawn) return <p class="quiet">The curve is drawn once training has begun.</p>;
   const [first, last] = [points[0], points.at(-1)];

@@ -1,4 +1,4 @@
-import { useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { messageOf, useLoaded } from "../../shared/use.js";
 import { events, list, type Model } from "../api.js";
 import { Problem } from "../parts.js";
@@ -57,6 +57,7 @@ export function SideBySide({ ids, names }: { ids: Pair; names: Pair }) {
   const [problems, setProblems] = useState<Pair>(["", ""]);
   const [running, setRunning] = useState(false);
   const abort = useRef<AbortController>();
+  useEffect(() => () => abort.current?.abort(), []);
   const put =
     (side: 0 | 1, text: string) =>
     (before: Pair): Pair =>
@@ -110,7 +111,7 @@ export function SideBySide({ ids, names }: { ids: Pair; names: Pair }) {
         {SIDES.map((side) => (
           <div key={side}>
             <p class="quiet">{names[side]}</p>
-            <p class="answer" aria-live="polite">
+            <p class="answer" aria-live="polite" aria-busy={running}>
               <span class="quiet">{asked}</span>
               {answers[side]}
             </p>

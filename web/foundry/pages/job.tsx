@@ -1,4 +1,5 @@
 import { useState } from "preact/hooks";
+import { Scrollable } from "../../shared/scrollable.js";
 import { messageOf, useLoaded } from "../../shared/use.js";
 import { type Artifact, get, type Job, type JobStatus, list, type Model, save, send } from "../api.js";
 import { CutDrawing } from "../charts/cut-drawing.js";
@@ -57,10 +58,9 @@ export function JobPage({ id }: { id: string }) {
         <Stages status={now} isRunning={isRunning} />
         <details>
           <summary>Log</summary>
-          {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and keys must reach it */}
-          <pre class="log" tabIndex={0}>
+          <Scrollable class="log" aria-label="Log">
             {logs.join("\n")}
-          </pre>
+          </Scrollable>
         </details>
       </Panel>
     </article>

@@ -7,10 +7,11 @@ const REFRESH = 2000;
 
 export function Jobs() {
   const { value: jobs, error, reload } = useLoaded(() => list<Job>("/v1/jobs"), []);
+  // again some time after each answer, however long it took
   useEffect(() => {
-    const timer = setInterval(reload, REFRESH);
-    return () => clearInterval(timer);
-  }, []);
+    const timer = setTimeout(reload, REFRESH);
+    return () => clearTimeout(timer);
+  }, [jobs, error]);
   return (
     <section>
       <h1>Jobs</h1>

@@ -9,6 +9,7 @@ function useWork(onBusy: (isBusy: boolean) => void) {
   const [busy, setBusy] = useState("");
   const [problem, setProblem] = useState("");
   const doing = async (what: string, work: () => Promise<void>) => {
+    if (busy !== "") return;
     setBusy(what);
     onBusy(true);
     setProblem("");
@@ -59,11 +60,13 @@ export function ModelField({
     onAdded();
     onSelect(id);
   };
-  const addFromHub = () =>
-    doing("Adding …", async () => {
-      added(await send<Model>("POST", "/v1/models", { hub_id: hubId?.trim() }));
+  const addFromHub = async () => {
+    if (hubId === undefined || hubId.trim() === "") return;
+    await doing("Adding …", async () => {
+      added(await send<Model>("POST", "/v1/models", { hub_id: hubId.trim() }));
       setHubId(undefined);
     });
+  };
   return (
     <>
       <label>
@@ -84,9 +87,10 @@ export function ModelField({
             multiple
             class="hidden"
             aria-label="Send a model"
-            onChange={({ currentTarget: { files } }) => {
-              if (files !== null && files.length > 0)
-                void doing("Sending the model …", async () => added(await sendModel([...files])));
+            onChange={({ currentTarget }) => {
+              const files = [...(currentTarget.files ?? [])];
+              currentTarget.value = ""; // the same file, mended, is chosen anew
+              if (files.length > 0) void doing("Sending the model …", async () => added(await sendModel(files)));
             }}
           />
         </label>
@@ -166,8 +170,9 @@ export function DataField({
             class="hidden"
             aria-label="Send data"
             accept=".txt,.jsonl,.json,.parquet,.gz"
-            onChange={({ currentTarget: { files } }) => {
-              const file = files?.[0];
+            onChange={({ currentTarget }) => {
+              const file = currentTarget.files?.[0];
+              currentTarget.value = "";
               if (file !== undefined) void sendData(file);
             }}
           />

@@ -28,7 +28,9 @@ export function NewJob() {
   const { plan, chosen, setChosen, problem } = usePlan(selected, device, context, () => {
     if (ready.find((one) => one.id === selected)?.parameters === null) models.reload(); // it was read for the plan
   });
-  const [sending, setSending] = useState(false);
+  /** Uploads under way. */
+  const [sending, setSending] = useState(0);
+  const onBusy = (isBusy: boolean) => setSending((n) => n + (isBusy ? 1 : -1));
   const [starting, setStarting] = useState(false);
   const [refusal, setRefusal] = useState("");
 
@@ -44,7 +46,7 @@ export function NewJob() {
       tokens: Number(more.tokens),
       ...(dataset !== "" && { dataset }),
       ...(context !== "" && { context_length: Number(context) }),
-      ...(sizes && { target: sizes.join(",") }),
+      target: sizes ? sizes.join(",") : "1x",
       ...(chosen && { quantization: [chosen.kind] }),
       ...(more.correction && { teacher_correction: true }),
       ...(tasks.length > 0 && { evaluate: { tasks, limit: 100 } }),
@@ -75,10 +77,10 @@ export function NewJob() {
               selected={selected}
               onSelect={setModel}
               onAdded={models.reload}
-              onBusy={setSending}
+              onBusy={onBusy}
             />
             <Problem>{models.error}</Problem>
-            <DataField selected={dataset} onSelect={setDataset} onBusy={setSending} />
+            <DataField selected={dataset} onSelect={setDataset} onBusy={onBusy} />
           </Panel>
           <Panel title="For">
             <label>
@@ -99,22 +101,16 @@ export function NewJob() {
                 min="16"
                 value={context}
                 placeholder={plan === undefined ? "the device's" : String(plan.contextLength)}
-                onInput={(event) => setContext(event.currentTarget.value)}
+                onChange={(event) => setContext(event.currentTarget.value)}
               />
             </label>
             <Problem>{problem}</Problem>
           </Panel>
         </div>
-        {plan !== undefined && <Becomes plan={plan} chosen={chosen} onChoose={setChosen} />}
+        {plan !== undefined && <CandidateChooser plan={plan} chosen={chosen} onChoose={setChosen} />}
         <MoreFields more={more} onChange={setMore} />
         <div class="row">
-          <button
-            type="submit"
-            class="primary"
-            disabled={
-              starting || sending || selected === undefined || problem !== "" || (plan !== undefined && chosen === null)
-            }
-          >
+          <button type="submit" class="primary" disabled={starting || sending > 0 || chosen === null}>
             {starting ? "Starting …" : "Start"}
           </button>
         </div>
@@ -130,13 +126,15 @@ function usePlan(model: string | undefined, device: string, context: string, onP
   const [chosen, setChosen] = useState<Candidate | null>(null);
   const [problem, setProblem] = useState("");
   useEffect(() => {
-    if (model === undefined) return setPlan(undefined);
+    setPlan(undefined); // one of other inputs is not this one's
+    setChosen(null);
+    setProblem("");
+    if (model === undefined) return;
     let current = true;
     const body = { model, device, ...(context !== "" && { context_length: Number(context) }) };
     send<Plan>("POST", "/v1/plans", body).then(
       (made) => {
         if (!current) return;
-        setProblem("");
         setPlan(made);
         onPlanned();
         const isBest = (one: Candidate) => one.kind === made.best?.kind && one.parameters === made.best.parameters;
@@ -144,8 +142,6 @@ function usePlan(model: string | undefined, device: string, context: string, onP
       },
       (error: unknown) => {
         if (!current) return;
-        setPlan(undefined);
-        setChosen(null);
         setProblem(messageOf(error));
       },
     );
@@ -157,7 +153,7 @@ function usePlan(model: string | undefined, device: string, context: string, onP
 }
 
 /** What the model may become: a chart to click, and the same as a list. */
-function Becomes({
+function CandidateChooser({
   plan,
   chosen,
   onChoose,
@@ -168,9 +164,16 @@ function Becomes({
 }) {
   const fitting = plan.candidates.filter(({ fits }) => fits);
   const front = lowest(fitting);
-  const listed = (chosen === null || front.includes(chosen) ? front : [...front, chosen]).toSorted(
-    (a, b) => a.expectedLoss - b.expectedLoss,
-  );
+  const others = fitting.filter((one) => !front.includes(one));
+  const choices = (candidates: readonly Candidate[]) =>
+    candidates
+      .toSorted((a, b) => a.expectedLoss - b.expectedLoss)
+      .map((one) => (
+        <label key={`${one.kind} ${one.parameters}`} class="check">
+          <input type="radio" name="candidate" checked={one === chosen} onChange={() => onChoose(one)} />
+          {describeCandidate(one)}
+        </label>
+      ));
   return (
     <Panel title="What it becomes">
       {plan.best === null && <Problem>Nothing that was weighed fits this device.</Problem>}
@@ -191,12 +194,13 @@ function Becomes({
           )}
           <fieldset class="choices">
             <legend>Those that nothing beats, least loss first</legend>
-            {listed.map((one) => (
-              <label key={`${one.kind} ${one.parameters}`} class="check">
-                <input type="radio" name="candidate" checked={one === chosen} onChange={() => onChoose(one)} />
-                {describeCandidate(one)}
-              </label>
-            ))}
+            {choices(front)}
+            {others.length > 0 && (
+              <details open={chosen !== null && others.includes(chosen)}>
+                <summary>All others that fit</summary>
+                {choices(others)}
+              </details>
+            )}
           </fieldset>
         </div>
       </div>

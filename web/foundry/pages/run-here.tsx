@@ -27,10 +27,12 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
 
   useEffect(() => {
     const own = new Wllama({ default: "/wllama/wllama.wasm" }, { logger: quiet });
+    const left = new AbortController();
     const load = async () => {
-      const file = await fileOf(jobId, name);
+      const file = await fileOf(jobId, name, left.signal);
       setState("Starting the model …");
       await own.loadModel([file], { n_gpu_layers: 0, n_ctx: CONTEXT });
+      if (left.signal.aborted) return own.exit();
       engine.current = own;
       if (own.getChatTemplate()) {
         setChats(true);
@@ -39,8 +41,13 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
       setBusy(false);
       setState(`Ready, on ${own.getNumThreads()} thread${own.getNumThreads() === 1 ? "" : "s"} of this device.`);
     };
-    load().catch((error: unknown) => setState(`It cannot run here: ${messageOf(error)}`));
-    return () => void own.exit().catch(() => {});
+    load().catch((error: unknown) => left.signal.aborted || setState(`It cannot run here: ${messageOf(error)}`));
+    return () => {
+      left.abort();
+      abort.current?.abort();
+      engine.current = undefined;
+      own.exit().catch(() => {});
+    };
   }, [jobId, name]);
 
   const write = async () => {
@@ -78,7 +85,7 @@ export function RunHere({ jobId, name }: { jobId: string; name: string }) {
         <code>{name}</code> runs in this tab. What you write stays on this device.{" "}
         <a href={`#/jobs/${jobId}`}>Back to the job</a>
       </p>
-      <div data-testid="answer" aria-live="polite">
+      <div data-testid="answer" aria-live="polite" aria-busy={busy}>
         {chats
           ? turns.map(({ role, content }, i) => (
               <div key={i} class={`answer ${role}`}>
