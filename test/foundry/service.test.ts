@@ -93,6 +93,18 @@ for (const { name: engine, missing, start } of DATABASES)
       }
     };
 
+    it("settles what suits its own machine when a job is made, and cuts nothing for 1x", async () => {
+      const spec = { model: await embedded(), tokens: 2000, calibration_samples: 8, candidates: 1 };
+      const here = await ask("anna", "POST", "/v1/jobs", { ...spec, device: "this-machine" });
+      expect(here.status).toBe(201);
+      expect(here.json.spec).toMatchObject({ target: "1x", quantization: [expect.any(String)] }); // it fits as it is
+      const done = await ended("anna", here.json.id);
+      expect(done).toMatchObject({ state: "done", result: { plan: null } });
+      const plan = await ask("anna", "POST", "/v1/plans", { model: spec.model, device: "this-machine" });
+      expect(plan.json.device).toMatchObject({ id: "this-machine", usableBytes: expect.any(Number) });
+      for (const { id } of [here.json]) await ask("anna", "DELETE", `/v1/jobs/${id}`);
+    });
+
     it("does a job from end to end for a client that is generated from its document", async () => {
       const definition = (await (await fetch(`${foundry.url}/openapi.json`)).json()) as never;
       const api = new OpenAPIClientAxios({

@@ -195,6 +195,10 @@ describe("a grammar made of a JSON Schema", () => {
     const accepted = await takes(jsonGrammar(nested, strict));
     expect(accepted('{"in": {"in": "leaf"}}')).toBe(true);
     expect(accepted('{"in": {}}')).toBe(false);
+    checkGrammar('root ::= "a"\nunused ::= "b" unused', "grammar");
+    expect(() => checkGrammar('root ::= "a" | next\nnext ::= "b" next', "grammar")).toThrow(
+      "the rule next always needs",
+    );
     const apart = (name: string) => ({
       type: "object",
       properties: { [name]: { $ref: "#" } },
@@ -213,6 +217,14 @@ describe("a grammar made of a JSON Schema", () => {
     const accepted = await takes(jsonGrammar(schema, strict));
     expect(accepted('{"404": null}')).toBe(true);
     expect(accepted('{"four": null}')).toBe(false);
+    const noted = {
+      ...schema,
+      propertyNames: { description: "A status." },
+      patternProperties: { "^4": {} },
+    };
+    expect((await takes(jsonGrammar(noted, strict)))('{"404": 1}')).toBe(true);
+    const onlyEmpty = { ...schema, patternProperties: { "^$": { type: "null" } } };
+    expect(() => jsonGrammar(onlyEmpty, strict)).toThrow("stands beside what propertyNames says");
     const narrower = { ...schema, patternProperties: { "^4": { type: "null" } } };
     expect(() => jsonGrammar(narrower, strict)).toThrow("stands beside what propertyNames says");
   });
