@@ -3,15 +3,15 @@ import { writeFileAtomic } from "../system/files.js";
 import { readJsonObject } from "./json.js";
 
 /**
- * Configurations as Python writes them. transformers tells 30 from 30.0, and refuses a whole number in a field of its that is a
- * float; JavaScript does not. So the names of fields whose numbers have a point are kept beside the values, under a symbol, which
- * copies of a configuration take along.
+ * Configurations as Python writes them. transformers distinguishes 30 from 30.0 and rejects an integer in a float field; JavaScript
+ * has one type for both. So the names of fields whose numbers have a decimal point are kept beside the values, under a symbol, which
+ * copies of a configuration carry along.
  */
 const FLOATS = Symbol("fields that hold floats");
 
 type Config = Readonly<Record<string, unknown>> & { readonly [FLOATS]?: readonly string[] | undefined };
 
-/** Fields that transformers wants as floats, for configurations that were not read from a file of its. */
+/** Fields that transformers requires to be floats, for configurations that it did not write. */
 const KNOWN_FLOATS: readonly string[] = [
   "attention_multiplier",
   "attn_logit_softcapping",
@@ -32,7 +32,7 @@ export function readConfigJson(file: string): Record<string, unknown> {
   return Object.assign(config, { [FLOATS]: [...new Set([...fields].map(([, name = ""]) => name))] });
 }
 
-/** A configuration as text, with a point in the numbers of fields that hold floats. */
+/** A configuration as JSON, with a decimal point in the numbers of float fields. */
 export function configText(config: Config): string {
   const floats = new Set([...(config[FLOATS] ?? []), ...KNOWN_FLOATS]);
   const text = JSON.stringify(config, null, 2);

@@ -12,25 +12,33 @@ import { checkFinite, F16_LARGEST, fitsF16 } from "./finite.js";
 import { readJsonObject } from "./json.js";
 import { dequantized } from "./quantized.js";
 import { openSafetensors, type SafetensorsFile, type TensorToWrite, writeSafetensors } from "./safetensors.js";
-import { blocks, floatSource, type TensorInfo, type TensorSource, tensorBytes, tensorInfo } from "./tensor-source.js";
+import {
+  blocks,
+  floatSource,
+  splitIntoShards,
+  type TensorInfo,
+  type TensorSource,
+  tensorBytes,
+  tensorInfo,
+} from "./tensor-source.js";
 
-/** A directory in Hugging Face's layout, opened: its configuration and its tensors as they are stored. */
+/** An open directory in Hugging Face's layout: its configuration and its tensors as stored. */
 export interface CheckpointDirectory {
   /** The content of `config.json`. */
   readonly config: Readonly<Record<string, unknown>>;
   readonly source: TensorSource;
   /** The files that hold the tensors. */
   readonly files: readonly string[];
-  /** Bytes of the tensors as they are stored. */
+  /** Bytes of the tensors as stored. */
   readonly bytes: number;
-  /** What is read otherwise than it is stored. */
+  /** What is not read as it is stored. */
   readonly notes: readonly string[];
 }
 
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 
-/** Files that describe the tokenizer and the generation settings: they go with the weights wherever these go. */
+/** Files of the tokenizer and the generation settings, which are copied along with the weights. */
 const CARRIED = [
   "generation_config.json",
   "tokenizer.json",
@@ -45,7 +53,7 @@ const CARRIED = [
   "chat_template.json",
 ];
 
-const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
+const isLicense = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
 
 /**
  * Opens a directory with `config.json` and either `model.safetensors` or the shards of its index.
@@ -54,7 +62,7 @@ const isLicence = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.
 export function openDirectory(directory: string): CheckpointDirectory {
   const configFile = path.join(directory, "config.json");
   if (isAdapter(directory) && !hasWeights(directory)) throw notAModel(directory);
-  if (!existsSync(configFile)) throw new CoppiceError(`${directory} is no model directory: it has no config.json`);
+  if (!existsSync(configFile)) throw new CoppiceError(`${directory} is not a model directory: it has no config.json`);
   const config = readConfigJson(configFile);
   const files = openWeights(directory);
   const plain = new ShardedSource(files);
@@ -64,22 +72,19 @@ export function openDirectory(directory: string): CheckpointDirectory {
     source: quantized?.source ?? plain,
     files: files.map((file) => file.path),
     bytes: files.reduce((sum, { dataBytes }) => sum + dataBytes, 0),
-    notes: quantized?.notes ?? leftOut(files),
+    notes: quantized?.notes ?? omissions(files),
   };
 }
 
-/** Whole numbers (position ids) are no weights: they are neither read nor written again. */
-function leftOut(files: readonly SafetensorsFile[]): string[] {
+/** Notes on tensors of whole numbers (position ids): they are not weights, and are neither read nor written. */
+function omissions(files: readonly SafetensorsFile[]): string[] {
   const names = files.flatMap(({ others }) => [...others.keys()]);
-  const some = names.slice(0, 3).join(", ");
-  return names.length === 0
-    ? []
-    : [
-        `${names.length} tensors hold whole numbers and are left out of what is written (${some}${names.length > 3 ? ", ..." : ""})`,
-      ];
+  if (names.length === 0) return [];
+  const examples = `${names.slice(0, 3).join(", ")}${names.length > 3 ? ", ..." : ""}`;
+  return [`${names.length} tensors hold whole numbers and are left out of what is written (${examples})`];
 }
 
-/** Whether a path names a GGUF file. */
+/** Whether a path is that of a GGUF file. */
 export const isGguf = (path: string): boolean => path.endsWith(".gguf");
 
 const hasWeights = (directory: string): boolean =>
@@ -91,9 +96,8 @@ function openWeights(directory: string): SafetensorsFile[] {
   const index = path.join(directory, INDEX);
   if (existsSync(index)) return openShards(directory, index);
   const others = readdirSync(directory).filter((name) => /\.(bin|pth?|gguf|safetensors)$/.test(name));
-  throw new CoppiceError(
-    `${directory} has neither ${WEIGHTS} nor ${INDEX}${others.length > 0 ? `; it has ${others.slice(0, 4).join(", ")}, which are not read` : ""}`,
-  );
+  const present = others.length > 0 ? `; it has ${others.slice(0, 4).join(", ")}, which are not read` : "";
+  throw new CoppiceError(`${directory} has neither ${WEIGHTS} nor ${INDEX}${present}`);
 }
 
 const indexSchema = z.looseObject({ weight_map: z.record(z.string(), z.string()) });
@@ -105,7 +109,7 @@ function openShards(directory: string, index: string): SafetensorsFile[] {
   const shards = new Map<string, SafetensorsFile>();
   for (const [name, file] of Object.entries(map)) {
     if (path.basename(file) !== file || file === "" || file === "..")
-      throw new FormatError(`${index}: ${name} is said to be in "${file}", which is no file name beside it`);
+      throw new FormatError(`${index}: ${name} is said to be in "${file}", which is not the name of a file beside it`);
     let shard = shards.get(file);
     if (shard === undefined) {
       const full = path.join(directory, file);
@@ -120,26 +124,26 @@ function openShards(directory: string, index: string): SafetensorsFile[] {
   return [...shards.values()];
 }
 
-/** The tensors of several files as one. */
+/** The tensors of several files as one source. */
 class ShardedSource implements TensorSource {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
-  private readonly home = new Map<string, SafetensorsFile>();
+  private readonly fileOf = new Map<string, SafetensorsFile>();
 
   constructor(files: readonly SafetensorsFile[]) {
     const tensors = new Map<string, TensorInfo>();
     for (const file of files) {
       for (const [name, info] of file.tensors) {
         if (tensors.has(name))
-          throw new FormatError(`${name} is in ${this.home.get(name)?.path} and again in ${file.path}`);
+          throw new FormatError(`${name} is in ${this.fileOf.get(name)?.path} and again in ${file.path}`);
         tensors.set(name, info);
-        this.home.set(name, file);
+        this.fileOf.set(name, file);
       }
     }
     this.tensors = tensors;
   }
 
   private file(name: string): SafetensorsFile {
-    const file = this.home.get(name);
+    const file = this.fileOf.get(name);
     if (file === undefined) throw new FormatError(`the checkpoint has no tensor ${name}`);
     return file;
   }
@@ -158,60 +162,59 @@ export interface WriteOptions {
   readonly dtype?: FloatDType | undefined;
   /** Weights are split into files of at most about this size. */
   readonly shardBytes?: number | undefined;
-  /** Directory whose tokenizer, generation settings and licence go along. */
+  /** Directory whose tokenizer, generation settings and license are copied along. */
   readonly carryFrom?: string | undefined;
   /**
-   * Where the file of a name goes; called before it is written, and may throw. By default into a directory that holds no model yet,
-   * under its name.
+   * The path to write a file to, by its name; called before the file is written, and may throw. By default files keep their names
+   * in a directory that must not hold a model yet.
    */
   readonly place?: ((name: string) => string) | undefined;
-  /** Told which tensors are kept wider than asked for. */
+  /** Called with a note on each tensor that is kept wider than requested. */
   readonly onNote?: ((note: string) => void) | undefined;
   readonly onBytes?: ((count: number) => void) | undefined;
-  /** Looks at what was written: what could not be opened again gets no config.json. */
+  /** Called with the weights as written; throws to leave the directory without a config.json. */
   readonly check?: ((written: TensorSource) => void) | undefined;
 }
 
-/** As transformers writes: 5 GB. */
+/** The default of transformers: 5 GB. */
 const DEFAULT_SHARD_BYTES = 5e9;
 
 /**
  * Writes a model directory that loads in transformers. The weights come first and `config.json` last, each file
- * atomically, so a directory with a `config.json` is whole.
- * @throws CoppiceError when the directory holds a model already, unless `place` says otherwise
+ * atomically, so a directory with a `config.json` is complete.
+ * @throws CoppiceError when the directory already holds a model, unless there is a `place` option
  */
 export function writeCheckpoint(
   directory: string,
   config: Readonly<Record<string, unknown>>,
   source: TensorSource,
-  given: WriteOptions = {},
+  options: WriteOptions = {},
 ): void {
   mkdirSync(directory, { recursive: true });
-  const place = given.place ?? intoNewModel(directory);
-  const options = { ...given, place };
+  const place = options.place ?? intoNewModel(directory);
   const floats = floatSource(source);
   const tensors = [...source.tensors.keys()].map((name) =>
-    convertedTensor(floats, name, wishFor(floats, name, options)),
+    convertedTensor(floats, name, targetDtype(floats, name, options)),
   );
-  writeShards(tensors, options);
+  writeShards(tensors, place, options);
   if (options.carryFrom !== undefined && path.resolve(options.carryFrom) !== path.resolve(directory))
     carryFiles(options.carryFrom, place);
   options.check?.(new ShardedSource(openWeights(directory)));
   writeConfigJson(place("config.json"), withDtype(config, tensors, options.dtype));
 }
 
-/** Files of two models mixed would be neither. */
+/** Refuses a directory that holds a model: two models' files would mix. */
 function intoNewModel(directory: string): (name: string) => string {
   const found = readdirSync(directory).find(
     (name) => /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/.test(name) || name === "config.json",
   );
   if (found !== undefined)
-    throw new CoppiceError(`${directory} holds a model already (${found}): write into another directory`);
+    throw new CoppiceError(`${directory} already holds a model (${found}): write into another directory`);
   return (name) => path.join(directory, name);
 }
 
-/** The type that a tensor is asked for in, or f32 where it has values that f16 would turn into infinity. */
-function wishFor(
+/** The type to store a tensor in: the one requested, or f32 where f16 would turn values into infinity. */
+function targetDtype(
   source: TensorSource<FloatDType>,
   name: string,
   { dtype, onNote }: WriteOptions,
@@ -221,7 +224,7 @@ function wishFor(
   for (const { bytes } of blocks(source, name)) {
     if (fitsF16(bytes, stored)) continue;
     onNote?.(
-      `${name} has values beyond ${F16_LARGEST}, the largest of f16: it stays f32; load the model as bf16 or f32`,
+      `${name} has values beyond ${F16_LARGEST}, the largest of f16: it is stored as f32; load the model as bf16 or f32`,
     );
     return "f32";
   }
@@ -232,16 +235,21 @@ function wishFor(
 function withDtype(
   config: Readonly<Record<string, unknown>>,
   tensors: readonly TensorInfo<FloatDType>[],
-  wish: FloatDType | undefined,
+  requested: FloatDType | undefined,
 ): Record<string, unknown> {
-  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[wish ?? tensors[0]?.dtype ?? "f32"];
+  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[requested ?? tensors[0]?.dtype ?? "f32"];
   const field = "dtype" in config ? "dtype" : "torch_dtype";
   return { ...config, [field]: stored };
 }
 
-function convertedTensor(source: TensorSource<FloatDType>, name: string, wish: FloatDType | undefined): TensorToWrite {
+/** @param target the type to convert to; the tensor's own where undefined */
+function convertedTensor(
+  source: TensorSource<FloatDType>,
+  name: string,
+  target: FloatDType | undefined,
+): TensorToWrite {
   const info = tensorInfo(source, name);
-  const dtype = wish ?? info.dtype;
+  const dtype = target ?? info.dtype;
   const functions = loadFunctions();
   return {
     name,
@@ -258,37 +266,24 @@ function convertedTensor(source: TensorSource<FloatDType>, name: string, wish: F
   };
 }
 
-function writeShards(
-  tensors: readonly TensorToWrite[],
-  options: WriteOptions & { readonly place: (name: string) => string },
-): void {
-  const limit = options.shardBytes ?? DEFAULT_SHARD_BYTES;
-  const shards: TensorToWrite[][] = [];
-  let size = Number.POSITIVE_INFINITY;
-  for (const tensor of tensors) {
-    if (size + tensorBytes(tensor) > limit) {
-      shards.push([]);
-      size = 0;
-    }
-    shards.at(-1)?.push(tensor);
-    size += tensorBytes(tensor);
-  }
+function writeShards(tensors: readonly TensorToWrite[], place: (name: string) => string, options: WriteOptions): void {
+  const shards = splitIntoShards(tensors, options.shardBytes ?? DEFAULT_SHARD_BYTES);
   const digits = (n: number) => String(n).padStart(5, "0");
   const weightMap: Record<string, string> = {};
   shards.forEach((shard, i) => {
     const name = shards.length === 1 ? WEIGHTS : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`;
-    writeSafetensors(options.place(name), shard, {}, options.onBytes);
+    writeSafetensors(place(name), shard, {}, options.onBytes);
     for (const tensor of shard) weightMap[tensor.name] = name;
   });
   if (shards.length > 1) {
     const total = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0);
-    writeJson(options.place(INDEX), { metadata: { total_size: total }, weight_map: weightMap });
+    writeJson(place(INDEX), { metadata: { total_size: total }, weight_map: weightMap });
   }
 }
 
 function carryFiles(from: string, place: (name: string) => string): void {
   for (const name of readdirSync(from)) {
-    if (!CARRIED.includes(name) && !isLicence(name)) continue;
+    if (!CARRIED.includes(name) && !isLicense(name)) continue;
     const to = place(name);
     const temporary = temporaryBeside(to);
     copyFileSync(path.join(from, name), temporary);

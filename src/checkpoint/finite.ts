@@ -7,9 +7,9 @@ import { FormatError } from "../system/errors.js";
 export const F16_LARGEST = 65504;
 
 /**
- * Checks that stored elements are numbers: a single NaN or infinity makes a whole model's results wrong without a word.
+ * Checks that stored elements are finite: a single NaN or infinity silently makes all of a model's results wrong.
  * @param name of the tensor, for the message
- * @param place where the bytes begin in it: the row, and how many elements a row has
+ * @param place where the bytes begin: their first row, and the number of columns
  * @throws FormatError naming the tensor and the first element
  */
 export function checkFinite(
@@ -22,7 +22,7 @@ export function checkFinite(
   throw notFinite(name, dtype, bytes, place);
 }
 
-/** The error for a tensor that {@link checkFinite} refuses. */
+/** The error for a tensor that {@link checkFinite} rejects. */
 export function notFinite(
   name: string,
   dtype: StoredDType,
@@ -35,10 +35,10 @@ export function notFinite(
     at < 0 || place === undefined
       ? "NaN or infinite values"
       : `${values?.[at]} at row ${place.row + Math.floor(at / place.columns)}, column ${at % place.columns}`;
-  return new FormatError(`${name} holds ${where}: the file is damaged, or the training that made it diverged`);
+  return new FormatError(`${name} holds ${where}: the file is damaged, or the training run that wrote it diverged`);
 }
 
-/** Whether every element is within what f16 holds. */
+/** Whether f16 can hold every element. */
 export function fitsF16(bytes: Uint8Array, dtype: FloatDType): boolean {
   return toFloat32(loadFunctions(), bytes, dtype).every((value) => Math.abs(value) < F16_LARGEST + 16); // rounds to infinity from there on
 }

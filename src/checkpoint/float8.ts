@@ -1,4 +1,4 @@
-/** The values of every code of the 8-bit floats (OCP 8-bit Floating Point Specification 1.0, table 1). */
+/** The values of all codes of the 8-bit floats (OCP 8-bit Floating Point Specification 1.0, table 1). */
 
 function valuesOf(exponentBits: number, hasInfinity: boolean): Float32Array {
   const mantissaBits = 7 - exponentBits;
@@ -15,7 +15,7 @@ function valuesOf(exponentBits: number, hasInfinity: boolean): Float32Array {
   });
 }
 
-/** By what safetensors calls them. */
+/** The value of each code, by safetensors' name of the type. */
 export const FLOAT8 = {
   F8_E4M3: valuesOf(4, false),
   F8_E5M2: valuesOf(5, true),

@@ -46,20 +46,20 @@ function resolveOptions(options: HubOptions) {
   };
 }
 
-/** Whether a text has the form of a repository's name, `organisation/name`. */
+/** Whether a text has the form of a repository's name, `organization/name`. */
 export const isRepoName = (text: string): boolean =>
   /^[\w.-]+\/[\w.-]+$/.test(text) && !/(^|\/)\.{1,2}($|\/)/.test(text);
 
-/** Whether a text has the form of a branch, tag or commit: it becomes a file's name. */
+/** Whether a text has the form of a branch, tag or commit. It is used as a file's name. */
 const isRevision = (text: string): boolean => /^[\w./-]+$/.test(text) && !/(^|\/)\.{0,2}(\/|$)/.test(text);
 
-/** Whether a text has the form of a model's id, `organisation/name` or `organisation/name@revision`. */
+/** Whether a text has the form of a model's id, `organization/name` or `organization/name@revision`. */
 export function isHubId(text: string): boolean {
   const [repo = "", ...revisions] = text.split("@");
   return isRepoName(repo) && revisions.length <= 1 && revisions.every(isRevision);
 }
 
-/** The newest commit that a revision names. */
+/** The commit that a revision currently names. */
 async function resolveCommit(
   type: RepoType,
   repo: string,
@@ -94,11 +94,11 @@ export async function downloadRepo(
   type: RepoType,
   repo: string,
   patterns: readonly string[],
-  given: HubOptions = {},
+  { onProgress, ...settings }: HubOptions = {},
 ): Promise<{ readonly directory: string; readonly commit: string }> {
-  if (!isRepoName(repo)) throw new UsageError(`${repo} is no repository name (organisation/name)`);
-  const options = resolveOptions(given);
-  if (!isRevision(options.revision)) throw new UsageError(`${options.revision} is no branch, tag or commit`);
+  if (!isRepoName(repo)) throw new UsageError(`${repo} is not a repository name (organization/name)`);
+  const options = resolveOptions(settings);
+  if (!isRevision(options.revision)) throw new UsageError(`${options.revision} is not a branch, tag or commit`);
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
   if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
@@ -108,19 +108,19 @@ export async function downloadRepo(
       repo: { type, name: repo },
       revision: commit,
       hubUrl: options.endpoint,
-      ...(options.token === undefined ? {} : { accessToken: options.token }),
+      ...credentials(options.token),
     };
-    const wanted = picomatch([...patterns]);
+    const matches = picomatch([...patterns]);
     const files: ListFileEntry[] = [];
     for await (const entry of listFiles({ ...access, recursive: true }))
-      if (entry.type === "file" && wanted(entry.path)) files.push(entry);
+      if (entry.type === "file" && matches(entry.path)) files.push(entry);
     if (files.length === 0) throw new CoppiceError(`${repo} has no file that matches ${patterns.join(", ")}`);
     mkdirSync(options.cacheDir, { recursive: true });
     const totalBytes = files.reduce((sum, file) => sum + file.size, 0);
     let doneBytes = 0;
     for (const file of files) {
       const watch = watchDownload(path.join(storage, "blobs"), file, (bytes) =>
-        given.onProgress?.({ file: file.path, doneBytes: doneBytes + bytes, totalBytes }),
+        onProgress?.({ file: file.path, doneBytes: doneBytes + bytes, totalBytes }),
       );
       try {
         await downloadFileToCacheDir({ ...access, path: file.path, cacheDir: options.cacheDir });
@@ -128,7 +128,7 @@ export async function downloadRepo(
         clearInterval(watch);
       }
       doneBytes += file.size;
-      given.onProgress?.({ file: file.path, doneBytes, totalBytes });
+      onProgress?.({ file: file.path, doneBytes, totalBytes });
     }
     writeFileAtomic(reference, commit);
     return { directory: path.join(storage, "snapshots", commit), commit };
@@ -139,12 +139,15 @@ export async function downloadRepo(
         ? `${error.message}${error.cause instanceof Error ? `: ${error.cause.message}` : ""}`
         : error;
     throw new CoppiceError(
-      `${repo} could not be downloaded from ${options.endpoint} (${cause}); with --offline what is cached is used`,
+      `${repo} could not be downloaded from ${options.endpoint} (${cause}); --offline uses what is cached`,
     );
   }
 }
 
-/** Reports how much of a file has arrived, by looking at the partial file. */
+/** The hub library's option for a token; it takes no undefined one. */
+const credentials = (token: string | undefined) => (token === undefined ? {} : { accessToken: token });
+
+/** Reports how much of a file has arrived, from the size of the partial file. */
 function watchDownload(blobs: string, file: ListFileEntry, report: (bytes: number) => void): NodeJS.Timeout {
   const partial = path.join(blobs, `${file.lfs?.oid ?? file.xetHash ?? file.oid}.incomplete`);
   return setInterval(() => {
@@ -162,36 +165,44 @@ function cachedSnapshot(repo: string, storage: string, reference: string, revisi
   return { directory, commit };
 }
 
-/** What of a model repository is needed: configuration, tokenizer, safetensors weights, licence and the card that names it. */
+/** What is downloaded of a model repository: configuration, tokenizer, safetensors weights, license, and the card that names it. */
 const MODEL_FILES = [
-  ...["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md"],
+  "*.json",
+  "*.safetensors",
+  "tokenizer.model",
+  "merges.txt",
+  "*.jinja",
+  "LICENSE*",
+  "NOTICE*",
+  "README.md",
 ];
 
-/** Before a hub id: it is one, whatever there is on this machine. */
+/** Precedes a hub id, to say that it is not a path on this machine. */
 export const HUB_PREFIX = "hf://";
 
 /**
- * Finds a model: a local directory or .gguf file as it is, or a hub id (`org/name`, `org/name@revision`,
- * `org/name/file.gguf`, also after `hf://`), downloaded if need be; `+lora:ADAPTER` after it names adapters to merge.
+ * Finds a model: a local directory or .gguf file, or a hub id (`org/name`, `org/name@revision`, `org/name/file.gguf`, with or
+ * without `hf://`), which is downloaded if need be; `+lora:ADAPTER` after it names adapters to merge.
  * @returns a directory in Hugging Face's layout, or a .gguf file
  */
-export async function resolveModel(given: string, options: HubOptions = {}): Promise<string> {
-  const { base, adapters } = splitAdapters(given);
-  const { revision: _, ...anyRevision } = options; // which is the model's
+export async function resolveModel(reference: string, options: HubOptions = {}): Promise<string> {
+  const { base, adapters } = splitAdapters(reference);
+  const { revision: _, ...anyRevision } = options; // the revision is the model's
   const found = [];
   for (const { name, scale } of adapters) found.push({ name: await resolve(name, MODEL_FILES, anyRevision), scale });
   return joinAdapters({ base: await resolve(base, MODEL_FILES, options), adapters: found });
 }
 
-/** Finds a model like {@link resolveModel}, but downloads no weights where its configuration can be had alone. */
-export function resolveConfig(given: string, options: HubOptions = {}): Promise<string> {
-  return resolve(splitAdapters(given).base, ["config.json"], options);
+/** Like {@link resolveModel}, but of a repository only the configuration is downloaded, if it has one. */
+export function resolveConfig(reference: string, options: HubOptions = {}): Promise<string> {
+  return resolve(splitAdapters(reference).base, ["config.json"], options);
 }
 
-/** @param patterns what of a repository is downloaded */
-async function resolve(given: string, patterns: readonly string[], options: HubOptions): Promise<string> {
-  const model = given.startsWith(HUB_PREFIX) ? given.slice(HUB_PREFIX.length) : given;
-  if (model === given && existsSync(model)) {
+/** @param patterns of the files to download from a repository */
+async function resolve(reference: string, patterns: readonly string[], options: HubOptions): Promise<string> {
+  const isHubReference = reference.startsWith(HUB_PREFIX);
+  const model = isHubReference ? reference.slice(HUB_PREFIX.length) : reference;
+  if (!isHubReference && existsSync(model)) {
     if (!statSync(model).isDirectory() && !model.endsWith(".gguf"))
       throw new UsageError(`${model} is a file; a MODEL is a directory, a .gguf file or a hub id`);
     return model;
@@ -202,12 +213,8 @@ async function resolve(given: string, patterns: readonly string[], options: HubO
     return path.join(directory, file);
   }
   const [repo = "", revision] = model.split("@");
-  if (!isRepoName(repo)) throw new UsageError(`there is no model ${model}, and it is no hub id (organisation/name)`);
-  const { directory } = await downloadRepo(
-    "model",
-    repo,
-    patterns,
-    revision === undefined ? options : { ...options, revision },
-  );
+  if (!isRepoName(repo)) throw new UsageError(`there is no model ${model}, and it is not a hub id (organization/name)`);
+  const revised = revision === undefined ? options : { ...options, revision };
+  const { directory } = await downloadRepo("model", repo, patterns, revised);
   return directory;
 }

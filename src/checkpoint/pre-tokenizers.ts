@@ -1,18 +1,18 @@
 /**
- * How byte-level tokenizers cut a text into words before they merge: what `tokenizer.json` says in regular expressions,
- * llama.cpp knows by name only. One line per known way.
+ * How a byte-level tokenizer splits text into words before it merges. `tokenizer.json` spells this out in regular expressions;
+ * llama.cpp only knows pre-tokenizers by name.
  */
 export interface PreTokenizer {
   /** llama.cpp's name (`tokenizer.ggml.pre`). */
   readonly name: string;
   readonly steps: readonly PreTokenizerStep[];
-  /** Whether words that are tokens themselves are taken whole there; where undefined, it makes no difference. */
+  /** Whether llama.cpp takes words that are tokens whole, without merging; where undefined, it makes no difference. */
   readonly ignoreMerges?: boolean | undefined;
-  /** Texts that llama.cpp's own pattern of the name cuts otherwise. */
+  /** Texts that llama.cpp's own pattern of that name splits differently. */
   readonly differsOn?: { readonly what: string; readonly pattern: RegExp } | undefined;
 }
 
-/** A step: the pattern of words, each digit alone, or GPT-2's pattern, which is built into the byte-level step. */
+/** A step: a pattern of words; each digit alone; or GPT-2's pattern, which is built into the byte-level step. */
 export type PreTokenizerStep = { readonly split: string } | "digits" | "gpt2";
 
 const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
@@ -24,13 +24,13 @@ const CASED = (suffix: string): string =>
   `[^\\r\\n\\p{L}\\p{N}]?${UPPER}*${LOWER}+${suffix}|[^\\r\\n\\p{L}\\p{N}]?${UPPER}+${LOWER}*${suffix}`;
 const REST_SLASH = " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
-/** Its patterns for words by case know no combining marks, and no capitals but A to Z. */
+/** llama.cpp's patterns for words by case know no combining marks, and no capitals but A to Z. */
 const CASED_DIFFERENCE = {
   what: "words with combining marks (Devanagari, Thai, decomposed accents) or with capitals inside that are not A to Z",
   pattern: /\p{M}|(?![a-z][A-Z])[\p{Ll}\p{Lm}\p{Lo}][\p{Lu}\p{Lt}]/u,
 };
 
-/** The same of its pattern that knows combining marks. */
+/** The difference of its one pattern that knows combining marks. */
 const CAPITALS_DIFFERENCE = {
   what: "words with capitals inside that are not A to Z",
   pattern: /(?![a-z][A-Z])[\p{Ll}\p{Lm}\p{Lo}\p{M}][\p{Lu}\p{Lt}]/u,
@@ -71,7 +71,7 @@ export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
   },
   { name: "smollm", steps: ["digits", "gpt2"], ignoreMerges: false },
   { name: "gpt-2", steps: ["gpt2"], ignoreMerges: false },
-  // llama.cpp's own for files that name none: not GPT-2's, though those files are often of its kind
+  // what llama.cpp does for files that name none: not GPT-2's pattern, though such files often mean it
   {
     name: "default",
     steps: [
@@ -84,22 +84,25 @@ export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
   },
 ];
 
-/** Other names of llama.cpp for the same ways, met in files that others wrote. */
-const ALIASES: Readonly<Record<string, string>> = {
-  ...{ llama3: "llama-bpe", "llama-v3": "llama-bpe", falcon3: "llama-bpe", pixtral: "llama-bpe", lfm2: "llama-bpe" },
-  ...{ "smaug-bpe": "dbrx", "deepseek-r1-qwen": "qwen2", megrez: "qwen2", stablelm2: "qwen2", llama4: "gpt-4o" },
-  ...{ starcoder: "smollm", refact: "smollm", "command-r": "smollm", codeshell: "smollm", exaone: "smollm" },
-  ...{ glm4: "dbrx", "chatglm-bpe": "dbrx", "hunyuan-dense": "deepseek-v3", exaone4: "gpt-2" },
-  ...{ "phi-2": "gpt-2", mpt: "gpt-2", olmo: "gpt-2", trillion: "gpt-2", "granite-docling": "gpt-2" },
+/** Other names that llama.cpp has for the same pre-tokenizers, found in files that other tools wrote. */
+const ALIASES: Readonly<Record<string, readonly string[]>> = {
+  "llama-bpe": ["llama3", "llama-v3", "falcon3", "pixtral", "lfm2"],
+  dbrx: ["smaug-bpe", "glm4", "chatglm-bpe"],
+  qwen2: ["deepseek-r1-qwen", "megrez", "stablelm2"],
+  "gpt-4o": ["llama4"],
+  "deepseek-v3": ["hunyuan-dense"],
+  smollm: ["starcoder", "refact", "command-r", "codeshell", "exaone"],
+  "gpt-2": ["exaone4", "phi-2", "mpt", "olmo", "trillion", "granite-docling"],
 };
 
+/** The pre-tokenizer of one of llama.cpp's names. */
 export const preTokenizerNamed = (name: string): PreTokenizer | undefined =>
-  PRE_TOKENIZERS.find((known) => known.name === (ALIASES[name] ?? name));
+  PRE_TOKENIZERS.find((known) => known.name === name || ALIASES[known.name]?.includes(name));
 
 const sameStep = (a: PreTokenizerStep, b: PreTokenizerStep | undefined): boolean =>
   typeof a === "string" || b === undefined || typeof b === "string" ? a === b : a.split === b.split;
 
-/** The known way that takes these steps. */
+/** The known pre-tokenizer that takes these steps. */
 export const preTokenizerOf = (steps: readonly PreTokenizerStep[], ignoreMerges: boolean): PreTokenizer | undefined =>
   PRE_TOKENIZERS.find(
     (known) =>

@@ -8,20 +8,20 @@ import { readTensor, type TensorInfo, type TensorSource, tensorInfo } from "./te
 
 /**
  * Checkpoints that other tools have quantized. Those of 8-bit floats (transformers' `fp8`, FBGEMM, ModelOpt, DeepSeek's) and
- * compressed-tensors' simple forms are read as the numbers they mean; the others are named.
+ * compressed-tensors' simple formats are dequantized as they are read; others are rejected by name.
  */
 
 type ConfigJson = Readonly<Record<string, unknown>>;
 
-/** What a quantized checkpoint is read as. */
+/** A quantized checkpoint as it is read. */
 export interface Dequantized {
-  /** Without what says that the weights are quantized: they are not any more. */
+  /** Without the fields on quantization: the weights are no longer quantized. */
   readonly config: ConfigJson;
   readonly source: TensorSource;
   readonly notes: readonly string[];
 }
 
-/** What else people call the methods, and what to do about those that are not read. */
+/** The methods' names in messages, by `quant_method`. */
 const METHODS: Readonly<Record<string, string>> = {
   gptq: "GPTQ",
   awq: "AWQ",
@@ -39,24 +39,24 @@ const METHODS: Readonly<Record<string, string>> = {
   "compressed-tensors": "compressed-tensors",
 };
 
-/** What is in a checkpoint beside the weights: scales of activations and caches, and what the weights are read by. */
+/** Tensors beside the weights: scales of activations and caches, and what is needed to read the weights. */
 const AUXILIARY =
   /(?:^|\.)(?:weight_scale|weight_scale_inv|weight_zero_point|weight_shape|weight_g_idx|input_scale|input_zero_point|activation_scale|output_scale|[qkv]_scale|[qkv]_zero_point)$/;
 
-/** What only some methods write. */
-const SIGNS: readonly { readonly sign: RegExp; readonly method: string }[] = [
-  { sign: /\.weight\.(?:absmax|quant_map|quant_state)/, method: "bitsandbytes" },
-  { sign: /\.weight_format$/, method: "bitsandbytes" },
-  { sign: /\.g_idx$/, method: "gptq" },
-  { sign: /\.qweight$/, method: "awq" },
-  { sign: /(?:_blocks|_scales)$/, method: "mxfp4" },
-  { sign: /\.weight_packed$/, method: "compressed-tensors" },
+/** Names of tensors that only one method writes. */
+const SIGNATURES: readonly { readonly pattern: RegExp; readonly method: string }[] = [
+  { pattern: /\.weight\.(?:absmax|quant_map|quant_state)/, method: "bitsandbytes" },
+  { pattern: /\.weight_format$/, method: "bitsandbytes" },
+  { pattern: /\.g_idx$/, method: "gptq" },
+  { pattern: /\.qweight$/, method: "awq" },
+  { pattern: /(?:_blocks|_scales)$/, method: "mxfp4" },
+  { pattern: /\.weight_packed$/, method: "compressed-tensors" },
 ];
 
-/** How the weights of a checkpoint are stored, as its configuration says. */
+/** How the configuration says that a checkpoint's weights are stored. */
 interface Scheme {
   readonly method: string | undefined;
-  /** compressed-tensors' word for it. */
+  /** compressed-tensors' name of the format. */
   readonly format: string | undefined;
   /** Rows and columns that share a scale, where the configuration says. */
   readonly block: readonly [number, number] | undefined;
@@ -65,9 +65,9 @@ interface Scheme {
 }
 
 /**
- * What a checkpoint means that has quantized weights; undefined for one that has none.
+ * A checkpoint with its quantized weights dequantized; undefined for one that has none.
  * @param plain the tensors that are floats of 16 bits and more
- * @throws CoppiceError naming the method, where it is one that is not read
+ * @throws CoppiceError naming the method, where it is not supported
  */
 export function dequantized(
   directory: string,
@@ -79,34 +79,34 @@ export function dequantized(
   const quantization = config.quantization_config ?? config.compression_config;
   const method = methodOf(quantization, [...others.keys()]);
   const weights = [...others].flatMap(([name, { type }]) => (isWeight(name, type, others, plain) ? [name] : []));
-  const isForeign = method !== undefined && !READ_METHODS.includes(method) && others.size > 0;
-  if (weights.length === 0 && !isForeign && quantization === undefined) return undefined;
+  const isUnsupported = method !== undefined && !SUPPORTED_METHODS.includes(method) && others.size > 0;
+  if (weights.length === 0 && !isUnsupported && quantization === undefined) return undefined;
   const { quantization_config: _, compression_config: __, ...rest } = config;
-  if (weights.length === 0 && !isForeign)
+  if (weights.length === 0 && !isUnsupported)
     return {
       config: rest,
       source: plain,
-      notes: ["config.json speaks of quantization, but the weights are not quantized: they are read as they are"],
+      notes: ["config.json mentions quantization, but the weights are not quantized: they are read as they are"],
     };
   const scheme = schemeOf(directory, quantization, method);
   const source = new DequantizedSource(directory, plain, others, weights, scheme);
-  const kinds = [...new Set(weights.map((name) => others.get(name)?.type))].join(" and ");
+  const types = [...new Set(weights.map((name) => others.get(name)?.type))].join(" and ");
+  const name = scheme.method === undefined ? types : (METHODS[scheme.method] ?? scheme.method);
+  const format = scheme.format === undefined ? "" : `, ${scheme.format}`;
   return {
     config: rest,
     source,
-    notes: [
-      `${weights.length} matrices are quantized (${scheme.method === undefined ? kinds : (METHODS[scheme.method] ?? scheme.method)}${scheme.format === undefined ? "" : `, ${scheme.format}`}): they are read as ${source.dtypeName}`,
-    ],
+    notes: [`${weights.length} matrices are quantized (${name}${format}): they are read as ${source.dtypeName}`],
   };
 }
 
 function methodOf(quantization: unknown, names: readonly string[]): string | undefined {
-  const { quant_method: given } = recordOf(quantization);
-  if (typeof given === "string") return given.toLowerCase();
-  return SIGNS.find(({ sign }) => names.some((name) => sign.test(name)))?.method;
+  const { quant_method: method } = recordOf(quantization);
+  if (typeof method === "string") return method.toLowerCase();
+  return SIGNATURES.find(({ pattern }) => names.some((name) => pattern.test(name)))?.method;
 }
 
-/** Whether a tensor that is no plain float is a matrix all the same. Other whole numbers are buffers that nothing needs. */
+/** Whether a tensor without plain floats is a quantized matrix. Other tensors of whole numbers are buffers that nothing needs. */
 function isWeight(
   name: string,
   type: string,
@@ -118,7 +118,7 @@ function isWeight(
   return type === "I8" && (tensors.has(`${name}_scale`) || others.has(`${name}_scale`));
 }
 
-const sizeOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
+const elementsIn = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 const recordOf = (value: unknown): Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 
@@ -126,30 +126,30 @@ const PACKED = ".weight_packed";
 
 /** Methods whose weights are 8-bit floats with scales beside them. */
 const FLOAT8_METHODS = ["fp8", "fbgemm_fp8", "modelopt"];
-const READ_METHODS = [...FLOAT8_METHODS, "compressed-tensors"];
-/** Forms of compressed-tensors that are read. */
+const SUPPORTED_METHODS = [...FLOAT8_METHODS, "compressed-tensors"];
+/** Formats of compressed-tensors that are supported. */
 const FORMATS = ["float-quantized", "int-quantized", "naive-quantized", "pack-quantized"];
 
 function schemeOf(directory: string, quantization: unknown, method: string | undefined): Scheme {
-  const given = recordOf(quantization);
-  const refuse = (what: string): CoppiceError =>
+  const fields = recordOf(quantization);
+  const unsupported = (by: string): CoppiceError =>
     new CoppiceError(
-      `${directory} is quantized by ${what}, which is not read here: give the model that it was made from, or a GGUF file of it; ` +
+      `${directory} is quantized by ${by}, which is not supported: use the original model, or a GGUF file of it; ` +
         "or load it in transformers, call model.dequantize() and save it",
     );
-  const nothing: Scheme = { method, format: undefined, block: undefined, bits: undefined, isSymmetric: true };
-  if (method === undefined) return nothing;
-  const called = METHODS[method] ?? `the method ${JSON.stringify(method)}`;
+  const plain: Scheme = { method, format: undefined, block: undefined, bits: undefined, isSymmetric: true };
+  if (method === undefined) return plain;
+  const name = METHODS[method] ?? `the method ${JSON.stringify(method)}`;
   if (FLOAT8_METHODS.includes(method)) {
-    if (typeof given.quant_algo === "string" && !/^FP8/.test(given.quant_algo))
-      throw refuse(`${called} to ${given.quant_algo}`);
-    return { ...nothing, block: pairOf(given.weight_block_size) };
+    if (typeof fields.quant_algo === "string" && !/^FP8/.test(fields.quant_algo))
+      throw unsupported(`${name} to ${fields.quant_algo}`);
+    return { ...plain, block: pairOf(fields.weight_block_size) };
   }
   if (method !== "compressed-tensors") {
-    const bits = given.bits ?? given.w_bit ?? (given.load_in_4bit === true ? 4 : undefined);
-    throw refuse(typeof bits === "number" ? `${called} to ${bits} bits` : called);
+    const bits = fields.bits ?? fields.w_bit ?? (fields.load_in_4bit === true ? 4 : undefined);
+    throw unsupported(typeof bits === "number" ? `${name} to ${bits} bits` : name);
   }
-  return compressedScheme(given, nothing, (what) => refuse(`${called} (${what})`));
+  return { ...compressedScheme(fields, (reason) => unsupported(`${name} (${reason})`)), method };
 }
 
 const pairOf = (value: unknown): readonly [number, number] | undefined => {
@@ -159,20 +159,22 @@ const pairOf = (value: unknown): readonly [number, number] | undefined => {
     : undefined;
 };
 
-function compressedScheme(given: ConfigJson, nothing: Scheme, refuse: (what: string) => CoppiceError): Scheme {
-  const groups = Object.values(recordOf(given.config_groups)).map(recordOf);
+/** @param unsupported makes the error for what is not supported */
+function compressedScheme(fields: ConfigJson, unsupported: (reason: string) => CoppiceError): Omit<Scheme, "method"> {
+  const groups = Object.values(recordOf(fields.config_groups)).map(recordOf);
   const weights = groups.map((group) => recordOf(group.weights));
-  const format = typeof given.format === "string" ? given.format : undefined;
-  if (format !== undefined && !FORMATS.includes(format)) throw refuse(format);
-  const own = groups.map((group) => group.format).find((one) => typeof one === "string" && !FORMATS.includes(one));
-  if (own !== undefined) throw refuse(String(own));
-  if (groups.length > 1) throw refuse("several kinds of weights in one model");
-  if (Object.keys(recordOf(recordOf(given.transform_config).config_groups)).length > 0) throw refuse("rotated weights");
-  const sparsity = recordOf(given.sparsity_config).format;
-  if (typeof sparsity === "string" && sparsity !== "dense") throw refuse(sparsity);
+  const format = typeof fields.format === "string" ? fields.format : undefined;
+  if (format !== undefined && !FORMATS.includes(format)) throw unsupported(format);
+  const other = groups.map((group) => group.format).find((one) => typeof one === "string" && !FORMATS.includes(one));
+  if (other !== undefined) throw unsupported(String(other));
+  if (groups.length > 1) throw unsupported("several kinds of weights in one model");
+  if (Object.keys(recordOf(recordOf(fields.transform_config).config_groups)).length > 0)
+    throw unsupported("rotated weights");
+  const sparsity = recordOf(fields.sparsity_config).format;
+  if (typeof sparsity === "string" && sparsity !== "dense") throw unsupported(sparsity);
   const [{ num_bits: bits, group_size: group, block_structure: block, symmetric } = {}] = weights;
   return {
-    ...{ ...nothing, format },
+    format,
     block: pairOf(block) ?? (typeof group === "number" && group > 0 ? [1, group] : undefined),
     bits: typeof bits === "number" ? bits : undefined,
     isSymmetric: symmetric !== false,
@@ -185,10 +187,12 @@ interface StoredTensor {
   readonly shape: readonly number[];
 }
 
-/** Numbers for the rows and columns of a matrix: one for so many of each. */
-interface Spread {
+/** Scales or zero points of a matrix, one for each block of it. */
+interface BlockValues {
   readonly values: Float32Array;
+  /** How many blocks lie beside each other. */
   readonly columns: number;
+  /** Rows and columns of a block. */
   readonly block: readonly [number, number];
 }
 
@@ -197,13 +201,13 @@ interface QuantizedMatrix {
   readonly stored: StoredTensor;
   readonly storedName: string;
   readonly shape: readonly number[];
-  readonly scale: Spread | undefined;
-  readonly zero: Spread | undefined;
+  readonly scale: BlockValues | undefined;
+  readonly zero: BlockValues | undefined;
   /** Bits of each element where several are packed into 32. */
   readonly packedBits: number | undefined;
 }
 
-/** Tensors with quantized ones read as the numbers they mean: those of 8-bit floats as bf16, of whole numbers as f16. */
+/** Tensors of which quantized ones are dequantized: those of 8-bit floats to bf16, those of whole numbers to f16. */
 class DequantizedSource implements TensorSource<FloatDType> {
   readonly tensors: ReadonlyMap<string, TensorInfo<FloatDType>>;
   private readonly matrices = new Map<string, QuantizedMatrix>();
@@ -228,37 +232,41 @@ class DequantizedSource implements TensorSource<FloatDType> {
     this.tensors = tensors;
   }
 
-  /** What the matrices are read as. */
+  /** The types that the matrices are read as. */
   get dtypeName(): string {
     return [...new Set([...this.matrices.keys()].map((name) => tensorInfo(this, name).dtype))].join(" and ");
   }
 
-  private refused(name: string, why: string): FormatError {
-    return new FormatError(`${this.directory}: ${name} ${why}`);
+  /** @param problem completes a sentence that begins with the tensor's name */
+  private error(name: string, problem: string): FormatError {
+    return new FormatError(`${this.directory}: ${name} ${problem}`);
   }
 
   private matrixOf(name: string, storedName: string, stored: StoredTensor): QuantizedMatrix {
     const { bits, isSymmetric, method } = this.scheme;
     const isPacked = storedName.endsWith(PACKED);
     if (isPacked && stored.type !== "I32")
-      throw this.refused(storedName, `has the type ${stored.type}, which is not read as a weight`);
+      throw this.error(storedName, `has the type ${stored.type}, which is not supported for a weight`);
     const scaleName = [`${name}_scale_inv`, `${name}_scale`].find((one) => this.has(one));
     if (scaleName === undefined && (method !== undefined || !(stored.type in FLOAT8)))
-      throw this.refused(name, `is quantized (${stored.type}), but there is no ${name}_scale`);
+      throw this.error(name, `is quantized (${stored.type}), but there is no ${name}_scale`);
     const zeroName = this.has(`${name}_zero_point`) ? `${name}_zero_point` : undefined;
     if (isPacked && (zeroName !== undefined || !isSymmetric))
-      throw this.refused(name, "is packed with zero points, which is not read: give the model that it was made from");
+      throw this.error(name, "is packed with zero points, which is not supported: use the original model");
     if (isPacked && this.has(`${name}_g_idx`))
-      throw this.refused(
+      throw this.error(
         name,
-        "has its columns in another order (g_idx), which is not read: give the model it was made from",
+        "has its columns in another order (g_idx), which is not supported: use the original model",
       );
-    if (isPacked && bits !== 4 && bits !== 8) throw this.refused(name, `is packed in ${bits} bits; 4 and 8 are read`);
+    if (isPacked && bits !== 4 && bits !== 8)
+      throw this.error(name, `is packed in ${bits} bits; only 4 and 8 are supported`);
     const shape = isPacked ? this.packedShape(name, stored, bits ?? 4) : stored.shape;
     return {
-      ...{ stored, storedName, shape },
-      scale: scaleName === undefined ? undefined : this.spread(scaleName, name, shape),
-      zero: zeroName === undefined ? undefined : this.spread(zeroName, name, shape),
+      stored,
+      storedName,
+      shape,
+      scale: scaleName === undefined ? undefined : this.blockValues(scaleName, name, shape),
+      zero: zeroName === undefined ? undefined : this.blockValues(zeroName, name, shape),
       packedBits: isPacked ? bits : undefined,
     };
   }
@@ -270,30 +278,38 @@ class DequantizedSource implements TensorSource<FloatDType> {
   private packedShape(name: string, { shape }: StoredTensor, bits: number): readonly number[] {
     const stated = this.others.get(`${name}_shape`);
     const [rows, words] = shape;
-    if (stated?.type !== "I64" || sizeOf(stated.shape) !== 2 || rows === undefined || words === undefined)
-      throw this.refused(name, `is packed, but ${name}_shape does not say how large it is`);
-    const bytes = stated.file.readOther(`${name}_shape`, 0, stated.shape[0] ?? 1).slice();
+    if (stated?.type !== "I64" || elementsIn(stated.shape) !== 2 || rows === undefined || words === undefined)
+      throw this.error(name, `is packed, but ${name}_shape does not state its size`);
+    const bytes = readWhole(stated, `${name}_shape`).slice();
     const [height, width] = Array.from(new BigInt64Array(bytes.buffer), Number);
     if (height !== rows || width === undefined || Math.ceil((width * bits) / 32) !== words || shape.length !== 2)
-      throw this.refused(name, `is said to be [${height}, ${width}], which [${shape.join(", ")}] words do not hold`);
+      throw this.error(
+        name,
+        `is stated to be [${height}, ${width}], which does not fit its [${shape.join(", ")}] words`,
+      );
     return [height, width];
   }
 
-  /** Scales or zero points, and how many rows and columns share each. */
-  private spread(name: string, of: string, shape: readonly number[]): Spread {
+  /**
+   * Reads scales or zero points.
+   * @param matrix the matrix they belong to, and its shape
+   */
+  private blockValues(name: string, matrix: string, shape: readonly number[]): BlockValues {
     const { values, shape: own } = this.numbers(name);
-    const [rows = 1, columns = 1] = shape;
-    if (shape.length !== 2) throw this.refused(of, `is quantized, but has ${shape.length} axes`);
+    const [rows, columns] = shape;
+    if (shape.length !== 2 || rows === undefined || columns === undefined)
+      throw this.error(matrix, `is quantized, but has ${shape.length} axes`);
     if (values.length === 1) return { values, columns: 1, block: [rows, columns] };
     const [high = 1, wide = 1] = own;
     if (own.length <= 2 && high === rows && wide === 1) return { values, columns: 1, block: [1, columns] };
-    const { block } = this.scheme; // never guessed: the last blocks may be smaller than the others
+    const { block } = this.scheme; // it cannot follow from the shapes: the last blocks may be smaller than the others
     if (own.length !== 2 || block === undefined)
-      throw this.refused(name, `is [${own.join(", ")}], and nothing says how that scales [${shape.join(", ")}]`);
-    if (Math.ceil(rows / block[0]) !== high || Math.ceil(columns / block[1]) !== wide)
-      throw this.refused(
+      throw this.error(name, `is [${own.join(", ")}], and nothing says how that scales [${shape.join(", ")}]`);
+    const blocks = [Math.ceil(rows / block[0]), Math.ceil(columns / block[1])];
+    if (blocks[0] !== high || blocks[1] !== wide)
+      throw this.error(
         name,
-        `is [${own.join(", ")}], but [${shape.join(", ")}] has [${Math.ceil(rows / block[0])}, ${Math.ceil(columns / block[1])}] blocks of [${block.join(", ")}]`,
+        `is [${own.join(", ")}], but [${shape.join(", ")}] has [${blocks.join(", ")}] blocks of [${block.join(", ")}]`,
       );
     return { values, columns: wide, block };
   }
@@ -304,17 +320,17 @@ class DequantizedSource implements TensorSource<FloatDType> {
       return { values: toFloat32(loadFunctions(), readTensor(this.plain, name), dtype).slice(), shape };
     }
     const other = this.others.get(name);
-    const bytes = other?.file.readOther(name, 0, other.shape[0] ?? 1);
-    if (other === undefined || bytes === undefined) throw this.refused(name, "is missing");
+    if (other === undefined) throw this.error(name, "is missing");
+    const bytes = readWhole(other, name);
     if (other.type === "I8")
       return { values: Float32Array.from(new Int8Array(bytes.slice().buffer)), shape: other.shape };
-    // powers of two alone (OCP Microscaling 1.0, section 5.4.1)
+    // powers of two (OCP Microscaling 1.0, section 5.4.1)
     if (other.type === "F8_E8M0")
       return {
         values: Float32Array.from(bytes, (code) => (code === 255 ? Number.NaN : 2 ** (code - 127))),
         shape: other.shape,
       };
-    throw this.refused(name, `has the type ${other.type}, which is not read as a scale`);
+    throw this.error(name, `has the type ${other.type}, which is not supported for a scale`);
   }
 
   readRows(name: string, from: number, to: number): Uint8Array {
@@ -323,7 +339,7 @@ class DequantizedSource implements TensorSource<FloatDType> {
     const bytes = matrix.stored.file.readOther(matrix.storedName, from, to);
     const columns = matrix.shape.slice(1).reduce((product, size) => product * size, 1);
     const values = elementsOf(bytes, matrix, columns, to - from);
-    scaled(values, matrix, columns, from);
+    rescale(values, matrix, columns, from);
     return fromFloat32(loadFunctions(), values, tensorInfo(this, name).dtype);
   }
 
@@ -331,6 +347,9 @@ class DequantizedSource implements TensorSource<FloatDType> {
     if (!this.matrices.has(name)) this.plain.releaseRows(name, from, to);
   }
 }
+
+/** All bytes of a tensor. One without axes has a single row. */
+const readWhole = ({ file, shape }: StoredTensor, name: string): Uint8Array => file.readOther(name, 0, shape[0] ?? 1);
 
 /** The elements of some rows, before they are scaled. */
 function elementsOf(
@@ -353,22 +372,22 @@ function elementsOf(
   return values;
 }
 
-/** Several whole numbers in each word, the first in the lowest bits, with half their range added; rows begin at words. */
+/** Unpacks integers from words: the first in the lowest bits, each with half its range added; every row begins at a word. */
 function unpack(words: Uint32Array, bits: number, columns: number, values: Float32Array): void {
   const perWord = 32 / bits;
   const wordsPerRow = Math.ceil(columns / perWord);
-  const [mask, middle] = [2 ** bits - 1, 2 ** (bits - 1)];
+  const [mask, offset] = [2 ** bits - 1, 2 ** (bits - 1)];
   for (let i = 0; i < values.length; i++) {
     const column = i % columns;
     const word = words[((i - column) / columns) * wordsPerRow + Math.floor(column / perWord)] as number;
-    values[i] = ((word >>> (bits * (column % perWord))) & mask) - middle;
+    values[i] = ((word >>> (bits * (column % perWord))) & mask) - offset;
   }
 }
 
-/** Takes zero points off and multiplies by scales. @param from the first row's number */
-function scaled(values: Float32Array, { scale, zero }: QuantizedMatrix, columns: number, from: number): void {
+/** Subtracts zero points and multiplies by scales, in place. @param from the number of the first row */
+function rescale(values: Float32Array, { scale, zero }: QuantizedMatrix, columns: number, from: number): void {
   if (scale === undefined) return;
-  const width = Math.min(columns, scale.block[1], zero?.block[1] ?? columns); // of elements that share both
+  const width = Math.min(columns, scale.block[1], zero?.block[1] ?? columns); // of runs that share both
   for (let start = 0; start < values.length; start += columns) {
     const row = from + start / columns;
     for (let column = 0; column < columns; column += width) {
@@ -380,5 +399,6 @@ function scaled(values: Float32Array, { scale, zero }: QuantizedMatrix, columns:
   }
 }
 
-const at = ({ values, columns, block: [high, wide] }: Spread, row: number, column: number): number =>
+/** The value for an element. */
+const at = ({ values, columns, block: [high, wide] }: BlockValues, row: number, column: number): number =>
   values[Math.floor(row / high) * columns + (columns === 1 ? 0 : Math.floor(column / wide))] as number;

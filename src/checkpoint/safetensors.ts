@@ -36,11 +36,11 @@ const NAMES: Record<FloatDType, string> = { f32: "F32", f16: "F16", bf16: "BF16"
 
 interface Entry extends TensorInfo<FloatDType> {
   readonly offset: number;
-  /** Stored in 64 bits an element, which are read as 32. */
+  /** Stored as 64-bit floats, which are read as 32-bit ones. */
   readonly isDouble: boolean;
 }
 
-/** A tensor of a type that is no weight as it is: what quantizing makes, and whole numbers. */
+/** A tensor that holds no plain floats: quantized weights, or whole numbers. */
 export interface OtherTensor {
   /** As the format names it, for example `F8_E4M3`. */
   readonly type: string;
@@ -52,21 +52,21 @@ interface OtherEntry extends OtherTensor {
   readonly elementBytes: number;
 }
 
-/** A safetensors file, opened: its header checked, its elements left on disk. */
+/** An open safetensors file: its header is checked, its elements stay on disk. */
 export interface SafetensorsFile extends TensorSource<FloatDType> {
   readonly path: string;
   readonly metadata: Readonly<Record<string, string>>;
   /** Bytes of all its tensors. */
   readonly dataBytes: number;
-  /** Tensors of other element types, which mean something only with others. */
+  /** Tensors of other element types, which have a meaning only together with others. */
   readonly others: ReadonlyMap<string, OtherTensor>;
-  /** The bytes of rows [from, to) of one of them. */
+  /** The bytes of rows [from, to) of one of the others. */
   readOther(name: string, from: number, to: number): Uint8Array;
 }
 
 /**
- * Opens a file and checks its whole header before anything else is believed: lengths, types, shapes, offsets inside the
- * file, without overlaps or holes.
+ * Opens a file. Its whole header is checked before it is used: lengths, types, shapes, and offsets, which must lie inside the
+ * file and leave neither overlaps nor holes.
  * @throws FormatError saying what is wrong with the file
  */
 export function openSafetensors(file: string): SafetensorsFile {
@@ -91,43 +91,61 @@ export function openSafetensors(file: string): SafetensorsFile {
       );
     if (dataStart + end > mapped.byteLength)
       throw new FormatError(
-        `${file}: tensor ${name} ends at byte ${dataStart + end} of a file of ${mapped.byteLength}; it is truncated or its header lies`,
+        `${file}: tensor ${name} ends at byte ${dataStart + end} of a file of ${mapped.byteLength}; it is truncated or its header is wrong`,
       );
     ranges.push({ name, begin, end });
     const offset = dataStart + begin;
     if (kind.dtype === undefined) others.set(name, { type, shape, offset, elementBytes: kind.bytes });
     else tensors.set(name, { dtype: kind.dtype, shape, offset, isDouble: type === "F64" });
   }
-  checkCoverage(file, ranges, mapped.byteLength - dataStart);
-  return new OpenFile(file, mapped, metadata, mapped.byteLength - dataStart, tensors, others);
+  const dataBytes = mapped.byteLength - dataStart;
+  checkCoverage(file, ranges, dataBytes);
+  return new OpenFile(mapped, { metadata, dataBytes, tensors, others });
 }
 
 /**
  * Checks that what was measured of a model is used for that model.
- * @param identity what the model contains
- * @throws FormatError when the file says that it is of another
+ * @param identity of the model, from its contents
+ * @param content what the file holds, for the message
+ * @throws FormatError when the file says that it belongs to another model
  */
 export function checkOwner(
   { path: file, metadata }: SafetensorsFile,
   identity: string | undefined,
-  what: string,
+  content: string,
 ): void {
   const { model } = metadata;
   if (identity !== undefined && model !== undefined && model !== identity)
     throw new FormatError(
-      `${file} has the ${what} of another model of the same sizes: name another file, or delete it to measure this one's`,
+      `${file} has the ${content} of another model of the same sizes: name another file, or delete it to measure this model's`,
     );
 }
 
+/** What a file's header says. */
+interface Contents {
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly dataBytes: number;
+  readonly tensors: ReadonlyMap<string, Entry>;
+  readonly others: ReadonlyMap<string, OtherEntry>;
+}
+
 class OpenFile implements SafetensorsFile {
+  readonly path: string;
+  readonly metadata: Contents["metadata"];
+  readonly dataBytes: number;
+  readonly tensors: Contents["tensors"];
+  readonly others: Contents["others"];
+
   constructor(
-    readonly path: string,
     private readonly mapped: MappedFile,
-    readonly metadata: Readonly<Record<string, string>>,
-    readonly dataBytes: number,
-    readonly tensors: ReadonlyMap<string, Entry>,
-    readonly others: ReadonlyMap<string, OtherEntry>,
-  ) {}
+    { metadata, dataBytes, tensors, others }: Contents,
+  ) {
+    this.path = mapped.path;
+    this.metadata = metadata;
+    this.dataBytes = dataBytes;
+    this.tensors = tensors;
+    this.others = others;
+  }
 
   private range(name: string, from: number, to: number): [offset: number, length: number] {
     const entry = this.tensors.get(name);
@@ -164,24 +182,24 @@ function readHeader(mapped: MappedFile): {
   const length = new DataView(start.buffer, start.byteOffset, 8).getBigUint64(0, true);
   if (length > BigInt(MAX_HEADER_BYTES) || length > BigInt(byteLength - 8) || length < 2n)
     throw new FormatError(
-      `${file}: its header claims ${length} bytes, the file has ${byteLength}; it is truncated or no safetensors file`,
+      `${file}: its header claims ${length} bytes, the file has ${byteLength}; it is truncated or not a safetensors file`,
     );
   const text = new TextDecoder("utf-8", { fatal: true });
   let header: unknown;
   try {
     header = JSON.parse(text.decode(mapped.bytes(8, Number(length))));
   } catch (error) {
-    throw new FormatError(`${file}: its header is no valid JSON (${error instanceof Error ? error.message : error})`);
+    throw new FormatError(`${file}: its header is not valid JSON (${error instanceof Error ? error.message : error})`);
   }
   if (typeof header !== "object" || header === null || Array.isArray(header))
-    throw new FormatError(`${file}: its header is no JSON object`);
+    throw new FormatError(`${file}: its header is not a JSON object`);
   return { header: header as Record<string, unknown>, dataStart: 8 + Number(length) };
 }
 
 function parseMetadata(file: string, value: unknown): Record<string, string> {
   const valid =
     typeof value === "object" && value !== null && Object.values(value).every((item) => typeof item === "string");
-  if (!valid) throw new FormatError(`${file}: __metadata__ is no map of strings`);
+  if (!valid) throw new FormatError(`${file}: __metadata__ is not a map of strings`);
   return value as Record<string, string>;
 }
 
@@ -206,7 +224,7 @@ function parseEntry(file: string, name: string, value: unknown) {
   return { type: dtype as string, shape: shape as number[], begin: begin as number, end: end as number };
 }
 
-/** Tensors must lie one after another and fill the file: the format allows neither overlaps nor holes. */
+/** Checks that the tensors fill the file: the format allows neither overlaps nor holes. */
 function checkCoverage(
   file: string,
   ranges: { readonly name: string; readonly begin: number; readonly end: number }[],
@@ -226,15 +244,15 @@ function checkCoverage(
     );
 }
 
-/** A tensor to be written: its elements come in pieces, in order. */
+/** A tensor to write: its elements come in chunks, in order. */
 export interface TensorToWrite extends TensorInfo<FloatDType> {
   readonly name: string;
   readonly chunks: () => Iterable<Uint8Array>;
 }
 
 /**
- * Writes a safetensors file atomically, streaming: only one piece of one tensor is in memory at a time.
- * @throws FormatError when a tensor's pieces do not add up to its shape
+ * Writes a safetensors file atomically, streaming: only one chunk of one tensor is in memory at a time.
+ * @throws FormatError when a tensor's chunks do not add up to its shape
  */
 export function writeSafetensors(
   file: string,
@@ -259,7 +277,9 @@ export function writeSafetensors(
           onBytes(chunk.byteLength);
         }
         if (written !== tensorBytes(tensor))
-          throw new FormatError(`${tensor.name}: ${written} bytes came for a shape of ${tensorBytes(tensor)}`);
+          throw new FormatError(
+            `${tensor.name}: its chunks have ${written} bytes, its shape needs ${tensorBytes(tensor)}`,
+          );
       }
       fsyncSync(handle);
     } finally {

@@ -1,7 +1,7 @@
-import { floatSource, type TensorSource } from "../checkpoint/index.js";
-import type { FloatDType } from "../ggml/index.js";
+import type { FloatDType } from "../ggml/dtype.js";
+import { floatSource, type TensorSource } from "./tensor-source.js";
 
-/** The type that a checkpoint's matrices are stored in. */
+/** The type that most of a checkpoint's matrix elements are stored in; f32 where there are no matrices. */
 export const storedType = (source: TensorSource): FloatDType => {
   const counts = new Map<FloatDType, number>();
   for (const { dtype, shape } of floatSource(source).tensors.values())

@@ -4,25 +4,25 @@ import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 import { checkFinite } from "./finite.js";
 
-/** A stored tensor: its type and shape, outermost axis first. */
+/** A stored tensor's type, and its shape, outermost axis first. */
 export interface TensorInfo<D extends StoredDType = StoredDType> {
   readonly dtype: D;
   readonly shape: readonly number[];
 }
 
 /**
- * Tensors by name, read piece by piece: a file on disk, or one derived from another (pruned). Nothing is read before it
- * is asked for.
+ * Tensors by name, read some rows at a time: a file on disk, or a source derived from another (pruned). Nothing is read before it
+ * is requested.
  */
 export interface TensorSource<D extends StoredDType = StoredDType> {
   readonly tensors: ReadonlyMap<string, TensorInfo<D>>;
   /** Little-endian elements of the rows [from, to) of the first axis. May be a view of a mapped file: read-only. */
   readRows(name: string, from: number, to: number): Uint8Array;
-  /** Says that these rows are not needed for now, so that they leave resident memory. */
+  /** Lets these rows leave resident memory: they are not needed for now. */
   releaseRows(name: string, from: number, to: number): void;
 }
 
-/** Describes one tensor. @throws FormatError when the source has none of that name */
+/** The type and shape of one tensor. @throws FormatError when the source has none of that name */
 export function tensorInfo<D extends StoredDType>(
   source: Pick<TensorSource<D>, "tensors">,
   name: string,
@@ -32,7 +32,7 @@ export function tensorInfo<D extends StoredDType>(
   return info;
 }
 
-/** Bytes of one row: all but the first axis. */
+/** Bytes of one row: of all axes but the first. */
 export const rowBytes = ({ dtype, shape }: TensorInfo): number =>
   dataBytes(
     dtype,
@@ -46,12 +46,27 @@ export const tensorBytes = (info: TensorInfo): number => rowBytes(info) * (info.
 export const sourceBytes = (source: TensorSource): number =>
   [...source.tensors.values()].reduce((total, info) => total + tensorBytes(info), 0);
 
-/** How much of a tensor is handled at a time. */
+/** Splits tensors, in order, into files of at most `limit` bytes; a larger tensor has a file of its own. */
+export function splitIntoShards<T extends TensorInfo>(tensors: readonly T[], limit: number): T[][] {
+  const shards: T[][] = [[]];
+  let size = 0;
+  for (const tensor of tensors) {
+    if (size > 0 && size + tensorBytes(tensor) > limit) {
+      shards.push([]);
+      size = 0;
+    }
+    shards.at(-1)?.push(tensor);
+    size += tensorBytes(tensor);
+  }
+  return shards;
+}
+
+/** How much of a tensor is read at a time. */
 const BLOCK_BYTES = 16 << 20;
 
 /**
  * Reads a tensor in blocks of rows, releasing each when the next is asked for.
- * @throws FormatError for elements that are no numbers
+ * @throws FormatError for elements that are not finite
  */
 export function* blocks(
   source: TensorSource,
@@ -69,7 +84,7 @@ export function* blocks(
   }
 }
 
-/** Whether two tensors are the same, bit by bit. */
+/** Whether two tensors are equal bit by bit. */
 export function sameTensor(source: TensorSource, a: string, b: string): boolean {
   const [first, second] = [tensorInfo(source, a), tensorInfo(source, b)];
   if (first.dtype !== second.dtype || first.shape.join() !== second.shape.join()) return false;
@@ -90,10 +105,10 @@ export function readTensor(source: TensorSource, name: string): Uint8Array {
   return result;
 }
 
-/** What quantized weights become where a format or a computation needs plain numbers: bf16 is too coarse for them. */
+/** The type of quantized weights where a format or a computation needs plain floats; bf16 would be too coarse. */
 const EXPANDED_DTYPE = "f16";
 
-/** The same tensors as plain numbers: quantized ones are expanded row by row as they are read. */
+/** The same tensors as plain floats: quantized ones are dequantized as they are read. */
 export function floatSource(source: TensorSource): TensorSource<FloatDType> {
   const tensors = new Map<string, TensorInfo<FloatDType>>();
   for (const [name, { dtype, shape }] of source.tensors)
@@ -111,7 +126,7 @@ export function floatSource(source: TensorSource): TensorSource<FloatDType> {
   };
 }
 
-/** Rows of a tensor in another order. */
+/** The rows of a tensor that `order` lists, in that order. */
 export function gatherRows(source: TensorSource, name: string, order: Uint32Array): Uint8Array {
   const width = rowBytes(tensorInfo(source, name));
   const lowest = order.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY);

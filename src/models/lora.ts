@@ -37,44 +37,44 @@ const configSchema = z.looseObject({
 });
 type AdapterConfig = z.infer<typeof configSchema>;
 
-/** What changes the weights in other ways, and so makes a plain merge wrong. */
-const UNSUPPORTED: readonly { readonly field: string; readonly is: (value: unknown) => boolean }[] = [
-  { field: "use_dora", is: (value) => value === true },
-  { field: "use_qalora", is: (value) => value === true },
-  { field: "use_bdlora", is: Boolean },
-  { field: "alora_invocation_tokens", is: Boolean },
-  { field: "lora_bias", is: (value) => value === true },
-  { field: "layer_replication", is: Boolean },
-  { field: "trainable_token_indices", is: Boolean },
-  { field: "target_parameters", is: (value) => Array.isArray(value) && value.length > 0 },
+/** Settings that change the weights in other ways, so that a plain merge would be wrong. */
+const UNSUPPORTED: readonly { readonly field: string; readonly isSet: (value: unknown) => boolean }[] = [
+  { field: "use_dora", isSet: (value) => value === true },
+  { field: "use_qalora", isSet: (value) => value === true },
+  { field: "use_bdlora", isSet: Boolean },
+  { field: "alora_invocation_tokens", isSet: Boolean },
+  { field: "lora_bias", isSet: (value) => value === true },
+  { field: "layer_replication", isSet: Boolean },
+  { field: "trainable_token_indices", isSet: Boolean },
+  { field: "target_parameters", isSet: (value) => Array.isArray(value) && value.length > 0 },
   {
-    field: "init_lora_weights", // these change the model that the adapter belongs to
-    is: (value) => typeof value === "string" && /^(pissa|olora|corda|loftq)/i.test(value),
+    field: "init_lora_weights", // these initializations also change the base model
+    isSet: (value) => typeof value === "string" && /^(pissa|olora|corda|loftq)/i.test(value),
   },
 ];
 
 function readConfig(directory: string): AdapterConfig {
   const file = path.join(directory, ADAPTER_CONFIG);
-  if (!existsSync(file)) throw new UsageError(`${directory} is no LoRA adapter: it has no ${ADAPTER_CONFIG}`);
+  if (!existsSync(file)) throw new UsageError(`${directory} is not a LoRA adapter: it has no ${ADAPTER_CONFIG}`);
   const config = readJsonObject(file);
   if (config.peft_type !== "LORA")
     throw new FormatError(
-      `${file}: adapters of the type ${JSON.stringify(config.peft_type)} are not merged, only LORA`,
+      `${file}: adapters of the type ${JSON.stringify(config.peft_type)} cannot be merged, only LORA`,
     );
   const parsed = configSchema.safeParse(config);
   if (!parsed.success) {
     const issue = parsed.error.issues[0];
     throw new FormatError(`${file}: ${issue?.path.join(".")}: ${issue?.message}`);
   }
-  for (const { field, is } of UNSUPPORTED)
-    if (is(config[field]))
+  for (const { field, isSet } of UNSUPPORTED)
+    if (isSet(config[field]))
       throw new FormatError(
-        `${file}: ${field} (${JSON.stringify(config[field])}) is not merged here; merge it with PEFT's merge_and_unload`,
+        `${file}: ${field} (${JSON.stringify(config[field])}) is not supported; merge the adapter with PEFT's merge_and_unload`,
       );
   return parsed.data;
 }
 
-/** A change of one tensor: s · B A, its rows those of the tensor. */
+/** The change s · B A of one tensor, with the tensor's rows. */
 interface LowRank {
   readonly rank: number;
   /** [rows, rank], scaled. */
@@ -84,85 +84,92 @@ interface LowRank {
 }
 
 interface Adapter {
+  /** By the model's parameter. */
   readonly changes: ReadonlyMap<string, LowRank>;
-  /** Tensors that replace the model's: what `modules_to_save` and trained biases are. */
-  readonly replaced: ReadonlyMap<string, string>;
+  /** Tensors of the adapter that replace the model's parameters (`modules_to_save`, trained biases), by the parameter. */
+  readonly replacements: ReadonlyMap<string, string>;
   readonly file: SafetensorsFile;
 }
 
-/** Names in an adapter: the module, and what of it. */
+/** Names of tensors in an adapter: the module, and which of its matrices. */
 const PART =
   /^(?:base_model\.model\.)?(.+?)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.default)?(?:\.weight)?$/;
 
 function openAdapter(directory: string, strength: number, model: TensorSource): Adapter {
   const config = readConfig(directory);
-  const at = path.join(directory, WEIGHTS);
-  if (!existsSync(at))
-    throw new CoppiceError(
-      `${directory} has no ${WEIGHTS}${existsSync(path.join(directory, "adapter_model.bin")) ? "; its adapter_model.bin is a pickle, which could run code: save it with PEFT's safe_serialization" : ""}`,
-    );
-  const file = openSafetensors(at);
+  const file = openWeights(directory);
   const parameters = new Map([...model.tensors.keys()].map((name) => [bareName(name), name]));
-  const target = (name: string): string => parameters.get(bareName(name)) ?? name;
+  const parameterNamed = (name: string): string => parameters.get(bareName(name)) ?? name;
   const modules = new Map<string, Map<string, string>>();
-  const replaced = new Map<string, string>();
+  const replacements = new Map<string, string>();
   for (const name of file.tensors.keys()) {
     const [, module, part] = PART.exec(name) ?? [];
     if (module !== undefined && part !== undefined)
       modules.set(module, (modules.get(module) ?? new Map<string, string>()).set(part, name));
-    else replaced.set(target(parameterOf(name)), name);
+    else replacements.set(parameterNamed(replacedName(name)), name);
   }
   const changes = new Map<string, LowRank>();
   for (const [module, parts] of modules) {
-    const parameter = target(`${module}.weight`);
-    checkTarget(at, parameter, model);
-    const change = changeOf(file, module, parts, config, strength);
-    checkSize(at, parameter, change, model);
+    const parameter = parameterNamed(`${module}.weight`);
+    checkTarget(file.path, parameter, model);
+    const change = changeOf(file, module, parts, { config, strength });
+    checkSize(file.path, parameter, change, model);
     changes.set(parameter, change);
   }
-  for (const [parameter, name] of replaced) {
-    checkTarget(at, parameter, model);
+  for (const [parameter, name] of replacements) {
+    checkTarget(file.path, parameter, model);
     const [own, theirs] = [tensorInfo(file, name).shape, tensorInfo(model, parameter).shape];
     if (own.join() !== theirs.join())
-      throw new FormatError(`${at}: ${parameter} is [${own.join(", ")}], the model's is [${theirs.join(", ")}]`);
+      throw new FormatError(`${file.path}: ${parameter} is [${own.join(", ")}], the model's is [${theirs.join(", ")}]`);
   }
-  if (changes.size + replaced.size === 0) throw new FormatError(`${at} has no tensors of an adapter`);
-  return { changes, replaced, file };
+  if (changes.size + replacements.size === 0) throw new FormatError(`${file.path} has no tensors of an adapter`);
+  return { changes, replacements, file };
 }
 
-/** The model's name of a tensor that an adapter holds whole. */
-const parameterOf = (name: string): string =>
+function openWeights(directory: string): SafetensorsFile {
+  const file = path.join(directory, WEIGHTS);
+  if (existsSync(file)) return openSafetensors(file);
+  const hint = existsSync(path.join(directory, "adapter_model.bin"))
+    ? "; its adapter_model.bin is a pickle, which could run code: save it with PEFT's safe_serialization"
+    : "";
+  throw new CoppiceError(`${directory} has no ${WEIGHTS}${hint}`);
+}
+
+/** The model's name of a tensor that an adapter replaces. */
+const replacedName = (name: string): string =>
   name.replace(/^base_model\.model\./, "").replace(/\.(?:modules_to_save\.[^.]+|original_module|base_layer)\./, ".");
 
 function checkTarget(file: string, parameter: string, model: TensorSource): void {
-  if (!model.tensors.has(parameter))
-    throw new FormatError(
-      `${file} changes ${parameter}, which the model does not have${parameter === "lm_head.weight" ? ": its head is its embedding" : "; is it the adapter of another model?"}`,
-    );
+  if (model.tensors.has(parameter)) return;
+  const reason =
+    parameter === "lm_head.weight" ? ": its head is its embedding" : "; is it the adapter of another model?";
+  throw new FormatError(`${file} changes ${parameter}, which the model does not have${reason}`);
 }
 
-/** @param strength multiplies what the configuration says */
+/**
+ * @param parts the names of the module's matrices in the file, by kind
+ * @param strength multiplies the scale that the configuration sets
+ */
 function changeOf(
   file: SafetensorsFile,
   module: string,
   parts: ReadonlyMap<string, string>,
-  config: AdapterConfig,
-  strength: number,
+  { config, strength }: { readonly config: AdapterConfig; readonly strength: number },
 ): LowRank {
   const embedding = parts.has("lora_embedding_A");
   const [a, b] = embedding ? ["lora_embedding_A", "lora_embedding_B"] : ["lora_A", "lora_B"];
   const [inner, outer] = [a, b].map((part) => matrixOf(file, module, parts.get(part)));
-  if (inner === undefined || outer === undefined) throw new FormatError(`${file.path}: ${module} is not whole`);
+  if (inner === undefined || outer === undefined) throw new FormatError(`${file.path}: ${module} is incomplete`);
   const [rank, width] = inner.shape;
   if (outer.shape[1] !== rank)
     throw new FormatError(`${file.path}: ${module} has ranks ${rank} and ${outer.shape[1]}, which must be the same`);
-  const expected = matching(config.rank_pattern, module) ?? config.r;
+  const expected = matchingValue(config.rank_pattern, module) ?? config.r;
   if (rank !== expected)
     throw new FormatError(`${file.path}: ${module} has the rank ${rank}, its configuration says ${expected}`);
-  const alpha = matching(config.alpha_pattern, module) ?? config.lora_alpha;
+  const alpha = matchingValue(config.alpha_pattern, module) ?? config.lora_alpha;
   const scale = (strength * alpha) / (config.use_rslora === true ? Math.sqrt(rank) : rank);
   const [left, right] = embedding
-    ? [transposed(inner.values, rank, width), transposed(outer.values, outer.shape[0], rank)]
+    ? [transpose(inner.values, rank, width), transpose(outer.values, outer.shape[0], rank)]
     : [outer.values, inner.values];
   return { rank, left: left.map((value) => value * scale), right };
 }
@@ -181,22 +188,25 @@ function matrixOf(file: SafetensorsFile, module: string, name: string | undefine
   return { shape: [rows, columns], values: toFloat32(loadFunctions(), readTensor(file, name), dtype).slice() };
 }
 
-/** PEFT's patterns are regular expressions that a module's name ends with. */
-function matching(patterns: Readonly<Record<string, number>> | null | undefined, module: string): number | undefined {
+/** The value of the first pattern that a module matches. PEFT's patterns are regular expressions for the end of its name. */
+function matchingValue(
+  patterns: Readonly<Record<string, number>> | null | undefined,
+  module: string,
+): number | undefined {
   for (const [key, value] of Object.entries(patterns ?? {})) {
     if (module === key || module.endsWith(`.${key}`)) return value;
     let expression: RegExp;
     try {
       expression = new RegExp(`^(?:.*\\.)?(?:${key})$`);
     } catch {
-      throw new FormatError(`${ADAPTER_CONFIG}: ${JSON.stringify(key)} is no regular expression`);
+      throw new FormatError(`${ADAPTER_CONFIG}: ${JSON.stringify(key)} is not a regular expression`);
     }
     if (expression.test(module)) return value;
   }
   return undefined;
 }
 
-function transposed(values: Float32Array, rows: number, columns: number): Float32Array {
+function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
   const result = new Float32Array(values.length);
   for (let row = 0; row < rows; row++)
     for (let column = 0; column < columns; column++)
@@ -204,7 +214,7 @@ function transposed(values: Float32Array, rows: number, columns: number): Float3
   return result;
 }
 
-/** Checks that a change is as large as the tensor. Those of PEFT are [outputs, inputs], as our parameters are, however stored. */
+/** Checks that a change has the tensor's shape: [outputs, inputs] in PEFT and for our parameters, however these are stored. */
 function checkSize(file: string, parameter: string, { rank, left, right }: LowRank, model: TensorSource): void {
   const { shape } = tensorInfo(model, parameter);
   const own = [left.length / rank, right.length / rank];
@@ -214,7 +224,7 @@ function checkSize(file: string, parameter: string, { rank, left, right }: LowRa
     );
 }
 
-/** A model's tensors with an adapter's changes. What is stored quantized is expanded where it is changed. */
+/** A model's tensors with an adapter's changes. Quantized tensors are dequantized where they are changed. */
 class MergedSource implements TensorSource {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   private readonly floats: TensorSource<FloatDType>;
@@ -224,18 +234,18 @@ class MergedSource implements TensorSource {
     private readonly adapter: Adapter,
   ) {
     this.floats = floatSource(source);
-    const changed = (name: string) => adapter.changes.has(name) || adapter.replaced.has(name);
+    const isChanged = (name: string) => adapter.changes.has(name) || adapter.replacements.has(name);
     this.tensors = new Map(
-      [...source.tensors].map(([name, info]) => [name, changed(name) ? tensorInfo(this.floats, name) : info]),
+      [...source.tensors].map(([name, info]) => [name, isChanged(name) ? tensorInfo(this.floats, name) : info]),
     );
   }
 
   readRows(name: string, from: number, to: number): Uint8Array {
     const f = loadFunctions();
-    const { changes, replaced, file } = this.adapter;
-    const own = replaced.get(name);
-    if (own !== undefined) {
-      const values = toFloat32(f, file.readRows(own, from, to), tensorInfo(file, own).dtype);
+    const { changes, replacements, file } = this.adapter;
+    const replacement = replacements.get(name);
+    if (replacement !== undefined) {
+      const values = toFloat32(f, file.readRows(replacement, from, to), tensorInfo(file, replacement).dtype);
       return fromFloat32(f, values, tensorInfo(this.floats, name).dtype);
     }
     const change = changes.get(name);
@@ -251,7 +261,7 @@ class MergedSource implements TensorSource {
   }
 }
 
-/** Adds rows [from, to) of a change to those of a tensor. */
+/** Adds rows [from, to) of a change to the values of those rows of a tensor. */
 function addProduct(values: Float32Array, { rank, left, right }: LowRank, from: number, to: number): void {
   const columns = right.length / rank;
   for (let row = from; row < to; row++) {

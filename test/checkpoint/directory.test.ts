@@ -51,20 +51,20 @@ describe("a model directory", () => {
   it.each([
     ["no configuration", (d: string) => rmSync(path.join(d, "config.json")), /has no config.json/],
     [
-      "a configuration that is no JSON",
+      "a configuration that is not JSON",
       (d: string) => writeFileSync(path.join(d, "config.json"), "{"),
-      /no valid JSON/,
+      /not valid JSON/,
     ],
     [
       "a configuration that is a list",
       (d: string) => writeFileSync(path.join(d, "config.json"), "[]"),
-      /no JSON object/,
+      /not a JSON object/,
     ],
     ["a missing shard", (d: string) => rmSync(path.join(d, "model-00002-of-00003.safetensors")), /which is missing/],
     [
       "an index that points elsewhere",
       (d: string) => writeFileSync(path.join(d, "model.safetensors.index.json"), '{"weight_map":{"x":"../../secret"}}'),
-      /no file name beside it/,
+      /not the name of a file beside it/,
     ],
     [
       "an index that lies",

@@ -163,7 +163,7 @@ describe("a hostile GGUF file", () => {
   });
 
   it.each([
-    ["no magic", (bytes: Buffer) => bytes.write("GGML", 0), /no GGUF file/],
+    ["no magic", (bytes: Buffer) => bytes.write("GGML", 0), /not a GGUF file/],
     ["another version", (bytes: Buffer) => bytes.writeUInt32LE(1, 4), /version 1/],
     ["a huge count of tensors", (bytes: Buffer) => bytes.writeBigUInt64LE(1n << 60n, 8), /number of tensors is/],
     ["a huge count of keys", (bytes: Buffer) => bytes.writeBigUInt64LE(1n << 60n, 16), /metadata keys is/],

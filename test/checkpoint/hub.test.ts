@@ -75,8 +75,8 @@ describe("a hub", () => {
     } finally {
       process.chdir(before);
     }
-    await expect(resolveModel(`hf://${model}`, { endpoint, cacheDir })).rejects.toThrow(/no hub id/);
-    await expect(resolveModel("hf://org/model@../../../x", { endpoint, cacheDir })).rejects.toThrow(/no branch/);
+    await expect(resolveModel(`hf://${model}`, { endpoint, cacheDir })).rejects.toThrow(/not a hub id/);
+    await expect(resolveModel("hf://org/model@../../../x", { endpoint, cacheDir })).rejects.toThrow(/not a branch/);
   });
 
   it("gives a configuration without the weights", async () => {

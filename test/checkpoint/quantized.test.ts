@@ -109,7 +109,7 @@ describe("a checkpoint that another tool has quantized", () => {
       "pack-quantized",
       { quant_method: "gptq", bits: 4 },
       (t) => t,
-      /is quantized by GPTQ to 4 bits, which is not read.*GGUF.*dequantize/,
+      /is quantized by GPTQ to 4 bits, which is not supported.*GGUF.*dequantize/,
     ],
     ["awq", "pack-quantized", { quant_method: "awq", bits: 4 }, (t) => t, /by AWQ to 4 bits/],
     [
@@ -155,7 +155,7 @@ describe("a checkpoint that another tool has quantized", () => {
       "pack-quantized",
       JSON.parse(readFileSync(path.join(fixtures, "quantized/pack-quantized/config.json"), "utf8")).quantization_config,
       (t) => t.replaceAll("weight_shape", "weight_shapo"),
-      /does not say how large it is/,
+      /does not state its size/,
     ],
   ])("is refused by name: %s", (name, form, quantization, header, message) => {
     expect(() => openCheckpoint(changed(name, form, quantization, header))).toThrow(message);

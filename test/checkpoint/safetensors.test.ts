@@ -63,7 +63,9 @@ describe("safetensors", () => {
 
   it("leaves nothing behind when writing fails", () => {
     const bad = { name: "x", dtype: "f32", shape: [4], chunks: () => [new Uint8Array(3)] } as const;
-    expect(() => writeSafetensors(file("failed.safetensors"), [bad])).toThrow(/3 bytes came for a shape of 16/);
+    expect(() => writeSafetensors(file("failed.safetensors"), [bad])).toThrow(
+      /its chunks have 3 bytes, its shape needs 16/,
+    );
     expect(readdirSync(directory).filter((name) => name.startsWith("failed"))).toEqual([]);
   });
 
@@ -77,20 +79,20 @@ describe("safetensors", () => {
       /claims 9223372036854775807 bytes/,
     ],
     ["too few bytes", () => writeFileSync(file("h"), Buffer.alloc(3)), /3 bytes are too few/],
-    ["a header that is no JSON", () => writeRaw("h", "{]", 0), /no valid JSON/],
-    ["a header that is no object", () => writeRaw("h", "[1]", 0), /no JSON object/],
+    ["a header that is not JSON", () => writeRaw("h", "{]", 0), /not valid JSON/],
+    ["a header that is not an object", () => writeRaw("h", "[1]", 0), /not a JSON object/],
     ["a huge shape", () => writeRaw("h", entry([2 ** 40, 2 ** 40], [0, 8]), 8), /needs/],
     ["a negative size", () => writeRaw("h", entry([-1], [0, 4]), 4), /no valid dtype, shape/],
     ["a fractional size", () => writeRaw("h", entry([1.5], [0, 6]), 6), /no valid dtype, shape/],
     ["offsets that run backwards", () => writeRaw("h", entry([1], [4, 0]), 4), /no valid dtype, shape/],
-    ["offsets past the data", () => writeRaw("h", entry([2], [0, 8]), 4), /truncated or its header lies/],
+    ["offsets past the data", () => writeRaw("h", entry([2], [0, 8]), 4), /truncated or its header is wrong/],
     [
       "offsets that do not fit the shape",
       () => writeRaw("h", entry([3], [0, 8]), 8),
       /needs 12 bytes, its offsets span 8/,
     ],
     ["an unknown type", () => writeRaw("h", entry([1], [0, 4], "Q9"), 4), /unknown type Q9/],
-    ["a type that is no text", () => writeRaw("h", entry([1], [0, 4], 7), 4), /no valid dtype/],
+    ["a type that is not text", () => writeRaw("h", entry([1], [0, 4], 7), 4), /no valid dtype/],
     ["trailing bytes", () => writeRaw("h", entry([1], [0, 4]), 9), /end at byte 4 of 9/],
     [
       "overlapping tensors",

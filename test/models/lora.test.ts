@@ -170,11 +170,11 @@ describe("a LoRA adapter", () => {
     expect(() => openCheckpoint(plain)).toThrow(/is a LoRA adapter of someone\/a-model, not a model.*--lora/);
     copyFileSync(path.join(teacher, "config.json"), path.join(plain, "config.json")); // as some trainers write
     expect(() => openCheckpoint(plain)).toThrow(/is a LoRA adapter/);
-    expect(() => openCheckpoint(withAdapters(teacher, [teacher]))).toThrow(/is no LoRA adapter/);
+    expect(() => openCheckpoint(withAdapters(teacher, [teacher]))).toThrow(/is not a LoRA adapter/);
     await expect(resolveModel(withAdapters(teacher, [path.join(root, "nowhere", "at", "all")]))).rejects.toThrow(
       /nowhere/,
     );
-    expect(() => openCheckpoint(withAdapters(teacher, [`${plain}=much`]))).toThrow(/much, which is no number/);
+    expect(() => openCheckpoint(withAdapters(teacher, [`${plain}=much`]))).toThrow(/much, which is not a number/);
   });
 
   it("is merged by every command that opens a model", () => {
