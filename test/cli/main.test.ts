@@ -227,7 +227,7 @@ describe("mistakes", () => {
     ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
     ["a target out of reach", ["plan", teacher, "--target", "0.1x"], 2, /no architecture has/],
-    ["a directory without a model", ["inspect", empty], 1, /is no model directory: it has no config.json/],
+    ["a directory without a model", ["inspect", empty], 1, /is not a model directory: it has no config.json/],
     ["a model that is nowhere", ["inspect", "/nowhere/at/all"], 2, /there is no model /],
     ["a hub id that is not cached, offline", ["inspect", "org/name"], 1, /is not in the cache/],
     ["data that is nowhere", ["perplexity", teacher, "--data", "/nowhere.txt"], 2, /no data found at \/nowhere.txt/],

@@ -48,7 +48,7 @@ describe("a token number beyond the vocabulary", () => {
     const model = changed((config) => ({ ...config, eos_token_id: 99_999 }));
     writeFileSync(path.join(model, "tokenizer_config.json"), "{}"); // nothing else says what ends a text
     const out = path.join(directory, "beyond");
-    const message = /the eos token has the number 99999, beyond the vocabulary of 512 tokens: correct eos_token_id/;
+    const message = /the eos token has the id 99999, outside the vocabulary of 512 tokens: correct eos_token_id/;
     await expect(quantize({ model, types: ["q8_0"], out, device: "cpu" })).rejects.toThrow(message);
     await expect(exportModel({ model, out: `${out}.gguf`, device: "cpu" })).rejects.toThrow(message);
     expect(existsSync(out) ? readdirSync(out) : []).toEqual([]);
