@@ -4,7 +4,7 @@ import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError, required } from "../system/errors.js";
 import { FLOAT8, type Float8 } from "./float8.js";
 import type { SafetensorsFile } from "./safetensors.js";
-import { readTensor, type TensorInfo, type TensorSource, tensorInfo } from "./tensor-source.js";
+import { readTensor, rowCount, type TensorInfo, type TensorSource, tensorInfo } from "./tensor-source.js";
 
 /**
  * Checkpoints that other tools have quantized. Those of 8-bit floats (transformers' `fp8`, FBGEMM, ModelOpt, DeepSeek's) and
@@ -348,8 +348,8 @@ class DequantizedSource implements TensorSource<FloatDType> {
   }
 }
 
-/** All bytes of a tensor. One without axes has a single row. */
-const readWhole = ({ file, shape }: StoredTensor, name: string): Uint8Array => file.readOther(name, 0, shape[0] ?? 1);
+/** All bytes of a tensor. */
+const readWhole = (tensor: StoredTensor, name: string): Uint8Array => tensor.file.readOther(name, 0, rowCount(tensor));
 
 /** The elements of some rows, before they are scaled. */
 function elementsOf(

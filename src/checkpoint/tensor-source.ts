@@ -39,8 +39,11 @@ export const rowBytes = ({ dtype, shape }: TensorInfo): number =>
     shape.slice(1).reduce((product, size) => product * size, 1),
   );
 
+/** Rows of a tensor: the size of its first axis, or 1 for a scalar. */
+export const rowCount = ({ shape }: Pick<TensorInfo, "shape">): number => shape[0] ?? 1;
+
 /** Bytes of a whole tensor. */
-export const tensorBytes = (info: TensorInfo): number => rowBytes(info) * (info.shape[0] ?? 1);
+export const tensorBytes = (info: TensorInfo): number => rowBytes(info) * rowCount(info);
 
 /** Bytes of all tensors of a source. */
 export const sourceBytes = (source: TensorSource): number =>
@@ -73,7 +76,7 @@ export function* blocks(
   name: string,
 ): Generator<{ readonly row: number; readonly bytes: Uint8Array }> {
   const info = tensorInfo(source, name);
-  const rows = info.shape[0] ?? 1;
+  const rows = rowCount(info);
   const step = Math.max(1, Math.floor(BLOCK_BYTES / Math.max(1, rowBytes(info))));
   for (let row = 0; row < rows; row += step) {
     const end = Math.min(rows, row + step);

@@ -8,27 +8,27 @@ import { FormatError } from "../system/errors.js";
 /** How text is encoded, as `TextDecoder` names it. */
 type Encoding = "utf-8" | "utf-16le" | "utf-16be";
 
-/** A data file, opened: what it begins with says what it is, whatever its name. */
+/** An open data file. Its first bytes determine what it is, whatever its name. */
 export interface Content {
-  /** Its first bytes, unpacked: {@link HEAD_BYTES} at most. */
+  /** Its first bytes, decompressed: at most {@link HEAD_BYTES}. */
   readonly head: Uint8Array;
   /** Whether the bytes on disk are compressed. */
   readonly compressed: boolean;
-  /** Its bytes, unpacked. Read once. */
+  /** Its bytes, decompressed. They can be read once. */
   readonly bytes: AsyncIterable<Uint8Array>;
   close(): void;
 }
 
-/** Enough to tell what a file is, and to see more than its first line. */
+/** Enough to determine what a file is, and to see more than its first line. */
 const HEAD_BYTES = 1 << 16;
 
-/** Compressed files within compressed files are opened so many deep. */
+/** How often a file may be compressed. */
 const MOST_LAYERS = 3;
 
 const startsWith = (bytes: Uint8Array, magic: string | readonly number[], at = 0): boolean =>
   [...magic].every((item, i) => bytes[at + i] === (typeof item === "string" ? item.charCodeAt(0) : item));
 
-/** Opens a file, and unpacks it if it is compressed by gzip or Zstandard. */
+/** Opens a file, decompressing it if it is compressed with gzip or Zstandard. */
 export async function openContent(file: string): Promise<Content> {
   const raw = createReadStream(file, { highWaterMark: 1 << 18 });
   const close = () => void raw.destroy();
@@ -46,7 +46,7 @@ export async function openContent(file: string): Promise<Content> {
   }
 }
 
-/** Takes the beginning off a stream of bytes and puts it back. */
+/** Reads the beginning of a stream of bytes, and returns it with the whole stream. */
 async function peek(source: AsyncIterable<Uint8Array>): Promise<Pick<Content, "head" | "bytes">> {
   const iterator = source[Symbol.asyncIterator]();
   const chunks: Uint8Array[] = [];
@@ -78,19 +78,20 @@ function unpackerOf(file: string, head: Uint8Array): Unpack | undefined {
 
 const gunzip: Unpack = (bytes) => pipeline(Readable.from(bytes), createGunzip(), () => {});
 
-/** As the `zstd` program takes without being asked for more. */
+/** The limit of the `zstd` program without further options. */
 const MOST_WINDOW_BYTES = 128 << 20;
 
-/** Refuses a Zstandard frame that wants a large buffer (RFC 8878, section 3.1.1.1). */
+/** Rejects a Zstandard frame that needs a large buffer (RFC 8878, section 3.1.1.1). */
 function checkWindow(file: string, head: Uint8Array): void {
-  const descriptor = head[4] ?? 0;
+  const [, , , , descriptor, windowByte] = head;
+  if (descriptor === undefined || windowByte === undefined) return; // the decompressor reports the truncated frame
   const singleSegment = (descriptor & 0x20) !== 0;
-  if (singleSegment) return; // the window is the content, which the frame's writer held in memory too
-  const [exponent, mantissa] = [(head[5] ?? 0) >> 3, (head[5] ?? 0) & 7];
+  if (singleSegment) return; // the window is the content, which the frame's writer also held in memory
+  const [exponent, mantissa] = [windowByte >> 3, windowByte & 7];
   const window = 2 ** (10 + exponent) * (1 + mantissa / 8);
   if (window > MOST_WINDOW_BYTES)
     throw new FormatError(
-      `${file} needs a window of ${window / 2 ** 20} MiB to be unpacked, more than ${MOST_WINDOW_BYTES / 2 ** 20}: compress it without --long or --ultra`,
+      `${file} needs a window of ${window / 2 ** 20} MiB to be decompressed, more than ${MOST_WINDOW_BYTES / 2 ** 20}: compress it without --long or --ultra`,
     );
 }
 
@@ -102,25 +103,28 @@ async function* unzstd(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Ar
     yield* unpacked;
     unpacked = [];
   }
-  decompress.push(new Uint8Array(0), true); // says so when the last frame is cut off
+  decompress.push(new Uint8Array(0), true); // throws if the last frame is truncated
   yield* unpacked;
 }
 
 export const isParquet = (head: Uint8Array): boolean => startsWith(head, "PAR1");
 
-/** Files that people mistake for data and that no common list of magic numbers has. */
-const BINARIES: readonly { readonly is: (head: Uint8Array) => boolean; readonly name: string }[] = [
-  { is: (head) => startsWith(head, "GGUF"), name: "a GGUF model" },
-  { is: (head) => startsWith(head, [0x7b, 0x22], 8) && head[7] === 0 && head[6] === 0, name: "a safetensors model" },
-  { is: (head) => startsWith(head, [0x93, ..."NUMPY"] as number[]), name: "a NumPy array" },
-  { is: (head) => head[0] === 0x80 && (head[1] ?? 9) <= 5, name: "a Python pickle" },
-  { is: (head) => startsWith(head, "\x89HDF"), name: "an HDF5 file" },
-  { is: (head) => startsWith(head, [255, 255, 255, 255]), name: "an Arrow stream: save it as Parquet" },
-  { is: (head) => startsWith(head, "ARROW1"), name: "an Arrow file: save it as Parquet" },
-  { is: (head) => startsWith(head, "ORC"), name: "an ORC file: save it as Parquet" },
+/** Files that are mistaken for data and are missing from common lists of magic numbers. */
+const BINARIES: readonly { readonly matches: (head: Uint8Array) => boolean; readonly name: string }[] = [
+  { matches: (head) => startsWith(head, "GGUF"), name: "a GGUF model" },
+  {
+    matches: (head) => startsWith(head, [0x7b, 0x22], 8) && head[7] === 0 && head[6] === 0,
+    name: "a safetensors model",
+  },
+  { matches: (head) => startsWith(head, [0x93, ..."NUMPY"] as number[]), name: "a NumPy array" },
+  { matches: (head) => head[0] === 0x80 && (head[1] ?? 9) <= 5, name: "a Python pickle" },
+  { matches: (head) => startsWith(head, "\x89HDF"), name: "an HDF5 file" },
+  { matches: (head) => startsWith(head, [255, 255, 255, 255]), name: "an Arrow stream: save it as Parquet" },
+  { matches: (head) => startsWith(head, "ARROW1"), name: "an Arrow file: save it as Parquet" },
+  { matches: (head) => startsWith(head, "ORC"), name: "an ORC file: save it as Parquet" },
 ];
 
-/** What to do with some of the kinds that the library names. */
+/** What to do with some of the types that the library names. */
 const ADVICE: Readonly<Record<string, string>> = {
   zip: "unpack it",
   tar: "unpack it",
@@ -142,36 +146,36 @@ const ADVICE: Readonly<Record<string, string>> = {
   avro: "save it as Parquet",
 };
 
-/** Text by its bytes, though it is markup for another program. */
+/** Types whose bytes are text, but markup for another program. */
 const MARKED_UP = ["pdf", "rtf"];
 
 /**
- * Finds how the text of a file is encoded.
- * @throws FormatError naming what the file is when it is no text
+ * Detects how the text of a file is encoded.
+ * @throws FormatError saying what the file is, when it is not text
  */
 export async function encodingOf(file: string, head: Uint8Array): Promise<Encoding> {
   if (startsWith(head, [0xff, 0xfe, 0, 0]) || startsWith(head, [0, 0, 0xfe, 0xff]))
     throw new FormatError(`${file} is text in UTF-32: save it as UTF-8`);
   if (startsWith(head, [0xff, 0xfe])) return "utf-16le";
   if (startsWith(head, [0xfe, 0xff])) return "utf-16be";
-  const known = BINARIES.find(({ is }) => is(head));
+  const known = BINARIES.find(({ matches }) => matches(head));
   if (known !== undefined) throw new FormatError(`${file} is ${known.name}, not text`);
   const type = await fileTypeFromBuffer(head).catch(() => undefined);
-  const binary = head.includes(0) || damage(head) > MOST_DAMAGE;
-  if (type !== undefined && (binary || MARKED_UP.includes(type.ext))) {
+  const isBinary = head.includes(0) || damage(head) > MOST_DAMAGE;
+  if (type !== undefined && (isBinary || MARKED_UP.includes(type.ext))) {
     const advice = ADVICE[type.ext];
-    throw new FormatError(`${file} is no text but ${type.ext} (${type.mime})${advice ? `: ${advice}` : ""}`);
+    throw new FormatError(`${file} is not text but ${type.ext} (${type.mime})${advice ? `: ${advice}` : ""}`);
   }
-  if (!binary) return "utf-8";
+  if (!isBinary) return "utf-8";
   const wide = wideEncoding(head);
   if (wide !== undefined) return wide;
-  if (head.includes(0)) throw new FormatError(`${file} is no text: it has bytes of value 0`);
+  if (head.includes(0)) throw new FormatError(`${file} is not text: it has bytes of value 0`);
   throw new FormatError(
-    `${file} is no text in UTF-8; if it is in another encoding, convert it, for example with iconv -f WINDOWS-1252 -t UTF-8`,
+    `${file} is not text in UTF-8; if it is in another encoding, convert it, for example with iconv -f WINDOWS-1252 -t UTF-8`,
   );
 }
 
-/** Share of the characters that are no valid UTF-8 above which a file is said to be something else. */
+/** Share of invalid characters above which a file is not considered UTF-8. */
 const MOST_DAMAGE = 0.001;
 
 /** Share of the characters that decode to replacement characters. */
@@ -197,8 +201,8 @@ function wideEncoding(head: Uint8Array): Encoding | undefined {
 
 /**
  * Decodes a file's bytes as text, without its byte order mark.
- * @param onDamaged is told how many characters were no valid text, if any
- * @throws FormatError where a character of value 0 stands
+ * @param onDamaged called with the number of invalid characters, if there are any
+ * @throws FormatError at a character of value 0
  */
 export async function* decoded(
   file: string,

@@ -6,32 +6,32 @@ import { FormatError, UsageError } from "../system/errors.js";
 import { fieldNames, textIn } from "./field.js";
 import { endingOf, openData, ROW_ENDINGS, type Row, readError } from "./rows.js";
 
-/** A piece of text. Several pieces in a row may belong to one document. */
+/** A document, or one of several consecutive parts of it. */
 export interface Document {
   readonly text: string;
-  /** Whether it goes on where the piece before it ended, without a boundary. */
+  /** Whether it continues the part before it. */
   readonly continues: boolean;
 }
 
 export interface DocumentOptions {
   /** The field of JSONL records and the column of Parquet files that holds the text. */
   readonly field: string;
-  /** What separates documents in plain text. Text without it is one document. */
+  /** The separator of documents in plain text. Text without it is one document. */
   readonly separator: string;
 }
 
 export const DOCUMENT_DEFAULTS: DocumentOptions = { field: "text", separator: "<|endoftext|>" };
 
-/** Told what the reader of the data should know, for example how many rows were left out. */
+/** Called with a note for the user, for example how many rows were left out. */
 export type OnNote = (note: string) => void;
 
-/** Endings of the files of a directory that are read. */
+/** Extensions of the files of a directory that are read. */
 const READ_ENDINGS: readonly string[] = [...ROW_ENDINGS, ".txt", ".md", ".text", ".rst", ".tex", ".html"];
-/** Files that describe a data set and are none. */
+/** Files that describe a data set. */
 const DESCRIPTIONS = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
 /**
- * Streams the documents of a file; see {@link openData} for how it is read. Rows without text are left out and counted.
+ * Streams the documents of a file; see {@link openData} for the formats. Rows without text are left out and counted.
  * @throws FormatError naming the file and line that cannot be read, or when no row has text
  */
 export async function* readDocuments(
@@ -51,7 +51,7 @@ export async function* readDocuments(
 const HUB_DATASETS = `${HUB_PREFIX}datasets/`;
 
 /**
- * Finds the files that data arguments mean: a file, a directory (every readable file below it), a glob, or
+ * Finds the files that data arguments refer to: a file, a directory (every readable file below it), a glob, or
  * `hf://datasets/org/name[@revision][/glob]`.
  * @throws UsageError when an argument matches nothing
  */
@@ -81,7 +81,7 @@ async function filesBelow(directory: string): Promise<string[]> {
 async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   const match = /^([\w.-]+\/[\w.-]+?)(?:@([\w.-]+))?(?:\/(.+))?$/.exec(reference);
   if (match === null)
-    throw new UsageError(`${HUB_DATASETS}${reference} is no data set (${HUB_DATASETS}organisation/name)`);
+    throw new UsageError(`${HUB_DATASETS}${reference} is not a data set (${HUB_DATASETS}organization/name)`);
   const [, repo = "", revision, pattern] = match;
   const patterns = pattern === undefined ? ["**/*.{parquet,jsonl,ndjson,csv,tsv,txt}{,.gz,.zst}"] : [pattern];
   const options = revision === undefined ? hub : { ...hub, revision };
@@ -89,32 +89,32 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   return (await glob(patterns, { cwd: directory, absolute: true })).sort();
 }
 
-/** Pieces of a document without separators are about this long. */
-const PIECE_CHARACTERS = 4096;
+/** The approximate length of the parts of a long document. */
+const PART_CHARACTERS = 4096;
 
-/** A document without a separator is handed on in pieces cut at line ends, so that no file need fit in memory. */
+/** A long document is yielded in parts that end at line ends, so that no file need fit in memory. */
 async function* readText(
   file: string,
   chunks: AsyncIterable<string>,
   { separator }: DocumentOptions,
 ): AsyncGenerator<Document> {
   let rest = "";
-  let inside = false; // whether the last piece belongs to a document that is still open
-  const piece = (text: string): Document => ({ text, continues: inside });
+  let inside = false; // whether the last part belongs to a document that has not ended
+  const part = (text: string): Document => ({ text, continues: inside });
   try {
     for await (const chunk of chunks) {
       rest += chunk;
       for (let end = rest.indexOf(separator); end >= 0; end = rest.indexOf(separator)) {
         const text = rest.slice(0, end);
-        if (text.trim() !== "") yield piece(inside ? text.trimEnd() : text.trim());
+        if (text.trim() !== "") yield part(inside ? text.trimEnd() : text.trim());
         inside = false;
         rest = rest.slice(end + separator.length);
       }
-      while (rest.length > 2 * PIECE_CHARACTERS) {
-        const line = rest.indexOf("\n", PIECE_CHARACTERS);
+      while (rest.length > 2 * PART_CHARACTERS) {
+        const line = rest.indexOf("\n", PART_CHARACTERS);
         const cut = line < 0 || line > rest.length - separator.length ? -1 : line + 1;
         if (cut < 0) break;
-        yield piece(inside ? rest.slice(0, cut) : rest.slice(0, cut).trimStart());
+        yield part(inside ? rest.slice(0, cut) : rest.slice(0, cut).trimStart());
         inside = true;
         rest = rest.slice(cut);
       }
@@ -122,11 +122,11 @@ async function* readText(
   } catch (error) {
     throw readError(file, error);
   }
-  if (rest.trim() !== "") yield piece(inside ? rest.trimEnd() : rest.trim());
+  if (rest.trim() !== "") yield part(inside ? rest.trimEnd() : rest.trim());
 }
 
-/** So many rows in a row without the field mean that it is not there. */
-const PATIENCE = 100_000;
+/** After this many rows, all without the field, it is considered missing. */
+const MOST_ROWS_WITHOUT_FIELD = 100_000;
 
 async function* readRecords(
   file: string,
@@ -135,8 +135,8 @@ async function* readRecords(
   onNote?: OnNote,
 ): AsyncGenerator<Document> {
   let [count, missing, empty] = [0, 0, 0];
-  let example: Row | undefined; // of a row without the field
-  const nothing = (): FormatError =>
+  let example: Row | undefined; // a row without the field
+  const noTextError = (): FormatError =>
     new FormatError(
       `${example?.where ?? file} has no text in the field "${field}" (it has: ${fieldNames(example?.record)}), nor has any of the ${count} rows so far; name the field with --field`,
     );
@@ -145,11 +145,11 @@ async function* readRecords(
     const text = textIn(row.record, field, row.where);
     if (text === undefined) {
       example ??= row;
-      if (++missing >= PATIENCE && missing === count) throw nothing();
+      if (++missing >= MOST_ROWS_WITHOUT_FIELD && missing === count) throw noTextError();
     } else if (text.trim() === "") empty++;
     else yield { text, continues: false };
   }
-  if (count > 0 && missing === count) throw nothing();
+  if (count > 0 && missing === count) throw noTextError();
   if (missing + empty > 0)
     onNote?.(
       `${file}: ${missing + empty} of ${count} rows were left out: ${missing} without the field "${field}" or with null, ${empty} with empty text`,

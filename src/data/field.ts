@@ -9,7 +9,7 @@ const kindOf = (value: unknown): string =>
 export const fieldNames = (record: unknown): string =>
   isRecord(record) && !Array.isArray(record) ? Object.keys(record).slice(0, 20).join(", ") : kindOf(record);
 
-/** The first step of a field's path that a table of these columns has: the whole name, or what is before a dot. */
+/** The column that a field's path begins with: the whole path, or what precedes one of its dots. */
 export function columnOf(field: string, columns: readonly string[]): string | undefined {
   if (columns.includes(field)) return field;
   for (let dot = field.indexOf("."); dot >= 0; dot = field.indexOf(".", dot + 1))
@@ -18,10 +18,10 @@ export function columnOf(field: string, columns: readonly string[]): string | un
 }
 
 /**
- * The text in a field of a record. A dotted name leads into records, and into every record of a list: the texts of
- * `messages.content` are joined by line ends. A record that is itself a string is its own text.
+ * The text in a field of a record. A dotted path leads into records, and into every record of a list: the texts of
+ * `messages.content` are joined by line ends. A record that is itself a string is the text.
  * @returns undefined where the field is missing or null
- * @throws FormatError where it is something other than text
+ * @throws FormatError where it holds something other than text
  */
 export function textIn(record: unknown, field: string, where: string): string | undefined {
   if (typeof record === "string") return record;

@@ -8,25 +8,25 @@ import { CoppiceError, FormatError } from "../system/errors.js";
 import { type Content, decoded, encodingOf, isParquet, openContent } from "./content.js";
 import { columnOf } from "./field.js";
 
-/** A row of a table, and where it is, for messages. */
+/** A row of a table, and its place, for messages. */
 export interface Row {
   readonly record: unknown;
   readonly where: string;
 }
 
-/** A data file: the rows of a table, or plain text. */
+/** An open data file: the rows of a table, or plain text. */
 export type Opened =
   | { readonly kind: "rows"; readonly rows: AsyncIterable<Row>; close(): void }
   | { readonly kind: "text"; readonly text: AsyncIterable<string>; close(): void };
 
 export interface ReadOptions {
-  /** The only field needed, or the path to it; all by default. */
+  /** The only field needed, or the path to it; all fields by default. */
   readonly field?: string | undefined;
-  /** Told what the reader of the data should know. */
+  /** Called with a note for the user. */
   readonly onNote?: ((note: string) => void) | undefined;
 }
 
-/** A file's ending, after that of its compression is taken off. */
+/** A file's extension, without that of its compression. */
 export const endingOf = (file: string): string =>
   path.extname(file.toLowerCase().replace(/\.(?:gz|gzip|zst|zstd)$/, ""));
 
@@ -34,20 +34,20 @@ const JSON_LINES = [".jsonl", ".ndjson"];
 const CSV = [".csv", ".tsv", ".tab"];
 const PARQUET = ".parquet";
 
-/** Endings of the files that hold rows. */
+/** Extensions of files that hold rows. */
 export const ROW_ENDINGS: readonly string[] = [...JSON_LINES, ".json", ...CSV, PARQUET];
 
-/** An error that names the file. */
+/** Adds the file's name to an error, unless it has a message for the user. */
 export const readError = (file: string, error: unknown): CoppiceError =>
   error instanceof CoppiceError
     ? error
     : new FormatError(`${file} cannot be read: ${error instanceof Error ? error.message : error}`);
 
 /**
- * Opens a data file. Its content decides how it is read: Parquet, JSON lines, a JSON array or object, CSV or TSV with a
- * header, or plain text; UTF-8 or UTF-16; compressed by gzip or Zstandard or not. The name decides only where the content
- * allows several, as with CSV.
- * @throws FormatError saying what the file is if it is none of these
+ * Opens a data file. Its content determines how it is read: as Parquet, JSON lines, a JSON array or object, CSV or TSV with a
+ * header, or plain text; in UTF-8 or UTF-16; compressed with gzip or Zstandard or not. The name matters only where the content is
+ * ambiguous, as with CSV.
+ * @throws FormatError saying what the file is, if it is none of these
  */
 export async function openData(file: string, options: ReadOptions = {}): Promise<Opened> {
   let content: Content;
@@ -64,9 +64,9 @@ export async function openData(file: string, options: ReadOptions = {}): Promise
       return { kind: "rows", rows: readParquet(file, options.field), close };
     }
     const encoding = await encodingOf(file, head);
-    if (endingOf(file) === PARQUET) throw new FormatError(`${file} is no Parquet file`);
+    if (endingOf(file) === PARQUET) throw new FormatError(`${file} is not a Parquet file`);
     const text = decoded(file, content, encoding, (characters) =>
-      options.onNote?.(`${file}: ${characters} characters are no valid text and became "\ufffd"`),
+      options.onNote?.(`${file}: ${characters} characters are not valid text and became "\ufffd"`),
     );
     const beginning = new TextDecoder(encoding).decode(head, { stream: true });
     const rows = rowsOf(file, beginning, text, options.field);
@@ -78,8 +78,9 @@ export async function openData(file: string, options: ReadOptions = {}): Promise
 }
 
 /**
- * Streams the rows of a file. @param field the only one needed, or the path to it; all by default
- * @throws FormatError naming the file and the line that cannot be read, or saying that it is plain text
+ * Streams the rows of a file.
+ * @param field the only one needed, or the path to it; all by default
+ * @throws FormatError naming the file and the line that cannot be read, or saying that the file is plain text
  */
 export async function* readRows(file: string, field?: string): AsyncGenerator<Row> {
   const opened = await openData(file, { field });
@@ -92,7 +93,7 @@ export async function* readRows(file: string, field?: string): AsyncGenerator<Ro
   }
 }
 
-/** How text that begins so is read as rows; undefined for plain text. */
+/** The rows of a text, by how it begins; undefined for plain text. */
 function rowsOf(
   file: string,
   beginning: string,
@@ -123,9 +124,9 @@ function areJsonLines(start: string): boolean {
   }
 }
 
-/** Lines of text, without their ends. */
+/** Lines of text, without line ends. */
 async function* linesOf(text: AsyncIterable<string>): AsyncGenerator<string> {
-  let parts: string[] = []; // of a line that is not complete
+  let parts: string[] = []; // of a line that has not ended
   for await (const chunk of text) {
     const lines = chunk.split("\n");
     parts.push(lines.shift() ?? "");
@@ -145,12 +146,12 @@ async function* readJsonLines(file: string, text: AsyncIterable<string>): AsyncG
       if (line.trim() !== "") yield { record: JSON.parse(line), where: `${file}:${number}` };
     }
   } catch (error) {
-    if (error instanceof SyntaxError) throw new FormatError(`${file}:${number} is no valid JSON (${error.message})`);
+    if (error instanceof SyntaxError) throw new FormatError(`${file}:${number} is not valid JSON (${error.message})`);
     throw readError(file, error);
   }
 }
 
-/** An item of a JSON file may have so many characters: it is held in memory. */
+/** Limit of a JSON file's items, which are held in memory. */
 const MOST_ITEM_CHARACTERS = 256 << 20;
 
 /** The values of a JSON text that `paths` select, each as soon as it is complete. */
@@ -178,7 +179,7 @@ async function* jsonValues(
     yield* values;
   } catch (error) {
     if (error instanceof CoppiceError) throw error;
-    throw new FormatError(`${file} is no valid JSON (${error instanceof Error ? error.message : error})`);
+    throw new FormatError(`${file} is not valid JSON (${error instanceof Error ? error.message : error})`);
   }
 }
 
@@ -188,7 +189,7 @@ async function* readArray(file: string, text: AsyncIterable<string>): AsyncGener
     yield { record, where: `${file} item ${number++}` };
 }
 
-/** Objects that follow each other, on one line each or on several; a single one may hold a whole table. */
+/** Consecutive objects, each on one line or several; a single one may hold a whole table. */
 async function* readObjects(file: string, text: AsyncIterable<string>, field?: string): AsyncGenerator<Row> {
   let number = 0;
   let first: unknown;
@@ -202,7 +203,7 @@ async function* readObjects(file: string, text: AsyncIterable<string>, field?: s
     for (const [i, record] of tableIn(first, field).entries()) yield { record, where: `${file} item ${i}` };
 }
 
-/** The rows of an object: its columns put together, its only list of records, or itself. */
+/** The rows of an object: those of a table by columns, its only list of records, or the object itself. */
 function tableIn(object: unknown, field: string | undefined): readonly unknown[] {
   if (typeof object !== "object" || object === null || Array.isArray(object)) return [object];
   const members = object as Record<string, unknown>;
@@ -220,24 +221,24 @@ const isListOfRecords = (value: unknown): value is unknown[] =>
 
 const DELIMITERS = [",", "\t", ";", "|"];
 
-/** The first line of a table, without what is quoted. */
+/** The first line of a table, without the contents of quotes. */
 const headerOf = (start: string): string => start.replace(/"(?:[^"]|"")*"/g, '""').split(/\r?\n|\r/, 1)[0] ?? "";
 
-/** What stands between a table's cells: what its header has most of. */
+/** The delimiter of a table: the one that its header has most of. */
 function delimiterOf(start: string, ending: string): string {
   const header = headerOf(start);
   const count = (delimiter: string): number => header.split(delimiter).length - 1;
-  const usual = ending === ".csv" ? "," : ending === "" ? "," : "\t";
-  return DELIMITERS.reduce((best, delimiter) => (count(delimiter) > count(best) ? delimiter : best), usual);
+  const fallback = ending === ".csv" || ending === "" ? "," : "\t";
+  return DELIMITERS.reduce((best, delimiter) => (count(delimiter) > count(best) ? delimiter : best), fallback);
 }
 
-/** Whether text that is not called CSV is a table all the same: its first line is names, the wanted one among them. */
+/** Whether text is a table though its file is not named CSV: its first line has names only, among them the field's. */
 function isTable(start: string, delimiter: string, field: string): boolean {
   const names = (/^[^\r\n]*/.exec(start)?.[0] ?? "").split(delimiter).map((name) => name.replace(/^"(.*)"$/, "$1"));
   return names.length > 1 && names.includes(field) && names.every((name) => /^\w[\w .-]{0,63}$/.test(name));
 }
 
-/** A row of a table may have so many bytes. */
+/** Limit of a CSV row, which is held in memory. */
 const MOST_RECORD_BYTES = 256 << 20;
 
 async function* readTable(
@@ -269,7 +270,7 @@ async function* readTable(
     if (error instanceof CoppiceError) throw error;
     const { lines } = error as CsvError & { lines?: number };
     throw new FormatError(
-      `${lines === undefined ? file : `${file}:${lines}`} is no valid CSV (${error instanceof Error ? error.message : error})`,
+      `${lines === undefined ? file : `${file}:${lines}`} is not valid CSV (${error instanceof Error ? error.message : error})`,
     );
   } finally {
     parser.destroy();
@@ -278,8 +279,8 @@ async function* readTable(
 
 function checkedHeader(file: string, header: readonly string[], field: string | undefined): string[] {
   const names = header.map((name) => name.trim());
-  const twice = names.find((name, i) => names.indexOf(name) < i && (field === undefined || name === field));
-  if (twice !== undefined) throw new FormatError(`${file} has two columns called "${twice}"`);
+  const duplicate = names.find((name, i) => names.indexOf(name) < i && (field === undefined || name === field));
+  if (duplicate !== undefined) throw new FormatError(`${file} has two columns called "${duplicate}"`);
   if (field !== undefined && !names.includes(field))
     throw new FormatError(
       `${file} has no column "${field}" (it has: ${names.slice(0, 20).join(", ").slice(0, 500)}); name the column with --field`,
@@ -287,7 +288,7 @@ function checkedHeader(file: string, header: readonly string[], field: string | 
   return names;
 }
 
-/** Rows of a Parquet file are read so many at a time. */
+/** Rows of a Parquet file to read at a time. */
 const PARQUET_ROWS = 1024;
 
 async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
@@ -318,7 +319,7 @@ async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
         rowStart: row,
         rowEnd,
         compressors,
-        ...(column === undefined ? {} : { columns: [column] }),
+        columns: column === undefined ? present : [column],
       });
       for (const [i, record] of rows.entries()) yield { record, where: `${file} row ${row + i}` };
     }

@@ -5,14 +5,14 @@ import { readJsonObject } from "../checkpoint/json.js";
 import { UsageError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 
-/** How two models' tokenizers agree. */
+/** The agreement of two models' tokenizers. */
 export interface Agreement {
-  /** Ids that both know: those of the tokenizer, which may be fewer than the rows of an embedding table. */
+  /** The number of shared ids: those of the tokenizer, which may be fewer than the rows of an embedding. */
   readonly tokens: number;
   readonly notes: readonly string[];
 }
 
-/** One of the two sides: what to call it, where its tokenizer lies, and how many tokens its model has rows for. */
+/** One of two models: its name in messages, the directory of its tokenizer, and the rows of its embedding. */
 export interface TokenizerSide {
   readonly name: string;
   readonly directory: string;
@@ -20,37 +20,35 @@ export interface TokenizerSide {
 }
 
 /**
- * Checks that a token id means the same to two models: the same text for each id, and the same ids for the same text. Rows
- * of the embedding beyond the tokenizer's ids are padding, and may be more in one than in the other.
- * @throws UsageError with the first difference
+ * Checks that token ids mean the same to two models: the same text for each id, and the same ids for the same text. Rows of the
+ * embedding beyond the tokenizer's ids are padding, of which the models may have different numbers.
+ * @throws UsageError naming the first difference
  */
 export async function agreeingTokens(a: TokenizerSide, b: TokenizerSide): Promise<Agreement> {
   const [first, second] = [open(a), open(b)];
   if (first === undefined || second === undefined) return withoutTokenizer(a, b, first === undefined ? a : b);
-  const tokens = sameVocabulary(a, b, first.native, second.native);
-  const notes = padding(a, b, tokens);
-  if (!sameDefinition(first.definition, second.definition)) {
-    await sameEncodings(a, b, first.native, second.native, tokens);
-    notes.push(
-      `the tokenizers of ${a.name} and ${b.name} are written in different ways; the texts that were tried get the same ids`,
-    );
+  const tokens = checkVocabularies(first, second);
+  const notes = paddingNotes(a, b, tokens);
+  if (!haveSameDefinition(first.definition, second.definition)) {
+    await checkEncodings(first, second, tokens);
+    notes.push(`the tokenizers of ${a.name} and ${b.name} are defined differently; sample texts get the same ids`);
   }
   return { tokens, notes };
 }
 
-interface OpenTokenizer {
+interface OpenTokenizer extends TokenizerSide {
   readonly definition: Readonly<Record<string, unknown>>;
   readonly native: NativeTokenizer;
 }
 
-function open({ directory }: TokenizerSide): OpenTokenizer | undefined {
-  const file = path.join(directory, "tokenizer.json");
+function open(side: TokenizerSide): OpenTokenizer | undefined {
+  const file = path.join(side.directory, "tokenizer.json");
   if (!existsSync(file)) return undefined;
   const definition = readJsonObject(file);
   const native = NativeTokenizer.fromString(JSON.stringify(definition));
   native.disableTruncation();
   native.disablePadding();
-  return { definition, native };
+  return { ...side, definition, native };
 }
 
 function withoutTokenizer(a: TokenizerSide, b: TokenizerSide, missing: TokenizerSide): Agreement {
@@ -58,39 +56,39 @@ function withoutTokenizer(a: TokenizerSide, b: TokenizerSide, missing: Tokenizer
     throw new UsageError(
       `${a.name} has ${a.vocabSize} tokens and ${b.name} ${b.vocabSize}, and ${missing.directory} has no tokenizer.json to compare them by`,
     );
-  const note = `${missing.directory} has no tokenizer.json: that ${a.name} and ${b.name} share a vocabulary is taken for granted`;
+  const note = `${missing.directory} has no tokenizer.json: ${a.name} and ${b.name} are assumed to share a vocabulary`;
   return { tokens: a.vocabSize, notes: [note] };
 }
 
-/** @returns how many ids there are */
-function sameVocabulary(a: TokenizerSide, b: TokenizerSide, first: NativeTokenizer, second: NativeTokenizer): number {
-  const [mine, theirs] = [first, second].map(textsById) as [Map<number, string>, Map<number, string>];
-  const largest = [...mine.keys(), ...theirs.keys()].reduce((most, id) => Math.max(most, id), -1);
+/** @returns how many ids both have */
+function checkVocabularies(a: OpenTokenizer, b: OpenTokenizer): number {
+  const [ofA, ofB] = [textsById(a.native), textsById(b.native)];
+  const largest = [...ofA.keys(), ...ofB.keys()].reduce((most, id) => Math.max(most, id), -1);
   for (let id = 0; id <= largest; id++) {
-    const [one, other] = [mine.get(id), theirs.get(id)];
-    if (one !== other)
+    const [inA, inB] = [ofA.get(id), ofB.get(id)];
+    if (inA !== inB)
       throw new UsageError(
-        `${a.name} and ${b.name} have different tokenizers: token ${id} is ${shown(one)} in ${a.name} and ${shown(other)} in ${b.name}; ` +
-          "distillation needs two models of one tokenizer",
+        `${a.name} and ${b.name} have different tokenizers: token ${id} is ${quoted(inA)} in ${a.name} and ${quoted(inB)} in ${b.name}; ` +
+          "distillation needs two models with the same tokenizer",
       );
   }
   return Math.min(largest + 1, a.vocabSize, b.vocabSize);
 }
 
-const shown = (text: string | undefined): string => (text === undefined ? "missing" : JSON.stringify(text));
+const quoted = (text: string | undefined): string => (text === undefined ? "missing" : JSON.stringify(text));
 
 const textsById = (native: NativeTokenizer): Map<number, string> =>
   new Map(Object.entries(native.getVocab(true)).map(([text, id]) => [id, text]));
 
-function padding(a: TokenizerSide, b: TokenizerSide, tokens: number): string[] {
+function paddingNotes(a: TokenizerSide, b: TokenizerSide, tokens: number): string[] {
   if (a.vocabSize === b.vocabSize) return [];
   return [
-    `the tokenizer has ${tokens} tokens; the further rows of ${a.name} (${a.vocabSize}) and ${b.name} (${b.vocabSize}) are padding, which the loss leaves out`,
+    `the tokenizer has ${tokens} tokens; the further rows of ${a.name} (${a.vocabSize}) and ${b.name} (${b.vocabSize}) are padding, which the loss ignores`,
   ];
 }
 
-/** Whether all that makes ids of text is written alike; the vocabulary apart, which is compared before. */
-function sameDefinition(first: OpenTokenizer["definition"], second: OpenTokenizer["definition"]): boolean {
+/** Whether all that determines ids is defined alike, apart from the vocabulary, which is compared separately. */
+function haveSameDefinition(first: OpenTokenizer["definition"], second: OpenTokenizer["definition"]): boolean {
   const parts = ({ normalizer, pre_tokenizer, model, added_tokens }: OpenTokenizer["definition"]) => {
     const { vocab: _, merges, ...rest } = model as Record<string, unknown>;
     const pairs = Array.isArray(merges) ? merges.map((pair) => (Array.isArray(pair) ? pair.join(" ") : pair)) : merges;
@@ -99,8 +97,8 @@ function sameDefinition(first: OpenTokenizer["definition"], second: OpenTokenize
   return parts(first) === parts(second);
 }
 
-/** Texts with what tokenizers treat in different ways: spaces, digits, case, contractions, other scripts. */
-const TELLING_TEXTS = [
+/** Texts with what tokenizers treat differently: spaces, digits, case, contractions, other scripts. */
+const SAMPLE_TEXTS = [
   "Hello, world! It's 12:30, isn't it? I'LL see.",
   "  two  spaces,\ttabs\t\tand\n\n\nlines \r\n end ",
   "1 12 123 1234 12345 3.14159 1,000,000 0x1F",
@@ -111,30 +109,24 @@ const TELLING_TEXTS = [
   "",
   " ",
 ];
-/** More texts of tokens drawn from the vocabulary, so many with so many tokens each. */
+/** Further texts, decoded from random tokens: how many, and of how many tokens each. */
 const [DRAWN_TEXTS, DRAWN_TOKENS] = [256, 48];
 
-async function sameEncodings(
-  a: TokenizerSide,
-  b: TokenizerSide,
-  first: NativeTokenizer,
-  second: NativeTokenizer,
-  tokens: number,
-): Promise<void> {
+async function checkEncodings(a: OpenTokenizer, b: OpenTokenizer, tokens: number): Promise<void> {
   const random = new Random(0, 0);
   const drawn = Array.from({ length: DRAWN_TEXTS }, () =>
     Array.from({ length: DRAWN_TOKENS }, () => random.integer(tokens)),
   );
-  const texts = [...TELLING_TEXTS, ...(await first.decodeBatch(drawn, false))];
+  const texts = [...SAMPLE_TEXTS, ...(await a.native.decodeBatch(drawn, false))];
   const options = { addSpecialTokens: false };
-  const [mine, theirs] = await Promise.all([first, second].map((native) => native.encodeBatch([...texts], options)));
+  const [ofA, ofB] = await Promise.all([a, b].map(({ native }) => native.encodeBatch([...texts], options)));
   for (const [i, text] of texts.entries()) {
-    const [one = [], other = []] = [mine?.[i]?.getIds(), theirs?.[i]?.getIds()];
-    const at = one.findIndex((id, position) => id !== other[position]);
-    if (at >= 0 || one.length !== other.length)
+    const [inA = [], inB = []] = [ofA?.[i]?.getIds(), ofB?.[i]?.getIds()];
+    const at = inA.findIndex((id, position) => id !== inB[position]);
+    if (at >= 0 || inA.length !== inB.length)
       throw new UsageError(
-        `${a.name} and ${b.name} have the same tokens, but other ways to cut text into them: ${JSON.stringify(text.slice(0, 60))} is ` +
-          `${JSON.stringify(around(one, at))} in ${a.name} and ${JSON.stringify(around(other, at))} in ${b.name}, from position ${Math.max(0, at - 1)} on`,
+        `${a.name} and ${b.name} have the same tokens, but split text into them differently: ${JSON.stringify(text.slice(0, 60))} is ` +
+          `${JSON.stringify(around(inA, at))} in ${a.name} and ${JSON.stringify(around(inB, at))} in ${b.name}, from position ${Math.max(0, at - 1)} on`,
       );
   }
 }

@@ -2,7 +2,7 @@ import { CoppiceError } from "../system/errors.js";
 import { Permutation } from "../system/random.js";
 import type { TokenStream } from "./tokens.js";
 
-/** Token ids of a batch and, for every position, the id that follows. */
+/** The token ids of a batch and, for every position, the id that follows. */
 export interface Batch {
   /** [batch · sequenceLength] */
   readonly tokens: Int32Array;
@@ -10,9 +10,8 @@ export interface Batch {
 }
 
 /**
- * A stream cut into packed sequences: sequence i holds `length` tokens and predicts the `length` that follow each, so that
- * every token but the first of the stream is predicted exactly once. A stream's begin token takes the place
- * of each sequence's first.
+ * A stream split into packed sequences. For each of the `length` tokens of a sequence the next one is predicted, so that every
+ * token of the stream but the first is predicted exactly once. A stream's begin token replaces the first token of each sequence.
  */
 export class Sequences {
   readonly count: number;
@@ -25,11 +24,11 @@ export class Sequences {
     this.count = Math.floor((stream.length - 1) / length);
     if (this.count < 1)
       throw new CoppiceError(
-        `the data has ${stream.length} tokens, fewer than one sequence of ${length} and its successor: give more data or a shorter --sequence-length`,
+        `the data has ${stream.length} tokens, but one sequence needs ${length + 1}: give more data or a shorter --sequence-length`,
       );
   }
 
-  /** The sequences of the given numbers. */
+  /** The sequences with these numbers. */
   batch(numbers: readonly number[]): Batch {
     const tokens = new Int32Array(numbers.length * this.length);
     const targets = new Int32Array(tokens.length);
@@ -51,7 +50,7 @@ export class Sequences {
 }
 
 /**
- * Checks that a model knows every token of a stream, before any reaches native code.
+ * Checks that every token of a stream is in a model's vocabulary, before any reaches native code.
  * @throws CoppiceError when an id lies outside the vocabulary
  */
 export function checkVocabulary(stream: TokenStream, vocabSize: number): void {
@@ -62,8 +61,8 @@ export function checkVocabulary(stream: TokenStream, vocabSize: number): void {
 }
 
 /**
- * The order of training: position n of an endless series of epochs, each a permutation of all sequences made of the seed
- * and the epoch's number. A run's place in the data is thus one number.
+ * The order of training: an endless series of epochs, each a permutation of all sequences that depends on the seed and the epoch's
+ * number. A run's position in the data is thus a single number.
  */
 export class TrainingOrder {
   private epoch = -1;

@@ -11,27 +11,35 @@ export interface SpecialToken {
   readonly text: string;
 }
 
-/** What turns texts into token ids and back. */
+/** Converts texts to token ids and back. */
 export interface TextTokenizer {
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;
-  /** Token ids of each text. @param addSpecialTokens whether with the tokens that a text begins or ends with */
+  /** The token ids of each text. @param addSpecialTokens whether to add those that a text begins or ends with */
   encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]>;
   decode(ids: readonly number[]): Promise<string>;
 }
 
-/** A checkpoint's tokenizer: text to token ids and back. */
+/** A checkpoint's tokenizer. */
 export class Tokenizer implements TextTokenizer {
+  /** Hash of its definition: the same hash gives the same ids. */
+  readonly hash: string;
+  readonly vocabSize: number;
+  /** The token that encoding puts before a text, if any. */
+  readonly beginToken: number | undefined;
+  readonly bos: SpecialToken | undefined;
+  readonly eos: SpecialToken | undefined;
+
   private constructor(
     private readonly native: NativeTokenizer,
-    /** Hash of its definition: the same hash gives the same ids. */
-    readonly hash: string,
-    readonly vocabSize: number,
-    /** The token that encoding a text puts before it, for tokenizers that do. */
-    readonly beginToken: number | undefined,
-    readonly bos: SpecialToken | undefined,
-    readonly eos: SpecialToken | undefined,
-  ) {}
+    properties: Pick<Tokenizer, "hash" | "vocabSize" | "beginToken" | "bos" | "eos">,
+  ) {
+    this.hash = properties.hash;
+    this.vocabSize = properties.vocabSize;
+    this.beginToken = properties.beginToken;
+    this.bos = properties.bos;
+    this.eos = properties.eos;
+  }
 
   /** Reads `tokenizer.json` of a model directory. @throws CoppiceError when there is none or it is invalid */
   static async load(directory: string): Promise<Tokenizer> {
@@ -47,7 +55,7 @@ export class Tokenizer implements TextTokenizer {
       native.disableTruncation();
       native.disablePadding();
     } catch (error) {
-      throw new FormatError(`${file} is no tokenizer (${error instanceof Error ? error.message : error})`);
+      throw new FormatError(`${file} is not a tokenizer (${error instanceof Error ? error.message : error})`);
     }
     const plain = (await native.encode("a", null, { addSpecialTokens: false })).getIds();
     const special = (await native.encode("a", null, { addSpecialTokens: true })).getIds();
@@ -55,10 +63,10 @@ export class Tokenizer implements TextTokenizer {
     const vocab = Object.values(native.getVocab(true));
     const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
     const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
-    return new Tokenizer(native, hashBytes(definition), largest + 1, beginToken, bos, eos);
+    return new Tokenizer(native, { hash: hashBytes(definition), vocabSize: largest + 1, beginToken, bos, eos });
   }
 
-  /** Token ids of each text. Runs on native threads. */
+  /** The token ids of each text. Runs on native threads. */
   async encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]> {
     const encodings = await this.native.encodeBatch([...texts], { addSpecialTokens });
     return encodings.map((encoding) => encoding.getIds());

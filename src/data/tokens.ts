@@ -17,37 +17,51 @@ import { type Document, type DocumentOptions, findDataFiles, type OnNote, readDo
 import { endingOf } from "./rows.js";
 import type { Tokenizer } from "./tokenizer.js";
 
-/** Changes when the same data would give other shards. */
+/** Increased when the same data would give other shards. */
 const FORMAT = 3;
 /** Tokens per shard file. */
 const SHARD_TOKENS = 2 ** 28;
 
-/** A long sequence of token ids in memory-mapped shards of 16 or 32 bits each. */
-export class TokenStream {
-  private constructor(
-    private readonly shards: readonly MappedFile[],
-    private readonly bytesPerToken: 2 | 4,
-    readonly length: number,
-    /** The largest id in it. */
-    readonly largestId: number,
-    /** Names the content: equal ids mean equal tokens. */
-    readonly id: string,
-    /** Where in the shards it begins. */
-    private readonly first = 0,
-    /** The token that replaces the first of every sequence cut from it. */
-    readonly beginToken?: number,
-  ) {}
+/** The content of a token stream. */
+interface StreamContent {
+  readonly shards: readonly MappedFile[];
+  readonly bytesPerToken: 2 | 4;
+  readonly length: number;
+  readonly largestId: number;
+  readonly id: string;
+  /** Where in the shards the stream begins, in tokens. */
+  readonly first: number;
+  readonly beginToken: number | undefined;
+}
 
-  /** Opens the shards that `part` describes. @throws FormatError when they are not as long as it says */
+/** A long sequence of token ids, in memory-mapped shards of 16 or 32 bits per token. */
+export class TokenStream {
+  readonly length: number;
+  /** The largest id in it. */
+  readonly largestId: number;
+  /** Identifies the content: equal ids mean equal tokens. */
+  readonly id: string;
+  /** The token that replaces the first of every sequence of the stream. */
+  readonly beginToken: number | undefined;
+
+  private constructor(private readonly content: StreamContent) {
+    this.length = content.length;
+    this.largestId = content.largestId;
+    this.id = content.id;
+    this.beginToken = content.beginToken;
+  }
+
+  /** Opens the shards that `part` describes. @throws FormatError when they do not have its length */
   static open(directory: string, part: Part, bytesPerToken: 2 | 4, id: string): TokenStream {
     const shards = part.files.map((name) => mapFile(path.join(directory, name)));
     const stored = shards.reduce((sum, shard) => sum + shard.byteLength, 0) / bytesPerToken;
     if (stored !== part.length)
       throw new FormatError(`${directory}: ${stored} tokens are stored, ${part.length} were expected; delete it`);
-    return new TokenStream(shards, bytesPerToken, part.length, part.largestId, id);
+    const { length, largestId } = part;
+    return new TokenStream({ shards, bytesPerToken, length, largestId, id, first: 0, beginToken: undefined });
   }
 
-  /** A stream held in memory. @param id names the content: equal ids mean equal tokens */
+  /** A stream held in memory. @param id identifies the content: equal ids mean equal tokens */
   static of(ids: ArrayLike<number>, id: string): TokenStream {
     const words = Uint32Array.from(ids);
     const shard: MappedFile = {
@@ -56,39 +70,48 @@ export class TokenStream {
       bytes: (offset, length) => new Uint8Array(words.buffer, offset, length),
       release: () => {},
     };
-    const largest = words.reduce((a, b) => Math.max(a, b), 0);
-    return new TokenStream([shard], 4, words.length, largest, id);
+    const { length } = words;
+    const largestId = words.reduce((a, b) => Math.max(a, b), 0);
+    return new TokenStream({
+      shards: [shard],
+      bytesPerToken: 4,
+      length,
+      largestId,
+      id,
+      first: 0,
+      beginToken: undefined,
+    });
   }
 
-  /** Tokens `from` up to `to` of it, as a stream of their own. */
+  /** The tokens [from, to) as a stream of their own. */
   part(from: number, to: number): TokenStream {
     if (from < 0 || from > to || to > this.length)
       throw new CoppiceError(`tokens ${from} to ${to} lie outside the ${this.length} there are`);
     const id = `${this.id} ${from}-${to}`;
-    const { shards, bytesPerToken, largestId, beginToken } = this;
-    return new TokenStream(shards, bytesPerToken, to - from, largestId, id, this.first + from, beginToken);
+    return new TokenStream({ ...this.content, id, length: to - from, first: this.content.first + from });
   }
 
-  /** The same tokens, to be cut into sequences that each begin with the given one. */
+  /** The same tokens, for sequences that each begin with `token`. */
   beginningWith(token: number): TokenStream {
-    const { shards, bytesPerToken, length, largestId, first } = this;
     const id = `${this.id} begin ${token}`;
-    return new TokenStream(shards, bytesPerToken, length, Math.max(largestId, token), id, first, token);
+    const largestId = Math.max(this.largestId, token);
+    return new TokenStream({ ...this.content, id, largestId, beginToken: token });
   }
 
   /** Copies `count` ids from position `start` into `target` at `offset`. */
   copy(start: number, count: number, target: Int32Array, offset: number): void {
     if (start < 0 || start + count > this.length)
       throw new CoppiceError(`tokens ${start} to ${start + count} lie outside the ${this.length} there are`);
+    const { shards, bytesPerToken, first } = this.content;
     let done = 0;
     while (done < count) {
-      const at = this.first + start + done;
-      const shard = this.shards[Math.floor(at / SHARD_TOKENS)] as MappedFile;
+      const at = first + start + done;
+      const shard = shards[Math.floor(at / SHARD_TOKENS)] as MappedFile;
       const within = at % SHARD_TOKENS;
       const take = Math.min(count - done, SHARD_TOKENS - within);
-      const bytes = shard.bytes(within * this.bytesPerToken, take * this.bytesPerToken);
+      const bytes = shard.bytes(within * bytesPerToken, take * bytesPerToken);
       const view =
-        this.bytesPerToken === 2
+        bytesPerToken === 2
           ? new Uint16Array(bytes.buffer, bytes.byteOffset, take)
           : new Uint32Array(bytes.buffer, bytes.byteOffset, take);
       target.set(view, offset + done);
@@ -150,18 +173,18 @@ export interface CorpusOptions extends Partial<DocumentOptions> {
   /** COPPICE_CACHE, or ~/.cache/coppice. */
   readonly cacheDir?: string | undefined;
   readonly hub?: HubOptions | undefined;
-  /** Called while new data is tokenised. */
+  /** Called while new data is tokenized. */
   readonly onProgress?:
     | ((progress: { readonly tokens: number; readonly bytes: number; readonly totalBytes: number }) => void)
     | undefined;
-  /** Called with what was noticed while the data were read, for example how many rows were left out. */
+  /** Called with notes from reading the data, for example how many rows were left out. */
   readonly onNote?: OnNote | undefined;
 }
 
-/** A tokenised corpus. */
+/** A tokenized corpus. */
 export interface Corpus {
   readonly train: TokenStream;
-  /** What was held out; empty unless a share was asked for. */
+  /** The held-out documents; empty unless a share was requested. */
   readonly heldOut: TokenStream;
   readonly files: readonly string[];
 }
@@ -173,18 +196,18 @@ interface Part {
   readonly largestId: number;
 }
 
-/** What the shards' index file holds. */
+/** The content of the shards' index file. */
 interface Index {
   readonly bytesPerToken: 2 | 4;
   readonly train: Part;
   readonly heldOut: Part;
-  /** What was noticed while the data were read. */
+  /** Notes from reading the data. */
   readonly notes: readonly string[];
 }
 
 /**
- * Tokenises data once: the shards are kept in a cache under a key made of the files' contents, the tokenizer and the
- * options. A corpus may be larger than memory.
+ * Tokenizes data once: the shards are cached under a key of the files' contents, the tokenizer and the options. A corpus may be larger
+ * than memory.
  */
 export async function openCorpus(
   inputs: readonly string[],
@@ -199,8 +222,10 @@ export async function openCorpus(
   for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
   const key = hashBytes(JSON.stringify([FORMAT, tokenizer.hash, reading, heldOutShare, contents])).slice(0, 32);
   const directory = path.join(cache, "tokens", key);
-  if (!existsSync(path.join(directory, "index.json")))
-    await tokenise(directory, files, tokenizer, reading, heldOutShare, options);
+  if (!existsSync(path.join(directory, "index.json"))) {
+    const { onProgress } = options;
+    await tokenize(directory, { files, tokenizer, reading, heldOutShare, onProgress });
+  }
   const index = JSON.parse(readFileSync(path.join(directory, "index.json"), "utf8")) as Index;
   for (const note of index.notes) options.onNote?.(note);
   const stream = (part: "train" | "heldOut"): TokenStream =>
@@ -208,7 +233,7 @@ export async function openCorpus(
   return { train: stream("train"), heldOut: stream("heldOut"), files };
 }
 
-/** A file's hash, remembered for as long as its size and modification time stay. */
+/** A file's hash, cached while its size and modification time stay the same. */
 async function contentHash(cache: string, file: string): Promise<string> {
   const { size, mtimeMs, ino } = statSync(file);
   const memo = path.join(
@@ -225,13 +250,18 @@ async function contentHash(cache: string, file: string): Promise<string> {
 /** Texts are encoded in batches of about this many characters. */
 const BATCH_CHARACTERS = 1 << 20;
 
-async function tokenise(
+interface TokenizeJob {
+  readonly files: readonly string[];
+  readonly tokenizer: Tokenizer;
+  readonly reading: DocumentOptions;
+  readonly heldOutShare: number;
+  readonly onProgress: CorpusOptions["onProgress"];
+}
+
+/** Writes the shards of a corpus to a directory, atomically. */
+async function tokenize(
   directory: string,
-  files: readonly string[],
-  tokenizer: Tokenizer,
-  reading: DocumentOptions,
-  heldOutShare: number,
-  options: CorpusOptions,
+  { files, tokenizer, reading, heldOutShare, onProgress }: TokenizeJob,
 ): Promise<void> {
   const temporary = temporaryBeside(directory);
   mkdirSync(temporary, { recursive: true });
@@ -248,7 +278,7 @@ async function tokenise(
       await encodeBatch(batch, tokenizer, (document) => (isHeldOut(document, heldOutShare) ? heldOut : train));
       batch = [];
       characters = 0;
-      options.onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
+      onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
     };
     for (const file of files) {
       for await (const document of readDocuments(file, reading, (note) => notes.push(note))) {
@@ -276,7 +306,7 @@ async function tokenise(
   }
 }
 
-/** Of so many notes about files each is kept. */
+/** Notes that are kept; more are only counted. */
 const MOST_NOTES = 10;
 
 const summary = (notes: readonly string[]): string[] =>
@@ -294,21 +324,21 @@ async function encodeBatch(
   tokenizer: Tokenizer,
   writerOf: (document: Document) => ShardWriter,
 ): Promise<void> {
-  const begins = batch.filter(({ continues }) => !continues);
-  const goesOn = batch.filter(({ continues }) => continues);
-  const encodedBegins = await tokenizer.encode(
-    begins.map(({ text }) => text),
+  const beginnings = batch.filter(({ continues }) => !continues);
+  const continuations = batch.filter(({ continues }) => continues);
+  const encodedBeginnings = await tokenizer.encode(
+    beginnings.map(({ text }) => text),
     true,
   );
-  const encodedRest = await tokenizer.encode(
-    goesOn.map(({ text }) => text),
+  const encodedContinuations = await tokenizer.encode(
+    continuations.map(({ text }) => text),
     false,
   );
-  // Documents are told apart by the begin token where the tokenizer puts one, else by an end token.
+  // Documents are separated by the begin token where the tokenizer adds one, otherwise by an end token.
   const end = tokenizer.beginToken === undefined ? tokenizer.eos?.id : undefined;
   const written = new Set<ShardWriter>();
   for (const document of batch) {
-    const ids = (document.continues ? encodedRest : encodedBegins).shift() ?? [];
+    const ids = (document.continues ? encodedContinuations : encodedBeginnings).shift() ?? [];
     const writer = writerOf(document);
     if (!document.continues && end !== undefined && (written.has(writer) || writer.length > 0)) writer.append([end]);
     writer.append(ids);

@@ -1,3 +1,3 @@
-/** How far the student's distribution is from the teacher's. */
+/** Measures of how far the student's distribution is from the teacher's. */
 export const DIVERGENCES = ["forward-kl", "reverse-kl", "jensen-shannon", "top-k"] as const;
 export type Divergence = (typeof DIVERGENCES)[number];

@@ -1,23 +1,23 @@
 import type { Batch } from "../data/index.js";
-import type { ForwardResult, Model, ModelWeights } from "../models/index.js";
+import { type ForwardResult, type Model, type ModelWeights, sizeOf } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor } from "../tensor/index.js";
 import type { Divergence } from "./divergences.js";
 import { stopGradient, topKDivergence } from "./losses.js";
 import type { TopKTeacher } from "./teacher.js";
 
-/** What an objective is given to build its part of the training graph. */
+/** The surroundings of an objective in the training graph. */
 export interface ObjectiveContext {
   readonly g: Graph;
   readonly model: Model;
   /** i32 [batch, sequence]. */
   readonly tokens: Tensor;
   readonly student: ForwardResult;
-  /** Tokens that the logits are about: the first of the model's; what follows is padding. All by default. */
+  /** The first tokens of the model's vocabulary, of which logits are used; further rows are padding. All by default. */
   readonly vocabSize?: number | undefined;
   /** The student's tapped activations by name. */
   readonly taps: ReadonlyMap<string, Tensor>;
-  /** Trained along with the student and thrown away afterwards, for example projections. */
+  /** Parameters trained along with the student and discarded afterwards, for example projections. */
   readonly auxiliary: (name: string) => Tensor;
 }
 
@@ -25,29 +25,29 @@ export interface ObjectiveContext {
 export interface BuiltObjective {
   /** What is minimised, [1]. */
   readonly loss: Tensor;
-  /** Its terms, for the record. */
+  /** Its terms, for the metrics. */
   readonly terms: Readonly<Record<string, Tensor>>;
-  /** Fills the objective's own inputs for a batch. `numbers` are its sequences' numbers in the data. */
+  /** Writes the objective's own inputs for a batch. @param numbers of its sequences in the data */
   readonly feed: (batch: Batch, numbers: readonly number[]) => Promise<void>;
-  /** A number that is finite only if the teacher's last states are, [1]: losses may hide that they are not. */
+  /** [1], finite only if the teacher's last states are: the loss may be finite even if they are not. */
   readonly teacherCheck?: Tensor | undefined;
 }
 
-/** Something to train towards. */
+/** A training objective. */
 export interface Objective {
   readonly name: string;
-  /** Extra parameters it needs: names and shapes. */
+  /** Names and shapes of the extra parameters it needs. */
   readonly auxiliary: (student: Model) => readonly { readonly name: string; readonly shape: readonly number[] }[];
   readonly build: (context: ObjectiveContext) => BuiltObjective;
-  /** A model that is computed beside the student: looked at when its outputs stop being numbers. */
+  /** A model that runs beside the student, to examine when outputs stop being finite. */
   readonly teacher?: ModelWeights | undefined;
 }
 
-/** A part of the loss that needs logits, as {@link ops.headLoss} takes it but averaged over the rows, and its inputs. */
+/** A term of the loss that needs logits: one of {@link ops.headLoss}, but averaged over the rows, with its inputs. */
 interface LogitTerm {
   readonly name: string;
   readonly weight: number;
-  /** The sum over some rows of logits, [1]. */
+  /** The sum over a range of rows of logits, [1]. */
   readonly of: (logits: Tensor, range: ops.RowRange) => Tensor;
   readonly feed?: BuiltObjective["feed"] | undefined;
   readonly teacherCheck?: Tensor | undefined;
@@ -70,22 +70,21 @@ function nextTokenTerm(context: ObjectiveContext, weight: number): LogitTerm {
   };
 }
 
-/** Adds up terms that share the student's logits, which are computed once, some rows at a time. */
-function lossOf(context: ObjectiveContext, parts: readonly LogitTerm[]): BuiltObjective {
+/** Adds up terms that share the student's logits, which are computed once, a range of rows at a time. */
+function lossOf(context: ObjectiveContext, logitTerms: readonly LogitTerm[]): BuiltObjective {
   const { g, student } = context;
   const rows = rowCount(context);
   const vocabSize = vocabularyOf(context);
   const logits = (hidden: Tensor) => ops.firstColumns(g, student.logits(hidden), vocabSize);
-  const { loss, terms } = ops.headLoss(g, student.hidden, vocabSize, logits, [
-    ...parts.map(({ weight, of }) => ({ weight: weight / rows, of })),
-  ]);
+  const summands = logitTerms.map(({ weight, of }) => ({ weight: weight / rows, of }));
+  const { loss, terms } = ops.headLoss(g, student.hidden, vocabSize, logits, summands);
   const means = g.withoutGradient(() => terms.map((term) => ops.scale(g, term, { factor: 1 / rows })));
   return {
     loss,
-    teacherCheck: parts.find((part) => part.teacherCheck !== undefined)?.teacherCheck,
-    terms: Object.fromEntries(parts.map(({ name }, i) => [name, means[i] as Tensor])),
+    teacherCheck: logitTerms.find(({ teacherCheck }) => teacherCheck !== undefined)?.teacherCheck,
+    terms: Object.fromEntries(logitTerms.map(({ name }, i) => [name, means[i] as Tensor])),
     feed: async (batch, numbers) => {
-      for (const { feed } of parts) await feed?.(batch, numbers);
+      for (const { feed } of logitTerms) await feed?.(batch, numbers);
     },
   };
 }
@@ -100,11 +99,11 @@ export const crossEntropyObjective: Objective = {
 export interface DistillationOptions {
   readonly divergence: Divergence;
   readonly temperature: number;
-  /** Weight of the cross-entropy with the data, beside 1 for the divergence. */
+  /** Weight of the cross-entropy with the data; that of the divergence is 1. */
   readonly crossEntropyWeight: number;
-  /** Intermediate states to match too: pairs of tap names, the student's and the teacher's. */
+  /** Intermediate states to match as well: pairs of tap names, the student's and the teacher's. */
   readonly intermediate: readonly { readonly student: string; readonly teacher: string }[];
-  /** Tokens that both models know: further rows of their heads are padding, which counts for nothing. All by default. */
+  /** Tokens that both models have; further rows of their heads are padding, which the loss ignores. All by default. */
   readonly vocabSize?: number | undefined;
 }
 
@@ -115,7 +114,7 @@ export const DISTILLATION_DEFAULTS: DistillationOptions = {
   intermediate: [],
 };
 
-/** The teacher as the training graph sees it: computed in it, or its most probable tokens fed in. */
+/** The teacher in the training graph: part of it, or only its most probable tokens as inputs. */
 export type Teacher =
   | { readonly kind: "online"; readonly weights: ModelWeights }
   | { readonly kind: "top-k"; readonly source: TopKTeacher };
@@ -123,15 +122,15 @@ export type Teacher =
 /**
  * Knowledge distillation: the student's distributions towards the teacher's (arXiv 2407.14679, section 3), optionally its
  * states too (eq. 6-8, with the weight set to the ratio of the losses at each step).
- * @throws CoppiceError when the options do not go together
+ * @throws CoppiceError when the options cannot be combined
  */
 export function distillationObjective(teacher: Teacher, options: DistillationOptions): Objective {
   if (teacher.kind === "top-k" && options.intermediate.length > 0)
     throw new CoppiceError(
-      "intermediate-state losses need the whole teacher: they do not go with top-k or cached logits",
+      "intermediate-state losses need the whole teacher: they cannot be combined with top-k or cached logits",
     );
   if (teacher.kind === "online" && options.divergence === "top-k")
-    throw new CoppiceError("a top-k divergence takes a top-k teacher");
+    throw new CoppiceError("a top-k divergence needs a top-k teacher");
   return {
     name: "distillation",
     teacher: teacher.kind === "online" ? teacher.weights : undefined,
@@ -144,22 +143,26 @@ export function distillationObjective(teacher: Teacher, options: DistillationOpt
   };
 }
 
-const hiddenSize = (model: Model): number => model.sizes.hidden ?? 1;
+const hiddenSize = (model: Model): number => sizeOf("hidden", model.sizes);
 
-function buildDistillation(given: ObjectiveContext, teacher: Teacher, options: DistillationOptions): BuiltObjective {
-  const context = { ...given, vocabSize: options.vocabSize };
+function buildDistillation(
+  objectiveContext: ObjectiveContext,
+  teacher: Teacher,
+  options: DistillationOptions,
+): BuiltObjective {
+  const context = { ...objectiveContext, vocabSize: options.vocabSize };
   const { g } = context;
   const states = new Map<string, Tensor>();
   const divergence =
     teacher.kind === "online"
       ? onlineTerm(context, teacher.weights, states, options)
       : topKTerm(context, teacher.source, options);
-  const parts = [divergence];
-  if (options.crossEntropyWeight > 0) parts.push(nextTokenTerm(context, options.crossEntropyWeight));
-  const built = lossOf(context, parts);
+  const terms = [divergence];
+  if (options.crossEntropyWeight > 0) terms.push(nextTokenTerm(context, options.crossEntropyWeight));
+  const built = lossOf(context, terms);
   if (options.intermediate.length === 0) return built;
   const matched = intermediateLoss(context, states, options);
-  // as much weight as the divergence has (arXiv 2407.14679, section 3.3)
+  // weighted to equal the divergence (arXiv 2407.14679, section 3.3)
   const divergenceNow = stopGradient(built.terms.divergence as Tensor);
   const alpha = g.withoutGradient(() => ops.div(g, divergenceNow, stopGradient(matched)));
   return {
@@ -169,7 +172,7 @@ function buildDistillation(given: ObjectiveContext, teacher: Teacher, options: D
   };
 }
 
-/** The teacher runs beside the student, and its logits exist for the same rows only. */
+/** The divergence from a teacher that runs beside the student; its logits exist only for the same range of rows. */
 function onlineTerm(
   context: ObjectiveContext,
   weights: ModelWeights,
@@ -194,11 +197,11 @@ function onlineTerm(
   };
 }
 
-/** The teacher's most probable tokens are fed in. */
+/** The divergence from the teacher's most probable tokens, which are inputs. */
 function topKTerm(context: ObjectiveContext, source: TopKTeacher, { temperature }: DistillationOptions): LogitTerm {
   const { g } = context;
   const rows = rowCount(context);
-  const targets = source.declareInputs(context.g, rowCount(context));
+  const targets = source.declareInputs(g, rows);
   return {
     name: "divergence",
     weight: 1,
@@ -225,13 +228,13 @@ function intermediateLoss(
 }
 
 /**
- * Which states to match after a depth cut: the embeddings' output and the outputs of the student's last layers, each with
- * the teacher layer it was taken from (arXiv 2407.14679, section 3.2: the later layers matter).
+ * The states to match after a depth cut: the embeddings' output and the outputs of the student's last layers, each with that of the
+ * teacher's layer it comes from (arXiv 2407.14679, section 3.2: the later layers matter).
  * @param keptLayers for each student layer, the teacher's layer it came from
  */
 export function defaultIntermediatePairs(keptLayers: readonly number[]): DistillationOptions["intermediate"] {
-  const late = keptLayers
+  const lastLayers = keptLayers
     .map((from, to) => ({ student: `layers.${to}.output`, teacher: `layers.${from}.output` }))
     .slice(-3, -1);
-  return [{ student: "embed_tokens.output", teacher: "embed_tokens.output" }, ...late];
+  return [{ student: "embed_tokens.output", teacher: "embed_tokens.output" }, ...lastLayers];
 }

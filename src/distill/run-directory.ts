@@ -19,7 +19,7 @@ export interface MetricsRecord {
   /** Global norm of the gradient before clipping. */
   readonly gradientNorm: number;
   readonly tokensPerSecond: number;
-  /** Of this and earlier sittings together. */
+  /** Since the start, including the time before resumes. */
   readonly seconds: number;
   /** The loss's terms. */
   readonly terms: Readonly<Record<string, number>>;
@@ -29,29 +29,30 @@ export interface MetricsRecord {
 
 const stateSchema = z.object({ step: z.number().int().min(0), seconds: z.number().min(0) });
 
-/** What a checkpoint holds beside tensors. */
+/** The state in a checkpoint, beside tensors. */
 export type TrainerState = Readonly<z.infer<typeof stateSchema>>;
 
 const KEPT_CHECKPOINTS = 2;
-/** A checkpoint has each weight and its two moments. */
+/** A checkpoint holds each weight and its two moments. */
 const [COPIES, F32_BYTES] = [3, 4];
 
 const METRICS = "metrics.jsonl";
 const CHECKPOINTS = "checkpoints";
-/** What a checkpoint's directory holds. */
-const STATE = ["state.safetensors", "state.json"] as const;
+/** The files of a checkpoint. */
+const [TENSORS_FILE, STATE_FILE] = ["state.safetensors", "state.json"] as const;
+const CHECKPOINT_FILES = [TENSORS_FILE, STATE_FILE];
 
 /**
- * The directory of a long job: `run.json` (its configuration and the files that it wrote), `metrics.jsonl`, `checkpoints/`. Killed
- * at any moment, the same job goes on from the last checkpoint.
+ * The directory of a long job: `run.json` (its configuration and the files that it wrote), `metrics.jsonl`, `checkpoints/`. A job
+ * that is killed at any moment resumes from the last checkpoint.
  */
 export class RunDirectory {
   private readonly files: RunFiles;
 
   /**
    * Opens the directory of a run, for this process alone.
-   * @param folder where in it metrics and checkpoints go, where a run has several parts
-   * @throws UsageError when it holds something else than a run, CoppiceError when another process has it
+   * @param folder for metrics and checkpoints within it, when a run has several parts
+   * @throws UsageError when it holds something other than a run, CoppiceError when another process uses it
    */
   constructor(
     directory: string | RunFiles,
@@ -66,45 +67,46 @@ export class RunDirectory {
 
   /** A part of the run with metrics and checkpoints of its own. */
   part(folder: string): RunDirectory {
-    return new RunDirectory(this.files, this.named(folder));
+    return new RunDirectory(this.files, this.relative(folder));
   }
 
   file(...names: string[]): string {
     return path.join(this.path, ...names);
   }
 
-  private named(...names: readonly string[]): string {
+  /** A path within the run's directory. */
+  private relative(...names: readonly string[]): string {
     return path.posix.join(this.folder, ...names);
   }
 
   /**
    * The path of a file that the run is about to write.
-   * @throws CoppiceError when there is one that it did not write
+   * @throws CoppiceError when the file exists and the run did not write it
    */
   own(...names: readonly string[]): string {
-    this.files.own(this.named(...names));
+    this.files.own(this.relative(...names));
     return this.file(...names);
   }
 
   /**
    * Claims the directory for a configuration: writes `run.json`, or checks the one that is there.
-   * @throws UsageError naming what differs when it belongs to another job
+   * @throws UsageError naming what differs, when it belongs to another job
    */
   claim(configuration: Readonly<Record<string, unknown>>): void {
     this.files.claim(configuration);
   }
 
-  /** Whether the run came to its end. */
+  /** Whether the run has finished. */
   get finished(): boolean {
     return this.files.finished;
   }
 
-  /** What {@link finish} was given. */
+  /** The result that {@link finish} recorded. */
   get result(): unknown {
     return this.files.result;
   }
 
-  /** Says that the run came to its end. @param result of it, which must survive JSON */
+  /** Records that the run has finished. @param result of it, which must be expressible in JSON */
   finish(result?: unknown): void {
     this.files.finish(result);
   }
@@ -114,12 +116,12 @@ export class RunDirectory {
     this.files.discard();
   }
 
-  /** Lets other processes have the directory. */
+  /** Releases the directory to other processes. */
   close(): void {
     this.files.close();
   }
 
-  /** All metrics so far. A line cut short by a kill is dropped. */
+  /** All metrics so far. A line that a kill cut short is dropped. */
   readMetrics(): MetricsRecord[] {
     const file = this.file(METRICS);
     if (!existsSync(file)) return [];
@@ -144,7 +146,7 @@ export class RunDirectory {
     }
   }
 
-  /** Forgets metrics past a step: they are computed again after a resume. */
+  /** Removes the metrics past a step: a resumed run computes them again. */
   truncateMetrics(step: number): void {
     const kept = this.readMetrics().filter((record) => record.step <= step);
     writeFileAtomic(this.own(METRICS), kept.map((record) => `${JSON.stringify(record)}\n`).join(""));
@@ -152,44 +154,45 @@ export class RunDirectory {
 
   /** Names of the run's checkpoints, oldest first. */
   private checkpoints(): string[] {
-    const own = this.files.below(this.named(CHECKPOINTS)).map((name) => path.posix.basename(path.posix.dirname(name)));
+    const own = this.files
+      .below(this.relative(CHECKPOINTS))
+      .map((name) => path.posix.basename(path.posix.dirname(name)));
     return [...new Set(own)]
-      .filter((name) => STATE.every((file) => existsSync(this.file(CHECKPOINTS, name, file))))
+      .filter((name) => CHECKPOINT_FILES.every((file) => existsSync(this.file(CHECKPOINTS, name, file))))
       .sort();
   }
 
   private removeCheckpoint(name: string): void {
-    this.files.remove(STATE.map((file) => this.named(CHECKPOINTS, name, file)));
+    this.files.remove(CHECKPOINT_FILES.map((file) => this.relative(CHECKPOINTS, name, file)));
   }
 
   /**
-   * Makes sure that the checkpoints and the model of a training run have room, before it begins.
-   * @param parameters that are trained
-   * @throws CoppiceError saying how much is needed
+   * Checks that there is room for the checkpoints and the model of a training run, before it begins.
+   * @param parameters number of trained parameters
+   * @throws CoppiceError saying how much room is needed
    */
   checkRoom(parameters: number): void {
-    const there = this.checkpoints().length;
+    const existing = this.checkpoints().length;
     const checkpointBytes = parameters * F32_BYTES * COPIES;
-    const bytes = checkpointBytes * Math.max(1, KEPT_CHECKPOINTS + 1 - there) + parameters * F32_BYTES;
+    const bytes = checkpointBytes * Math.max(1, KEPT_CHECKPOINTS + 1 - existing) + parameters * F32_BYTES;
     checkSpace(this.path, bytes, "the run's checkpoints and its model");
   }
 
-  /** Saves tensors and state as one checkpoint, and drops old ones. One that is cut short does not count. */
+  /** Saves tensors and state as a checkpoint, and removes old ones. A checkpoint that is cut short is ignored. */
   save(state: TrainerState, stores: readonly TensorStore[]): void {
     const name = `step-${String(state.step).padStart(9, "0")}`;
     this.removeCheckpoint(name);
-    this.files.own(...STATE.map((file) => this.named(CHECKPOINTS, name, file)));
-    const [tensorsFile, stateFile] = STATE.map((file) => this.file(CHECKPOINTS, name, file)) as [string, string];
+    this.files.own(...CHECKPOINT_FILES.map((file) => this.relative(CHECKPOINTS, name, file)));
     const tensors = stores.flatMap((store) => [...store].map((tensor) => storedTensor(store, tensor)));
-    writeSafetensors(tensorsFile, tensors);
-    writeJson(stateFile, state); // says that it is whole
+    writeSafetensors(this.file(CHECKPOINTS, name, TENSORS_FILE), tensors);
+    writeJson(this.file(CHECKPOINTS, name, STATE_FILE), state); // written last: it makes the checkpoint complete
     for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS)) this.removeCheckpoint(old);
   }
 
   /**
-   * Restores the newest checkpoint that is whole into the stores.
-   * @param onNote hears of those that are not
-   * @returns its state, or undefined when there is none
+   * Restores the newest intact checkpoint into the stores.
+   * @param onNote called with a note on each damaged one
+   * @returns its state, or undefined when there is no checkpoint
    * @throws FormatError when all are damaged
    */
   restore(stores: readonly TensorStore[], onNote?: (text: string) => void): TrainerState | undefined {
@@ -209,24 +212,26 @@ export class RunDirectory {
 
   private restoreOne(name: string, stores: readonly TensorStore[]): TrainerState {
     const directory = this.file(CHECKPOINTS, name);
-    const stateFile = path.join(directory, STATE[1]);
+    const stateFile = path.join(directory, STATE_FILE);
     const stored = readJsonObject(stateFile);
     const state = stateSchema.safeParse(stored);
     if (!state.success) throw new FormatError(`${stateFile} ${complaint(state.error, stored)}`);
-    const source = openSafetensors(path.join(directory, STATE[0]));
+    const source = openSafetensors(path.join(directory, TENSORS_FILE));
     for (const store of stores)
       for (const tensor of store) {
         const bytes = readTensor(source, tensor.name);
-        if (bytes.byteLength !== elementCount(tensor.shape) * 4)
-          throw new FormatError(`${directory}: ${tensor.name} is not of the run's shape [${tensor.shape.join(", ")}]`);
+        if (bytes.byteLength !== elementCount(tensor.shape) * F32_BYTES)
+          throw new FormatError(
+            `${directory}: ${tensor.name} does not have the run's shape [${tensor.shape.join(", ")}]`,
+          );
         store.write(tensor, bytes);
       }
     return state.data;
   }
 
-  /** Deletes the checkpoints of a run that has ended. */
+  /** Deletes the checkpoints of a finished run. */
   dropCheckpoints(): void {
-    this.files.remove(this.files.below(this.named(CHECKPOINTS)));
+    this.files.remove(this.files.below(this.relative(CHECKPOINTS)));
   }
 }
 

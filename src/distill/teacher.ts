@@ -15,17 +15,17 @@ export interface TopKTeacherOptions {
   readonly k: number;
   readonly temperature: number;
   readonly computeType: ComputeType;
-  /** Where computed logits are kept for later runs; nowhere by default. */
+  /** Where to keep computed logits for later runs; they are not kept by default. */
   readonly cacheDirectory?: string | undefined;
-  /** How many sequences will be asked for, so that a cache of them has room. */
+  /** How many sequences will be needed, to check that there is room to cache them. */
   readonly expectedSequences?: number | undefined;
-  /** Names the teacher's weights in the cache. */
+  /** Identifies the teacher's weights in the cache. */
   readonly teacherId: string;
-  /** Tokens that both models know: further rows of their heads are padding. */
+  /** Tokens that both models have; further rows of their heads are padding. */
   readonly vocabSize: number;
 }
 
-/** Where a batch's targets are fed in. */
+/** The inputs for a batch's targets. */
 export interface TopKInputs {
   readonly indices: Tensor;
   readonly logProbabilities: Tensor;
@@ -33,7 +33,7 @@ export interface TopKInputs {
   readonly rows: (g: Graph, range: ops.RowRange) => TopKTargets;
 }
 
-/** Feeds a training graph with the teacher's k most probable tokens, computed at first use and kept on disk if wanted. */
+/** Feeds a training graph the teacher's k most probable tokens, which are computed at first use and can be kept on disk. */
 export class TopKTeacher {
   private readonly cache: LogitCache | undefined;
   private graph:
@@ -42,14 +42,14 @@ export class TopKTeacher {
         readonly tokens: Tensor;
         readonly ids: Tensor;
         readonly values: Tensor;
-        /** Finite only if all last states are; a softmax may hide that they are not. */
+        /** Finite only if all last states are: the results of a softmax may be finite even if they are not. */
         readonly check: Tensor;
       }
     | undefined;
 
   constructor(
     private readonly backend: Backend,
-    /** Called when logits are missing in the cache: a teacher that is not needed is not loaded. */
+    /** Loads the teacher, when logits are missing from the cache. */
     private readonly weights: () => ModelWeights,
     private readonly sequences: Sequences,
     readonly options: TopKTeacherOptions,
@@ -59,11 +59,11 @@ export class TopKTeacher {
       const key = hashBytes(
         JSON.stringify([2, teacherId, options.vocabSize, sequences.stream.id, sequences.length, k, temperature]),
       ).slice(0, 32);
-      this.cache = new LogitCache(path.join(cacheDirectory, key), sequences, k, this.options.expectedSequences ?? 0);
+      this.cache = new LogitCache(path.join(cacheDirectory, key), sequences, k, options.expectedSequences ?? 0);
     }
   }
 
-  /** Inputs for the targets of so many rows. */
+  /** Declares inputs for the targets of `rows` rows. */
   declareInputs(g: Graph, rows: number): TopKInputs {
     const { k } = this.options;
     const indices = g.input("teacher.indices", "i32", [rows * k]);
@@ -82,7 +82,7 @@ export class TopKTeacher {
     };
   }
 
-  /** Fills the targets for a batch, from the cache or by computing them. */
+  /** Writes the targets of a batch, from the cache or by computing them. */
   async feed(g: Graph, inputs: TopKInputs, rows: number, batch: Batch, numbers: readonly number[]): Promise<void> {
     const perSequence = this.sequences.length * this.options.k;
     const ids = new Int32Array(numbers.length * perSequence);
@@ -98,9 +98,9 @@ export class TopKTeacher {
       ids.set(computed.ids);
       values.set(computed.values);
     }
-    // What is cached is rounded; it is always used, so that a first run and a later one see the same numbers.
+    // The cache holds rounded values. They are always used, so that a first run and a later one see the same values.
     for (const [row, number] of numbers.entries()) this.cache?.get(number, ids, values, row * perSequence);
-    normalise(values, this.options.k);
+    normalize(values, this.options.k);
     g.write(inputs.indices, ops.headIndices(ids, rows, this.options.vocabSize));
     g.write(inputs.logProbabilities, values);
   }
@@ -143,22 +143,22 @@ export class TopKTeacher {
   }
 }
 
-/** Rounding can lift the sum of a row's probabilities above 1; such rows are scaled back, so that none is left negative. */
-function normalise(logProbabilities: Float32Array, k: number): void {
+/** Scales rows whose probabilities sum to more than 1, by rounding, so that no negative probability is left for the rest. */
+function normalize(logProbabilities: Float32Array, k: number): void {
   for (let row = 0; row < logProbabilities.length; row += k) {
     const values = logProbabilities.subarray(row, row + k);
     const total = values.reduce((sum, value) => sum + Math.exp(value), 0);
-    if (total > 1) for (let i = 0; i < k; i++) values[i] = (values[i] ?? 0) - Math.log(total);
+    if (total > 1) values.set(values.map((value) => value - Math.log(total)));
   }
 }
 
 const LOGITS = "logits.bin";
-/** What `stat` counts blocks in. */
+/** The unit of `blocks` in the result of `stat`. */
 const BLOCK_BYTES = 512;
 
 /**
- * Logits on disk: for each sequence of a corpus, its positions' k token ids (i32) and log-probabilities (f16), and a byte
- * that says that they are there. A sequence's byte is written after its data, so a killed run leaves no half entry.
+ * Logits on disk: for each sequence of a corpus, its positions' k token ids (i32) and log-probabilities (f16), and a byte that
+ * marks them as present. The byte is written after the data, so a killed run leaves no partial entry.
  */
 class LogitCache {
   private readonly data: number;
@@ -178,8 +178,8 @@ class LogitCache {
     this.entryBytes = this.entries * 6;
     mkdirSync(directory, { recursive: true });
     const { blocks = 0 } = statSync(path.join(directory, LOGITS), { throwIfNoEntry: false }) ?? {};
-    const more = Math.min(expectedSequences, sequences.count) * this.entryBytes - blocks * BLOCK_BYTES;
-    checkSpace(directory, more, "the teacher's logits");
+    const missingBytes = Math.min(expectedSequences, sequences.count) * this.entryBytes - blocks * BLOCK_BYTES;
+    checkSpace(directory, missingBytes, "the teacher's logits");
     writeJson(path.join(directory, "cache.json"), { sequences: sequences.count, sequenceLength: sequences.length, k });
     const open = (name: string) =>
       openSync(path.join(directory, name), existsSync(path.join(directory, name)) ? "r+" : "w+");

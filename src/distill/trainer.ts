@@ -28,7 +28,7 @@ export interface TrainOptions extends AdamWOptions {
   readonly sequenceLength: number;
   /** Sequences per optimizer step. */
   readonly batchSize: number;
-  /** Sequences computed at once; gradients of several such are added up for a step. Divides the batch size. */
+  /** Sequences computed at once; a step accumulates the gradients of several such. Divides the batch size. */
   readonly microBatchSize: number;
   readonly learningRate: number;
   readonly minimumLearningRate: number;
@@ -36,17 +36,17 @@ export interface TrainOptions extends AdamWOptions {
   readonly warmupSteps: number;
   readonly seed: number;
   readonly computeType: ComputeType;
-  /** Compute each layer's activations again for its gradient instead of keeping them: less memory, about a third more time. */
+  /** Recompute each layer's activations for its gradient instead of keeping them: less memory, about a third more time. */
   readonly recompute: boolean;
   /** Steps between checkpoints. */
   readonly saveEverySteps: number;
-  /** Steps between measurements on the validation data; 0 for none before the end. */
+  /** Steps between measurements on the validation data; 0 for none. */
   readonly validateEverySteps: number;
 }
 
 /**
- * Settings that suit a model of a width where nothing else is said: the learning rate falls with the width to the power of 0.85,
- * through arXiv 2408.11796's 1e-4 at 4096, and ends at a tenth; the first tenth of the steps, 40 at most, warm up.
+ * Default settings for a model of a width. The peak learning rate is arXiv 2408.11796's 1e-4 at width 4096 and falls with the width
+ * to the power of 0.85; it decays to a tenth. The first tenth of the steps, at most 40, warm up.
  */
 export function defaultTrainOptions(
   hidden: number,
@@ -81,19 +81,19 @@ export interface TrainProgress {
 
 export interface TrainJob {
   readonly backend: Backend;
-  /** f32 and trainable; changed in place. */
+  /** f32 and trainable; updated in place. */
   readonly student: ModelWeights;
   readonly objective: Objective;
   readonly sequences: Sequences;
   readonly options: TrainOptions;
-  /** Where metrics and checkpoints go. Without one nothing is kept and nothing resumed. */
+  /** Where metrics and checkpoints go. Without it nothing is saved or resumed. */
   readonly run?: RunDirectory | undefined;
   readonly onProgress?: ((progress: TrainProgress) => void) | undefined;
-  /** Hears what a person should know and need not act on. */
+  /** Called with notes that need no action. */
   readonly onNote?: ((text: string) => void) | undefined;
-  /** Measures the validation loss of the student as it is. */
+  /** Measures the validation loss of the current student. */
   readonly validate?: (() => Promise<number>) | undefined;
-  /** Stops after the current step, with a checkpoint, when it is aborted. */
+  /** When aborted, training stops after the current step, with a checkpoint. */
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -110,16 +110,16 @@ export interface TrainResult {
 const stepsOf = ({ tokens, batchSize, sequenceLength }: TrainOptions): number =>
   Math.ceil(tokens / (batchSize * sequenceLength));
 
-/** Steps of rising learning rate that suit a run of so many. */
+/** The default number of warm-up steps of a run. */
 const warmupFor = (steps: number): number => Math.min(40, Math.ceil(steps / 10));
 
-/** The settings of a run for another, shorter one of the same kind: its warm-up is shorter, too. */
+/** Settings for another number of tokens, with at most the default warm-up of such a run. */
 export function forTokens(options: TrainOptions, tokens: number): TrainOptions {
   const warmupSteps = Math.min(options.warmupSteps, warmupFor(stepsOf({ ...options, tokens })));
   return { ...options, tokens, warmupSteps };
 }
 
-/** @throws UsageError for settings that cannot be */
+/** Checks settings. @throws UsageError naming one that is invalid */
 export function checkTrainOptions(options: TrainOptions): void {
   const positive = [
     "tokens",
@@ -142,16 +142,16 @@ export function checkTrainOptions(options: TrainOptions): void {
     );
   if (options.schedule !== "constant" && options.minimumLearningRate > options.learningRate)
     throw new UsageError(
-      `the learning rate would rise: it ends at ${options.minimumLearningRate}, more than its peak of ${options.learningRate}`,
+      `the learning rate would rise: it ends at ${options.minimumLearningRate}, above its peak of ${options.learningRate}`,
     );
   for (const name of ["weightDecay", "minimumLearningRate", "warmupSteps", "validateEverySteps", "clipNorm"] as const)
     if (!(options[name] >= 0)) throw new UsageError(`${name} must be 0 or more, not ${options[name]}`);
 }
 
 /**
- * Trains a model towards an objective. Everything that the numbers depend on is in the weights, the optimizer's state and the
- * step number, so a run that was killed and resumed ends bit-equal to one that was not.
- * @throws InterruptedError when the signal aborts, CoppiceError when the loss stops being a number
+ * Trains a model towards an objective. Results depend only on the weights, the optimizer's state and the step number, so a run that
+ * was killed and resumed ends bit-equal to one that was not.
+ * @throws InterruptedError when the signal aborts, CoppiceError when the loss stops being finite
  */
 export async function train(job: TrainJob): Promise<TrainResult> {
   checkTrainOptions(job.options);
@@ -173,7 +173,7 @@ export class Trainer {
   private readonly order: TrainingOrder;
   private readonly weights: readonly Tensor[];
   private readonly forward: Graph;
-  /** Gradient sums and the step on them, apart from the forward graph when gradients are accumulated. */
+  /** Gradient sums and the graph that updates weights by them, when gradients are accumulated. */
   private readonly accumulated: { readonly sums: TensorStore; readonly update: Graph } | undefined;
   private readonly tokens: Tensor;
   private readonly objective: BuiltObjective;
@@ -184,7 +184,7 @@ export class Trainer {
     this.tokensPerStep = options.batchSize * options.sequenceLength;
     this.steps = stepsOf(options);
     this.order = new TrainingOrder(job.sequences.count, options.seed);
-    this.auxiliary = this.initialiseAuxiliary();
+    this.auxiliary = this.initializeAuxiliary();
     this.weights = [...student.trained, ...this.auxiliary];
     this.state = new TensorStore(backend, AdamW.stateTensors(this.weights.length));
     this.optimizer = new AdamW(this.state, this.weights, options);
@@ -210,7 +210,7 @@ export class Trainer {
     for (const term of Object.values(this.objective.terms)) g.output(term);
     const derived = gradients(g, this.objective.loss, this.weights);
     if (options.batchSize === options.microBatchSize) {
-      // Every step waits for the norm and so for all gradients: no weight changes before its last use.
+      // Every update waits for the norm and so for all gradients: no weight changes before its last use.
       this.norm = this.optimizer.apply(g, derived);
       g.output(this.norm);
     } else {
@@ -222,7 +222,7 @@ export class Trainer {
     g.compile();
   }
 
-  /** Adds the mean gradient of a micro-batch to sums that live until the step. */
+  /** Adds the mean gradient of a micro-batch to sums that last until the update. */
   private accumulate(derived: readonly Tensor[]) {
     const { backend, options } = this.job;
     const factor = options.microBatchSize / options.batchSize;
@@ -239,7 +239,7 @@ export class Trainer {
     return { sums, update: new Graph(backend) };
   }
 
-  private initialiseAuxiliary(): TensorStore {
+  private initializeAuxiliary(): TensorStore {
     const { backend, student, objective, options } = this.job;
     const specs = objective.auxiliary(student.model);
     const store = new TensorStore(backend, specs.length);
@@ -259,13 +259,12 @@ export class Trainer {
   async run(): Promise<TrainResult> {
     const { run, options } = this.job;
     const stores = [this.job.student.store, this.auxiliary, this.state];
-    const restored = run?.restore(stores, this.job.onNote);
-    run?.truncateMetrics(restored?.step ?? 0);
-    const secondsBefore = restored?.seconds ?? 0;
+    const start = run?.restore(stores, this.job.onNote) ?? { step: 0, seconds: 0 };
+    run?.truncateMetrics(start.step);
     const started = performance.now();
-    const seconds = () => secondsBefore + (performance.now() - started) / 1000;
+    const seconds = () => start.seconds + (performance.now() - started) / 1000;
     const losses: number[] = (run?.readMetrics() ?? []).map((record) => record.loss);
-    for (let step = (restored?.step ?? 0) + 1; step <= this.steps; step++) {
+    for (let step = start.step + 1; step <= this.steps; step++) {
       const stepStarted = performance.now();
       const outcome = await this.step(step);
       const elapsed = (performance.now() - stepStarted) / 1000;
@@ -283,7 +282,7 @@ export class Trainer {
         ...outcome,
         tokensPerSecond: this.tokensPerStep / elapsed,
         seconds: seconds(),
-        ...(validationLoss === undefined ? {} : { validationLoss }),
+        validationLoss,
       };
       run?.appendMetrics(record);
       this.job.onProgress?.({ record, totalTokens: this.steps * this.tokensPerStep });
@@ -326,17 +325,17 @@ export class Trainer {
     );
     this.optimizer.prepare(learningRate, step);
     this.accumulated?.sums.clear();
-    const parts = options.batchSize / options.microBatchSize;
+    const microBatches = options.batchSize / options.microBatchSize;
     let loss = 0;
     const terms: Record<string, number> = {};
-    for (let part = 0; part < parts; part++) {
-      const position = (step - 1) * options.batchSize + part * options.microBatchSize;
+    for (let i = 0; i < microBatches; i++) {
+      const position = (step - 1) * options.batchSize + i * options.microBatchSize;
       const numbers = this.order.range(position, options.microBatchSize);
       const batch = sequences.batch(numbers);
       this.forward.write(this.tokens, batch.tokens);
       await this.objective.feed(batch, numbers);
       await this.forward.run();
-      const value = (tensor: Tensor) => (this.forward.read(tensor)[0] ?? Number.NaN) / parts;
+      const value = (tensor: Tensor) => (this.forward.read(tensor)[0] ?? Number.NaN) / microBatches;
       const { teacherCheck } = this.objective;
       if (teacherCheck !== undefined && !Number.isFinite(value(teacherCheck)))
         throw await this.teacherError(batch.tokens);
@@ -348,7 +347,7 @@ export class Trainer {
     return { loss, terms, learningRate, gradientNorm };
   }
 
-  /** Every graph that a step computes. */
+  /** The graphs that a step runs. */
   get graphs(): Graph[] {
     return [this.forward, ...(this.accumulated === undefined ? [] : [this.accumulated.update])];
   }

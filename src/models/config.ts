@@ -5,7 +5,7 @@ import { complaint } from "../system/schema.js";
 /** The parsed content of a checkpoint's `config.json`. */
 export type ConfigJson = Readonly<Record<string, unknown>>;
 
-/** A size in a configuration, far above what any model has. */
+/** A size, with a limit far above what any model has. */
 export const size = z
   .number()
   .int()
@@ -21,30 +21,30 @@ export const choice = <T extends string>(...known: readonly [T, ...T[]]) =>
     .nullish()
     .transform((value) => value ?? known[0]);
 
-/** Reads a configuration. @throws FormatError naming the first field that is missing or not as it must be */
+/** Parses a configuration. @throws FormatError naming the first field that is missing or invalid */
 export function parseConfig<T extends z.ZodType>(schema: T, config: ConfigJson): z.infer<T> {
   const parsed = schema.safeParse(config);
   if (parsed.success) return parsed.data;
   throw new FormatError(`config.json: ${complaint(parsed.error, config)}`);
 }
 
-/** @throws FormatError when query heads cannot be shared out to key-value heads */
+/** @throws FormatError when query heads cannot be divided among key-value heads */
 export function checkHeads(heads: number, kvHeads: number): void {
   if (heads % kvHeads !== 0)
-    throw new FormatError(`config.json: ${heads} attention heads cannot be shared by ${kvHeads} key-value heads`);
+    throw new FormatError(`config.json: ${heads} attention heads cannot be divided among ${kvHeads} key-value heads`);
 }
 
-/** The size of a head: what the configuration says, or the width shared out to the heads. @throws FormatError when it cannot be */
+/** The size of a head: that of the configuration, or the width divided by the heads. @throws FormatError when it does not divide */
 export function headSize(headDim: number | null | undefined, hidden: number, heads: number): number {
-  const found = headDim ?? hidden / heads;
-  if (!Number.isInteger(found))
+  const size = headDim ?? hidden / heads;
+  if (!Number.isInteger(size))
     throw new FormatError(
       `config.json: hidden_size ${hidden} is not a multiple of ${heads} heads and there is no head_dim`,
     );
-  return found;
+  return size;
 }
 
-/** The entry of a layer in a list of one for each. @throws FormatError when the list has another length */
+/** The entry for a layer in a list with one for each layer. @throws FormatError when the list has another length */
 export function entryOf<T>(field: string, list: readonly T[], layer: number, layers: number): T {
   const entry = list.length === layers ? list[layer] : undefined;
   if (entry === undefined)

@@ -1,7 +1,7 @@
 import type { Model } from "./architecture.js";
 import { type DimensionName, layerDimension, shapeOf, sizeOf } from "./dimensions.js";
 
-/** Elements of a model's matrices that a token is multiplied by. @param head whether the output head counts */
+/** Elements of the matrices that a token is multiplied by. @param head whether to include the output head */
 export function activeWeights(model: Model, { head = true } = {}): number {
   return model.parameters
     .filter(({ input, layer }) => input !== undefined && (head || layer !== undefined))
@@ -10,8 +10,8 @@ export function activeWeights(model: Model, { head = true } = {}): number {
 
 /**
  * Floating-point operations of one token's forward pass: two for each weight of a matrix it is multiplied by, and those of causal
- * attention, half of the positions being read on average (Kaplan et al. 2020, table 1, with the output head counted unless `head`
- * is false). A training step takes three times as many.
+ * attention, which reads half of the positions on average (Kaplan et al. 2020, table 1, with the output head included unless
+ * `head` is false). A training step takes three times as many.
  */
 export const forwardFlopsPerToken = (
   model: Model,
@@ -19,14 +19,14 @@ export const forwardFlopsPerToken = (
   options: { head?: boolean | undefined } = {},
 ): number => 2 * activeWeights(model, options) + model.cost(sequenceLength / 2).operations;
 
-/** Bytes of a key or value in a cache of 16 bits. */
-const CACHE_ELEMENT_BYTES = 2;
+/** Bytes of an element of a key or value, which caches hold in 16 bits. */
+export const CACHE_ELEMENT_BYTES = 2;
 
-/** Bytes of the keys and values of one sequence of so many tokens, in 16 bits. */
+/** Bytes of the keys and values of one sequence of `tokens` tokens, in 16 bits each. */
 export const cacheBytes = (model: Model, tokens: number): number =>
   CACHE_ELEMENT_BYTES * model.cost(tokens).cacheElements;
 
-/** A dimension's size in every layer that has it; just one for a dimension of the whole model. */
+/** A dimension's size in each layer that has it; a single one for a dimension of the whole model. */
 export function sizesOfAxis(model: Model, name: DimensionName): number[] {
   if (name in model.sizes) return [sizeOf(name, model.sizes)];
   return Array.from({ length: model.layerCount }, (_, i) => model.sizes[layerDimension(i, name)]).filter(

@@ -1,17 +1,17 @@
 import { FormatError } from "../system/errors.js";
 import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
 import type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
-import type { Parameter, Scope } from "./blocks/block.js";
+import { type ContextCost, FREE, type Parameter, type Scope } from "./blocks/block.js";
 import type { ConfigJson } from "./config.js";
+import { ggufLayout, type PlacedParameter } from "./decoder-gguf.js";
 import { type Axis, type DimensionName, layerDimension, renamed, type Sizes } from "./dimensions.js";
-import { ggufLayout, type PlacedParameter } from "./gguf-writer.js";
 import { resizedConfig } from "./resize.js";
 import { type DecoderSpec, type Layer, layerDimensions, mainBlocks, type NamedBlock, namesOf } from "./spec.js";
 
 /**
- * Makes a model of a decoder's description.
- * @param config the whole configuration, wrapper included
- * @param parse makes a model of another configuration
+ * Builds a model from a decoder's description.
+ * @param config the whole configuration, including that of a wrapper
+ * @param parse builds a model from another configuration
  */
 export function decoderModel(
   architecture: Architecture,
@@ -34,30 +34,34 @@ export function decoderModel(
     axes: axesOf(spec),
     scoredBy: scoresOf(spec),
     groups: groupsOf(spec),
-    cost: (context) =>
-      spec.layers.flatMap(mainBlocks).reduce(
-        (sum, [, block]) => {
-          const { cacheElements, operations } = block.cost(context);
-          return { cacheElements: sum.cacheElements + cacheElements, operations: sum.operations + operations };
-        },
-        { cacheElements: 0, operations: 0 },
-      ),
+    cost: (context) => totalCost(spec, context),
     forward: (g, weights, tokens, options = {}) => forward(spec, g, weights, tokens, options),
     resized: (wanted, keptLayers) => parse(resizedConfig(architecture, config, spec, wanted, keptLayers)),
     gguf: () => ggufLayout(spec, parameters),
   };
 }
 
+function totalCost(spec: DecoderSpec, context: number): ContextCost {
+  const costs = spec.layers.flatMap(mainBlocks).map(([, block]) => block.cost(context));
+  return costs.reduce(
+    (sum, { cacheElements, operations }) => ({
+      cacheElements: sum.cacheElements + cacheElements,
+      operations: sum.operations + operations,
+    }),
+    FREE,
+  );
+}
+
 function sizesOf(spec: DecoderSpec): Sizes {
   const sizes: Record<string, number> = { vocab: spec.vocab, hidden: spec.hidden, layers: spec.layers.length };
-  if (spec.learntPositions !== undefined) sizes.positions = spec.maxPositions;
+  if (spec.learnedPositions !== undefined) sizes.positions = spec.maxPositions;
   spec.layers.forEach((layer, i) => {
     for (const [name, { size }] of Object.entries(layerDimensions(layer))) sizes[layerDimension(i, name)] = size;
   });
   return sizes;
 }
 
-/** Every parameter with the names of its dimensions: pruning, counting, export and initialisation all read this table. */
+/** Every parameter with the names of its dimensions. Pruning, counting, export and initialization all read this table. */
 function parametersOf(spec: DecoderSpec): PlacedParameter[] {
   const names = namesOf(spec);
   const finalTap = "norm.output";
@@ -69,26 +73,33 @@ function parametersOf(spec: DecoderSpec): PlacedParameter[] {
     gguf: { name: gguf },
     ...more,
   });
-  const positions = spec.learntPositions;
+  const positions = spec.learnedPositions;
   return [
-    // as the output head it multiplies
+    // a tied embedding also multiplies the final norm's output, as the head
     top(`${names.embedding}.weight`, ["vocab", "hidden"], "token_embd", { input: spec.tied ? finalTap : undefined }),
     ...(positions === undefined ? [] : [top(`${positions}.weight`, ["positions", "hidden"], "position_embd")]),
     ...spec.layers.flatMap((layer, i) => layerParameters(spec, layer, i)),
     ...Object.entries(spec.finalNorm.parameters).map(([local, parameter]) =>
-      placed(parameter, `${names.norm}.${local}`, undefined, (name) => name, undefined),
+      placed(parameter, { name: `${names.norm}.${local}`, local: `${names.norm}.${local}`, rename: (name) => name }),
     ),
     ...(spec.tied ? [] : [top(`${names.head}.weight`, ["vocab", "hidden"], "output", { input: finalTap })]),
   ];
 }
 
+/** Where a block's parameter belongs in the model. */
+interface Placement {
+  readonly name: string;
+  readonly local: string;
+  readonly layer?: number | undefined;
+  /** From a dimension's name in the block to its name in the model. */
+  readonly rename: (name: string) => DimensionName;
+  /** The model's name of the tap that the parameter multiplies. */
+  readonly input?: string | undefined;
+}
+
 function placed(
   { axes, initialisation = "normal", transposed, fixed, gguf }: Parameter,
-  name: string,
-  layer: number | undefined,
-  rename: (name: string) => DimensionName,
-  input: string | undefined,
-  local = name,
+  { name, local, layer, rename, input }: Placement,
 ): PlacedParameter {
   return {
     name,
@@ -104,24 +115,21 @@ function placed(
 }
 
 function layerParameters(spec: DecoderSpec, layer: Layer, i: number): PlacedParameter[] {
-  const own = layerDimensions(layer);
-  const rename = (name: string) => (name in own ? layerDimension(i, name) : name);
-  const at = `${namesOf(spec).layers}.${i}`;
-  const of = ([name, block]: NamedBlock, input: string) =>
+  const dimensions = layerDimensions(layer);
+  const rename = (name: string) => (name in dimensions ? layerDimension(i, name) : name);
+  const prefix = `${namesOf(spec).layers}.${i}`;
+  const parametersIn = ([name, block]: NamedBlock, blockInput: string | undefined) =>
     Object.entries(block.parameters).map(([inner, parameter]) => {
       const local = name === "" ? inner : `${name}.${inner}`;
-      const tap =
-        parameter.input === undefined
-          ? undefined
-          : parameter.input === "input"
-            ? input
-            : `${tapOf(i, name)}.${parameter.input}`;
-      return placed(parameter, `${at}.${local}`, i, rename, tap, local);
+      const tap = parameter.input;
+      const ownTap = tap === undefined ? undefined : `${tapOf(i, name)}.${tap}`;
+      const input = tap === "input" ? blockInput : ownTap;
+      return placed(parameter, { name: `${prefix}.${local}`, local, layer: i, rename, input });
     });
   return layer.residuals.flatMap(({ norm, block, after }) => [
-    ...(norm === undefined ? [] : of(norm, "")),
-    ...of(block, inputTap(i, norm, block)),
-    ...(after === undefined ? [] : of(after, "")),
+    ...(norm === undefined ? [] : parametersIn(norm, undefined)),
+    ...parametersIn(block, inputTap(i, norm, block)),
+    ...(after === undefined ? [] : parametersIn(after, undefined)),
   ]);
 }
 
@@ -142,7 +150,7 @@ function scoresOf(spec: DecoderSpec): Model["scoredBy"] {
     ]),
   );
   const seen = new Set<string>();
-  // parallel steps may share their input
+  // parallel residuals may share their input
   return [...layers, { dimension: "hidden", tap: "norm.output" }].filter(({ tap }) => !seen.has(tap) && seen.add(tap));
 }
 
@@ -179,24 +187,24 @@ function forward(
   tokens: Tensor,
   options: ForwardOptions,
 ): ForwardResult {
-  const [batch = 0, seq = 0] = tokens.shape;
+  const [batch, seq] = tokenShape(tokens);
   const { forest } = options;
   const names = namesOf(spec);
   const tapped = new Set<string>();
   const tap: Tap = (name, activation) => {
-    if (tapped.has(name)) return; // a layer that is computed again for its gradient
+    if (tapped.has(name)) return; // the layer is being recomputed for its gradient
     tapped.add(name);
     options.tap?.(name, activation);
   };
-  const scope = (parameters: string, taps: string): Scope => ({
+  const scope = (parameterPrefix: string, tapPrefix: string): Scope => ({
     g,
     batch,
     seq,
-    // a forest's sequences are each no longer than the model's positions
+    // no sequence of a forest is longer than the model's positions
     longest: forest === undefined ? seq : Math.min(seq, spec.maxPositions),
     forest,
-    weight: (name) => weights(`${parameters}.${name}`),
-    tap: (name, activation) => tap(`${taps}.${name}`, activation),
+    weight: (name) => weights(`${parameterPrefix}.${name}`),
+    tap: (name, activation) => tap(`${tapPrefix}.${name}`, activation),
   });
   let x = embedded(spec, g, weights, tokens, forest); // [rows, hidden]
   tap("embed_tokens.output", x);
@@ -204,22 +212,30 @@ function forward(
     const layer = spec.layers[i];
     if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
     tap(`layers.${i}.input`, x);
-    const at = (name: string) => scope(`${names.layers}.${i}.${name}`, tapOf(i, name));
-    x = recomputed(g, x, (input) => layerForward(layer, g, at, input));
+    const scopeOf = (name: string) => scope(`${names.layers}.${i}.${name}`, tapOf(i, name));
+    x = recomputed(g, x, (input) => layerForward(layer, g, scopeOf, input));
     tap(`layers.${i}.output`, x);
   }
   const hidden = spec.finalNorm.forward(scope(names.norm, "norm"), x);
   return { hidden, logits: (rows = hidden) => logitsOf(spec, g, weights, rows) };
 }
 
-function layerForward(layer: Layer, g: Graph, at: (name: string) => Scope, input: Tensor): Tensor {
+/** tokens: [batch, seq]. */
+function tokenShape({ name, shape }: Tensor): readonly [batch: number, seq: number] {
+  const [batch, seq] = shape;
+  if (batch === undefined || seq === undefined)
+    throw new FormatError(`${name} must be [batch, sequence], not [${shape.join(", ")}]`);
+  return [batch, seq];
+}
+
+function layerForward(layer: Layer, g: Graph, scopeOf: (name: string) => Scope, input: Tensor): Tensor {
   return layer.residuals.reduce((sum, { norm, block, after, scale }) => {
     const x = layer.parallel ? input : sum;
-    const scope = at(block[0]);
-    const normed = norm === undefined ? x : norm[1].forward(at(norm[0]), x);
+    const scope = scopeOf(block[0]);
+    const normed = norm === undefined ? x : norm[1].forward(scopeOf(norm[0]), x);
     if (norm === undefined) scope.tap("input", x);
     const y = block[1].forward(scope, normed);
-    const z = after === undefined ? y : after[1].forward(at(after[0]), y);
+    const z = after === undefined ? y : after[1].forward(scopeOf(after[0]), y);
     return ops.add(g, sum, scale === undefined ? z : ops.scale(g, z, { factor: scale }));
   }, input);
 }
@@ -231,16 +247,16 @@ function embedded(
   tokens: Tensor,
   forest: ops.Forest | undefined,
 ): Tensor {
-  const [batch = 0, seq = 0] = tokens.shape;
+  const [batch, seq] = tokenShape(tokens);
   const names = namesOf(spec);
   const rows = ops.embedding(g, weights(`${names.embedding}.weight`), ops.reshape(g, tokens, { to: [batch * seq] }));
   const scaled = spec.embeddingScale === undefined ? rows : ops.scale(g, rows, { factor: spec.embeddingScale });
-  if (spec.learntPositions === undefined) return scaled;
+  if (spec.learnedPositions === undefined) return scaled;
   if (seq > spec.maxPositions && forest === undefined)
     throw new FormatError(`the model has ${spec.maxPositions} positions, not ${seq}`);
   const places = Int32Array.from({ length: seq }, (_, i) => i);
-  const at = forest?.positions ?? g.constant(`places ${seq}`, "i32", [seq], places);
-  const positions = ops.embedding(g, weights(`${spec.learntPositions}.weight`), at); // [seq, hidden]
+  const indices = forest?.positions ?? g.constant(`places ${seq}`, "i32", [seq], places);
+  const positions = ops.embedding(g, weights(`${spec.learnedPositions}.weight`), indices); // [seq, hidden]
   const perSequence = ops.reshape(g, scaled, { to: [batch, seq, spec.hidden] });
   return ops.reshape(g, ops.add(g, perSequence, positions), { to: [batch * seq, spec.hidden] });
 }

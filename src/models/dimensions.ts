@@ -1,8 +1,8 @@
 import { CoppiceError } from "../system/errors.js";
 
 /**
- * The name of a dimension of a model: `hidden`, `vocab`, `layers.3.ffn`, `layers.3.heads`, ... Everything that has to do with
- * sizes (pruning, counting, memory estimates) goes by these names.
+ * The name of a dimension of a model: `hidden`, `vocab`, `layers.3.ffn`, `layers.3.heads`, ... Everything that deals with sizes
+ * (pruning, counting, memory estimates) uses these names.
  */
 export type DimensionName = string;
 
@@ -11,31 +11,32 @@ export type Sizes = Readonly<Record<DimensionName, number>>;
 
 /**
  * One axis of a parameter: a dimension; a product of axes, outermost first (index h · headDim + d of heads x headDim belongs to
- * head h); or axes one after another, as in a matrix that holds queries, keys and values.
+ * head h); or a concatenation of axes, as in a matrix that holds queries, keys and values.
  */
 export type Axis = DimensionName | { readonly product: readonly Axis[] } | { readonly concat: readonly Axis[] };
 
-/** How a parameter starts when a model is trained from scratch. */
+/** The initial values of a parameter when a model is trained from scratch. */
 export type Initialisation = "normal" | "ones" | "zeros" | { readonly constant: number };
 
-/** A parameter of a model: its axes, outermost first as in PyTorch; none where it is one number. */
+/** A parameter of a model. Its axes are outermost first, as in PyTorch; a scalar has none. */
 export interface ParameterSpec {
-  /** Its name in a Hugging Face checkpoint, without what may stand before it there. */
+  /** Its name in a Hugging Face checkpoint, without any prefix of a wrapper. */
   readonly name: string;
   readonly axes: readonly Axis[];
   readonly initialisation: Initialisation;
-  /** The tapped activation that this matrix multiplies, where it multiplies one. */
+  /** The tapped activation that this matrix multiplies, if any. */
   readonly input?: string | undefined;
   /** Not to be trained: a constant that checkpoints store. */
   readonly fixed?: boolean | undefined;
-  /** The layer it belongs to, and its name within it; undefined for parameters of the whole model. */
+  /** The layer it belongs to; undefined for parameters of the whole model. */
   readonly layer?: number | undefined;
+  /** Its name within its layer; the whole name for parameters of the whole model. */
   readonly local: string;
   /** Whether a Hugging Face checkpoint stores it with its two axes swapped (GPT-2). */
   readonly transposed?: boolean | undefined;
 }
 
-/** @throws CoppiceError when the dimension has no size */
+/** The size of a dimension. @throws CoppiceError naming the dimension when it has no size */
 export function sizeOf(name: DimensionName, sizes: Sizes): number {
   const size = sizes[name];
   if (size === undefined) throw new CoppiceError(`the dimension ${name} has no size`);
@@ -50,13 +51,13 @@ export function axisSize(axis: Axis, sizes: Sizes): number {
     : axis.concat.reduce((sum, part) => sum + axisSize(part, sizes), 0);
 }
 
-/** Every dimension that an axis is made of. */
+/** Every dimension in an axis. */
 export function dimensionsOf(axis: Axis): DimensionName[] {
   if (typeof axis === "string") return [axis];
   return ("product" in axis ? axis.product : axis.concat).flatMap(dimensionsOf);
 }
 
-/** An axis with other names for its dimensions. */
+/** An axis with its dimensions renamed. */
 export function renamed(axis: Axis, rename: (name: DimensionName) => DimensionName): Axis {
   if (typeof axis === "string") return rename(axis);
   return "product" in axis
@@ -73,7 +74,7 @@ export function describeAxis(axis: Axis): string {
 /** The shape of a parameter, outermost axis first. */
 export const shapeOf = (spec: ParameterSpec, sizes: Sizes): number[] => spec.axes.map((axis) => axisSize(axis, sizes));
 
-/** Total number of elements of a table of parameters. */
+/** Total number of elements of parameters. */
 export const countParameters = (specs: readonly ParameterSpec[], sizes: Sizes): number =>
   specs.reduce((total, spec) => total + shapeOf(spec, sizes).reduce((a, b) => a * b, 1), 0);
 

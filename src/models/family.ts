@@ -16,7 +16,7 @@ import { parseRotary, type RotaryConfig, type RotaryJson, rotarySchema } from ".
 import { rotaryScaling } from "./rotary-gguf.js";
 import type { DecoderSpec } from "./spec.js";
 
-/** What most configurations share: fields with their defaults in transformers, their sizes, and how a GGUF file says them. */
+/** What most configurations share: fields with their defaults in transformers, those that hold sizes, and their GGUF keys. */
 
 export const baseSchema = z.looseObject({
   model_type: z.string(),
@@ -37,7 +37,7 @@ export const baseSchema = z.looseObject({
   partial_rotary_factor: positive.max(1).nullish(),
 });
 
-/** Where most configurations say their sizes. */
+/** The fields that hold sizes in most configurations. */
 export const BASE_SIZES: SizeFields = {
   vocab: { name: "vocab_size" },
   hidden: { name: "hidden_size" },
@@ -48,13 +48,13 @@ export const BASE_SIZES: SizeFields = {
   headDim: { name: "head_dim" },
 };
 
-/** The same where all heads share out the width, and none shares keys and values with another. */
+/** The same where the heads divide the width and none shares its keys and values. */
 export const WIDTH_SIZES: SizeFields = (({ kvHeads: _, headDim: __, ...rest }) => rest)(BASE_SIZES);
 
-/** What an architecture's file says. The rest of {@link Architecture} is as in most families. */
+/** What an architecture's file defines. The rest of {@link Architecture} is common to most families. */
 interface Family<Schema extends z.ZodType> {
   readonly name: string;
-  /** What people call the models. */
+  /** Common names of the models. */
   readonly families: string;
   /** `model_type` values in config.json; the name by default. */
   readonly modelTypes?: readonly string[] | undefined;
@@ -62,20 +62,20 @@ interface Family<Schema extends z.ZodType> {
   readonly schema: Schema;
   /** @throws FormatError naming the field that is not supported */
   readonly decoder: (config: z.infer<Schema>) => DecoderSpec;
-  /** Where the configuration says its sizes; {@link BASE_SIZES} by default. */
+  /** The fields that hold sizes; {@link BASE_SIZES} by default. */
   readonly sizes?: SizeFields | undefined;
   readonly adapt?: Architecture["adapt"] | undefined;
   readonly gguf: {
     /** Values of `general.architecture`; the name by default. */
     readonly architectures?: readonly string[] | undefined;
-    /** The class in transformers that opens what is read. */
+    /** The class in transformers for the restored configuration. */
     readonly className: string;
-    /** Fields beside those of {@link baseConfig}, or in their place; undefined leaves one out. */
+    /** Fields that add to or override those of {@link baseConfig}; undefined removes one. */
     readonly fields?: ((read: GgufConfig, base: BaseConfig) => ConfigJson) | undefined;
   };
 }
 
-/** An architecture of what its file says. */
+/** Completes an architecture's definition. */
 export function architecture<Schema extends z.ZodType>(family: Family<Schema>): Architecture {
   const { name, modelTypes = [name], schema, decoder, gguf } = family;
   return {
@@ -97,7 +97,7 @@ export function architecture<Schema extends z.ZodType>(family: Family<Schema>): 
 
 type BaseConfig = ReturnType<typeof baseConfig>;
 
-/** The fields of {@link baseSchema} as a GGUF file has them. */
+/** The fields of {@link baseSchema}, from a GGUF file. */
 function baseConfig(read: GgufConfig, modelType: string, className: string) {
   const theta = read.optional("rope.freq_base") ?? 10_000;
   const rotaryDim = read.optional("rope.dimension_count") ?? read.headDim;
@@ -125,7 +125,7 @@ export interface Heads {
   readonly headDim: number;
 }
 
-/** @throws FormatError when they do not go together */
+/** Reads them from a configuration. @throws FormatError when they do not divide evenly */
 export function headsOf(c: HeadFields): Heads {
   const [heads, kvHeads] = [c.num_attention_heads, c.num_key_value_heads ?? c.num_attention_heads];
   checkHeads(heads, kvHeads);
@@ -140,7 +140,7 @@ interface RotaryFields {
   readonly partial_rotary_factor?: number | null | undefined;
 }
 
-/** How heads turn. @param partial the share of each head that turns where the configuration does not say it */
+/** The rotary settings. @param partial the rotated fraction of each head, where the configuration does not state it */
 export const rotaryOf = (
   c: RotaryFields,
   { headDim }: Pick<Heads, "headDim">,
@@ -154,7 +154,7 @@ export const rotaryOf = (
     maxPositions: c.max_position_embeddings,
   });
 
-/** The same where whole heads turn, whatever the configuration says: transformers does not read a share in every family. */
+/** The same with whole heads rotated, whatever the configuration says: not every family in transformers reads a fraction. */
 export const wholeRotaryOf = (
   c: RotaryFields,
   heads: Pick<Heads, "headDim">,
@@ -171,7 +171,7 @@ export const wholeRotaryOf = (
 
 const whole = <T extends object>(scaling: T | null | undefined) => scaling && { ...scaling, partial_rotary_factor: 1 };
 
-/** Why llama.cpp cannot compute heads that are not as wide as the model, where its graph wants that; undefined where they are. */
+/** Why llama.cpp cannot compute the heads, where its graph requires them to be as wide as the model; undefined if they are. */
 export const tooWide = (
   family: string,
   { heads, headDim }: Heads,
@@ -179,9 +179,9 @@ export const tooWide = (
 ): string | undefined =>
   heads * headDim === hidden
     ? undefined
-    : `llama.cpp's graph for ${family} takes heads as wide as the model only: ${heads} of ${headDim} are not ${hidden}`;
+    : `llama.cpp's graph for ${family} requires heads as wide as the model: ${heads} of ${headDim} are not ${hidden}`;
 
-/** What differs where llama.cpp's graph has GELU's approximation by tanh. */
+/** A note for models whose GELU llama.cpp approximates by tanh. */
 export const geluNotes = (activation: string): string[] =>
   activation === "gelu"
     ? ["llama.cpp computes GELU by its tanh approximation here: logits differ slightly (under 0.0005 an activation)"]

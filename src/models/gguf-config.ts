@@ -1,14 +1,14 @@
 import type { GgufFile, GgufMetadata } from "../checkpoint/gguf.js";
-import { sameTensor } from "../checkpoint/tensor-source.js";
+import { rowCount, sameTensor } from "../checkpoint/tensor-source.js";
 import { toFloat32 } from "../ggml/convert.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 import { type ConfigJson, layerCount } from "./config.js";
 
-/** A float32 as the shortest decimal that it came from: 1e-5 rather than 9.999999747378752e-6. */
+/** A float32 as a short decimal: 1e-5 rather than 9.999999747378752e-6. */
 export const shortest = (value: number): number => Number(value.toPrecision(7));
 
-/** A number among metadata. */
+/** A number in metadata, if the key holds one. */
 export function metadataNumber(metadata: GgufMetadata, key: string): number | undefined {
   const entry = metadata.get(key);
   if (entry === undefined || entry.kind === "array" || typeof entry.value !== "number") return undefined;
@@ -21,7 +21,7 @@ export function metadataNumbers(metadata: GgufMetadata, key: string): number | n
   return entry?.kind === "array" ? entry.value.map(Number) : metadataNumber(metadata, key);
 }
 
-/** The same with all of a float32's digits. */
+/** The same with all digits of a float32. */
 export function exactNumbers(metadata: GgufMetadata, key: string): number | number[] | undefined {
   const entry = metadata.get(key);
   if (entry?.kind === "array") return entry.value.map(Number);
@@ -33,7 +33,7 @@ export function metadataString(metadata: GgufMetadata, key: string): string | un
   return entry?.kind === "string" ? String(entry.value) : undefined;
 }
 
-/** A GGUF file as its architecture reads it: keys without the architecture's name, errors that name what is missing. */
+/** Reads a GGUF file for its architecture: keys are without the architecture's name, and errors name what is missing. */
 export class GgufConfig {
   readonly architecture: string;
   readonly path: string;
@@ -43,7 +43,9 @@ export class GgufConfig {
     this.architecture = metadataString(file.metadata, "general.architecture") ?? "";
   }
 
-  private key = (name: string): string => `${this.architecture}.${name}`;
+  private key(name: string): string {
+    return `${this.architecture}.${name}`;
+  }
 
   optional(name: string): number | undefined {
     return metadataNumber(this.file.metadata, this.key(name));
@@ -51,16 +53,15 @@ export class GgufConfig {
 
   /** @throws FormatError when the key is missing */
   number(name: string): number {
-    return this.needed(this.optional(name), name);
+    return this.required(this.optional(name), name);
   }
 
-  /** How many layers there are. @throws FormatError when the file does not say, or says what no model has */
+  /** The number of layers. @throws FormatError when the file states none, or one that no model has */
   get layers(): number {
-    const layers = layerCount.safeParse(this.number("block_count"));
+    const count = this.number("block_count");
+    const layers = layerCount.safeParse(count);
     if (layers.success) return layers.data;
-    throw new FormatError(
-      `${this.path}: ${this.number("block_count")} layers make no sense (${this.key("block_count")})`,
-    );
+    throw new FormatError(`${this.path}: ${count} is not a valid number of layers (${this.key("block_count")})`);
   }
 
   optionalNumbers(name: string): number | number[] | undefined {
@@ -69,7 +70,7 @@ export class GgufConfig {
 
   /** @throws FormatError when the key is missing */
   numbers(name: string): number | number[] {
-    return this.needed(this.optionalNumbers(name), name);
+    return this.required(this.optionalNumbers(name), name);
   }
 
   /** A number that all layers share. @throws FormatError when it is missing or differs */
@@ -77,7 +78,9 @@ export class GgufConfig {
     const value = this.numbers(name);
     const [first = 0, ...others] = [value].flat();
     if (others.some((other) => other !== first))
-      throw new FormatError(`${this.path}: layers differ in ${this.key(name)}, which this architecture does not know`);
+      throw new FormatError(
+        `${this.path}: layers differ in ${this.key(name)}, which this architecture does not support`,
+      );
     return first;
   }
 
@@ -98,16 +101,16 @@ export class GgufConfig {
   values(tensor: string): Float32Array | undefined {
     const info = this.file.tensors.get(tensor);
     if (info === undefined) return undefined;
-    return toFloat32(loadFunctions(), this.file.readRows(tensor, 0, info.shape[0] ?? 0), info.dtype);
+    return toFloat32(loadFunctions(), this.file.readRows(tensor, 0, rowCount(info)), info.dtype);
   }
 
-  /** Whether the tensor of this name (`attn_output.bias`) has an element that is not 0, in any layer. */
+  /** Whether the tensor of this name (`attn_output.bias`) has a nonzero element in any layer. */
   readonly isSet = (name: string): boolean => {
     const layers = Array.from({ length: this.layers }, (_, i) => `blk.${i}.${name}`);
     return layers.some((tensor) => this.values(tensor)?.some((value) => value !== 0) ?? false);
   };
 
-  /** Whether the head is the embedding: absent, or, where the graph wants one, the same once more. */
+  /** Whether the output head is the embedding: it is absent, or a copy where llama.cpp's graph needs one. */
   hasCopiedHead(): boolean {
     return !this.has("output.weight") || sameTensor(this.file, "output.weight", "token_embd.weight");
   }
@@ -117,32 +120,35 @@ export class GgufConfig {
     return this.optional("attention.key_length") ?? this.number("embedding_length") / this.firstHeads;
   }
 
+  /** Heads of the first layer. */
   private get firstHeads(): number {
-    return [this.numbers("attention.head_count")].flat()[0] ?? 1;
+    const [heads] = [this.numbers("attention.head_count")].flat();
+    return this.required(heads, "attention.head_count");
   }
 
-  /** The share of each head that turns. */
+  /** The rotated fraction of each head. */
   get rotaryShare(): number {
     return (this.optional("rope.dimension_count") ?? this.headDim) / this.headDim;
   }
 
-  /** @throws FormatError naming what of the file is not supported, where a number or one of a list is such */
-  refuse(name: string, isSuch: (value: number) => boolean, what: string): void {
-    if ([this.optionalNumbers(name) ?? []].flat().some(isSuch))
-      throw new FormatError(`${this.path}: ${what} (${this.key(name)}) are not supported`);
+  /** @throws FormatError saying that `feature` is not supported, where the key holds a number that `isUnsupported` */
+  refuse(name: string, isUnsupported: (value: number) => boolean, feature: string): void {
+    if ([this.optionalNumbers(name) ?? []].flat().some(isUnsupported))
+      throw new FormatError(`${this.path}: ${feature} (${this.key(name)}) are not supported`);
   }
 
-  /** `bos_token_id` and `eos_token_id`, as far as the file says them; `pad_token_id`, which some classes give a value of theirs. */
+  /** `bos_token_id` and `eos_token_id`, if the file has them, and `pad_token_id`: null if it has none, as some classes have a default. */
   get specialTokens(): Record<string, number | null> {
     const id = (name: string) => metadataNumber(this.file.metadata, `tokenizer.ggml.${name}_token_id`);
-    const named = ["bos", "eos"].flatMap((name) => {
-      const found = id(name);
-      return found === undefined ? [] : [[`${name}_token_id`, found]];
-    });
-    return { ...Object.fromEntries(named), pad_token_id: id("padding") ?? null };
+    const [bos, eos] = [id("bos"), id("eos")];
+    const tokens: Record<string, number | null> = {};
+    if (bos !== undefined) tokens.bos_token_id = bos;
+    if (eos !== undefined) tokens.eos_token_id = eos;
+    tokens.pad_token_id = id("padding") ?? null;
+    return tokens;
   }
 
-  /** Fields that nearly every configuration has, under the names that most of them have for them. */
+  /** Fields that nearly every configuration has, under their usual names. */
   common(modelType: string, className: string) {
     if ((this.optional("expert_count") ?? 0) > 0)
       throw new FormatError(`${this.path}: mixtures of experts are not supported`);
@@ -166,8 +172,9 @@ export class GgufConfig {
     };
   }
 
-  private needed<T>(value: T | undefined, name: string): T {
-    if (value === undefined) throw new FormatError(`${this.path}: the key ${this.key(name)} is missing or no number`);
+  private required<T>(value: T | undefined, name: string): T {
+    if (value === undefined)
+      throw new FormatError(`${this.path}: the key ${this.key(name)} is missing or not a number`);
     return value;
   }
 }

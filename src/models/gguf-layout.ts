@@ -8,7 +8,7 @@ export interface GgufParameter {
   readonly layer: number | undefined;
   /** Its name in a Hugging Face checkpoint. */
   readonly parameter: string;
-  /** Row i there is row `rows[i]` of the checkpoint's; the same where undefined. */
+  /** Row i there is row `rows[i]` of the checkpoint's tensor; in the same order where undefined. */
   readonly rows: Uint32Array | undefined;
   /** Every element there is (element + offset) · factor. */
   readonly offset: number | undefined;
@@ -21,7 +21,7 @@ export interface DerivedTensor {
   readonly values: Float32Array;
 }
 
-/** Parameters of one number that are a list in the metadata. */
+/** Scalar parameters that are a list in the metadata. */
 export interface ListedValues {
   /** The whole key. */
   readonly key: string;
@@ -29,31 +29,31 @@ export interface ListedValues {
   readonly parameters: readonly string[];
 }
 
-/** How a model lies in a GGUF file. */
+/** The layout of a model in a GGUF file. */
 export interface GgufLayout {
-  /** `general.architecture`: the graph that llama.cpp computes it with. */
+  /** `general.architecture`: the graph that llama.cpp uses. */
   readonly architecture: string;
   readonly metadata: readonly (readonly [key: string, value: GgufValue])[];
   readonly parameters: readonly GgufParameter[];
   readonly derived: readonly DerivedTensor[];
   readonly listed: readonly ListedValues[];
-  /** Where llama.cpp computes something else than the model says. */
+  /** Where llama.cpp computes something other than the model. */
   readonly notes: readonly string[];
 }
 
-/** What an architecture says of its GGUF files beside what its blocks say. */
+/** What an architecture defines of its GGUF files, beside what its blocks define. */
 export interface GgufFacts {
   /** `general.architecture`. */
   readonly architecture: string;
-  /** By key without the architecture; in place of what the blocks say. Undefined: the key is left out. */
+  /** By key without the architecture. They override those of the blocks; undefined removes a key. */
   readonly metadata?: Readonly<Record<string, GgufValue | undefined>> | undefined;
-  /** Whose scaling the file tells of. */
+  /** The rotary settings whose scaling is written. */
   readonly rotary?: RotaryConfig | undefined;
   /** Whether the graph reads factors of the rotary frequencies (llama3, longrope), and YaRN's betas. */
   readonly rotaryReads?: { readonly factors?: boolean | undefined; readonly betas?: boolean | undefined } | undefined;
-  /** The graph wants a head of its own: the embedding is written twice where it is the head. */
+  /** The graph needs a separate head: a tied embedding is written twice. */
   readonly copiesHead?: boolean | undefined;
-  /** What the graph wants in every layer and the checkpoint does not have (`attn_output.bias`), with its size: zeros. */
+  /** Tensors of zeros that the graph needs in every layer and the checkpoint does not have (`attn_output.bias`), with their sizes. */
   readonly zeros?: Readonly<Record<string, number>> | undefined;
   readonly notes?: readonly string[] | undefined;
   /** Why llama.cpp cannot compute the model at all. */
@@ -64,16 +64,16 @@ export interface GgufFacts {
 const LISTS: ReadonlySet<string> = new Set(["attention.head_count", "attention.head_count_kv", "feed_forward_length"]);
 const INTEGER = /(length|count|head_count_kv)$/;
 
-/** A number as a value of a key: counts and lengths are whole. */
+/** A number as a metadata value: an integer for keys of counts and lengths, else a float. */
 export const numberValue = (key: string, value: number | readonly number[]): GgufValue => {
-  const whole = INTEGER.test(key);
-  if (typeof value !== "number") return gguf.numbers(whole ? "uint32" : "float32", [...value]);
-  return whole ? gguf.uint32(value) : gguf.float32(value);
+  const isInteger = INTEGER.test(key);
+  if (typeof value !== "number") return gguf.numbers(isInteger ? "uint32" : "float32", [...value]);
+  return isInteger ? gguf.uint32(value) : gguf.float32(value);
 };
 
-/** Values of a key in each layer as one: a number, or a list where they differ and may; undefined where it cannot be said. */
+/** The values of a key in all layers as one value: a number, or a list if they differ and the key allows it; otherwise undefined. */
 export function combined(key: string, values: readonly number[]): GgufValue | undefined {
-  const [first = 0] = values;
-  if (values.every((value) => value === first)) return numberValue(key, first);
+  const [first] = values;
+  if (first !== undefined && values.every((value) => value === first)) return numberValue(key, first);
   return LISTS.has(key) ? numberValue(key, values) : undefined;
 }

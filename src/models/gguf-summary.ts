@@ -1,9 +1,10 @@
 import type { GgufFile } from "../checkpoint/gguf.js";
 import { sourceBytes } from "../checkpoint/tensor-source.js";
 import { FormatError } from "../system/errors.js";
+import { CACHE_ELEMENT_BYTES } from "./cost.js";
 import { GgufConfig } from "./gguf-config.js";
 
-/** What any GGUF file says of its model in the keys that all architectures share: enough to plan a run with llama.cpp. */
+/** What a GGUF file of any architecture says of its model in the keys common to all: enough to plan a run with llama.cpp. */
 export interface GgufSummary {
   /** `general.architecture`. */
   readonly architecture: string;
@@ -14,19 +15,19 @@ export interface GgufSummary {
   readonly layers: number;
   readonly hidden: number;
   readonly vocabSize: number;
-  /** Tokens that it was made for; 0 where it does not say. */
+  /** Tokens of context that it was trained for; 0 where the file does not say. */
   readonly contextLength: number;
-  /** Of each layer; 0 where it does not attend. */
+  /** Of each layer; 0 in a layer without attention. */
   readonly heads: readonly number[];
   readonly kvHeads: readonly number[];
   readonly experts: number;
-  /** Rows of a table of learnt positions: a longer sequence cannot be computed. */
+  /** Rows of the learned position embeddings: a longer sequence cannot be computed. */
   readonly learntPositions: number | undefined;
-  /** Bytes of the keys and values (16 bits each) and states (32 bits) of one sequence of so many tokens. */
+  /** Bytes of the keys and values (16 bits each) and states (32 bits) of one sequence of `tokens` tokens. */
   readonly cacheBytes: (tokens: number) => number;
 }
 
-/** @throws FormatError when the file does not say what every model must */
+/** Summarizes a GGUF file. @throws FormatError when a key that every model needs is missing */
 export function summariseGguf(file: GgufFile): GgufSummary {
   const read = new GgufConfig(file);
   if (read.architecture === "") throw new FormatError(`${file.path}: the key general.architecture is missing`);
@@ -51,19 +52,18 @@ export function summariseGguf(file: GgufFile): GgufSummary {
   };
 }
 
-/** A key's value in each layer. @param otherwise in its place, where it is missing */
-function perLayer(read: GgufConfig, key: string, layers: number, otherwise: number | readonly number[]): number[] {
-  const value = read.optionalNumbers(key) ?? otherwise;
+/** A key's value in each layer. @param fallback its value where the key is missing */
+function perLayer(read: GgufConfig, key: string, layers: number, fallback: number | readonly number[]): number[] {
+  const value = read.optionalNumbers(key) ?? fallback;
   const values = typeof value === "number" ? Array.from({ length: layers }, () => value) : [...value];
   if (values.length !== layers)
     throw new FormatError(`${read.path}: ${read.architecture}.${key} has ${values.length} values for ${layers} layers`);
   return values;
 }
 
-const KEY_BYTES = 2;
 const STATE_BYTES = 4;
 
-/** Keys and values of the layers that attend, states of those that do not (or of all, where all do both). */
+/** Keys and values of the layers with attention, states of the others (or of all, where every layer has both). */
 function cacheOf(
   read: GgufConfig,
   layers: number,
@@ -77,20 +77,20 @@ function cacheOf(
   const isWindowed = windowed(read);
   const interval = read.optional("full_attention_interval") ?? 0;
   const owners = layers - (read.optional("attention.shared_kv_layers") ?? 0);
-  const attends = (layer: number) =>
-    (kvHeads[layer] ?? 0) > 0 && layer < owners && (interval === 0 || (layer + 1) % interval === 0);
-  const attending = Array.from({ length: layers }, (_, layer) => layer).filter(attends);
-  const without = layers - attending.length;
-  const states = stateBytes(read) * (without === 0 ? layers : without);
+  const attention = kvHeads.flatMap((count, layer) => {
+    const ownsCache = count > 0 && layer < owners && (interval === 0 || (layer + 1) % interval === 0);
+    return ownsCache ? [{ count, longest: isWindowed(layer) ? window : Number.POSITIVE_INFINITY }] : [];
+  });
+  const others = layers - attention.length;
+  const states = stateBytes(read) * (others === 0 ? layers : others);
   return (tokens) =>
-    attending.reduce(
-      (sum, layer) =>
-        sum + KEY_BYTES * channels * (kvHeads[layer] ?? 0) * (isWindowed(layer) ? Math.min(tokens, window) : tokens),
+    attention.reduce(
+      (sum, { count, longest }) => sum + CACHE_ELEMENT_BYTES * channels * count * Math.min(tokens, longest),
       states,
     );
 }
 
-/** Which layers have a window, where the file says it; of the others the cache is counted whole. */
+/** Which layers have a window, where the file says so; without that, every cache is counted in full. */
 function windowed(read: GgufConfig): (layer: number) => boolean {
   const pattern = read.optionalNumbers("attention.sliding_window_pattern");
   if (pattern === undefined) return () => false;
@@ -98,9 +98,9 @@ function windowed(read: GgufConfig): (layer: number) => boolean {
   return (layer) => Boolean(pattern[layer]);
 }
 
-/** Bytes of a layer's state and of the inputs that its convolution still needs: Mamba's, RWKV's, LFM2's. */
+/** Bytes of a layer's state and of the inputs that its convolution keeps: Mamba's, RWKV's, LFM2's. */
 function stateBytes(read: GgufConfig): number {
-  const of = (key: string, otherwise = 0) => read.optional(key) ?? otherwise;
+  const of = (key: string, fallback = 0) => read.optional(key) ?? fallback;
   const [hidden, headSize] = [of("embedding_length"), of("wkv.head_size")];
   if (headSize > 0) return STATE_BYTES * hidden * (of("token_shift_count", 2) + headSize);
   const [inner, state] = [of("ssm.inner_size"), of("ssm.state_size")];

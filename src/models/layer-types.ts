@@ -5,12 +5,12 @@ import type { Heads } from "./family.js";
 import type { GgufConfig } from "./gguf-config.js";
 import { parseRotary, type RotaryConfig, type RotaryJson, rotarySchema } from "./rotary.js";
 
-/** Layers that read all before them beside layers that read a window: how configurations and GGUF files list them. */
+/** Layers with full attention beside layers with a sliding window, as configurations and GGUF files list them. */
 
 export const layerTypes = z.array(z.enum(["full_attention", "sliding_attention"]));
 export type LayerType = z.infer<typeof layerTypes>[number];
 
-/** The kind of each layer: as listed, or by a rule where nothing is listed. @throws FormatError for a list of another length */
+/** The type of each layer: as listed, or by a rule if there is no list. @throws FormatError for a list of another length */
 export function layerTypesOf(
   c: { readonly num_hidden_layers: number; readonly layer_types?: readonly LayerType[] | null | undefined },
   isWindowed: (layer: number) => boolean,
@@ -22,7 +22,7 @@ export function layerTypesOf(
   });
 }
 
-/** Rotary settings for each kind of layer, or one for all. */
+/** Rotary settings for each type of layer, or for all. */
 export const nestedRotary = z.union([
   z.looseObject({ full_attention: rotarySchema, sliding_attention: rotarySchema }),
   rotarySchema,
@@ -36,21 +36,22 @@ interface NestedFields {
 }
 
 /**
- * How heads turn in layers of each kind: as nested settings say, or older fields, of which the scaling is that of the layers that
- * read all.
- * @param thetas where nothing else is said
+ * The rotary settings of each type of layer, from nested settings or older fields; the scaling of the latter applies to full
+ * attention only.
+ * @param thetas defaults
  */
 export function rotaryPerType(
   c: NestedFields,
   { headDim }: Heads,
   thetas: Readonly<Record<LayerType, number>>,
 ): Readonly<Record<LayerType, RotaryConfig>> {
-  const given = c.rope_parameters ?? undefined;
-  const nested =
-    given !== undefined && "full_attention" in given ? (given as Record<LayerType, RotaryJson>) : undefined;
-  const of = (type: LayerType): RotaryConfig => {
-    const flat = type === "full_attention" ? (c.rope_scaling ?? (given as RotaryJson | undefined)) : undefined;
-    const theta = type === "full_attention" ? (c.rope_theta ?? thetas[type]) : thetas[type];
+  const parameters = c.rope_parameters ?? undefined;
+  const isNested = parameters !== undefined && "full_attention" in parameters;
+  const nested = isNested ? (parameters as Record<LayerType, RotaryJson>) : undefined;
+  const rotaryFor = (type: LayerType): RotaryConfig => {
+    const isFull = type === "full_attention";
+    const flat = isFull ? (c.rope_scaling ?? (parameters as RotaryJson | undefined)) : undefined;
+    const theta = isFull ? (c.rope_theta ?? thetas[type]) : thetas[type];
     return parseRotary({
       scaling: nested?.[type] ?? flat,
       theta: nested === undefined ? theta : thetas[type],
@@ -59,33 +60,37 @@ export function rotaryPerType(
       maxPositions: c.max_position_embeddings,
     });
   };
-  return { full_attention: of("full_attention"), sliding_attention: of("sliding_attention") };
+  return { full_attention: rotaryFor("full_attention"), sliding_attention: rotaryFor("sliding_attention") };
 }
 
-/** What differs where llama.cpp's graph has no window. */
+/** A note for models whose window llama.cpp's graph ignores. */
 export const windowNotes = (
   window: number | undefined,
   c: { readonly max_position_embeddings: number },
-  who = "this architecture",
+  subject = "this architecture",
 ): string[] =>
   window === undefined || window >= c.max_position_embeddings
     ? []
-    : [`llama.cpp lets ${who} attend past its window of ${window} tokens: longer texts differ`];
+    : [`llama.cpp lets ${subject} attend past its window of ${window} tokens: longer texts differ`];
 
-/** Which layers have a window, as GGUF files list it; nothing where none has. */
-export const windowMetadata = (kinds: readonly LayerType[], window: number): Record<string, GgufValue> =>
-  kinds.includes("sliding_attention")
+/** Metadata on which layers have a window; none if no layer has one. */
+export const windowMetadata = (types: readonly LayerType[], window: number): Record<string, GgufValue> =>
+  types.includes("sliding_attention")
     ? {
         "attention.sliding_window": gguf.uint32(window),
         "attention.sliding_window_pattern": {
           kind: "array",
           of: "bool",
-          value: kinds.map((kind) => kind === "sliding_attention"),
+          value: types.map((type) => type === "sliding_attention"),
         },
       }
     : {};
 
-/** The same read back: the kind of each layer, and the window. @param every layers of a window to the full one that ends them */
+/**
+ * The type of each layer and the window, from a GGUF file.
+ * @param every the default pattern: the last of this many layers has full attention
+ * @param unset the window where the file states none
+ */
 export function windowsOf(
   read: GgufConfig,
   every: number,

@@ -1,7 +1,7 @@
 import { type Block, rmsNorm } from "./blocks/index.js";
 import type { DecoderSpec, Layer } from "./spec.js";
 
-/** The layers that families have: norms before their blocks, after them, or both. */
+/** The kinds of layers: with norms before their blocks, after them, or both. */
 
 interface Depth {
   readonly hidden_size: number;
@@ -11,13 +11,14 @@ interface Depth {
   readonly num_hidden_layers: number;
 }
 
-/** Makes a norm by its name in GGUF files. */
+/** Builds a norm of a name in GGUF files. */
 type Norm = (gguf: string) => Block;
-/** Attention and feed-forward network of a layer. */
+/** The attention and the feed-forward network of a layer. */
 type LayerBlocks = (layer: number) => readonly [mixer: Block, feedForward: Block];
-type Plain = Pick<DecoderSpec, "hidden" | "vocab" | "maxPositions" | "tied" | "layers" | "finalNorm">;
+/** What is common to all decoders. */
+type BaseDecoder = Pick<DecoderSpec, "hidden" | "vocab" | "maxPositions" | "tied" | "layers" | "finalNorm">;
 
-const decoderOf = (c: Depth, norm: Norm, layerOf: (layer: number) => Layer): Plain => ({
+const decoderOf = (c: Depth, norm: Norm, layerOf: (layer: number) => Layer): BaseDecoder => ({
   hidden: c.hidden_size,
   vocab: c.vocab_size,
   maxPositions: c.max_position_embeddings,
@@ -32,12 +33,12 @@ export const rmsNorms =
   (gguf) =>
     rmsNorm(gguf, { epsilon: c.rms_norm_eps, ...options });
 
-/** What checkpoints call the parts of a layer, in the order of computation. */
+/** Names in checkpoints of the parts of a layer, in the order of computation. */
 type LayerNames = readonly [norm: string, mixer: string, secondNorm: string, feedForward: string];
 const LAYER_NAMES: LayerNames = ["input_layernorm", "self_attn", "post_attention_layernorm", "mlp"];
 
 /** A norm before each block: Llama's layer. */
-export const preNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks, names = LAYER_NAMES): Plain =>
+export const preNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks, names = LAYER_NAMES): BaseDecoder =>
   decoderOf(c, norm, (i) => {
     const [mixer, feedForward] = blocksOf(i);
     return {
@@ -49,7 +50,7 @@ export const preNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks, name
   });
 
 /** A norm after each block, none before: OLMo 2's layer. */
-export const postNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks): Plain =>
+export const postNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks): BaseDecoder =>
   decoderOf(c, norm, (i) => {
     const [mixer, feedForward] = blocksOf(i);
     return {
@@ -60,13 +61,13 @@ export const postNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks): Pl
     };
   });
 
-/** A norm before and after each block: Gemma 2's layer. @param names what checkpoints call the norms, in the order of computation */
+/** A norm before and after each block: Gemma 2's layer. @param names of the norms in checkpoints, in the order of computation */
 export const sandwichDecoder = (
   c: Depth,
   norm: Norm,
   blocksOf: LayerBlocks,
   names: readonly [before: string, after: string, beforeFeedForward: string, afterFeedForward: string],
-): Plain =>
+): BaseDecoder =>
   decoderOf(c, norm, (i) => {
     const [mixer, feedForward] = blocksOf(i);
     return {

@@ -3,10 +3,10 @@ import path from "node:path";
 import { splitAdapters } from "../checkpoint/adapters.js";
 import { type GgufFile, openGguf } from "../checkpoint/gguf.js";
 import { isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "../checkpoint/index.js";
-import { floatSource, sameTensor, sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
+import { floatSource, rowCount, sameTensor, sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
 import { tokenizerFiles } from "../checkpoint/tokenizer-from-gguf.js";
 import type { StoredDType } from "../ggml/dtype.js";
-import { FormatError } from "../system/errors.js";
+import { FormatError, required } from "../system/errors.js";
 import { cacheDirectory, hashBytes, writeJson } from "../system/files.js";
 import type { Model } from "./architecture.js";
 import type { Checkpoint, ModelTensors } from "./checkpoint.js";
@@ -30,23 +30,23 @@ import { checkTensors } from "./weights.js";
 import { languageConfig, withLanguageConfig } from "./wrappers.js";
 
 /**
- * Opens a model: a directory with `config.json` and safetensors files, or a GGUF file. `MODEL+lora:ADAPTER` has the LoRA adapter
- * of that directory merged into it.
- * @throws CoppiceError when files are missing, FormatError when they are not what they claim or the architecture is not known
+ * Opens a model: a directory with `config.json` and safetensors files, or a GGUF file. `MODEL+lora:ADAPTER` merges the LoRA
+ * adapter in a directory into it.
+ * @throws CoppiceError when files are missing, FormatError when they are damaged or the architecture is not supported
  */
-export function openCheckpoint(at: string): Checkpoint {
-  const { base, adapters } = splitAdapters(at);
+export function openCheckpoint(name: string): Checkpoint {
+  const { base, adapters } = splitAdapters(name);
   const checkpoint = isGguf(base) ? ggufCheckpoint(openModelFile(base)) : openDirectoryModel(base);
   return adapters.length === 0 ? checkpoint : mergeAdapters(checkpoint, adapters);
 }
 
 function openDirectoryModel(directory: string): Checkpoint {
-  const { config: stored, source: raw, files, bytes, notes: reading } = openDirectory(directory);
-  const { config, notes } = checkedTie(stored, raw);
+  const { config: storedConfig, source: raw, files, bytes, notes: readNotes } = openDirectory(directory);
+  const { config, notes: tieNotes } = untiedIfHeadDiffers(storedConfig, raw);
   const model = modelFromConfig(config);
   const names = storedNames(model, raw.tensors);
   const isWrapped = languageConfig(config) !== config;
-  const source = transposedSource(renamedSource(raw, names.tensorOf), transposedIn(model));
+  const source = transposedSource(renamedSource(raw, names.tensorOf), transposedParameters(model));
   const others = names.others.filter((name) => !isHead(name));
   const carried = others.length === 0 ? undefined : renamedSource(raw, new Map(others.map((name) => [name, name])));
   return {
@@ -59,35 +59,37 @@ function openDirectoryModel(directory: string): Checkpoint {
     prefixes: isWrapped ? names.prefixes : undefined,
     bytes,
     files,
-    notes: [...reading, ...notes, ...notesOn(names, others)],
+    notes: [...readNotes, ...tieNotes, ...notesOnNames(names, others)],
   };
 }
 
-const transposedIn = (model: Model): ReadonlySet<string> =>
+const transposedParameters = (model: Model): ReadonlySet<string> =>
   new Set(model.parameters.flatMap(({ name, transposed }) => (transposed ? [name] : [])));
 
 const isHead = (name: string): boolean => /(^|\.)(lm_head|embed_out)\.weight$/.test(name);
 
-function notesOn({ surplusLayers }: StoredNames, others: readonly string[]): string[] {
+function notesOnNames({ surplusLayers }: StoredNames, others: readonly string[]): string[] {
   const notes: string[] = [];
   const [first, last] = [surplusLayers[0], surplusLayers.at(-1)];
+  const range = first === last ? first : `${first} to ${last}`;
   if (surplusLayers.length > 0)
     notes.push(
-      `the files hold ${surplusLayers.length} more layers than the configuration has (${first === last ? first : `${first} to ${last}`}); they are not used`,
+      `the files hold ${surplusLayers.length} more layers than the configuration has (${range}); they are not used`,
     );
   const groups = [...new Set(others.map((name) => name.split(".").slice(0, 2).join(".")))];
+  const examples = `${groups.slice(0, 4).join(", ")}${groups.length > 4 ? ", ..." : ""}`;
   if (others.length > 0)
     notes.push(
-      `${others.length} tensors belong to no parameter of the language model (${groups.slice(0, 4).join(", ")}${groups.length > 4 ? ", ..." : ""}); they are carried along as they are`,
+      `${others.length} tensors belong to no parameter of the language model (${examples}); they are copied unchanged`,
     );
   return notes;
 }
 
 /**
- * Whether the output head is the embedding follows transformers: where the configuration says so and the files hold a head of other
- * values, that is used.
+ * The configuration, with the embeddings untied if the files hold an output head of other values: transformers then uses that head,
+ * too.
  */
-function checkedTie(
+function untiedIfHeadDiffers(
   config: ConfigJson,
   raw: TensorSource,
 ): { readonly config: ConfigJson; readonly notes: readonly string[] } {
@@ -95,71 +97,72 @@ function checkedTie(
   const model = modelFromConfig(config);
   const head = [...raw.tensors.keys()].find(isHead);
   const { tensorOf } = storedNames(model, raw.tensors);
-  const embedding = tensorOf.get(model.parameters[0]?.name ?? "");
+  const [embeddingSpec] = model.parameters;
+  const embedding = embeddingSpec && tensorOf.get(embeddingSpec.name);
   if (!model.tiedEmbeddings || head === undefined || embedding === undefined || sameTensor(raw, head, embedding))
     return { config, notes: [] };
   return {
     config: withLanguageConfig(config, { ...language, tie_word_embeddings: false }),
     notes: [
-      `config.json ties the output head to the embedding, but ${head} has other values: it is used, as transformers does`,
+      `config.json ties the output head to the embedding, but ${head} has other values: it is used, as in transformers`,
     ],
   };
 }
 
-/** A GGUF file as a model that is known here; or why it is none, though llama.cpp may run it. */
+/** A GGUF file as a supported model; or why it is not one, though llama.cpp may run it. */
 export type GgufModel =
   | { readonly file: GgufFile; readonly checkpoint: Checkpoint }
   | { readonly file: GgufFile; readonly checkpoint: undefined; readonly reason: string };
 
 /**
  * Opens a GGUF file, whatever its architecture.
- * @throws CoppiceError when files are missing, FormatError when the header is not what it claims
+ * @throws CoppiceError when files are missing, FormatError when the header is invalid
  */
-export function openGgufModel(at: string): GgufModel {
-  const file = openModelFile(at);
+export function openGgufModel(path: string): GgufModel {
+  const file = openModelFile(path);
   try {
     const checkpoint = ggufCheckpoint(file);
     checkTensors(checkpoint.model, checkpoint.source);
     return { file, checkpoint };
   } catch (error) {
     if (!(error instanceof FormatError)) throw error;
-    const reason = error.message.startsWith(at) ? error.message : `${at}: ${error.message}`;
+    const reason = error.message.startsWith(path) ? error.message : `${path}: ${error.message}`;
     return { file, checkpoint: undefined, reason };
   }
 }
 
-function openModelFile(at: string): GgufFile {
-  const opened = openGguf(at);
-  if (opened.metadata.get("general.type")?.value === "adapter")
+function openModelFile(path: string): GgufFile {
+  const file = openGguf(path);
+  if (file.metadata.get("general.type")?.value === "adapter")
     throw new FormatError(
-      `${at} is a LoRA adapter, not a model: serve takes it by --lora, other commands merge PEFT's`,
+      `${path} is a LoRA adapter, not a model: serve takes it with --lora, other commands merge PEFT's`,
     );
-  return opened;
+  return file;
 }
 
-function ggufCheckpoint(opened: GgufFile): Checkpoint {
-  const config = configFromGguf(opened);
+function ggufCheckpoint(file: GgufFile): Checkpoint {
+  const config = configFromGguf(file);
   const model = modelFromConfig(config);
-  const places = ggufPlaces(opened, model);
-  checkBiases(opened, model, places);
-  const source = joinedSource(placedSource(opened, places), listedValues(opened, model));
+  const places = ggufPlaces(file, model);
+  checkBiases(file, model, places);
+  const source = joinedSource(placedSource(file, places), listedValues(file, model));
   let directory: string | undefined;
   return {
-    path: opened.path,
+    path: file.path,
     get directory() {
-      directory ??= tokenizerDirectory(opened);
+      directory ??= tokenizerDirectory(file);
       return directory;
     },
     config,
     model,
     source,
-    bytes: sourceBytes(opened),
-    files: opened.files,
+    bytes: sourceBytes(file),
+    files: file.files,
     notes: [],
   };
 }
 
-/** The file's tokenizer as files, in the cache. */
+/** The directory in the cache that holds the file's tokenizer as files. */
 function tokenizerDirectory(file: GgufFile): string {
   const files = tokenizerFiles(file.path, file.metadata);
   const directory = path.join(cacheDirectory(), "gguf", hashBytes(JSON.stringify(files)).slice(0, 32));
@@ -168,20 +171,19 @@ function tokenizerDirectory(file: GgufFile): string {
   return directory;
 }
 
-/** Where each parameter lies in a GGUF file. What is missing is said when the weights are asked for. */
+/** The place of each parameter in a GGUF file. Missing ones are reported when weights are loaded. */
 function ggufPlaces(file: GgufFile, model: Model): Map<string, Place> {
   const places = new Map<string, Place>();
   const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
   for (const tensor of model.gguf().parameters) {
-    const spec = specs.get(tensor.parameter);
-    const rows = spec && shapeOf(spec, model.sizes)[0];
-    const place = placeOf(file, tensor, rows ?? 0);
+    const spec = required(specs.get(tensor.parameter), `the model has no parameter ${tensor.parameter}`);
+    const place = placeOf(file, tensor, rowCount({ shape: shapeOf(spec, model.sizes) }));
     if (place !== undefined) places.set(tensor.parameter, place);
   }
   return places;
 }
 
-/** llama.cpp's graphs add biases that checkpoints of some families cannot have. @throws FormatError for such a one */
+/** Some of llama.cpp's graphs add biases that the family's checkpoints cannot have. @throws FormatError naming such a bias */
 function checkBiases(file: GgufFile, model: Model, places: ReadonlyMap<string, Place>): void {
   const known = new Set([...places.values()].map(({ name }) => name));
   for (const { name } of model.gguf().derived) known.add(name);
@@ -190,7 +192,7 @@ function checkBiases(file: GgufFile, model: Model, places: ReadonlyMap<string, P
     throw new FormatError(`${file.path}: ${bias} is a bias that ${model.architecture} models do not have`);
 }
 
-/** Parameters of one number that the metadata list: one for each layer, or one for all. */
+/** Scalar parameters that the metadata lists: one for each layer, or one for all. */
 function listedValues(file: GgufFile, model: Model): TensorSource {
   const values = new Map<string, { shape: number[]; values: Float32Array }>();
   const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
@@ -209,15 +211,16 @@ function listedValues(file: GgufFile, model: Model): TensorSource {
   return memorySource(values);
 }
 
+/** @param count of the parameter's rows */
 function placeOf(file: GgufFile, { name, rows, offset }: GgufParameter, count: number): Place | undefined {
   const info = file.tensors.get(name);
   if (info === undefined) return fusedPlace(file, name, rows, count);
   if (rows !== undefined && rows.length !== info.shape[0])
-    throw new FormatError(`${file.path}: ${name} has ${info.shape[0]} rows, its heads make ${rows.length}`);
+    throw new FormatError(`${file.path}: ${name} has ${info.shape[0]} rows, but its heads need ${rows.length}`);
   return { name, rows: rows && inverted(rows), offset: offset && -offset };
 }
 
-/** Some files hold queries, keys and values in one matrix where others have three. */
+/** The place in a matrix of queries, keys and values, which some files have instead of three matrices. */
 function fusedPlace(file: GgufFile, name: string, rows: Uint32Array | undefined, count: number): Place | undefined {
   const fused = name.replace(/attn_[qkv]\.(weight|bias)$/, "attn_qkv.$1");
   const total = fused === name ? undefined : file.tensors.get(fused)?.shape[0];
@@ -229,7 +232,7 @@ function fusedPlace(file: GgufFile, name: string, rows: Uint32Array | undefined,
   return { name: fused, rows: order.map((row) => from + row), offset: undefined };
 }
 
-/** Writes a model directory, with what is carried along. It loads in transformers, or a note says why it does not. */
+/** Writes a model directory, including carried tensors. If transformers cannot load it, a note says why. */
 export function writeModel(
   directory: string,
   { model, source, carried, prefixes }: ModelTensors,
@@ -237,7 +240,7 @@ export function writeModel(
 ): void {
   const check = (written: TensorSource): void => {
     const names = storedNames(model, written.tensors);
-    checkTensors(model, transposedSource(renamedSource(written, names.tensorOf), transposedIn(model)));
+    checkTensors(model, transposedSource(renamedSource(written, names.tensorOf), transposedParameters(model)));
   };
   writeCheckpoint(directory, model.config, storedSource({ model, source, carried, prefixes }), { ...options, check });
   const differing = differingSizes(model);
@@ -247,7 +250,7 @@ export function writeModel(
     );
 }
 
-/** The sizes of layers that are not the same in all that have them. */
+/** The names of sizes that differ between layers. */
 function differingSizes({ sizes }: Model): string[] {
   const found = new Map<string, Set<number>>();
   for (const [dimension, size] of Object.entries(sizes)) {
@@ -257,10 +260,10 @@ function differingSizes({ sizes }: Model): string[] {
   return [...found].filter(([, values]) => values.size > 1).map(([name]) => name);
 }
 
-/** A model's tensors as a checkpoint holds them: names, order of axes, and what is carried along. */
+/** A model's tensors as a checkpoint stores them, with its names and order of axes, including carried tensors. */
 export function storedSource({ model, source, carried, prefixes }: ModelTensors): TensorSource {
   const floats: TensorSource<StoredDType> = floatSource(source);
-  const stored = transposedSource(floats, transposedIn(model));
+  const stored = transposedSource(floats, transposedParameters(model));
   const names = model.parameters.map(
     ({ name }) => [prefixes === undefined ? name : wrappedName(name, prefixes), name] as const,
   );

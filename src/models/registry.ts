@@ -24,7 +24,7 @@ import { decoderModel } from "./decoder.js";
 import { GgufConfig } from "./gguf-config.js";
 import { languageConfig, wrapperTypes } from "./wrappers.js";
 
-/** Every architecture there is. Adding one is its file and its name here. */
+/** Every architecture. To add one, write its file and list it here. */
 export const ARCHITECTURES: readonly Architecture[] = [
   llama,
   qwen3,
@@ -49,15 +49,15 @@ export const ARCHITECTURES: readonly Architecture[] = [
   gpt2,
 ];
 
-/** The `model_type` values that `config.json` may have. */
+/** The supported `model_type` values of `config.json`. */
 export const knownModelTypes: readonly string[] = [
   ...ARCHITECTURES.flatMap(({ modelTypes }) => modelTypes),
   ...wrapperTypes,
 ];
 
 /**
- * Makes a model of a parsed `config.json`.
- * @throws FormatError when the architecture is not known or the configuration is invalid
+ * Builds a model from a parsed `config.json`.
+ * @throws FormatError when the architecture is not supported or the configuration is invalid
  */
 export function modelFromConfig(config: ConfigJson): Model {
   const language = languageConfig(config);
@@ -70,12 +70,12 @@ export function modelFromConfig(config: ConfigJson): Model {
   return decoderModel(architecture, config, architecture.decoder(language), modelFromConfig);
 }
 
-/** Values of `general.architecture` that are known. */
+/** The supported values of `general.architecture`. */
 export const knownGgufArchitectures: readonly string[] = ARCHITECTURES.flatMap(({ gguf }) => gguf.architectures);
 
 /**
- * The configuration that a GGUF file describes, as a `config.json` would.
- * @throws FormatError when the architecture is not known or a key is missing
+ * The configuration that a GGUF file describes, in the form of a `config.json`.
+ * @throws FormatError when the architecture is not supported or a key is missing
  */
 export function configFromGguf(file: GgufFile): ConfigJson {
   const read = new GgufConfig(file);

@@ -6,9 +6,9 @@ import type { DecoderSpec } from "./spec.js";
 import { languageConfig, withLanguageConfig } from "./wrappers.js";
 
 /**
- * A configuration that says other sizes.
+ * A configuration with other sizes.
  * @param keptLayers for each layer of the result, the layer of the original it comes from; the first ones by default
- * @throws FormatError when the architecture's configuration cannot say it
+ * @throws FormatError when the architecture's configuration cannot express them
  */
 export function resizedConfig(
   architecture: Architecture,
@@ -30,7 +30,7 @@ export function resizedConfig(
   return withLanguageConfig(config, adapted);
 }
 
-/** The size of a dimension that layers have: a number, or a list where layers differ. */
+/** The value of a field for a dimension of layers: a number, or a list if the layers differ. */
 function perLayer(
   { name }: Architecture,
   sizes: Sizes,
@@ -38,8 +38,9 @@ function perLayer(
   field: SizeField,
   count: number,
 ): number | number[] | undefined {
-  const all = Array.from({ length: count }, (_, i) => sizes[layerDimension(i, dimension)]);
-  const known = all.filter((size) => size !== undefined);
+  const known = Array.from({ length: count }, (_, i) => sizes[layerDimension(i, dimension)]).filter(
+    (size) => size !== undefined,
+  );
   if (known.length === 0) return undefined;
   if (known.length === count && new Set(known).size === 1) return known[0];
   if (field.list !== true || known.length < count)

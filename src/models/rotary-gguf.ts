@@ -4,7 +4,7 @@ import { type GgufConfig, shortest } from "./gguf-config.js";
 import type { DerivedTensor, GgufFacts } from "./gguf-layout.js";
 import { type RotaryConfig, type RotaryJson, rotaryFrequencies } from "./rotary.js";
 
-/** Rotary scalings in GGUF files, out and in. */
+/** Writing rotary scalings to GGUF files, and reading them back. */
 
 interface RotaryLayout {
   /** By key without the architecture. */
@@ -13,12 +13,12 @@ interface RotaryLayout {
   readonly notes: readonly string[];
 }
 
-const NOTHING: RotaryLayout = { metadata: {}, derived: [], notes: [] };
+const EMPTY: RotaryLayout = { metadata: {}, derived: [], notes: [] };
 
 /**
- * How llama.cpp is told of a rotary scaling.
- * @param reads what the architecture's graph there reads
- * @throws FormatError for a scaling that the graph does not know
+ * What a GGUF file says of a rotary scaling.
+ * @param reads what llama.cpp's graph of the architecture reads
+ * @throws FormatError for a scaling that the graph does not support
  */
 export function rotaryLayout(
   rotary: RotaryConfig,
@@ -26,28 +26,30 @@ export function rotaryLayout(
   reads: GgufFacts["rotaryReads"] = {},
 ): RotaryLayout {
   if ((rotary.kind === "llama3" || rotary.kind === "longrope") && reads.factors !== true)
-    throw new FormatError(`llama.cpp's graph for ${architecture} knows no rotary scaling of type "${rotary.kind}"`);
+    throw new FormatError(
+      `llama.cpp's graph for ${architecture} does not support rotary scaling of type "${rotary.kind}"`,
+    );
   const { kind, settings, maxPositions } = rotary;
   const original = settings.original_max_position_embeddings ?? maxPositions;
   const factor = settings.factor ?? maxPositions / original;
   const factors = (length: number) => rotaryFrequencies(rotary, length).factors;
   switch (kind) {
     case "default":
-      return NOTHING;
+      return EMPTY;
     case "dynamic":
       return {
-        ...NOTHING,
+        ...EMPTY,
         notes: [`llama.cpp has no dynamic rotary scaling: texts longer than ${maxPositions} tokens differ`],
       };
     case "linear":
       return {
-        ...NOTHING,
+        ...EMPTY,
         metadata: { "rope.scaling.type": gguf.string("linear"), "rope.scaling.factor": gguf.float32(factor) },
       };
     case "llama3":
-      return { ...NOTHING, derived: [{ name: "rope_freqs.weight", values: factors(1) }] };
+      return { ...EMPTY, derived: [{ name: "rope_freqs.weight", values: factors(1) }] };
     case "yarn":
-      return yarnLayout(rotary, factor, original, reads.betas === true);
+      return yarnLayout(rotary, { factor, original, readsBetas: reads.betas === true });
     case "longrope":
       return {
         metadata: {
@@ -64,15 +66,23 @@ export function rotaryLayout(
   }
 }
 
-/** llama.cpp multiplies by 1 + 0.1 ln(factor) by itself. */
+/** What llama.cpp itself multiplies scores' scale by. */
 const yarnTemperature = (factor: number): number => 1 + 0.1 * Math.log(factor);
 
-function yarnLayout(rotary: RotaryConfig, factor: number, original: number, readsBetas: boolean): RotaryLayout {
+function yarnLayout(
+  rotary: RotaryConfig,
+  { factor, original, readsBetas }: { factor: number; original: number; readsBetas: boolean },
+): RotaryLayout {
   const { settings } = rotary;
   const [fast, slow] = [settings.beta_fast ?? 32, settings.beta_slow ?? 1];
   const { attentionFactor } = rotaryFrequencies(rotary, 1);
+  const notes: string[] = [];
+  if (settings.truncate === false)
+    notes.push("llama.cpp rounds the ends of YaRN's ramp, this model does not: results differ slightly");
+  if (!readsBetas && (fast !== 32 || slow !== 1))
+    notes.push(`llama.cpp uses 32 and 1 for YaRN's betas, this model has ${fast} and ${slow}: results differ`);
   return {
-    ...NOTHING,
+    ...EMPTY,
     metadata: {
       "rope.scaling.type": gguf.string("yarn"),
       "rope.scaling.factor": gguf.float32(factor),
@@ -81,14 +91,7 @@ function yarnLayout(rotary: RotaryConfig, factor: number, original: number, read
       "rope.scaling.yarn_beta_fast": gguf.float32(fast),
       "rope.scaling.yarn_beta_slow": gguf.float32(slow),
     },
-    notes: [
-      ...(settings.truncate === false
-        ? ["llama.cpp rounds the ends of YaRN's ramp; this model does not: it differs slightly"]
-        : []),
-      ...(!readsBetas && (fast !== 32 || slow !== 1)
-        ? [`llama.cpp takes 32 and 1 for YaRN's betas, this model has ${fast} and ${slow}: it differs`]
-        : []),
-    ],
+    notes,
   };
 }
 
@@ -98,14 +101,14 @@ interface RotaryFacts {
   readonly maxPositions: number;
 }
 
-/** The rotary scaling that a file describes. @throws FormatError for one that is not known */
+/** The rotary scaling that a file describes. @throws FormatError for one that is not supported */
 export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson | undefined {
   const optional = (name: string) => read.optional(`rope.scaling.${name}`);
   const type = read.string("rope.scaling.type") ?? "linear";
   const factor = optional("factor");
   const original = optional("original_context_length") ?? facts.maxPositions;
   const frequencies = read.values("rope_freqs.weight");
-  if (frequencies !== undefined) return llama3Of(frequencies, facts);
+  if (frequencies !== undefined) return llama3Scaling(frequencies, facts);
   if (type === "linear") return factor === undefined || factor === 1 ? undefined : { rope_type: "linear", factor };
   if (type === "none") return undefined;
   if (type === "yarn" && factor !== undefined)
@@ -117,7 +120,7 @@ export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson 
       beta_fast: optional("yarn_beta_fast") ?? 32,
       beta_slow: optional("yarn_beta_slow") ?? 1,
     };
-  const [long, short] = ["long", "short"].map((which) => read.values(`rope_factors_${which}.weight`));
+  const [long, short] = ["long", "short"].map((kind) => read.values(`rope_factors_${kind}.weight`));
   if (type === "longrope" && long !== undefined && short !== undefined)
     return {
       rope_type: "longrope",
@@ -126,11 +129,13 @@ export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson 
       long_factor: [...long].map(shortest),
       short_factor: [...short].map(shortest),
     };
-  throw new FormatError(`${read.path}: a rotary scaling of type "${type}" is not known, or lacks what it needs`);
+  throw new FormatError(
+    `${read.path}: a rotary scaling of type "${type}" is not supported, or lacks a key that it needs`,
+  );
 }
 
-/** Llama 3's published settings, where the factors are theirs; the factors themselves otherwise. */
-function llama3Of(factors: Float32Array, { theta, rotaryDim, maxPositions }: RotaryFacts): RotaryJson {
+/** Llama 3's published settings if the factors match them, otherwise the factors themselves. */
+function llama3Scaling(factors: Float32Array, { theta, rotaryDim, maxPositions }: RotaryFacts): RotaryJson {
   const settings: RotaryJson = {
     rope_type: "llama3",
     factor: shortest(factors.reduce((a, b) => Math.max(a, b), 1)),
@@ -139,10 +144,13 @@ function llama3Of(factors: Float32Array, { theta, rotaryDim, maxPositions }: Rot
     original_max_position_embeddings: 8192,
   };
   const expected = rotaryFrequencies({ kind: "llama3", theta, rotaryDim, maxPositions, settings }, 1).factors;
-  const same =
+  const match =
     expected.length === factors.length &&
-    expected.every((value, i) => Math.abs(value - (factors[i] ?? 0)) < 1e-4 * value);
-  if (same) return settings;
+    factors.every((factor, i) => {
+      const value = expected[i];
+      return value !== undefined && Math.abs(value - factor) < 1e-4 * value;
+    });
+  if (match) return settings;
   const list = [...factors].map(shortest);
   return {
     rope_type: "longrope",

@@ -28,7 +28,7 @@ export type RotaryJson = z.infer<typeof schema>;
 export interface RotaryConfig {
   readonly kind: "default" | "linear" | "dynamic" | "yarn" | "longrope" | "llama3";
   readonly theta: number;
-  /** How many channels of each head turn. */
+  /** Rotated channels of each head. */
   readonly rotaryDim: number;
   readonly maxPositions: number;
   readonly settings: RotaryJson;
@@ -36,7 +36,7 @@ export interface RotaryConfig {
 
 const KINDS = ["default", "linear", "dynamic", "yarn", "longrope", "llama3"] as const;
 
-/** Reads the settings. @throws FormatError for a kind or a combination that is not known */
+/** Reads the settings. @throws FormatError for a kind or a combination that is not supported */
 export function parseRotary(json: {
   readonly scaling: RotaryJson | null | undefined;
   readonly theta: number | undefined;
@@ -48,11 +48,13 @@ export function parseRotary(json: {
   const named = settings.rope_type ?? settings.type ?? "default";
   const kind = KINDS.find((known) => known === (named === "su" ? "longrope" : named));
   if (kind === undefined)
-    throw new FormatError(`config.json: rope_scaling of type "${named}" is not known; known are ${KINDS.join(", ")}`);
+    throw new FormatError(
+      `config.json: rope_scaling of type "${named}" is not supported; supported are ${KINDS.join(", ")}`,
+    );
   const partial = settings.partial_rotary_factor ?? json.partial ?? 1;
   const rotaryDim = Math.floor(json.headDim * partial);
   if (rotaryDim < 2 || rotaryDim % 2 !== 0)
-    throw new FormatError(`config.json: ${rotaryDim} rotating channels a head; an even number is needed`);
+    throw new FormatError(`config.json: ${rotaryDim} rotated channels in a head; their number must be even`);
   if (kind !== "default" && kind !== "longrope" && typeof settings.factor !== "number")
     throw new FormatError(`config.json: rope_scaling of type "${kind}" needs a "factor"`);
   return {
@@ -64,14 +66,14 @@ export function parseRotary(json: {
   };
 }
 
-/** What the rope op needs: channel pair i turns by position · theta^(-2i/rotaryDim) / factors[i]. */
+/** Inputs of the rope op, which rotates channel pair i by position · theta^(-2i/rotaryDim) / factors[i]. */
 export interface RotaryFrequencies {
   readonly theta: number;
   readonly factors: Float32Array;
   readonly attentionFactor: number;
 }
 
-/** Scalings of the inverse frequencies for a sequence length, one row per kind. */
+/** The frequencies for a sequence length. */
 export function rotaryFrequencies(config: RotaryConfig, sequenceLength: number): RotaryFrequencies {
   const { theta, rotaryDim } = config;
   const base = Float64Array.from({ length: rotaryDim / 2 }, (_, i) => theta ** ((-2 * i) / rotaryDim));
@@ -90,13 +92,14 @@ interface Scaled {
 
 type Scaling = (config: RotaryConfig, base: Float64Array, sequenceLength: number) => Scaled;
 
+/** How each kind scales the inverse frequencies. */
 const SCALINGS: Record<RotaryConfig["kind"], Scaling> = {
   default: (_config, base) => ({ inverse: base }),
 
   /** Position interpolation (Chen et al. 2023). */
   linear: ({ settings }, base) => ({ inverse: base.map((f) => f / (settings.factor ?? 1)) }),
 
-  /** Dynamic NTK: the base grows with the length past what the model was trained for. */
+  /** Dynamic NTK: theta grows with the length past what the model was trained for. */
   dynamic: ({ settings, theta, rotaryDim, maxPositions }, _base, sequenceLength) => {
     const factor = settings.factor ?? 1;
     const length = Math.max(sequenceLength, maxPositions);
@@ -142,7 +145,7 @@ const SCALINGS: Record<RotaryConfig["kind"], Scaling> = {
     return { inverse: base.map((f, i) => f / (factors[i] ?? 1)), attentionFactor };
   },
 
-  /** Llama 3.1's: wavelengths past the original context are stretched, with a smooth passage. */
+  /** Llama 3.1's: wavelengths past the original context are stretched, with a smooth transition. */
   llama3: ({ settings, maxPositions }, base) => {
     const factor = settings.factor ?? 1;
     const lowFactor = settings.low_freq_factor ?? 1;

@@ -1,8 +1,15 @@
-import { gatherRows, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import {
+  gatherRows,
+  rowBytes,
+  rowCount,
+  type TensorInfo,
+  type TensorSource,
+  tensorInfo,
+} from "../checkpoint/tensor-source.js";
 import { bytesOf, DTYPE_BYTES, type FloatDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 
-/** Tensors of a source under other names. @param names from the new to the source's */
+/** A source with its tensors renamed. @param names from the new name to the source's */
 export function renamedSource<S extends TensorInfo["dtype"]>(
   source: TensorSource<S>,
   names: ReadonlyMap<string, string>,
@@ -19,20 +26,20 @@ export function renamedSource<S extends TensorInfo["dtype"]>(
   };
 }
 
-/** The tensors of two sources as one. */
+/** The tensors of two sources as one; the first has precedence. */
 export function joinedSource<S extends TensorInfo["dtype"]>(
   first: TensorSource<S>,
   second: TensorSource<S>,
 ): TensorSource<S> {
-  const of = (name: string) => (first.tensors.has(name) ? first : second);
+  const sourceOf = (name: string) => (first.tensors.has(name) ? first : second);
   return {
     tensors: new Map([...second.tensors, ...first.tensors]),
-    readRows: (name, from, to) => of(name).readRows(name, from, to),
-    releaseRows: (name, from, to) => of(name).releaseRows(name, from, to),
+    readRows: (name, from, to) => sourceOf(name).readRows(name, from, to),
+    releaseRows: (name, from, to) => sourceOf(name).releaseRows(name, from, to),
   };
 }
 
-/** A source whose named matrices have their axes swapped. Numbers only: quantized rows cannot be taken apart. */
+/** A source with the named matrices transposed. They must be plain floats: quantized rows cannot be split. */
 export function transposedSource<S extends TensorInfo["dtype"]>(
   source: TensorSource<S>,
   transposed: ReadonlySet<string>,
@@ -58,7 +65,7 @@ export function transposedSource<S extends TensorInfo["dtype"]>(
 function columnsOf(source: TensorSource, name: string, from: number, to: number): Uint8Array {
   const info = tensorInfo(source, name);
   const bytes = DTYPE_BYTES[info.dtype as FloatDType];
-  const rows = info.shape[0] ?? 1;
+  const rows = rowCount(info);
   const result = new Uint8Array((to - from) * rows * bytes);
   const width = rowBytes(info);
   const stored = source.readRows(name, 0, rows);
@@ -70,7 +77,7 @@ function columnsOf(source: TensorSource, name: string, from: number, to: number)
   return result;
 }
 
-/** f32 tensors that are in memory. */
+/** f32 tensors in memory. */
 export function memorySource(
   values: ReadonlyMap<string, { readonly shape: readonly number[]; readonly values: Float32Array }>,
 ): TensorSource<FloatDType> {
@@ -85,16 +92,16 @@ export function memorySource(
   };
 }
 
-/** A tensor in another source: some rows of it, in an order; numbers with something added. */
+/** A tensor within another source: rows of one of its tensors in some order, with an offset on every element. */
 export interface Place {
   readonly name: string;
-  /** Row i is row `rows[i]` there; the same where undefined. */
+  /** Row i is row `rows[i]` there; in the same order where undefined. */
   readonly rows: Uint32Array | undefined;
   /** Added to every element, f32 only. */
   readonly offset: number | undefined;
 }
 
-/** Tensors put together from places in another source. */
+/** Tensors that are read from places in another source. */
 export function placedSource(source: TensorSource, places: ReadonlyMap<string, Place>): TensorSource {
   const placeOf = (name: string): Place => {
     const place = places.get(name);
@@ -133,7 +140,7 @@ function added(bytes: Uint8Array, offset: number): Uint8Array {
   return new Uint8Array(values.buffer);
 }
 
-/** For each row of a checkpoint's tensor, the row of the file's: the inverse of a parameter's rows. */
+/** The inverse of a permutation of rows. */
 export function inverted(rows: Uint32Array): Uint32Array {
   const result = new Uint32Array(rows.length);
   rows.forEach((row, i) => {

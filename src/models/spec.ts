@@ -1,7 +1,7 @@
 import type { Block, Dimension } from "./blocks/block.js";
 import type { GgufFacts } from "./gguf-layout.js";
 
-/** A block and what checkpoints call it. */
+/** A block with its name in checkpoints. */
 export type NamedBlock = readonly [name: string, block: Block];
 
 /** One residual step: x + scale · after(block(norm(x))). */
@@ -14,11 +14,11 @@ export interface Residual {
 
 export interface Layer {
   readonly residuals: readonly Residual[];
-  /** Every step reads the layer's input, not what the step before it made of it (GPT-NeoX). */
+  /** Every residual reads the layer's input rather than the previous residual's output (GPT-NeoX). */
   readonly parallel?: boolean | undefined;
 }
 
-/** What checkpoints call the parts that are the whole model's. */
+/** The names in checkpoints of the parts outside the layers. */
 export interface Names {
   readonly embedding: string;
   readonly layers: string;
@@ -41,7 +41,7 @@ export interface DecoderSpec {
   readonly layers: readonly Layer[];
   readonly finalNorm: Block;
   readonly tied: boolean;
-  /** Whether it predicts text badly without the begin-of-sequence token before it; false by default. */
+  /** Whether it predicts text badly without a begin-of-sequence token; false by default. */
   readonly needsBeginToken?: boolean | undefined;
   /** Multiplies the embeddings (Gemma, Granite). */
   readonly embeddingScale?: number | undefined;
@@ -49,12 +49,12 @@ export interface DecoderSpec {
   readonly logitScale?: number | undefined;
   /** Logits are c · tanh(logit / c) (Gemma 2). */
   readonly logitCap?: number | undefined;
-  /** A learnt vector for each position, by this name (GPT-2). */
-  readonly learntPositions?: string | undefined;
+  /** The name of the learned position embeddings, for models that have them (GPT-2). */
+  readonly learnedPositions?: string | undefined;
   readonly names?: Partial<Names> | undefined;
-  /** Whether the width may be cut, and what it must be a multiple of. */
+  /** Whether the width can be cut, and what it must be a multiple of. */
   readonly hiddenAxis?: { readonly prunable: boolean; readonly multipleOf?: number | undefined } | undefined;
-  /** Lists of the configuration with an entry for each layer, also those that a pattern implies: they follow their layers. */
+  /** Lists with an entry for each layer, including those that a pattern implies: when layers are cut, their entries are too. */
   readonly perLayer?: Readonly<Record<string, readonly unknown[]>> | undefined;
   readonly gguf: GgufFacts;
 }
@@ -65,7 +65,7 @@ export const mainBlocks = ({ residuals }: Layer): NamedBlock[] => residuals.map(
 
 /** Every block of a layer in the order of computation. */
 export const blocksOf = ({ residuals }: Layer): NamedBlock[] =>
-  residuals.flatMap(({ norm, block, after }) => [norm, block, after].filter((one) => one !== undefined));
+  residuals.flatMap(({ norm, block, after }) => [norm, block, after].filter((named) => named !== undefined));
 
 /** A layer's dimensions by local name. */
 export function layerDimensions(layer: Layer): Readonly<Record<string, Dimension>> {

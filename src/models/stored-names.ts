@@ -2,12 +2,12 @@ import type { TensorSource } from "../checkpoint/index.js";
 import { FormatError } from "../system/errors.js";
 import type { Model } from "./architecture.js";
 
-/** How the names of a checkpoint's tensors relate to a model's parameters. */
+/** Matches the names of a checkpoint's tensors to a model's parameters. */
 
-/** What may stand before a name: compilers, trainers and wrappers add it, saving a part of a model takes it away. */
+/** Prefixes of names. Compilers, trainers and wrappers add them, and saving a part of a model removes them. */
 const PREFIX = /^(_orig_mod|module|language_model|text_model|model|transformer|gpt_neox)\./;
 
-/** A name without all that may stand before it. */
+/** A name without its prefixes. */
 export function bareName(name: string): string {
   let bare = name;
   while (PREFIX.test(bare)) bare = bare.replace(PREFIX, "");
@@ -17,21 +17,21 @@ export function bareName(name: string): string {
 /** Buffers that old versions of transformers wrote: they follow from the configuration. */
 const BUFFER = /(^|\.)(rotary_emb\.inv_freq|attn\.(bias|masked_bias)|attention\.(bias|masked_bias))$/;
 
-/** Versions of transformers differ in what they call a head (GPT-NeoX). */
+/** Other names of the head in some versions of transformers (GPT-NeoX). */
 const HEAD_ALIASES: Readonly<Record<string, string>> = { "lm_head.weight": "embed_out.weight" };
 
 export interface StoredNames {
   /** The tensor of each parameter. */
   readonly tensorOf: ReadonlyMap<string, string>;
-  /** Tensors of no parameter, in the order of the files. */
+  /** Tensors that belong to no parameter, in the order of the files. */
   readonly others: readonly string[];
   /** Layers in the files beyond those of the configuration. */
   readonly surplusLayers: readonly number[];
-  /** What stands before the names of the model's body and of its head, for writing them again. */
+  /** The prefixes of the names of the model's body and of its head, for writing them again. */
   readonly prefixes: { readonly body: string; readonly head: string };
 }
 
-/** @throws FormatError when two tensors may be the same parameter */
+/** Finds the tensor of each parameter. @throws FormatError when there are two candidates for one */
 export function storedNames(model: Model, tensors: TensorSource["tensors"]): StoredNames {
   const parameters = new Map(model.parameters.map(({ name }) => [bareName(name), name]));
   const tensorOf = new Map<string, string>();
@@ -55,22 +55,22 @@ export function storedNames(model: Model, tensors: TensorSource["tensors"]): Sto
   return { tensorOf, others, surplusLayers: [...surplus].sort((a, b) => a - b), prefixes: prefixesOf(model, tensorOf) };
 }
 
-/** `layers` or `h`: what a layer's names begin with, without prefixes. */
+/** The first part of a layer's bare names: `layers` or `h`. */
 function layersName(model: Model): string {
   const first = model.parameters.find(({ layer }) => layer === 0);
   return bareName(first?.name ?? "layers.0").split(".")[0] ?? "layers";
 }
 
-/** Where a parameter's own prefix (`model.`) ends and its bare name begins. */
-const ownPrefix = (name: string): string => name.slice(0, name.length - bareName(name).length);
+/** The prefixes of a name (`model.`). */
+const prefixOf = (name: string): string => name.slice(0, name.length - bareName(name).length);
 
 function prefixesOf(model: Model, tensorOf: ReadonlyMap<string, string>): StoredNames["prefixes"] {
-  const stored = (name: string | undefined) => ownPrefix(tensorOf.get(name ?? "") ?? name ?? "");
-  const body = model.parameters.find(({ name }) => ownPrefix(name) !== "")?.name;
-  const head = model.parameters.find(({ name }) => ownPrefix(name) === "")?.name;
+  const stored = (name: string | undefined) => prefixOf(tensorOf.get(name ?? "") ?? name ?? "");
+  const body = model.parameters.find(({ name }) => prefixOf(name) !== "")?.name;
+  const head = model.parameters.find(({ name }) => prefixOf(name) === "")?.name;
   return { body: stored(body), head: head === undefined ? "" : stored(head) };
 }
 
-/** The name under which a parameter is written beside the rest of a wrapped model. */
+/** The name of a parameter within a wrapped model. */
 export const wrappedName = (parameter: string, { body, head }: StoredNames["prefixes"]): string =>
-  `${ownPrefix(parameter) === "" ? head : body}${bareName(parameter)}`;
+  `${prefixOf(parameter) === "" ? head : body}${bareName(parameter)}`;

@@ -15,15 +15,15 @@ export class ModelWeights {
     readonly store: TensorStore,
   ) {}
 
-  /** By checkpoint name; pass it to `model.forward`. */
+  /** Looks up a parameter by its name; pass it to `model.forward`. */
   readonly get = (name: string): Tensor => this.store.get(name);
 
-  /** What training changes: all but constants, in the order of the model's parameter table. */
+  /** The parameters that training changes: all but constants, in the order of the model's parameters. */
   get trained(): Tensor[] {
     return this.model.parameters.filter(({ fixed }) => !fixed).map(({ name }) => this.store.get(name));
   }
 
-  /** The weights as they are now, as a source to be written to a checkpoint. f32 weights only. */
+  /** The current weights, as a source to write to a checkpoint. They must be f32. */
   source(): TensorSource {
     const tensors = new Map<string, TensorInfo>();
     for (const spec of this.model.parameters)
@@ -48,8 +48,8 @@ export class ModelWeights {
 
 export interface LoadOptions {
   /**
-   * Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. What is stored quantized
-   * stays so unless it is to be trained.
+   * Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. Quantized weights stay quantized
+   * unless they are trained.
    */
   readonly dtype: FloatDType;
   readonly trainable: boolean;
@@ -63,11 +63,11 @@ function declare(
 ): TensorStore {
   const store = new TensorStore(backend, model.parameters.length);
   for (const spec of model.parameters) {
-    // gains and biases stay f32: they are small, and ggml adds and multiplies only that
+    // gains and biases stay f32: they are small, and ggml adds and multiplies only f32
     const source = trainable ? undefined : tensors?.get(spec.name)?.dtype;
-    const stored = spec.axes.length < 2 ? "f32" : source !== undefined && isQuantized(source) ? source : dtype;
+    const matrixType = source !== undefined && isQuantized(source) ? source : dtype;
     const shape = spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes);
-    store.add(spec.name, shape, stored, { trainable: trainable && !spec.fixed });
+    store.add(spec.name, shape, spec.axes.length < 2 ? "f32" : matrixType, { trainable: trainable && !spec.fixed });
   }
   return store.allocate();
 }
@@ -80,19 +80,20 @@ export function checkTensors(model: Model, source: TensorSource): void {
   const missing = model.parameters.filter(({ name }) => !source.tensors.has(name)).map(({ name }) => name);
   if (missing.length > 0)
     throw new FormatError(
-      `the checkpoint lacks ${missing.length} of ${model.parameters.length} tensors that its config.json asks for: ${missing.slice(0, 3).join(", ")}${missing.length > 3 ? ", ..." : ""}`,
+      `the checkpoint lacks ${missing.length} of ${model.parameters.length} tensors that its config.json requires: ` +
+        `${missing.slice(0, 3).join(", ")}${missing.length > 3 ? ", ..." : ""}`,
     );
   for (const spec of model.parameters) {
     const { shape } = tensorInfo(source, spec.name);
     const expected = shapeOf(spec, model.sizes);
     if (shape.join() !== expected.join())
       throw new FormatError(
-        `${spec.name} has the shape [${shape.join(", ")}], config.json makes it [${expected.join(", ")}] (${spec.axes.map(describeAxis).join(", ")})`,
+        `${spec.name} has the shape [${shape.join(", ")}], by config.json it is [${expected.join(", ")}] (${spec.axes.map(describeAxis).join(", ")})`,
       );
   }
 }
 
-/** Brings a model's parameters onto a device, converting block by block. @throws FormatError for missing tensors */
+/** Loads a model's parameters onto a device, converting block by block. @throws FormatError for missing tensors */
 export function loadWeights(backend: Backend, model: Model, source: TensorSource, options: LoadOptions): ModelWeights {
   checkTensors(model, source);
   const store = declare(backend, model, options, source.tensors);
@@ -109,13 +110,13 @@ export function loadWeights(backend: Backend, model: Model, source: TensorSource
   return new ModelWeights(model, store);
 }
 
-/** Standard deviation of fresh weights (GPT-2's and Llama's). */
+/** Standard deviation of initial weights (GPT-2's and Llama's). */
 const INITIAL_DEVIATION = 0.02;
 
 const fillOf = (initialisation: Exclude<Initialisation, "normal">): number =>
   typeof initialisation === "string" ? { ones: 1, zeros: 0 }[initialisation] : initialisation.constant;
 
-/** A model with random weights: normal matrices, gains of one. Same seed, same weights. */
+/** A model with random weights: normally distributed matrices, gains of one. The same seed gives the same weights. */
 export function initialise(
   backend: Backend,
   model: Model,

@@ -1,20 +1,20 @@
 import type { ConfigJson } from "./config.js";
 import type { DimensionName } from "./dimensions.js";
 
-/** A tensor of the rest of a model (a projector of images) with an axis that is one of the language model's. */
+/** A tensor outside the language model (an image projector) that shares an axis with it. */
 export interface CarriedTensor {
   readonly pattern: RegExp;
-  /** The dimension of each of its axes; undefined for those of the rest's own. */
+  /** The dimension of the language model for each axis; undefined for the others. */
   readonly axes: readonly (DimensionName | undefined)[];
 }
 
-/** Models of several kinds of input, whose language model has a configuration of its own. */
+/** A multimodal model, whose language model has a configuration of its own. */
 interface Wrapper {
   /** `model_type` of the whole. */
   readonly modelType: string;
-  /** `model_type` of its language model where it does not say it. */
+  /** `model_type` of its language model, where that has none. */
   readonly language: string;
-  /** Tensors of the rest that have an axis of the language model's. */
+  /** Tensors outside the language model that share an axis with it. */
   readonly carried: readonly CarriedTensor[];
 }
 
@@ -42,7 +42,7 @@ const wrapperOf = (config: ConfigJson): Wrapper | undefined =>
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** The configuration of the language model, which may be a part of the whole. */
+/** The configuration of the language model, which may be nested in that of a wrapper. */
 export function languageConfig(config: ConfigJson): ConfigJson {
   const wrapper = wrapperOf(config);
   if (wrapper === undefined) return config;
@@ -54,14 +54,14 @@ export function languageConfig(config: ConfigJson): ConfigJson {
   return { model_type: wrapper.language, ...inherited, ...text };
 }
 
-/** The whole configuration with another language model. */
+/** The whole configuration with another one for the language model. */
 export const withLanguageConfig = (config: ConfigJson, language: ConfigJson): ConfigJson =>
   wrapperOf(config) === undefined ? language : { ...config, text_config: language };
 
-/** Towers beside the language model: they share no axis with it. */
+/** Tensors of towers beside the language model, which share no axis with it. */
 const TOWER = /(^|\.)(vision_tower|vision_model|audio_tower)\./;
 
-/** Which dimension of the language model each axis of a tensor beside it is; undefined where nothing is known of the tensor. */
+/** The dimension of the language model for each axis of a tensor outside it; undefined for unknown tensors. */
 export const carriedAxes = (config: ConfigJson, name: string): CarriedTensor["axes"] | undefined =>
   TOWER.test(name) ? [] : wrapperOf(config)?.carried.find(({ pattern }) => pattern.test(name))?.axes;
 

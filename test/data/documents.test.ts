@@ -101,12 +101,12 @@ describe("documents", () => {
   });
 
   it.each([
-    ["bad JSON", "c.jsonl", '{"text":"a"}\n{"text":', /c\.jsonl:2 is no valid JSON/],
+    ["bad JSON", "c.jsonl", '{"text":"a"}\n{"text":', /c\.jsonl:2 is not valid JSON/],
     ["a missing field", "d.jsonl", '{"body":"a"}', /d\.jsonl:1 has no text in the field "text" \(it has: body\)/],
-    ["a field that is no text", "e.jsonl", '{"text":3}', /e\.jsonl:1 has a number in the field "text", not text/],
+    ["a field that is not text", "e.jsonl", '{"text":3}', /e\.jsonl:1 has a number in the field "text", not text/],
     ["a broken gzip", "f.txt.gz", gzipSync("x".repeat(1000)).subarray(0, 20), /f\.txt\.gz cannot be read/],
     ["a broken Parquet file", "g.parquet", "PAR1 and nothing else", /g\.parquet cannot be read/],
-    ["a Parquet ending only", "h.parquet", "some text", /h\.parquet is no Parquet file/],
+    ["a Parquet ending only", "h.parquet", "some text", /h\.parquet is not a Parquet file/],
   ])("with %s are refused, with the place", async (_, name, content, message) => {
     await expect(documentsOf(name, content)).rejects.toThrow(message);
   });
@@ -209,19 +209,19 @@ describe("what a file is", () => {
     ["a compressed picture", "j.gz", gzipSync(Buffer.from("ffd8ffe000104a46494600", "hex")), /jpg/],
     ["an xz file", "k.txt", Buffer.from("fd377a585a000004e6d6b446", "hex"), /xz.*gzip or zstd/],
     ["UTF-32", "l.txt", Buffer.from("fffe000061000000", "hex"), /UTF-32/],
-    ["Latin-1", "m.txt", Buffer.from("Grüße aus Köln", "latin1"), /no text in UTF-8.*iconv/],
-    ["zero bytes", "n.txt", Buffer.from("some words\0\0and more of them\0"), /no text: it has bytes of value 0/],
+    ["Latin-1", "m.txt", Buffer.from("Grüße aus Köln", "latin1"), /not text in UTF-8.*iconv/],
+    ["zero bytes", "n.txt", Buffer.from("some words\0\0and more of them\0"), /not text: it has bytes of value 0/],
     ["zero bytes far behind", "o.txt", Buffer.from(`${"words\n".repeat(20_000)}\0`), /character 120000/],
-    ["numbers only", "p.txt", Buffer.from([1, 0, 2, 1, 250, 3, 0, 9]), /no text/],
+    ["numbers only", "p.txt", Buffer.from([1, 0, 2, 1, 250, 3, 0, 9]), /not text/],
   ])("refuses %s by its name", async (_, name, content, message) => {
     await expect(documentsOf(name, content)).rejects.toThrow(message);
   });
 
   it.each([
-    ["a JSON array that ends early", "a.json", '[{"text":"a"},{"text":"b"', /a\.json is no valid JSON/],
-    ["text behind a JSON array", "b.json", '[{"text":"a"}] and more', /b\.json is no valid JSON/],
-    ["a row with too few cells", "c.csv", "id,text\n1,a\n2\n", /c\.csv:3 is no valid CSV/],
-    ["a quote that is not closed", "d.csv", 'id,text\n1,"a\n', /d\.csv.* is no valid CSV/],
+    ["a JSON array that ends early", "a.json", '[{"text":"a"},{"text":"b"', /a\.json is not valid JSON/],
+    ["text behind a JSON array", "b.json", '[{"text":"a"}] and more', /b\.json is not valid JSON/],
+    ["a row with too few cells", "c.csv", "id,text\n1,a\n2\n", /c\.csv:3 is not valid CSV/],
+    ["a quote that is not closed", "d.csv", 'id,text\n1,"a\n', /d\.csv.* is not valid CSV/],
     ["a column that is not there", "e.csv", "id,body\n1,a\n", /e\.csv has no column "text" \(it has: id, body\)/],
     ["a column twice", "f.csv", "text,text\n1,a\n", /two columns called "text"/],
   ])("refuses %s", async (_, name, content, message) => {
@@ -252,7 +252,7 @@ describe("rows without text", () => {
     const notes: string[] = [];
     const damaged = Buffer.concat([Buffer.from("word ".repeat(500)), Buffer.from([0xff])]);
     await documentsOf("a.txt", damaged, DOCUMENT_DEFAULTS, notes);
-    expect(notes).toEqual([expect.stringMatching(/1 characters are no valid text/)]);
+    expect(notes).toEqual([expect.stringMatching(/1 characters are not valid text/)]);
   });
 });
 

@@ -70,7 +70,7 @@ describe("two tokenizers", () => {
 
   it("with the same tokens that cut text in other ways are refused, with a text", async () => {
     const backwards = changed("backwards", ({ model }) => model.merges.reverse());
-    await expect(compared(backwards)).rejects.toThrow(/other ways to cut text into them: ".*from position \d+ on/);
+    await expect(compared(backwards)).rejects.toThrow(/split text into them differently: ".*from position \d+ on/);
     const lower = changed("lower", (definition) => {
       definition.normalizer = { type: "Lowercase" };
     });
@@ -81,7 +81,7 @@ describe("two tokenizers", () => {
     const spelt = changed("spelt", (definition) => {
       definition.normalizer = { type: "Sequence", normalizers: [] };
     });
-    expect((await compared(spelt)).notes).toEqual([expect.stringMatching(/written in different ways/)]);
+    expect((await compared(spelt)).notes).toEqual([expect.stringMatching(/defined differently/)]);
   });
 
   it.each([
@@ -106,7 +106,7 @@ describe("two tokenizers", () => {
     const bare = path.join(root, "bare");
     mkdirSync(bare);
     cpSync(path.join(teacher, "config.json"), path.join(bare, "config.json"));
-    expect((await compared(bare)).notes).toEqual([expect.stringMatching(/taken for granted/)]);
+    expect((await compared(bare)).notes).toEqual([expect.stringMatching(/assumed to share a vocabulary/)]);
     await expect(compared(bare, [vocabSize, vocabSize + 1])).rejects.toThrow(/no tokenizer\.json to compare/);
   });
 });

@@ -116,7 +116,7 @@ describe("sequences", () => {
     expect([...tokens]).toEqual(ids.slice(0, -1));
     expect([...targets]).toEqual(ids.slice(1));
     expect(() => new Sequences(streamOf([1, 2, 3], directory, "short"), 3)).toThrow(
-      /3 tokens, fewer than one sequence of 3/,
+      /3 tokens, but one sequence needs 4/,
     );
   });
 

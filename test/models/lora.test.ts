@@ -153,9 +153,9 @@ describe("a LoRA adapter", () => {
   });
 
   it.each<[string, string, Record<string, unknown>, Record<string, Tensor>, RegExp]>([
-    ["DoRA", "dora", { use_dora: true }, pair(Q, qa, qb), /use_dora \(true\) is not merged here.*merge_and_unload/],
+    ["DoRA", "dora", { use_dora: true }, pair(Q, qa, qb), /use_dora \(true\) is not supported.*merge_and_unload/],
     ["PiSSA", "pissa", { init_lora_weights: "pissa_niter_4" }, pair(Q, qa, qb), /init_lora_weights/],
-    ["another kind", "ia3", { peft_type: "IA3" }, {}, /adapters of the type "IA3" are not merged/],
+    ["another kind", "ia3", { peft_type: "IA3" }, {}, /adapters of the type "IA3" cannot be merged/],
     ["a rank that is not its own", "rank", { r: 8 }, pair(Q, qa, qb), /has the rank 4, its configuration says 8/],
     ["half a change", "half", {}, { [`base_model.model.${Q}.lora_A.weight`]: qa }, /only one of its two matrices/],
     ["a layer too many", "layer", {}, pair("model.layers.9.mlp.up_proj", ua, ub), /layers\.9.*does not have/],

@@ -6,7 +6,7 @@ import { preNormDecoder, rmsNorms } from "../layers.js";
 import type { RotaryJson } from "../rotary.js";
 
 const THETA = 12_000_000;
-/** What transformers takes where nothing is said of the rotation, a `rope_theta` included. */
+/** transformers' rotary settings for configurations that have none, not even a `rope_theta`. */
 const DEFAULT_ROTARY: RotaryJson = {
   rope_type: "llama3",
   rope_theta: THETA,
@@ -16,7 +16,7 @@ const DEFAULT_ROTARY: RotaryJson = {
   original_max_position_embeddings: 8192,
 };
 
-/** Apertus: queries and keys are normalised before they turn; xIELU, with numbers of its own in each layer, in place of a gate. */
+/** Apertus: queries and keys are normalized before rotation; xIELU, with parameters in each layer, replaces the gate. */
 export const apertus = architecture({
   name: "apertus",
   families: "Apertus 8B and 70B",

@@ -4,7 +4,7 @@ import { choice, flag, positive, size } from "../config.js";
 import { architecture, baseSchema, headsOf, wholeRotaryOf } from "../family.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** Arcee's AFM: Llama with squared ReLU in place of a gate. */
+/** Arcee's AFM: Llama with squared ReLU instead of a gate. */
 export const arcee = architecture({
   name: "arcee",
   families: "Arcee AFM 4.5B",
@@ -17,7 +17,7 @@ export const arcee = architecture({
   }),
   decoder: (c) => {
     const heads = headsOf(c);
-    // transformers refuses it, even with a head_dim
+    // transformers rejects this even with a head_dim
     if (c.hidden_size % heads.heads !== 0)
       throw new FormatError(`config.json: hidden_size ${c.hidden_size} is not a multiple of ${heads.heads} heads`);
     const rotary = wholeRotaryOf(c, heads);

@@ -3,7 +3,7 @@ import { flag, positive, size } from "../config.js";
 import { architecture, baseSchema, headsOf, wholeRotaryOf } from "../family.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** ERNIE 4.5's dense models: Llama, but neighbouring channels of a head turn together. */
+/** ERNIE 4.5's dense models: Llama, but rotating adjacent channels of a head. */
 export const ernie45 = architecture({
   name: "ernie4_5",
   families: "ERNIE 4.5 0.3B",
@@ -19,7 +19,7 @@ export const ernie45 = architecture({
     const { use_bias: bias, intermediate_size } = c;
     const heads = headsOf(c);
     const rotary = wholeRotaryOf(c, heads, { theta: 500_000 });
-    const mixer = attention({ ...heads, rotary, turnsNeighbours: true, bias });
+    const mixer = attention({ ...heads, rotary, rotatesAdjacent: true, bias });
     const feedForward = gatedFeedForward({ size: intermediate_size, activation: c.hidden_act, bias });
     return {
       ...preNormDecoder(c, rmsNorms(c), () => [mixer, feedForward]),

@@ -5,10 +5,10 @@ import { architecture, baseSchema, headsOf, tooWide, wholeRotaryOf } from "../fa
 import { type LayerType, layerTypes, layerTypesOf, windowMetadata, windowsOf } from "../layer-types.js";
 import { postNormDecoder, rmsNorms } from "../layers.js";
 
-/** llama.cpp's graph knows windows in the model of so many layers only. */
+/** llama.cpp's graph has windows only in models of this many layers. */
 const LAYERS_OF_WINDOWS = 64;
 
-/** EXAONE 4: norms after the blocks only. Where some layers have a window, the others do not turn. */
+/** EXAONE 4: norms only after the blocks. If some layers have a window, the others do not rotate. */
 export const exaone4 = architecture({
   name: "exaone4",
   families: "EXAONE 4.0",
@@ -27,23 +27,25 @@ export const exaone4 = architecture({
     const window = c.sliding_window ?? undefined;
     const pattern = c.sliding_window_pattern || undefined;
     const isWindowed = (i: number): boolean =>
-      typeof pattern === "string" ? pattern[i % pattern.length] === "L" : (i + 1) % (pattern ?? 1) !== 0;
-    const kinds = layerTypesOf(c, (i) => window !== undefined && isWindowed(i));
+      typeof pattern === "string"
+        ? pattern[i % pattern.length] === "L"
+        : pattern !== undefined && (i + 1) % pattern !== 0;
+    const types = layerTypesOf(c, (i) => window !== undefined && isWindowed(i));
     const rotary = wholeRotaryOf(c, heads);
     const norms = { of: "head", epsilon: c.rms_norm_eps } as const;
     const windowed = attention({ ...heads, rotary, window, norms });
     const full = attention({ ...heads, rotary: window === undefined ? rotary : undefined, norms });
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act });
-    const mixerOf = (i: number) => (kinds[i] === "sliding_attention" ? windowed : full);
+    const mixerOf = (i: number) => (types[i] === "sliding_attention" ? windowed : full);
     return {
       ...postNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForward]),
-      perLayer: { layer_types: kinds },
+      perLayer: { layer_types: types },
       gguf: {
         architecture: "exaone4",
         rotary,
         rotaryReads: { factors: true },
-        metadata: windowsInGguf(kinds, window, c.max_position_embeddings),
-        refused: tooWide("EXAONE 4", heads, c) ?? refusal(kinds, window),
+        metadata: windowsForGguf(types, window, c.max_position_embeddings),
+        refused: tooWide("EXAONE 4", heads, c) ?? refusal(types, window),
       },
     };
   },
@@ -58,14 +60,14 @@ export const exaone4 = architecture({
   },
 });
 
-/** The graph reads windows at 64 layers only; one past the context then means none, and that all layers turn. */
-function windowsInGguf(kinds: readonly LayerType[], window: number | undefined, context: number) {
-  if (kinds.length !== LAYERS_OF_WINDOWS) return undefined;
-  const all = kinds.map((): LayerType => "sliding_attention");
-  return window === undefined ? windowMetadata(all, context) : windowMetadata(kinds, window);
+/** The graph reads windows only at 64 layers. A window as long as the context then means none, and that all layers rotate. */
+function windowsForGguf(types: readonly LayerType[], window: number | undefined, context: number) {
+  if (types.length !== LAYERS_OF_WINDOWS) return undefined;
+  const allWindowed = types.map((): LayerType => "sliding_attention");
+  return window === undefined ? windowMetadata(allWindowed, context) : windowMetadata(types, window);
 }
 
-const refusal = (kinds: readonly LayerType[], window: number | undefined): string | undefined =>
-  window === undefined || kinds.length === LAYERS_OF_WINDOWS
+const refusal = (types: readonly LayerType[], window: number | undefined): string | undefined =>
+  window === undefined || types.length === LAYERS_OF_WINDOWS
     ? undefined
-    : `llama.cpp's graph for EXAONE 4 knows windows in models of ${LAYERS_OF_WINDOWS} layers only, not of ${kinds.length}: cut other axes than layers`;
+    : `llama.cpp's graph for EXAONE 4 supports windows only in models of ${LAYERS_OF_WINDOWS} layers, not ${types.length}: do not cut layers`;

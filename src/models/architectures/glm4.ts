@@ -3,7 +3,7 @@ import { flag, positive, size } from "../config.js";
 import { architecture, baseSchema, headsOf, rotaryOf } from "../family.js";
 import { rmsNorms, sandwichDecoder } from "../layers.js";
 
-/** GLM-4 (0414): norms before and after each block; half of each head turns, neighbouring channels together. */
+/** GLM-4 (0414): norms before and after each block; half of each head is rotated, by adjacent channels. */
 export const glm4 = architecture({
   name: "glm4",
   families: "GLM-4 (0414)",
@@ -18,7 +18,7 @@ export const glm4 = architecture({
     const heads = headsOf(c);
     const rotary = rotaryOf(c, heads, { partial: 0.5 });
     const bias = { qkv: c.attention_bias, output: false };
-    const mixer = attention({ ...heads, rotary, turnsNeighbours: true, bias });
+    const mixer = attention({ ...heads, rotary, rotatesAdjacent: true, bias });
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act, fused: true });
     return {
       ...sandwichDecoder(c, rmsNorms(c), () => [mixer, feedForward], [
@@ -33,7 +33,7 @@ export const glm4 = architecture({
   gguf: {
     className: "Glm4ForCausalLM",
     fields: (read) => {
-      read.refuse("nextn_predict_layers", (layers) => layers > 0, "layers that predict further tokens");
+      read.refuse("nextn_predict_layers", (layers) => layers > 0, "layers for multi-token prediction");
       read.refuse("rope.dimension_sections", (section) => section > 0, "positions of several axes");
       const attention_bias = read.has("blk.0.attn_q.bias") || read.has("blk.0.attn_qkv.bias");
       return { partial_rotary_factor: read.rotaryShare, attention_bias };

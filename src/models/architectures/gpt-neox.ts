@@ -4,7 +4,7 @@ import { choice, flag, headSize, positive } from "../config.js";
 import { architecture, baseSchema, geluNotes, rotaryOf, WIDTH_SIZES } from "../family.js";
 import { preNormDecoder } from "../layers.js";
 
-/** GPT-NeoX and Pythia: attention and feed-forward network read the same input; a quarter of each head turns. */
+/** GPT-NeoX and Pythia: attention and feed-forward network read the same input; a quarter of each head is rotated. */
 export const gptNeox = architecture({
   name: "gpt_neox",
   families: "GPT-NeoX, Pythia, RedPajama-INCITE, Dolly 2",
@@ -19,10 +19,10 @@ export const gptNeox = architecture({
   decoder: (c) => {
     const { num_attention_heads: heads, hidden_size: hidden, attention_bias: bias } = c;
     const headDim = headSize(undefined, hidden, heads);
-    // it has names of its own for what others call rope_theta and partial_rotary_factor, and reads no others
+    // it has its own names for rope_theta and partial_rotary_factor, and does not read these
     const rotary = rotaryOf({ ...c, rope_theta: c.rotary_emb_base, partial_rotary_factor: c.rotary_pct }, { headDim });
     const names = { fused: "query_key_value", output: "dense" };
-    // a head is always the share of the width that falls to it
+    // the size of a head is always the width divided by the heads
     const prunable = false;
     const mixer = attention({ heads, kvHeads: heads, headDim, rotary, layout: "by head", names, bias, prunable });
     const feedForward = plainFeedForward({
@@ -33,10 +33,10 @@ export const gptNeox = architecture({
     });
     const norm = (name: string) => layerNorm(name, { epsilon: c.layer_norm_eps, bias: true });
     const parts = ["input_layernorm", "attention", "post_attention_layernorm", "mlp"] as const;
-    const plain = preNormDecoder(c, norm, () => [mixer, feedForward], parts);
+    const base = preNormDecoder(c, norm, () => [mixer, feedForward], parts);
     return {
-      ...plain,
-      layers: plain.layers.map((layer) => ({ ...layer, parallel: c.use_parallel_residual })),
+      ...base,
+      layers: base.layers.map((layer) => ({ ...layer, parallel: c.use_parallel_residual })),
       hiddenAxis: { prunable },
       names: {
         embedding: "gpt_neox.embed_in",

@@ -4,7 +4,7 @@ import { choice, flag, headSize, layerCount, positive, size } from "../config.js
 import { architecture, geluNotes } from "../family.js";
 import { preNormDecoder } from "../layers.js";
 
-/** GPT-2: learnt positions, layer norms, matrices stored with their axes swapped. */
+/** GPT-2: learned positions, layer norms, matrices stored transposed. */
 export const gpt2 = architecture({
   name: "gpt2",
   families: "GPT-2, DistilGPT-2, Cerebras-GPT",
@@ -19,7 +19,7 @@ export const gpt2 = architecture({
     layer_norm_epsilon: positive.default(1e-5),
     tie_word_embeddings: flag(true),
     scale_attn_weights: flag(true),
-    // the score's scale then depends on the layer's number, which cutting layers changes
+    // the scale of scores would depend on the layer's number, which cutting layers changes
     scale_attn_by_inverse_layer_idx: z.literal(false).default(false),
     add_cross_attention: z.literal(false).default(false),
   }),
@@ -44,13 +44,15 @@ export const gpt2 = architecture({
     const depth = { ...c, hidden_size, max_position_embeddings: c.n_positions, num_hidden_layers: c.n_layer };
     return {
       ...preNormDecoder(depth, norm, () => [mixer, feedForward], ["ln_1", "attn", "ln_2", "mlp"]),
-      // a head is always the share of the width that falls to it
+      // the size of a head is always the width divided by the heads
       hiddenAxis: { prunable: false },
-      learntPositions: "transformer.wpe",
+      learnedPositions: "transformer.wpe",
       names: { embedding: "transformer.wte", layers: "transformer.h", norm: "transformer.ln_f", head: "lm_head" },
       gguf: {
         architecture: "gpt2",
-        refused: c.scale_attn_weights ? undefined : "llama.cpp's graph for GPT-2 scales scores (scale_attn_weights)",
+        refused: c.scale_attn_weights
+          ? undefined
+          : "llama.cpp's graph for GPT-2 always scales scores (scale_attn_weights)",
         notes: geluNotes(activation),
       },
     };
@@ -65,7 +67,7 @@ export const gpt2 = architecture({
   gguf: {
     className: "GPT2LMHeadModel",
     fields: (read, base) => ({
-      ...Object.fromEntries(OTHER_NAMES.map((name) => [name, undefined])),
+      ...Object.fromEntries(UNUSED_FIELDS.map((name) => [name, undefined])),
       n_embd: base.hidden_size,
       n_layer: base.num_hidden_layers,
       n_head: base.num_attention_heads,
@@ -78,8 +80,8 @@ export const gpt2 = architecture({
   },
 });
 
-/** What other configurations call what GPT-2 has names of its own for, or lacks. */
-const OTHER_NAMES = [
+/** Usual fields that GPT-2 lacks or has other names for. */
+const UNUSED_FIELDS = [
   "hidden_size",
   "num_hidden_layers",
   "num_attention_heads",

@@ -4,7 +4,7 @@ import { flag, positive } from "../config.js";
 import { architecture, baseSchema, headsOf, rotaryOf } from "../family.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** Granite 3: Llama with multipliers of embedding, residual steps, scores and logits. */
+/** Granite 3: Llama with multipliers for embeddings, residuals, scores and logits. */
 export const granite = architecture({
   name: "granite",
   families: "Granite 3 (dense)",
@@ -22,12 +22,12 @@ export const granite = architecture({
     const scale = c.attention_multiplier;
     const mixer = attention({ ...heads, rotary, scale, bias: c.attention_bias, ggufInterleaved: true });
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act, bias: c.mlp_bias });
-    const plain = preNormDecoder(c, rmsNorms(c), () => [mixer, feedForward]);
+    const base = preNormDecoder(c, rmsNorms(c), () => [mixer, feedForward]);
     return {
-      ...plain,
+      ...base,
       embeddingScale: c.embedding_multiplier,
       logitScale: 1 / c.logits_scaling,
-      layers: plain.layers.map(({ residuals }) => ({
+      layers: base.layers.map(({ residuals }) => ({
         residuals: residuals.map((residual) => ({ ...residual, scale: c.residual_multiplier })),
       })),
       gguf: {
@@ -45,7 +45,7 @@ export const granite = architecture({
   },
   gguf: {
     className: "GraniteForCausalLM",
-    // absent or 0, a scale is 1
+    // a scale that is absent or 0 is 1
     fields: (read) => ({
       attention_bias: read.has("blk.0.attn_q.bias"),
       mlp_bias: read.has("blk.0.ffn_up.bias"),

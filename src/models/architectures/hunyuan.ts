@@ -12,7 +12,7 @@ const schema = baseSchema.extend({
   num_experts: z.literal(1).default(1),
 });
 
-/** Dynamic scaling with an alpha: a larger base, whatever the length of the text. */
+/** Dynamic scaling with an alpha just means a larger theta, whatever the length of the text. */
 function withoutAlpha(c: z.infer<typeof schema>, { headDim }: Heads) {
   const scaling = c.rope_scaling ?? c.rope_parameters;
   const alpha = scaling?.alpha;
@@ -22,7 +22,7 @@ function withoutAlpha(c: z.infer<typeof schema>, { headDim }: Heads) {
   return { ...c, rope_theta: theta * alpha ** (headDim / (headDim - 2)), rope_scaling: null, rope_parameters: null };
 }
 
-/** Hunyuan's dense models: queries and keys are normalised after they turn. */
+/** Hunyuan's dense models: queries and keys are normalized after rotation. */
 export const hunyuan = architecture({
   name: "hunyuan_v1_dense",
   families: "Hunyuan 0.5B to 7B, Hunyuan-MT",

@@ -5,7 +5,7 @@ import { architecture, BASE_SIZES, baseSchema, headsOf, wholeRotaryOf } from "..
 import { windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** One size for all layers, or a list of one per layer. */
+/** A size for all layers, or a list with one for each layer. */
 const sizes = z.union([size, z.array(size).nonempty()]);
 
 export const llama = architecture({
@@ -23,29 +23,32 @@ export const llama = architecture({
     sliding_window: size.nullable().default(4096),
   }),
   decoder: (c) => {
-    // Llama has no window and Mistral no biases, whatever their configurations say
+    // Llama never has a window and Mistral never biases, whatever their configurations say
     const isMistral = c.model_type === "mistral";
     const window = isMistral ? (c.sliding_window ?? undefined) : undefined;
     const [attentionBias, bias] = [c.attention_bias && !isMistral, c.mlp_bias && !isMistral];
-    const [heads = 1] = [c.num_attention_heads].flat();
-    const headDim = headSize(c.head_dim, c.hidden_size, heads);
-    const rotary = wholeRotaryOf(c, { headDim });
     const listed = {
       intermediate_size: c.intermediate_size,
       num_attention_heads: c.num_attention_heads,
       num_key_value_heads: c.num_key_value_heads ?? c.num_attention_heads,
     };
-    const of = (field: keyof typeof listed, i: number): number => {
+    const sizeIn = (field: keyof typeof listed, layer: number): number => {
       const value = listed[field];
-      return typeof value === "number" ? value : entryOf(field, value, i, c.num_hidden_layers);
+      return typeof value === "number" ? value : entryOf(field, value, layer, c.num_hidden_layers);
     };
+    const heads = sizeIn("num_attention_heads", 0);
+    const headDim = headSize(c.head_dim, c.hidden_size, heads);
+    const rotary = wholeRotaryOf(c, { headDim });
     const mixerOf = (i: number) => {
-      const [num_attention_heads, num_key_value_heads] = [of("num_attention_heads", i), of("num_key_value_heads", i)];
+      const [num_attention_heads, num_key_value_heads] = [
+        sizeIn("num_attention_heads", i),
+        sizeIn("num_key_value_heads", i),
+      ];
       const own = headsOf({ hidden_size: c.hidden_size, head_dim: headDim, num_attention_heads, num_key_value_heads });
       return attention({ ...own, rotary, window, bias: attentionBias, ggufInterleaved: true });
     };
     const feedForwardOf = (i: number) =>
-      gatedFeedForward({ size: of("intermediate_size", i), activation: "silu", bias });
+      gatedFeedForward({ size: sizeIn("intermediate_size", i), activation: "silu", bias });
     const isMixed = Object.values(listed).some((value) => new Set([value].flat()).size > 1);
     return {
       ...preNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForwardOf(i)]),
@@ -70,7 +73,7 @@ export const llama = architecture({
     className: "LlamaForCausalLM",
     fields: (read) => {
       const attention_bias = read.has("blk.0.attn_q.bias");
-      // Qwen 2 is written as Llama where its own graph does not take its sizes
+      // Qwen 2 is written as Llama where its own graph does not support its sizes
       if (attention_bias && !read.has("blk.0.attn_output.bias"))
         return { model_type: "qwen2", architectures: ["Qwen2ForCausalLM"] };
       return { attention_bias, mlp_bias: read.has("blk.0.ffn_gate.bias") };
@@ -78,7 +81,7 @@ export const llama = architecture({
   },
 });
 
-/** transformers' Llama refuses a width that its heads do not divide; its Mistral takes it and computes the same. */
+/** transformers' Llama rejects a width that its heads do not divide; its Mistral accepts it and computes the same. */
 function adapt(config: ConfigJson): ConfigJson {
   const { num_attention_heads: heads, hidden_size: hidden } = config;
   const isBiased = config.attention_bias === true || config.mlp_bias === true;

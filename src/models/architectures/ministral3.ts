@@ -1,15 +1,16 @@
 import { z } from "zod";
-import { gguf } from "../../checkpoint/gguf.js";
+import { type GgufValue, gguf } from "../../checkpoint/gguf.js";
 import { attention, gatedFeedForward } from "../blocks/index.js";
 import { positive, size } from "../config.js";
 import { architecture, baseSchema, headsOf, rotaryOf } from "../family.js";
+import type { GgufConfig } from "../gguf-config.js";
 import { windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
-import { rotaryFrequencies, rotarySchema } from "../rotary.js";
+import { type RotaryConfig, rotaryFrequencies, rotarySchema } from "../rotary.js";
 
 const scaling = rotarySchema.extend({ llama_4_scaling_beta: z.number().nonnegative().nullish() });
 
-/** Ministral 3: Mistral whose queries grow with their position past the context it was first trained on. */
+/** Ministral 3: Mistral, with queries that grow with their position past the original context. */
 export const ministral3 = architecture({
   name: "ministral3",
   families: "Ministral 3 (text, also within the models that see)",
@@ -40,11 +41,7 @@ export const ministral3 = architecture({
         rotaryReads: { factors: true, betas: true },
         metadata: {
           "attention.temperature_scale": beta === 0 ? undefined : gguf.float32(beta),
-          ...(rotary.kind === "yarn" && {
-            // with a multiplier of 1 llama.cpp's own temperature is 1, and the factor is the model's
-            "rope.scaling.yarn_log_multiplier": gguf.float32(1),
-            "rope.scaling.attn_factor": gguf.float32(rotaryFrequencies(rotary, 1).attentionFactor),
-          }),
+          ...(rotary.kind === "yarn" ? yarnMetadata(rotary) : {}),
         },
         notes: windowNotes(window, c),
       },
@@ -54,10 +51,10 @@ export const ministral3 = architecture({
     architectures: ["mistral3"],
     className: "Ministral3ForCausalLM",
     fields: (read, { rope_theta, rope_scaling }) => {
-      const multiplier = read.optional("rope.scaling.yarn_log_multiplier") ?? 0;
-      const factor = read.optional("rope.scaling.factor") ?? 1;
-      const own = multiplier === 0 ? 1 : (0.1 * Math.log(factor) + 1) / (0.1 * multiplier * Math.log(factor) + 1);
       const isYarn = read.string("rope.scaling.type") === "yarn";
+      const scaled = isYarn
+        ? yarnParameters(read)
+        : { original_max_position_embeddings: read.number("context_length") };
       return {
         sliding_window: null,
         rope_theta: undefined,
@@ -66,12 +63,25 @@ export const ministral3 = architecture({
           rope_type: "default",
           rope_theta,
           ...rope_scaling,
-          ...(isYarn &&
-            multiplier !== 0 && { attention_factor: (read.optional("rope.scaling.attn_factor") ?? 1) * own }),
+          ...scaled,
           llama_4_scaling_beta: read.optional("attention.temperature_scale") ?? 0,
-          ...(!isYarn && { original_max_position_embeddings: read.number("context_length") }),
         },
       };
     },
   },
 });
+
+/** With a multiplier of 1, llama.cpp's own temperature is 1 and the factor is the model's. */
+const yarnMetadata = (rotary: RotaryConfig): Record<string, GgufValue> => ({
+  "rope.scaling.yarn_log_multiplier": gguf.float32(1),
+  "rope.scaling.attn_factor": gguf.float32(rotaryFrequencies(rotary, 1).attentionFactor),
+});
+
+/** The attention factor, where llama.cpp's multiplier changes it. */
+function yarnParameters(read: GgufConfig) {
+  const multiplier = read.optional("rope.scaling.yarn_log_multiplier") ?? 0;
+  if (multiplier === 0) return {};
+  const logFactor = 0.1 * Math.log(read.optional("rope.scaling.factor") ?? 1);
+  const temperature = (logFactor + 1) / (multiplier * logFactor + 1);
+  return { attention_factor: (read.optional("rope.scaling.attn_factor") ?? 1) * temperature };
+}

@@ -3,7 +3,7 @@ import { choice, flag, positive, size } from "../config.js";
 import { architecture, baseSchema, headsOf, rotaryOf, tooWide } from "../family.js";
 import { preNormDecoder } from "../layers.js";
 
-/** Nemotron and its Minitrons: layer norms whose gains are stored less one, squared ReLU, half of each head turns. */
+/** Nemotron and its Minitrons: layer norms whose stored gains are one less, squared ReLU, half of each head is rotated. */
 export const nemotron = architecture({
   name: "nemotron",
   families: "Nemotron 3 and 4, Minitron 4B and 8B",

@@ -5,7 +5,7 @@ import { architecture, baseSchema, headsOf, tooWide } from "../family.js";
 import { layerTypes, layerTypesOf, nestedRotary, rotaryPerType, windowMetadata, windowsOf } from "../layer-types.js";
 import { postNormDecoder, rmsNorms } from "../layers.js";
 
-/** OLMo 2 and 3: norms after the blocks only, queries and keys normalised over their whole width. Version 3 has windows. */
+/** OLMo 2 and 3: norms only after the blocks, queries and keys normalized over their whole width. Version 3 has windows. */
 const olmo = (version: 2 | 3, ggufNames: readonly string[]) =>
   architecture({
     name: `olmo${version}`,
@@ -21,7 +21,7 @@ const olmo = (version: 2 | 3, ggufNames: readonly string[]) =>
       const heads = headsOf(c);
       const window = version === 3 ? (c.sliding_window ?? undefined) : undefined;
       const listed = version === 3 ? c : { ...c, layer_types: undefined };
-      const kinds = layerTypesOf(listed, (i) => window !== undefined && (i + 1) % 4 !== 0);
+      const types = layerTypesOf(listed, (i) => window !== undefined && (i + 1) % 4 !== 0);
       const theta = version === 3 ? 5e5 : 1e4;
       const rotary = rotaryPerType(c, heads, { full_attention: theta, sliding_attention: theta });
       const shared = { ...heads, norms: { of: "width", epsilon: c.rms_norm_eps }, bias: c.attention_bias } as const;
@@ -30,16 +30,16 @@ const olmo = (version: 2 | 3, ggufNames: readonly string[]) =>
         sliding_attention: attention({ ...shared, rotary: rotary.sliding_attention, window }),
       };
       const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act });
-      const thetas = kinds.map((kind) => rotary[kind].theta);
+      const thetas = types.map((type) => rotary[type].theta);
       return {
-        ...postNormDecoder(c, rmsNorms(c), (i) => [mixers[kinds[i] ?? "full_attention"], feedForward]),
-        perLayer: version === 3 ? { layer_types: kinds } : undefined,
+        ...postNormDecoder(c, rmsNorms(c), (i) => [mixers[types[i] ?? "full_attention"], feedForward]),
+        perLayer: version === 3 ? { layer_types: types } : undefined,
         gguf: {
           architecture: "olmo2",
           rotary: rotary.full_attention,
           copiesHead: true,
           metadata: {
-            ...(window !== undefined && windowMetadata(kinds, window)),
+            ...(window === undefined ? {} : windowMetadata(types, window)),
             "rope.freq_base": gguf.float32(thetas[0] ?? theta),
           },
           refused: tooWide("OLMo", heads, c) ?? refusal(c.attention_bias, new Set(thetas).size > 1),
@@ -66,7 +66,7 @@ const olmo = (version: 2 | 3, ggufNames: readonly string[]) =>
 
 function refusal(isBiased: boolean, thetasDiffer: boolean): string | undefined {
   if (isBiased) return "llama.cpp's graph for OLMo has no bias on the attention's output";
-  return thetasDiffer ? "llama.cpp's graph for OLMo turns windowed layers by the same theta as the others" : undefined;
+  return thetasDiffer ? "llama.cpp's graph for OLMo has the same theta in windowed layers as in the others" : undefined;
 }
 
 export const olmo2 = olmo(2, ["olmo2"]);

@@ -5,7 +5,7 @@ import { windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 import { parseRotary } from "../rotary.js";
 
-/** Phi-3 and 4: Llama with queries, keys and values in one matrix, gate and up in another, and perhaps heads that turn in part. */
+/** Phi-3 and 4: Llama with queries, keys and values in one matrix, gate and up in another, and in some models partly rotated heads. */
 export const phi3 = architecture({
   name: "phi3",
   families: "Phi-3, 3.5, 4, 4-mini",
@@ -17,19 +17,19 @@ export const phi3 = architecture({
   }),
   decoder: (c) => {
     const heads = headsOf(c);
-    const given = c.rope_scaling ?? c.rope_parameters ?? {};
-    const isPlain = (given.rope_type ?? given.type ?? "default") === "default";
+    const settings = c.rope_scaling ?? c.rope_parameters ?? {};
+    const isPlain = (settings.rope_type ?? settings.type ?? "default") === "default";
     const { original_max_position_embeddings } = c;
     const rotary = parseRotary({
       // older files call longrope "su" or "yarn"
-      scaling: isPlain ? given : { ...given, rope_type: "longrope", original_max_position_embeddings },
+      scaling: isPlain ? settings : { ...settings, rope_type: "longrope", original_max_position_embeddings },
       theta: c.rope_theta ?? undefined,
       partial: c.partial_rotary_factor ?? undefined,
       headDim: heads.headDim,
       maxPositions: c.max_position_embeddings,
     });
     const window = c.sliding_window ?? undefined;
-    // transformers counts longrope's factors by the width's share of a head
+    // transformers expects as many longrope factors as the width divided by the heads
     const prunable = rotary.kind !== "longrope";
     const mixer = attention({ ...heads, rotary, window, layout: "concatenated", prunable });
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act, fused: true });

@@ -5,7 +5,7 @@ import { architecture, baseSchema, headsOf, rotaryOf } from "../family.js";
 import { layerTypes, layerTypesOf, windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** Qwen 2 and 3. Version 3 normalises each head's queries and keys before they turn; version 2 has biases on q, k and v. */
+/** Qwen 2 and 3. Version 3 normalizes each head's queries and keys before rotation; version 2 has biases on q, k and v. */
 const qwen = (version: 2 | 3, families: string) =>
   architecture({
     name: `qwen${version}`,
@@ -21,25 +21,25 @@ const qwen = (version: 2 | 3, families: string) =>
     decoder: (c) => {
       const heads = headsOf(version === 3 ? { ...c, head_dim: c.head_dim ?? 128 } : c);
       const window = c.use_sliding_window ? (c.sliding_window ?? undefined) : undefined;
-      const kinds = layerTypesOf(c, (i) => window !== undefined && i >= c.max_window_layers);
-      const windowOf = (i: number) => (kinds[i] === "sliding_attention" ? window : undefined);
+      const types = layerTypesOf(c, (i) => window !== undefined && i >= c.max_window_layers);
+      const windowOf = (i: number) => (types[i] === "sliding_attention" ? window : undefined);
       const rotary = rotaryOf(c, heads);
       const bias = version === 3 ? c.attention_bias : { qkv: true, output: false };
       const norms = version === 3 ? ({ of: "head", epsilon: c.rms_norm_eps } as const) : undefined;
-      // llama.cpp's graph for Qwen 2 takes heads as wide as the model only; that for Llama computes the same
+      // llama.cpp's graph for Qwen 2 requires heads as wide as the model; that for Llama computes the same
       const asLlama = version === 2 && heads.heads * heads.headDim !== c.hidden_size;
       const mixerOf = (i: number) =>
         attention({ ...heads, rotary, window: windowOf(i), norms, bias, ggufInterleaved: asLlama });
       const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act });
       return {
         ...preNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForward]),
-        perLayer: { layer_types: kinds },
+        perLayer: { layer_types: types },
         gguf: {
           architecture: asLlama ? "llama" : `qwen${version}`,
           rotary,
           rotaryReads: { factors: asLlama },
           refused: bias === true ? "llama.cpp's graph for Qwen 3 has no bias on the attention's output" : undefined,
-          notes: windowNotes(kinds.includes("sliding_attention") ? window : undefined, c, "upper layers"),
+          notes: windowNotes(types.includes("sliding_attention") ? window : undefined, c, "upper layers"),
         },
       };
     },

@@ -5,7 +5,7 @@ import { architecture, baseSchema, headsOf, rotaryOf } from "../family.js";
 import { layerTypes, layerTypesOf, windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** SmolLM 3: Llama, but every fourth layer does not turn. */
+/** SmolLM 3: Llama, but without rotation in every fourth layer. */
 export const smollm3 = architecture({
   name: "smollm3",
   families: "SmolLM 3",
@@ -24,28 +24,28 @@ export const smollm3 = architecture({
   decoder: (c) => {
     const heads = headsOf(c);
     const rotary = rotaryOf(c, heads, { theta: 2e6 });
-    const turnsByDefault = (i: number) => Number((i + 1) % c.no_rope_layer_interval !== 0);
-    // the list may be longer than there are layers
-    const turns = Array.from({ length: c.num_hidden_layers }, (_, i) => c.no_rope_layers?.[i] ?? turnsByDefault(i));
+    const rotatesByDefault = (i: number) => Number((i + 1) % c.no_rope_layer_interval !== 0);
+    // the list may be longer than the number of layers
+    const rotates = Array.from({ length: c.num_hidden_layers }, (_, i) => c.no_rope_layers?.[i] ?? rotatesByDefault(i));
     const window = c.use_sliding_window ? (c.sliding_window ?? undefined) : undefined;
-    const kinds = layerTypesOf(c, (i) => window !== undefined && turns[i] === 0);
+    const types = layerTypesOf(c, (i) => window !== undefined && rotates[i] === 0);
     const mixerOf = (i: number) =>
       attention({
         ...heads,
-        rotary: turns[i] === 1 ? rotary : undefined,
-        window: kinds[i] === "sliding_attention" ? window : undefined,
+        rotary: rotates[i] === 1 ? rotary : undefined,
+        window: types[i] === "sliding_attention" ? window : undefined,
         bias: c.attention_bias,
         ggufInterleaved: true,
       });
     const feedForward = gatedFeedForward({ size: c.intermediate_size, activation: c.hidden_act, bias: c.mlp_bias });
     return {
       ...preNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForward]),
-      perLayer: { no_rope_layers: turns, layer_types: kinds },
+      perLayer: { no_rope_layers: rotates, layer_types: types },
       gguf: {
         architecture: "smollm3",
         rotary,
-        refused: refusal(turns, c.attention_bias || c.mlp_bias),
-        notes: windowNotes(kinds.includes("sliding_attention") ? window : undefined, c),
+        refused: refusal(rotates, c.attention_bias || c.mlp_bias),
+        notes: windowNotes(types.includes("sliding_attention") ? window : undefined, c),
       },
     };
   },
@@ -59,9 +59,9 @@ export const smollm3 = architecture({
   },
 });
 
-function refusal(turns: readonly number[], isBiased: boolean): string | undefined {
-  if (turns.some((turn, i) => turn !== Number((i + 1) % 4 !== 0)))
-    return "llama.cpp's graph for SmolLM 3 leaves every fourth layer unturned, and no other: cut layers in fours, or other axes";
+function refusal(rotates: readonly number[], isBiased: boolean): string | undefined {
+  if (rotates.some((flag, i) => flag !== Number((i + 1) % 4 !== 0)))
+    return "llama.cpp's graph for SmolLM 3 rotates all but every fourth layer: cut layers in fours, or other axes";
   return isBiased
     ? "llama.cpp's graph for SmolLM 3 has no biases on the attention's output and the feed-forward network"
     : undefined;

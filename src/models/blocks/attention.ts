@@ -1,49 +1,49 @@
 import { ops, type Tensor } from "../../tensor/index.js";
 import type { Axis } from "../dimensions.js";
 import { type RotaryConfig, rotaryFrequencies } from "../rotary.js";
-import { type Block, type Parameter, prefixed, type Scope, within } from "./block.js";
+import { type Block, linear, type Parameter, prefixed, type Scope, within } from "./block.js";
 import { type NormOptions, rmsNorm } from "./norm.js";
 
 export interface AttentionOptions {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
-  /** How positions turn queries and keys; not at all where undefined. */
+  /** How positions rotate queries and keys; undefined for no rotation. */
   readonly rotary: RotaryConfig | undefined;
-  /** Neighbouring channels turn together, not those of two halves (GLM-4, ERNIE 4.5). */
-  readonly turnsNeighbours?: boolean | undefined;
+  /** Rotates pairs of adjacent channels instead of channels of the two halves (GLM-4, ERNIE 4.5). */
+  readonly rotatesAdjacent?: boolean | undefined;
   /** Multiplies the scores; 1/√headDim by default. */
   readonly scale?: number | undefined;
-  /** How many positions a query reads, its own included; all before it by default. */
+  /** How many positions a query reads, including its own; all before it by default. */
   readonly window?: number | undefined;
   /** Scores are c · tanh(score / c) (Gemma 2). */
   readonly softCap?: number | undefined;
-  /** Queries grow with their position (Ministral 3): a factor for each, applied after they turn. */
+  /** A factor for each query by its position, applied after rotation (Ministral 3). */
   readonly queryFactor?: ((position: number) => number) | undefined;
   readonly norms?: QueryKeyNorms | undefined;
-  /** Of all its matrices alike, or of the output's apart; none by default. */
+  /** Whether matrices have biases: all of them, or the output separately; none by default. */
   readonly bias?: boolean | { readonly qkv: boolean; readonly output: boolean } | undefined;
   /** How checkpoints hold queries, keys and values; a matrix each by default. */
   readonly layout?: "separate" | "concatenated" | "by head" | undefined;
-  /** What checkpoints call the matrices. */
+  /** Names of the matrices in checkpoints. */
   readonly names?: { readonly fused: string; readonly output: string } | undefined;
   /** GPT-2's checkpoints store matrices with their axes swapped. */
   readonly transposed?: boolean | undefined;
-  /** llama.cpp's graph turns neighbouring channels (Llama) where checkpoints are for halves: rows move. */
+  /** llama.cpp's graph rotates adjacent channels (Llama) where checkpoints are for halves: rows are reordered. */
   readonly ggufInterleaved?: boolean | undefined;
-  /** What llama.cpp's graph must be given queries multiplied by, where it scales scores in another way. */
+  /** Multiplies queries in GGUF files, where llama.cpp's graph scales scores differently. */
   readonly ggufQueryScale?: number | undefined;
-  /** Whether heads may be cut: not where their size follows from the model's width. */
+  /** Whether heads can be cut: not where their size follows from the model's width. */
   readonly prunable?: boolean | undefined;
 }
 
-/** Norms of queries and keys: of each head, or of the whole width; before they turn, or after. */
+/** Norms of queries and keys: of each head, or of the whole width; before rotation, or after. */
 export interface QueryKeyNorms {
   readonly of: "head" | "width";
   readonly epsilon: number;
   readonly plusOne?: boolean | undefined;
   readonly afterRotation?: boolean | undefined;
-  /** What checkpoints call them. */
+  /** Their names in checkpoints. */
   readonly names?: readonly [query: string, key: string] | undefined;
 }
 
@@ -58,7 +58,7 @@ export function attention(o: AttentionOptions): Block {
   const { heads, kvHeads, headDim, prunable = true, window } = o;
   const norms = normsOf(o);
   const [queries, keys] = [heads * headDim, kvHeads * headDim];
-  const turning = o.rotary && { "rope.dimension_count": o.rotary.rotaryDim, "rope.freq_base": o.rotary.theta };
+  const rotation = o.rotary && { "rope.dimension_count": o.rotary.rotaryDim, "rope.freq_base": o.rotary.theta };
   return {
     dimensions: {
       heads: { size: heads, prunable, groupedBy: "kvHeads" },
@@ -72,7 +72,7 @@ export function attention(o: AttentionOptions): Block {
       "attention.head_count_kv": kvHeads,
       "attention.key_length": headDim,
       "attention.value_length": headDim,
-      ...turning,
+      ...rotation,
     },
     cost: (context) => {
       const read = Math.min(context, window ?? context);
@@ -81,19 +81,17 @@ export function attention(o: AttentionOptions): Block {
     forward: (scope, x) => {
       const { g, forest } = scope;
       const [q, k, v] = projected(o, scope, x);
-      const [turnedQueries, turnedKeys] = [
-        turned(o, scope, q, heads, norms?.[0]),
-        turned(o, scope, k, kvHeads, norms?.[1]),
-      ];
+      const rotatedQueries = rotated(o, scope, q, { count: heads, norm: norms?.[0] });
+      const rotatedKeys = rotated(o, scope, k, { count: kvHeads, norm: norms?.[1] });
       const { queryFactor } = o;
-      const grown = queryFactor
-        ? ops.scaleByPosition(g, turnedQueries, {
+      const scaledQueries = queryFactor
+        ? ops.scaleByPosition(g, rotatedQueries, {
             factors: Float32Array.from({ length: scope.seq }, (_, position) => queryFactor(position)),
             positions: forest?.positions,
           })
-        : turnedQueries;
+        : rotatedQueries;
       const values = ops.reshape(g, v, { to: [scope.batch, scope.seq, kvHeads, headDim] });
-      const mixed = ops.attention(g, grown, turnedKeys, values, {
+      const mixed = ops.attention(g, scaledQueries, rotatedKeys, values, {
         scale: o.scale ?? 1 / Math.sqrt(headDim),
         window,
         softCap: o.softCap,
@@ -103,11 +101,6 @@ export function attention(o: AttentionOptions): Block {
       return linear(scope, mixed, o.names?.output ?? "o_proj", biasesOf(o).output);
     },
   };
-}
-
-function linear({ g, weight }: Scope, x: Tensor, name: string, bias: boolean): Tensor {
-  const y = ops.linear(g, x, weight(`${name}.weight`));
-  return bias ? ops.add(g, y, weight(`${name}.bias`)) : y;
 }
 
 /** Queries, keys and values: [rows, heads x headDim], [rows, kvHeads x headDim] twice. */
@@ -130,8 +123,13 @@ function projected(o: AttentionOptions, scope: Scope, x: Tensor): readonly [Tens
   return whole as [Tensor, Tensor, Tensor];
 }
 
-/** Splits into heads, normalises and turns: [rows, count x headDim] -> [batch, seq, count, headDim]. */
-function turned(o: AttentionOptions, scope: Scope, x: Tensor, count: number, norm: NamedNorm | undefined): Tensor {
+/** Splits into heads, normalizes and rotates: [rows, count x headDim] -> [batch, seq, count, headDim]. */
+function rotated(
+  o: AttentionOptions,
+  scope: Scope,
+  x: Tensor,
+  { count, norm }: { readonly count: number; readonly norm: NamedNorm | undefined },
+): Tensor {
   const { g, batch, seq } = scope;
   const { headDim, rotary } = o;
   const normed = (y: Tensor): Tensor => {
@@ -140,16 +138,16 @@ function turned(o: AttentionOptions, scope: Scope, x: Tensor, count: number, nor
     return norm.block.forward(within(scope, norm.name), ops.reshape(g, y, { to: rows }));
   };
   const split = (y: Tensor): Tensor => ops.reshape(g, y, { to: [batch, seq, count, headDim] });
-  const turn = (y: Tensor): Tensor =>
+  const rotate = (y: Tensor): Tensor =>
     rotary === undefined
       ? y
       : ops.rope(g, y, {
           rotaryDim: rotary.rotaryDim,
-          interleaved: o.turnsNeighbours,
+          interleaved: o.rotatesAdjacent,
           positions: scope.forest?.positions,
           ...rotaryFrequencies(rotary, scope.longest),
         });
-  return o.norms?.afterRotation ? split(normed(turn(split(x)))) : turn(split(normed(x)));
+  return o.norms?.afterRotation ? split(normed(rotate(split(x)))) : rotate(split(normed(x)));
 }
 
 interface NamedNorm {
@@ -163,13 +161,13 @@ function normsOf(o: AttentionOptions): readonly [NamedNorm, NamedNorm] | undefin
   const { of, epsilon, plusOne, names = ["q_norm", "k_norm"] } = norms;
   const options = (width: Axis): NormOptions => ({ epsilon, plusOne, over: of === "head" ? "headDim" : width });
   return [
-    { name: names[0], block: rmsNorm("attn_q_norm", { ...options(QUERIES), ggufFactor: queryFactor(o) }) },
+    { name: names[0], block: rmsNorm("attn_q_norm", { ...options(QUERIES), ggufFactor: ggufQueryFactor(o) }) },
     { name: names[1], block: rmsNorm("attn_k_norm", options(KEYS)) },
   ];
 }
 
 /** The factor on queries in GGUF files; undefined where there is none. */
-const queryFactor = ({ ggufQueryScale = 1 }: AttentionOptions): number | undefined =>
+const ggufQueryFactor = ({ ggufQueryScale = 1 }: AttentionOptions): number | undefined =>
   Math.abs(ggufQueryScale - 1) < 1e-9 ? undefined : ggufQueryScale;
 
 const fusedName = ({ names }: AttentionOptions): string => names?.fused ?? "qkv_proj";
@@ -180,21 +178,21 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
   const output = o.names?.output ?? "o_proj";
   const parameters: Record<string, Parameter> = {};
   const add = (name: string, axis: Axis, gguf: string, rows?: () => Uint32Array) => {
-    const factor = gguf === "attn_q" && norms === undefined ? queryFactor(o) : undefined;
-    const place = { name: gguf, rows, factor };
-    parameters[`${name}.weight`] = { axes: [axis, "hidden"], input: "input", transposed, gguf: place };
+    const factor = gguf === "attn_q" && norms === undefined ? ggufQueryFactor(o) : undefined;
+    const placement = { name: gguf, rows, factor };
+    parameters[`${name}.weight`] = { axes: [axis, "hidden"], input: "input", transposed, gguf: placement };
     if (bias.qkv)
-      parameters[`${name}.bias`] = { axes: [axis], initialisation: "zeros", gguf: { ...place, kind: "bias" } };
+      parameters[`${name}.bias`] = { axes: [axis], initialisation: "zeros", gguf: { ...placement, kind: "bias" } };
   };
   if (layout === "separate") {
-    const moved = (heads: number) => (o.ggufInterleaved ? () => interleaved(heads, o.headDim) : undefined);
-    add("q_proj", QUERIES, "attn_q", moved(o.heads));
-    add("k_proj", KEYS, "attn_k", moved(o.kvHeads));
+    const reordered = (heads: number) => (o.ggufInterleaved ? () => interleaved(heads, o.headDim) : undefined);
+    add("q_proj", QUERIES, "attn_q", reordered(o.heads));
+    add("k_proj", KEYS, "attn_k", reordered(o.kvHeads));
     add("v_proj", KEYS, "attn_v");
   } else if (layout === "concatenated") add(fusedName(o), { concat: [QUERIES, KEYS, KEYS] }, "attn_qkv");
   else {
     const perHead: Axis = { concat: ["headDim", "headDim", "headDim"] };
-    add(fusedName(o), { product: ["heads", perHead] }, "attn_qkv", () => unmixed(o.heads, o.headDim));
+    add(fusedName(o), { product: ["heads", perHead] }, "attn_qkv", () => ungrouped(o.heads, o.headDim));
   }
   parameters[`${output}.weight`] = {
     axes: ["hidden", QUERIES],
@@ -213,8 +211,8 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
 }
 
 /**
- * llama.cpp turns neighbouring channels of some architectures, transformers channel i and i + half: row 2i + k of a head there is
- * row i + k · half here.
+ * For some architectures llama.cpp rotates adjacent channels, where transformers rotates channels i and i + half: row 2i + k of a
+ * head there is row i + k · half here.
  */
 export function interleaved(heads: number, headDim: number): Uint32Array {
   const half = headDim / 2;
@@ -225,10 +223,10 @@ export function interleaved(heads: number, headDim: number): Uint32Array {
 }
 
 /** Rows of [heads, 3, headDim] in the order [3, heads, headDim]. */
-function unmixed(heads: number, headDim: number): Uint32Array {
+function ungrouped(heads: number, headDim: number): Uint32Array {
   return Uint32Array.from({ length: 3 * heads * headDim }, (_, row) => {
-    const which = Math.floor(row / (heads * headDim));
+    const part = Math.floor(row / (heads * headDim));
     const head = Math.floor(row / headDim) % heads;
-    return (head * 3 + which) * headDim + (row % headDim);
+    return (head * 3 + part) * headDim + (row % headDim);
   });
 }

@@ -1,26 +1,26 @@
-import type { Graph, ops, Tensor } from "../../tensor/index.js";
+import { type Graph, ops, type Tensor } from "../../tensor/index.js";
 import type { Axis, Initialisation } from "../dimensions.js";
 
-/** A size that has a name. Names are local to a layer (`ffn`); `hidden` and `vocab` are the whole model's. */
+/** A dimension of a block. Its name is local to its layer (`ffn`). */
 export interface Dimension {
   readonly size: number;
-  /** Whether pruning may cut it. */
+  /** Whether pruning can cut it. */
   readonly prunable?: boolean | undefined;
   /** The dimension whose indices each own an equal run of this one's: heads belong to key-value heads. */
   readonly groupedBy?: string | undefined;
 }
 
-/** How a parameter lies in a GGUF file. */
-export interface GgufTensor {
-  /** Its name there, without layer and kind: `attn_q`. It is also the part it plays in mixtures of types. */
+/** How a parameter is stored in a GGUF file. */
+export interface GgufPlacement {
+  /** Its name there, without layer and kind: `attn_q`. Mixtures of types also go by it. */
   readonly name: string;
-  /** `weight` or `bias`, or nothing; `listed`: one number of a list in the metadata, whose whole key the name is. */
+  /** The suffix of the name; `listed` for an element of a list in the metadata, with the whole key as the name. */
   readonly kind?: "weight" | "bias" | "none" | "listed" | undefined;
-  /** Row i there is row `rows()[i]` here; the same where undefined. */
+  /** Row i there is row `rows()[i]` here; in the same order where undefined. */
   readonly rows?: (() => Uint32Array) | undefined;
   /** Added to every element there. */
   readonly offset?: number | undefined;
-  /** What every element is multiplied by there, for what llama.cpp's graph cannot be told otherwise. */
+  /** Multiplies every element there, for scales that llama.cpp's graph cannot express otherwise. */
   readonly factor?: number | undefined;
 }
 
@@ -28,31 +28,31 @@ export interface GgufTensor {
 export interface Parameter {
   readonly axes: readonly Axis[];
   readonly initialisation?: Initialisation | undefined;
-  /** The tap that this matrix multiplies: what quantization measures importance by. */
+  /** The tap that this matrix multiplies, by which quantization measures importance. */
   readonly input?: string | undefined;
   /** Stored with its two axes swapped in a Hugging Face checkpoint. */
   readonly transposed?: boolean | undefined;
   /** Not to be trained: a constant that checkpoints store. */
   readonly fixed?: boolean | undefined;
-  /** Where it has no tensor of its own in GGUF files, undefined. */
-  readonly gguf: GgufTensor | undefined;
+  /** Undefined where GGUF files have no tensor for it. */
+  readonly gguf: GgufPlacement | undefined;
 }
 
-/** A tapped activation that scores a dimension: the channels of the tap are the dimension's, in equal runs. */
+/** A tapped activation that scores a dimension: each index of it owns an equal run of the tap's channels. */
 export interface Score {
   readonly dimension: string;
   readonly tap: string;
 }
 
-/** What a token costs a block beside its matrices, with so many tokens before it. */
+/** What a token costs a block apart from its matrices, with a number of tokens before it. */
 export interface ContextCost {
-  /** Numbers that stay in a cache: keys and values. */
+  /** Elements of the cache: of keys and values. */
   readonly cacheElements: number;
   /** Floating-point operations on what is in the cache. */
   readonly operations: number;
 }
 
-/** What a block's forward pass is given: weights and taps by local names, and where its tokens are. */
+/** The surroundings of a block's forward pass: weights and taps by local names, and the layout of its tokens. */
 export interface Scope {
   readonly g: Graph;
   readonly batch: number;
@@ -64,12 +64,12 @@ export interface Scope {
   readonly tap: (name: string, activation: Tensor) => void;
 }
 
-/** A part of a layer: attention, a feed-forward network, a norm. It says all about itself in one place. */
+/** A part of a layer: attention, a feed-forward network, a norm. All that is known of it is defined in one place. */
 export interface Block {
   readonly dimensions: Readonly<Record<string, Dimension>>;
   readonly parameters: Readonly<Record<string, Parameter>>;
   readonly scores: readonly Score[];
-  /** What GGUF files say of it, by key without the architecture. */
+  /** Its metadata in GGUF files, by key without the architecture. */
   readonly metadata: Readonly<Record<string, number>>;
   readonly cost: (context: number) => ContextCost;
   /** x and the result: [rows, hidden]. */
@@ -77,6 +77,12 @@ export interface Block {
 }
 
 export const FREE: ContextCost = { cacheElements: 0, operations: 0 };
+
+/** x · weightᵀ, plus the bias if there is one, by the matrix's name. x: [rows, inputs] */
+export function linear({ g, weight }: Scope, x: Tensor, name: string, bias: boolean): Tensor {
+  const y = ops.linear(g, x, weight(`${name}.weight`));
+  return bias ? ops.add(g, y, weight(`${name}.bias`)) : y;
+}
 
 /** A scope for a block within a block. */
 export const within = (scope: Scope, name: string): Scope => ({

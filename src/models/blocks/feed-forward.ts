@@ -1,6 +1,6 @@
 import { type Graph, ops, type Tensor } from "../../tensor/index.js";
 import type { Axis } from "../dimensions.js";
-import { type Block, FREE, type Parameter, type Scope } from "./block.js";
+import { type Block, FREE, linear, type Parameter, type Scope } from "./block.js";
 
 /** Activations of a gate, by the names that configurations use. */
 const GATES = {
@@ -49,7 +49,6 @@ export function gatedFeedForward({ size, activation, bias = false, fused = false
         "down_proj.bias": biasOf("hidden", "ffn_down"),
       }
     : {};
-  const { linear } = projections(bias);
   return {
     dimensions: { ffn: { size, prunable: true } },
     parameters: {
@@ -63,11 +62,11 @@ export function gatedFeedForward({ size, activation, bias = false, fused = false
     forward: (scope, x) => {
       const { g } = scope;
       const [gate, up] = fused
-        ? ops.splitLast(g, linear(scope, x, "gate_up_proj"), [size, size])
-        : [linear(scope, x, "gate_proj"), linear(scope, x, "up_proj")];
+        ? ops.splitLast(g, linear(scope, x, "gate_up_proj", bias), [size, size])
+        : [linear(scope, x, "gate_proj", bias), linear(scope, x, "up_proj", bias)];
       const gated = GATES[activation](g, gate as Tensor, up as Tensor);
       scope.tap("down_proj.input", gated);
-      return linear(scope, gated, "down_proj");
+      return linear(scope, gated, "down_proj", bias);
     },
   };
 }
@@ -91,7 +90,7 @@ const ACTIVATIONS = {
 export type Activation = keyof typeof ACTIVATIONS;
 export const isActivation = (name: string): name is Activation => name in ACTIVATIONS;
 
-/** A number of an activation, which GGUF files list for all layers. @param initial as in transformers */
+/** A scalar of an activation, which GGUF files list for all layers. @param initial value, as in transformers */
 const scalar = (name: string, initial: number, axes: Parameter["axes"], fixed = false): Parameter => ({
   axes,
   initialisation: { constant: initial },
@@ -99,10 +98,10 @@ const scalar = (name: string, initial: number, axes: Parameter["axes"], fixed = 
   gguf: { name: `xielu.${name}`, kind: "listed" },
 });
 
-/** An axis of one element: the product of nothing. */
+/** An axis of one element: an empty product. */
 const ONE: Axis = { product: [] };
 
-/** Softplus makes 0.8 of alpha_p, and of alpha_n with beta added (arXiv 2411.13010, section 4); beta and eps are constants. */
+/** The softplus of alpha_p is 0.8, and so is that of alpha_n plus beta (arXiv 2411.13010, section 4). beta and eps are constants. */
 const XIELU: Readonly<Record<string, Parameter>> = {
   "act_fn.alpha_p": scalar("alpha_p", Math.log(Math.expm1(0.8)), [ONE]),
   "act_fn.alpha_n": scalar("alpha_n", Math.log(Math.expm1(0.8 - 0.5)), [ONE]),
@@ -114,7 +113,7 @@ export interface PlainOptions {
   readonly size: number;
   readonly activation: Activation;
   readonly bias?: boolean | undefined;
-  /** What checkpoints call the two matrices; `up_proj` and `down_proj` by default. */
+  /** Names of the two matrices in checkpoints; `up_proj` and `down_proj` by default. */
   readonly names?: { readonly up: string; readonly down: string } | undefined;
   readonly transposed?: boolean | undefined;
 }
@@ -125,7 +124,6 @@ export function plainFeedForward({ size, activation, bias = false, names, transp
   const biases: Record<string, Parameter> = bias
     ? { [`${up}.bias`]: biasOf("ffn", "ffn_up"), [`${down}.bias`]: biasOf("hidden", "ffn_down") }
     : {};
-  const { linear } = projections(bias);
   return {
     dimensions: { ffn: { size, prunable: true } },
     parameters: {
@@ -138,16 +136,9 @@ export function plainFeedForward({ size, activation, bias = false, names, transp
     metadata: { feed_forward_length: size },
     cost: () => FREE,
     forward: (scope, x) => {
-      const activated = ACTIVATIONS[activation](scope, linear(scope, x, up));
+      const activated = ACTIVATIONS[activation](scope, linear(scope, x, up, bias));
       scope.tap("down_proj.input", activated);
-      return linear(scope, activated, down);
+      return linear(scope, activated, down, bias);
     },
   };
 }
-
-const projections = (bias: boolean) => ({
-  linear: ({ g, weight }: Scope, x: Tensor, name: string): Tensor => {
-    const y = ops.linear(g, x, weight(`${name}.weight`));
-    return bias ? ops.add(g, y, weight(`${name}.bias`)) : y;
-  },
-});

@@ -1,28 +1,31 @@
-import { ops } from "../../tensor/index.js";
+import { type Graph, ops, type Tensor } from "../../tensor/index.js";
 import type { Axis } from "../dimensions.js";
 import { type Block, FREE, type Parameter } from "./block.js";
 
 export interface NormOptions {
   readonly epsilon: number;
-  /** The gain is stored less one (Gemma, Nemotron). */
+  /** The stored gain is one less than the gain (Gemma, Nemotron). */
   readonly plusOne?: boolean | undefined;
-  /** What is normalised; the model's width by default. */
+  /** The normalized axis; the model's width by default. */
   readonly over?: Axis | undefined;
-  /** What GGUF files hold the gain multiplied by. */
+  /** Multiplies the gain in GGUF files. */
   readonly ggufFactor?: number | undefined;
 }
 
-/** The gain's parameter. GGUF files hold the gain itself. */
+/** The gain's parameter. GGUF files hold the gain itself, never less one. */
 const gainOf = (gguf: string, { plusOne = false, over = "hidden", ggufFactor }: NormOptions): Parameter => ({
   axes: [over],
   initialisation: plusOne ? "zeros" : "ones",
   gguf: { name: gguf, offset: plusOne ? 1 : undefined, factor: ggufFactor },
 });
 
+const gainFrom = (g: Graph, stored: Tensor, plusOne: boolean): Tensor =>
+  plusOne ? ops.scale(g, stored, { factor: 1, bias: 1 }) : stored;
+
 const scoresOf = ({ over = "hidden" }: NormOptions): Block["scores"] =>
   over === "hidden" ? [{ dimension: "hidden", tap: "output" }] : [];
 
-/** Root-mean-square normalisation of rows with a gain (Zhang & Sennrich 2019, eq. 4). @param gguf its name in GGUF files */
+/** Root-mean-square normalization of rows with a gain (Zhang & Sennrich 2019, eq. 4). @param gguf its name in GGUF files */
 export function rmsNorm(gguf: string, options: NormOptions): Block {
   const { epsilon, plusOne = false } = options;
   return {
@@ -32,7 +35,7 @@ export function rmsNorm(gguf: string, options: NormOptions): Block {
     metadata: { "attention.layer_norm_rms_epsilon": epsilon },
     cost: () => FREE,
     forward: ({ g, weight, tap }, x) => {
-      const gain = plusOne ? ops.scale(g, weight("weight"), { factor: 1, bias: 1 }) : weight("weight");
+      const gain = gainFrom(g, weight("weight"), plusOne);
       const y = ops.rmsNormGain(g, x, gain, { epsilon });
       tap("output", y);
       return y;
@@ -40,7 +43,7 @@ export function rmsNorm(gguf: string, options: NormOptions): Block {
   };
 }
 
-/** Normalisation of rows to mean 0 and variance 1, with a gain and perhaps a bias (Ba et al. 2016, eq. 4). */
+/** Normalization of rows to mean 0 and variance 1, with a gain and optionally a bias (Ba et al. 2016, eq. 4). */
 export function layerNorm(gguf: string, options: NormOptions & { readonly bias: boolean }): Block {
   const { epsilon, plusOne = false, bias, over = "hidden" } = options;
   const biases: Record<string, Parameter> = bias
@@ -53,7 +56,7 @@ export function layerNorm(gguf: string, options: NormOptions & { readonly bias: 
     metadata: { "attention.layer_norm_epsilon": epsilon },
     cost: () => FREE,
     forward: ({ g, weight, tap }, x) => {
-      const gain = plusOne ? ops.scale(g, weight("weight"), { factor: 1, bias: 1 }) : weight("weight");
+      const gain = gainFrom(g, weight("weight"), plusOne);
       const y = ops.layerNorm(g, x, gain, bias ? weight("bias") : undefined, { epsilon });
       tap("output", y);
       return y;

@@ -1,18 +1,18 @@
 import type { GgufValue } from "../checkpoint/gguf.js";
 import { gguf } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
-import type { GgufTensor } from "./blocks/block.js";
+import type { GgufPlacement } from "./blocks/block.js";
 import type { ParameterSpec } from "./dimensions.js";
 import { combined, type DerivedTensor, type GgufLayout, type GgufParameter, type ListedValues } from "./gguf-layout.js";
 import { rotaryLayout } from "./rotary-gguf.js";
 import { blocksOf, type DecoderSpec } from "./spec.js";
 
-/** A parameter with its place in a GGUF file. */
+/** A parameter with its placement in a GGUF file. */
 export interface PlacedParameter extends ParameterSpec {
-  readonly gguf: GgufTensor | undefined;
+  readonly gguf: GgufPlacement | undefined;
 }
 
-/** How a decoder lies in a GGUF file. @throws FormatError when llama.cpp has no graph for it */
+/** The layout of a decoder in a GGUF file. @throws FormatError when llama.cpp has no graph for it */
 export function ggufLayout(spec: DecoderSpec, parameters: readonly PlacedParameter[]): GgufLayout {
   const { architecture, refused, notes = [] } = spec.gguf;
   if (refused !== undefined) throw new FormatError(refused);
@@ -38,10 +38,10 @@ export function ggufLayout(spec: DecoderSpec, parameters: readonly PlacedParamet
   };
 }
 
-function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufParameter[] {
-  if (place === undefined || place.kind === "listed") return [];
-  const { kind = "weight", rows, offset, factor } = place;
-  const base = layer === undefined ? place.name : `blk.${layer}.${place.name}`;
+function parameterLayout({ name, layer, gguf: placement }: PlacedParameter): GgufParameter[] {
+  if (placement === undefined || placement.kind === "listed") return [];
+  const { kind = "weight", rows, offset, factor } = placement;
+  const base = layer === undefined ? placement.name : `blk.${layer}.${placement.name}`;
   return [
     {
       name: kind === "none" ? base : `${base}.${kind}`,
@@ -54,7 +54,7 @@ function parameterLayout({ name, layer, gguf: place }: PlacedParameter): GgufPar
   ];
 }
 
-/** The embedding a second time, as the head that the graph wants. */
+/** The embedding a second time, as the head that the graph needs. */
 function copiedHead(spec: DecoderSpec, [embedding]: readonly PlacedParameter[]): GgufParameter[] {
   if (spec.gguf.copiesHead !== true || !spec.tied || embedding === undefined) return [];
   return parameterLayout({ ...embedding, gguf: { name: "output" } });
@@ -67,23 +67,24 @@ const zeros = ({ gguf: { zeros = {} }, layers }: DecoderSpec): DerivedTensor[] =
 
 function listedValues(parameters: readonly PlacedParameter[]): ListedValues[] {
   const lists = new Map<string, string[]>();
-  for (const { name, gguf: place } of parameters)
-    if (place?.kind === "listed") lists.set(place.name, [...(lists.get(place.name) ?? []), name]);
+  for (const { name, gguf: placement } of parameters)
+    if (placement?.kind === "listed") lists.set(placement.name, [...(lists.get(placement.name) ?? []), name]);
   return [...lists].map(([key, names]) => ({ key, parameters: names }));
 }
 
-/** What all blocks say, one value or list a key. @throws FormatError for what layers say differently and the file cannot */
+/** The metadata of all blocks. @throws FormatError for a key whose value differs between layers and cannot be a list */
 function blockMetadata(spec: DecoderSpec): [string, GgufValue][] {
-  const said = new Map<string, number[]>();
+  const valuesOf = new Map<string, number[]>();
   for (const layer of spec.layers) {
     const own = Object.assign({}, ...blocksOf(layer).map(([, block]) => block.metadata)) as Record<string, number>;
-    for (const [key, value] of Object.entries(own)) said.set(key, [...(said.get(key) ?? []), value]);
+    for (const [key, value] of Object.entries(own)) valuesOf.set(key, [...(valuesOf.get(key) ?? []), value]);
   }
-  for (const [key, value] of Object.entries(spec.finalNorm.metadata)) if (!said.has(key)) said.set(key, [value]);
-  return [...said].flatMap(([key, values]): [string, GgufValue][] => {
+  for (const [key, value] of Object.entries(spec.finalNorm.metadata))
+    if (!valuesOf.has(key)) valuesOf.set(key, [value]);
+  return [...valuesOf].flatMap(([key, values]): [string, GgufValue][] => {
     const value = combined(key, values);
     if (value !== undefined) return [[key, value]];
-    if (key in (spec.gguf.metadata ?? {})) return []; // the architecture says it its own way
+    if (key in (spec.gguf.metadata ?? {})) return []; // the architecture writes the key itself
     throw new FormatError(`GGUF files have one ${key} for all layers, not ${[...new Set(values)].join(" and ")}`);
   });
 }
