@@ -136,7 +136,11 @@ describe("a model whose numbers overflow", () => {
     })();
     const options = { ...defaultTrainOptions(128, 32 * 8, 32, 4), computeType: "f32" as const };
     const source = new TopKTeacher(backend, () => weights, sequences, {
-      ...{ k: 4, temperature: 1, computeType: "f32", teacherId: "overflow", vocabSize: weights.model.vocabSize },
+      k: 4,
+      temperature: 1,
+      computeType: "f32",
+      teacherId: "overflow",
+      vocabSize: weights.model.vocabSize,
     });
     for (const objective of [
       distillationObjective({ kind: "online", weights }, DISTILLATION_DEFAULTS),

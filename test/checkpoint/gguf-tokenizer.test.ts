@@ -48,8 +48,15 @@ const usable = (value: string): boolean => !value.includes("\0") && !value.inclu
 
 function modelWith(directory: string, vocabSize: number): Checkpoint {
   const config = {
-    ...{ model_type: "llama", vocab_size: vocabSize, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1 },
-    ...{ num_attention_heads: 4, num_key_value_heads: 4, tie_word_embeddings: true, max_position_embeddings: 256 },
+    model_type: "llama",
+    vocab_size: vocabSize,
+    hidden_size: 32,
+    intermediate_size: 32,
+    num_hidden_layers: 1,
+    num_attention_heads: 4,
+    num_key_value_heads: 4,
+    tie_word_embeddings: true,
+    max_position_embeddings: 256,
   };
   const model = modelFromConfig(config);
   const tensors = new Map(
@@ -117,12 +124,20 @@ function byteLevelDirectory({ name, steps, ignoreMerges }: (typeof PRE_TOKENIZER
   writeFileSync(
     path.join(directory, "tokenizer.json"),
     JSON.stringify({
-      ...{ version: "1.0", truncation: null, padding: null, normalizer: null, post_processor: null },
+      version: "1.0",
+      truncation: null,
+      padding: null,
+      normalizer: null,
+      post_processor: null,
       added_tokens: special.map((content, i) => ({ id: tokens.length + i, content, ...added })),
       pre_tokenizer: { type: "Sequence", pretokenizers },
       decoder: bytes(true),
       model: {
-        ...{ type: "BPE", dropout: null, unk_token: null, byte_fallback: false, ignore_merges: ignoreMerges ?? true },
+        type: "BPE",
+        dropout: null,
+        unk_token: null,
+        byte_fallback: false,
+        ignore_merges: ignoreMerges ?? true,
         vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
         merges,
       },

@@ -40,7 +40,10 @@ const sequences = new Sequences(streamOf(ids, directory), 16);
 
 const options: TrainOptions = {
   ...defaultTrainOptions(32, 16 * 8 * 30, 16, 8),
-  ...{ learningRate: 5e-3, minimumLearningRate: 5e-4, saveEverySteps: 4, computeType: "f32" },
+  learningRate: 5e-3,
+  minimumLearningRate: 5e-4,
+  saveEverySteps: 4,
+  computeType: "f32",
 };
 const bytes = (weights: ModelWeights) =>
   weights.trained.map((tensor) => Buffer.from(weights.store.read(tensor).buffer));
@@ -57,7 +60,10 @@ describe("training", () => {
     const student = fresh();
     const losses: number[] = [];
     await train({
-      ...{ backend, student, objective: crossEntropyObjective, sequences },
+      backend,
+      student,
+      objective: crossEntropyObjective,
+      sequences,
       options: { ...options, tokens: 16 * 8 * 150 },
       onProgress: ({ record }) => void losses.push(record.loss),
     });
@@ -76,7 +82,10 @@ describe("training", () => {
       const student = fresh();
       const losses: number[] = [];
       await train({
-        ...{ backend, student, sequences, options: { ...options, tokens: 16 * 8 * 60 } },
+        backend,
+        student,
+        sequences,
+        options: { ...options, tokens: 16 * 8 * 60 },
         objective: distillationObjective(
           { kind: "online", weights: teacher },
           { ...DISTILLATION_DEFAULTS, divergence },
@@ -119,7 +128,13 @@ describe("training", () => {
       const student = fresh();
       const abort = new AbortController();
       const attempt = train({
-        ...{ backend, student, objective: distilled, sequences, options, run, signal: abort.signal },
+        backend,
+        student,
+        objective: distilled,
+        sequences,
+        options,
+        run,
+        signal: abort.signal,
         onProgress: ({ record }) => void (record.step >= stopAt && abort.abort()),
       });
       if (Number.isFinite(stopAt)) await expect(attempt).rejects.toThrow(/stopped at step \d+ of 30/);
@@ -156,8 +171,12 @@ describe("training", () => {
 describe("a top-k teacher", () => {
   const topK = (cacheDirectory?: string, weights: () => ModelWeights = () => teacher) =>
     new TopKTeacher(backend, weights, sequences, {
-      ...{ k: 24, temperature: 1, computeType: "f32", teacherId: "test", vocabSize: 24 },
-      ...(cacheDirectory !== undefined && { cacheDirectory }),
+      k: 24,
+      temperature: 1,
+      computeType: "f32",
+      teacherId: "test",
+      vocabSize: 24,
+      cacheDirectory,
     });
   const objective = (source: TopKTeacher) =>
     distillationObjective({ kind: "top-k", source }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" });
@@ -172,7 +191,11 @@ describe("a top-k teacher", () => {
       ] as const
     ).entries())
       await train({
-        ...{ backend, student, objective: towards, sequences, options },
+        backend,
+        student,
+        objective: towards,
+        sequences,
+        options,
         onProgress: ({ record }) => void losses[i]!.push(record.loss),
       });
     for (const [i, loss] of losses[0]!.entries()) expect(losses[1]![i]).toBeCloseTo(loss, 3);
@@ -241,17 +264,25 @@ describe("padding behind the vocabulary", () => {
       { teacher: 8, student: 3 },
     ]) {
       const [from, student] = [padded(teacher, rows.teacher, false), padded(fresh(), rows.student, true)];
-      const given = { ...DISTILLATION_DEFAULTS, divergence, crossEntropyWeight: 0.5, vocabSize: 24 };
+      const distillation = { ...DISTILLATION_DEFAULTS, divergence, crossEntropyWeight: 0.5, vocabSize: 24 };
       const source = new TopKTeacher(backend, () => from, sequences, {
-        ...{ k: 5, temperature: 1, computeType: "f32", teacherId: "padded", vocabSize: 24 },
+        k: 5,
+        temperature: 1,
+        computeType: "f32",
+        teacherId: "padded",
+        vocabSize: 24,
       });
       const objective =
         divergence === "top-k"
-          ? distillationObjective({ kind: "top-k", source }, given)
-          : distillationObjective({ kind: "online", weights: from }, given);
+          ? distillationObjective({ kind: "top-k", source }, distillation)
+          : distillationObjective({ kind: "online", weights: from }, distillation);
       const losses: number[] = [];
       await train({
-        ...{ backend, student, objective, sequences, options },
+        backend,
+        student,
+        objective,
+        sequences,
+        options,
         onProgress: ({ record }) => void losses.push(record.loss),
       });
       trained.push({ losses, head: student.store.read(student.get("lm_head.weight")).slice(0, 24 * 32) });

@@ -34,7 +34,11 @@ describe.each(testBackends)("the gradient of a whole model on %s", (name, option
       finished.push(g, weights);
       const input = g.input("tokens", "i32", [batch, length]);
       const { loss, feed } = crossEntropyObjective.build({
-        ...{ g, model, tokens: input, student: model.forward(g, weights.get, input), taps: new Map() },
+        g,
+        model,
+        tokens: input,
+        student: model.forward(g, weights.get, input),
+        taps: new Map(),
         auxiliary: () => {
           throw new Error("not needed");
         },

@@ -43,7 +43,9 @@ function adapter(name: string, config: Record<string, unknown>, tensors: Readonl
   writeSafetensors(
     path.join(directory, "adapter_model.safetensors"),
     Object.entries(tensors).map(([tensor, { shape, values }]) => ({
-      ...{ name: tensor, dtype: "f32" as const, shape },
+      name: tensor,
+      dtype: "f32" as const,
+      shape,
       chunks: () => [bytesOf(values)],
     })),
   );

@@ -75,7 +75,7 @@ describe("configurations of older versions", () => {
     const scaling = rope_type === "default" ? null : { type: rope_type, ...rest };
     const rotary = name.startsWith("gpt_neox")
       ? { rotary_emb_base: rope_theta, rotary_pct: partial_rotary_factor }
-      : { rope_theta, ...(partial_rotary_factor === undefined ? {} : { partial_rotary_factor }) };
+      : { rope_theta, partial_rotary_factor };
     writeFileSync(path.join(copy, "config.json"), JSON.stringify({ ...config, ...rotary, rope_scaling: scaling }));
     expect(await differenceFrom(name, copy)).toBeLessThan(1e-5);
   });
