@@ -14,7 +14,7 @@ export {
 } from "./evaluate.js";
 export { overflowError, overflowingLayer, type SuspectPass } from "./finite.js";
 export * from "./kinds.js";
-export { EngineLikelihoods, type EngineOptions as LikelihoodOptions } from "./likelihood.js";
+export { EngineLikelihoods, type LikelihoodOptions } from "./likelihood.js";
 export { type Aggregation, aggregate, type Metric, mean, metricKey, passAtK, rougeL, type Score } from "./metrics.js";
 export {
   defaultSequenceLength,

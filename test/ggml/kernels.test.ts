@@ -190,7 +190,9 @@ const CASES: Record<string, Case> = {
     shapes: [[2, 19, 3, 22]],
     apply: (g, [x]) =>
       ops.rope(g, x!, {
-        ...{ rotaryDim: 18, theta: 1e4, attentionFactor: 1.1 },
+        rotaryDim: 18,
+        theta: 1e4,
+        attentionFactor: 1.1,
         factors: Float32Array.from({ length: 9 }, (_, i) => 1 + i / 3),
       }),
   },

@@ -176,8 +176,11 @@ const CASES: Record<string, Case> = {
     shapes: [[2, 3, 2, 6]],
     apply: (g, [x]) =>
       ops.rope(g, x!, {
-        ...{ rotaryDim: 4, theta: 100, attentionFactor: 1.25 },
-        ...{ factors: Float32Array.of(1, 2), positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)) },
+        rotaryDim: 4,
+        theta: 100,
+        attentionFactor: 1.25,
+        factors: Float32Array.of(1, 2),
+        positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
       }),
   },
   "rope, interleaved": {
