@@ -143,16 +143,7 @@ function taskOf(json: TaskJson, file: string): Task {
     }
     case "generation": {
       const [prompt, answer] = [text(json.prompt), text(json.answer)];
-      const pattern = json.extract === undefined ? undefined : expression(json.extract, file);
-      const extracted = (text: string) => {
-        if (pattern === undefined) return trim(text);
-        const match = [...text.matchAll(pattern)].at(-1);
-        return trim(match?.[1] ?? match?.[0] ?? "");
-      };
-      const judges = {
-        exact_match: (text: string, reference: string) => (extracted(text) === trim(reference) ? 1 : 0),
-        rouge_l: (text: string, reference: string) => rougeL(reference, extracted(text)),
-      };
+      const judges = judgesOf(json.extract, file);
       return generation({
         ...facts,
         prompt,
@@ -175,6 +166,20 @@ function taskOf(json: TaskJson, file: string): Task {
       });
     }
   }
+}
+
+/** The metrics of generated text. @param extract the expression whose match is compared; the whole text by default */
+function judgesOf(extract: string | undefined, file: string) {
+  const pattern = extract === undefined ? undefined : expression(extract, file);
+  const extracted = (text: string) => {
+    if (pattern === undefined) return trim(text);
+    const match = [...text.matchAll(pattern)].at(-1);
+    return trim(match?.[1] ?? match?.[0] ?? "");
+  };
+  return {
+    exact_match: (text: string, reference: string) => (extracted(text) === trim(reference) ? 1 : 0),
+    rouge_l: (text: string, reference: string) => rougeL(reference, extracted(text)),
+  };
 }
 
 function renderer(source: string, file: string): (row: Row) => string {

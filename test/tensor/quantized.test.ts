@@ -8,13 +8,13 @@ import { testBackends } from "../devices.js";
 const random = new Random(11);
 const normal = (count: number) => Float32Array.from({ length: count }, () => random.normal());
 const [rows, columns, batch] = [48, 256, 5];
-/** A software driver takes long to compile the products of others. */
+/** A software driver takes long to compile the products of other types. */
 const ON_VULKAN: readonly QuantizedDType[] = ["q4_0", "q8_0", "q4_k"];
-/** Making these begins with seconds of tables. */
+/** Quantizing to these types starts by computing tables for seconds. */
 const SLOW: readonly QuantizedDType[] = ["iq1_s", "iq1_m", "iq2_xs", "iq2_s"];
 const ON_CPU = QUANTIZED_DTYPES.filter((dtype) => !SLOW.includes(dtype));
 
-// kernels of ours do not touch quantized weights: ggml alone stands for all of the processor's
+// our kernels do not read quantized weights: the CPU with ggml alone stands for all variants
 describe.each(testBackends.filter(([name]) => name === "the CPU" || name === "Vulkan"))(
   "quantized weights on %s",
   (name, options) => {
