@@ -81,7 +81,7 @@ export class DivergenceMeter {
    * Prepares a measurement of weights, to be repeated as they change. Free it before the weights.
    * @throws CoppiceError when the vocabularies differ
    */
-  of(weights: ModelWeights): DivergenceOf {
+  of(weights: ModelWeights): DivergenceMeasurement {
     const { backend, model, options } = this;
     if (weights.model.vocabSize !== model.vocabSize)
       throw new CoppiceError(
@@ -129,7 +129,7 @@ export class DivergenceMeter {
 }
 
 /** A repeatable measurement. */
-export interface DivergenceOf {
+export interface DivergenceMeasurement {
   /** @returns mean nats per token */
   measure(): Promise<number>;
   free(): void;

@@ -113,10 +113,10 @@ async function scoreAll(
 ): Promise<MetricResult[]> {
   let first = 0;
   // all are started before any is awaited: programs are run side by side
-  const scored = questions.map((asked) => {
-    const own = replies.slice(first, first + asked.requests.length);
-    first += asked.requests.length;
-    return { ...asked, replies: own, pending: asked.question.score(own, tools) };
+  const scored = questions.map(({ record, question, requests }) => {
+    const own = replies.slice(first, first + requests.length);
+    first += requests.length;
+    return { record, question, requests, replies: own, pending: question.score(own, tools) };
   });
   const values = new Map<string, MetricValue[]>(task.metrics.map((metric) => [metricKey(metric), []]));
   for (const [id, { record, question, requests, replies: own, pending }] of scored.entries()) {
@@ -158,7 +158,7 @@ async function ask(task: Task, model: EvaluatedModel, requests: readonly Request
   const onReply = (index: number, reply: Reply) => {
     const key = elementAt(missingKeys, index);
     cache.set(key, reply);
-    done += occurrences.get(key) ?? 0;
+    done += required(occurrences.get(key), `${task.name}: a reply without a request`);
     onProgress?.(done, requests.length);
   };
   onProgress?.(done, requests.length);

@@ -1,6 +1,6 @@
 export type { BatchOptions, CalibrationOptions } from "./batches.js";
 export { type DatasetOptions, Datasets } from "./datasets.js";
-export { DivergenceMeter, type DivergenceOf } from "./divergence.js";
+export { type DivergenceMeasurement, DivergenceMeter } from "./divergence.js";
 export { RequestEncoder, type TokenPair } from "./encoding.js";
 export {
   type EvaluatedModel,

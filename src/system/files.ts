@@ -102,14 +102,24 @@ export function moveIntoPlace(temporary: string, file: string): void {
   syncDirectory(path.dirname(file));
 }
 
-/** Writes a small file atomically: to a temporary file, flushed and then renamed. */
+/** Writes a small file atomically. */
 export function writeFileAtomic(file: string, content: string | Uint8Array): void {
   mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
+  writeAtomically(file, content.length, (handle) => writeFileSync(handle, content));
+}
+
+/**
+ * Writes a file atomically: to a temporary file beside it, flushed and then renamed. Nothing is left after an error.
+ * @param bytes the file's size, for messages
+ * @param write writes everything to the open file
+ * @throws CoppiceError when the disk is full
+ */
+export function writeAtomically(file: string, bytes: number, write: (handle: number) => void): void {
   const temporary = temporaryBeside(file);
   try {
     const handle = openSync(temporary, "w");
     try {
-      writeFileSync(handle, content);
+      write(handle);
       fsyncSync(handle);
     } finally {
       closeSync(handle);
@@ -117,7 +127,7 @@ export function writeFileAtomic(file: string, content: string | Uint8Array): voi
     moveIntoPlace(temporary, file);
   } catch (error) {
     rmSync(temporary, { force: true });
-    throw writingError(error, file, content.length);
+    throw writingError(error, file, bytes);
   }
 }
 
