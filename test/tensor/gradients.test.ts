@@ -55,6 +55,19 @@ const attentionShapes: readonly Shape[] = [
   [2, 3, 2, 2],
 ];
 
+const rope = (interleaved: boolean): Case => ({
+  shapes: [[2, 3, 2, 6]],
+  apply: (g, [x]) =>
+    ops.rope(g, x!, {
+      rotaryDim: 4,
+      theta: 100,
+      attentionFactor: 1.25,
+      interleaved,
+      factors: Float32Array.of(1, 2),
+      positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
+    }),
+});
+
 const CASES: Record<string, Case> = {
   add: binary(ops.add, [
     [2, 3, 4],
@@ -171,29 +184,8 @@ const CASES: Record<string, Case> = {
   maskedSoftmax: { shapes: [[2, 3, 3]], apply: (g, [x]) => ops.maskedSoftmax(g, x!, causalMask(g, 3), { scale: 0.7 }) },
   logSoftmax: unary((g, x) => ops.logSoftmax(g, x, { scale: 1 })),
   "logSoftmax, scaled": unary((g, x) => ops.logSoftmax(g, x, { scale: 0.5 })),
-  rope: {
-    shapes: [[2, 3, 2, 6]],
-    apply: (g, [x]) =>
-      ops.rope(g, x!, {
-        rotaryDim: 4,
-        theta: 100,
-        attentionFactor: 1.25,
-        factors: Float32Array.of(1, 2),
-        positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
-      }),
-  },
-  "rope, interleaved": {
-    shapes: [[2, 3, 2, 6]],
-    apply: (g, [x]) =>
-      ops.rope(g, x!, {
-        rotaryDim: 4,
-        theta: 100,
-        attentionFactor: 1.25,
-        interleaved: true,
-        factors: Float32Array.of(1, 2),
-        positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
-      }),
-  },
+  rope: rope(false),
+  "rope, interleaved": rope(true),
   scaleByPosition: {
     shapes: [[2, 3, 2, 4]],
     apply: (g, [x]) =>
