@@ -1,23 +1,23 @@
 import type { Sequences } from "../data/index.js";
 import type { ComputeType } from "../tensor/index.js";
 
-/** How calibration data is gone through. */
+/** How calibration data is batched. */
 export interface BatchOptions {
-  /** Sequences looked at. */
+  /** How many sequences are used. */
   readonly samples: number;
-  /** Sequences computed at once. */
+  /** Sequences in a batch. */
   readonly batchSize: number;
   readonly computeType: ComputeType;
 }
 
-/** The same, told how far it is. */
+/** Batch options with a progress callback. */
 export interface CalibrationOptions extends BatchOptions {
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
 /**
- * Sequences spread evenly over a whole stream, so that no part of the corpus decides, in batches of equal size.
- * @param samples how many at most
+ * Numbers of sequences spread evenly over a whole stream, so that no part of the corpus dominates, in batches of equal size.
+ * @param samples how many sequences at most
  */
 export function spreadBatches(sequences: Sequences, samples: number, batchSize: number): number[][] {
   const size = Math.min(batchSize, samples, sequences.count);

@@ -7,7 +7,7 @@ import { CoppiceError, FormatError } from "../system/errors.js";
 import { hashFile } from "../system/files.js";
 import type { DatasetReference } from "./task.js";
 
-/** A split of a data set. */
+/** A split of a dataset, loaded. */
 export interface LoadedSplit {
   readonly rows: readonly Row[];
   /** The hub's commit, or a hash of the local files: equal versions mean equal rows. */
@@ -16,28 +16,29 @@ export interface LoadedSplit {
 
 interface Row {
   readonly record: unknown;
+  /** File and line, for error messages. */
   readonly where: string;
 }
 
 export interface DatasetOptions {
-  /** A directory of DATASET/CONFIG/SPLIT.jsonl (or .parquet, .jsonl.gz) that is looked at first. */
+  /** A directory of DATASET/CONFIG/SPLIT.jsonl (or .parquet, .jsonl.gz), searched before the hub. */
   readonly directory?: string | undefined;
   readonly hub?: HubOptions | undefined;
 }
 
-/** Benchmarks are small; what is larger is something else. */
+/** Benchmarks are small: a larger file is not one. */
 const MOST_ROWS = 5e6;
-/** Where the hub keeps every data set as Parquet files, CONFIG/SPLIT/*.parquet, whatever its own form. */
+/** Where the hub keeps a Parquet copy of every dataset, as CONFIG/SPLIT/*.parquet, whatever its original format. */
 const PARQUET_REVISION = "refs/convert/parquet";
 const DEFAULT_CONFIG = "default";
 
-/** Loads splits of data sets, each once. */
+/** Loads splits of datasets, each once. */
 export class Datasets {
   private readonly loaded = new Map<string, Promise<LoadedSplit>>();
 
   constructor(private readonly options: DatasetOptions = {}) {}
 
-  /** @throws CoppiceError when the split is nowhere, FormatError when a file cannot be read */
+  /** @throws CoppiceError when the split is not found, FormatError when a file cannot be read */
   split(dataset: DatasetReference, split: string): Promise<LoadedSplit> {
     const key = JSON.stringify([dataset.repo, dataset.config, split]);
     const known = this.loaded.get(key) ?? this.load(dataset, split);
@@ -71,7 +72,7 @@ export class Datasets {
     return [];
   }
 
-  /** From the hub's Parquet copy, or else, where there is none, from the data set's own files. */
+  /** Files of the hub's Parquet copy, or of the dataset itself where there is no copy. */
   private async hubFiles(dataset: DatasetReference, split: string) {
     try {
       return await this.parquetFiles(dataset, split).catch(async (error) => {
@@ -84,7 +85,7 @@ export class Datasets {
       const { directory } = this.options;
       const where = path.join(directory ?? "DIRECTORY", repo, config, `${split}.jsonl`);
       throw new CoppiceError(
-        `the benchmark data ${repo} (${config}, ${split}) cannot be had: ${error instanceof Error ? error.message : error}; put it in ${where}${directory === undefined ? " and give --data DIRECTORY" : ""}`,
+        `the benchmark data ${repo} (${config}, ${split}) is not available: ${error instanceof Error ? error.message : error}; put it in ${where}${directory === undefined ? " and pass --data DIRECTORY" : ""}`,
       );
     }
   }
@@ -114,7 +115,7 @@ export class Datasets {
   private async download(repo: string, patterns: readonly string[], options: HubOptions) {
     const { directory, commit } = await downloadRepo("dataset", repo, patterns, { ...this.options.hub, ...options });
     const files = (await glob([...patterns], { cwd: directory, absolute: true })).sort();
-    if (files.length === 0) throw new CoppiceError(`it has no ${patterns[0]}`);
+    if (files.length === 0) throw new CoppiceError(`it has no file ${patterns[0]}`);
     return { files, commit };
   }
 }
@@ -126,12 +127,12 @@ async function rowsOf(files: readonly string[]): Promise<Row[]> {
   for (const file of files)
     for await (const { record, where } of readRows(file)) {
       if (rows.push({ record: plain(record), where }) > MOST_ROWS)
-        throw new FormatError(`${file}: more than ${MOST_ROWS} rows are no benchmark`);
+        throw new FormatError(`${file}: more than ${MOST_ROWS} rows, too many for a benchmark`);
     }
   return rows;
 }
 
-/** Parquet's whole numbers are BigInts, which neither JSON nor arithmetic take. */
+/** Turns Parquet's BigInts into numbers: neither JSON nor arithmetic accepts them. */
 function plain(value: unknown): unknown {
   if (typeof value === "bigint") return Number(value);
   if (Array.isArray(value)) return value.map(plain);

@@ -1,15 +1,16 @@
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import { type Model, type ModelWeights, shapeOf, type Weights } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { type BatchOptions, spreadBatches } from "./batches.js";
 import { overflowError } from "./finite.js";
 
 /**
- * How far a model's predictions are from a reference's on fixed sequences: the mean Kullback-Leibler divergence per token, in
- * nats. The reference is computed once and only its last hidden states and its head are kept, so any number of variants is measured at
- * one forward pass each.
+ * Measures how far a model's predictions are from a reference's on fixed sequences: the mean Kullback-Leibler divergence per
+ * token, in nats. The reference is computed once; only its last hidden states and its head are kept, so that each further
+ * variant costs one forward pass.
  */
 export class DivergenceMeter {
   private readonly batches: readonly number[][];
@@ -26,7 +27,7 @@ export class DivergenceMeter {
     const { model } = reference;
     this.model = model;
     this.batches = spreadBatches(sequences, options.samples, options.batchSize);
-    // a copy of the head: the weights given may be those that are varied
+    // the head is copied: the caller may go on to change these very weights
     const heads = model.parameters.filter(({ input }) => input !== undefined && !input.startsWith("layers."));
     this.heads = new TensorStore(backend, heads.length);
     for (const spec of heads) this.heads.add(spec.name, shapeOf(spec, model.sizes), reference.get(spec.name).dtype);
@@ -34,7 +35,7 @@ export class DivergenceMeter {
     for (const { name } of heads) this.heads.write(this.heads.get(name), bytesOfTensor(backend, reference.get(name)));
   }
 
-  /** @throws CoppiceError when the sequences are of another tokenizer */
+  /** @throws CoppiceError when the sequences hold token ids beyond the vocabulary, or outputs are not finite */
   static async prepare(
     backend: Backend,
     reference: ModelWeights,
@@ -51,14 +52,7 @@ export class DivergenceMeter {
         g.write(tokens, sequences.batch(numbers).tokens);
         await g.run();
         const states = g.read(hidden).slice();
-        if (!states.every(Number.isFinite))
-          throw await overflowError("the model", {
-            backend,
-            weights: reference,
-            tokens: sequences.batch(numbers).tokens,
-            batch: numbers.length,
-            computeType: options.computeType,
-          });
+        if (!states.every(Number.isFinite)) throw await meter.overflow("the model", reference, numbers);
         meter.hidden.push(states);
       }
       return meter;
@@ -68,27 +62,36 @@ export class DivergenceMeter {
   }
 
   private get tokenShape(): [number, number] {
-    return [this.batches[0]?.length ?? 1, this.sequences.length];
+    return [elementAt(this.batches, 0).length, this.sequences.length];
   }
 
-  /** Tokens compared. */
+  private overflow(who: string, weights: ModelWeights, numbers: readonly number[]): Promise<CoppiceError> {
+    const { backend, sequences, options } = this;
+    const { tokens } = sequences.batch(numbers);
+    return overflowError(who, { backend, weights, tokens, batch: numbers.length, computeType: options.computeType });
+  }
+
+  /** How many tokens are compared. */
   get tokens(): number {
     const [batch, length] = this.tokenShape;
     return this.batches.length * batch * length;
   }
 
-  /** Makes a measurement of weights, which may be repeated as they are changed. Free it before the weights. */
-  of(weights: ModelWeights): DivergenceOf {
+  /**
+   * Prepares a measurement of weights, to be repeated as they change. Free it before the weights.
+   * @throws CoppiceError when the vocabularies differ
+   */
+  of(weights: ModelWeights): DivergenceMeasurement {
     const { backend, model, options } = this;
     if (weights.model.vocabSize !== model.vocabSize)
-      throw new CoppiceError("models of different vocabularies cannot be compared");
+      throw new CoppiceError(
+        `models of different vocabularies cannot be compared: ${weights.model.vocabSize} and ${model.vocabSize} tokens`,
+      );
     const g = new Graph(backend, { computeType: options.computeType });
     const [batch, length] = this.tokenShape;
     const tokens = g.input("tokens", "i32", [batch, length]);
-    const reference = g.input("reference", "f32", [
-      batch * length,
-      this.hidden[0]?.length ? this.hidden[0].length / (batch * length) : 1,
-    ]);
+    const rows = batch * length;
+    const reference = g.input("reference", "f32", [rows, elementAt(this.hidden, 0).length / rows]);
     const { hidden, logits } = weights.model.forward(g, weights.get, tokens);
     const fromReference: Weights = (name) => this.headOr(name, weights);
     const { logits: referenceLogits } = model.forward(g, fromReference, tokens);
@@ -104,19 +107,12 @@ export class DivergenceMeter {
         let sum = 0;
         for (const [i, numbers] of this.batches.entries()) {
           g.write(tokens, this.sequences.batch(numbers).tokens);
-          g.write(reference, this.hidden[i] ?? new Float32Array());
+          g.write(reference, elementAt(this.hidden, i));
           await g.run();
-          sum += g.read(total)[0] ?? 0;
-          if (!Number.isFinite(sum))
-            throw await overflowError("the model that is compared", {
-              backend,
-              weights,
-              tokens: this.sequences.batch(numbers).tokens,
-              batch: numbers.length,
-              computeType: options.computeType,
-            });
+          sum += elementAt(g.read(total), 0);
+          if (!Number.isFinite(sum)) throw await this.overflow("the compared model", weights, numbers);
         }
-        return Math.max(0, sum / this.tokens); // rounding may leave a little below zero
+        return Math.max(0, sum / this.tokens); // rounding can leave it slightly negative
       },
       free: () => g.free(),
     };
@@ -124,7 +120,7 @@ export class DivergenceMeter {
 
   private headOr(name: string, weights: ModelWeights): Tensor {
     for (const tensor of this.heads) if (tensor.name === name) return tensor;
-    return weights.get(name); // in what is recorded but never computed
+    return weights.get(name); // only for layers that are recorded but never computed
   }
 
   free(): void {
@@ -132,8 +128,8 @@ export class DivergenceMeter {
   }
 }
 
-/** A measurement that may be repeated. */
-export interface DivergenceOf {
+/** A repeatable measurement. */
+export interface DivergenceMeasurement {
   /** @returns mean nats per token */
   measure(): Promise<number>;
   free(): void;

@@ -1,14 +1,14 @@
-import { CoppiceError, FormatError, InterruptedError } from "../system/errors.js";
+import { elementAt } from "../system/arrays.js";
+import { CoppiceError, FormatError, InterruptedError, required } from "../system/errors.js";
 import type { Datasets } from "./datasets.js";
-import { aggregate, type Metric, metricKey, pooledStandardError, type Score, type Value } from "./metrics.js";
+import { aggregate, type Metric, type MetricValue, metricKey, pooledStandardError, type Score } from "./metrics.js";
 import { FewShotPrompts, fewShotSplit, limited, testSplit } from "./prompts.js";
 import { ReplyCache } from "./reply-cache.js";
 import type { GenerateRequest, GenerationModel, LikelihoodModel, Reply, Request } from "./requests.js";
-import type { Question, RequestSettings, Scores, ScoringTools, Task } from "./task.js";
-import type { TaskGroup } from "./tasks/index.js";
-import { tasksOfGroup } from "./tasks/index.js";
+import type { MetricValues, Question, RequestSettings, ScoringTools, Task } from "./task.js";
+import { type TaskGroup, tasksOfGroup } from "./tasks/index.js";
 
-/** A model that benchmarks can ask. What it cannot answer is missing. */
+/** A model under evaluation. Tasks that need a part that is missing are refused. */
 export interface EvaluatedModel {
   readonly likelihood?: LikelihoodModel | undefined;
   readonly generation?: GenerationModel | undefined;
@@ -18,24 +18,24 @@ export interface EvaluatedModel {
 export interface EvaluateOptions extends Partial<RequestSettings> {
   readonly datasets: Datasets;
   readonly tools: ScoringTools;
-  /** At most so many documents of each task, or that share of them where below 1. */
+  /** How many documents of each task at most, or which share of them when below 1. */
   readonly limit?: number | undefined;
   /** Worked examples before each question; the task's own number by default. */
   readonly fewShot?: number | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
-  /** Called with each document as it is judged. */
+  /** Called with each document once it is scored. */
   readonly onSample?: ((sample: Sample) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A document with all that became of it. */
+/** A document with its requests, replies and scores. */
 export interface Sample {
   readonly id: number;
   readonly row: unknown;
   readonly target: string | number;
   readonly requests: readonly Request[];
   readonly replies: readonly Reply[];
-  readonly scores: Scores;
+  readonly scores: MetricValues;
 }
 
 /** A metric's result. */
@@ -43,15 +43,16 @@ export interface MetricResult extends Score {
   readonly metric: Metric;
 }
 
+/** A model's scores on a task. */
 export interface TaskResult {
   readonly task: string;
   readonly version: number;
   readonly fewShot: number;
   readonly metrics: readonly MetricResult[];
-  /** Documents of the split, and how many of them were measured. */
+  /** How many documents the split has, and how many of them were measured. */
   readonly documents: { readonly all: number; readonly measured: number };
   readonly requests: number;
-  /** Requests that were answered by the cache. */
+  /** How many requests were answered from the cache. */
   readonly cached: number;
   readonly seconds: number;
   /** Versions of the splits used: hub commits, or hashes of local files. */
@@ -60,10 +61,11 @@ export interface TaskResult {
 
 /**
  * Measures a model on a task.
- * @throws CoppiceError when data is missing, when the model cannot answer, or when it was stopped (what was answered is in the cache)
+ * @throws CoppiceError when data is missing or the model cannot answer, FormatError when a row is malformed, InterruptedError
+ * when stopped (replies so far are in the cache)
  */
 export async function evaluateTask(task: Task, model: EvaluatedModel, options: EvaluateOptions): Promise<TaskResult> {
-  const started = performance.now();
+  const startedAt = performance.now();
   const fewShot = options.fewShot ?? task.fewShot.count;
   const [test, examples] = await Promise.all([
     options.datasets.split(task.dataset, testSplit(task)),
@@ -80,33 +82,54 @@ export async function evaluateTask(task: Task, model: EvaluatedModel, options: E
   });
   const requests = questions.flatMap((question) => question.requests);
   const { replies, cached } = await ask(task, model, requests, options);
+  const metrics = await scoreAll(task, questions, replies, options);
+  const data: Record<string, string> = { [testSplit(task)]: test.version };
+  if (examples !== undefined) data[fewShotSplit(task)] = examples.version;
+  return {
+    task: task.name,
+    version: task.version,
+    fewShot,
+    metrics,
+    documents: { all: test.rows.length, measured },
+    requests: requests.length,
+    cached,
+    seconds: (performance.now() - startedAt) / 1000,
+    data,
+  };
+}
 
-  const values = new Map<string, Value[]>(task.metrics.map((metric) => [metricKey(metric), []]));
-  let at = 0;
-  const judged = questions.map((question) => {
-    const own = replies.slice(at, at + question.requests.length);
-    at += question.requests.length;
-    return { ...question, own, scores: question.question.score(own, options.tools) };
+interface AskedQuestion {
+  readonly record: unknown;
+  readonly question: Question;
+  readonly requests: readonly Request[];
+}
+
+/** Scores the replies to all questions. Metrics that no question has a value for are left out. */
+async function scoreAll(
+  task: Task,
+  questions: readonly AskedQuestion[],
+  replies: readonly Reply[],
+  { tools, onSample }: EvaluateOptions,
+): Promise<MetricResult[]> {
+  let first = 0;
+  // all are started before any is awaited: programs are run side by side
+  const scored = questions.map(({ record, question, requests }) => {
+    const own = replies.slice(first, first + requests.length);
+    first += requests.length;
+    return { record, question, requests, replies: own, pending: question.score(own, tools) };
   });
-  for (const [id, { record, question, requests: asked, own, scores: pending }] of judged.entries()) {
+  const values = new Map<string, MetricValue[]>(task.metrics.map((metric) => [metricKey(metric), []]));
+  for (const [id, { record, question, requests, replies: own, pending }] of scored.entries()) {
     const scores = await pending;
     for (const [key, value] of Object.entries(scores)) values.get(key)?.push(value);
-    options.onSample?.({ id, row: record, target: question.target, requests: asked, replies: own, scores });
+    onSample?.({ id, row: record, target: question.target, requests, replies: own, scores });
   }
   const metrics: MetricResult[] = [];
   for (const metric of task.metrics) {
     const own = values.get(metricKey(metric)) ?? [];
     if (own.length > 0) metrics.push({ metric, ...(await aggregate(metric, own)) });
   }
-  return {
-    ...{ task: task.name, version: task.version, fewShot, metrics },
-    documents: { all: test.rows.length, measured },
-    ...{ requests: requests.length, cached, seconds: (performance.now() - started) / 1000 },
-    data: {
-      [testSplit(task)]: test.version,
-      ...(examples && { [fewShotSplit(task)]: examples.version }),
-    },
-  };
+  return metrics;
 }
 
 function readQuestion(task: Task, record: unknown, where: string): Question {
@@ -117,30 +140,30 @@ function readQuestion(task: Task, record: unknown, where: string): Question {
   }
 }
 
-/** Answers from the cache, and from the model what is not there. Equal requests are asked once. */
+/** Answers from the cache, and asks the model what is not there. Equal requests are asked once. */
 async function ask(task: Task, model: EvaluatedModel, requests: readonly Request[], options: EvaluateOptions) {
   const { onProgress, signal } = options;
   const cache = model.cache ?? ReplyCache.inMemory();
   const keys = requests.map(ReplyCache.key);
-  const wanted = new Map<string, Request>();
+  const missing = new Map<string, Request>();
   requests.forEach((request, i) => {
-    const key = keys[i] ?? "";
-    if (cache.get(key) === undefined) wanted.set(key, request);
+    const key = elementAt(keys, i);
+    if (cache.get(key) === undefined) missing.set(key, request);
   });
-  const cached = keys.filter((key) => !wanted.has(key)).length;
-  const missing = [...wanted.keys()];
-  const times = new Map<string, number>();
-  for (const key of keys) times.set(key, (times.get(key) ?? 0) + 1);
+  const cached = keys.filter((key) => !missing.has(key)).length;
+  const missingKeys = [...missing.keys()];
+  const occurrences = new Map<string, number>();
+  for (const key of keys) occurrences.set(key, (occurrences.get(key) ?? 0) + 1);
   let done = cached;
   const onReply = (index: number, reply: Reply) => {
-    const key = missing[index] ?? "";
+    const key = elementAt(missingKeys, index);
     cache.set(key, reply);
-    done += times.get(key) ?? 1;
+    done += required(occurrences.get(key), `${task.name}: a reply without a request`);
     onProgress?.(done, requests.length);
   };
   onProgress?.(done, requests.length);
   try {
-    if (missing.length > 0) await askModel(task, model, [...wanted.values()], onReply, signal);
+    if (missing.size > 0) await askModel(task, model, [...missing.values()], onReply, signal);
   } finally {
     cache.flush();
   }
@@ -148,7 +171,7 @@ async function ask(task: Task, model: EvaluatedModel, requests: readonly Request
   const unanswered = replies.filter((reply) => reply === undefined).length;
   if (unanswered > 0)
     throw new InterruptedError(
-      `${task.name}: stopped with ${requests.length - unanswered} of ${requests.length} requests answered; the same command goes on from there`,
+      `${task.name}: stopped with ${requests.length - unanswered} of ${requests.length} requests answered; run the same command again to continue`,
     );
   return { replies: replies as Reply[], cached };
 }
@@ -161,15 +184,15 @@ async function askModel(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   if (task.asks === "generation") {
-    if (generation === undefined) throw new CoppiceError(`${task.name}: this model cannot be made to write text`);
+    if (generation === undefined) throw new CoppiceError(`${task.name}: this model cannot generate text`);
     return generation.generate(requests as GenerateRequest[], onReply, { signal });
   }
-  if (likelihood === undefined) throw new CoppiceError(`${task.name}: this model gives no likelihoods`);
+  if (likelihood === undefined) throw new CoppiceError(`${task.name}: this model cannot give likelihoods`);
   const likelihoods = requests.filter((request) => request.kind !== "generate");
   return likelihood.logLikelihoods(likelihoods, onReply, { signal });
 }
 
-/** A group's scores: means of its tasks', weighted by their numbers of documents. */
+/** A group's scores: means of its tasks' scores, weighted by their numbers of documents. */
 export interface GroupResult {
   readonly group: string;
   readonly version: number;
@@ -178,7 +201,7 @@ export interface GroupResult {
   readonly documents: number;
 }
 
-/** The groups of which every member was measured. */
+/** Scores of those groups whose every member was measured. */
 export function groupResults(groups: readonly TaskGroup[], tasks: readonly TaskResult[]): GroupResult[] {
   const measured = new Map(tasks.map((result) => [result.task, result]));
   return groups.flatMap(({ name, version, members }) => {
@@ -187,8 +210,10 @@ export function groupResults(groups: readonly TaskGroup[], tasks: readonly TaskR
     const documents = results.reduce((sum, result) => sum + result.documents.measured, 0);
     const metrics = (results[0]?.metrics ?? []).map(({ metric }) => {
       const parts = results.map(({ metrics: own, documents: { measured: size } }) => {
-        const found = own.find((result) => metricKey(result.metric) === metricKey(metric));
-        return { size, value: found?.value ?? 0, error: found?.standardError };
+        const key = metricKey(metric);
+        const found = own.find((result) => metricKey(result.metric) === key);
+        const { value, standardError } = required(found, `a task of the group ${name} has no metric ${key}`);
+        return { size, value, error: standardError };
       });
       const errors = parts.flatMap(({ size, error }) => (error === undefined ? [] : [{ size, error }]));
       return {

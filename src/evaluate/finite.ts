@@ -3,18 +3,19 @@ import type { ForwardOptions, ModelWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
 
-/** A forward pass to look at. */
+/** A forward pass whose outputs may not be finite. */
 export interface SuspectPass {
   readonly backend: Backend;
   readonly weights: ModelWeights;
-  /** Ids of sequences of equal length, one after the other, and their number. */
+  /** Ids of sequences of equal length, one after the other. */
   readonly tokens: Int32Array;
+  /** How many sequences there are. */
   readonly batch: number;
   readonly computeType: ComputeType;
   readonly forward?: ForwardOptions | undefined;
 }
 
-/** Finds the first layer whose output is not finite: undefined when all are. */
+/** The name of the first layer whose output is not finite; undefined when all outputs are. */
 export async function overflowingLayer(pass: SuspectPass): Promise<string | undefined> {
   const { backend, weights, tokens, batch, computeType, forward } = pass;
   const g = new Graph(backend, { computeType });
@@ -34,11 +35,11 @@ export async function overflowingLayer(pass: SuspectPass): Promise<string | unde
   }
 }
 
-/** The error for a model whose outputs are not finite, with the layer where that begins. */
+/** The error for a model whose outputs are not finite, naming the first such layer. */
 export async function overflowError(who: string, pass: SuspectPass): Promise<CoppiceError> {
   const layer = await overflowingLayer(pass);
   return new CoppiceError(
     `${who} gives outputs that are not finite (NaN or infinite), first ${layer === undefined ? "in its output head" : `after ${layer}`}: ` +
-      "its weights are damaged, or too large for their product",
+      "its weights are damaged, or their products overflow",
   );
 }

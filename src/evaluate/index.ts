@@ -1,6 +1,6 @@
 export type { BatchOptions, CalibrationOptions } from "./batches.js";
 export { type DatasetOptions, Datasets } from "./datasets.js";
-export { DivergenceMeter, type DivergenceOf } from "./divergence.js";
+export { type DivergenceMeasurement, DivergenceMeter } from "./divergence.js";
 export { RequestEncoder, type TokenPair } from "./encoding.js";
 export {
   type EvaluatedModel,
@@ -14,7 +14,7 @@ export {
 } from "./evaluate.js";
 export { overflowError, overflowingLayer, type SuspectPass } from "./finite.js";
 export * from "./kinds.js";
-export { EngineLikelihoods, type EngineOptions as LikelihoodOptions } from "./likelihood.js";
+export { EngineLikelihoods, type LikelihoodOptions } from "./likelihood.js";
 export { type Aggregation, aggregate, type Metric, mean, metricKey, passAtK, rougeL, type Score } from "./metrics.js";
 export {
   defaultSequenceLength,

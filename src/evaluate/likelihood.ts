@@ -1,11 +1,12 @@
 import type { Tokenizer } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
 import type { ModelWeights } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import { RequestEncoder, type TokenPair } from "./encoding.js";
 import { overflowError } from "./finite.js";
-import { type Packing, packSequences, type ScoredSequence } from "./forest.js";
+import { type Packing, packSequences, type ScoredSequence } from "./packing.js";
 import type {
   AskOptions,
   Likelihood,
@@ -15,32 +16,37 @@ import type {
   RollingRequest,
 } from "./requests.js";
 
-export interface EngineOptions {
-  /** Longest sequence; what is longer loses its beginning. The model's positions by default. */
+export interface LikelihoodOptions {
+  /** Longest sequence in tokens; longer ones lose their beginning. The model's number of positions by default. */
   readonly maxLength?: number | undefined;
   readonly computeType?: ComputeType | undefined;
 }
 
-/** So many tokens are computed at once, beside those of a first sequence: enough to read weights from memory for something. */
+/** Tokens computed at once, beside those of a first sequence: enough to make reading the weights worth while. */
 const PLACES = 2048;
-/** So many requests are looked at together for what they share. */
+/** Requests that are searched together for shared beginnings. */
 const WINDOW = 4096;
 
-/** Likelihoods by our own engine. What requests share at their beginning (few-shot examples, a question) is computed once. */
+/**
+ * Likelihoods computed by our own engine. What requests share at their beginning (few-shot examples, a question) is computed
+ * once.
+ */
 export class EngineLikelihoods implements LikelihoodModel {
   private readonly encoder: RequestEncoder;
   private readonly maxLength: number;
+  private readonly computeType: ComputeType;
   private readonly graphs = new GraphCache();
 
-  /** @throws CoppiceError when the tokenizer has more tokens than the model */
+  /** @throws CoppiceError when the tokenizer has neither a begin nor an end token */
   constructor(
     private readonly backend: Backend,
     private readonly weights: ModelWeights,
     tokenizer: Tokenizer,
-    private readonly options: EngineOptions = {},
+    { maxLength, computeType }: LikelihoodOptions = {},
   ) {
     this.encoder = RequestEncoder.of(tokenizer);
-    this.maxLength = options.maxLength ?? weights.model.maxPositions;
+    this.maxLength = maxLength ?? weights.model.maxPositions;
+    this.computeType = computeType ?? "f32";
   }
 
   async logLikelihoods(
@@ -49,56 +55,65 @@ export class EngineLikelihoods implements LikelihoodModel {
     { signal }: AskOptions = {},
   ): Promise<void> {
     for (let from = 0; from < requests.length; from += WINDOW) {
-      const part = requests.slice(from, from + WINDOW);
-      const { sequences, owners } = await this.sequencesOf(part);
-      const waiting = owners.reduce((counts, owner) => {
-        counts[owner] = (counts[owner] ?? 0) + 1;
-        return counts;
-      }, new Array<number>(part.length).fill(0));
-      const sums = part.map(({ kind }) => ({ logLikelihood: 0, isGreedy: kind === "log-likelihood" }));
-      const answer = (request: number) => onReply(from + request, sums[request] as Likelihood);
-      for (const [request, count] of waiting.entries()) if (count === 0) answer(request); // nothing to predict
-      for (const packing of packSequences(sequences, PLACES)) {
-        if (signal?.aborted) return;
-        const scores = await this.compute(packing);
-        let at = 0;
-        for (const member of packing.members) {
-          const request = owners[member] ?? 0;
-          const sum = sums[request];
-          for (const _ of sequences[member]?.targets ?? []) {
-            if (sum === undefined) break;
-            if (!Number.isFinite(scores.losses[at])) throw await this.overflow(sequences[member]?.input);
-            sum.logLikelihood -= scores.losses[at] ?? 0;
-            sum.isGreedy &&= scores.best[at] === packing.targets[at];
-            at++;
-          }
-          waiting[request] = (waiting[request] ?? 1) - 1;
-          if (waiting[request] === 0) answer(request);
+      const window = requests.slice(from, from + WINDOW);
+      await this.answerWindow(window, (index, reply) => onReply(from + index, reply), signal);
+    }
+  }
+
+  private async answerWindow(
+    requests: readonly (LogLikelihoodRequest | RollingRequest)[],
+    onReply: OnReply<Likelihood>,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const sequences = await this.sequencesOf(requests);
+    const pending = requests.map(({ kind }) => ({
+      sequences: 0,
+      reply: { logLikelihood: 0, isGreedy: kind === "log-likelihood" },
+    }));
+    for (const { request } of sequences) elementAt(pending, request).sequences++;
+    for (const [i, own] of pending.entries()) if (own.sequences === 0) onReply(i, own.reply); // nothing to predict
+    for (const packing of packSequences(sequences, PLACES)) {
+      if (signal?.aborted) return;
+      const { losses, best } = await this.compute(packing);
+      let row = 0;
+      for (const member of packing.members) {
+        const { request, input, targets } = elementAt(sequences, member);
+        const own = elementAt(pending, request);
+        for (const target of targets) {
+          const loss = elementAt(losses, row);
+          if (!Number.isFinite(loss)) throw await this.overflow(input);
+          own.reply.logLikelihood -= loss;
+          own.reply.isGreedy &&= best[row] === target;
+          row++;
         }
+        own.sequences--;
+        if (own.sequences === 0) onReply(request, own.reply);
       }
     }
   }
 
-  /** What to compute for requests, and whose each sequence is. */
+  /** The sequences to compute for requests, each with its request's index. */
   private async sequencesOf(requests: readonly (LogLikelihoodRequest | RollingRequest)[]) {
-    const sequences: ScoredSequence[] = [];
-    const owners: number[] = [];
-    const add = (owner: number, pair: TokenPair) => {
+    const sequences: (ScoredSequence & { readonly request: number })[] = [];
+    const add = (request: number, pair: TokenPair) => {
       const sequence = this.sequenceOf(pair);
-      if (sequence.targets.length === 0) return;
-      sequences.push(sequence);
-      owners.push(owner);
+      if (sequence.targets.length > 0) sequences.push({ ...sequence, request });
     };
-    const pairs: [number, LogLikelihoodRequest][] = [];
+    const indices: number[] = [];
+    const pairs: LogLikelihoodRequest[] = [];
     for (const [i, request] of requests.entries())
-      if (request.kind === "log-likelihood") pairs.push([i, request]);
-      else for (const window of await this.encoder.windows(request, this.maxLength)) add(i, window);
-    const encoded = await this.encoder.pairs(pairs.map(([, request]) => request));
-    for (const [i, pair] of encoded.entries()) add(pairs[i]?.[0] ?? 0, pair);
-    return { sequences, owners };
+      if (request.kind === "log-likelihood") {
+        indices.push(i);
+        pairs.push(request);
+      } else for (const window of await this.encoder.windows(request, this.maxLength)) add(i, window);
+    for (const [i, pair] of (await this.encoder.pairs(pairs)).entries()) add(elementAt(indices, i), pair);
+    return sequences;
   }
 
-  /** The last `maxLength` ids before the last one, and what they are followed by. */
+  /**
+   * The last `maxLength` ids but the final one as input, and the ids that follow them as targets.
+   * @throws CoppiceError when the tokenizer has more tokens than the model
+   */
   private sequenceOf({ context, continuation }: TokenPair): ScoredSequence {
     const ids = [...context, ...continuation].slice(-(this.maxLength + 1));
     const { vocabSize } = this.weights.model;
@@ -115,45 +130,23 @@ export class EngineLikelihoods implements LikelihoodModel {
     const rows = 64 * 2 ** Math.ceil(Math.log2(Math.max(1, packing.rows.length / 64)));
     const built = this.graphs.get(`${places} ${rows}`, () => this.build(places, rows));
     const { g } = built;
-    g.write(
-      built.tokens,
-      padded(packing.tokens, places, () => 0),
-    );
-    ops.writeForest(g, built.forest, {
-      positions: padded(packing.positions, places, () => 0),
-      ends: padded(packing.ends, places, (i) => i + 1), // trees of one token, for nobody
-    });
-    const targets = padded(packing.targets, rows, () => 0);
-    g.write(
-      built.rows,
-      padded(packing.rows, rows, () => 0),
-    );
-    g.write(built.indices, ops.headIndices(targets, rows, model.vocabSize));
+    g.write(built.tokens, padded(packing.tokens, places));
+    ops.writeForest(g, built.forest, packing);
+    g.write(built.rows, padded(packing.rows, rows));
+    g.write(built.indices, ops.headIndices(padded(packing.targets, rows), rows, model.vocabSize));
     await g.run();
-    const best = new Int32Array(rows);
-    let at = 0;
-    for (const part of built.best) {
-      const ids = g.readInt32(part);
-      best.set(ids, at);
-      at += ids.length;
-    }
+    const best = Int32Array.from(built.best.flatMap((part) => [...g.readInt32(part)]));
     return { losses: g.read(built.losses), best };
   }
 
-  private overflow(tokens: Int32Array = new Int32Array(1)): Promise<CoppiceError> {
-    const { backend, weights, options } = this;
-    return overflowError("the model", {
-      backend,
-      weights,
-      tokens,
-      batch: 1,
-      computeType: options.computeType ?? "f32",
-    });
+  private overflow(tokens: Int32Array): Promise<CoppiceError> {
+    const { backend, weights, computeType } = this;
+    return overflowError("the model", { backend, weights, tokens, batch: 1, computeType });
   }
 
   private build(places: number, count: number): ScoringGraph {
     const { model, get } = this.weights;
-    const g = new Graph(this.backend, { computeType: this.options.computeType ?? "f32" });
+    const g = new Graph(this.backend, { computeType: this.computeType });
     const tokens = g.input("tokens", "i32", [1, places]);
     const rows = g.input("rows", "i32", [count]);
     const indices = g.input("targets", "i32", [count]);
@@ -186,22 +179,24 @@ interface ScoringGraph {
 
 const roundUp = (value: number, to: number): number => Math.ceil(value / to) * to;
 
-function padded(values: Int32Array, length: number, filler: (i: number) => number): Int32Array {
-  const result = Int32Array.from({ length }, (_, i) => (i < values.length ? 0 : filler(i)));
+/** Zeros are appended. */
+function padded(values: Int32Array, length: number): Int32Array {
+  const result = new Int32Array(length);
   result.set(values);
   return result;
 }
 
-/** The graphs of the last few shapes: each holds scratch memory. */
+/** Each graph holds scratch memory. */
 const MOST_GRAPHS = 4;
 
+/** The graphs of the last few shapes. */
 class GraphCache {
   private readonly graphs = new Map<string, ScoringGraph>();
 
   get(key: string, build: () => ScoringGraph): ScoringGraph {
     const graph = this.graphs.get(key) ?? build();
     this.graphs.delete(key);
-    this.graphs.set(key, graph); // the last in the map was used last
+    this.graphs.set(key, graph); // the map's last is the one used last
     for (const [oldest, { g }] of this.graphs) {
       if (this.graphs.size <= MOST_GRAPHS) break;
       g.free();

@@ -5,7 +5,7 @@ import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, ops } from "../tensor/index.js";
 import { overflowError } from "./finite.js";
 
-/** Loss of a model on a text. */
+/** A model's loss on a text. */
 export interface Perplexity {
   /** Mean negative log-likelihood per predicted token, in nats. */
   readonly loss: number;
@@ -16,8 +16,9 @@ export interface Perplexity {
 }
 
 export interface PerplexityOptions {
+  /** In tokens; {@link defaultSequenceLength} by default. */
   readonly sequenceLength?: number | undefined;
-  /** Sequences computed at once. */
+  /** Sequences in a batch; as many as make about 2048 tokens by default. */
   readonly batchSize?: number | undefined;
   /** At most so many sequences; all by default. */
   readonly maxSequences?: number | undefined;
@@ -26,16 +27,17 @@ export interface PerplexityOptions {
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
-/** Sequences no longer than this by default: longer contexts cost quadratically more memory. */
+/** Longest sequence by default: the memory for attention grows with the square of the length. */
 export const DEFAULT_SEQUENCE_LENGTH = 512;
-/** About this many tokens are computed at once. */
+/** About how many tokens a batch has by default. */
 const BATCH_TOKENS = 2048;
 
+/** The model's number of positions, up to {@link DEFAULT_SEQUENCE_LENGTH}. */
 export const defaultSequenceLength = (model: Model): number => Math.min(model.maxPositions, DEFAULT_SEQUENCE_LENGTH);
 
 /**
- * Measures a model on a stream of tokens, cut into sequences that each start afresh. Every token but the first is predicted
- * once.
+ * Measures a model on a stream of tokens, cut into sequences without context from the ones before. Every token but the first
+ * is predicted once.
  * @throws CoppiceError when the stream has fewer than two tokens, or the model's outputs are not finite
  */
 export async function perplexity(
@@ -63,7 +65,7 @@ export async function perplexity(
       ops.crossEntropyOfRows(g, logits(part), ops.rowsOf(g, indices, range)),
     ),
   );
-  const check = g.output(ops.sum(g, hidden)); // losses may hide states that are not finite
+  const check = g.output(ops.sum(g, hidden)); // a loss can be finite where hidden states are not
   try {
     let sum = 0;
     let count = 0;
@@ -93,14 +95,14 @@ export async function perplexity(
   }
 }
 
-/** A batch of fixed size: missing sequences and the missing end of the last are zeros that do not count. */
+/** A batch of fixed size: missing sequences, and the missing end of the last one, are zeros that `valid` does not count. */
 function padded(sequences: Sequences, numbers: readonly number[], batchSize: number) {
   const { length } = sequences;
   const tokens = new Int32Array(batchSize * length);
   const targets = new Int32Array(batchSize * length);
   let valid = 0;
   numbers.forEach((number, row) => {
-    valid += sequences.copy(number, { tokens, targets }, row); // only the very last sequence is short, so the valid positions come first
+    valid += sequences.copy(number, { tokens, targets }, row); // only the last sequence can be short: valid positions come first
   });
   return { tokens, targets, valid };
 }

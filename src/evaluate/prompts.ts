@@ -2,7 +2,7 @@ import { UsageError } from "../system/errors.js";
 import { PythonRandom } from "./python-random.js";
 import type { Task } from "./task.js";
 
-/** The harness's seed of few-shot examples. */
+/** The harness's seed for drawing few-shot examples. */
 const FEW_SHOT_SEED = 1234;
 const SEPARATOR = "\n\n";
 
@@ -14,14 +14,14 @@ export const fewShotSplit = ({ splits }: Task): string =>
   splits.fewShot ?? splits.train ?? splits.validation ?? splits.test ?? "test";
 
 /**
- * What stands before each question of a task: the description and worked examples, drawn as the harness draws them
- * (lm_eval/api/samplers.py and task.py, 0.4.13). One generator goes through the questions in order.
+ * The text before each question of a task: the description and worked examples, drawn as the harness draws them
+ * (lm_eval/api/samplers.py and task.py, 0.4.13). One random generator serves all questions in order.
  */
 export class FewShotPrompts {
   private readonly random = new PythonRandom(FEW_SHOT_SEED);
   private readonly pool: readonly unknown[];
-  /** The harness leaves the question itself out where both splits are the same, or neither is named. */
-  private readonly leavesOutItself: boolean;
+  /** The harness leaves out the question itself where both splits are the same, or neither is named. */
+  private readonly leavesOutQuestion: boolean;
   private readonly shots = new Map<unknown, string>();
 
   /** @param rows of the few-shot split @throws UsageError when there are too few */
@@ -32,11 +32,11 @@ export class FewShotPrompts {
   ) {
     const { accepts } = task.fewShot;
     this.pool = accepts === undefined ? rows : rows.filter(accepts);
-    this.leavesOutItself = task.splits.fewShot === task.splits.test;
-    const needed = count === 0 ? 0 : count + (this.leavesOutItself ? 1 : 0);
+    this.leavesOutQuestion = task.splits.fewShot === task.splits.test;
+    const needed = count === 0 ? 0 : count + (this.leavesOutQuestion ? 1 : 0);
     if (this.pool.length < needed)
       throw new UsageError(
-        `${task.name}: ${count} worked examples are wanted, the split ${fewShotSplit(task)} has ${this.pool.length} rows that may be used`,
+        `${task.name}: ${count} worked examples are wanted, but the split ${fewShotSplit(task)} has ${this.pool.length} usable rows; choose a smaller --num-fewshot`,
       );
   }
 
@@ -56,7 +56,7 @@ export class FewShotPrompts {
 
   private examplesFor(row: unknown): readonly unknown[] {
     const { pool, count, random } = this;
-    const own = this.leavesOutItself ? JSON.stringify(row) : undefined;
+    const own = this.leavesOutQuestion ? JSON.stringify(row) : undefined;
     const others = (rows: readonly unknown[]) =>
       own === undefined ? rows : rows.filter((other) => JSON.stringify(other) !== own);
     if (this.task.fewShot.sampler === "first") return others(pool).slice(0, count);
@@ -66,6 +66,6 @@ export class FewShotPrompts {
   }
 }
 
-/** How many of so many documents a limit leaves: a number, or a share below 1. */
+/** How many documents a limit leaves: it is a number, or a share when below 1. */
 export const limited = (documents: number, limit: number | undefined): number =>
   limit === undefined ? documents : Math.min(documents, limit < 1 ? Math.ceil(documents * limit) : Math.floor(limit));

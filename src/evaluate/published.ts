@@ -1,4 +1,6 @@
-/** Scores that others published, in percent, for the columns of the suite `minitron`. */
+import { elementAt } from "../system/arrays.js";
+
+/** Published scores of other models, in percent, on the tasks of the suite `minitron`. */
 export interface PublishedModel {
   readonly model: string;
   /** By task. */
@@ -7,12 +9,19 @@ export interface PublishedModel {
 }
 
 const columns = [
-  ...["winogrande", "arc_challenge", "mmlu", "hellaswag", "gsm8k", "truthfulqa_mc2", "xlsum_english", "mbpp"],
+  "winogrande",
+  "arc_challenge",
+  "mmlu",
+  "hellaswag",
+  "gsm8k",
+  "truthfulqa_mc2",
+  "xlsum_english",
+  "mbpp",
   "humaneval",
 ];
 const published = (model: string, ...values: number[]): PublishedModel => ({
   model,
-  scores: Object.fromEntries(columns.map((task, i) => [task, values[i] ?? Number.NaN])),
+  scores: Object.fromEntries(columns.map((task, i) => [task, elementAt(values, i)])),
   source: "NVIDIA, Mistral-NeMo-Minitron 8B (arXiv 2408.11796 and its announcement)",
 });
 

@@ -1,6 +1,6 @@
-/** Python's text functions where JavaScript's differ: prompts and scores are equal to the harness's byte for byte. */
+/** Python's text functions where JavaScript's differ, so that prompts and scores equal the harness's byte for byte. */
 
-/** What Python's `str.isspace` holds for. */
+/** Characters for which Python's `str.isspace` is true. */
 const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const LEADING = new RegExp(`^[${SPACE}]+`);
 const TRAILING = new RegExp(`[${SPACE}]+$`);
@@ -12,13 +12,13 @@ export const trimStart = (text: string): string => text.replace(LEADING, "");
 /** `str.strip()` */
 export const trim = (text: string): string => trimStart(trimEnd(text));
 
-/** How many pieces `re.split(r"\s+", text)` gives, empty ones at the ends included. */
+/** How many parts `re.split(r"\s+", text)` gives, empty ones at the ends included. */
 export const countWords = (text: string): number => text.split(new RegExp(`[${SPACE}]+`)).length;
 
 /** `str.capitalize()`: the first letter in title case, all others in lower case. */
 export function capitalize(text: string): string {
   const [first = ""] = text;
-  // the whole is made lower case: how a final sigma is written depends on the letters before it
+  // the whole text is lowercased at once: the form of a final sigma depends on the letters before it
   return titleCase(first) + text.toLowerCase().slice(first.toLowerCase().length);
 }
 

@@ -3,12 +3,12 @@ import path from "node:path";
 import { hashBytes } from "../system/files.js";
 import type { Reply, Request } from "./requests.js";
 
-/** Replies that wait to be written. */
+/** How many replies are written at a time. */
 const WRITTEN_TOGETHER = 64;
 
 /**
- * Answers on disk, by request, so that an evaluation that was stopped goes on and a repeated one asks nothing. A file of lines that
- * only grows; a line that was cut off is no answer.
+ * Replies on disk, by request, so that a stopped evaluation can be continued and a repeated one asks nothing. Lines are only
+ * appended to the file; a line that was cut off is ignored.
  */
 export class ReplyCache {
   private readonly replies = new Map<string, Reply>();
@@ -17,8 +17,8 @@ export class ReplyCache {
   private constructor(private readonly file: string | undefined) {}
 
   /**
-   * @param identity whatever the answers depend on: the model, how it computes
-   * @param restart forgets what was answered before
+   * @param identity everything that replies depend on: the model, how it computes
+   * @param restart forgets earlier replies
    */
   static open(directory: string, identity: unknown, restart = false): ReplyCache {
     const file = path.join(directory, `${hashBytes(JSON.stringify(identity)).slice(0, 32)}.jsonl`);
@@ -28,7 +28,7 @@ export class ReplyCache {
     return cache;
   }
 
-  /** A cache that is forgotten. */
+  /** A cache without a file. */
   static inMemory(): ReplyCache {
     return new ReplyCache(undefined);
   }
@@ -40,7 +40,7 @@ export class ReplyCache {
       const reply = parseLine(line);
       if (reply !== undefined) this.replies.set(reply.key, reply.reply);
     }
-    if (text !== "" && !text.endsWith("\n")) appendFileSync(this.file, "\n"); // after a line that was cut off
+    if (text !== "" && !text.endsWith("\n")) appendFileSync(this.file, "\n"); // completes a line that was cut off
   }
 
   static key(request: Request): string {
@@ -59,7 +59,7 @@ export class ReplyCache {
     if (this.pending.length >= WRITTEN_TOGETHER) this.flush();
   }
 
-  /** Writes what waits. */
+  /** Writes pending replies to the file. */
   flush(): void {
     if (this.file === undefined || this.pending.length === 0) return;
     mkdirSync(path.dirname(this.file), { recursive: true });

@@ -1,35 +1,35 @@
-/** What a benchmark asks of a language model, under the harness's names. */
+/** Requests of a benchmark to a language model, by the harness's names. */
 
-/** How probable a text is after another. */
+/** Asks how probable a text is after another. */
 export interface LogLikelihoodRequest {
   readonly kind: "log-likelihood";
   readonly context: string;
   readonly continuation: string;
 }
 
-/** How probable a whole text is, each token given as much before it as the model reads. */
+/** Asks how probable a whole text is, each token after as much context as the model reads. */
 export interface RollingRequest {
   readonly kind: "rolling";
   readonly text: string;
 }
 
-/** What the model writes after a text. */
+/** Asks the model to continue a text. */
 export interface GenerateRequest {
   readonly kind: "generate";
   readonly context: string;
-  /** The text ends before the first of these. */
+  /** Generation stops before the first of these. */
   readonly until: readonly string[];
   readonly maxTokens: number;
   /** 0, the default, takes the most probable token each time. */
   readonly temperature?: number | undefined;
   readonly topP?: number | undefined;
-  /** Numbers the samples that are drawn of one text; also the seed. */
+  /** Distinguishes samples for the same context; also the seed. */
   readonly sample?: number | undefined;
 }
 
 export type Request = LogLikelihoodRequest | RollingRequest | GenerateRequest;
 
-/** Answer to a request for likelihoods. */
+/** Reply to a request for likelihoods. */
 export interface Likelihood {
   /** Sum over the text's tokens, in nats. */
   readonly logLikelihood: number;
@@ -37,14 +37,14 @@ export interface Likelihood {
   readonly isGreedy: boolean;
 }
 
-/** Answer to a request. */
+/** Reply to a request. */
 export type Reply = Likelihood | string;
 
-/** Called with each answer as it is known; `index` is the request's. Answers come in any order. */
+/** Called with each reply as it arrives, in any order; `index` is the request's. */
 export type OnReply<T extends Reply> = (index: number, reply: T) => void;
 
 export interface AskOptions {
-  /** Asks to stop between two batches. */
+  /** Stops between two batches when aborted. */
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -62,7 +62,7 @@ export interface GenerationModel {
   generate(requests: readonly GenerateRequest[], onReply: OnReply<string>, options?: AskOptions): Promise<void>;
 }
 
-/** Where a text is cut: before the first occurrence of the first term that occurs, then of the next, as the harness cuts. */
+/** Truncates a text as the harness does: before the first occurrence of each term in turn. */
 export function cutAt(text: string, until: readonly string[]): string {
   let result = text;
   for (const term of until) if (term !== "") result = result.split(term, 1)[0] ?? "";

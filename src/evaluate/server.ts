@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { trimEnd } from "./python-text.js";
 import {
@@ -16,18 +17,18 @@ import {
 } from "./requests.js";
 
 export interface ServerOptions {
-  /** The model's name there; the first that the server lists by default. */
+  /** The model's name on the server; the first that it lists by default. */
   readonly model?: string | undefined;
   /** OPENAI_API_KEY by default. */
   readonly apiKey?: string | undefined;
-  /** Requests under way at once. */
+  /** How many requests are sent at once; 8 by default. */
   readonly concurrency?: number | undefined;
 }
 
 const CONCURRENCY = 8;
 const ATTEMPTS = 4;
 const TIMEOUT_MS = 600_000;
-/** The API allows four texts to stop at. */
+/** The API allows four stop sequences. */
 const MOST_STOPS = 4;
 
 const modelsSchema = z.object({ data: z.tuple([z.object({ id: z.string() })], z.unknown()) });
@@ -45,8 +46,8 @@ const completionSchema = z.object({ choices: z.tuple([choiceSchema], z.unknown()
 type Completion = z.infer<typeof choiceSchema>;
 
 /**
- * Any server with OpenAI's completions API. Likelihoods need one that gives back the prompt with log-probabilities (`echo` and
- * `logprobs`: vLLM, llama-cpp-python and others do; OpenAI's own and chat-only servers do not).
+ * A model on any server with OpenAI's completions API. Likelihoods need one that returns the prompt with log-probabilities
+ * (`echo` and `logprobs`: vLLM, llama-cpp-python and others do; OpenAI's own and chat-only servers do not).
  */
 export class CompletionServer implements LikelihoodModel, GenerationModel {
   private constructor(
@@ -55,11 +56,11 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     private readonly options: ServerOptions,
   ) {}
 
-  /** @param url up to and with the version: http://localhost:8000/v1 @throws CoppiceError when nothing answers there */
+  /** @param url including the version: http://localhost:8000/v1 @throws CoppiceError when nothing answers there */
   static async connect(url: string, options: ServerOptions = {}): Promise<CompletionServer> {
     const base = url.replace(/\/+$/, "");
     if (options.model !== undefined) return new CompletionServer(base, options.model, options);
-    const listed = await request(`${base}/models`, { headers: headersOf(options) }, 1);
+    const listed = await fetchJson(`${base}/models`, { headers: headersOf(options) }, 1);
     const models = modelsSchema.safeParse(listed);
     if (!models.success) throw new FormatError(`${base}/models does not list models; name one: ${base}#NAME`);
     return new CompletionServer(base, models.data.data[0].id, options);
@@ -70,14 +71,16 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     onReply: OnReply<Likelihood>,
     options: AskOptions = {},
   ): Promise<void> {
-    return this.all(requests, onReply, options, (asked) => this.likelihood(asked));
+    return this.all(requests, onReply, options, (request) => this.likelihood(request));
   }
 
   generate(requests: readonly GenerateRequest[], onReply: OnReply<string>, options: AskOptions = {}): Promise<void> {
     return this.all(requests, onReply, options, async ({ context, until, maxTokens, temperature, topP, sample }) => {
       const { text } = await this.complete({
-        ...{ prompt: context, max_tokens: maxTokens, temperature: temperature ?? 0 },
-        ...(until.length > 0 && { stop: until.slice(0, MOST_STOPS) }),
+        prompt: context,
+        max_tokens: maxTokens,
+        temperature: temperature ?? 0,
+        stop: until.length > 0 ? until.slice(0, MOST_STOPS) : undefined,
         top_p: topP,
         seed: sample,
       });
@@ -85,7 +88,7 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     });
   }
 
-  /** Asks for several at once, in order. */
+  /** Sends several requests at once, started in order. */
   private async all<Q extends Request, A extends Reply>(
     requests: readonly Q[],
     onReply: OnReply<A>,
@@ -96,22 +99,22 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     const worker = async () => {
       while (next < requests.length && !signal?.aborted) {
         const index = next++;
-        onReply(index, await answer(requests[index] as Q));
+        onReply(index, await answer(elementAt(requests, index)));
       }
     };
     await Promise.all(Array.from({ length: this.options.concurrency ?? CONCURRENCY }, worker));
   }
 
-  private async likelihood(asked: LogLikelihoodRequest | RollingRequest): Promise<Likelihood> {
-    const context = asked.kind === "rolling" ? "" : trimEnd(asked.context);
-    const prompt = asked.kind === "rolling" ? asked.text : asked.context + asked.continuation;
+  private async likelihood(request: LogLikelihoodRequest | RollingRequest): Promise<Likelihood> {
+    const context = request.kind === "rolling" ? "" : trimEnd(request.context);
+    const prompt = request.kind === "rolling" ? request.text : request.context + request.continuation;
     const { logprobs } = await this.complete({ prompt, max_tokens: 1, temperature: 0, echo: true, logprobs: 1 });
     if (logprobs === null || logprobs === undefined || logprobs.text_offset[0] !== 0)
       throw new CoppiceError(
-        `${this.url} gives no log-probabilities of the prompt (echo with logprobs), which this benchmark needs; generation tasks work: gsm8k, xlsum_english, mbpp, humaneval`,
+        `${this.url} does not return log-probabilities of the prompt (echo with logprobs), which this benchmark needs; tasks that generate text do work: gsm8k, xlsum_english, mbpp, humaneval`,
       );
     let logLikelihood = 0;
-    let isGreedy = asked.kind === "log-likelihood";
+    let isGreedy = request.kind === "log-likelihood";
     const [first, end] = [[...context].length, [...prompt].length]; // offsets count code points
     logprobs.text_offset.forEach((offset, i) => {
       const own = logprobs.token_logprobs[i];
@@ -124,14 +127,16 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
   }
 
   private async complete(body: Readonly<Record<string, unknown>>): Promise<Completion> {
-    const answer = await request(`${this.url}/completions`, {
+    const response = await fetchJson(`${this.url}/completions`, {
       method: "POST",
       headers: { ...headersOf(this.options), "content-type": "application/json" },
       body: JSON.stringify({ model: this.model, ...body }),
     });
-    const parsed = completionSchema.safeParse(answer);
+    const parsed = completionSchema.safeParse(response);
     if (!parsed.success)
-      throw new FormatError(`${this.url}/completions answered in another form: ${parsed.error.issues[0]?.message}`);
+      throw new FormatError(
+        `${this.url}/completions answered in an unexpected form: ${parsed.error.issues[0]?.message}`,
+      );
     return parsed.data.choices[0];
   }
 }
@@ -139,8 +144,8 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
 const headersOf = ({ apiKey = process.env.OPENAI_API_KEY }: ServerOptions): Record<string, string> =>
   apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
 
-/** Asks again where a server is busy. */
-async function request(url: string, init: RequestInit, attempts = ATTEMPTS): Promise<unknown> {
+/** Fetches JSON, and tries again when the server is busy or cannot be reached. */
+async function fetchJson(url: string, init: RequestInit, attempts = ATTEMPTS): Promise<unknown> {
   for (let attempt = 1; ; attempt++) {
     let problem: string;
     try {
@@ -151,7 +156,7 @@ async function request(url: string, init: RequestInit, attempts = ATTEMPTS): Pro
       if (response.status !== 429 && response.status < 500) throw new CoppiceError(`${url} answered ${problem}`);
     } catch (error) {
       if (error instanceof CoppiceError) throw error;
-      if (error instanceof SyntaxError) throw new FormatError(`${url} answered no JSON (${error.message})`);
+      if (error instanceof SyntaxError) throw new FormatError(`${url} did not answer with JSON (${error.message})`);
       const cause = error instanceof Error && error.cause instanceof Error ? `: ${error.cause.message}` : "";
       problem = `${error instanceof Error ? error.message : error}${cause}`;
     }
@@ -160,7 +165,7 @@ async function request(url: string, init: RequestInit, attempts = ATTEMPTS): Pro
   }
 }
 
-/** No answer to one prompt is larger. */
+/** Larger than any answer to one prompt. */
 const MOST_BYTES = 256 << 20;
 
 async function bodyOf(response: Response): Promise<string> {

@@ -14,13 +14,13 @@ import type { Task } from "./task.js";
 /** A user's own benchmark: a JSON file of templates, or a module whose default export is a task. */
 
 const name = z.string().regex(/^[\w.-]+$/, "letters, digits, _, - and . only");
-/** Jinja, the row's columns being its variables. */
+/** A Jinja template, whose variables are the row's columns. */
 const template = z.string();
 
 const common = {
   name,
   version: z.number().default(1),
-  /** A file beside the task file, a directory of CONFIG/SPLIT.jsonl, or a data set on the hub. */
+  /** A file beside the task file, a directory of CONFIG/SPLIT.jsonl, or a dataset on the hub. */
   data: z.string(),
   config: z.string().optional(),
   splits: z
@@ -40,9 +40,9 @@ const schema = z.discriminatedUnion("kind", [
     ...common,
     kind: z.literal("multiple-choice"),
     prompt: template,
-    /** Texts, or the name of the column that lists them. */
+    /** Templates, or the name of the column that lists the texts. */
     choices: z.union([z.string(), z.array(template).min(2)]),
-    /** The right one: its number, its text, or a letter; a template or the name of a column. */
+    /** A template or the name of a column: the right choice's index, text or letter. */
     answer: template,
     metrics: z.array(z.enum(["acc", "acc_norm"])).default(["acc", "acc_norm"]),
   }),
@@ -53,7 +53,7 @@ const schema = z.discriminatedUnion("kind", [
     answer: template,
     until: z.array(z.string()).default(["\n"]),
     maxTokens: z.number().int().min(1).max(65_536).optional(),
-    /** What of the written text is compared: the first group of the last match. */
+    /** A regular expression: the first group of its last match in the generated text is compared. */
     extract: z.string().max(1000).optional(),
     metrics: z
       .array(z.enum(["exact_match", "rouge_l"]))
@@ -69,7 +69,7 @@ const row = z.record(z.string(), z.unknown());
 type Row = z.infer<typeof row>;
 
 const MODULES = [".js", ".mjs", ".ts", ".mts"];
-/** What a task module imports is this very program, wherever the module lies. */
+/** Task modules import this very program, wherever they lie. */
 const OWN_MODULES = {
   "coppice/evaluate": fileURLToPath(
     new URL(import.meta.url.endsWith(".ts") ? "./index.ts" : "./index.js", import.meta.url),
@@ -80,7 +80,7 @@ const OWN_MODULES = {
 /**
  * Reads a task file. A module, JavaScript or TypeScript, exports any {@link Task} by default and may import `coppice/evaluate`.
  * @returns undefined when there is no such file
- * @throws FormatError naming the field that is not as it must be
+ * @throws UsageError when the file is missing, FormatError naming the field that is wrong
  */
 export async function loadTaskFile(file: string): Promise<Task | undefined> {
   const extension = path.extname(file);
@@ -91,7 +91,7 @@ export async function loadTaskFile(file: string): Promise<Task | undefined> {
   try {
     json = JSON.parse(readFileSync(file, "utf8"));
   } catch (error) {
-    throw new FormatError(`${file} is no valid JSON (${error instanceof Error ? error.message : error})`);
+    throw new FormatError(`${file} is not valid JSON (${error instanceof Error ? error.message : error})`);
   }
   const parsed = schema.safeParse(json);
   if (!parsed.success) throw new FormatError(`${file}: ${complaint(parsed.error, json)}`);
@@ -106,18 +106,23 @@ async function taskOfModule(file: string): Promise<Task> {
     throw new FormatError(`${file} cannot be loaded as a task: ${error instanceof Error ? error.message : error}`);
   }
   if (typeof task?.name !== "string" || typeof task.read !== "function" || task.dataset === undefined)
-    throw new FormatError(`${file}: its default export is no task; make one with multipleChoice or generation`);
+    throw new FormatError(
+      `${file}: its default export is not a task; make one with multipleChoice, generation or the like`,
+    );
   return task as Task;
 }
 
 function taskOf(json: TaskJson, file: string): Task {
   const beside = path.resolve(path.dirname(file), json.data);
   const facts = {
-    ...{ name: json.name, version: json.version, schema: row },
-    dataset: { repo: existsSync(beside) ? beside : json.data, ...(json.config && { config: json.config }) },
+    name: json.name,
+    version: json.version,
+    schema: row,
+    dataset: { repo: existsSync(beside) ? beside : json.data, config: json.config },
     splits: Object.fromEntries(Object.entries(json.splits).filter(([, split]) => split !== undefined)),
     fewShot: {
-      ...{ count: json.fewShot, sampler: json.fewShotSampler },
+      count: json.fewShot,
+      sampler: json.fewShotSampler,
       description: json.description,
     },
   };
@@ -138,21 +143,15 @@ function taskOf(json: TaskJson, file: string): Task {
     }
     case "generation": {
       const [prompt, answer] = [text(json.prompt), text(json.answer)];
-      const pattern = json.extract === undefined ? undefined : expression(json.extract, file);
-      const extracted = (written: string) => {
-        const match = pattern === undefined ? undefined : [...written.matchAll(pattern)].at(-1);
-        return trim(pattern === undefined ? written : (match?.[1] ?? match?.[0] ?? ""));
-      };
-      const judges = {
-        exact_match: (written: string, right: string) => (extracted(written) === trim(right) ? 1 : 0),
-        rouge_l: (written: string, right: string) => rougeL(right, extracted(written)),
-      };
+      const judges = judgesOf(json.extract, file);
       return generation({
         ...facts,
-        ...{ prompt, answer, until: json.until },
+        prompt,
+        answer,
+        until: json.until,
         maxTokens: json.maxTokens,
         metrics: json.metrics.map((metric) => mean(metric)),
-        judge: (written, r) => json.metrics.map((metric) => judges[metric](written, answer(r))),
+        judge: (generated, r) => json.metrics.map((metric) => judges[metric](generated, answer(r))),
       });
     }
     case "last-word":
@@ -160,12 +159,27 @@ function taskOf(json: TaskJson, file: string): Task {
     case "text": {
       const whole = text(json.text);
       return wholeText({
-        ...{ ...facts, text: whole },
+        ...facts,
+        text: whole,
         words: (r) => countWords(whole(r)),
         bytes: (r) => Buffer.byteLength(whole(r)),
       });
     }
   }
+}
+
+/** The metrics of generated text. @param extract the expression whose match is compared; the whole text by default */
+function judgesOf(extract: string | undefined, file: string) {
+  const pattern = extract === undefined ? undefined : expression(extract, file);
+  const extracted = (text: string) => {
+    if (pattern === undefined) return trim(text);
+    const match = [...text.matchAll(pattern)].at(-1);
+    return trim(match?.[1] ?? match?.[0] ?? "");
+  };
+  return {
+    exact_match: (text: string, reference: string) => (extracted(text) === trim(reference) ? 1 : 0),
+    rouge_l: (text: string, reference: string) => rougeL(reference, extracted(text)),
+  };
 }
 
 function renderer(source: string, file: string): (row: Row) => string {
@@ -186,7 +200,7 @@ function renderer(source: string, file: string): (row: Row) => string {
   };
 }
 
-/** A column (`answer`, `choices.text`, also in braces) with its own type, or what a template makes. */
+/** The value of a column (`answer`, `choices.text`, also in braces) in its own type, or a template's text. */
 function columnOf(source: string, file: string): (row: Row) => unknown {
   const [, columns] = /^\s*(?:\{\{)?\s*([\w.]+)\s*(?:\}\})?\s*$/.exec(source) ?? [];
   if (columns === undefined) return renderer(source, file);
@@ -204,13 +218,13 @@ function expression(source: string, file: string): RegExp {
   }
 }
 
-/** The number that an answer means: itself, the place of its text, or that of a letter. */
+/** The index that an answer means: the number itself, or the index of its text or letter. */
 function indexOfAnswer(answer: unknown, listed: readonly string[], task: string): number {
   const text = trim(String(answer));
   const place = listed.findIndex((choice) => trim(choice) === text);
   const letter = /^[A-Z]$/.test(text) ? text.charCodeAt(0) - 65 : -1;
   const number = typeof answer === "number" ? answer : place >= 0 ? place : letter >= 0 ? letter : Number(text);
   if (!Number.isInteger(number) || number < 0 || number >= listed.length)
-    throw new FormatError(`${task}: the answer ${JSON.stringify(answer)} is none of ${listed.length} choices`);
+    throw new FormatError(`${task}: the answer ${JSON.stringify(answer)} is none of the ${listed.length} choices`);
   return number;
 }

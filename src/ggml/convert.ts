@@ -2,13 +2,13 @@ import { FormatError } from "../system/errors.js";
 import { bytesOf, type DType, elementsIn, type FloatDType, isQuantized, typedView } from "./dtype.js";
 import type { Functions } from "./functions.js";
 
-/** Converts stored elements to f32. A view of the same bytes when they are f32 already. */
+/** Converts stored elements to f32. Returns a view of the same bytes when they are f32 already. @throws FormatError for i32 */
 export function toFloat32(functions: Functions, bytes: Uint8Array, dtype: DType): Float32Array {
   if (dtype === "f32") {
     const words = typedView(bytes, 4);
     return new Float32Array(words.buffer, words.byteOffset, words.length);
   }
-  if (dtype === "i32") throw new FormatError("i32 data where floating-point numbers were expected");
+  if (dtype === "i32") throw new FormatError("expected floating-point numbers, found i32");
   if (isQuantized(dtype)) {
     const values = new Float32Array(elementsIn(dtype, bytes.byteLength));
     functions.dequantize[dtype](bytes, values, values.length);

@@ -6,7 +6,7 @@ import type { Functions, Pointer } from "./functions.js";
 import { type Kernels, loadKernels, type Variant } from "./kernels.js";
 import { type Library, loadLibrary } from "./library.js";
 
-/** A compute device that ggml found. */
+/** A compute device found by ggml. */
 export interface Device {
   readonly kind: DeviceKind;
   /** ggml's name, for example `CPU` or `Vulkan0`. */
@@ -32,7 +32,7 @@ export function listDevices(library: Library = loadLibrary()): Device[] {
     const handle = f.ggml_backend_dev_get(i);
     const name = f.ggml_backend_dev_name(handle);
     const kind = PREFIXES.find(([pattern]) => pattern.test(name))?.[1];
-    if (kind === undefined) continue; // accelerators such as BLAS that only assist another device
+    if (kind === undefined) continue; // an accelerator such as BLAS, which only assists another device
     const free = new BigUint64Array(1);
     const total = new BigUint64Array(1);
     f.ggml_backend_dev_memory(handle, free, total);
@@ -49,23 +49,23 @@ export function listDevices(library: Library = loadLibrary()): Device[] {
 }
 
 export interface BackendOptions {
-  /** Which kind of device; `auto` takes the fastest found. */
+  /** The kind of device; `auto`, the default, takes the fastest one. */
   readonly device?: DeviceKind | "auto" | undefined;
-  /** CPU threads; COPPICE_THREADS, or all cores, by default. */
+  /** Number of CPU threads; COPPICE_THREADS, or the number of cores, by default. */
   readonly threads?: number | undefined;
-  /** Our own kernels on a CPU: the best that it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`. */
+  /** Our own kernels on a CPU: the best it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`, the default. */
   readonly kernels?: "auto" | "none" | Variant | undefined;
-  /** Whether threads live as long as the backend; false has ggml start them for each computation, as llama.cpp does without our library. */
+  /** Whether threads live as long as the backend, as by default; ggml otherwise starts them for each computation. */
   readonly keepThreads?: boolean | undefined;
 }
 
-/** Drivers that only imitate a GPU on the processor: slower than the processor itself, so never chosen unasked. */
+/** Drivers that emulate a GPU on the CPU: slower than the CPU itself, so only used on request. */
 const SOFTWARE_DRIVER = /llvmpipe|lavapipe|swiftshader/i;
 
-/** Room for ggml's record of a thread pool's settings (528 bytes in 0.25: a mask of 512 CPUs and five fields). */
+/** More than ggml's record of a thread pool's settings takes (528 bytes in 0.25: a mask of 512 CPUs and five fields). */
 const THREADPOOL_PARAMETER_BYTES = 1024;
 
-/** An initialised device: it allocates buffers and computes graphs, one at a time. */
+/** An open device: it allocates buffers and computes graphs, one at a time. */
 export class Backend {
   private released = false;
   private threadpool: unknown;
@@ -75,31 +75,34 @@ export class Backend {
     readonly device: Device,
     readonly handle: Pointer,
     readonly threads: number,
-    /** Our own kernels, where they are built and the device is a CPU that runs them. */
+    /** Our own kernels, when they are built and the device is a CPU that can run them. */
     readonly kernels: Kernels | undefined,
   ) {}
 
   /**
    * Opens a device.
-   * @throws UsageError when no device of the wished kind is there, with those that are
+   * @throws UsageError when there is no device of the requested kind, listing those there are, CoppiceError when it cannot be
+   * initialized
    */
   static open(options: BackendOptions = {}): Backend {
-    const wish = options.device ?? "auto";
+    const kind = options.device ?? "auto";
     const threads = options.threads ?? Number(process.env.COPPICE_THREADS || availableParallelism());
     if (!Number.isInteger(threads) || threads < 1)
       throw new UsageError(`threads must be a positive integer, not ${threads}`);
-    const library = loadLibrary(wish);
+    const library = loadLibrary(kind);
     const devices = listDevices(library);
     const device =
-      wish === "auto"
+      kind === "auto"
         ? devices.find(({ description }) => !SOFTWARE_DRIVER.test(description))
-        : devices.find(({ kind }) => kind === wish);
-    if (device === undefined)
+        : devices.find((candidate) => candidate.kind === kind);
+    if (device === undefined) {
+      const found = devices.map(({ name }) => name).join(", ") || "none";
       throw new UsageError(
-        `no ${wish === "auto" ? "compute" : wish} device was found; there is ${devices.map((d) => d.name).join(", ") || "none"} (see \`coppice doctor\`)`,
+        `no ${kind === "auto" ? "compute" : kind} device was found; devices: ${found} (see \`coppice doctor\`)`,
       );
+    }
     const handle = library.functions.ggml_backend_dev_init(device.handle, null);
-    if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialised`);
+    if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialized`);
     const { kernels } =
       device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
     const backend = new Backend(library, device, handle, threads, kernels);
@@ -111,7 +114,7 @@ export class Backend {
     return this.library.functions;
   }
 
-  /** A function that only this kind of device has. */
+  /** A function that only some kinds of device have; undefined where this one lacks it. */
   private deviceFunction(
     name: string,
     result: string,
@@ -126,8 +129,8 @@ export class Backend {
   }
 
   /**
-   * Gives a CPU a pool of threads that lives as long as it does. Without one ggml starts threads for every computation, and a
-   * fresh thread can wait a scheduler tick (10 ms were seen) beside an idle core.
+   * Gives a CPU a pool of threads that lives as long as the backend. Without one ggml starts threads for every computation, and
+   * a new thread can wait for a scheduler tick (10 ms were seen) next to an idle core.
    */
   private startThreads(keep: boolean): void {
     const create = this.deviceFunction("ggml_threadpool_new", "intptr_t", ["void *"]);
@@ -158,7 +161,7 @@ export class Backend {
     });
   }
 
-  /** Gives the device back. Its buffers must be freed before. */
+  /** Releases the device. Its buffers must have been freed. */
   free(): void {
     if (this.released) return;
     this.released = true;

@@ -1,4 +1,4 @@
-/** An element type: its number in ggml, and how many elements a block of how many bytes holds. */
+/** How an element type is stored: its number in ggml, and the elements and bytes of a block. */
 interface Layout {
   readonly id: number;
   readonly block: number;
@@ -12,7 +12,7 @@ const PLAIN = {
   bf16: { id: 30, block: 1, bytes: 2 },
 } as const satisfies Record<string, Layout>;
 
-/** Quantized types, for weights only: `name` is what ggml's functions call it. */
+/** Quantized types, for weights only. `name` is the type's name in ggml's functions. */
 const QUANTIZED = {
   q4_0: { id: 2, block: 32, bytes: 18, name: "q4_0" },
   q4_1: { id: 3, block: 32, bytes: 20, name: "q4_1" },
@@ -41,7 +41,9 @@ const QUANTIZED = {
   q2_0: { id: 42, block: 64, bytes: 18, name: "q2_0" },
 } as const satisfies Record<string, Layout & { readonly name: string }>;
 
+/** Floating-point types. */
 export type FloatDType = "f32" | "f16" | "bf16";
+/** Quantized types. */
 export type QuantizedDType = keyof typeof QUANTIZED;
 /** Types that weights are stored in. */
 export type StoredDType = FloatDType | QuantizedDType;
@@ -55,34 +57,34 @@ export const DTYPE_ID = Object.fromEntries(Object.entries(LAYOUTS).map(([name, {
   Record<DType, number>
 >;
 
-/** Bytes of one element of the types whose elements stand alone. */
+/** Bytes of an element of the types without blocks. */
 export const DTYPE_BYTES: Readonly<Record<FloatDType | "i32", number>> = { f32: 4, f16: 2, bf16: 2, i32: 4 };
 
 export const QUANTIZED_DTYPES = Object.keys(QUANTIZED) as readonly QuantizedDType[];
 export const isQuantized = (dtype: DType): dtype is QuantizedDType => dtype in QUANTIZED;
-/** What ggml calls a quantized type in the names of its functions. */
+/** A quantized type's name in ggml's function names. */
 export const nativeName = (dtype: QuantizedDType): string => QUANTIZED[dtype].name;
-/** How many elements of a row are stored together: rows are multiples of it. */
+/** The number of elements in a block: rows are multiples of it. */
 export const blockSize = (dtype: DType): number => LAYOUTS[dtype].block;
-/** Bytes of so many elements, whole blocks of them. */
+/** Bytes of a number of elements, which must be whole blocks. */
 export const dataBytes = (dtype: DType, elements: number): number =>
   (elements / LAYOUTS[dtype].block) * LAYOUTS[dtype].bytes;
 
-/** How many elements so many bytes of whole blocks hold. */
+/** The number of elements in so many bytes, which must be whole blocks. */
 export const elementsIn = (dtype: DType, bytes: number): number =>
   (bytes / LAYOUTS[dtype].bytes) * LAYOUTS[dtype].block;
 
-/** The type of a number in a GGUF file, where it is one that is known here. */
+/** The type with a number in GGUF files; undefined when it is not supported. */
 export function dtypeOfId(id: number): DType | undefined {
   return (Object.keys(LAYOUTS) as DType[]).find((dtype) => LAYOUTS[dtype].id === id);
 }
 
-/** The bytes of `data` without copying. */
+/** The bytes of `data`, without copying. */
 export function bytesOf(data: NodeJS.ArrayBufferView): Uint8Array {
   return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 }
 
-/** Bytes as a typed array over them; copied only if they are not aligned. */
+/** A typed array over bytes; copied only if they are not aligned. */
 export function typedView(bytes: Uint8Array, elementBytes: 2): Uint16Array;
 export function typedView(bytes: Uint8Array, elementBytes: 4): Uint32Array;
 export function typedView(bytes: Uint8Array, elementBytes: 2 | 4): Uint16Array | Uint32Array;

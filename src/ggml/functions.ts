@@ -2,10 +2,10 @@ import type { LibraryHandle } from "koffi";
 import koffi from "../system/ffi.js";
 import { nativeName, QUANTIZED_DTYPES, type QuantizedDType } from "./dtype.js";
 
-/** The address of something native. Never dereferenced here: all access goes through ggml's own functions. */
+/** A native address. Never dereferenced in TypeScript: all access goes through ggml's functions. */
 export type Pointer = bigint & { readonly __native: unique symbol };
 
-/** C types as they cross the boundary, and what each is in TypeScript. */
+/** C types of arguments and results, with their TypeScript types. */
 interface CTypes {
   void: undefined;
   pointer: Pointer;
@@ -45,7 +45,24 @@ const c = <R extends CType, const A extends readonly CType[]>(result: R, ...args
   args,
 });
 
-/** Every native function used, by library, with its C signature. Adding one is adding a line. */
+const ROPE = c(
+  "pointer",
+  "pointer",
+  "pointer",
+  "pointer",
+  "optional",
+  "int",
+  "int",
+  "int",
+  "float",
+  "float",
+  "float",
+  "float",
+  "float",
+  "float",
+);
+
+/** Every native function used, with its C signature. To add one, add a line. */
 export const SIGNATURES = {
   // contexts: they hold tensor records, not their data
   ggml_free: c("void", "pointer"),
@@ -66,10 +83,7 @@ export const SIGNATURES = {
   // shape
   ggml_reshape_4d: c("pointer", "pointer", "pointer", "int64", "int64", "int64", "int64"),
   ggml_permute: c("pointer", "pointer", "pointer", "int", "int", "int", "int"),
-  ggml_view_4d: c(
-    ...(["pointer", "pointer", "pointer", "int64", "int64", "int64", "int64"] as const),
-    ...(["size", "size", "size", "size"] as const),
-  ),
+  ggml_view_4d: c("pointer", "pointer", "pointer", "int64", "int64", "int64", "int64", "size", "size", "size", "size"),
   ggml_concat: c("pointer", "pointer", "pointer", "pointer", "int"),
   ggml_cont: c("pointer", "pointer", "pointer"),
   ggml_pad: c("pointer", "pointer", "pointer", "int", "int", "int", "int"),
@@ -111,25 +125,26 @@ export const SIGNATURES = {
   ggml_swiglu_split: c("pointer", "pointer", "pointer", "pointer"),
   ggml_soft_max_ext: c("pointer", "pointer", "pointer", "optional", "float", "float"),
   ggml_soft_max_ext_back: c("pointer", "pointer", "pointer", "pointer", "float", "float"),
-  ggml_flash_attn_ext: c(
-    ...(["pointer", "pointer", "pointer", "pointer", "pointer", "optional"] as const),
-    ...(["float", "float", "float"] as const),
-  ),
-  ggml_rope_ext: c(
-    ...(["pointer", "pointer", "pointer", "pointer", "optional", "int", "int", "int"] as const),
-    ...(["float", "float", "float", "float", "float", "float"] as const),
-  ),
-  ggml_rope_ext_back: c(
-    ...(["pointer", "pointer", "pointer", "pointer", "optional", "int", "int", "int"] as const),
-    ...(["float", "float", "float", "float", "float", "float"] as const),
-  ),
+  ggml_flash_attn_ext: c("pointer", "pointer", "pointer", "pointer", "pointer", "optional", "float", "float", "float"),
+  ggml_rope_ext: ROPE,
+  ggml_rope_ext_back: ROPE,
   ggml_argmax: c("pointer", "pointer", "pointer"),
   ggml_argsort_top_k: c("pointer", "pointer", "pointer", "int"),
   ggml_opt_step_adamw: c("pointer", "pointer", "pointer", "pointer", "pointer", "pointer", "pointer"),
   // ops of our own: (context, type, sizes, sources, their number, function, threads, user data)
   ggml_custom_4d: c(
-    ...(["pointer", "pointer", "int", "int64", "int64", "int64", "int64"] as const),
-    ...(["bytes", "int", "pointer", "int", "optional"] as const),
+    "pointer",
+    "pointer",
+    "int",
+    "int64",
+    "int64",
+    "int64",
+    "int64",
+    "bytes",
+    "int",
+    "pointer",
+    "int",
+    "optional",
   ),
   ggml_custom_inplace: c("pointer", "pointer", "pointer", "bytes", "int", "pointer", "int", "optional"),
   // graphs
@@ -209,7 +224,7 @@ function bind(library: LibraryHandle, name: string, signature: Signature<CType, 
     signature.args.map((type) => NATIVE[type]),
   );
   if (!signature.args.includes("optional") && !["pointer", "optional"].includes(signature.result)) return native;
-  // koffi gives small addresses as numbers and wants no null for an integer: normalise both ways.
+  // koffi returns small addresses as numbers and does not take null for an integer: convert in both directions
   const wrapped = (...args: unknown[]): unknown => {
     const result = native(...args.map((value) => (value === null ? 0n : value)));
     if (signature.result !== "pointer" && signature.result !== "optional") return result;
@@ -219,8 +234,8 @@ function bind(library: LibraryHandle, name: string, signature: Signature<CType, 
 }
 
 /**
- * Binds every function of the table.
- * @throws when a library lacks one, which means that it is of another ggml release
+ * Binds every function of the tables.
+ * @throws when a library lacks one, which means that it is from another ggml release
  */
 export function bindFunctions(base: LibraryHandle, loader: LibraryHandle): Functions {
   const table: Record<string, unknown> = {};

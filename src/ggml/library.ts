@@ -9,7 +9,7 @@ import { bindFunctions, type Functions } from "./functions.js";
 /** The loaded ggml libraries. */
 export interface Library {
   readonly functions: Functions;
-  /** Where the libraries lie. */
+  /** The folder of the libraries. */
   readonly directory: string;
   readonly version: string;
   readonly commit: string;
@@ -17,7 +17,7 @@ export interface Library {
 
 const PLATFORM = { linux: "linux", darwin: "mac", win32: "win" }[process.platform as string] ?? process.platform;
 
-/** npm packages that carry ggml for this platform and can drive the kind of device. */
+/** npm packages with ggml for this platform and kind of device. */
 function packagesFor(kind: DeviceKind): string[] {
   const base = `@node-llama-cpp/${PLATFORM}-${process.arch}`;
   if (kind === "cuda" || kind === "vulkan") return [`${base}-${kind}`];
@@ -25,7 +25,7 @@ function packagesFor(kind: DeviceKind): string[] {
   return [base, `${base}-metal`];
 }
 
-/** The folder of a package's libraries, or undefined when it is not installed. */
+/** The folder of a package's libraries; undefined when the package is not installed. */
 function packageDirectory(name: string): string | undefined {
   const require = createRequire(import.meta.url);
   for (const modules of require.resolve.paths(name) ?? []) {
@@ -37,21 +37,21 @@ function packageDirectory(name: string): string | undefined {
   return undefined;
 }
 
-/** Folders that may hold the libraries for a wish, best first. */
-export function libraryDirectories(wish: DeviceKind | "auto"): string[] {
-  const named = process.env.COPPICE_GGML_DIR;
-  if (named !== undefined && named !== "") return [path.resolve(named)];
-  // every package can also drive the processor, and two cannot be loaded: the processor takes the one a GPU would
-  const kinds = wish === "auto" || wish === "cpu" ? DEVICE_KINDS : [wish, ...DEVICE_KINDS];
+/** Folders that may hold the libraries for a kind of device, best first. */
+export function libraryDirectories(device: DeviceKind | "auto"): string[] {
+  const directory = process.env.COPPICE_GGML_DIR;
+  if (directory !== undefined && directory !== "") return [path.resolve(directory)];
+  // every package also contains the CPU backend, and only one can be loaded: for the CPU, take the one a GPU would need
+  const kinds = device === "auto" || device === "cpu" ? DEVICE_KINDS : [device, ...DEVICE_KINDS];
   const folders = kinds.flatMap((kind) =>
     packagesFor(kind)
       .map(packageDirectory)
-      .filter((folder) => folder !== undefined && (kind !== "cuda" || kind === wish || cudaWorks(folder))),
+      .filter((folder) => folder !== undefined && (kind !== "cuda" || kind === device || cudaWorks(folder))),
   );
   return [...new Set(folders.filter((folder) => folder !== undefined))];
 }
 
-/** Whether there is an NVIDIA driver, and the CUDA libraries that the package leaves to the user's machine. */
+/** Whether there are an NVIDIA driver and the CUDA libraries, which the package does not contain. */
 function cudaWorks(directory: string): boolean {
   const driver = ["/dev/nvidiactl", "/dev/dxg", "C:\\Windows\\System32\\nvcuda.dll"].some((file) => existsSync(file));
   const backend = findLibrary(directory, /^(lib)?ggml-cuda\.(so|dll)$/);
@@ -72,13 +72,13 @@ function findLibrary(directory: string, stem: RegExp): string | undefined {
 const loaded = new Map<string, Library>();
 
 /**
- * Loads the backends of a folder that are wanted: of the CPU's the one that scores best on this processor, and, unless only the
- * CPU is, all others. A GPU's driver costs memory and time even when it is not used (43 MB of LLVM with Mesa's).
+ * Loads backends from a folder: the CPU backend that scores best on this processor, or all others. A GPU's driver costs memory
+ * and time even when it is not used (43 MB of LLVM with Mesa's).
  */
-function loadBackends(functions: Functions, directory: string, only: "cpu" | "others"): void {
+function loadBackends(functions: Functions, directory: string, which: "cpu" | "others"): void {
   const files = readdirSync(directory).filter((entry) => /^(lib)?ggml-(?!base)[\w-]+\.(so|dylib|dll)$/.test(entry));
   const isCpu = (file: string) => /^(lib)?ggml-cpu/.test(file);
-  if (only === "others") {
+  if (which === "others") {
     for (const file of files.filter((entry) => !isCpu(entry))) functions.ggml_backend_load(path.join(directory, file));
     return;
   }
@@ -98,8 +98,8 @@ function scoreOf(file: string): number {
 }
 
 /**
- * Loads ggml from a folder: first `ggml-base`, then the loader `ggml`, then the CPU's backend found beside them.
- * @throws CoppiceError when the folder lacks the libraries or they are of another release
+ * Loads ggml from a folder: first `ggml-base`, then the loader `ggml`, then the CPU backend next to them.
+ * @throws CoppiceError when the folder lacks the libraries or they are from another release
  */
 function loadFrom(directory: string): Library {
   const known = loaded.get(directory);
@@ -114,18 +114,18 @@ function loadFrom(directory: string): Library {
   );
   if (basePath === undefined || loaderPath === undefined)
     throw new CoppiceError(
-      `ggml: ${directory} holds no libggml-base and libggml; COPPICE_GGML_DIR must name their folder`,
+      `ggml: ${directory} does not contain libggml-base and libggml; COPPICE_GGML_DIR must name their folder`,
     );
   let functions: Functions;
   try {
     functions = bindFunctions(koffi.load(basePath, { global: true }), koffi.load(loaderPath, { global: true }));
   } catch (error) {
     throw new CoppiceError(
-      `ggml: the libraries in ${directory} do not fit this version of Coppice (${error instanceof Error ? error.message : error})`,
+      `ggml: the libraries in ${directory} are not compatible with this version of Coppice (${error instanceof Error ? error.message : error})`,
     );
   }
-  // ggml logs to standard error by default. A native function without effect stands in for a log call-back, because one
-  // in JavaScript could not be called from ggml's threads.
+  // ggml logs to standard error by default. A native function without effect serves as the log callback, because a JavaScript
+  // function cannot be called from ggml's threads.
   if (process.env.COPPICE_DEBUG === undefined) {
     const silent = BigInt(koffi.load(basePath).symbol("ggml_time_init") as bigint);
     functions.ggml_log_set(silent as never, null);
@@ -145,34 +145,30 @@ let current: Library | undefined;
 let othersLoaded = false;
 
 /**
- * Loads ggml once per process. Two builds of it cannot live in one process, so the first wish decides.
- * @throws CoppiceError when none is installed, with what to install
+ * Loads ggml once per process. Two builds of it cannot be loaded into one process, so the first requested device decides.
+ * @throws CoppiceError when none is installed, naming what to install
  */
-export function loadLibrary(wish: DeviceKind | "auto" = "auto"): Library {
-  current ??= firstLibrary(wish);
-  loadOthers(current, wish);
+export function loadLibrary(device: DeviceKind | "auto" = "auto"): Library {
+  current ??= firstLibrary(device);
+  if (device !== "cpu" && !othersLoaded) {
+    othersLoaded = true;
+    loadBackends(current.functions, current.directory, "others");
+  }
   return current;
 }
 
-/** ggml's functions, for what needs no device: conversions and the like. No GPU's driver is started for them. */
+/** ggml's functions that need no device, such as conversions. Does not load GPU drivers. */
 export function loadFunctions(): Functions {
   current ??= firstLibrary("auto");
   return current.functions;
 }
 
-function firstLibrary(wish: DeviceKind | "auto"): Library {
-  const [directory] = libraryDirectories(wish);
+function firstLibrary(device: DeviceKind | "auto"): Library {
+  const [directory] = libraryDirectories(device);
   if (directory === undefined)
     throw new CoppiceError(
       `no compute library is installed for ${process.platform} ${process.arch}: run \`npm install @node-llama-cpp/${PLATFORM}-${process.arch}\`, ` +
-        `or set COPPICE_GGML_DIR to a folder that holds libggml-base, libggml and their backends`,
+        `or set COPPICE_GGML_DIR to a folder that contains libggml-base, libggml and their backends`,
     );
   return loadFrom(directory);
-}
-
-/** Loads what is not the CPU's, at the first wish for it. */
-function loadOthers({ functions, directory }: Library, wish: DeviceKind | "auto"): void {
-  if (wish === "cpu" || othersLoaded) return;
-  othersLoaded = true;
-  loadBackends(functions, directory, "others");
 }

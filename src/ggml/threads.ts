@@ -3,10 +3,10 @@ import koffi from "../system/ffi.js";
 import { builtLibrary } from "./kernels.js";
 
 /**
- * Has llama.cpp's contexts in this process keep their threads from one token to the next. node-llama-cpp gives them no pool, and
- * ggml then starts threads for every token, each of which can wait a scheduler tick. To be called when llama.cpp is started, before
- * its first context.
- * @returns whether they do: only on Linux, where our native library is built; elsewhere all works as before
+ * Makes llama.cpp's contexts in this process keep their threads from one token to the next. node-llama-cpp does not give them a
+ * thread pool, so ggml starts threads for every token, each of which can wait for a scheduler tick. Call it after loading
+ * llama.cpp and before creating the first context.
+ * @returns whether threads are kept: only on Linux with our native library; nothing changes elsewhere
  */
 export function keepThreads(): boolean {
   if (!canKeepThreads()) return false;
@@ -20,10 +20,10 @@ export function keepThreads(): boolean {
   }
 }
 
-/** Whether {@link keepThreads} has what it needs here. */
+/** Whether {@link keepThreads} can work on this machine. */
 export const canKeepThreads = (): boolean => process.platform === "linux" && builtLibrary() !== undefined;
 
-/** ggml's CPU backend in this process, ours and llama.cpp's: of those that were looked at, the one that suits the processor best. */
+/** The CPU backend of ggml that this process uses: of those mapped, the one that scores best on this processor. */
 function cpuBackend(): string | undefined {
   const score = (file: string): number => koffi.load(file).func("ggml_backend_score", "int", [])();
   return mappedFiles()
@@ -33,7 +33,7 @@ function cpuBackend(): string | undefined {
     .sort((a, b) => b.score - a.score)[0]?.file;
 }
 
-/** The files that this process has mapped; none where the system does not say. */
+/** The files mapped into this process; none where the system does not list them. */
 function mappedFiles(): string[] {
   try {
     const lines = readFileSync("/proc/self/maps", "utf8").split("\n");

@@ -1,12 +1,12 @@
 /**
- * An error meant for the person who ran the command: it says what was wrong, with the value and the place, and what to
- * do. The command line prints its message without a stack trace and exits with code 1.
+ * An error for the person who ran the command: its message says what was wrong, with the value and where it came from, and what
+ * to do. The command line prints the message without a stack trace and exits with code 1.
  */
 export class CoppiceError extends Error {
   override readonly name: string = "CoppiceError";
 }
 
-/** The command was called wrongly (unknown option, unparsable target): exit code 2. */
+/** The command was called with wrong arguments (an unknown option, a malformed target): exit code 2. */
 export class UsageError extends CoppiceError {
   override readonly name = "UsageError";
 }
@@ -16,18 +16,18 @@ export class FormatError extends CoppiceError {
   override readonly name = "FormatError";
 }
 
-/** A job was asked to stop; what it has done is kept. */
+/** A job was stopped on request; what it has done is kept. */
 export class InterruptedError extends CoppiceError {
   override readonly name = "InterruptedError";
 }
 
-/** Tensors of the wrong shape or type met; the message names them. Raised before anything reaches native code. */
+/** Tensors do not fit by shape or type; the message names them. Thrown before anything reaches native code. */
 export class ShapeError extends CoppiceError {
   override readonly name = "ShapeError";
 }
 
-/** Returns `value`, or throws what `complaint` says when it is undefined or null. */
-export function required<T>(value: T | undefined | null, complaint: string): T {
-  if (value === undefined || value === null) throw new CoppiceError(complaint);
+/** Returns `value`. @throws CoppiceError with `message` when it is undefined or null */
+export function required<T>(value: T | undefined | null, message: string): T {
+  if (value === undefined || value === null) throw new CoppiceError(message);
   return value;
 }

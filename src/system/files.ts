@@ -15,11 +15,11 @@ import { homedir } from "node:os";
 import path from "node:path";
 import { CoppiceError } from "./errors.js";
 
-/** Where what can be made again is kept: `given`, or COPPICE_CACHE, or `~/.cache/coppice`. */
-export const cacheDirectory = (given?: string): string =>
-  given ?? process.env.COPPICE_CACHE ?? path.join(homedir(), ".cache", "coppice");
+/** The directory for files that can be recreated: `directory`, or COPPICE_CACHE, or `~/.cache/coppice`. */
+export const cacheDirectory = (directory?: string): string =>
+  directory ?? process.env.COPPICE_CACHE ?? path.join(homedir(), ".cache", "coppice");
 
-/** Flushes a directory entry, so that a rename in it survives a power cut. Not every platform allows it. */
+/** Flushes a directory, so that a rename in it survives a power failure. */
 export function syncDirectory(directory: string): void {
   try {
     const handle = openSync(directory, "r");
@@ -33,51 +33,55 @@ export function syncDirectory(directory: string): void {
   }
 }
 
-/** A name beside `file` that no other process uses, for writing before the rename. */
+/** A name in the directory of `file` that no other process uses, to write to before renaming. */
 export function temporaryBeside(file: string): string {
   return `${file}.partial-${process.pid}-${randomBytes(4).toString("hex")}`;
 }
 
-/** What people call sizes; as in every message. */
-const size = (bytes: number): string =>
+/** A size in the units of all messages. */
+const formatSize = (bytes: number): string =>
   bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
-/** An error of writing a file: where the disk is full, it says what had no room. @param bytes of the whole file, where known */
+/**
+ * Turns an error of writing a file into one that says what did not fit, when the disk is full or the quota exceeded. Other errors
+ * are returned as they are.
+ * @param bytes size of the whole file, where known
+ */
 export function writingError(error: unknown, file: string, bytes?: number): unknown {
   const { code } = (error ?? {}) as NodeJS.ErrnoException;
   if (code !== "ENOSPC" && code !== "EDQUOT") return error;
   return new CoppiceError(
-    `${file} could not be written${bytes === undefined ? "" : ` (${size(bytes)})`}: ${code === "ENOSPC" ? "the disk is full" : "your quota is used up"}; make room, and the same command goes on`,
+    `${file} could not be written${bytes === undefined ? "" : ` (${formatSize(bytes)})`}: ${code === "ENOSPC" ? "the disk is full" : "your quota is used up"}; free some space and run the same command again to continue`,
   );
 }
 
 /**
- * Makes sure that there is room for something before the work that ends in it.
- * @param file where it goes; it need not be there yet
- * @param what for the message, for example `two checkpoints`
+ * Checks for disk space before the work that ends in writing a file.
+ * @param file the file to write; neither it nor its directory need exist
+ * @param what names what is written, for example `two checkpoints`
  * @throws CoppiceError saying how much is needed and how much there is
  */
 export function checkSpace(file: string, bytes: number, what: string): void {
   const free = freeBytes(file);
   if (free !== undefined && bytes > free)
     throw new CoppiceError(
-      `${file}: ${what} need${what.endsWith("s") ? "" : "s"} ${size(bytes)}, its disk has ${size(free)} left: make room, or write elsewhere`,
+      `${file}: ${what} need${what.endsWith("s") ? "" : "s"} ${formatSize(bytes)}, its disk has ${formatSize(free)} left: free some space, or write elsewhere`,
     );
 }
 
-/** Undefined where the system does not tell. */
+/** Undefined when the system does not say. */
 function freeBytes(file: string): number | undefined {
   for (let at = path.resolve(file); ; at = path.dirname(at)) {
     try {
       const { bavail, bsize, blocks } = statfsSync(at);
-      return blocks === 0 ? undefined : bavail * bsize; // some virtual file systems count nothing
+      return blocks === 0 ? undefined : bavail * bsize; // some virtual file systems do not count blocks
     } catch {
       if (at === path.dirname(at)) return undefined;
     }
   }
 }
 
-/** Writes all of some bytes: the system may take fewer at a time, as it does before it says that a disk is full. */
+/** Writes all bytes: the system may take fewer at a time, as it does before it reports that the disk is full. */
 export function writeAll(handle: number, bytes: Uint8Array, position?: number): void {
   for (let done = 0; done < bytes.byteLength; )
     done += writeSync(
@@ -89,23 +93,33 @@ export function writeAll(handle: number, bytes: Uint8Array, position?: number): 
     );
 }
 
-/** Systems write at most 2 GiB at once. */
+/** No system writes more than 2 GiB at once. */
 const MOST_AT_ONCE = 2 ** 30;
 
-/** Puts a finished temporary file or directory in its place: flush, rename, flush the parent. */
+/** Renames a finished temporary file or directory to its final name and flushes the parent. */
 export function moveIntoPlace(temporary: string, file: string): void {
   renameSync(temporary, file);
   syncDirectory(path.dirname(file));
 }
 
-/** Writes a whole small file atomically: beside it, flushed, then renamed. */
+/** Writes a small file atomically. */
 export function writeFileAtomic(file: string, content: string | Uint8Array): void {
   mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
+  writeAtomically(file, content.length, (handle) => writeFileSync(handle, content));
+}
+
+/**
+ * Writes a file atomically: to a temporary file beside it, flushed and then renamed. Nothing is left after an error.
+ * @param bytes the file's size, for messages
+ * @param write writes everything to the open file
+ * @throws CoppiceError when the disk is full
+ */
+export function writeAtomically(file: string, bytes: number, write: (handle: number) => void): void {
   const temporary = temporaryBeside(file);
   try {
     const handle = openSync(temporary, "w");
     try {
-      writeFileSync(handle, content);
+      write(handle);
       fsyncSync(handle);
     } finally {
       closeSync(handle);
@@ -113,22 +127,22 @@ export function writeFileAtomic(file: string, content: string | Uint8Array): voi
     moveIntoPlace(temporary, file);
   } catch (error) {
     rmSync(temporary, { force: true });
-    throw writingError(error, file, content.length);
+    throw writingError(error, file, bytes);
   }
 }
 
-/** Writes a value as indented JSON, atomically. @param replacer as `JSON.stringify` has it */
+/** Writes a value as indented JSON, atomically. @param replacer as in `JSON.stringify` */
 export function writeJson(file: string, value: unknown, replacer?: (key: string, value: unknown) => unknown): void {
   writeFileAtomic(file, `${JSON.stringify(value, replacer, 2)}\n`);
 }
 
-/** For {@link writeJson}: paths below a directory begin with something else. */
-export const pathsBelow = (directory: string, start: string) => (_: string, value: unknown) =>
+/** A replacer for {@link writeJson}: paths below `directory` begin with `prefix` instead. */
+export const pathsBelow = (directory: string, prefix: string) => (_: string, value: unknown) =>
   typeof value === "string" && value.startsWith(directory + path.sep)
-    ? start + value.slice(directory.length + 1)
+    ? prefix + value.slice(directory.length + 1)
     : value;
 
-/** A name that people gave, as one for files. */
+/** Turns a name chosen by a person into a file name. */
 export const safeFileName = (name: string): string =>
   name
     .normalize("NFKD")

@@ -1,5 +1,6 @@
 const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
 
+/** A count with three significant digits: `1.24 B`, `60.0 M`, `512`. */
 export const formatCount = (value: number): string => {
   for (const [unit, size] of [
     ["B", 1e9],
@@ -10,6 +11,7 @@ export const formatCount = (value: number): string => {
   return String(Math.round(value));
 };
 
+/** A size with three significant digits: `1.50 GiB`, `12 B`. */
 export const formatBytes = (bytes: number): string => {
   for (const [unit, size] of [
     ["GiB", 2 ** 30],

@@ -1,13 +1,14 @@
+/** Escapes text for use in HTML elements and attributes. */
 export const escapeHtml = (text: string): string =>
   text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] ?? c);
 
-/** A table in HTML, which scrolls within its place, also by keys. */
+/** A table in HTML, in a container that scrolls and can be scrolled by keyboard. Cells are escaped. */
 export const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   `<div class="scroll" tabindex="0"><table><thead><tr>${head.map((cell) => `<th>${escapeHtml(cell)}</th>`).join("")}</tr></thead><tbody>${rows
     .map((row) => `<tr>${row.map((cell) => `<td>${escapeHtml(cell)}</td>`).join("")}</tr>`)
     .join("")}</tbody></table></div>`;
 
-/** A self-contained page. */
+/** A self-contained HTML page. @param sections HTML, used as it is */
 export const page = (title: string, sections: readonly string[]): string =>
   `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><title>${escapeHtml(title)}</title><style>${STYLE}</style><main>${sections.join("\n")}</main></html>\n`;
 

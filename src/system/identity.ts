@@ -3,14 +3,14 @@ import { closeSync, existsSync, openSync, readFileSync, readSync, statSync } fro
 import path from "node:path";
 import { hashBytes, hashFile, writeFileAtomic } from "./files.js";
 
-/** Up to this size a file is read wholly to tell it from others: seconds. */
+/** Files up to this size are hashed whole, which takes seconds. */
 const WHOLE_BYTES = 4 * 2 ** 30;
-/** Of larger ones its time, the beginning with the header, and pieces spread over the rest. */
-const [HEADER_BYTES, PIECES, PIECE_BYTES] = [4 * 2 ** 20, 256, 64 * 2 ** 10];
+/** Of larger ones the modification time, the beginning with the header, and samples spread over the rest are hashed. */
+const [HEADER_BYTES, SAMPLES, SAMPLE_BYTES] = [4 * 2 ** 20, 256, 64 * 2 ** 10];
 
 /**
- * What a file contains, as a short text: equal texts mean equal content. It is remembered in the cache for as long as the file's
- * size, times and place on disk stay.
+ * Identifies a file's content by a short text: equal texts mean equal content. The text is cached for as long as the file's path,
+ * size, times and inode stay the same.
  */
 export async function contentIdentity(file: string, cache: string, wholeBytes = WHOLE_BYTES): Promise<string> {
   const { size, mtimeMs, ctimeMs, ino } = statSync(file);
@@ -21,7 +21,7 @@ export async function contentIdentity(file: string, cache: string, wholeBytes = 
   try {
     writeFileAtomic(memo, identity);
   } catch {
-    // a cache that cannot be written, as in some containers, costs time and no more
+    // a cache that cannot be written, as in some containers, only costs time
   }
   return identity;
 }
@@ -30,11 +30,11 @@ function sampledHash(file: string, size: number): string {
   const hash = createHash("sha256").update(String(size));
   const handle = openSync(file, "r");
   try {
-    const piece = new Uint8Array(HEADER_BYTES);
-    hash.update(piece.subarray(0, readSync(handle, piece, 0, HEADER_BYTES, 0)));
-    for (let i = 1; i <= PIECES; i++) {
-      const at = Math.floor((i * (size - PIECE_BYTES)) / PIECES);
-      hash.update(piece.subarray(0, readSync(handle, piece, 0, PIECE_BYTES, at)));
+    const sample = new Uint8Array(HEADER_BYTES);
+    hash.update(sample.subarray(0, readSync(handle, sample, 0, HEADER_BYTES, 0)));
+    for (let i = 1; i <= SAMPLES; i++) {
+      const offset = Math.floor((i * (size - SAMPLE_BYTES)) / SAMPLES);
+      hash.update(sample.subarray(0, readSync(handle, sample, 0, SAMPLE_BYTES, offset)));
     }
   } finally {
     closeSync(handle);

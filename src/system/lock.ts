@@ -5,25 +5,25 @@ import path from "node:path";
 import { CoppiceError } from "./errors.js";
 import { temporaryBeside } from "./files.js";
 
-/** The file in a directory that says which process writes there. */
+/** The file that says which process writes in a directory. */
 export const LOCK_FILE = "run.lock";
 
 /** Who holds a lock. */
 interface Holder {
   readonly pid: number;
   readonly host: string;
-  /** Process numbers mean the same processes only within one of these; on Linux alone. */
+  /** The namespace within which process ids are comparable; on Linux only. */
   readonly processes?: string | undefined;
-  /** Changes when the machine starts; on Linux alone. */
+  /** Changes whenever the machine boots; on Linux only. */
   readonly boot?: string | undefined;
-  /** When the process began, in the kernel's ticks: its number may be another's by now; on Linux alone. */
+  /** When the process started, in clock ticks, as its id may be reused; on Linux only. */
   readonly began?: string | undefined;
   /** When it took the lock. */
   readonly since: string;
   readonly token: string;
 }
 
-/** Locks of this process, by file, with their content. */
+/** The contents of this process's locks, by file. */
 const held = new Map<string, string>();
 
 process.on("exit", () => {
@@ -31,20 +31,20 @@ process.on("exit", () => {
 });
 
 /**
- * Takes a directory for this process alone. A lock that a process left behind, because it was killed or the machine went down, is
- * taken over; where that cannot be told, on another machine or in another container, it counts as held.
- * @returns gives it back
- * @throws CoppiceError saying who holds it
+ * Locks a directory for this process. A lock left behind by a process that was killed, or by a machine that went down, is taken
+ * over; where that cannot be known, on another machine or in another container, it counts as held.
+ * @returns a function that releases the lock
+ * @throws CoppiceError naming its holder
  */
 export function lockDirectory(directory: string): () => void {
   const file = path.join(path.resolve(directory), LOCK_FILE);
   const content = JSON.stringify(thisProcess());
   for (let attempt = 0; !create(file, content); attempt++) {
     const found = read(file);
-    if (found === undefined) continue; // given back in this moment
+    if (found === undefined) continue; // released just now
     const holder = parse(found);
     if (attempt > 10 || held.has(file) || holder === undefined || !isGone(holder))
-      throw heldBy(directory, file, holder);
+      throw lockedError(directory, file, holder);
     removeStale(file, found);
   }
   held.set(file, content);
@@ -57,14 +57,14 @@ function thisProcess(): Holder {
     host: hostname(),
     processes: tryRead(() => readlinkSync("/proc/self/ns/pid")),
     boot: tryRead(() => readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()),
-    began: beginningOf(process.pid),
+    began: startTimeOf(process.pid),
     since: new Date().toISOString(),
     token: randomBytes(8).toString("hex"),
   };
 }
 
-/** Field 22 of /proc/PID/stat; the second, a name in parentheses, may hold spaces. */
-const beginningOf = (pid: number): string | undefined =>
+/** Field 22 of /proc/PID/stat. The second field, a name in parentheses, may contain spaces. */
+const startTimeOf = (pid: number): string | undefined =>
   tryRead(() => readFileSync(`/proc/${pid}/stat`, "utf8").split(") ").at(-1)?.split(" ")[19]);
 
 function tryRead<T>(read: () => T): T | undefined {
@@ -75,7 +75,7 @@ function tryRead<T>(read: () => T): T | undefined {
   }
 }
 
-/** Puts a lock file there with its content, unless there is one. */
+/** Creates a lock file with its content. @returns false when there is one already */
 function create(file: string, content: string): boolean {
   const temporary = temporaryBeside(file);
   writeFileSync(temporary, content);
@@ -85,7 +85,7 @@ function create(file: string, content: string): boolean {
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === "EEXIST") return false;
-    return createWithoutLink(file, content); // some file systems have no links
+    return createWithoutLink(file, content); // some file systems have no hard links
   } finally {
     rmSync(temporary, { force: true });
   }
@@ -111,9 +111,9 @@ function parse(content: string): Holder | undefined {
 function isGone({ pid, host, processes, boot, began }: Holder): boolean {
   const own = thisProcess();
   if (host !== own.host) return false;
-  if (boot !== own.boot) return true; // the machine was started again
+  if (boot !== own.boot) return true; // the machine has been rebooted
   if (processes !== own.processes) return false;
-  return !isAlive(pid) || beginningOf(pid) !== began;
+  return !isAlive(pid) || startTimeOf(pid) !== began;
 }
 
 function isAlive(pid: number): boolean {
@@ -121,11 +121,11 @@ function isAlive(pid: number): boolean {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // another user's
+    return (error as NodeJS.ErrnoException).code === "EPERM"; // it is another user's
   }
 }
 
-/** Removes a lock that was found stale, unless another process has replaced it in the meantime. */
+/** Removes a stale lock, unless another process has replaced it meanwhile. */
 function removeStale(file: string, found: string): void {
   const aside = temporaryBeside(file);
   try {
@@ -142,14 +142,14 @@ function release(file: string, content: string): void {
   if (read(file) === content) rmSync(file, { force: true });
 }
 
-function heldBy(directory: string, file: string, holder: Holder | undefined): CoppiceError {
+function lockedError(directory: string, file: string, holder: Holder | undefined): CoppiceError {
   if (holder === undefined)
     return new CoppiceError(
-      `${directory} is locked by ${file}, which does not say by whom: delete it if no run is going on`,
+      `${directory} is locked by ${file}, which does not name its holder: delete it if no run is active`,
     );
   const { pid, host, since } = holder;
-  const elsewhere = host === hostname() ? "" : `; if no such process runs there any more, delete ${file}`;
+  const elsewhere = host === hostname() ? "" : `; if that process no longer runs there, delete ${file}`;
   return new CoppiceError(
-    `${directory} is in use by another run: process ${pid} on ${host}, since ${since}; wait for its end, or choose another --out${elsewhere}`,
+    `${directory} is in use by another run: process ${pid} on ${host}, since ${since}; wait until it ends, or choose another --out${elsewhere}`,
   );
 }

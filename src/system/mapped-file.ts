@@ -2,13 +2,13 @@ import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { CoppiceError } from "./errors.js";
 import koffi from "./ffi.js";
 
-/** Bytes of a file, brought in by the operating system when they are touched. */
+/** A file mapped into memory, whose pages the operating system loads on access. */
 export interface MappedFile {
   readonly path: string;
   readonly byteLength: number;
   /** The bytes of a range, without copying where the platform can map files. Read-only: writing to it faults. */
   bytes(offset: number, length: number): Uint8Array;
-  /** Tells the system that a range is not needed for now, so that it leaves this process's resident memory. */
+  /** Lets the system drop a range from this process's resident memory until it is read again. */
   release(offset: number, length: number): void;
 }
 
@@ -45,7 +45,7 @@ function loadLibc(): Libc | null {
   return libc;
 }
 
-/** Unmaps once nothing in the program refers to the bytes any more: no view can ever dangle. */
+/** Unmaps once nothing refers to the bytes any more, so that no view can dangle. */
 const unmapper = new FinalizationRegistry<{ address: bigint; length: number }>(({ address, length }) => {
   loadLibc()?.munmap(address, length);
 });
@@ -79,7 +79,7 @@ export function mapFile(path: string): MappedFile {
 function checkRange(file: MappedFile, offset: number, length: number): void {
   if (!(offset >= 0 && length >= 0 && offset + length <= file.byteLength))
     throw new CoppiceError(
-      `${file.path}: bytes ${offset} to ${offset + length} lie outside its ${file.byteLength} bytes; is it truncated?`,
+      `${file.path}: bytes ${offset} to ${offset + length} lie beyond its ${file.byteLength} bytes; is it truncated?`,
     );
 }
 
@@ -102,12 +102,12 @@ class Mapping implements MappedFile {
   release(offset: number, length: number): void {
     checkRange(this, offset, length);
     const start = Math.floor(offset / PAGE) * PAGE;
-    // A page shared with a neighbour comes back by itself when the neighbour is read.
+    // a page shared with a neighboring range is loaded again when that range is read
     if (length > 0) this.native.madvise(this.address + BigInt(start), offset + length - start, MADV_DONTNEED);
   }
 }
 
-/** The same interface by plain positioned reads, where files cannot be mapped. */
+/** The same by positioned reads, for platforms that cannot map files. */
 class ReadFile implements MappedFile {
   constructor(
     readonly path: string,
@@ -121,7 +121,7 @@ class ReadFile implements MappedFile {
     let done = 0;
     while (done < length) {
       const count = readSync(this.handle, bytes, done, Math.min(length - done, 1 << 30), offset + done);
-      if (count === 0) throw new CoppiceError(`${this.path} ended at byte ${offset + done} while it was read`);
+      if (count === 0) throw new CoppiceError(`${this.path} ended at byte ${offset + done} while being read`);
       done += count;
     }
     return bytes;

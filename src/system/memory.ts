@@ -1,4 +1,4 @@
-/** Watches this process's resident memory while something runs. */
+/** Measures this process's peak resident memory while something runs. */
 export class PeakMemory {
   private peak = process.memoryUsage.rss();
   private readonly before = process.resourceUsage().maxRSS;
@@ -8,8 +8,11 @@ export class PeakMemory {
     this.peak = Math.max(this.peak, process.memoryUsage.rss());
   }
 
-  /** Stops watching. @returns the highest resident set since construction, in bytes (sampled every 50 ms, and exact
-   * where it was the highest of the whole process so far) */
+  /**
+   * Stops measuring.
+   * @returns the highest resident set since construction, in bytes: sampled every 50 ms, and exact when it is the highest since
+   * the process started
+   */
   stop(): number {
     clearInterval(this.timer);
     this.sample();

@@ -1,5 +1,5 @@
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
-/** This package's own folder (where package.json lies). */
+/** The directory of this package's package.json. */
 export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");

@@ -9,7 +9,10 @@ export class Random {
   private counter = 1;
   private spare: number | undefined;
 
-  /** @param seed an integer; @param stream separates uses of one seed (weights, order of the data, ...) */
+  /**
+   * @param seed an integer
+   * @param stream separates uses of one seed (weights, order of the data, ...)
+   */
   constructor(seed: number, stream = 0) {
     this.a = seed >>> 0;
     this.b = Math.floor(seed / 2 ** 32) >>> 0;
@@ -56,8 +59,8 @@ export class Random {
 }
 
 /**
- * A pseudo-random permutation of 0 ... size - 1 that needs no memory: a four-round Feistel network over the next even
- * number of bits, walking cycles back into range. So a corpus of any size is shuffled without holding its order.
+ * A pseudo-random permutation of 0 ... size - 1 that needs no memory, so that a corpus of any size is shuffled without storing its
+ * order: a four-round Feistel network over the next even number of bits, walking cycles until the result is in range.
  */
 export class Permutation {
   private readonly halfBits: number;

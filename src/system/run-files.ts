@@ -6,10 +6,10 @@ import { writeJson } from "./files.js";
 import { LOCK_FILE, lockDirectory } from "./lock.js";
 import { checkWritable, liesInside, realPath, statOf } from "./places.js";
 
-/** What a run says of itself. */
+/** The file that describes a run. */
 export const RUN_FILE = "run.json";
-/** What a directory may hold and still be empty. */
-const NOTHING = new Set([".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", LOCK_FILE]);
+/** Files that an otherwise empty directory may hold. */
+const IGNORED_FILES = new Set([".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", LOCK_FILE]);
 
 const isOwnName = (name: string): boolean =>
   name !== "" &&
@@ -19,7 +19,7 @@ const isOwnName = (name: string): boolean =>
 const recordSchema = z.object({
   coppice: z.literal("run"),
   configuration: z.record(z.string(), z.unknown()).optional(),
-  /** Every file that the run wrote, relative. */
+  /** Every file that the run wrote, relative to the directory. */
   files: z.array(z.string().refine(isOwnName)),
   finished: z.boolean(),
   result: z.unknown().optional(),
@@ -29,23 +29,24 @@ type RunRecord = z.infer<typeof recordSchema>;
 const EMPTY: RunRecord = { coppice: "run", files: [], finished: false };
 
 /**
- * The directory of a run and the files in it that the run wrote: only they are ever replaced or deleted. One process at a time has
- * it.
+ * A run's directory and the files in it that the run wrote: only these are ever replaced or deleted. One process at a time holds
+ * the directory.
  */
 export class RunFiles {
   private record: RunRecord;
   private readonly unlock: () => void;
-  private readonly made: string | undefined;
+  /** The topmost directory that was created for this run. */
+  private readonly created: string | undefined;
 
   /**
-   * Opens a directory that is empty, or not there, or an earlier run's.
-   * @throws UsageError when it holds anything else, CoppiceError when another process has it
+   * Opens a directory that does not exist yet, is empty, or belongs to an earlier run.
+   * @throws UsageError when it holds anything else, CoppiceError when another process holds it
    */
   constructor(readonly directory: string) {
     if (statOf(directory) === undefined) checkWritable(directory);
     checkDirectory(directory);
     try {
-      this.made = mkdirSync(directory, { recursive: true });
+      this.created = mkdirSync(directory, { recursive: true });
       this.unlock = lockDirectory(directory);
     } catch (error) {
       if (error instanceof CoppiceError) throw error;
@@ -69,21 +70,21 @@ export class RunFiles {
   }
 
   /**
-   * Says that the run writes a file, before it does.
-   * @param name relative, with `/`
-   * @throws CoppiceError when there is one that is not the run's
+   * Registers files of the run, before they are written.
+   * @param names relative to the directory, with `/`
+   * @throws CoppiceError when a file exists that is not the run's
    */
   own(...names: readonly string[]): void {
     const fresh = names.filter((name) => !this.record.files.includes(name));
     for (const name of fresh)
-      if (isThere(this.at(name)))
+      if (exists(this.at(name)))
         throw new CoppiceError(
-          `${this.at(name)} was not written by this run and would be lost: move it elsewhere, and the same command goes on`,
+          `${this.at(name)} was not written by this run and would be lost: move it elsewhere and run the same command again to continue`,
         );
     if (fresh.length > 0) this.write({ files: [...this.record.files, ...fresh] });
   }
 
-  /** Deletes files that the run wrote. */
+  /** Deletes those of the files that the run wrote. */
   remove(names: readonly string[]): void {
     const own = names.filter((name) => this.record.files.includes(name));
     for (const name of own) this.delete(name);
@@ -95,7 +96,7 @@ export class RunFiles {
     return this.record.files.filter((name) => name.startsWith(`${folder}/`));
   }
 
-  /** Deletes a file and what a kill left of writing it, then the folders that are empty without it. */
+  /** Deletes a file, any partial copy that a killed process left, and then the folders that are empty without it. */
   private delete(name: string): void {
     const root = realPath(this.directory);
     const parts = name.split("/");
@@ -103,10 +104,10 @@ export class RunFiles {
       const at = this.at(parts.slice(0, depth).join("/"));
       const parent = realPath(path.dirname(at));
       if (parent !== root && !liesInside(parent, root)) continue; // a link leads out of the directory
-      if (depth === parts.length && isThere(at) && !lstatSync(at).isDirectory()) rmSync(at);
+      if (depth === parts.length && exists(at) && !lstatSync(at).isDirectory()) rmSync(at);
       if (depth < parts.length) removeIfEmpty(at);
-      for (const left of existsSync(parent) ? readdirSync(parent) : [])
-        if (left.startsWith(`${path.basename(at)}.partial-`)) rmSync(path.join(parent, left), { recursive: true });
+      for (const name of existsSync(parent) ? readdirSync(parent) : [])
+        if (name.startsWith(`${path.basename(at)}.partial-`)) rmSync(path.join(parent, name), { recursive: true });
     }
   }
 
@@ -115,8 +116,8 @@ export class RunFiles {
   }
 
   /**
-   * Claims the directory for a configuration, or checks the one that is there.
-   * @throws UsageError naming what differs when it is another run's
+   * Records the run's configuration, or compares it with the recorded one.
+   * @throws UsageError naming the differences when the directory holds another run, or a finished one whose files are gone
    */
   claim(configuration: Readonly<Record<string, unknown>>): void {
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
@@ -136,56 +137,57 @@ export class RunFiles {
       );
   }
 
-  /** Whether the run came to its end. */
+  /** Whether the run has finished. */
   get finished(): boolean {
     return this.record.finished;
   }
 
-  /** What {@link finish} was given. */
+  /** The result passed to {@link finish}. */
   get result(): unknown {
     return this.record.result;
   }
 
-  /** Says that the run came to its end, and with what. */
+  /** Records that the run has finished, with its result. */
   finish(result?: unknown): void {
     if (!this.record.finished) this.write({ finished: true, result });
   }
 
-  /** Deletes what the run wrote, and nothing else. */
+  /** Deletes everything that the run wrote, and nothing else. */
   discard(): void {
     for (const name of this.record.files) this.delete(name);
     rmSync(this.at(RUN_FILE), { force: true });
     this.record = EMPTY;
   }
 
-  /** Lets others have the directory. One that is empty as it was made for the run goes. */
+  /** Releases the directory. Directories that were created for the run and are still empty are removed. */
   close(): void {
     this.unlock();
-    if (this.made === undefined) return;
-    for (let at = path.resolve(this.directory); at.startsWith(path.resolve(this.made)); at = path.dirname(at))
+    if (this.created === undefined) return;
+    for (let at = path.resolve(this.directory); at.startsWith(path.resolve(this.created)); at = path.dirname(at))
       if (!removeIfEmpty(at)) return;
   }
 }
 
-/** What the run in a directory says of itself. @throws UsageError when the directory is neither a run's nor empty */
+/** The record of the run in a directory; undefined when it is empty. @throws UsageError when it is neither a run's nor empty */
 function checkDirectory(directory: string): RunRecord | undefined {
   const stat = statOf(directory);
   if (stat === undefined) return undefined;
-  if (!stat.isDirectory()) throw new UsageError(`${directory} is a file: --out names a directory here`);
+  if (!stat.isDirectory()) throw new UsageError(`${directory} is a file: --out must name a directory`);
   const record = readRecord(path.join(directory, RUN_FILE));
   if (record !== undefined) return record;
   if (existsSync(path.join(directory, RUN_FILE)))
     throw new UsageError(
-      `${directory} is no run of coppice, or its ${RUN_FILE} is damaged: choose another --out, nothing was changed`,
+      `${directory} is not a run of coppice, or its ${RUN_FILE} is damaged: choose another --out; nothing was changed`,
     );
   const found = readdirSync(directory).filter(
     (name) =>
-      !NOTHING.has(name) && !name.startsWith(`${LOCK_FILE}.partial-`) && !name.startsWith(`${RUN_FILE}.partial-`),
+      !IGNORED_FILES.has(name) && !name.startsWith(`${LOCK_FILE}.partial-`) && !name.startsWith(`${RUN_FILE}.partial-`),
   );
   if (found.length === 0) return undefined;
-  const [some, more] = [found.slice(0, 3).join(", "), found.length > 3 ? `, and ${found.length - 3} more` : ""];
+  const names = found.slice(0, 3).join(", ");
+  const others = found.length > 3 ? `, and ${found.length - 3} more` : "";
   throw new UsageError(
-    `${directory} is not empty and no run of coppice (it has ${some}${more}): choose another --out, nothing was changed`,
+    `${directory} is not empty and not a run of coppice (it has ${names}${others}): choose another --out; nothing was changed`,
   );
 }
 
@@ -197,7 +199,7 @@ function readRecord(file: string): RunRecord | undefined {
   }
 }
 
-const isThere = (file: string): boolean => lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+const exists = (file: string): boolean => lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 function removeIfEmpty(directory: string): boolean {
   try {
@@ -208,27 +210,27 @@ function removeIfEmpty(directory: string): boolean {
   }
 }
 
-/** Inputs are compared by what they contain, which nobody could read. */
+/** The setting that holds inputs: compared by their content, of which only hashes are stored. */
 const INPUTS = "inputs";
 
-/** What differs between two configurations, a setting each. */
+/** The differences between two configurations, a line for each setting. @param prefix precedes the names of settings */
 export function differences(
   before: Readonly<Record<string, unknown>>,
   now: Readonly<Record<string, unknown>>,
-  above = "",
+  prefix = "",
 ): string[] {
   return [...new Set([...Object.keys(before), ...Object.keys(now)])].flatMap((name) => {
     const [a, b] = [before[name], now[name]];
     if (JSON.stringify(a) === JSON.stringify(b)) return [];
-    if (isRecord(a) && isRecord(b)) return differences(a, b, `${above}${name}.`);
-    if (above === `${INPUTS}.`) return [`${name}: not the same content as before`];
+    if (isRecord(a) && isRecord(b)) return differences(a, b, `${prefix}${name}.`);
+    if (prefix === `${INPUTS}.`) return [`${name}: not the same content as before`];
     if (isRecord(a ?? {}) && isRecord(b ?? {}))
       return differences(
         (a ?? {}) as Record<string, unknown>,
         (b ?? {}) as Record<string, unknown>,
-        `${above}${name}.`,
+        `${prefix}${name}.`,
       );
-    return [`${above}${name} ${shown(a)} -> ${shown(b)}`];
+    return [`${prefix}${name} ${shown(a)} -> ${shown(b)}`];
   });
 }
 

@@ -2,15 +2,15 @@ import type { z } from "zod";
 
 const shown = (value: unknown): string => JSON.stringify(value)?.slice(0, 80) ?? String(value);
 
-/** What is wrong with a value that a schema refused, as a person would say it: `has no hidden_size`, or `hidden_size is "x": …`. */
+/** Says what is wrong with a value that a schema refused, for example `has no hidden_size` or `hidden_size is "x", not a number`. */
 export function complaint(error: z.ZodError, value: unknown): string {
   const [issue] = error.issues;
-  const at = issue?.path ?? [];
-  const name = at.join(".");
+  const path = issue?.path ?? [];
+  const name = path.join(".");
   let found = value;
-  for (const key of at) found = (found as Readonly<Record<PropertyKey, unknown>> | undefined)?.[key];
+  for (const key of path) found = (found as Readonly<Record<PropertyKey, unknown>> | undefined)?.[key];
   const within = name === "" ? "it" : name;
-  if (issue?.code === "unrecognized_keys") return `${within} has ${issue.keys.join(", ")}, which means nothing`;
+  if (issue?.code === "unrecognized_keys") return `${within} has ${issue.keys.join(", ")}, which is not known`;
   if (name !== "" && found === undefined) return `has no ${name}`;
   const what = `${within} is ${shown(found)}`;
   if (issue?.code === "invalid_value") return `${what}; it must be ${issue.values.map(shown).join(" or ")}`;

@@ -1,7 +1,10 @@
-/** The value in the middle; of an even number, the mean of the two there. NaN of none. */
+import { elementAt } from "./arrays.js";
+
+/** The middle value, or the mean of the two middle values of an even number. NaN for no values. */
 export function median(values: readonly number[]): number {
+  if (values.length === 0) return Number.NaN;
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
-  const upper = sorted[middle] ?? Number.NaN;
-  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
+  const upper = elementAt(sorted, middle);
+  return sorted.length % 2 === 1 ? upper : (elementAt(sorted, middle - 1) + upper) / 2;
 }

@@ -9,7 +9,7 @@ const BYTE_UNITS: Readonly<Record<string, number>> = {
   tib: 2 ** 40,
 };
 
-/** Reads a size, `4GiB` or `500MB`: bytes, or undefined when it is none. */
+/** Parses a size such as `4GiB` or `500MB` into bytes; undefined when the text is not a size. */
 export function byteCount(text: string): number | undefined {
   const match = /^(\d+(?:\.\d+)?)\s*([a-z]+)$/i.exec(text.trim());
   const unit = BYTE_UNITS[match?.[2]?.toLowerCase() ?? ""];

@@ -4,28 +4,28 @@ import type { Graph, TapeEntry } from "./graph.js";
 import { add, mul } from "./ops/elementwise.js";
 import { describe, elementCount, type Tensor } from "./tensor.js";
 
-/** Gradients so far, by the tensor they belong to. */
+/** The gradients summed so far, by tensor. */
 export class GradientSums {
   private readonly sums = new Map<Tensor, Tensor>();
-  /** Sums in memory of their own, which may be added to in place. */
+  /** Sums in memory that nothing else reads, which may be added to in place. */
   private readonly owned = new Set<Tensor>();
 
   get(tensor: Tensor): Tensor | undefined {
     return this.sums.get(tensor);
   }
 
-  /** Takes a gradient out, for good. */
+  /** Removes and returns a gradient. */
   take(tensor: Tensor): Tensor | undefined {
-    const found = this.sums.get(tensor);
+    const gradient = this.sums.get(tensor);
     this.sums.delete(tensor);
-    return found;
+    return gradient;
   }
 
   set(tensor: Tensor, gradient: Tensor): void {
     this.sums.set(tensor, gradient);
   }
 
-  /** Adds a term, in place where that is safe. */
+  /** Adds a term, in place where possible. */
   add(g: Graph, tensor: Tensor, gradient: NonNullable<Gradient>): void {
     const before = this.sums.get(tensor);
     const form = typeof gradient === "function" ? { value: gradient } : gradient;
@@ -37,7 +37,7 @@ export class GradientSums {
       sum = before === undefined ? term : add(g, before, term);
       if (before === undefined && typeof gradient === "function") {
         this.sums.set(tensor, sum);
-        return; // the term may be another's too
+        return; // the term may also be another tensor's gradient, so it is not owned
       }
     }
     this.owned.add(sum);
@@ -46,8 +46,8 @@ export class GradientSums {
 }
 
 /**
- * Walks a tape backwards, adding up vector-Jacobian products. `sums` starts with the gradients of what the tape computed and
- * ends with those of what it was computed from.
+ * Walks a tape backwards, adding up vector-Jacobian products. `sums` starts with the gradients of the tape's outputs and ends
+ * with those of its leaves.
  */
 export function backpropagate(g: Graph, tape: readonly TapeEntry[], sums: GradientSums): void {
   g.withoutGradient(() => {
@@ -63,21 +63,22 @@ export function backpropagate(g: Graph, tape: readonly TapeEntry[], sums: Gradie
   });
 }
 
-/** What a tape computes from: inputs that need a gradient and are not computed on it. */
+/** A tape's leaves: inputs that need a gradient and are not computed on the tape. */
 export function leavesOf(tape: readonly TapeEntry[]): Tensor[] {
   const computed = new Set(tape.flatMap(({ outputs }) => outputs));
-  const inputs = tape.flatMap((entry) => entry.inputs.filter((input) => input.requiresGrad && !computed.has(input)));
-  return [...new Set(inputs)];
+  const leaves = tape.flatMap((entry) => entry.inputs.filter((input) => input.requiresGrad && !computed.has(input)));
+  return [...new Set(leaves)];
 }
 
 /**
  * Reverse-mode differentiation of a scalar with respect to tensors.
  * @param loss one element, f32
  * @returns a gradient for each of `targets`, in their order and shapes
- * @throws ShapeError when the loss is no scalar or does not depend on a target
+ * @throws ShapeError when the loss is not a scalar or does not depend on a target
  */
 export function gradients(g: Graph, loss: Tensor, targets: readonly Tensor[]): Tensor[] {
-  if (elementCount(loss.shape) !== 1) throw new ShapeError(`${describe(loss)} is no scalar to differentiate`);
+  if (elementCount(loss.shape) !== 1)
+    throw new ShapeError(`${describe(loss)} is not a scalar, so it cannot be differentiated`);
   const sums = new GradientSums();
   sums.set(loss, g.one);
   backpropagate(g, g.tape, sums);
@@ -88,13 +89,13 @@ export function gradients(g: Graph, loss: Tensor, targets: readonly Tensor[]): T
   });
 }
 
-/** A gradient that was computed for a loss, carried on to what the loss's own gradient dy, [1], says. */
+/** Applies the chain rule to a gradient of a loss: multiplies it by the loss's own gradient dy, [1]. */
 export const chained = (g: Graph, gradient: Tensor, dy: Tensor): Tensor =>
   dy.handle === g.one.handle ? gradient : mul(g, gradient, dy);
 
 /**
- * Computes y = f(x) and, where the graph is to save memory, forgets what happened in between: the gradient computes it again
- * (Chen et al. 2016, section 3). `f` is called once more then, so it must give the same.
+ * Computes y = f(x) and, in graphs that recompute, does not keep intermediate results: the gradient computes them again (Chen et
+ * al. 2016, section 3). `f` is called a second time for that, so it must build the same computation.
  */
 export function recomputed(g: Graph, x: Tensor, f: (x: Tensor) => Tensor): Tensor {
   if (!g.recompute || !g.isRecording) return f(x);

@@ -1,6 +1,7 @@
 import type { Backend } from "../ggml/device.js";
 import type { DType } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
 import type { Gradient } from "./gradient.js";
 import { TensorStore } from "./store.js";
@@ -14,37 +15,38 @@ import {
   writeTensor,
 } from "./tensor.js";
 
-/** A forward step with one result, with how to go back through it. */
+/** A recorded forward step with one output, and its vector-Jacobian product. */
 export interface RecordedStep {
   readonly output: Tensor;
   readonly inputs: readonly Tensor[];
   readonly vjp: (dy: Tensor) => readonly Gradient[];
 }
 
-/** One recorded forward step. Its `vjp` is given a gradient for each output that something depends on. */
+/** A recorded forward step. Its `vjp` receives a gradient for each output that the loss depends on. */
 export interface TapeEntry {
   readonly outputs: readonly Tensor[];
   readonly inputs: readonly Tensor[];
   readonly vjp: (dys: readonly (Tensor | undefined)[]) => readonly Gradient[];
 }
 
-/** Number type that matrix products read their right operand in. Accumulation and everything else is f32. */
+/** The type that matrix products read their right operand in. Sums and everything else are f32. */
 export type ComputeType = "f32" | "bf16";
 
 export interface GraphOptions {
+  /** f32 by default. */
   readonly computeType?: ComputeType | undefined;
-  /** Compute the activations of a layer again for its gradient, instead of keeping them: less memory, more time. */
+  /** Whether gradients compute activations of layers again instead of keeping them: less memory, more time. */
   readonly recompute?: boolean | undefined;
 }
 
-/** How long a kind of step took. */
+/** The time that all steps of a kind took. */
 export interface ProfileEntry {
   readonly op: string;
   readonly seconds: number;
   readonly count: number;
 }
 
-/** A computation in the order of construction, for planning what is computed when. */
+/** A step of the computation, to plan the order. */
 interface ScheduledStep {
   readonly name: string;
   readonly output: Pointer;
@@ -52,14 +54,14 @@ interface ScheduledStep {
 }
 
 const TENSORS_PER_CONTEXT = 2048;
-/** No op creates more native tensors than this at once. */
+/** More native tensors than any op creates. */
 const TENSORS_PER_OP = 16;
 const MAX_INPUTS = 512;
 
 /**
- * A computation: recorded once, compiled once (memory planned), run many times. It is computed in the order in which it was
- * written down, leaving out what nothing needs. Inputs and constants keep their contents between runs; everything else is
- * scratch unless it is an output.
+ * A computation: recorded once, compiled once (which plans its memory), run many times. Steps run in the order in which they were
+ * recorded, without those that no output needs. Inputs and constants keep their contents between runs; everything else is
+ * scratch memory unless it is an output.
  */
 export class Graph {
   readonly computeType: ComputeType;
@@ -91,7 +93,7 @@ export class Graph {
     return this.backend.functions;
   }
 
-  /** Where ops put their native tensor records. */
+  /** The native context for an op's tensor records. */
   nativeContext(): Pointer {
     if (this.tensorsInContext + TENSORS_PER_OP > TENSORS_PER_CONTEXT) {
       const f = this.functions;
@@ -99,7 +101,7 @@ export class Graph {
       this.tensorsInContext = 0;
     }
     this.tensorsInContext += TENSORS_PER_OP;
-    return this.contexts[this.contexts.length - 1] as Pointer;
+    return elementAt(this.contexts, this.contexts.length - 1);
   }
 
   /** Declares an input; fill it with {@link write} after {@link compile}. */
@@ -107,7 +109,7 @@ export class Graph {
     return this.inputs.add(name, shape, dtype);
   }
 
-  /** Declares an input whose content never changes. */
+  /** Declares a constant; one of the same name is returned as it is. */
   constant(name: string, dtype: DType, shape: Shape, data: TensorData): Tensor {
     const key = `constant ${name}`;
     const known = this.memos.get(key);
@@ -118,14 +120,14 @@ export class Graph {
     return tensor;
   }
 
-  /** Derives something from a tensor once per graph, for example its transpose. */
-  memo(tensor: Tensor, kind: string, make: () => Tensor): Tensor {
+  /** Derives a tensor from another once per graph, for example its transpose. */
+  memo(tensor: Tensor, kind: string, derive: () => Tensor): Tensor {
     const key = `${kind} ${tensor.handle}`;
     const known = this.memos.get(key);
     if (known !== undefined) return known;
-    const made = make();
-    this.memos.set(key, made);
-    return made;
+    const derived = derive();
+    this.memos.set(key, derived);
+    return derived;
   }
 
   /** Records a step for reverse-mode differentiation. */
@@ -133,17 +135,17 @@ export class Graph {
     this.recordAll({ outputs: [output], inputs, vjp: ([dy]) => (dy === undefined ? [] : vjp(dy)) });
   }
 
-  /** Records a step that has several results. */
+  /** Records a step that has several outputs. */
   recordAll(entry: TapeEntry): void {
     if (this.recording && entry.outputs.some(({ requiresGrad }) => requiresGrad)) this.entries.push(entry);
   }
 
-  /** What was recorded so far. */
+  /** The steps recorded so far. */
   get tape(): readonly TapeEntry[] {
     return this.entries;
   }
 
-  /** Records `build` on a tape of its own, to be differentiated apart from the rest. */
+  /** Records `build` on a tape of its own, to be differentiated separately. */
   taped<T>(build: () => T): { readonly value: T; readonly tape: readonly TapeEntry[] } {
     const before = { entries: this.entries, recording: this.recording };
     this.entries = [];
@@ -156,21 +158,21 @@ export class Graph {
     }
   }
 
-  /** Notes a step of the computation. */
-  scheduled(name: string, output: Tensor, inputs: readonly Tensor[]): void {
-    if (inputs.some(({ handle }) => handle === output.handle)) return; // hands its input on
+  /** Adds a step to the computation. */
+  schedule(name: string, output: Tensor, inputs: readonly Tensor[]): void {
+    if (inputs.some(({ handle }) => handle === output.handle)) return; // it passes its input through
     this.results.add(output.handle);
     this.steps.push({ name, output: output.handle, inputs: inputs.map(({ handle }) => handle) });
     for (const { handle } of inputs) this.readers.set(handle, (this.readers.get(handle) ?? 0) + 1);
   }
 
-  /** Whether a tensor is an intermediate result that no more than `readers` steps read so far, so that its memory may be reused. */
+  /** Whether a tensor is an intermediate result that at most `readers` steps read so far, so that its memory may be reused. */
   isSpent(tensor: Tensor, readers: number): boolean {
     const { handle } = tensor;
     return this.results.has(handle) && !this.kept.has(handle) && (this.readers.get(handle) ?? 0) <= readers;
   }
 
-  /** Keeps an intermediate result for a gradient that reads it: no step may take its memory. */
+  /** Keeps an intermediate result for a gradient that reads it: no step may reuse its memory. */
   keep(tensor: Tensor): void {
     this.kept.add(tensor.handle);
   }
@@ -180,7 +182,7 @@ export class Graph {
     return this.constant("one", "f32", [1], Float32Array.of(1));
   }
 
-  /** Runs `build` without recording, for what no gradient flows through. */
+  /** Runs `build` without recording, for computations without a gradient. */
   withoutGradient<T>(build: () => T): T {
     const before = this.recording;
     this.recording = false;
@@ -191,24 +193,26 @@ export class Graph {
     }
   }
 
+  /** Whether steps are being recorded for differentiation. */
   get isRecording(): boolean {
     return this.recording;
   }
 
-  /** Keeps a tensor's value to be read after a run. */
+  /** Makes a tensor an output, whose value can be read after a run. @throws ShapeError after compilation */
   output<T extends Tensor>(tensor: T): T {
-    if (this.compiled !== undefined) throw new ShapeError(`${describe(tensor)} was made an output after compilation`);
+    if (this.compiled !== undefined)
+      throw new ShapeError(`${describe(tensor)} must become an output before the graph is compiled`);
     this.functions.ggml_set_output(tensor.handle);
     this.roots.push(tensor.handle);
     return tensor;
   }
 
-  /** Adds a step that is run for its effect (an assignment, an optimizer step), after all outputs named before it. */
+  /** Adds a step that runs for its effect (an assignment, an optimizer step), after all outputs declared before it. */
   effect(tensor: Tensor): void {
     this.roots.push(tensor.handle);
   }
 
-  /** Plans memory and fills constants. @throws CoppiceError when the device has too little memory */
+  /** Plans memory and writes constants. @throws CoppiceError when the device has too little memory */
   compile(): this {
     if (this.compiled !== undefined) return this;
     const f = this.functions;
@@ -228,7 +232,7 @@ export class Graph {
     return this;
   }
 
-  /** Outputs of the steps that the roots depend on, in the order of construction. */
+  /** The outputs of steps that outputs and effects depend on, in the order of recording. */
   private neededSteps(): Pointer[] {
     const needed = new Set(this.roots);
     const result: Pointer[] = [];
@@ -240,12 +244,13 @@ export class Graph {
     return result.reverse();
   }
 
-  /** Computes everything, off the event loop. */
+  /** Runs the computation, off the event loop. */
   async run(): Promise<void> {
     this.compile();
     if (this.compiled !== undefined) await this.backend.compute(this.compiled.handle);
   }
 
+  /** Writes an input's data. @throws ShapeError when its byte count is not the tensor's */
   write(tensor: Tensor, data: TensorData): void {
     this.compile();
     writeTensor(this.functions, tensor, data);
@@ -262,8 +267,8 @@ export class Graph {
   }
 
   /**
-   * Runs everything once, node by node, and adds up the time of each kind of step. Nodes that are part of a step but not its
-   * result (copies, conversions) go by ggml's own name for them.
+   * Runs the computation once, node by node, and sums the time of each kind of step. Nodes that are part of a step but not its
+   * output (copies, conversions) go by ggml's names.
    */
   profile(): ProfileEntry[] {
     this.compile();
@@ -277,9 +282,9 @@ export class Graph {
       const node = f.ggml_graph_node(this.compiled.handle, i);
       f.ggml_graph_clear(single);
       f.ggml_graph_add_node(single, node);
-      const started = performance.now();
+      const startedAt = performance.now();
       f.ggml_backend_graph_compute(this.backend.handle, single);
-      const seconds = (performance.now() - started) / 1000;
+      const seconds = (performance.now() - startedAt) / 1000;
       const name = names.get(node) ?? f.ggml_op_desc(node).toLowerCase();
       const before = times.get(name) ?? { seconds: 0, count: 0 };
       times.set(name, { seconds: before.seconds + seconds, count: before.count + 1 });
@@ -288,12 +293,12 @@ export class Graph {
     return [...times].map(([op, time]) => ({ op, ...time })).sort((a, b) => b.seconds - a.seconds);
   }
 
-  /** Bytes of scratch memory planned for intermediate results. */
+  /** Bytes of memory planned for intermediate results. */
   get scratchBytes(): number {
     return this.compiled === undefined ? 0 : this.functions.ggml_gallocr_get_buffer_size(this.compiled.allocator, 0);
   }
 
-  /** Number of native operations. */
+  /** The number of native operations. */
   get nodeCount(): number {
     return this.compiled === undefined ? 0 : this.functions.ggml_graph_n_nodes(this.compiled.handle);
   }

@@ -1,6 +1,7 @@
 import { DTYPE_ID, type DType, QUANTIZED_DTYPES } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import type { KernelName, Kernels } from "../ggml/kernels.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
 import type { Gradient } from "./gradient.js";
 import type { Graph } from "./graph.js";
@@ -9,14 +10,15 @@ import { checkShape, describe, nativeSizes, type Shape, type Tensor } from "./te
 /** A node computed by one of our own kernels. */
 export interface KernelUse {
   readonly name: KernelName;
-  /** The result takes this tensor's memory. The kernel finds it as its first source. */
+  /** The output reuses this tensor's memory. The kernel finds it as its first source. */
   readonly inPlace?: Tensor | undefined;
+  /** Bits for the kernel; 0 by default. */
   readonly flags?: number | undefined;
-  /** One number that the kernel is told. */
+  /** A number for the kernel; 0 by default. */
   readonly value?: number | undefined;
 }
 
-/** What an op's `build` sees: ggml's functions and the context that owns new tensor records. */
+/** For an op's `build`: ggml's functions and the context that owns new tensor records. */
 export interface Native {
   readonly f: Functions;
   readonly context: Pointer;
@@ -30,21 +32,21 @@ export interface Step<Inputs extends readonly Tensor[], Attributes> {
 }
 
 export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
-  /** Element types each input may have; f32 alone where nothing is said. */
+  /** The element types that each input may have; only f32 by default. */
   readonly accepts?: readonly (readonly DType[] | undefined)[] | undefined;
-  /** The result's shape. @throws ShapeError that names the inputs when they do not fit */
+  /** The output's shape. @throws ShapeError naming the inputs when they do not fit */
   readonly shape: (inputs: Inputs, attributes: Attributes) => Shape;
-  /** The result's type; f32 unless said otherwise. */
+  /** The output's type; f32 by default. */
   readonly dtype?: ((inputs: Inputs, attributes: Attributes) => DType) | undefined;
-  /** Our own kernel for it, used where the device has kernels. */
+  /** Our own kernel, used on devices with kernels. */
   readonly kernel?: ((inputs: Inputs, attributes: Attributes, g: Graph) => KernelUse) | undefined;
-  /** Makes the native node. The shape rule has passed. */
+  /** Makes the native node, after the shape rule has passed. */
   readonly build?: ((native: Native, inputs: Inputs, attributes: Attributes) => Pointer) | undefined;
-  /** The same from other ops, for devices that have neither. */
+  /** Composes the op from others, for devices that have neither. */
   readonly composed?: ((g: Graph, inputs: Inputs, attributes: Attributes) => Tensor) | undefined;
-  /** Whether the gradient reads the result: its memory is then not given to another while the gradient may still come. */
-  readonly readsResult?: boolean | undefined;
-  /** Vector-Jacobian product: given the gradient of the output, that of each input. */
+  /** Whether the gradient reads the output, whose memory is then not reused before the gradient is computed. */
+  readonly readsOutput?: boolean | undefined;
+  /** Vector-Jacobian product: from the gradient of the output, dy, to that of each input. */
   readonly vjp?: ((g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[]) | undefined;
 }
 
@@ -55,8 +57,11 @@ export type Op<Inputs extends readonly Tensor[], Attributes = undefined> = (
 ) => Tensor;
 
 /**
- * Defines an op: its shape rule, its forward node and its gradient, side by side. The result is a function
- * `(graph, ...inputs, attributes) => tensor`. Reads as the row of a table; see the files in `ops/`.
+ * Defines an op: its shape rule, its forward node and its gradient, side by side like the row of a table (see the files in
+ * `ops/`).
+ * @param arity the number of inputs
+ * @returns a function `(graph, ...inputs, attributes) => tensor` that throws ShapeError when the inputs do not fit, and
+ * CoppiceError when the device cannot compute the op
  */
 export function defineOp<Inputs extends readonly Tensor[], Attributes = undefined>(
   name: string,
@@ -70,7 +75,7 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
     const shape = definition.shape(inputs, attributes);
     checkShape(name, shape);
     const requiresGrad = definition.vjp !== undefined && g.isRecording && inputs.some((input) => input.requiresGrad);
-    const described = {
+    const description = {
       name: `${name}(${inputs.map((input) => input.name).join(", ")})`.slice(0, 120),
       shape,
       dtype: definition.dtype?.(inputs, attributes) ?? "f32",
@@ -84,23 +89,23 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
         : definition.build?.(native, inputs, attributes);
     let output: Tensor;
     if (handle !== undefined && (kernels !== undefined || g.backend.supports(handle))) {
-      output = { ...described, handle };
-      g.scheduled(name, output, inputs);
+      output = { ...description, handle };
+      g.schedule(name, output, inputs);
     } else {
       const { composed } = definition;
       if (composed === undefined)
-        throw new CoppiceError(`${g.backend.device.name} cannot compute ${described.name} [${shape.join(", ")}]`);
-      output = { ...described, handle: g.withoutGradient(() => composed(g, inputs, attributes)).handle };
+        throw new CoppiceError(`${g.backend.device.name} cannot compute ${description.name} [${shape.join(", ")}]`);
+      output = { ...description, handle: g.withoutGradient(() => composed(g, inputs, attributes)).handle };
     }
     const { vjp } = definition;
     if (vjp === undefined) return output;
-    if (definition.readsResult && requiresGrad) g.keep(output);
+    if (definition.readsOutput && requiresGrad) g.keep(output);
     const step = {
       inputs,
       attributes,
       get output(): Tensor {
-        if (!definition.readsResult)
-          throw new ShapeError(`the gradient of ${name} reads its result, and does not say so`);
+        if (!definition.readsOutput)
+          throw new ShapeError(`the gradient of ${name} reads its output: set readsOutput in its definition`);
         return output;
       },
     };
@@ -109,7 +114,7 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
   };
 }
 
-/** ggml's word for "on all threads". */
+/** ggml's constant for "on all threads". */
 const ALL_THREADS = -1;
 
 function kernelNode(
@@ -119,10 +124,10 @@ function kernelNode(
   inputs: readonly Tensor[],
   { name, inPlace, flags = 0, value = 0 }: KernelUse,
 ): Pointer {
-  // ggml puts the tensor whose memory is taken before the other sources
+  // ggml inserts the tensor whose memory is reused before the other sources
   const others = inputs.filter((input) => input !== inPlace);
   const sources = BigUint64Array.from(others, ({ handle }) => handle);
-  const bits = BigInt(new Uint32Array(Float32Array.of(value).buffer)[0] ?? 0);
+  const bits = BigInt(elementAt(new Uint32Array(Float32Array.of(value).buffer), 0));
   const settings = BigInt.asIntN(64, BigInt(flags) | (bits << 32n)) as Pointer;
   const run = [sources, sources.length, kernels.address(name), ALL_THREADS, settings] as const;
   return inPlace === undefined
@@ -131,13 +136,13 @@ function kernelNode(
 }
 
 export const FLOATS: readonly DType[] = ["f32", "f16", "bf16"];
-/** What weights that are only read may be stored in. */
+/** Types of weights that are only read. */
 export const WEIGHTS: readonly DType[] = [...FLOATS, ...QUANTIZED_DTYPES];
 export const INDICES: readonly DType[] = ["i32"];
 export const ANY: readonly DType[] = [...FLOATS, ...INDICES];
 const F32: readonly DType[] = ["f32"];
 
-/** ggml ends the process over a type it does not expect, so none reaches it. @throws ShapeError naming the tensor */
+/** Checks types, because ggml ends the process over an unexpected one. @throws ShapeError naming the tensor */
 function checkTypes(
   name: string,
   inputs: readonly Tensor[],
@@ -154,6 +159,6 @@ function checkTypes(
 export const reshaped = ({ f, context }: Native, handle: Pointer, shape: Shape): Pointer =>
   f.ggml_reshape_4d(context, handle, ...nativeSizes(shape));
 
-/** An uninitialised native tensor that only lends its shape (as ggml's `repeat` wants it). */
+/** An uninitialized native tensor that only lends its shape, as ggml's `repeat` needs. */
 export const shapeOnly = ({ f, context }: Native, shape: Shape): Pointer =>
   f.ggml_new_tensor_4d(context, DTYPE_ID.f32, ...nativeSizes(shape));

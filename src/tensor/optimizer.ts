@@ -10,7 +10,7 @@ export interface AdamWOptions {
   readonly beta1: number;
   readonly beta2: number;
   readonly epsilon: number;
-  /** Decoupled decay per unit of learning rate; for matrices only, gains and biases are left alone. */
+  /** Decoupled decay per unit of learning rate, for matrices only: gains and biases do not decay. */
   readonly weightDecay: number;
   /** Gradients are scaled down to this global norm (Pascanu et al. 2013, algorithm 1). */
   readonly clipNorm: number;
@@ -24,14 +24,14 @@ const step: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings
     f.ggml_opt_step_adamw(context, weight.handle, gradient.handle, m.handle, v.handle, settings.handle),
 });
 
-/** The same on a gradient that is scaled on the way, in one pass over memory. */
+/** The same with a scaled gradient, in one pass over memory. */
 const scaledStep: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, settings: Tensor, factor: Tensor]> =
   defineOp("adamw", 6, {
     shape: ([weight]) => weight.shape,
     kernel: ([weight]) => ({ name: "adamw", inPlace: weight }),
   });
 
-/** How many partial sums the kernel makes. */
+/** How many partial sums the kernel computes. */
 const SQUARE_PARTS = 64;
 
 const partialSquares: Op<[x: Tensor]> = defineOp("sumSquares", 1, {
@@ -44,12 +44,12 @@ function sumSquares(g: Graph, x: Tensor): Tensor {
   return sum(g, x.shape.length === 2 ? dotLast(g, x, x) : square(g, x));
 }
 
-/** First and second moments of each weight, and the settings the device reads at each step. */
+/** AdamW's state on the device: both moments of each weight, and the settings of the next step. */
 export class AdamW {
   private readonly decayed: Tensor;
   private readonly plain: Tensor;
 
-  /** Declares its state in `store`, which is allocated afterwards. */
+  /** Declares its state in `store`, which must be allocated afterwards. */
   constructor(
     private readonly store: TensorStore,
     private readonly weights: readonly Tensor[],
@@ -63,11 +63,11 @@ export class AdamW {
     }
   }
 
-  /** How many tensors it adds to its store for so many weights. */
+  /** How many tensors it declares for a number of weights. */
   static stateTensors = (weights: number): number => 2 * weights + 2;
 
   /**
-   * Adds one step for every weight to a graph.
+   * Adds a step for every weight to a graph.
    * @returns the gradients' global norm before clipping, [1]
    */
   apply(g: Graph, gradients: readonly Tensor[]): Tensor {
@@ -95,30 +95,35 @@ export class AdamW {
     });
   }
 
-  /** Sets what the next step uses. @param stepNumber counts from 1, for the bias correction */
+  /** Sets the learning rate and bias correction of the next step. @param stepNumber counts from 1 */
   prepare(learningRate: number, stepNumber: number): void {
     const { beta1, beta2, epsilon, weightDecay } = this.options;
     const settings = (decay: number) =>
       Float32Array.of(
-        ...[learningRate, beta1, beta2, epsilon, decay],
-        ...[1 / (1 - beta1 ** stepNumber), 1 / (1 - beta2 ** stepNumber)],
+        learningRate,
+        beta1,
+        beta2,
+        epsilon,
+        decay,
+        1 / (1 - beta1 ** stepNumber),
+        1 / (1 - beta2 ** stepNumber),
       );
     this.store.write(this.decayed, settings(weightDecay));
     this.store.write(this.plain, settings(0));
   }
 }
 
-/** The learning rate over a run. */
+/** The learning rate over the steps of a run. */
 export interface Schedule {
   readonly kind: "cosine" | "linear" | "constant";
   readonly peak: number;
-  /** Reached at the last step. */
+  /** The learning rate of the last step. */
   readonly minimum: number;
   readonly warmupSteps: number;
   readonly totalSteps: number;
 }
 
-/** The learning rate of a step counted from 1: linear warm-up from 0, then the decay to `minimum`. */
+/** The learning rate of a step: linear warm-up from 0, then decay to `minimum`. @param stepNumber counts from 1 */
 export function learningRateAt({ kind, peak, minimum, warmupSteps, totalSteps }: Schedule, stepNumber: number): number {
   if (stepNumber <= warmupSteps) return (peak * stepNumber) / warmupSteps;
   if (kind === "constant") return peak;

@@ -33,7 +33,7 @@ export class TensorStore {
     if (this.buffer !== null) throw new ShapeError(`${name} was declared after the store was allocated`);
     if (this.tensors.has(name)) throw new ShapeError(`${name} was declared twice`);
     if (this.tensors.size >= this.capacity)
-      throw new ShapeError(`${name}: the store holds ${this.capacity} tensors only`);
+      throw new ShapeError(`${name}: the store holds at most ${this.capacity} tensors`);
     const f = this.backend.functions;
     const handle = f.ggml_new_tensor_4d(this.context, DTYPE_ID[dtype], ...nativeSizes(shape));
     if (options.trainable === true) f.ggml_set_param(handle);
@@ -58,9 +58,10 @@ export class TensorStore {
     if (this.buffer !== null) this.backend.functions.ggml_backend_buffer_clear(this.buffer, 0);
   }
 
+  /** A declared tensor. @throws ShapeError when there is none of this name */
   get(name: string): Tensor {
     const tensor = this.tensors.get(name);
-    if (tensor === undefined) throw new ShapeError(`there is no tensor ${name} here`);
+    if (tensor === undefined) throw new ShapeError(`the store has no tensor ${name}`);
     return tensor;
   }
 
@@ -68,6 +69,7 @@ export class TensorStore {
     return this.tensors.values();
   }
 
+  /** Bytes of the device buffer; 0 before it is allocated. */
   get byteLength(): number {
     return this.buffer === null ? 0 : this.backend.functions.ggml_backend_buffer_get_size(this.buffer);
   }

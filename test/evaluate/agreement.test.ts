@@ -5,7 +5,7 @@ import { writeBenchmarkData } from "../../bench/benchmark-data.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 
-// made by bench/peers/harness.py with --limit =8 --limit mmlu=1 --max-gen-toks 48
+// written by bench/peers/harness.py with --limit =8 --limit mmlu=1 --max-gen-toks 48
 const reference = path.resolve(import.meta.dirname, "../fixtures/harness-stories260K.json");
 
 describe.skipIf(!hasSharedData)("an evaluation of a real model", async () => {

@@ -20,7 +20,7 @@ const datasets = new Datasets({ directory: fixtures });
 const tools = { passes: async () => false };
 const piqa = TASKS.find(({ name }) => name === "piqa")!;
 
-/** A model that finds texts the likelier the shorter they are, and counts what it is asked. */
+/** A model to which shorter texts are likelier, and which records its requests. */
 function shortSighted(asked: Request[], stopAfter = Number.POSITIVE_INFINITY): EvaluatedModel {
   return {
     likelihood: {
@@ -52,7 +52,9 @@ describe("an evaluation", () => {
     const expected = await evaluateTask(piqa, shortSighted(whole), { datasets, tools });
     const first: Request[] = [];
     const stopped = { ...shortSighted(first, 7), cache: ReplyCache.open(kept, identity) };
-    await expect(evaluateTask(piqa, stopped, { datasets, tools })).rejects.toThrow(/stopped with 7 of 20 .* goes on/);
+    await expect(evaluateTask(piqa, stopped, { datasets, tools })).rejects.toThrow(
+      /stopped with 7 of 20 .* to continue/,
+    );
     const [file = ""] = readdirSync(kept);
     appendFileSync(path.join(kept, file), '["cut o'); // as a killed process leaves it
     const second: Request[] = [];
@@ -75,24 +77,22 @@ describe("an evaluation", () => {
     expect(limited).toMatchObject({ documents: { measured: 4 }, fewShot: 2, requests: 8 });
     expect(Object.keys(limited.data)).toEqual(["validation", "train"]);
     await expect(evaluateTask(piqa, shortSighted([]), { datasets, tools, fewShot: 4 })).rejects.toThrow(
-      /4 worked examples are wanted, the split train has 4 rows/,
+      /4 worked examples are wanted, but the split train has 4 usable rows/,
     );
-    await expect(evaluateTask(piqa, {}, { datasets, tools })).rejects.toThrow(/gives no likelihoods/);
+    await expect(evaluateTask(piqa, {}, { datasets, tools })).rejects.toThrow(/cannot give likelihoods/);
   });
 
   it("gives groups the mean over all documents", () => {
     const metric = { name: "acc", filter: "none", aggregation: "mean" as const, higherIsBetter: true };
     const of = (task: string, value: number, measured: number) => ({
-      ...{
-        task,
-        version: 1,
-        fewShot: 0,
-        documents: { all: 100, measured },
-        requests: 1,
-        cached: 0,
-        seconds: 1,
-        data: {},
-      },
+      task,
+      version: 1,
+      fewShot: 0,
+      documents: { all: 100, measured },
+      requests: 1,
+      cached: 0,
+      seconds: 1,
+      data: {},
       metrics: [{ metric, value, standardError: 0.1 }],
     });
     const groups = [
@@ -130,10 +130,10 @@ describe("benchmark data", () => {
     expect(await load("b")).toEqual(rows);
   });
 
-  it("that are not there, or not as they must be, are named", async () => {
+  it("that are missing or malformed are named", async () => {
     const offline = new Datasets({ directory: fixtures, hub: { offline: true, cacheDir: directory } });
     await expect(offline.split({ repo: "org/none", config: "c" }, "test")).rejects.toThrow(
-      /org\/none \(c, test\) cannot be had: .*put it in .*org.none.c.test\.jsonl/,
+      /org\/none \(c, test\) is not available: .*put it in .*org.none.c.test\.jsonl/,
     );
     const folder = path.join(directory, "bad/baber/piqa/default");
     mkdirSync(folder, { recursive: true });
@@ -176,8 +176,12 @@ describe("a task file", () => {
       .join("\n"),
   );
   const colours = {
-    ...{ kind: "multiple-choice", name: "colours", data: "colours.jsonl", prompt: "Q: {{ question | upper }}\nA:" },
-    ...{ choices: "options", answer: "answer" },
+    kind: "multiple-choice",
+    name: "colours",
+    data: "colours.jsonl",
+    prompt: "Q: {{ question | upper }}\nA:",
+    choices: "options",
+    answer: "answer",
   };
 
   it("of choices asks for each of them", async () => {
@@ -190,14 +194,13 @@ describe("a task file", () => {
 
   it("of generation compares what it extracts", async () => {
     const file = write("lengths.json", {
-      ...{
-        kind: "generation",
-        name: "lengths",
-        data: "colours.jsonl",
-        prompt: "{{question}}",
-        answer: "{{ question|length }}",
-      },
-      ...{ extract: "answer is (\\d+)", metrics: ["exact_match", "rouge_l"] },
+      kind: "generation",
+      name: "lengths",
+      data: "colours.jsonl",
+      prompt: "{{question}}",
+      answer: "{{ question|length }}",
+      extract: "answer is (\\d+)",
+      metrics: ["exact_match", "rouge_l"],
     });
     const result = await evaluateTask((await loadTaskFile(file))!, shortSighted([]), { datasets, tools });
     expect(result.metrics.map(({ value }) => value)).toEqual([1, 1]);
@@ -222,17 +225,21 @@ describe("a task file", () => {
   });
 
   it.each([
-    ["is no JSON", "{", /no valid JSON/],
+    ["is not JSON", "{", /not valid JSON/],
     ["has no kind", { ...colours, kind: "quiz" }, /kind/],
     ["has fields that mean nothing", { ...colours, fewshot: 3 }, /fewshot/],
-    ["has a template that is none", { ...colours, prompt: "{{ question " }, /template/],
-    ["extracts by no expression", { ...colours, kind: "generation", choices: undefined, extract: "(" }, /extract/],
+    ["has a malformed template", { ...colours, prompt: "{{ question " }, /template/],
+    [
+      "extracts by a malformed expression",
+      { ...colours, kind: "generation", choices: undefined, extract: "(" },
+      /extract/,
+    ],
   ])("that %s is refused", async (_, content, message) => {
     await expect(loadTaskFile(write("bad.json", content))).rejects.toThrow(message);
   });
 
   it("whose answers are none of the choices is refused", async () => {
     const task = await loadTaskFile(write("wrong.json", { ...colours, answer: "question" }));
-    await expect(evaluateTask(task!, shortSighted([]), { datasets, tools })).rejects.toThrow(/none of 2 choices/);
+    await expect(evaluateTask(task!, shortSighted([]), { datasets, tools })).rejects.toThrow(/none of the 2 choices/);
   });
 });

@@ -2,7 +2,6 @@ import path from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { Tokenizer } from "../../src/data/index.js";
-import { packSequences, type ScoredSequence } from "../../src/evaluate/forest.js";
 import {
   EngineLikelihoods,
   type Likelihood,
@@ -10,6 +9,7 @@ import {
   RequestEncoder,
   type TokenPair,
 } from "../../src/evaluate/index.js";
+import { packSequences, type ScoredSequence } from "../../src/evaluate/packing.js";
 import { Backend } from "../../src/ggml/index.js";
 import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { Graph } from "../../src/tensor/index.js";
@@ -28,9 +28,9 @@ describe("packed sequences", () => {
   );
 
   it("read what is before them in their own sequence, and nothing else", () => {
-    const given = fc.tuple(fc.array(sequence, { minLength: 1, maxLength: 20 }), fc.integer({ min: 0, max: 60 }));
+    const packable = fc.tuple(fc.array(sequence, { minLength: 1, maxLength: 20 }), fc.integer({ min: 0, max: 60 }));
     fc.assert(
-      fc.property(given, ([sequences, places]) => {
+      fc.property(packable, ([sequences, places]) => {
         const packings = packSequences(sequences, places);
         const members = packings.flatMap((packing) => packing.members);
         expect([...members].sort((a, b) => a - b)).toEqual(sequences.map((_, i) => i));
@@ -38,10 +38,10 @@ describe("packed sequences", () => {
           expect(tokens.length).toBeLessThanOrEqual(sequences[own[0]!]!.input.length + places);
           let at = 0;
           for (const member of own) {
-            const { input, targets: wanted } = sequences[member]!;
-            wanted.forEach((target, i) => {
+            const { input, targets: expected } = sequences[member]!;
+            expected.forEach((target, i) => {
               const row = rows[at]!;
-              const depth = input.length - wanted.length + i;
+              const depth = input.length - expected.length + i;
               const read = [...tokens.keys()].filter((place) => place <= row && row < ends[place]!);
               expect(read.map((place) => tokens[place])).toEqual([...input.subarray(0, depth + 1)]);
               expect(read.map((place) => positions[place])).toEqual(read.map((_, j) => j));
@@ -112,7 +112,9 @@ describe.each([
     const requests = stories.flatMap((story) =>
       questions.flatMap((question) =>
         [" happy", " sad and went home to sleep", " a", " happy", ""].map((end) => ({
-          ...{ kind: "log-likelihood" as const, context: story.repeat(3) + question, continuation: end },
+          kind: "log-likelihood" as const,
+          context: story.repeat(3) + question,
+          continuation: end,
         })),
       ),
     );

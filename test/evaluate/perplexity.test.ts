@@ -41,14 +41,12 @@ describe("perplexity", () => {
   );
 
   const model = modelFromConfig({
-    ...{
-      model_type: "llama",
-      vocab_size: 16,
-      hidden_size: 8,
-      intermediate_size: 8,
-      num_hidden_layers: 1,
-      num_attention_heads: 2,
-    },
+    model_type: "llama",
+    vocab_size: 16,
+    hidden_size: 8,
+    intermediate_size: 8,
+    num_hidden_layers: 1,
+    num_attention_heads: 2,
   });
 
   it("does not depend on how many sequences are computed at once, and counts a short last one", async () => {

@@ -24,7 +24,7 @@ interface Expected {
   readonly choices: readonly number[];
   readonly pooled: number;
 }
-// made by bench/peers/scoring.py with the harness, rouge_score and Python
+// written by bench/peers/scoring.py with the harness, rouge_score and Python
 const expected = JSON.parse(
   readFileSync(path.resolve(import.meta.dirname, "../fixtures/scoring.json"), "utf8"),
 ) as Expected;

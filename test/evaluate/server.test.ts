@@ -8,7 +8,7 @@ const WORDS: Record<string, number> = { a: 0.5, b: 0.25, c: 0.125 };
 const seen: Record<string, unknown>[] = [];
 let failures = 0;
 
-/** A completions server whose model knows single words, in the form that vLLM answers. */
+/** A completions server whose model knows single words; it answers as vLLM does. */
 const server = createServer((request, response) => {
   const json = (value: unknown, status = 200) =>
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(value));
@@ -28,17 +28,17 @@ const server = createServer((request, response) => {
     if (body.model === "silent") return json({ choices: [{ text: body.prompt }] });
     if (body.model === "strange") return json({ answer: 42 });
     if (!body.echo) return json({ choices: [{ text: " a b\nc STOP d" }] });
-    const pieces = [...`${body.prompt} z`.matchAll(/ ?[^ ]+/g)];
-    const own = pieces.map(([piece]) => Math.log(WORDS[piece.trim()] ?? 0.01));
+    const tokens = [...`${body.prompt} z`.matchAll(/ ?[^ ]+/g)];
+    const logProbabilities = tokens.map(([token]) => Math.log(WORDS[token.trim()] ?? 0.01));
     json({
       choices: [
         {
           text: "",
           logprobs: {
-            tokens: pieces.map(([piece]) => piece),
-            token_logprobs: own.map((value, i) => (i === 0 ? null : value)),
-            text_offset: pieces.map(({ index }) => [...body.prompt.slice(0, index)].length),
-            top_logprobs: own.map((_, i) => (i === 0 ? null : { a: Math.log(0.5) })),
+            tokens: tokens.map(([token]) => token),
+            token_logprobs: logProbabilities.map((value, i) => (i === 0 ? null : value)),
+            text_offset: tokens.map(({ index }) => [...body.prompt.slice(0, index)].length),
+            top_logprobs: logProbabilities.map((_, i) => (i === 0 ? null : { a: Math.log(0.5) })),
           },
         },
       ],
@@ -88,10 +88,10 @@ describe("a server of completions", () => {
     expect(replies[0]?.logLikelihood).toBeCloseTo(Math.log(0.5), 12);
   });
 
-  it("that cannot do it is told apart", async () => {
+  it("that cannot give likelihoods is refused by name", async () => {
     const ask = async (model: string) => likelihoods(await CompletionServer.connect(url, { model }), ["x", " a"]);
-    await expect(ask("silent")).rejects.toThrow(/no log-probabilities of the prompt .* gsm8k/);
-    await expect(ask("strange")).rejects.toThrow(/another form/);
+    await expect(ask("silent")).rejects.toThrow(/does not return log-probabilities of the prompt .* gsm8k/);
+    await expect(ask("strange")).rejects.toThrow(/an unexpected form/);
     await expect(CompletionServer.connect(`${url}/nothing`)).rejects.toThrow(/404/);
   });
 });

@@ -134,7 +134,7 @@ describe("a directory that is not the run's own", () => {
         export: () => exportModel({ ...common, model: at("model"), out, restart: true, overwrite: true }),
         evaluate: () => evaluate({ ...common, models: [at("model")], out, tasks: ["piqa"], restart: true }),
       };
-      await expect(jobs[name]!()).rejects.toThrow(/is not empty and no run of coppice \(it has checkpoints\)/);
+      await expect(jobs[name]!()).rejects.toThrow(/is not empty and not a run of coppice \(it has checkpoints\)/);
       expect(witness(out)).toEqual({ "checkpoints/precious.bin": hashBytes("1") });
     },
   );
@@ -142,7 +142,7 @@ describe("a directory that is not the run's own", () => {
   it("is refused with a run.json of another tool, and with another command's run", async () => {
     mkdirSync(at("other"));
     writeFileSync(at("other", "run.json"), '{"id": "wandb"}');
-    await expect(distilling(at("other"), { restart: true })).rejects.toThrow(/no run of coppice/);
+    await expect(distilling(at("other"), { restart: true })).rejects.toThrow(/not a run of coppice/);
     await exportModel({ ...common, model: at("model"), out: at("exported") });
     await expect(pruneModel(cutting(at("exported")))).rejects.toThrow(/command export -> prune/);
     const cut = openCheckpoint(at("exported"));
@@ -171,7 +171,7 @@ describe("a directory that is not the run's own", () => {
     expect(existsSync(at("notes.md"))).toBe(true);
     writeFileSync(path.join(out, "run.json"), JSON.stringify({ ...record, files: [...record.files, "../notes.md"] }));
     await expect(exportModel({ ...common, model: at("model"), out, restart: true })).rejects.toThrow(
-      /no run of coppice/,
+      /not a run of coppice/,
     );
     expect(existsSync(at("notes.md"))).toBe(true);
   });
@@ -194,7 +194,7 @@ describe("a directory that is not the run's own", () => {
   });
 
   it("is not a file, nor below one", async () => {
-    await expect(distilling(at("notes.md"))).rejects.toThrow(/notes.md is a file: --out names a directory/);
+    await expect(distilling(at("notes.md"))).rejects.toThrow(/notes.md is a file: --out must name a directory/);
     await expect(distilling(at("notes.md", "out"))).rejects.toThrow(
       /notes.md.out cannot be written: .*notes.md is a file/,
     );

@@ -8,7 +8,7 @@ import { temporaryDirectory } from "../temporary.js";
 const directory = temporaryDirectory();
 
 describe("a full disk", () => {
-  it.skipIf(!existsSync("/dev/full"))("is said with the file and its size", () => {
+  it.skipIf(!existsSync("/dev/full"))("is reported with the file and its size", () => {
     const full = openSync("/dev/full", "w");
     let error: unknown;
     try {
@@ -21,7 +21,7 @@ describe("a full disk", () => {
     );
   });
 
-  it("is foreseen where the size is known, and nothing is left", () => {
+  it("is noticed in advance where the size is known, and leaves no file", () => {
     expect(() => checkSpace(path.join(directory, "not", "there"), 2 ** 60, "two checkpoints")).toThrow(
       /two checkpoints need 1073741824.0 GiB, its disk has [\d.]+ GiB left/,
     );
@@ -32,7 +32,7 @@ describe("a full disk", () => {
     expect(readdirSync(directory)).toEqual([]);
   });
 
-  it("or any other fault leaves no half file", () => {
+  it("or any other error leaves no partial file", () => {
     expect(() => writeFileAtomic(path.join(directory, "a\0b"), "x")).toThrow();
     const broken = { name: "a", dtype: "f32" as const, shape: [4], chunks: () => [new Uint8Array(3)] };
     expect(() => writeSafetensors(path.join(directory, "broken.safetensors"), [broken])).toThrow(

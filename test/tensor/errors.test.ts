@@ -27,15 +27,15 @@ describe("tensors that do not fit", () => {
     ["a product with integers", () => ops.matmul(g, x, ops.reshape(g, ids, { to: [1, 3] })), /the last axes/],
     ["a shape of another size", () => ops.reshape(g, x, { to: [5] }), /x f32 \[3, 4\] cannot be reshaped to \[5\]/],
     [
-      "an order that is none",
+      "a malformed order",
       () => ops.permute(g, x, { order: [0, 0] }),
-      /x f32 \[3, 4\]: \[0, 0\] is no order of its axes/,
+      /x f32 \[3, 4\]: \[0, 0\] is not an order of its axes/,
     ],
-    ["ids that are no integers", () => ops.embedding(g, x, ops.reshape(g, y, { to: [8] })), /must be i32/],
+    ["ids that are not integers", () => ops.embedding(g, x, ops.reshape(g, y, { to: [8] })), /must be i32/],
     ["a gate of another shape", () => ops.swiglu(g, x, y), /x f32 \[3, 4\] gates y f32 \[2, 4\]/],
     ["a softmax of integers", () => ops.softmax(g, ids, { scale: 1 }), /softmax: ids i32 \[3\] must be f32/],
     ["more of the largest than there are", () => ops.topKIndices(g, x, { k: 5 }), /the 5 largest of each row of x/],
-    ["a loss that is no scalar", () => gradients(g, x, [x])[0]!, /x f32 \[3, 4\] is no scalar/],
+    ["a loss that is not a scalar", () => gradients(g, x, [x])[0]!, /x f32 \[3, 4\] is not a scalar/],
     [
       "a target the loss does not depend on",
       () => gradients(g, ops.sum(g, x), [y])[0]!,
@@ -48,14 +48,14 @@ describe("tensors that do not fit", () => {
 
   it("a store refuses shapes, names and data that cannot be", () => {
     const store = new TensorStore(backend, 2);
-    expect(() => store.add("a", [0], "f32")).toThrow(/a: \[0\] is no shape/);
+    expect(() => store.add("a", [0], "f32")).toThrow(/a: \[0\] is not a shape/);
     expect(() => store.add("a", [1, 2, 3, 4, 5], "f32")).toThrow(/one to four positive sizes/);
     expect(() => store.add("a", [2 ** 30, 2 ** 30], "f32")).toThrow(/too large/);
     const a = store.add("a", [2], "f32");
     expect(() => store.add("a", [2], "f32")).toThrow(/declared twice/);
     store.allocate();
-    expect(() => store.write(a, Float32Array.of(1))).toThrow(/a f32 \[2\] takes 8 bytes, 4 were given/);
-    expect(() => store.get("b")).toThrow(/no tensor b/);
+    expect(() => store.write(a, Float32Array.of(1))).toThrow(/a f32 \[2\] takes 8 bytes, not 4/);
+    expect(() => store.get("b")).toThrow(/has no tensor b/);
     store.free();
   });
 });

@@ -1,5 +1,5 @@
-import { afterAll, describe, expect, it } from "vitest";
-import { Backend } from "../../src/ggml/index.js";
+import { describe, expect, it } from "vitest";
+import type { Backend } from "../../src/ggml/index.js";
 import { Random } from "../../src/system/random.js";
 import {
   elementCount,
@@ -12,7 +12,10 @@ import {
   TensorStore,
 } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
+import { openBackend } from "./backend.js";
 import { xielu } from "./xielu.js";
+
+type Opened = ReturnType<typeof openBackend>;
 
 /** An op under test: its differentiable inputs' shapes, and how it is applied to them. */
 interface Case {
@@ -20,7 +23,7 @@ interface Case {
   readonly apply: (g: Graph, inputs: readonly Tensor[]) => Tensor;
   /** Inputs are drawn from [low, low + 2). */
   readonly low?: number;
-  /** Computes again for the gradient what is so marked. */
+  /** Whether gradients compute again what is inside of `recomputed`. */
   readonly recompute?: boolean;
 }
 
@@ -44,11 +47,26 @@ const causalMask = (g: Graph, size: number) =>
     Float32Array.from({ length: size * size }, (_, i) => (i % size > Math.floor(i / size) ? -Infinity : 0)),
   );
 
+const shapeOnly = (g: Graph, shape: Shape) => g.constant("like", "f32", shape, new Float32Array(elementCount(shape)));
+
 const attentionShapes: readonly Shape[] = [
   [2, 3, 4, 2],
   [2, 3, 2, 2],
   [2, 3, 2, 2],
 ];
+
+const rope = (interleaved: boolean): Case => ({
+  shapes: [[2, 3, 2, 6]],
+  apply: (g, [x]) =>
+    ops.rope(g, x!, {
+      rotaryDim: 4,
+      theta: 100,
+      attentionFactor: 1.25,
+      interleaved,
+      factors: Float32Array.of(1, 2),
+      positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
+    }),
+});
 
 const CASES: Record<string, Case> = {
   add: binary(ops.add, [
@@ -97,14 +115,8 @@ const CASES: Record<string, Case> = {
   mean: unary((g, x) => ops.mean(g, x)),
   sumLast: unary((g, x) => ops.sumLast(g, x)),
   sumRows: unary((g, x) => ops.sumRows(g, x)),
-  broadcastTo: binary(ops.broadcastTo, [
-    [3, 1],
-    [3, 4],
-  ]),
-  sumTo: binary(ops.sumTo, [
-    [3, 4],
-    [1, 4],
-  ]),
+  broadcastTo: { shapes: [[3, 1]], apply: (g, [x]) => ops.broadcastTo(g, x!, shapeOnly(g, [3, 4])) },
+  sumTo: { shapes: [[3, 4]], apply: (g, [x]) => ops.sumTo(g, x!, shapeOnly(g, [1, 4])) },
   reshape: unary((g, x) => ops.reshape(g, x, { to: [4, 6] })),
   permute: unary((g, x) => ops.permute(g, x, { order: [2, 0, 1] })),
   cast: unary((g, x) => ops.cast(g, x, { to: "f32" })),
@@ -172,26 +184,8 @@ const CASES: Record<string, Case> = {
   maskedSoftmax: { shapes: [[2, 3, 3]], apply: (g, [x]) => ops.maskedSoftmax(g, x!, causalMask(g, 3), { scale: 0.7 }) },
   logSoftmax: unary((g, x) => ops.logSoftmax(g, x, { scale: 1 })),
   "logSoftmax, scaled": unary((g, x) => ops.logSoftmax(g, x, { scale: 0.5 })),
-  rope: {
-    shapes: [[2, 3, 2, 6]],
-    apply: (g, [x]) =>
-      ops.rope(g, x!, {
-        ...{ rotaryDim: 4, theta: 100, attentionFactor: 1.25 },
-        ...{ factors: Float32Array.of(1, 2), positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)) },
-      }),
-  },
-  "rope, interleaved": {
-    shapes: [[2, 3, 2, 6]],
-    apply: (g, [x]) =>
-      ops.rope(g, x!, {
-        rotaryDim: 4,
-        theta: 100,
-        attentionFactor: 1.25,
-        interleaved: true,
-        factors: Float32Array.of(1, 2),
-        positions: g.constant("places", "i32", [3], Int32Array.of(0, 2, 1)),
-      }),
-  },
+  rope: rope(false),
+  "rope, interleaved": rope(true),
   scaleByPosition: {
     shapes: [[2, 3, 2, 4]],
     apply: (g, [x]) =>
@@ -249,55 +243,105 @@ const CASES: Record<string, Case> = {
   },
 };
 
-describe.each(testBackends)("on %s", (_, options) => {
-  const backend = Backend.open({ ...options, threads: 2 });
-  // Debian's software Vulkan driver corrupts memory when buffers are freed between computations, so they are freed last.
-  const finished: { free(): void }[] = [];
-  afterAll(() => {
-    for (const item of finished) item.free();
-    backend.free();
-  });
+type Values = readonly Float32Array[];
 
-  it.each(Object.entries(CASES))("the gradient of %s is that of finite differences", async (name, test) => {
-    const random = new Random(7);
-    const store = new TensorStore(backend, test.shapes.length);
-    const inputs = test.shapes.map((shape, i) => store.add(`x${i}`, shape, "f32", { trainable: true }));
-    store.allocate();
-    const values = test.shapes.map((shape) =>
-      Float32Array.from({ length: elementCount(shape) }, () => (test.low ?? -1) + 2 * random.uniform()),
-    );
-    for (const [i, input] of inputs.entries()) store.write(input, values[i]!);
+/** The inputs of a case: the same numbers on every backend. */
+function inputsOf({ shapes, low = -1 }: Case): Values {
+  const random = new Random(7);
+  return shapes.map((shape) => Float32Array.from({ length: elementCount(shape) }, () => low + 2 * random.uniform()));
+}
 
-    const g = new Graph(backend, { recompute: test.recompute ?? false });
-    const result = test.apply(g, inputs);
-    const weights = Float32Array.from({ length: elementCount(result.shape) }, () => random.normal());
-    const loss = g.output(ops.sum(g, ops.mul(g, result, g.constant("weights", "f32", result.shape, weights))));
-    // shape-only arguments have no gradient
-    const differentiable = inputs.filter((_, i) => !((name === "broadcastTo" || name === "sumTo") && i === 1));
-    const derived = gradients(g, loss, differentiable).map((gradient) => g.output(gradient));
-    await g.run();
-    const analytic = derived.map((gradient) => g.read(gradient));
+/** A graph of a case's result and of a loss, which is a random weighting of the result. */
+function build(backend: Backend, test: Case) {
+  const store = new TensorStore(backend, test.shapes.length);
+  const inputs = test.shapes.map((shape, i) => store.add(`x${i}`, shape, "f32", { trainable: true }));
+  store.allocate();
+  const values = inputsOf(test);
+  for (const [i, input] of inputs.entries()) store.write(input, values[i]!);
+  const g = new Graph(backend, { recompute: test.recompute ?? false });
+  const result = test.apply(g, inputs);
+  const random = new Random(8);
+  const weights = Float32Array.from({ length: elementCount(result.shape) }, () => random.normal());
+  const loss = ops.sum(g, ops.mul(g, result, g.constant("weights", "f32", result.shape, weights)));
+  return { g, store, inputs, result, loss };
+}
 
-    const step = 1 / 64;
-    for (const [which, input] of differentiable.entries()) {
-      const at = values[which]!;
-      const largest = Math.max(...analytic[which]!.map(Math.abs));
-      for (let i = 0; i < at.length; i++) {
-        const lossAt = async (offset: number) => {
-          const moved = at.slice();
-          moved[i]! += offset;
-          store.write(input, moved);
-          await g.run();
-          return g.read(loss)[0]!;
-        };
-        // Richardson extrapolation of central differences: the error is of fourth order in the step
-        const coarse = ((await lossAt(2 * step)) - (await lossAt(-2 * step))) / (4 * step);
-        const fine = ((await lossAt(step)) - (await lossAt(-step))) / (2 * step);
-        const numeric = (4 * fine - coarse) / 3;
-        expect(Math.abs(analytic[which]![i]! - numeric), `d/dx${which}[${i}]`).toBeLessThan(2e-3 + 4e-3 * largest);
-      }
-      store.write(input, at);
+/** The result of a case, and the gradients of its inputs. */
+async function resultAndGradients({ backend, freeLater }: Opened, test: Case): Promise<Values> {
+  const { g, store, inputs, result, loss } = build(backend, test);
+  freeLater(g, store);
+  const outputs = [result, ...gradients(g, loss, inputs)].map((tensor) =>
+    g.output(ops.scale(g, tensor, { factor: 1 })),
+  );
+  await g.run();
+  return outputs.map((output) => g.read(output));
+}
+
+/** Richardson's extrapolation of central differences: the error is of fourth order in the step. */
+async function finiteDifferences({ backend, freeLater }: Opened, test: Case): Promise<Values> {
+  const { g, store, inputs, loss } = build(backend, test);
+  freeLater(g, store);
+  g.output(loss);
+  const step = 1 / 64;
+  const values = inputsOf(test);
+  const differences: Float32Array[] = [];
+  for (const [which, input] of inputs.entries()) {
+    const lossAt = async (i: number, offset: number) => {
+      const moved = values[which]!.slice();
+      moved[i]! += offset;
+      store.write(input, moved);
+      await g.run();
+      return g.read(loss)[0]!;
+    };
+    const own = new Float32Array(values[which]!.length);
+    for (const i of own.keys()) {
+      const coarse = ((await lossAt(i, 2 * step)) - (await lossAt(i, -2 * step))) / (4 * step);
+      const fine = ((await lossAt(i, step)) - (await lossAt(i, -step))) / (2 * step);
+      own[i] = (4 * fine - coarse) / 3;
     }
-    finished.push(g, store);
+    store.write(input, values[which]!);
+    differences.push(own);
+  }
+  return differences;
+}
+
+const largestOf = (values: Float32Array) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+
+/** @param tolerance for differences: absolute, and relative to the largest expected number */
+function expectClose(actual: Values, expected: Values, [absolute, relative]: readonly [number, number]): void {
+  expect(actual.map(({ length }) => length)).toEqual(expected.map(({ length }) => length));
+  for (const [which, values] of actual.entries()) {
+    const limit = absolute + relative * largestOf(expected[which]!);
+    for (const [i, value] of values.entries())
+      expect(Math.abs(value - expected[which]![i]!), `tensor ${which}, element ${i}`).toBeLessThan(limit);
+  }
+}
+
+const [[referenceName, referenceOptions], ...otherBackends] = testBackends as [
+  (typeof testBackends)[0],
+  ...typeof testBackends,
+];
+const reference = openBackend({ ...referenceOptions, threads: 1 });
+const onReference = new Map<string, Promise<Values>>();
+
+function referenceOf(name: string): Promise<Values> {
+  const known = onReference.get(name) ?? resultAndGradients(reference, CASES[name]!);
+  onReference.set(name, known);
+  return known;
+}
+
+// differences are taken on one backend, where they cost least; on the others results and gradients must be equal to that one's
+describe(`on ${referenceName}`, () => {
+  it.each(Object.keys(CASES))("the gradient of %s is that of finite differences", async (name) => {
+    const [, ...analytic] = await referenceOf(name);
+    expectClose(await finiteDifferences(reference, CASES[name]!), analytic, [2e-3, 4e-3]);
+  });
+});
+
+describe.each(otherBackends)("on %s", (_, options) => {
+  const opened = openBackend({ ...options, threads: 2 });
+
+  it.each(Object.keys(CASES))(`the result and the gradient of %s are those on ${referenceName}`, async (name) => {
+    expectClose(await resultAndGradients(opened, CASES[name]!), await referenceOf(name), [1e-6, 1e-4]);
   });
 });

@@ -1,18 +1,13 @@
-import { afterAll, describe, expect, it } from "vitest";
-import { Backend } from "../../src/ggml/index.js";
+import { describe, expect, it } from "vitest";
 import { Random } from "../../src/system/random.js";
 import { Graph, gradients, ops, recomputed, type Tensor, TensorStore } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
+import { openBackend } from "./backend.js";
 
 const [ROWS, WIDTH, VOCAB] = [700, 8, 40]; // more rows than are computed at a time
 
 describe.each(testBackends)("on %s", (_, options) => {
-  const backend = Backend.open({ ...options, threads: 2 });
-  const finished: { free(): void }[] = [];
-  afterAll(() => {
-    for (const item of finished) item.free();
-    backend.free();
-  });
+  const { backend, freeLater } = openBackend({ ...options, threads: 2 });
 
   const random = new Random(3);
   const draw = (count: number) => Float32Array.from({ length: count }, () => random.normal());
@@ -27,7 +22,7 @@ describe.each(testBackends)("on %s", (_, options) => {
     store.write(hidden, hiddenValues);
     store.write(head, headValues);
     const g = new Graph(backend);
-    finished.push(g, store);
+    freeLater(g, store);
     return { g, hidden, head };
   }
 
@@ -85,7 +80,7 @@ describe.each(testBackends)("on %s", (_, options) => {
     const run = async (recompute: boolean) => {
       const { hidden, head } = setUp();
       const g = new Graph(backend, { recompute });
-      finished.push(g);
+      freeLater(g);
       let x = hidden;
       for (let layer = 0; layer < 6; layer++)
         x = recomputed(g, x, (input) => {

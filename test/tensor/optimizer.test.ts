@@ -1,15 +1,10 @@
-import { afterAll, describe, expect, it } from "vitest";
-import { Backend } from "../../src/ggml/index.js";
+import { describe, expect, it } from "vitest";
 import { AdamW, Graph, gradients, learningRateAt, ops, TensorStore } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
+import { openBackend } from "./backend.js";
 
 describe.each(testBackends)("AdamW on %s", (_, options) => {
-  const backend = Backend.open({ ...options, threads: 2 });
-  const finished: { free(): void }[] = [];
-  afterAll(() => {
-    for (const item of finished) item.free();
-    backend.free();
-  });
+  const { backend, freeLater } = openBackend({ ...options, threads: 2 });
 
   it("takes the steps of Loshchilov & Hutter's algorithm 2 with global-norm clipping, computed in double precision", async () => {
     const options = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clipNorm: 1 };
@@ -24,7 +19,7 @@ describe.each(testBackends)("AdamW on %s", (_, options) => {
     const optimizer = new AdamW(state, [matrix, gain], options);
     state.allocate();
     const g = new Graph(backend);
-    finished.push(g, state, weights);
+    freeLater(g, state, weights);
     const goal = g.constant("goal", "f32", [2, 2], Float32Array.from(target));
     // loss = Σ (gain ∘ matrix - goal)²
     const loss = g.output(ops.sum(g, ops.square(g, ops.sub(g, ops.mul(g, matrix, gain), goal))));

@@ -1,29 +1,25 @@
-import { afterAll, describe, expect, it } from "vitest";
-import { Backend, QUANTIZED_DTYPES, type QuantizedDType, toFloat32 } from "../../src/ggml/index.js";
+import { describe, expect, it } from "vitest";
+import { QUANTIZED_DTYPES, type QuantizedDType, toFloat32 } from "../../src/ggml/index.js";
 import { convertRows } from "../../src/quantize/convert.js";
 import { Random } from "../../src/system/random.js";
 import { Graph, ops, TensorStore } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
+import { openBackend } from "./backend.js";
 
 const random = new Random(11);
 const normal = (count: number) => Float32Array.from({ length: count }, () => random.normal());
 const [rows, columns, batch] = [48, 256, 5];
-/** A software driver takes long to compile the products of others. */
+/** A software driver takes long to compile the products of other types. */
 const ON_VULKAN: readonly QuantizedDType[] = ["q4_0", "q8_0", "q4_k"];
-/** Making these begins with seconds of tables. */
+/** Quantizing to these types starts by computing tables for seconds. */
 const SLOW: readonly QuantizedDType[] = ["iq1_s", "iq1_m", "iq2_xs", "iq2_s"];
 const ON_CPU = QUANTIZED_DTYPES.filter((dtype) => !SLOW.includes(dtype));
 
-// kernels of ours do not touch quantized weights: ggml alone stands for all of the processor's
+// our kernels do not read quantized weights: the CPU with ggml alone stands for all variants
 describe.each(testBackends.filter(([name]) => name === "the CPU" || name === "Vulkan"))(
   "quantized weights on %s",
   (name, options) => {
-    const backend = Backend.open(options);
-    const finished: { free(): void }[] = [];
-    afterAll(() => {
-      for (const item of finished) item.free();
-      backend.free();
-    });
+    const { backend, freeLater } = openBackend(options);
 
     it.each(name === "Vulkan" ? ON_VULKAN : ON_CPU)("%s multiply and look up as their values do", async (dtype) => {
       const weights = normal(rows * columns);
@@ -49,7 +45,7 @@ describe.each(testBackends.filter(([name]) => name === "the CPU" || name === "Vu
       g.write(x, input);
       g.write(ids, Int32Array.of(7, 0, 47));
       await g.run();
-      finished.push(g, store);
+      freeLater(g, store);
       const looked = g.read(found);
       [7, 0, 47].forEach((id, i) => {
         for (let c = 0; c < columns; c++) expect(looked[i * columns + c]).toBeCloseTo(values[id * columns + c]!, 5);

@@ -1,23 +1,23 @@
-/** What is asked of the process that runs programs. */
+/** Asks the supervisor process to run a program. */
 export interface ProgramMessage {
   readonly id: number;
   readonly program: string;
 }
 
-/** What it tells: that it is ready, or how a program ended. */
+/** The supervisor's messages: that it is ready, or how a program ended. */
 export type SupervisorMessage = { readonly ready: true } | { readonly id: number; readonly verdict: string };
 
-/** What a worker is given. */
+/** Data for a worker thread. */
 export interface WorkerData {
-  /** Directory of Pyodide. */
+  /** Pyodide's directory. */
   readonly pyodide: string;
-  /** The interpreter, compiled once for all. */
+  /** The interpreter, compiled once for all workers. */
   readonly compiled: object;
-  /** Its memory just after it started. */
+  /** The interpreter's memory just after its start. */
   readonly snapshot: Uint8Array;
   readonly program: string;
   readonly memoryBytes: number;
 }
 
-/** The verdict on a program that ended without an error. */
+/** The verdict on programs that end without an error. */
 export const PASSED = "passed";

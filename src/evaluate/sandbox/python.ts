@@ -7,65 +7,64 @@ import { packageRoot } from "../../system/package-root.js";
 import { PASSED, type ProgramMessage, type SupervisorMessage } from "./messages.js";
 
 export interface SandboxOptions {
-  /** A program that takes longer has failed; 10 by default: WebAssembly takes about three times as long as code_eval's Python, which gets 3. */
-  readonly seconds?: number;
-  /** A program that needs more has failed. */
-  readonly memoryBytes?: number;
-  /** Programs that run at once; as many as there are cores, 8 at most, by default. */
-  readonly workers?: number;
+  /** Time limit for a program; 10 by default, as WebAssembly takes about three times as long as code_eval's Python, which gets 3. */
+  readonly seconds?: number | undefined;
+  /** Memory limit for a program; 512 MiB by default. */
+  readonly memoryBytes?: number | undefined;
+  /** How many programs run at once; the number of cores, at most 8, by default. */
+  readonly workers?: number | undefined;
 }
 
-/** How a program ended: without an error, or how it failed. */
+/** How a program ended. */
 export interface ProgramOutcome {
   readonly passed: boolean;
-  /** The last lines of the error. */
+  /** The last lines of the error, or `passed`. */
   readonly reason: string;
 }
 
-interface Waiting {
+interface PendingProgram {
   readonly id: number;
   readonly program: string;
-  readonly done: (outcome: ProgramOutcome) => void;
-  /** Whether the process has ended once while this ran. */
+  readonly finish: (outcome: ProgramOutcome) => void;
+  /** Whether the process already died once while this ran. */
   retried: boolean;
 }
 
 const [SECONDS, MEMORY_BYTES] = [10, 512 << 20];
-/** Each may take all the memory that a program may have. */
+/** Each worker may use all the memory that a program may have. */
 const MOST_WORKERS = 8;
-/** Longer programs are not written by a model that writes at most a few thousand tokens. */
+/** No model that generates a few thousand tokens writes a longer program. */
 const MOST_CHARACTERS = 1 << 20;
-/** As built, also where the program runs from its sources: Node starts it by itself. */
+/** The compiled file, even when running from source: Node starts it directly. */
 const SUPERVISOR = path.join(packageRoot, "dist/evaluate/sandbox/supervisor.js");
 
 /**
- * Runs Python programs that nobody has read. Each has a fresh interpreter (Pyodide: CPython in WebAssembly) in a thread of its own,
- * inside a process that may read nothing but the interpreter and has no network, environment or child processes, under limits of
- * memory and time. Whatever a program does ends as its own failure.
+ * Runs untrusted Python programs. Each gets a fresh interpreter (Pyodide: CPython in WebAssembly) in a thread of its own, inside
+ * a process that can read nothing but the interpreter and has no network, environment or child processes, under limits of
+ * memory and time. Whatever a program does counts as its own failure only.
  */
 export class PythonSandbox {
-  private readonly options: Required<SandboxOptions>;
-  private readonly queue: Waiting[] = [];
-  private readonly running = new Map<number, Waiting>();
+  private readonly options: { readonly seconds: number; readonly memoryBytes: number; readonly workers: number };
+  private readonly queue: PendingProgram[] = [];
+  private readonly running = new Map<number, PendingProgram>();
   private process: ChildProcess | undefined;
   private ready = false;
   private starts = 0;
-  private next = 0;
+  private nextId = 0;
 
-  constructor(options: SandboxOptions = {}) {
-    this.options = {
-      seconds: SECONDS,
-      memoryBytes: MEMORY_BYTES,
-      workers: Math.min(MOST_WORKERS, availableParallelism()),
-      ...options,
-    };
+  constructor({
+    seconds = SECONDS,
+    memoryBytes = MEMORY_BYTES,
+    workers = Math.min(MOST_WORKERS, availableParallelism()),
+  }: SandboxOptions = {}) {
+    this.options = { seconds, memoryBytes, workers };
   }
 
-  /** Runs a program. It has passed if it ends without an exception, of whatever kind. */
+  /** Runs a program. It passes when it ends without an exception of any kind. */
   run(program: string): Promise<ProgramOutcome> {
     if (program.length > MOST_CHARACTERS) return Promise.resolve({ passed: false, reason: "the program is too long" });
     return new Promise((resolve, reject) => {
-      this.queue.push({ id: this.next++, program, done: resolve, retried: false });
+      this.queue.push({ id: this.nextId++, program, finish: resolve, retried: false });
       try {
         this.proceed();
       } catch (error) {
@@ -77,12 +76,13 @@ export class PythonSandbox {
   private proceed(): void {
     if (this.process === undefined) this.start();
     while (this.ready && this.running.size < this.options.workers) {
-      const waiting = this.queue.shift();
-      if (waiting === undefined) break;
-      this.running.set(waiting.id, waiting);
-      this.process?.send({ id: waiting.id, program: waiting.program } satisfies ProgramMessage);
+      const pending = this.queue.shift();
+      if (pending === undefined) break;
+      const { id, program } = pending;
+      this.running.set(id, pending);
+      this.process?.send({ id, program } satisfies ProgramMessage);
     }
-    // an idle sandbox does not keep the process alive
+    // an idle sandbox does not keep this process alive
     if (this.running.size === 0 && this.queue.length === 0) this.process?.unref();
     else this.process?.ref();
   }
@@ -104,9 +104,9 @@ export class PythonSandbox {
       env: {},
       stdio: ["ignore", "ignore", "pipe", "ipc"],
     });
-    let complaint = "";
+    let errorOutput = "";
     child.stderr?.on("data", (chunk) => {
-      complaint = `${complaint}${chunk}`.slice(-1000);
+      errorOutput = `${errorOutput}${chunk}`.slice(-1000);
     });
     child.on("message", (message: SupervisorMessage) => {
       if ("ready" in message) {
@@ -115,44 +115,44 @@ export class PythonSandbox {
       } else this.finish(message.id, message.verdict);
       this.proceed();
     });
-    child.on("exit", () => this.ended(complaint));
+    child.on("exit", () => this.handleExit(errorOutput));
     this.process = child;
     this.starts++;
   }
 
   private finish(id: number, verdict: string): void {
-    const waiting = this.running.get(id);
+    const pending = this.running.get(id);
     this.running.delete(id);
-    waiting?.done({ passed: verdict === PASSED, reason: verdict });
+    pending?.finish({ passed: verdict === PASSED, reason: verdict });
   }
 
-  /** Programs whose process ended: one that was alone is to blame, the others get another chance alone. */
-  private ended(complaint: string): void {
+  /** Deals with programs whose process died: one that ran alone is to blame, several get another chance. */
+  private handleExit(errorOutput: string): void {
     this.process = undefined;
-    const never = !this.ready;
+    const neverReady = !this.ready;
     this.ready = false;
     const lost = [...this.running.values()];
     this.running.clear();
-    if (never && this.starts > 2) {
-      const error = new CoppiceError(`the sandbox for Python programs does not start: ${complaint}`);
-      for (const { done } of [...lost, ...this.queue.splice(0)]) done({ passed: false, reason: error.message });
+    if (neverReady && this.starts > 2) {
+      const error = new CoppiceError(`the sandbox for Python programs does not start: ${errorOutput}`);
+      for (const { finish } of [...lost, ...this.queue.splice(0)]) finish({ passed: false, reason: error.message });
       throw error;
     }
-    for (const waiting of lost)
-      if (waiting.retried || lost.length === 1) waiting.done({ passed: false, reason: "the interpreter ended" });
-      else this.queue.unshift(Object.assign(waiting, { retried: true }));
+    for (const pending of lost)
+      if (pending.retried || lost.length === 1) pending.finish({ passed: false, reason: "the interpreter ended" });
+      else this.queue.unshift(Object.assign(pending, { retried: true }));
     if (this.queue.length > 0) this.proceed();
   }
 
-  /** Ends the process. Programs that have not ended fail. */
+  /** Ends the process. Unfinished programs fail. */
   close(): void {
     const child = this.process;
     child?.removeAllListeners("exit");
     child?.kill("SIGKILL");
     this.process = undefined;
     this.ready = false;
-    for (const { done } of [...this.running.values(), ...this.queue.splice(0)])
-      done({ passed: false, reason: "the sandbox was closed" });
+    for (const { finish } of [...this.running.values(), ...this.queue.splice(0)])
+      finish({ passed: false, reason: "the sandbox was closed" });
     this.running.clear();
   }
 }

@@ -1,6 +1,6 @@
 /**
- * The process that runs Python programs: each in a worker thread of its own that ends with the program. python.ts starts it with
- * no environment, no right to any file but Pyodide's, and no way to make code from strings.
+ * The process that runs Python programs, each in a worker thread that ends with the program. python.ts starts it without an
+ * environment, without access to files other than Pyodide's, and unable to generate code from strings.
  */
 import { readFileSync } from "node:fs";
 import path from "node:path";
@@ -9,21 +9,25 @@ import { lockDown, wasm } from "./lockdown.js";
 import type { ProgramMessage, SupervisorMessage, WorkerData } from "./messages.js";
 
 const [pyodide = "", memoryBytes = "0", seconds = "0"] = process.argv.slice(2);
-const tell = (message: SupervisorMessage) => process.send?.(message);
+const send = (message: SupervisorMessage) => process.send?.(message);
 lockDown(Number(memoryBytes));
 
 const compiled = await wasm.compile(readFileSync(path.join(pyodide, "pyodide.asm.wasm")));
 const { loadPyodide } = (await import(path.join(pyodide, "pyodide.mjs"))) as typeof import("pyodide");
-// the interpreter as it is after its start, so that it need not start again for each program
-const started = await loadPyodide({ _makeSnapshot: true, jsglobals: Object.create(null) });
-const memory = (started as unknown as { makeMemorySnapshot(): Uint8Array }).makeMemorySnapshot();
+// the memory of a started interpreter, so that it need not start again for each program
+const interpreter = await loadPyodide({ _makeSnapshot: true, jsglobals: Object.create(null) });
+const memory = (interpreter as unknown as { makeMemorySnapshot(): Uint8Array }).makeMemorySnapshot();
 const snapshot = new Uint8Array(new SharedArrayBuffer(memory.length));
 snapshot.set(memory);
 
 process.on("message", ({ id, program }: ProgramMessage) => {
   const workerData: WorkerData = { pyodide, compiled, snapshot, program, memoryBytes: Number(memoryBytes) };
   const worker = new Worker(new URL("./worker.js", import.meta.url), {
-    ...{ workerData, env: {}, stdin: false, stdout: true, stderr: true },
+    workerData,
+    env: {},
+    stdin: false,
+    stdout: true,
+    stderr: true,
     resourceLimits: { maxOldGenerationSizeMb: 256, maxYoungGenerationSizeMb: 32, stackSizeMb: 8 },
   });
   let verdict = "the interpreter ended";
@@ -31,7 +35,7 @@ process.on("message", ({ id, program }: ProgramMessage) => {
     verdict = `longer than ${seconds} seconds`;
     void worker.terminate();
   }, 1000 * Number(seconds));
-  // what it prints is read, so that it does not wait, and dropped
+  // output is drained, so that the worker does not block, and discarded
   worker.stdout.resume();
   worker.stderr.resume();
   worker.once("message", (message) => {
@@ -43,7 +47,7 @@ process.on("message", ({ id, program }: ProgramMessage) => {
   });
   worker.on("exit", () => {
     clearTimeout(timer);
-    tell({ id, verdict: verdict.slice(-500) });
+    send({ id, verdict: verdict.slice(-500) });
   });
 });
-tell({ ready: true });
+send({ ready: true });

@@ -1,4 +1,4 @@
-/** Runs one Python program and tells how it ended. */
+/** Runs one Python program and reports how it ended. */
 import path from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import { lockDown, wasm } from "./lockdown.js";
@@ -8,20 +8,22 @@ const { pyodide, compiled, snapshot, program, memoryBytes } = workerData as Work
 lockDown(memoryBytes);
 const port = parentPort;
 const { instantiate } = wasm;
-/** What is as large as this is the interpreter, which the supervisor has compiled. */
-const LARGE = 5e6;
+/** Only the interpreter is as large as this; the supervisor has compiled it. */
+const INTERPRETER_BYTES = 5e6;
 wasm.instantiate = async (source, imports) =>
-  "byteLength" in source && Number(source.byteLength) > LARGE
+  "byteLength" in source && Number(source.byteLength) > INTERPRETER_BYTES
     ? { module: compiled, instance: await instantiate(compiled, imports) }
     : instantiate(source, imports);
 const { loadPyodide } = (await import(path.join(pyodide, "pyodide.mjs"))) as typeof import("pyodide");
-const silent = () => {};
+const discard = () => {};
 const python = await loadPyodide({
   _loadSnapshot: snapshot as unknown as ArrayBuffer,
   jsglobals: Object.create(null), // the module "js" is empty
-  ...{ stdin: () => null, stdout: silent, stderr: silent },
+  stdin: () => null,
+  stdout: discard,
+  stderr: discard,
 });
-// nothing of JavaScript can be imported
+// JavaScript cannot be imported
 python.runPython("import sys\nsys.modules.update({'js': None, 'pyodide_js': None})");
 let verdict = PASSED;
 try {

@@ -11,7 +11,9 @@ const row = z.object({
 /** The AI2 Reasoning Challenge (Clark et al. 2018). */
 const arc = (name: string, config: string, count: number): Task =>
   multipleChoice({
-    ...{ name, version: 1, schema: row },
+    name,
+    version: 1,
+    schema: row,
     dataset: { repo: "allenai/ai2_arc", config },
     splits: { train: "train", validation: "validation", test: "test" },
     fewShot: { count },

@@ -5,7 +5,7 @@ import { trim } from "../python-text.js";
 
 const row = z.object({ question: z.string(), answer: z.string() });
 
-/** What an answer is where none was found. */
+/** Stands for an answer that was not found. */
 const INVALID = "[invalid]";
 
 /** The number after the first "####". */
@@ -17,13 +17,15 @@ function flexible(text: string): string {
   return trim(first || second || INVALID);
 }
 
-/** What does not count in a comparison: commas, dollar signs, everything before the result, a full stop at the end; and case. */
+/** Removes what a comparison ignores: commas, dollar signs, everything before the result, a final full stop, and case. */
 const plain = (text: string): string =>
   [/,/g, /\$/g, /[\s\S]*#### /g, /\.$/g].reduce((left, ignored) => left.replace(ignored, ""), text).toLowerCase();
 
 /** GSM8K (Cobbe et al. 2021): grade school problems whose answers end in "#### result". */
 export const gsm8k = generation({
-  ...{ name: "gsm8k", version: 3, schema: row },
+  name: "gsm8k",
+  version: 3,
+  schema: row,
   dataset: { repo: "openai/gsm8k", config: "main" },
   splits: { train: "train", test: "test", fewShot: "train" },
   fewShot: { count: 5 },

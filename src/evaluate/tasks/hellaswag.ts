@@ -10,7 +10,7 @@ const row = z.object({
   label: z.union([z.number().int(), z.string().regex(/^\d+$/).transform(Number)]), // empty in the split without answers
 });
 
-/** Takes out marks that the WikiHow part carries. */
+/** Removes the markup of the WikiHow documents. */
 const clean = (text: string): string =>
   trim(text)
     .replaceAll(" [title]", ". ")
@@ -19,7 +19,9 @@ const clean = (text: string): string =>
 
 /** HellaSwag (Zellers et al. 2019). */
 export const hellaswag = multipleChoice({
-  ...{ name: "hellaswag", version: 1, schema: row },
+  name: "hellaswag",
+  version: 1,
+  schema: row,
   dataset: { repo: "Rowan/hellaswag" },
   splits: { train: "train", validation: "validation" },
   fewShot: { count: 10 },

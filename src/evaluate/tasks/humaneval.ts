@@ -11,7 +11,9 @@ const row = z.object({
 
 /** HumanEval (Chen et al. 2021). */
 export const humaneval = programming({
-  ...{ name: "humaneval", version: 1, schema: row },
+  name: "humaneval",
+  version: 1,
+  schema: row,
   dataset: { repo: "openai/openai_humaneval" },
   splits: { test: "test" },
   prompt: ({ prompt }) => prompt,

@@ -13,7 +13,7 @@ import { wikitext } from "./wikitext.js";
 import { winogrande } from "./winogrande.js";
 import { xlsumEnglish } from "./xlsum.js";
 
-/** Tasks whose scores are also given together: their mean, weighted by their numbers of documents. */
+/** Tasks with a common score: their mean, weighted by their numbers of documents. */
 export interface TaskGroup {
   readonly name: string;
   readonly version: number;
@@ -23,28 +23,43 @@ export interface TaskGroup {
 
 const subjects = Object.entries(MMLU_SUBJECTS);
 
-/** The benchmarks there are, one file each. */
+/** All benchmarks, a file each. */
 export const TASKS: readonly Task[] = [
-  ...[winogrande, arcChallenge, hellaswag, gsm8k, truthfulqaMc2, truthfulqaMc1, xlsumEnglish, mbpp, humaneval],
-  ...[wikitext, arcEasy, piqa, openbookqa, lambadaOpenai],
+  winogrande,
+  arcChallenge,
+  hellaswag,
+  gsm8k,
+  truthfulqaMc2,
+  truthfulqaMc1,
+  xlsumEnglish,
+  mbpp,
+  humaneval,
+  wikitext,
+  arcEasy,
+  piqa,
+  openbookqa,
+  lambadaOpenai,
   ...subjects.flatMap(([, names]) => names.map(mmluSubject)),
 ];
 
 export const TASK_GROUPS: readonly TaskGroup[] = [
   { name: "mmlu", version: 2, members: subjects.map(([group]) => `mmlu_${group}`) },
   ...subjects.map(([group, names]) => ({
-    ...{ name: `mmlu_${group}`, version: 2, members: names.map((name) => `mmlu_${name}`) },
+    name: `mmlu_${group}`,
+    version: 2,
+    members: names.map((name) => `mmlu_${name}`),
   })),
 ];
 
-/** A column of the table that Minitron was judged by (arXiv 2408.11796, table 1): a task with its number of worked examples. */
+/** A task with its number of worked examples. */
 export interface SuiteEntry {
   readonly task: string;
   readonly fewShot: number;
 }
 
-/** Several benchmarks under one name, each with its number of worked examples. */
+/** Several benchmarks under one name. */
 export const SUITES: Readonly<Record<string, readonly SuiteEntry[]>> = {
+  /** The columns of arXiv 2408.11796, table 1. */
   minitron: [
     { task: "winogrande", fewShot: 5 },
     { task: "arc_challenge", fewShot: 25 },
@@ -58,6 +73,6 @@ export const SUITES: Readonly<Record<string, readonly SuiteEntry[]>> = {
   ],
 };
 
-/** The tasks of a group, those of the groups in it included. */
+/** The tasks of a group, including those of its subgroups. */
 export const tasksOfGroup = (groups: readonly TaskGroup[], name: string): readonly string[] =>
   groups.find((group) => group.name === name)?.members.flatMap((member) => tasksOfGroup(groups, member)) ?? [name];

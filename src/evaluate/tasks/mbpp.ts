@@ -9,12 +9,14 @@ const row = z.object({
   test_list: z.array(z.string()).min(3),
 });
 
-/** The problems that worked examples are taken from (Austin et al. 2021, section 3). */
+/** Ids of the problems that serve as worked examples (Austin et al. 2021, section 3). */
 const EXAMPLES: readonly unknown[] = [2, 3, 4];
 
 /** Mostly Basic Python Problems (Austin et al. 2021). Measured with three worked examples or, as Minitron was, with none. */
 export const mbpp = programming({
-  ...{ name: "mbpp", version: 1, schema: row },
+  name: "mbpp",
+  version: 1,
+  schema: row,
   dataset: { repo: "google-research-datasets/mbpp", config: "full" },
   splits: { test: "test", fewShot: "prompt" },
   fewShot: {

@@ -10,7 +10,9 @@ const row = z.object({
 
 /** OpenBookQA (Mihaylov et al. 2018). */
 export const openbookqa = multipleChoice({
-  ...{ name: "openbookqa", version: 1, schema: row },
+  name: "openbookqa",
+  version: 1,
+  schema: row,
   dataset: { repo: "allenai/openbookqa", config: "main" },
   splits: { train: "train", validation: "validation", test: "test" },
   options: (r) => choices(r.question_stem, r.choices.text),

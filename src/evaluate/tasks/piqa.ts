@@ -5,7 +5,9 @@ const row = z.object({ goal: z.string(), sol1: z.string(), sol2: z.string(), lab
 
 /** PIQA (Bisk et al. 2019). */
 export const piqa = multipleChoice({
-  ...{ name: "piqa", version: 1, schema: row },
+  name: "piqa",
+  version: 1,
+  schema: row,
   dataset: { repo: "baber/piqa" },
   splits: { train: "train", validation: "validation" },
   options: ({ goal, sol1, sol2 }) => choices(`Question: ${goal}\nAnswer:`, [sol1, sol2]),

@@ -22,13 +22,20 @@ const PREAMBLE = [
   .join("");
 
 /** TruthfulQA (Lin et al. 2022): one right answer among wrong ones, or the probability of all right ones. */
-const truthfulqa = (name: string, version: number, of: (row: Row) => Row["mc1_targets"], metric: ChoiceMetric): Task =>
+const truthfulqa = (
+  name: string,
+  version: number,
+  targetsOf: (row: Row) => Row["mc1_targets"],
+  metric: ChoiceMetric,
+): Task =>
   multipleChoice({
-    ...{ name, version, schema: row },
+    name,
+    version,
+    schema: row,
     dataset: { repo: "truthfulqa/truthful_qa", config: "multiple_choice" },
     splits: { validation: "validation" },
-    options: (r) => choices(`${PREAMBLE}Q: ${r.question}\nA:`, of(r).choices),
-    right: (r) => (metric === "mc2" ? of(r).labels.flatMap((label, i) => (label === 1 ? [i] : [])) : [0]),
+    options: (r) => choices(`${PREAMBLE}Q: ${r.question}\nA:`, targetsOf(r).choices),
+    right: (r) => (metric === "mc2" ? targetsOf(r).labels.flatMap((label, i) => (label === 1 ? [i] : [])) : [0]),
     metrics: [metric],
   });
 

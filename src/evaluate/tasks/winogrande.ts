@@ -11,7 +11,9 @@ const row = z.object({
 
 /** WinoGrande (Sakaguchi et al. 2019), scored on what follows the blank (Trinh & Le 2018, "partial"). */
 export const winogrande = multipleChoice({
-  ...{ name: "winogrande", version: 1, schema: row },
+  name: "winogrande",
+  version: 1,
+  schema: row,
   dataset: { repo: "allenai/winogrande", config: "winogrande_xl" },
   splits: { train: "train", validation: "validation" },
   fewShot: { count: 5 },

@@ -9,7 +9,9 @@ const row = z.object({ text: z.string(), summary: z.string() });
  * prompts for instructed models; this definition, for models that continue text, is our own.
  */
 export const xlsumEnglish = generation({
-  ...{ name: "xlsum_english", version: 1, schema: row },
+  name: "xlsum_english",
+  version: 1,
+  schema: row,
   dataset: { repo: "csebuetnlp/xlsum", config: "english" },
   splits: { validation: "validation", test: "test", fewShot: "validation" },
   fewShot: { count: 3 },

@@ -1,4 +1,5 @@
 import { ShapeError } from "../../system/errors.js";
+import { once } from "../gradient.js";
 import type { Graph } from "../graph.js";
 import { defineOp, type Op, type OpDefinition } from "../op.js";
 import { describe, elementCount, sameShape, type Tensor } from "../tensor.js";
@@ -16,11 +17,11 @@ export const relu: Op<[x: Tensor]> = defineOp("relu", 1, {
 export const sigmoid: Op<[x: Tensor]> = defineOp("sigmoid", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_sigmoid(context, x.handle),
-  readsResult: true,
+  readsOutput: true,
   vjp: (g, dy, { output }) => [() => mul(g, dy, sub(g, output, square(g, output)))],
 });
 
-/** cap · tanh(x / cap): numbers limited smoothly to (-cap, cap), as Gemma 2's logits. */
+/** cap · tanh(x / cap): limits numbers smoothly to (-cap, cap), as Gemma 2 its logits. */
 export const softCap: Op<[x: Tensor], { readonly cap: number }> = defineOp("softCap", 1, {
   shape: ([x], { cap }) => {
     if (!(cap > 0 && cap < Number.POSITIVE_INFINITY))
@@ -32,11 +33,11 @@ export const softCap: Op<[x: Tensor], { readonly cap: number }> = defineOp("soft
     const limited = f.ggml_tanh(context, cap === 1 ? x.handle : f.ggml_scale_bias(context, x.handle, 1 / cap, 0));
     return cap === 1 ? limited : f.ggml_scale_bias(context, limited, cap, 0);
   },
-  readsResult: true,
+  readsOutput: true,
   vjp: (g, dy, { output, attributes }) => [() => softCapBack(g, dy, output, attributes)],
 });
 
-/** dy (1 - (y / cap)²), y being the result. */
+/** dy (1 - (y / cap)²), where y is the output. */
 const softCapBack: Op<[dy: Tensor, y: Tensor], { readonly cap: number }> = defineOp("softCapBack", 2, {
   shape: ([dy]) => dy.shape,
   kernel: (_, { cap }) => ({ name: "soft_cap_back", value: cap }),
@@ -50,9 +51,9 @@ export const tanh = (g: Graph, x: Tensor): Tensor => softCap(g, x, { cap: 1 });
 interface Activation {
   readonly value: Op<[x: Tensor]>;
   readonly back: Op<[dy: Tensor, x: Tensor]>;
-  /** By which the kernels know it. */
+  /** Its number in the kernels. */
   readonly flags: number;
-  /** ggml's own op for the function of a gate, times up. */
+  /** ggml's op for the activation of a gate, times up. */
   readonly gated?: OpDefinition<[gate: Tensor, up: Tensor], undefined>["build"] | undefined;
 }
 
@@ -82,20 +83,20 @@ interface GeluForm {
   readonly flags: number;
   /** Φ(x). */
   readonly cumulative: (g: Graph, x: Tensor) => Tensor;
-  /** Φ'(x), given Φ(x) as well. */
+  /** Φ'(x). @param cumulative Φ(x) */
   readonly density: (g: Graph, x: Tensor, cumulative: Tensor) => Tensor;
-  /** ggml's own op, where it is accurate. */
+  /** ggml's op, where it is accurate. */
   readonly build?: OpDefinition<[x: Tensor], undefined>["build"] | undefined;
 }
 
-/** x Φ(x), Φ being the normal distribution's cumulative function, and its slope Φ(x) + x Φ'(x). */
+/** x Φ(x), where Φ is the normal distribution's cumulative function, with the slope Φ(x) + x Φ'(x). */
 function geluOf({ flags, cumulative, density, build }: GeluForm): Activation {
   const back: Op<[dy: Tensor, x: Tensor]> = defineOp("geluBack", 2, {
     shape: ([dy]) => dy.shape,
     kernel: () => ({ name: "gelu_back", flags }),
     composed: (g, [dy, x]) => {
-      const below = cumulative(g, x);
-      return mul(g, dy, add(g, below, mul(g, x, density(g, x, below))));
+      const probability = cumulative(g, x);
+      return mul(g, dy, add(g, probability, mul(g, x, density(g, x, probability))));
     },
   });
   const value: Op<[x: Tensor]> = defineOp("gelu", 1, {
@@ -108,7 +109,7 @@ function geluOf({ flags, cumulative, density, build }: GeluForm): Activation {
   return { value, back, flags };
 }
 
-/** Φ(x) ≈ sigmoid(2 √(2/π) (x + 0.044715 x³)), of which 2 √(2/π) and the factor of x³ (Hendrycks & Gimpel 2016, section 2). */
+/** The factors of x and x³ in Φ(x) ≈ sigmoid(2 √(2/π) (x + 0.044715 x³)) (Hendrycks & Gimpel 2016, section 2). */
 const SLOPE = 2 * Math.sqrt(2 / Math.PI);
 const CUBIC = SLOPE * 0.044715;
 
@@ -119,14 +120,13 @@ const CUBIC = SLOPE * 0.044715;
 const TAIL = [
   0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368,
   -1.26551223,
-];
+] as const;
 
 function normalCumulative(g: Graph, x: Tensor): Tensor {
   const logarithm = log(g, scale(g, abs(g, x), { factor: Math.SQRT1_2 / 2, bias: 1 })); // ln(1 + z/2)
   const t = exp(g, scale(g, logarithm, { factor: -1 }));
-  const [highest = 0, ...others] = TAIL;
-  const [next = 0, ...lower] = others;
-  const polynomial = lower.reduce(
+  const [highest, next, ...lower] = TAIL;
+  const polynomial = lower.reduce<Tensor>(
     (value, coefficient) => scale(g, mul(g, value, t), { factor: 1, bias: coefficient }),
     scale(g, t, { factor: highest, bias: next }),
   );
@@ -136,13 +136,13 @@ function normalCumulative(g: Graph, x: Tensor): Tensor {
   return add(g, mul(g, right, scale(g, tail, { factor: -1, bias: 1 })), scale(g, tail, { factor: 0.5 }));
 }
 
-/** ggml's own GELU by tanh looks its values up in a table of half precision, so it is not used. */
+/** ggml's GELU by tanh is not used: it looks values up in a table of half precision. */
 const GELU: Readonly<Record<GeluApproximation, Activation>> = {
   tanh: geluOf({
     flags: 1,
     cumulative: (g, x) => sigmoid(g, mul(g, x, scale(g, square(g, x), { factor: CUBIC, bias: SLOPE }))),
-    density: (g, x, below) =>
-      mul(g, sub(g, below, square(g, below)), scale(g, square(g, x), { factor: 3 * CUBIC, bias: SLOPE })),
+    density: (g, x, probability) =>
+      mul(g, sub(g, probability, square(g, probability)), scale(g, square(g, x), { factor: 3 * CUBIC, bias: SLOPE })),
   }),
   none: geluOf({
     flags: 2,
@@ -159,7 +159,7 @@ export const gelu = (g: Graph, x: Tensor, { approximation }: { readonly approxim
 
 /** An activation of the gate, times up (Shazeer 2020, section 2). */
 function gated(name: string, { value, back, flags, gated: build }: Activation): Op<[gate: Tensor, up: Tensor]> {
-  /** The gradients of gate and up, one after the other. */
+  /** The gradients of gate and up, concatenated. */
   const bothGradients: Op<[dy: Tensor, gate: Tensor, up: Tensor]> = defineOp(`${name}Back`, 3, {
     shape: ([, gate]) => [2 * elementCount(gate.shape)],
     kernel: () => ({ name: "gated_back", flags }),
@@ -176,12 +176,11 @@ function gated(name: string, { value, back, flags, gated: build }: Activation): 
     vjp: (g, dy, { inputs: [gate, up] }) => {
       if (g.backend.kernels === undefined)
         return [() => back(g, mul(g, dy, up), gate), () => mul(g, dy, value(g, gate))];
-      let both: Tensor | undefined;
-      const half = (which: number) => () => {
-        both ??= bothGradients(g, dy, gate, up);
-        return part(g, both, { offset: which * elementCount(gate.shape), to: gate.shape });
-      };
-      return [half(0), half(1)];
+      const both = once(() => bothGradients(g, dy, gate, up));
+      return [
+        () => part(g, both(), { offset: 0, to: gate.shape }),
+        () => part(g, both(), { offset: elementCount(gate.shape), to: gate.shape }),
+      ];
     },
   });
 }
@@ -222,15 +221,15 @@ const notPositive = (g: Graph, x: Tensor): Tensor => scale(g, step(g, x), { fact
 const xieluTail: Op<[x: Tensor, epsilon: Tensor]> = defineOp("xieluTail", 2, {
   shape: ([x]) => x.shape,
   composed: (g, [x, epsilon]) => {
-    const below = relu(g, scale(g, x, { factor: -1 })); // max(-x, 0)
+    const negated = relu(g, scale(g, x, { factor: -1 })); // max(-x, 0)
     // min(x, epsilon) = -(max(-x + epsilon, 0) - epsilon)
-    const limited = scale(g, sub(g, relu(g, add(g, below, epsilon)), epsilon), { factor: -1 });
-    return mul(g, notPositive(g, x), add(g, expMinusOne(g, limited), below));
+    const limited = scale(g, sub(g, relu(g, add(g, negated, epsilon)), epsilon), { factor: -1 });
+    return mul(g, notPositive(g, x), add(g, expMinusOne(g, limited), negated));
   },
   vjp: (g, dy, { inputs: [x, epsilon] }) => [
     () => {
-      const below = relu(g, scale(g, x, { factor: -1 }));
-      const power = mul(g, step(g, add(g, below, epsilon)), exp(g, scale(g, below, { factor: -1 }))); // 0 from epsilon on
+      const negated = relu(g, scale(g, x, { factor: -1 }));
+      const power = mul(g, step(g, add(g, negated, epsilon)), exp(g, scale(g, negated, { factor: -1 }))); // 0 from epsilon on
       return mul(g, dy, sub(g, power, notPositive(g, x)));
     },
     null, // a constant
@@ -239,27 +238,26 @@ const xieluTail: Op<[x: Tensor, epsilon: Tensor]> = defineOp("xieluTail", 2, {
 
 type XieluInputs = [x: Tensor, rising: Tensor, falling: Tensor, settings: Tensor];
 
-/** In one pass. rising, falling: [1]; settings: beta and epsilon. */
+/** xIELU in one pass. rising, falling: [1]; settings: beta and epsilon, [2]. */
 const fusedXielu: Op<XieluInputs> = defineOp("xielu", 4, {
   shape: ([x]) => x.shape,
   kernel: () => ({ name: "xielu" }),
   vjp: (g, dy, { inputs: [x, rising, falling, settings] }) => {
-    let all: Tensor | undefined;
-    const result = () => {
-      all ??= fusedXieluBack(g, dy, x, rising, falling, settings);
-      return all;
-    };
+    const all = once(() => fusedXieluBack(g, dy, x, rising, falling, settings));
     const count = elementCount(x.shape);
-    const ofAlpha = (which: number) => () =>
-      sum(g, part(g, result(), { offset: count + which * XIELU_PARTS, to: [XIELU_PARTS] }));
-    return [() => part(g, result(), { offset: 0, to: x.shape }), ofAlpha(0), ofAlpha(1), null];
+    return [
+      () => part(g, all(), { offset: 0, to: x.shape }),
+      () => sum(g, part(g, all(), { offset: count, to: [XIELU_PARTS] })),
+      () => sum(g, part(g, all(), { offset: count + XIELU_PARTS, to: [XIELU_PARTS] })),
+      null,
+    ];
   },
 });
 
-/** In how many parts the kernel sums the gradients of what xIELU is shaped by. */
+/** How many partial sums the kernel computes for the gradients of `rising` and of `falling`. */
 const XIELU_PARTS = 64;
 
-/** The gradient of x, and after it parts of the sums that are those of `rising` and `falling`. */
+/** The gradient of x, followed by partial sums of the gradients of `rising` and `falling`. */
 const fusedXieluBack: Op<[dy: Tensor, ...XieluInputs]> = defineOp("xieluBack", 5, {
   shape: ([, x]) => [elementCount(x.shape) + 2 * XIELU_PARTS],
   kernel: () => ({ name: "xielu_back" }),
@@ -267,18 +265,16 @@ const fusedXieluBack: Op<[dy: Tensor, ...XieluInputs]> = defineOp("xieluBack", 5
 
 /**
  * xIELU (Huang & Schlag 2024), Apertus' activation: a x² + beta x where x > 0, b (e^min(x, epsilon) - 1 - x) + beta x elsewhere, with
- * a = softplus(alphaPositive) and b = beta + softplus(alphaNegative). Each number: [1]; epsilon is negative, and has no gradient.
+ * a = softplus(alphaPositive) and b = beta + softplus(alphaNegative). beta and epsilon, which is negative, have no gradient.
  */
-export function xielu(g: Graph, x: Tensor, numbers: XieluNumbers): Tensor {
-  for (const number of Object.values<Tensor>({ ...numbers }))
-    if (elementCount(number.shape) !== 1)
-      throw new ShapeError(`${describe(number)} is not one number to shape xIELU by`);
-  const { alphaPositive, alphaNegative } = numbers;
-  // constants, though checkpoints store them: they are not trained
-  const [beta, epsilon] = [numbers.beta, numbers.epsilon].map((constant) => ({ ...constant, requiresGrad: false })) as [
-    Tensor,
-    Tensor,
-  ];
+export function xielu(g: Graph, x: Tensor, parameters: XieluParameters): Tensor {
+  const { alphaPositive, alphaNegative } = parameters;
+  for (const parameter of [alphaPositive, alphaNegative, parameters.beta, parameters.epsilon])
+    if (elementCount(parameter.shape) !== 1)
+      throw new ShapeError(`${describe(parameter)} is not a parameter of xIELU: it must be one number`);
+  // constants, although checkpoints store them: they are not trained
+  const beta: Tensor = { ...parameters.beta, requiresGrad: false };
+  const epsilon: Tensor = { ...parameters.epsilon, requiresGrad: false };
   const rising = softplus(g, alphaPositive);
   const falling = add(g, softplus(g, alphaNegative), beta);
   if (g.backend.kernels !== undefined) return fusedXielu(g, x, rising, falling, concatRows(g, [beta, epsilon]));
@@ -286,7 +282,8 @@ export function xielu(g: Graph, x: Tensor, numbers: XieluNumbers): Tensor {
   return add(g, curves, mul(g, x, beta));
 }
 
-export interface XieluNumbers {
+/** xIELU's parameters, each of shape [1]. */
+export interface XieluParameters {
   readonly alphaPositive: Tensor;
   readonly alphaNegative: Tensor;
   readonly beta: Tensor;

@@ -1,9 +1,18 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { ANY, defineOp, type Native, type Op, reshaped, shapeOnly } from "../op.js";
-import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
+import {
+  axisFromEnd,
+  describe,
+  elementCount,
+  rowCount,
+  type Shape,
+  sameShape,
+  sizesOf,
+  type Tensor,
+} from "../tensor.js";
 
-/** b must equal a, or be 1, on every axis (numpy's rule, broadcasting only b). The result has a's shape. */
+/** a's shape, to which b broadcasts by numpy's rule: on every axis b has a's size or 1. @throws ShapeError otherwise */
 function broadcastShape([a, b]: readonly [Tensor, Tensor]): Shape {
   for (let n = 1; n <= 4; n++) {
     const size = axisFromEnd(b.shape, n);
@@ -13,7 +22,7 @@ function broadcastShape([a, b]: readonly [Tensor, Tensor]): Shape {
   return a.shape;
 }
 
-/** Sums what was broadcast: a tensor of `like`'s shape from one it broadcasts to. */
+/** Sums over broadcast axes: from a shape that `like` broadcasts to, to the shape of `like`. */
 export const sumTo: Op<[x: Tensor, like: Tensor]> = defineOp("sumTo", 2, {
   accepts: [undefined, ANY],
   shape: ([x, like]) => broadcastShape([x, like]) && like.shape,
@@ -31,7 +40,7 @@ export const broadcastTo: Op<[x: Tensor, like: Tensor]> = defineOp("broadcastTo"
 
 function unbroadcast(g: Graph, gradient: Tensor, b: Tensor): Tensor {
   if (sameShape(gradient.shape, b.shape)) return gradient;
-  // one number's gradient is a long sum, which `sum` adds up more accurately
+  // the gradient of one number is a long sum, which `sum` computes more accurately
   return sameShape(b.shape, [1]) ? sum(g, gradient) : sumTo(g, gradient, b);
 }
 
@@ -60,7 +69,7 @@ export const mul: Op<[a: Tensor, b: Tensor]> = defineOp("mul", 2, {
 export const div: Op<[a: Tensor, b: Tensor]> = defineOp("div", 2, {
   shape: broadcastShape,
   build: ({ f, context }, [a, b]) => f.ggml_div(context, a.handle, b.handle),
-  readsResult: true,
+  readsOutput: true,
   vjp: (g, dy, { inputs: [, b], output }) => [
     () => div(g, dy, b),
     () => unbroadcast(g, div(g, mul(g, scale(g, dy, { factor: -1 }), output), b), b), // -dy (a/b) / b
@@ -89,7 +98,7 @@ export const square: Op<[x: Tensor]> = defineOp("square", 1, {
 export const sqrt: Op<[x: Tensor]> = defineOp("sqrt", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_sqrt(context, x.handle),
-  readsResult: true,
+  readsOutput: true,
   vjp: (g, dy, { output }) => [() => scale(g, div(g, dy, output), { factor: 0.5 })],
 });
 
@@ -104,7 +113,7 @@ export const log: Op<[x: Tensor]> = defineOp("log", 1, {
 export const exp: Op<[x: Tensor]> = defineOp("exp", 1, {
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x]) => f.ggml_exp(context, x.handle),
-  readsResult: true,
+  readsOutput: true,
   vjp: (g, dy, { output }) => [() => mul(g, dy, output)],
 });
 
@@ -127,15 +136,15 @@ export const step: Op<[x: Tensor]> = defineOp("step", 1, {
   build: ({ f, context }, [x]) => f.ggml_step(context, x.handle),
 });
 
-/** x limited to [low, high]. Used where no gradient flows. */
+/** x limited to [low, high]. No gradient. */
 export const clamp: Op<[x: Tensor], { readonly low: number; readonly high: number }> = defineOp("clamp", 1, {
-  // ggml clamps in place, so it gets a copy of its own
+  // ggml clamps in place, so it gets a copy
   shape: ([x]) => x.shape,
   build: ({ f, context }, [x], { low, high }) =>
     f.ggml_clamp(context, f.ggml_scale_bias(context, x.handle, 1, 0), low, high),
 });
 
-/** Sum of all elements, as one. */
+/** Sum of all elements: [1]. */
 export const sum: Op<[x: Tensor]> = defineOp("sum", 1, {
   shape: () => [1],
   build: ({ f, context }, [x]) => f.ggml_sum(context, x.handle),
@@ -154,10 +163,10 @@ export const dotLast: Op<[a: Tensor, b: Tensor]> = defineOp("dotLast", 2, {
   shape: ([a, b]) => {
     if (a.shape.length !== 2 || !sameShape(a.shape, b.shape))
       throw new ShapeError(`${describe(a)} and ${describe(b)} are not rows of the same length`);
-    return [a.shape[0] ?? 1, 1];
+    return [rowCount(a), 1];
   },
   build: (native, [a, b]) => {
-    const [rows, n] = [a.shape[0] ?? 1, a.shape[1] ?? 1];
+    const [rows, n] = sizesOf(a, 2);
     const single = (x: Tensor) => reshaped(native, x.handle, [rows, 1, n]); // a batch of products of one row each
     const products = native.f.ggml_mul_mat(native.context, single(a), single(b));
     native.f.ggml_mul_mat_set_prec(products, PRECISION_F32);
@@ -165,7 +174,7 @@ export const dotLast: Op<[a: Tensor, b: Tensor]> = defineOp("dotLast", 2, {
   },
 });
 
-/** ggml's word for sums in f32 on every device. */
+/** ggml's constant for sums in f32 on every device. */
 export const PRECISION_F32 = 10;
 
 /** Mean of all elements. */
@@ -183,7 +192,7 @@ export const sumRows: Op<[x: Tensor]> = defineOp("sumRows", 1, {
   vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x)],
 });
 
-/** Copies `value` into `target`, which lives in a store. Make it an effect of the graph. */
+/** Copies `value` into `target`, a tensor of a store. Make the result an effect of the graph. */
 export const assign: Op<[value: Tensor, target: Tensor]> = defineOp("assign", 2, {
   accepts: [ANY, ANY],
   shape: ([value, target]) => {

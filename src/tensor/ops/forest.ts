@@ -1,58 +1,64 @@
+import { elementAt } from "../../system/arrays.js";
 import type { Graph } from "../graph.js";
-import type { Tensor } from "../tensor.js";
+import { elementCount, type Tensor } from "../tensor.js";
 import { add, scale, step, sub } from "./elementwise.js";
 import { embedding } from "./lookup.js";
 import { reshape, zeros } from "./shape.js";
 
 /**
- * Token sequences that share their beginnings, as one: a forest (one tree, or several) written in depth-first order, each token once.
- * A token reads itself and what is above it. Made by {@link forestInput}.
+ * Token sequences that share their beginnings, as one sequence: a forest (one tree, or several) in depth-first order that holds
+ * each shared token once. A token reads itself and its ancestors. See {@link forestInput}.
  */
 export interface Forest {
-  /** How far below its root each token is, i32 [places]. */
+  /** Each token's depth below its root, i32 [places]. */
   readonly positions: Tensor;
-  /** On devices with kernels where each token's subtree ends, i32 [places]; elsewhere an additive mask [places, places]. */
+  /** With kernels, the end of each token's subtree, i32 [places]; without, an additive mask, f32 [places, places]. */
   readonly visibility: Tensor;
 }
 
-/** What a forest is at a time. */
+/** The trees of a forest, as data. */
 export interface ForestLayout {
+  /** Each token's depth below its root: its position in its own sequence. */
   readonly positions: Int32Array;
   /** The place after the last token of each token's subtree. */
   readonly ends: Int32Array;
 }
 
-/** A forest of so many places that is written before each run. */
+/** Declares a forest of so many tokens; fill it with {@link writeForest} before each run. */
 export function forestInput(g: Graph, places: number): Forest {
   const [dtype, shape] =
     g.backend.kernels === undefined ? (["f32", [places, places]] as const) : (["i32", [places]] as const);
   return { positions: g.input("positions", "i32", [places]), visibility: g.input("visibility", dtype, shape) };
 }
 
-export function writeForest(g: Graph, forest: Forest, { positions, ends }: ForestLayout): void {
+/** Fills a forest. Places beyond the layout's become trees of one token. @throws RangeError when the layout has more places */
+export function writeForest(g: Graph, forest: Forest, layout: ForestLayout): void {
+  const places = elementCount(forest.positions.shape);
+  const positions = new Int32Array(places);
+  positions.set(layout.positions);
+  const ends = Int32Array.from({ length: places }, (_, i) => i + 1);
+  ends.set(layout.ends);
   g.write(forest.positions, positions);
-  g.write(
-    forest.visibility,
-    forest.visibility.dtype === "i32" ? ends : maskOf((i, j) => i < (ends[j] ?? 0), ends.length),
-  );
+  const isMask = forest.visibility.dtype !== "i32";
+  g.write(forest.visibility, isMask ? maskOf((i, j) => i < elementAt(ends, j), places) : ends);
 }
 
-/** Additive attention mask [seq, seq]: 0 where query i may read key j, itself or one before it, -infinity elsewhere. */
+/** Additive attention mask [seq, seq]: 0 where the query reads the key, which is itself or before it; -infinity elsewhere. */
 export function maskOf(reads: (query: number, key: number) => boolean, seq: number): Float32Array {
   const mask = new Float32Array(seq * seq).fill(-Infinity);
   for (let i = 0; i < seq; i++) for (let j = 0; j <= i; j++) if (reads(i, j)) mask[i * seq + j] = 0;
   return mask;
 }
 
-/** What hides a score: its exponential is 0, and no product with it is NaN. */
+/** Added to a score to hide it: its exponential is 0, and unlike -infinity it times 0 is not NaN. */
 const HIDDEN = -1e30;
 
-/** On devices without kernels, a forest's additive mask where each token reads only the last `window` positions. */
+/** A forest's additive mask on devices without kernels, where each token reads only the last `window` positions. */
 export function forestMask(g: Graph, { positions, visibility }: Forest, window: number | undefined): Tensor {
   if (window === undefined) return visibility;
   return g.memo(visibility, `window ${window}`, () =>
     g.withoutGradient(() => {
-      const places = positions.shape[0] ?? 1;
+      const places = elementCount(positions.shape);
       const numbers = Float32Array.from({ length: places }, (_, i) => i);
       const depths = embedding(g, g.constant(`numbers ${places}`, "f32", [places, 1], numbers), positions);
       const queries = add(g, zeros(g, [places, places]), depths);

@@ -1,23 +1,25 @@
+import { elementAt } from "../../system/arrays.js";
+import { ShapeError } from "../../system/errors.js";
 import { backpropagate, chained, GradientSums, leavesOf } from "../autodiff.js";
 import type { Graph } from "../graph.js";
-import type { Tensor } from "../tensor.js";
+import { describe, rowCount, type Tensor } from "../tensor.js";
 import { add, scale } from "./elementwise.js";
 import { concatRows, rowsOf } from "./shape.js";
 
-/** Bytes of logits that exist at a time, for each model. */
+/** Bytes of logits in memory at a time, for each model. */
 const CHUNK_BYTES = 128 << 20;
-/** A product of fewer rows reads the head's weights for too little. */
+/** Fewer rows make too little use of reading the head's weights. */
 const FEWEST_ROWS = 64;
-/** More rows make the products no faster. */
+/** More rows do not make the products faster. */
 const MOST_ROWS = 256;
 
-/** Rows from `from` to `to`. */
+/** The rows [from, to). */
 export interface RowRange {
   readonly from: number;
   readonly to: number;
 }
 
-/** So many rows of logits are computed at a time. */
+/** Splits rows of logits into ranges that are computed one at a time. */
 function* rowRanges(rows: number, vocab: number): Generator<RowRange> {
   const count = Math.min(MOST_ROWS, Math.max(FEWEST_ROWS, Math.floor(CHUNK_BYTES / 4 / vocab)));
   const chunks = Math.ceil(rows / count);
@@ -26,21 +28,22 @@ function* rowRanges(rows: number, vocab: number): Generator<RowRange> {
 }
 
 /**
- * Token ids as indices into the logits of the range of rows that each belongs to; see {@link crossEntropy}.
- * @param ids as many for each row
+ * Turns token ids into indices into the logits of their range of rows; see {@link crossEntropy}.
+ * @param ids the same number of ids for each row
  */
 export function headIndices(ids: Int32Array, rows: number, vocab: number): Int32Array {
   const perRow = ids.length / rows;
   const indices = new Int32Array(ids.length);
   for (const { from, to } of rowRanges(rows, vocab))
     for (let i = from * perRow; i < to * perRow; i++)
-      indices[i] = (Math.floor(i / perRow) - from) * vocab + (ids[i] ?? 0);
+      indices[i] = (Math.floor(i / perRow) - from) * vocab + elementAt(ids, i);
   return indices;
 }
 
 /**
- * Something of the output head, computed a range of rows at a time, so that no [rows, vocab] array exists. No gradient.
- * @param of gets the hidden rows and gives [range, ...]
+ * Computes a function of the output head a range of rows at a time, so that no [rows, vocab] array exists. No gradient.
+ * @param of maps the hidden states of a range of rows to [rows of the range, ...]
+ * @returns [rows, ...]
  */
 export function mapHeadRows(
   g: Graph,
@@ -48,21 +51,21 @@ export function mapHeadRows(
   vocab: number,
   of: (hidden: Tensor, range: RowRange) => Tensor,
 ): Tensor {
-  const parts = [...rowRanges(hidden.shape[0] ?? 1, vocab)].map((range) => of(rowsOf(g, hidden, range), range));
+  const parts = [...rowRanges(rowCount(hidden), vocab)].map((range) => of(rowsOf(g, hidden, range), range));
   return concatRows(g, parts);
 }
 
-/** A part of a loss on the output head: `weight` times the sum of `of` over all rows. */
+/** A term of a loss on the output head: `weight` times the sum of `of` over all rows. */
 export interface HeadTerm {
   readonly weight: number;
-  /** The sum over some rows of logits, [1]. */
+  /** The sum over a range of rows of logits, [1]. */
   readonly of: (logits: Tensor, range: RowRange) => Tensor;
 }
 
 /**
- * The loss Σ weight · term over the rows of `hidden`, for terms that need logits. A range of rows goes forward and at once
- * backward, so that the logits of no other are in memory, whatever the vocabulary. The gradient is complete when the loss
- * is; the backward pass only hands it on.
+ * The loss Σ weight · term over the rows of `hidden`, for terms that need logits. Each range of rows goes forward and at once
+ * backward, so that only its logits are in memory, whatever the vocabulary. The gradient is computed together with the loss;
+ * the backward pass only applies the chain rule.
  * @returns the loss, [1], and each term without its weight, [1]
  */
 export function headLoss(
@@ -78,12 +81,12 @@ export function headLoss(
   const hiddenGradients: Tensor[] = [];
   const totals: Tensor[] = [];
   let loss: Tensor | undefined;
-  for (const range of rowRanges(hidden.shape[0] ?? 1, vocab)) {
+  for (const range of rowRanges(rowCount(hidden), vocab)) {
     const part = { ...rowsOf(g, hidden, range), requiresGrad: hidden.requiresGrad };
     const compute = () => {
       const logits = logitsOf(part);
       const values = terms.map(({ of }) => of(logits, range));
-      const weighted = values.map((value, i) => scale(g, value, { factor: terms[i]?.weight ?? 1 }));
+      const weighted = values.map((value, i) => scale(g, value, { factor: elementAt(terms, i).weight }));
       return { values, total: weighted.reduce((sum, value) => add(g, sum, value)) };
     };
     const { value, tape } = differentiate ? g.taped(compute) : { value: compute(), tape: [] };
@@ -92,15 +95,17 @@ export function headLoss(
     for (const leaf of leavesOf(tape)) if (leaf !== part) leaves.add(leaf);
     const gradient = sums.take(part);
     if (gradient !== undefined) hiddenGradients.push(gradient);
-    g.withoutGradient(() => {
+    const lossBefore = loss;
+    loss = g.withoutGradient(() => {
       value.values.forEach((term, i) => {
         const before = totals[i];
         totals[i] = before === undefined ? term : add(g, before, term);
       });
-      loss = loss === undefined ? value.total : add(g, loss, value.total);
+      return lossBefore === undefined ? value.total : add(g, lossBefore, value.total);
     });
   }
-  const output: Tensor = { ...(loss as Tensor), requiresGrad: leaves.size > 0 || hiddenGradients.length > 0 };
+  if (loss === undefined) throw new ShapeError(`${describe(hidden)} has no rows`);
+  const output: Tensor = { ...loss, requiresGrad: leaves.size > 0 || hiddenGradients.length > 0 };
   const parameters = [...leaves];
   const hiddenGradient =
     hiddenGradients.length > 0 ? g.withoutGradient(() => concatRows(g, hiddenGradients)) : undefined;

@@ -1,20 +1,20 @@
 import { ShapeError } from "../../system/errors.js";
 import { defineOp, FLOATS, INDICES, type Op, reshaped, WEIGHTS } from "../op.js";
-import { describe, elementCount, type Tensor } from "../tensor.js";
+import { axisFromEnd, describe, elementCount, rowCount, sizesOf, type Tensor } from "../tensor.js";
 
 /** Rows of a table: table [rows, width], ids i32 [n] -> [n, width]. The ids must be in range. */
 export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding", 2, {
   accepts: [WEIGHTS, INDICES],
   shape: ([table, ids]) => {
-    if (table.shape.length !== 2 || ids.dtype !== "i32" || ids.shape.length !== 1)
+    if (table.shape.length !== 2 || ids.shape.length !== 1)
       throw new ShapeError(`${describe(ids)} cannot look up rows of ${describe(table)}`);
-    return [elementCount(ids.shape), table.shape[1] ?? 1];
+    return [elementCount(ids.shape), axisFromEnd(table.shape, 1)];
   },
   build: ({ f, context }, [table, ids]) => f.ggml_get_rows(context, table.handle, ids.handle),
   vjp: (g, dy, { inputs: [table, ids] }) => [
     {
       value: () => embeddingBack(g, dy, ids, table),
-      ...(g.backend.kernels !== undefined && { addTo: (sum: Tensor) => addRows(g, sum, dy, ids) }),
+      addTo: g.backend.kernels === undefined ? undefined : (sum) => addRows(g, sum, dy, ids),
     },
     null,
   ],
@@ -26,7 +26,7 @@ const embeddingBack: Op<[dy: Tensor, ids: Tensor, table: Tensor]> = defineOp("em
   build: ({ f, context }, [dy, ids, table]) => f.ggml_get_rows_back(context, dy.handle, ids.handle, table.handle),
 });
 
-/** table[ids[i]] += x[i], in place; an id may come more than once. On devices with kernels. No gradient. */
+/** table[ids[i]] += x[i], in place; ids may repeat. On devices with kernels only. No gradient. */
 export const addRows: Op<[table: Tensor, x: Tensor, ids: Tensor]> = defineOp("addRows", 3, {
   accepts: [undefined, undefined, INDICES],
   shape: ([sum]) => sum.shape,
@@ -34,13 +34,13 @@ export const addRows: Op<[table: Tensor, x: Tensor, ids: Tensor]> = defineOp("ad
 });
 
 /**
- * Single elements: x of any shape, indices i32 [n] into its elements in order -> [n]. For element j of row r of a
- * [rows, width] tensor the index is r · width + j.
+ * Single elements: x of any shape, indices i32 [n] into its elements in row-major order -> [n]. Element j of row r of a
+ * [rows, width] tensor has the index r · width + j.
  */
 export const gather: Op<[x: Tensor, indices: Tensor]> = defineOp("gather", 2, {
   accepts: [undefined, INDICES],
   shape: ([x, indices]) => {
-    if (indices.dtype !== "i32" || indices.shape.length !== 1 || elementCount(x.shape) > 0x7fffffff)
+    if (indices.shape.length !== 1 || elementCount(x.shape) > 0x7fffffff)
       throw new ShapeError(`${describe(indices)} cannot gather from ${describe(x)}`);
     return indices.shape;
   },
@@ -65,9 +65,9 @@ const scatter: Op<[dy: Tensor, indices: Tensor, like: Tensor]> = defineOp("scatt
 /** Indices of the k largest elements of each row, largest first: [rows, width] -> i32 [rows, k]. No gradient. */
 export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("topKIndices", 1, {
   shape: ([x], { k }) => {
-    if (x.shape.length !== 2 || !(k >= 1 && k <= (x.shape[1] ?? 0)))
+    if (x.shape.length !== 2 || !(k >= 1 && k <= axisFromEnd(x.shape, 1)))
       throw new ShapeError(`the ${k} largest of each row of ${describe(x)} cannot be taken`);
-    return [x.shape[0] ?? 1, k];
+    return [rowCount(x), k];
   },
   dtype: () => "i32",
   build: ({ f, context }, [x], { k }) => f.ggml_cont(context, f.ggml_argsort_top_k(context, x.handle, k)),
@@ -76,28 +76,24 @@ export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("to
 /** Index of the largest element of each row: [rows, width] -> i32 [rows, 1]. No gradient. */
 export const argmax: Op<[x: Tensor]> = defineOp("argmax", 1, {
   shape: ([x]) => {
-    if (x.shape.length !== 2) throw new ShapeError(`${describe(x)} is not rows to find the largest element of`);
-    return [x.shape[0] ?? 1, 1];
+    if (x.shape.length !== 2)
+      throw new ShapeError(`${describe(x)} must have 2 axes to find the largest element of each row`);
+    return [rowCount(x), 1];
   },
   dtype: () => "i32",
-  build: (native, [x]) => reshaped(native, native.f.ggml_argmax(native.context, x.handle), [x.shape[0] ?? 1, 1]),
+  build: (native, [x]) => reshaped(native, native.f.ggml_argmax(native.context, x.handle), [rowCount(x), 1]),
 });
 
-/** The elements that each row's indices name: x [rows, width], indices i32 [rows, k] -> [rows, k]. No gradient. */
+/** The elements of each row at its indices: x [rows, width], indices i32 [rows, k] -> [rows, k]. No gradient. */
 export const takeAlongRows: Op<[x: Tensor, indices: Tensor]> = defineOp("takeAlongRows", 2, {
   accepts: [undefined, INDICES],
   shape: ([x, indices]) => {
-    if (
-      x.shape.length !== 2 ||
-      indices.shape.length !== 2 ||
-      x.shape[0] !== indices.shape[0] ||
-      indices.dtype !== "i32"
-    )
+    if (x.shape.length !== 2 || indices.shape.length !== 2 || x.shape[0] !== indices.shape[0])
       throw new ShapeError(`${describe(indices)} cannot pick from the rows of ${describe(x)}`);
     return indices.shape;
   },
   build: (native, [x, indices]) => {
-    const columns = reshaped(native, x.handle, [x.shape[0] ?? 1, x.shape[1] ?? 1, 1]);
+    const columns = reshaped(native, x.handle, [...sizesOf(x, 2), 1]);
     return reshaped(native, native.f.ggml_get_rows(native.context, columns, indices.handle), indices.shape);
   },
 });

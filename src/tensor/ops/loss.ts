@@ -1,32 +1,37 @@
+import type { Pointer } from "../../ggml/functions.js";
+import { elementAt } from "../../system/arrays.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
-import { defineOp, INDICES, type KernelUse, type Native, type Op, reshaped } from "../op.js";
-import { describe, type Shape, sameShape, type Tensor } from "../tensor.js";
+import { defineOp, INDICES, type Native, type Op, reshaped } from "../op.js";
+import { describe, rowCount, type Shape, sameShape, sizesOf, type Tensor } from "../tensor.js";
 import { add, clamp, dotLast, log, mul, scale, sub, sum } from "./elementwise.js";
 import { argmax, gather, takeAlongRows } from "./lookup.js";
 import { logSoftmax, softmax } from "./transformer.js";
 
-/** Losses on rows of logits: each with a kernel that stores no distribution, and the same made of other ops. */
+/** Losses on rows of logits: each by a kernel that stores no distribution, and composed of other ops. */
 
-/** In place over the logits where nothing else reads them. */
-const overLogits = (g: Graph, logits: Tensor): Partial<KernelUse> => (g.isSpent(logits, 2) ? { inPlace: logits } : {}); // by the loss, and by the sum over its rows
+/** The logits where a gradient can take their memory, because only the loss and the sum over its rows read them. */
+const reusable = (g: Graph, logits: Tensor): Tensor | undefined => (g.isSpent(logits, 2) ? logits : undefined);
 
-/** The first of the numbers that a kernel gives for each row. */
-const firstOfRows = ({ f, context }: Native, stats: Tensor) =>
-  f.ggml_view_4d(context, stats.handle, 1, stats.shape[0] ?? 1, 1, 1, 4 * (stats.shape[1] ?? 1), 0, 0, 0);
+/** A view of the first column. */
+function firstOfRows({ f, context }: Native, stats: Tensor): Pointer {
+  const [rows, columns] = sizesOf(stats, 2);
+  return f.ggml_view_4d(context, stats.handle, 1, rows, 1, 1, 4 * columns, 0, 0, 0);
+}
 
 // --- cross-entropy with a target token
 
-function rowsAndIndices([logits, indices]: readonly [Tensor, Tensor, ...Tensor[]]): number {
+/** The number of rows. @throws ShapeError when there is not one target for each */
+function checkTargets([logits, indices]: readonly [Tensor, Tensor, ...Tensor[]]): number {
   if (logits.shape.length !== 2 || indices.shape.length !== 1 || indices.shape[0] !== logits.shape[0])
     throw new ShapeError(`${describe(indices)} does not name a target for each row of ${describe(logits)}`);
-  return indices.shape[0] ?? 1;
+  return rowCount(indices);
 }
 
-/** Each row's loss, and the logarithm of its sum that the gradient needs: [n, 2]. */
+/** Each row's loss, and the logarithm of its sum of exponentials, which the gradient needs: [n, 2]. */
 const crossEntropyStats: Op<[logits: Tensor, indices: Tensor]> = defineOp("crossEntropyStats", 2, {
   accepts: [undefined, INDICES],
-  shape: (inputs) => [rowsAndIndices(inputs), 2],
+  shape: (inputs) => [checkTargets(inputs), 2],
   kernel: () => ({ name: "cross_entropy" }),
 });
 
@@ -47,13 +52,13 @@ const crossEntropyBack: Op<[logits: Tensor, indices: Tensor, stats: Tensor, dy: 
   {
     accepts: [undefined, INDICES],
     shape: ([logits]) => logits.shape,
-    kernel: ([logits], _, g) => ({ name: "cross_entropy_back", ...overLogits(g, logits) }),
+    kernel: ([logits], _, g) => ({ name: "cross_entropy_back", inPlace: reusable(g, logits) }),
   },
 );
 
 /**
  * Negative log-likelihood of a target in each row, in nats, summed over rows.
- * logits: [n, vocab]; indices: i32 [n], where in that array the row's target lies: row · vocab + id -> [1]
+ * logits: [n, vocab]; indices: i32 [n], the target's index into the logits: row · vocab + id -> [1]
  */
 export function crossEntropy(g: Graph, logits: Tensor, indices: Tensor): Tensor {
   if (g.backend.kernels === undefined) {
@@ -65,12 +70,12 @@ export function crossEntropy(g: Graph, logits: Tensor, indices: Tensor): Tensor 
 }
 
 const firstColumn: Op<[stats: Tensor]> = defineOp("firstColumn", 1, {
-  shape: ([stats]) => [stats.shape[0] ?? 1],
+  shape: ([stats]) => [rowCount(stats)],
   build: (native, [stats]) =>
-    reshaped(native, native.f.ggml_cont(native.context, firstOfRows(native, stats)), [stats.shape[0] ?? 1]),
+    reshaped(native, native.f.ggml_cont(native.context, firstOfRows(native, stats)), [rowCount(stats)]),
 });
 
-/** The same for each row, [n]. No gradient. */
+/** {@link crossEntropy} of each row: [n]. No gradient. */
 export const crossEntropyOfRows = (g: Graph, logits: Tensor, indices: Tensor): Tensor =>
   g.withoutGradient(() =>
     g.backend.kernels === undefined
@@ -80,13 +85,14 @@ export const crossEntropyOfRows = (g: Graph, logits: Tensor, indices: Tensor): T
 
 // --- divergence from a teacher's distribution
 
-/** Divergences of whole distributions, in the order in which the kernels number them. */
+/** Divergences between distributions, in the order of their numbers in the kernels. */
 const DIVERGENCE_KINDS = ["forward-kl", "reverse-kl", "jensen-shannon"] as const;
 export type DivergenceKind = (typeof DIVERGENCE_KINDS)[number];
 
+/** Settings of {@link divergence}. */
 export interface DivergenceAttributes {
   readonly kind: DivergenceKind;
-  /** Divides the logits of both. */
+  /** Divides the logits of student and teacher. */
   readonly temperature: number;
 }
 
@@ -95,15 +101,16 @@ const kernelSettings = ({ kind, temperature }: DivergenceAttributes) => ({
   value: 1 / temperature,
 });
 
-function sameRows([student, teacher]: readonly [Tensor, Tensor, ...Tensor[]]): Shape {
+/** The logits' shape. @throws ShapeError when student and teacher differ */
+function checkLogits([student, teacher]: readonly [Tensor, Tensor, ...Tensor[]]): Shape {
   if (student.shape.length !== 2 || !sameShape(student.shape, teacher.shape))
     throw new ShapeError(`${describe(student)} and ${describe(teacher)} are not logits of the same rows`);
   return student.shape;
 }
 
-/** Each row's divergence, and the logarithms of both sums that the gradient needs: [n, 3]. */
+/** Each row's divergence, and the logarithms of both sums of exponentials, which the gradient needs: [n, 3]. */
 const divergenceStats: Op<[student: Tensor, teacher: Tensor], DivergenceAttributes> = defineOp("divergenceStats", 2, {
-  shape: (inputs) => [sameRows(inputs)[0] ?? 1, 3],
+  shape: (inputs) => [elementAt(checkLogits(inputs), 0), 3],
   kernel: (_, attributes) => ({ name: "divergence", ...kernelSettings(attributes) }),
 });
 
@@ -127,13 +134,13 @@ const divergenceBack: Op<[student: Tensor, teacher: Tensor, stats: Tensor, dy: T
     kernel: ([student], attributes, g) => ({
       name: "divergence_back",
       ...kernelSettings(attributes),
-      ...overLogits(g, student),
+      inPlace: reusable(g, student),
     }),
   });
 
 /**
- * How far the student's distributions are from the teacher's, in nats, summed over rows and times T², so that gradients keep
- * their size at a temperature T (Hinton et al. 2015, section 2). The gradient flows to the student only.
+ * Divergence of the student's distributions from the teacher's, in nats, summed over rows and multiplied by T², so that gradients
+ * keep their size at a temperature T (Hinton et al. 2015, section 2). The gradient flows to the student only.
  * student, teacher: logits [n, vocab] -> [1]
  */
 export function divergence(g: Graph, student: Tensor, teacher: Tensor, attributes: DivergenceAttributes): Tensor {
@@ -186,10 +193,10 @@ const COMPOSED: Record<DivergenceKind, (g: Graph, student: Tensor, teacher: Tens
   },
 };
 
-/** The value, from logits and distributions: Σ p (t - s), and for each row what their logarithms of sums differ by. */
+/** KL(p ‖ q) from logits t and s: Σ p (t - s) plus, for each row, the difference of their log-sums of exponentials. */
 function forwardKl(g: Graph, student: Tensor, teacher: Tensor, p: Tensor, q: Tensor): Tensor {
   const best = argmax(g, teacher);
-  // a logit minus the logarithm of its probability; the teacher's first choice is nowhere too improbable for f32
+  // the log-sum is a logit minus its log-probability, taken at the teacher's first choice, which f32 can represent for both
   const logSum = (logits: Tensor, probabilities: Tensor) =>
     sub(g, takeAlongRows(g, logits, best), log(g, atLeastTiny(g, takeAlongRows(g, probabilities, best))));
   const shift = sub(g, logSum(student, q), logSum(teacher, p));
@@ -199,7 +206,7 @@ function forwardKl(g: Graph, student: Tensor, teacher: Tensor, p: Tensor, q: Ten
 
 const atLeastTiny = (g: Graph, x: Tensor): Tensor => clamp(g, x, { low: TINY, high: 1 });
 
-/** Its gradient by the student's logits is q - p. */
+/** The value with its gradient by the student's logits, q - p. */
 const recordedForwardKl: Op<[student: Tensor, p: Tensor, q: Tensor, value: Tensor]> = defineOp("forwardKl", 4, {
   shape: () => [1],
   build: (_native, [, , , value]) => value.handle,

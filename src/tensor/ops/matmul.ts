@@ -18,8 +18,8 @@ interface KernelProduct {
 }
 
 /**
- * The kernel reads either operand along either axis and converts as it goes, so nothing is copied first: result[.., i, j] is
- * the sum over the shared axis of row[.., i] and column[.., j].
+ * A product by our kernel, which reads either operand along either axis and converts on the fly, so nothing is copied first:
+ * result[.., i, j] is the sum over the shared axis of row[.., i] times column[.., j].
  */
 const kernelProduct: Op<[column: Tensor, row: Tensor], KernelProduct> = defineOp("matmul", 2, {
   accepts: [FLOATS, FLOATS],
@@ -27,7 +27,7 @@ const kernelProduct: Op<[column: Tensor, row: Tensor], KernelProduct> = defineOp
   kernel: (_, { flags }, g) => ({ name: "matmul", flags: flags | (g.computeType === "bf16" ? FLAG.bf16 : 0) }),
 });
 
-/** The same, added to what `sum` holds, in its memory. */
+/** The same, added to `sum` in place. */
 const kernelProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor], KernelProduct> = defineOp("matmul", 3, {
   accepts: [undefined, FLOATS, FLOATS],
   shape: ([sum]) => sum.shape,
@@ -57,21 +57,21 @@ const outerProducts: Op<[a: Tensor, b: Tensor]> = defineOp("outerProducts", 2, {
   build: ({ f, context }, [a, b]) => f.ggml_out_prod(context, a.handle, b.handle),
 });
 
-/** The same with b given transposed, [..., n, k], read in place. */
+/** The same with b transposed, [..., n, k], which is read without a copy. */
 const outerProductsTransposed: Op<[a: Tensor, b: Tensor]> = defineOp("outerProductsTransposed", 2, {
   shape: ([a, b]) => outerShape(a, axisFromEnd(b.shape, 2)),
   build: ({ f, context }, [a, b]) => f.ggml_out_prod(context, a.handle, f.ggml_permute(context, b.handle, 1, 0, 2, 3)),
 });
 
-/** On the CPU, sums over at most so many terms are faster by rows than by dot products (measured: 10x at 8, 2x at 32). */
+/** On the CPU, sums of at most so many terms are faster by rows than by dot products (measured: 10x at 8, 2x at 32). */
 const SHORT_SUM = 32;
-/** And batches of matrices so narrow are cheaper to add up by rows than to transpose. */
+/** Batches of matrices up to this width are cheaper to add up by rows than to transpose. */
 const NARROW = 64;
 
 const rowwise = (g: Graph, ...tensors: readonly Tensor[]): boolean =>
   g.backend.device.kind === "cpu" && tensors.every(({ dtype }) => dtype === "f32");
 
-/** The product with its gradient. `value` was computed already, the way that suits the operands. */
+/** The product with its gradient. `value` is the computed product. */
 const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3, {
   accepts: [undefined, WEIGHTS],
   shape: ([, , value]) => value.shape,
@@ -79,7 +79,7 @@ const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3
   vjp: (g, dy, { inputs: [a, b] }) => [leftGradient(g, dy, b), rightGradient(g, dy, a), null],
 });
 
-/** The product by a matrix that is stored transposed, a b: [n, k] x [k, m] -> [n, m], with its gradient. */
+/** The product by a transposed matrix, a b: [n, k] x [k, m] -> [n, m], with its gradient. */
 const recordedTransposed: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3, {
   accepts: [undefined, FLOATS],
   shape: ([, , value]) => value.shape,
@@ -87,7 +87,7 @@ const recordedTransposed: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("
   vjp: (g, dy, { inputs: [a, b] }) => [{ value: () => product(g, dy, b) }, rightGradient(g, a, dy), null],
 });
 
-/** a bᵀ, with the way to compute it chosen by the length of the sum. */
+/** a bᵀ, computed in the way that suits the device, the types and the length of the sum. */
 function product(g: Graph, a: Tensor, b: Tensor): Tensor {
   if (isQuantized(b.dtype)) return dotProducts(g, a, b);
   if (g.backend.kernels !== undefined)
@@ -96,7 +96,7 @@ function product(g: Graph, a: Tensor, b: Tensor): Tensor {
   return dotProducts(g, a, operand(g, b));
 }
 
-/** The kernel's words for a b. */
+/** The kernel's attributes for a b. */
 const untransposed = (a: Tensor, b: Tensor): KernelProduct => ({
   rows: axisFromEnd(a.shape, 2),
   columns: axisFromEnd(b.shape, 1),
@@ -143,7 +143,7 @@ export function matmul(g: Graph, a: Tensor, b: Tensor): Tensor {
     axisFromEnd(a.shape, 1) === axisFromEnd(b.shape, 1) && sameShape(a.shape.slice(0, -2), b.shape.slice(0, -2));
   if (!fits || a.shape.length < 2)
     throw new ShapeError(
-      `${describe(a)} times the transpose of ${describe(b)}: the last axes and the leading ones must agree`,
+      `${describe(a)} times the transpose of ${describe(b)}: the last axes and the leading axes must agree`,
     );
   const value = g.withoutGradient(() => product(g, a, b));
   return recorded(g, a, b, value);
@@ -152,7 +152,9 @@ export function matmul(g: Graph, a: Tensor, b: Tensor): Tensor {
 /** a b by a matrix b: [n, k] x [k, m] -> [n, m]. */
 function matmulTransposed(g: Graph, a: Tensor, b: Tensor): Tensor {
   if (b.shape.length !== 2 || b.shape[0] !== axisFromEnd(a.shape, 1) || !FLOATS.includes(b.dtype))
-    throw new ShapeError(`${describe(a)} times ${describe(b)}: the inner axes must agree, and no matrix be quantized`);
+    throw new ShapeError(
+      `${describe(a)} times ${describe(b)}: the inner axes must agree, and the matrix must not be quantized`,
+    );
   const value = g.withoutGradient(() => productUntransposed(g, a, b));
   return recordedTransposed(g, a, b, value);
 }
@@ -162,7 +164,7 @@ export interface LinearAttributes {
   readonly transposed?: boolean | undefined;
 }
 
-/** x Wᵀ: [..., in] x [out, in] -> [..., out], as a linear layer's. */
+/** A linear layer, x Wᵀ: [..., in] x [out, in] -> [..., out]. */
 export function linear(g: Graph, x: Tensor, weight: Tensor, { transposed = false }: LinearAttributes = {}): Tensor {
   const inputSize = axisFromEnd(x.shape, 1);
   const rows = elementCount(x.shape) / inputSize;

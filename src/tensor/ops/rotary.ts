@@ -1,39 +1,41 @@
 import { createHash } from "node:crypto";
 import type { Pointer } from "../../ggml/functions.js";
+import { elementAt } from "../../system/arrays.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type Native, type Op } from "../op.js";
-import { axisFromEnd, describe, type Tensor } from "../tensor.js";
+import { axisFromEnd, describe, sameShape, sizesOf, type Tensor } from "../tensor.js";
 import { mul } from "./elementwise.js";
 import { embedding } from "./lookup.js";
 import { reshape } from "./shape.js";
 
-/** How positions become rotation angles, of the first `rotaryDim` channels of each head. */
+/** How positions become rotation angles. */
 export interface RotaryAttributes {
+  /** How many channels of each head are rotated: the first ones. */
   readonly rotaryDim: number;
   readonly theta: number;
-  /** What each channel pair's frequency is divided by, [rotaryDim / 2]. */
+  /** Divides the frequency of each channel pair, [rotaryDim / 2]. */
   readonly factors: Float32Array;
-  /** Multiplies cosine and sine (YaRN's attention factor). */
+  /** Multiplies cosines and sines (YaRN's attention factor). */
   readonly attentionFactor: number;
-  /** Whether a pair is channels 2i and 2i + 1 (GLM-4, ERNIE 4.5); i and i + rotaryDim / 2 by default. */
+  /** Whether channels 2i and 2i + 1 are a pair (GLM-4, ERNIE 4.5); i and i + rotaryDim / 2 by default. */
   readonly interleaved?: boolean | undefined;
-  /** The position of each place in a sequence, i32 [sequence], below the sequence's length; 0, 1, 2, ... by default. */
+  /** The position of each token in a sequence, i32 [sequence], below the sequence's length; 0, 1, 2, ... by default. */
   readonly positions?: Tensor | undefined;
 }
 
 /**
- * Rotary position embedding (Su et al. 2021, eq. 34): channel pair i at position p turns by
+ * Rotary position embedding (Su et al. 2021, eq. 34): channel pair i at position p is rotated by
  * p · theta^(-2i/rotaryDim) / factors[i].
  * x: [batch, sequence, heads, headDim]
+ * @throws ShapeError when sizes do not fit
  */
 export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor {
   const { rotaryDim, theta, factors, attentionFactor, positions, interleaved = false } = attributes;
-  const seq = x.shape[1] ?? 1;
+  const [, seq] = sizesOf(x, 4);
   const half = rotaryDim / 2;
   const fits =
-    x.shape.length === 4 &&
-    (positions === undefined || positions.shape.join() === `${seq}`) &&
+    (positions === undefined || sameShape(positions.shape, [seq])) &&
     rotaryDim % 2 === 0 &&
     rotaryDim <= axisFromEnd(x.shape, 1) &&
     factors.length === half;
@@ -43,15 +45,8 @@ export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor 
     );
   const key = `${theta} ${rotaryDim} ${attentionFactor} ${factors.join()}`;
   if (g.backend.kernels === undefined) {
-    const places =
-      positions ??
-      g.constant(
-        `positions ${seq}`,
-        "i32",
-        [seq],
-        Int32Array.from({ length: seq }, (_, i) => i),
-      );
-    return ggmlRope(g, x, places, g.constant(`rotary ${key}`, "f32", [half], factors), attributes);
+    const inOrder = () => g.constant(`positions ${seq}`, "i32", [seq], Int32Array.from(Array(seq).keys()));
+    return ggmlRope(g, x, positions ?? inOrder(), g.constant(`rotary ${key}`, "f32", [half], factors), attributes);
   }
   const table = g.constant(
     `rotary ${key} ${seq}`,
@@ -59,7 +54,7 @@ export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor 
     [seq, rotaryDim],
     Float32Array.from({ length: seq * rotaryDim }, (_, i) => {
       const channel = i % half;
-      const angle = (Math.floor(i / rotaryDim) * theta ** (-channel / half)) / (factors[channel] ?? 1);
+      const angle = (Math.floor(i / rotaryDim) * theta ** (-channel / half)) / elementAt(factors, channel);
       return attentionFactor * (i % rotaryDim < half ? Math.cos(angle) : Math.sin(angle));
     }),
   );
@@ -70,12 +65,12 @@ export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor 
 /** Bits of the kernel's flags. */
 const FLAG = { backwards: 1, interleaved: 2 };
 
-interface Turn {
+interface Rotation {
   readonly interleaved: boolean;
   readonly backwards: boolean;
 }
 
-const tableRope: Op<[x: Tensor, table: Tensor], Turn> = defineOp("rope", 2, {
+const tableRope: Op<[x: Tensor, table: Tensor], Rotation> = defineOp("rope", 2, {
   shape: ([x]) => x.shape,
   kernel: (_, { interleaved, backwards }) => ({
     name: "rope",
@@ -104,7 +99,7 @@ const ggmlRopeBack: Op<[dy: Tensor, positions: Tensor, factors: Tensor], RotaryA
   build: (native, inputs, attributes) => rotate(native, "ggml_rope_ext_back", inputs, attributes),
 });
 
-/** ggml's names for the layouts: channel i turns with channel i + rotaryDim / 2 (GPT-NeoX's), or with its neighbour (GPT-J's). */
+/** ggml's constants for pairs: channels i and i + rotaryDim / 2 (GPT-NeoX), or neighbors (GPT-J). */
 const LAYOUT = { splitHalf: 2, interleaved: 0 };
 
 const rotate = (
@@ -114,13 +109,25 @@ const rotate = (
   { rotaryDim, theta, attentionFactor, interleaved }: RotaryAttributes,
 ): Pointer => {
   const layout = interleaved ? LAYOUT.interleaved : LAYOUT.splitHalf;
+  const [originalContext, frequencyScale, extrapolation, betaFast, betaSlow] = [0, 1, 0, 0, 0]; // YaRN's: `factors` has its effect
   return f[direction](
-    ...([context, x.handle, positions.handle, factors.handle, rotaryDim, layout, 0] as const),
-    ...([theta, 1, 0, attentionFactor, 0, 0] as const),
+    context,
+    x.handle,
+    positions.handle,
+    factors.handle,
+    rotaryDim,
+    layout,
+    originalContext,
+    theta,
+    frequencyScale,
+    extrapolation,
+    attentionFactor,
+    betaFast,
+    betaSlow,
   );
 };
 
-/** Factors by position. */
+/** Settings of {@link scaleByPosition}. */
 export interface PositionFactors {
   /** The factor of position p is factors[p]. */
   readonly factors: Float32Array;
@@ -128,26 +135,23 @@ export interface PositionFactors {
   readonly positions?: Tensor | undefined;
 }
 
-/** x, each position times its factor. x: [batch, sequence, heads, headDim] */
+/** x times a factor for each position. x: [batch, sequence, heads, headDim]. @throws ShapeError when there are too few factors */
 export function scaleByPosition(g: Graph, x: Tensor, { factors, positions }: PositionFactors): Tensor {
-  const [, seq = 1, , headDim = 1] = x.shape;
+  const [, seq, , headDim] = sizesOf(x, 4);
   const known = Math.min(factors.length, seq);
-  const fits =
-    x.shape.length === 4 &&
-    known > 0 &&
-    (positions === undefined ? known === seq : positions.shape.join() === `${seq}`);
+  const fits = known > 0 && (positions === undefined ? known === seq : sameShape(positions.shape, [seq]));
   if (!fits)
     throw new ShapeError(
       `scaling ${describe(x)} by ${factors.length} factors at ${positions?.shape.join() ?? seq} positions does not fit`,
     );
   const used = factors.subarray(0, known);
   const digest = createHash("sha256").update(used).digest("hex").slice(0, 16);
-  // as wide as a head: ggml multiplies by a number a row slowly
+  // as wide as a head, because ggml is slow at multiplying rows by one number each
   const table = g.constant(
     `factors ${digest} ${known} ${headDim}`,
     "f32",
     [known, headDim],
-    Float32Array.from({ length: known * headDim }, (_, i) => used[Math.floor(i / headDim)] ?? 1),
+    Float32Array.from({ length: known * headDim }, (_, i) => elementAt(used, Math.floor(i / headDim))),
   );
   const chosen = positions === undefined ? table : embedding(g, table, positions);
   return mul(g, x, reshape(g, chosen, { to: [seq, 1, headDim] }));

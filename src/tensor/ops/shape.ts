@@ -1,9 +1,19 @@
 import { DTYPE_ID, type DType, dataBytes } from "../../ggml/dtype.js";
+import { elementAt } from "../../system/arrays.js";
 import { ShapeError } from "../../system/errors.js";
 import type { Gradient } from "../gradient.js";
 import type { Graph } from "../graph.js";
 import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
-import { axisFromEnd, describe, elementCount, nativeSizes, type Shape, sameShape, type Tensor } from "../tensor.js";
+import {
+  axisFromEnd,
+  describe,
+  elementCount,
+  nativeSizes,
+  rowCount,
+  type Shape,
+  sameShape,
+  type Tensor,
+} from "../tensor.js";
 
 /** The same elements in another shape. */
 export const reshape: Op<[x: Tensor], { readonly to: Shape }> = defineOp("reshape", 1, {
@@ -23,8 +33,8 @@ export const permute: Op<[x: Tensor], { readonly order: readonly number[] }> = d
   accepts: [ANY],
   shape: ([x], { order }) => {
     if (order.length !== x.shape.length || [...order].sort().some((axis, i) => axis !== i))
-      throw new ShapeError(`${describe(x)}: [${order.join(", ")}] is no order of its axes`);
-    return order.map((axis) => x.shape[axis] ?? 1);
+      throw new ShapeError(`${describe(x)}: [${order.join(", ")}] is not an order of its axes`);
+    return order.map((axis) => elementAt(x.shape, axis));
   },
   dtype: ([x]) => x.dtype,
   build: ({ f, context }, [x], { order }) =>
@@ -34,7 +44,7 @@ export const permute: Op<[x: Tensor], { readonly order: readonly number[] }> = d
   ],
 });
 
-/** ggml's permute says where each of its axes (innermost first) goes. */
+/** The order as ggml's permute takes it: where each axis, innermost first, goes. */
 function nativeOrder(order: readonly number[]): [number, number, number, number] {
   const rank = order.length;
   const target = [0, 1, 2, 3];
@@ -44,20 +54,21 @@ function nativeOrder(order: readonly number[]): [number, number, number, number]
   return target as [number, number, number, number];
 }
 
-/** So many elements from `offset` on, as a tensor of the shape `to`: a view, no copy. No gradient. */
+/** A view of elements from `offset` on, in the shape `to`. No gradient. */
 export const part: Op<[x: Tensor], { readonly offset: number; readonly to: Shape }> = defineOp("part", 1, {
   accepts: [ANY],
   shape: ([x], { offset, to }) => {
     if (!(offset >= 0 && offset + elementCount(to) <= elementCount(x.shape)))
-      throw new ShapeError(`${describe(x)} has no [${to.join(", ")}] from element ${offset} on`);
+      throw new ShapeError(`${describe(x)} has too few elements for [${to.join(", ")}] from element ${offset} on`);
     return to;
   },
   dtype: ([x]) => x.dtype,
   build: ({ f, context }, [x], { offset, to }) => {
     const sizes = nativeSizes(to);
     const bytes = dataBytes(x.dtype, 1);
-    const strides = [sizes[0], sizes[0] * sizes[1], sizes[0] * sizes[1] * sizes[2]].map((count) => count * bytes);
-    return f.ggml_view_4d(context, x.handle, ...sizes, ...(strides as [number, number, number]), offset * bytes);
+    const row = sizes[0] * bytes;
+    const strides = [row, row * sizes[1], row * sizes[1] * sizes[2]] as const;
+    return f.ggml_view_4d(context, x.handle, ...sizes, ...strides, offset * bytes);
   },
 });
 
@@ -72,7 +83,7 @@ const padLast: Op<[x: Tensor], { readonly to: number }> = defineOp("padLast", 1,
   build: ({ f, context }, [x], { to }) => f.ggml_pad(context, x.handle, to - axisFromEnd(x.shape, 1), 0, 0, 0),
 });
 
-/** The first `count` elements of the last axis. Copies, unless it is all of them. @throws ShapeError when there are fewer */
+/** The first `count` elements of the last axis. Copies, unless they are all. @throws ShapeError when there are fewer */
 export function firstColumns(g: Graph, x: Tensor, count: number): Tensor {
   const width = axisFromEnd(x.shape, 1);
   if (!(count >= 1 && count <= width)) throw new ShapeError(`${describe(x)} has no ${count} columns`);
@@ -84,20 +95,20 @@ const concatTwo: Op<[a: Tensor, b: Tensor]> = defineOp("concatRows", 2, {
   shape: ([a, b]) => {
     if (!sameShape(a.shape.slice(1), b.shape.slice(1)) || a.dtype !== b.dtype)
       throw new ShapeError(`${describe(b)} cannot follow ${describe(a)}`);
-    return [(a.shape[0] ?? 0) + (b.shape[0] ?? 0), ...a.shape.slice(1)];
+    return [rowCount(a) + rowCount(b), ...a.shape.slice(1)];
   },
   dtype: ([a]) => a.dtype,
   build: ({ f, context }, [a, b]) => f.ggml_concat(context, a.handle, b.handle, a.shape.length - 1),
 });
 
-/** Tensors one after the other along the first axis. No gradient. */
+/** Concatenates tensors along the first axis. No gradient. */
 export function concatRows(g: Graph, parts: readonly Tensor[]): Tensor {
   const [first, ...others] = parts;
-  if (first === undefined) throw new ShapeError("there is nothing to put together");
+  if (first === undefined) throw new ShapeError("there are no tensors to concatenate");
   return others.reduce((all, next) => concatTwo(g, all, next), first);
 }
 
-/** The elements [from, from + size) of the last axis. The gradient is for those that begin at the first only. */
+/** The elements [from, from + size) of the last axis. Has a gradient only where `from` is 0. */
 const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }> = defineOp("columns", 1, {
   accepts: [FLOATS],
   shape: ([x], { size }) => [...x.shape.slice(0, -1), size],
@@ -115,12 +126,12 @@ const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }>
   ],
 });
 
-/** Zeros of a shape, a constant. */
+/** A constant of zeros. */
 export const zeros = (g: Graph, shape: Shape): Tensor =>
   g.constant(`zeros ${shape.join()}`, "f32", shape, new Float32Array(elementCount(shape)));
 
 /**
- * Splits the last axis into runs of these sizes, one after the other: [..., n] -> [..., sizes[0]], [..., sizes[1]], ...
+ * Splits the last axis into consecutive parts: [..., n] -> [..., sizes[0]], [..., sizes[1]], ...
  * @throws ShapeError when the sizes do not add up to n
  */
 export function splitLast(g: Graph, x: Tensor, sizes: readonly number[]): Tensor[] {
@@ -137,33 +148,34 @@ export function splitLast(g: Graph, x: Tensor, sizes: readonly number[]): Tensor
     outputs,
     inputs: [x],
     vjp: (dys) => {
-      const parts = dys.map((dy, i) => dy ?? zeros(g, outputs[i]?.shape ?? []));
+      const parts = dys.map((dy, i) => dy ?? zeros(g, elementAt(outputs, i).shape));
       return [{ value: () => concatLast(g, parts) }];
     },
   });
   return outputs;
 }
 
-/** How many tensors the kernel puts together at once: as many as ggml's custom ops may read. */
+/** How many tensors the kernel concatenates at once: as many as ggml's custom ops may read. */
 const MOST_PARTS = 9;
 
-/** Tensors side by side along the last axis; the other axes must agree. */
+/** Concatenates tensors along the last axis. @throws ShapeError when the other axes differ */
 export function concatLast(g: Graph, parts: readonly Tensor[]): Tensor {
   const [first, ...others] = parts;
-  if (first === undefined) throw new ShapeError("there is nothing to put together");
+  if (first === undefined) throw new ShapeError("there are no tensors to concatenate");
   const most = g.backend.kernels === undefined ? 2 : MOST_PARTS;
   if (parts.length > most) return concatLast(g, [concatLast(g, parts.slice(0, most)), ...parts.slice(most)]);
-  return others.length === 0 ? first : sideBySide(parts.length)(g, ...parts);
+  return others.length === 0 ? first : concatOp(parts.length)(g, ...parts);
 }
 
-const sideBySide = (count: number): Op<readonly Tensor[]> =>
+const concatOp = (count: number): Op<readonly Tensor[]> =>
   defineOp<readonly Tensor[]>("concatLast", count, {
-    shape: ([first, ...others]) => {
-      const leading = first?.shape.slice(0, -1) ?? [];
-      for (const other of others)
-        if (first !== undefined && !sameShape(other.shape.slice(0, -1), leading))
-          throw new ShapeError(`${describe(other)} cannot stand beside ${describe(first)}`);
-      return [...leading, [first, ...others].reduce((sum, x) => sum + axisFromEnd(x?.shape ?? [], 1), 0)];
+    shape: (inputs) => {
+      const first = elementAt(inputs, 0);
+      const leading = first.shape.slice(0, -1);
+      for (const other of inputs)
+        if (!sameShape(other.shape.slice(0, -1), leading))
+          throw new ShapeError(`${describe(other)} and ${describe(first)} cannot be concatenated: leading axes differ`);
+      return [...leading, inputs.reduce((sum, x) => sum + axisFromEnd(x.shape, 1), 0)];
     },
     kernel: () => ({ name: "concat_last" }),
     build: ({ f, context }, inputs) =>
@@ -171,9 +183,9 @@ const sideBySide = (count: number): Op<readonly Tensor[]> =>
     vjp: (g, dy, { inputs }) => {
       let from = 0;
       return inputs.map((x): Gradient => {
-        const run = { from, size: axisFromEnd(x.shape, 1) };
-        from += run.size;
-        return { value: () => columns(g, dy, run) };
+        const range = { from, size: axisFromEnd(x.shape, 1) };
+        from += range.size;
+        return { value: () => columns(g, dy, range) };
       });
     },
   });
@@ -187,13 +199,13 @@ export const cast: Op<[x: Tensor], { readonly to: DType }> = defineOp("cast", 1,
   vjp: (_g, dy) => [() => dy],
 });
 
-/** x with its last two axes swapped, as a right operand of a product: in the graph's compute type, made once. */
+/** x with its last two axes swapped, as a right operand of a product: in the graph's compute type, computed once. */
 export function transposedOperand(g: Graph, x: Tensor): Tensor {
   const to = operandType(g, x, axisFromEnd(x.shape, 2));
   return g.memo(x, "transposed operand", () => g.withoutGradient(() => transposeCast(g, x, { to })));
 }
 
-/** x as a right operand of a product: in the graph's compute type, made once. */
+/** x as a right operand of a product: in the graph's compute type, computed once. */
 export function operand(g: Graph, x: Tensor): Tensor {
   const to = operandType(g, x, axisFromEnd(x.shape, 1));
   return x.dtype === to ? x : g.memo(x, "operand", () => g.withoutGradient(() => cast(g, x, { to })));
@@ -202,7 +214,7 @@ export function operand(g: Graph, x: Tensor): Tensor {
 /** ggml's bf16 kernels are fast only where the summed axis is a multiple of this; f32 is faster elsewhere. */
 const BF16_BLOCK = 32;
 
-/** The type to read an operand in, whose axis of size `summed` is summed over. What is stored small is read as it is. */
+/** The type to read an operand in, whose axis of size `summed` is summed over. Only f32 is converted. */
 function operandType(g: Graph, x: Tensor, summed: number): DType {
   if (x.dtype !== "f32") return x.dtype;
   return summed % BF16_BLOCK === 0 ? g.computeType : "f32";

@@ -11,7 +11,7 @@ interface Settings {
   readonly sinks?: Float32Array;
 }
 
-/** Which earlier places, and itself, a place reads; and how far below its root each is. */
+/** Which keys each query reads, and the depth of each token below its root. */
 interface Reading {
   readonly positions: readonly number[];
   readonly reads: (query: number, key: number) => boolean;
@@ -22,7 +22,7 @@ const oneSequence = (seq: number): Reading => ({
   reads: (i, j) => j <= i,
 });
 
-/** Attention by its definition, in double precision: softmax over what is read and is in the window, and the sink. */
+/** Attention by its definition, in double precision: softmax over the keys in the window, and the sink. */
 function definition(q: Values, k: Values, v: Values, reading: Reading, settings: Settings): Float64Array {
   const { scale, window = Number.POSITIVE_INFINITY, softCap, sinks } = settings;
   const [batch = 1, seq = 1, heads = 1, dim = 1] = q.shape;
@@ -64,7 +64,7 @@ const CASES: Record<string, Settings & { readonly seq?: number }> = {
   "sinks, a soft cap and a window": { scale: 0.5, softCap: 2, window: 33, sinks },
 };
 
-/** A forest written in depth-first order: a random tree's tokens, each below the one before or below one of that one's ancestors. */
+/** A random forest in depth-first order: each token is a child of the one before or of one of its ancestors. */
 function randomForest(random: Random, places: number) {
   const parents = Array.from({ length: places }, () => -1);
   const positions = new Int32Array(places);
@@ -98,15 +98,15 @@ const inputs = (random: Random, batch: number, seq: number): [Values, Values, Va
 
 /** Inputs and the result by definition: the same for every backend. */
 const sequences = Object.entries(CASES).map(([title, { seq = 131, ...settings }]) => {
-  const given = inputs(new Random(3), 2, seq);
-  return { title, settings, given, expected: definition(...given, oneSequence(seq), settings) };
+  const values = inputs(new Random(3), 2, seq);
+  return { title, settings, values, expected: definition(...values, oneSequence(seq), settings) };
 });
 
 const FOREST_CASES: Record<string, Settings> = {
   alone: { scale: 0.3 },
   "in a window": { scale: 0.3, window: 9 },
   "in a window of one position": { scale: 0.3, window: 1 },
-  "with all else": { scale: 0.5, window: 30, softCap: 2, sinks },
+  "with everything": { scale: 0.5, window: 30, softCap: 2, sinks },
 };
 
 const forests = Object.entries(FOREST_CASES).flatMap(([title, settings]) =>
@@ -114,8 +114,8 @@ const forests = Object.entries(FOREST_CASES).flatMap(([title, settings]) =>
     const random = new Random(seed);
     const places = 90 + 37 * seed;
     const { layout, reading } = randomForest(random, places);
-    const given = inputs(random, 1, places);
-    return { title, seed, settings, places, layout, given, expected: definition(...given, reading, settings) };
+    const values = inputs(random, 1, places);
+    return { title, seed, settings, places, layout, values, expected: definition(...values, reading, settings) };
   }),
 );
 
@@ -123,13 +123,13 @@ const { each, free } = backends();
 afterAll(free);
 
 describe.each(each)("on %s", (_name, compute) => {
-  const withSinks = (g: Graph, given: Float32Array | undefined): Tensor | undefined =>
-    given === undefined ? undefined : g.constant("sinks", "f32", [given.length], given);
+  const withSinks = (g: Graph, logits: Float32Array | undefined): Tensor | undefined =>
+    logits === undefined ? undefined : g.constant("sinks", "f32", [logits.length], logits);
 
-  it.each(sequences)("$title: it is its definition", async ({ settings, given, expected }) => {
+  it.each(sequences)("$title: it is its definition", async ({ settings, values, expected }) => {
     for (const computeType of ["f32", "bf16"] as const) {
       const [actual] = await compute(
-        given,
+        values,
         (g, [q, k, v]) => [ops.attention(g, q!, k!, v!, { ...settings, sinks: withSinks(g, settings.sinks) })],
         { computeType },
       );
@@ -138,10 +138,10 @@ describe.each(each)("on %s", (_name, compute) => {
   });
 
   it.each(forests)("in forest $seed, $title, each token reads the ancestors in its window only", async (test) => {
-    const { settings, places, layout, given, expected } = test;
+    const { settings, places, layout, values, expected } = test;
     let forest: ops.Forest | undefined;
     const [actual] = await compute(
-      given,
+      values,
       (g, [q, k, v]) => {
         forest = ops.forestInput(g, places);
         return [ops.attention(g, q!, k!, v!, { ...settings, sinks: withSinks(g, settings.sinks), forest })];
@@ -152,9 +152,9 @@ describe.each(each)("on %s", (_name, compute) => {
   });
 
   it("what does not fit is refused by name", async () => {
-    const given = inputs(new Random(3), 2, 5);
+    const values = inputs(new Random(3), 2, 5);
     const attempt = (attributes: Partial<ops.AttentionAttributes>, wrong?: Float32Array) =>
-      compute(given, (g, [q, k, v]) => [
+      compute(values, (g, [q, k, v]) => [
         ops.attention(g, q!, k!, v!, { scale: 1, ...attributes, sinks: withSinks(g, wrong) }),
       ]);
     await expect(attempt({ window: 0 })).rejects.toThrow(/window of 0 positions/);

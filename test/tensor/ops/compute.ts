@@ -14,14 +14,14 @@ export function normal(random: Random, shape: Shape, deviation = 1): Values {
   return { shape, data: Float32Array.from({ length: elementCount(shape) }, () => deviation * random.normal()) };
 }
 
-/** Computes tensors from inputs, once; `before` is called before that, to write further inputs. */
+/** Computes tensors from inputs, once; `before` is called first, to write further inputs. */
 export type Compute = (
   inputs: readonly Values[],
   apply: (g: Graph, inputs: readonly Tensor[]) => readonly Tensor[],
   options?: GraphOptions & { readonly before?: (g: Graph) => void },
 ) => Promise<Float32Array[]>;
 
-/** Every backend's name, and how to compute on it. Freed by `free`, after everything was computed. */
+/** The name of every backend, and a function to compute on it. Call `free` after all computations. */
 export function backends(): {
   readonly each: readonly (readonly [string, Compute])[];
   readonly free: () => void;
@@ -49,7 +49,7 @@ export function backends(): {
   return { each, free };
 }
 
-/** The largest difference from what is expected, beyond which each number may differ by `relative` of itself. */
+/** The largest difference from the expected numbers, not counting `relative` times the number itself. */
 export function furthest(actual: Float32Array, expected: readonly number[] | Float64Array, relative = 0): number {
   if (actual.length !== expected.length) return Number.POSITIVE_INFINITY;
   let most = 0;

@@ -7,7 +7,7 @@ const { each, free } = backends();
 afterAll(free);
 
 describe.each(each)("on %s", (_, compute) => {
-  it("layer normalisation is its definition, far from 0 too", async () => {
+  it("layer normalization is its definition, far from 0 too", async () => {
     const random = new Random(5);
     const [rows, n, epsilon] = [7, 93, 1e-5];
     const [x, gain, bias] = [normal(random, [rows, n]), normal(random, [n]), normal(random, [n])];
@@ -38,6 +38,6 @@ describe.each(each)("on %s", (_, compute) => {
     const random = new Random(5);
     const inputs = [normal(random, [2, 4]), normal(random, [4]), normal(random, [3])];
     const attempt = compute(inputs, (g, [x, gain, bias]) => [ops.layerNorm(g, x!, gain!, bias, { epsilon: 1e-5 })]);
-    await expect(attempt).rejects.toThrow(/x2 f32 \[3\] is no bias for the rows of x0/);
+    await expect(attempt).rejects.toThrow(/x2 f32 \[3\] is not a bias for the rows of x0/);
   });
 });

@@ -13,14 +13,14 @@ afterAll(free);
 
 describe.each(each)("on %s", (_, compute) => {
   const x = normal(new Random(2), [batch, seq, heads, headDim]);
-  const positionsIn = (g: Graph, given: boolean) => (given ? g.constant("places", "i32", [seq], places) : undefined);
+  const positionsIn = (g: Graph, placed: boolean) => (placed ? g.constant("places", "i32", [seq], places) : undefined);
   const placeOf = (i: number) => Math.floor(i / (heads * headDim)) % seq;
 
   it.each([
     ["i and i + half", false, (i: number) => [i, i + rotaryDim / 2]],
     ["2i and 2i + 1", true, (i: number) => [2 * i, 2 * i + 1]],
   ] as const)("channels %s turn as a complex number; the others pass through", async (_, interleaved, pair) => {
-    for (const given of [false, true]) {
+    for (const placed of [false, true]) {
       const [actual] = await compute([x], (g, [a]) => [
         ops.rope(g, a!, {
           rotaryDim,
@@ -28,13 +28,13 @@ describe.each(each)("on %s", (_, compute) => {
           factors,
           attentionFactor: 1.5,
           interleaved,
-          positions: positionsIn(g, given),
+          positions: positionsIn(g, placed),
         }),
       ]);
       const expected = Float64Array.from(x.data);
       for (let head = 0; head < batch * seq * heads; head++) {
         const place = Math.floor(head / heads) % seq;
-        const position = given ? places[place]! : place;
+        const position = placed ? places[place]! : place;
         for (let i = 0; i < rotaryDim / 2; i++) {
           const angle = (position * theta ** ((-2 * i) / rotaryDim)) / factors[i]!;
           const [real, imaginary] = pair(i).map((channel) => head * headDim + channel) as [number, number];

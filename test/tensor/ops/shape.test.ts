@@ -8,12 +8,12 @@ afterAll(free);
 
 describe.each(each)("on %s", (_, compute) => {
   it.each([[[5, 2, 8]], [[15]], [Array.from({ length: 15 }, () => 1)]])(
-    "the last axis is split into %j, and put together again",
+    "the last axis is split into %j, and concatenated again",
     async (sizes) => {
       const x = normal(new Random(4), [3, 2, 15]);
       const [whole, ...parts] = await compute([x], (g, [a]) => {
         const split = ops.splitLast(g, a!, sizes);
-        // a sum of its own: an input is no result
+        // a step of its own, because an input cannot be an output
         return [ops.concatLast(g, split), ...split].map((part) => ops.scale(g, part, { factor: 1 }));
       });
       expect([...whole!]).toEqual([...x.data]);
