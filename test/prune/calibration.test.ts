@@ -74,8 +74,8 @@ describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s
     const { model } = open();
     const scores = await score(4);
     saveScores(file, scores);
-    expect(loadScores(backend, file, model)).toEqual(scores);
+    expect(loadScores(file, model)).toEqual(scores);
     const other = model.resized({ ...model.sizes, hidden: 32 });
-    expect(() => loadScores(backend, file, other)).toThrow(/no 32 scores for hidden: it was made for another model/);
+    expect(() => loadScores(file, other)).toThrow(/no 32 scores for hidden: it was made for another model/);
   });
 });
