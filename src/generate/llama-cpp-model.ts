@@ -68,7 +68,7 @@ export class LlamaCppModel implements GenerationModel, LikelihoodModel {
       const room = this.maxLength - maxTokens;
       if (room < 1)
         throw new UsageError(
-          `generating ${maxTokens} tokens leaves no room for a prompt in the model's ${this.maxLength}: lower --max-gen-tokens, or raise --max-length`,
+          `generating ${maxTokens} tokens leaves no room for a prompt in the model's ${this.maxLength}: give --max-gen-tokens less than that, or a larger --max-length`,
         );
       return (encoded[i] ?? []).slice(-room);
     });

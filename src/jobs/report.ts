@@ -27,7 +27,7 @@ export interface ReportContent {
   readonly bytesByKind?: Readonly<Record<string, BytesByKind>> | undefined;
 }
 
-/** The share of the loss added by pruning that distillation recovered: (pruned - student) / (pruned - teacher). */
+/** The share of the loss that pruning cost which distillation won back: (pruned - student) / (pruned - teacher). */
 export function recoveredShare(models: Readonly<Record<string, Measurement>>): number | undefined {
   const { teacher, pruned, student } = models;
   if (teacher === undefined || pruned === undefined || student === undefined) return undefined;
@@ -52,7 +52,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
     `<p>Trained on ${formatCount(content.tokens)} tokens at ${formatCount(content.tokensPerSecond)} tokens/s; ${content.seconds.toFixed(0)} s in all.${
       recovered === undefined
         ? ""
-        : ` Distillation recovered <strong>${(100 * recovered).toFixed(0)} %</strong> of the loss that pruning added.`
+        : ` Distillation won back <strong>${(100 * recovered).toFixed(0)} %</strong> of the loss that pruning cost.`
     }</p>`,
     "<h2>Models</h2>",
     table(
