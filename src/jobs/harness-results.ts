@@ -61,21 +61,7 @@ export function harnessResults(
       ...Object.fromEntries(groups.map(({ group, members }) => [group, members])),
       ...perTask(() => []),
     },
-    configs: perTask(({ task, fewShot, version: taskVersion, data }, { task: definition }) => ({
-      task,
-      dataset_path: definition.dataset.repo,
-      dataset_name: definition.dataset.config,
-      dataset_versions: data,
-      num_fewshot: fewShot,
-      repeats: job.samples ?? 1,
-      output_type: definition.asks === "generation" ? "generate_until" : "loglikelihood",
-      metric_list: definition.metrics.map(({ name, aggregation, higherIsBetter: higher_is_better }) => ({
-        metric: name,
-        aggregation,
-        higher_is_better,
-      })),
-      metadata: { version: taskVersion },
-    })),
+    configs: perTask((result, { task }) => taskConfig(result, task, job)),
     versions: {
       ...Object.fromEntries(groups.map(({ group, version: groupVersion }) => [group, groupVersion])),
       ...perTask((result) => result.version),
@@ -98,6 +84,23 @@ export function harnessResults(
     total_evaluation_time_seconds: `${seconds}`,
   };
 }
+
+/** One of the harness's `configs`: a task and its options. */
+const taskConfig = ({ task, fewShot, version, data }: TaskResult, definition: Task, job: EvaluateJob) => ({
+  task,
+  dataset_path: definition.dataset.repo,
+  dataset_name: definition.dataset.config,
+  dataset_versions: data,
+  num_fewshot: fewShot,
+  repeats: job.samples ?? 1,
+  output_type: definition.asks === "generation" ? "generate_until" : "loglikelihood",
+  metric_list: definition.metrics.map(({ name, aggregation, higherIsBetter: higher_is_better }) => ({
+    metric: name,
+    aggregation,
+    higher_is_better,
+  })),
+  metadata: { version },
+});
 
 /** The harness's `config`: the options of the evaluation. */
 const configOf = (model: string, parameters: number | undefined, job: EvaluateJob) => ({
