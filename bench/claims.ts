@@ -166,12 +166,13 @@ const search = {
 } as const;
 
 // Two cuts of equal size: two of five layers gone, and the widths that come nearest to it.
-const order = await layerOrder(backend, teacher, validation, scores, 2, { ...search, method: "contiguous-loss" });
+const inputs = { backend, original: checkpoint, weights: teacher, scores, validation };
+const order = await layerOrder(inputs, 2, { ...search, method: "contiguous-loss" });
 const depthPlan = planFor(model, { layers: model.layerCount - 2 }, order);
 const depthCut = prune(checkpoint, depthPlan, keptIndices(model, depthPlan, scores));
 const target = countParameters(depthCut.model.parameters, depthCut.model.sizes);
 const candidates = enumerateCandidates(model, target, { axes: ["hidden", "ffn"], tolerance: 0.02 });
-const [bestWidth] = await rankCandidates(backend, checkpoint, teacher, candidates, scores, validation, search);
+const [bestWidth] = await rankCandidates(inputs, candidates, search);
 if (bestWidth === undefined) throw new Error("no width candidate");
 const widthCut = prune(checkpoint, bestWidth.plan, keptIndices(model, bestWidth.plan, scores));
 

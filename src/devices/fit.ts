@@ -3,53 +3,56 @@ import { type AxisSizes, axisSizes, nearestCandidate, planFor, type SearchSpace 
 import { type FileKind, rowMultiple } from "../quantize/index.js";
 import { UsageError } from "../system/errors.js";
 import {
+  CANDIDATE_KINDS,
   type MemoryPrediction,
   predictLoss,
   predictMemory,
   predictSpeed,
   type SpeedPrediction,
-  WEIGHED_KINDS,
 } from "./predict.js";
 import type { DeviceProfile } from "./profiles.js";
 
-/** A way to make a model fit: an architecture in a type. */
+/** A way to make a model fit: a cut of it, in a kind of file. */
 export interface FitCandidate extends SpeedPrediction {
   readonly sizes: AxisSizes;
   readonly parameters: number;
-  /** Of the original's parameters. */
+  /** The share of the original's parameters that it keeps. */
   readonly share: number;
   readonly kind: FileKind;
   readonly memory: MemoryPrediction;
   readonly fits: boolean;
-  /** Nats a token that it is expected to be behind the original; of use to compare candidates. */
+  /** Expected increase of the loss over the original's, in nats per token; meant for comparing candidates. */
   readonly expectedLoss: number;
-  /** Whether no other candidate is better in one of memory, speed and loss and worse in none. */
+  /** Whether it is Pareto-optimal: no other candidate is better in one of memory, speed and loss and worse in none. */
   readonly onFront: boolean;
 }
 
 export interface DeviceFit {
   readonly device: DeviceProfile;
   readonly contextLength: number;
-  /** Best first among those that fit, then those that do not. */
+  /** Those that fit, best first, then those that do not. */
   readonly candidates: readonly FitCandidate[];
-  /** The fastest of those that fit and lose least, as far as can be told; undefined when nothing fits. */
+  /** The fastest of those that fit and lose least, within the prediction's accuracy; undefined when nothing fits. */
   readonly best: FitCandidate | undefined;
 }
 
 export interface FitOptions {
-  /** Tokens of prompt and answer; the device's, or the model's where that is less. */
+  /** Tokens of prompt and answer; by default the device's, or the model's limit if that is lower. */
   readonly contextLength?: number | undefined;
   readonly space?: Partial<SearchSpace> | undefined;
-  /** Bytes of the model as it is: uncut, a larger file would gain nothing. */
+  /** Size of the model as it is stored: larger files of the uncut model would gain nothing and are left out. */
   readonly storedBytes?: number | undefined;
-  /** Least speed that is wanted. */
+  /** The lowest acceptable speed. */
   readonly tokensPerSecond?: number | undefined;
 }
 
-/** Shares of the parameters that are weighed: cuts to a third at once cost little (METHOD: up to a third, more in rounds). */
+/** The shares of the parameters to consider. Cuts by up to a third cost little; larger ones are better made in rounds. */
 const SHARES = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4];
 
-/** Weighs pruning against quantization: which architecture in which type is expected to lose least on a device. */
+/**
+ * Weighs pruning against quantization: which cut in which kind of file is expected to lose least on a device.
+ * @throws UsageError for a context that is longer than the model's
+ */
 export function fitDevice(model: Model, device: DeviceProfile, options: FitOptions = {}): DeviceFit {
   const limit = Math.min(device.contextLength, model.maxPositions);
   const contextLength = options.contextLength ?? limit;
@@ -58,12 +61,13 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
   const { storedBytes = Number.POSITIVE_INFINITY } = options;
   const isWorthwhile = ({ share, memory }: Pick<FitCandidate, "share" | "memory">) =>
     share < 1 || memory.weightBytes <= storedBytes;
+  const originalParameters = countParameters(model.parameters, model.sizes);
   const all = architectures(model, options.space ?? {}).flatMap(({ smaller, sizes }) =>
-    WEIGHED_KINDS.map((kind): Omit<FitCandidate, "onFront"> => {
+    CANDIDATE_KINDS.map((kind): Omit<FitCandidate, "onFront"> => {
       const memory = predictMemory(smaller, kind, contextLength);
       const speed = predictSpeed(smaller, kind, device, contextLength);
       const parameters = countParameters(smaller.parameters, smaller.sizes);
-      const share = parameters / countParameters(model.parameters, model.sizes);
+      const share = parameters / originalParameters;
       const fits = memory.totalBytes <= device.usableBytes && speed.tokensPerSecond >= (options.tokensPerSecond ?? 0);
       return {
         sizes,
@@ -77,31 +81,31 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
       };
     }),
   );
-  const found = all.filter(isWorthwhile);
-  const candidates = found
-    .map((one): FitCandidate => ({ ...one, onFront: !found.some((other) => dominates(other, one)) }))
+  const worthwhile = all.filter(isWorthwhile);
+  const candidates = worthwhile
+    .map((one): FitCandidate => ({ ...one, onFront: !worthwhile.some((other) => dominates(other, one)) }))
     .sort((a, b) => Number(b.fits) - Number(a.fits) || a.expectedLoss - b.expectedLoss);
   return { device, contextLength, candidates, best: bestOf(candidates) };
 }
 
-/** Differences of the expected loss that say nothing, in nats. */
-const INDIFFERENT = 0.005;
+/** Differences of the expected loss below this many nats are within the prediction's error. */
+const LOSS_TOLERANCE = 0.005;
 
 function bestOf(candidates: readonly FitCandidate[]): FitCandidate | undefined {
   const fitting = candidates.filter(({ fits }) => fits);
   const least = Math.min(...fitting.map(({ expectedLoss }) => expectedLoss));
   return fitting
-    .filter(({ expectedLoss }) => expectedLoss <= least + INDIFFERENT)
+    .filter(({ expectedLoss }) => expectedLoss <= least + LOSS_TOLERANCE)
     .sort((a, b) => b.tokensPerSecond - a.tokensPerSecond)[0];
 }
 
-/** Widths from which on cuts keep to the large blocks of the k-quants; below, to those of the older types. */
+/** Cuts of widths of at least this keep to the large blocks of the k-quants, those of others to the blocks of the older types. */
 const LARGE_WIDTH = 2048;
 const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
 
 /**
- * What widths must be multiples of, so that their rows fill quantized blocks: others could not be quantized.
- * @param kinds of files that are wanted; those of large blocks want them filled in small models, too
+ * What widths must be multiples of so that their rows fill quantized blocks; other rows could not be quantized.
+ * @param kinds the files that are wanted: kinds with large blocks need them filled in small models, too
  */
 export function quantizableDivisors(
   model: Model,
@@ -112,7 +116,7 @@ export function quantizableDivisors(
   return { hidden: blockOf(largestSize(model, "hidden")), ffn: blockOf(largestSize(model, "ffn")) };
 }
 
-/** Architectures to weigh: the original, and for each share the one nearest to it. */
+/** The architectures to consider: the original, and for each share the cut nearest to it. */
 function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Model; sizes: AxisSizes }[] {
   const original = axisSizes(model);
   const parameters = countParameters(model.parameters, model.sizes);
@@ -120,11 +124,12 @@ function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Mo
   const cuttable = model.axes.map(({ name }) => name);
   const axes = ["hidden", "ffn"].filter((axis) => cuttable.includes(axis));
   const divisors = { ...only(quantizableDivisors(model), axes), ...space.divisors };
-  const found = SHARES.map((share) => {
+  const sizesByShare = SHARES.map((share) => {
     if (share === 1) return original;
     return nearestCandidate(model, share * parameters, { axes, ...space, divisors })?.sizes;
   }).filter((sizes) => sizes !== undefined);
-  return [...new Map(found.map((sizes) => [JSON.stringify(sizes), sizes])).values()].map((sizes) => {
+  const distinct = new Map(sizesByShare.map((sizes) => [JSON.stringify(sizes), sizes]));
+  return [...distinct.values()].map((sizes) => {
     const plan = planFor(model, sizes, layers);
     return { sizes, smaller: model.resized(plan.sizes, plan.keptLayers) };
   });
@@ -133,9 +138,10 @@ function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Mo
 const only = (sizes: Readonly<Record<string, number>>, axes: readonly string[]): Record<string, number> =>
   Object.fromEntries(Object.entries(sizes).filter(([axis]) => axes.includes(axis)));
 
-type Weighed = Pick<FitCandidate, "memory" | "tokensPerSecond" | "expectedLoss">;
+type Objectives = Pick<FitCandidate, "memory" | "tokensPerSecond" | "expectedLoss">;
 
-function dominates(a: Weighed, b: Weighed): boolean {
+/** Whether `a` is better than `b` in one objective and worse in none. */
+function dominates(a: Objectives, b: Objectives): boolean {
   const differences = [
     b.memory.totalBytes - a.memory.totalBytes,
     a.tokensPerSecond - b.tokensPerSecond,

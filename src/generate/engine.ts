@@ -11,6 +11,7 @@ import {
   type Token,
 } from "node-llama-cpp";
 import { type DeviceKind, keepThreads } from "../ggml/index.js";
+import { defined } from "../system/defined.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, openRunnable } from "./runnable.js";
@@ -18,43 +19,43 @@ import { checkContext, openRunnable } from "./runnable.js";
 export interface EngineOptions {
   readonly device?: DeviceKind | "auto" | undefined;
   readonly threads?: number | undefined;
-  /** Tokens of prompt and answer together; the model's own limit, 4096 at most, by default. */
+  /** Tokens of prompt and answer together; by default the model's own limit, but at most 4096. */
   readonly contextSize?: number | undefined;
-  /** A smaller GGUF model of the same tokenizer that guesses several tokens ahead, which the model then checks at once. */
+  /** A smaller GGUF model with the same tokenizer that drafts several tokens ahead, which the model then checks at once. */
   readonly draft?: string | undefined;
-  /** Tokens guessed ahead at most; 8 by default. */
+  /** The largest number of tokens that are drafted ahead; 8 by default. */
   readonly draftTokens?: number | undefined;
 }
 
 /** How the next token is chosen. */
 export interface SamplingOptions {
-  /** 0 takes the likeliest always; 0.8 by default. */
+  /** 0 always takes the most likely token; 0.8 by default. */
   readonly temperature?: number | undefined;
   readonly topK?: number | undefined;
   readonly topP?: number | undefined;
   readonly minP?: number | undefined;
-  /** Divides the odds of what came lately; 1 for none, the default. */
+  /** Divides the odds of recent tokens; 1, the default, changes nothing. */
   readonly repeatPenalty?: number | undefined;
   readonly seed?: number | undefined;
   readonly maxTokens?: number | undefined;
   /** Texts to stop at. */
   readonly stop?: readonly string[] | undefined;
   readonly signal?: AbortSignal | undefined;
-  /** Called with each piece of text as it comes. */
+  /** Called with each part of the text as it is generated. */
   readonly onText?: ((text: string) => void) | undefined;
 }
 
-/** Options for continuing a text. The begin token is always put there: the models that have one were taught with it. */
+/** Options for continuing a text. The begin token always comes first: models that have one were trained with it. */
 export interface CompletionOptions extends SamplingOptions, Pick<SpecialTokens, "parseSpecial"> {}
 
-export interface Generation {
+export interface GeneratedText {
   readonly text: string;
   readonly tokens: number;
   readonly seconds: number;
   readonly tokensPerSecond: number;
-  /** Why it ended: `eogToken` (the model's end), `maxTokens`, `abort`, `customStopTrigger`. */
+  /** Why it ended: `eogToken` (the model ended it), `maxTokens`, `abort` or `customStopTrigger`. */
   readonly stopReason: string;
-  /** With a draft: how many of its guesses were right. */
+  /** With a draft model: how many of its tokens were accepted. */
   readonly draft?: { readonly guessed: number; readonly accepted: number } | undefined;
 }
 
@@ -62,7 +63,7 @@ const DEFAULT_CONTEXT = 4096;
 const DEFAULT_TEMPERATURE = 0.8;
 const DEFAULT_DRAFT_TOKENS = 8;
 
-/** A GGUF model that is ready to write. llama.cpp through node-llama-cpp. */
+/** A GGUF model, loaded in llama.cpp through node-llama-cpp. */
 export class Engine {
   private constructor(
     private readonly model: LlamaModel,
@@ -70,72 +71,69 @@ export class Engine {
     private readonly draftModel: LlamaModel | undefined,
   ) {}
 
-  /** @throws FormatError when the file is not what it claims, CoppiceError when llama.cpp cannot run it */
+  /** @throws FormatError when the file is invalid, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, options: EngineOptions = {}): Promise<Engine> {
     const target = await openRunnable(file);
     const draft = options.draft === undefined ? undefined : await openRunnable(options.draft);
-    const both = draft === undefined ? [target] : [target, draft];
-    const limits = both.map((of) => of.contextLength || DEFAULT_CONTEXT);
+    const files = draft === undefined ? [target] : [target, draft];
+    const limits = files.map(({ contextLength }) => contextLength || DEFAULT_CONTEXT);
     const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
-    for (const of of both) checkContext(of, contextSize);
+    for (const file of files) checkContext(file, contextSize);
     const model = await loadModel(target.file, options);
     let draftModel: LlamaModel | undefined;
     try {
       if (draft !== undefined) draftModel = await loadModel(draft.file, options);
       if (draftModel !== undefined) checkSameTokens(model, draftModel);
       const threads = options.threads ?? (await fastestThreads(model));
-      const sequenceOf = async (of: LlamaModel) => of.createContext({ contextSize, ...(threads && { threads }) });
-      const predictor =
+      const contextOf = (of: LlamaModel) => of.createContext(defined({ contextSize, threads }));
+      const tokenPredictor =
         draftModel &&
-        new DraftSequenceTokenPredictor((await sequenceOf(draftModel)).getSequence(), {
-          minTokens: 1, // waits for a guess, where the draft is no faster than the model
+        new DraftSequenceTokenPredictor((await contextOf(draftModel)).getSequence(), {
+          minTokens: 1, // wait for a draft, even if the draft model is no faster than the model
           maxTokens: options.draftTokens ?? DEFAULT_DRAFT_TOKENS,
         });
-      const context = await sequenceOf(model);
-      return new Engine(model, context.getSequence(predictor && { tokenPredictor: predictor }), draftModel);
+      const context = await contextOf(model);
+      return new Engine(model, context.getSequence(defined({ tokenPredictor })), draftModel);
     } catch (error) {
       await model.dispose();
       await draftModel?.dispose();
-      throw explained(file, error);
+      throw cannotRun(file, error);
     }
   }
 
-  /** Continues a text. @throws UsageError when it does not fit in the context */
-  async complete(prompt: string, options: CompletionOptions = {}): Promise<Generation> {
+  /** Continues a text. @throws UsageError when the prompt does not fit in the context */
+  async complete(prompt: string, options: CompletionOptions = {}): Promise<GeneratedText> {
     const tokens = promptTokens(this.model, prompt, options);
     if (tokens.length >= this.sequence.contextSize)
       throw new UsageError(
         `the prompt has ${tokens.length} tokens, the context ${this.sequence.contextSize}: shorten it, or raise --context-size`,
       );
     const completion = new LlamaCompletion({ contextSequence: this.sequence, autoDisposeSequence: false });
-    const { bos, shouldPrependBosToken: begins } = this.model.tokens;
-    const given = begins && tokens[0] === bos ? tokens.slice(1) : tokens; // it is put there again
+    const { bos, shouldPrependBosToken } = this.model.tokens;
+    const input = shouldPrependBosToken && tokens[0] === bos ? tokens.slice(1) : tokens; // LlamaCompletion prepends it again
     return this.timed(options, async (sampling) => {
       let beginning = "";
-      let [begun, shown] = [false, false];
-      const { response, metadata } = await completion.generateCompletionWithMeta(given, {
+      let [isFirstToken, isFirstChunk] = [true, true];
+      const { response, metadata } = await completion.generateCompletionWithMeta(input, {
         ...sampling,
-        onToken: (written) => {
-          if (!begun && written[0] !== undefined) beginning = lostBeginning(this.model, tokens, written[0]);
-          begun = true;
-          sampling.onToken(written);
+        onToken: (generated) => {
+          if (isFirstToken && generated[0] !== undefined) beginning = lostBeginning(this.model, tokens, generated[0]);
+          isFirstToken = false;
+          sampling.onToken(generated);
         },
         onTextChunk: (text) => {
-          options.onText?.(shown ? text : beginning + text);
-          shown = true;
+          options.onText?.(isFirstChunk ? beginning + text : text);
+          isFirstChunk = false;
         },
       });
       return { response: response === "" ? "" : beginning + response, metadata };
     });
   }
 
-  /** A conversation, in the form that the model was taught. Its turns share one history. */
+  /** A conversation in the model's own chat format. Its turns share one history. */
   chat(systemPrompt?: string): Chat {
-    const session = new LlamaChatSession({
-      contextSequence: this.sequence,
-      autoDisposeSequence: false,
-      ...(systemPrompt !== undefined && { systemPrompt }),
-    });
+    const contextSequence = this.sequence;
+    const session = new LlamaChatSession(defined({ contextSequence, autoDisposeSequence: false, systemPrompt }));
     return {
       say: (text, options = {}) =>
         this.timed(options, async (sampling) => {
@@ -151,7 +149,7 @@ export class Engine {
     run: (
       sampling: ReturnType<typeof samplingOf>,
     ) => Promise<{ readonly response: string; readonly metadata: { readonly stopReason: string } }>,
-  ): Promise<Generation> {
+  ): Promise<GeneratedText> {
     let tokens = 0;
     const before = this.sequence.tokenPredictions;
     const started = performance.now();
@@ -159,14 +157,18 @@ export class Engine {
     const seconds = (performance.now() - started) / 1000;
     const after = this.sequence.tokenPredictions;
     const accepted = after.validated - before.validated;
+    const guessed = accepted + after.refuted - before.refuted;
     return {
       text: response,
-      ...{ tokens, seconds, tokensPerSecond: tokens / seconds, stopReason: metadata.stopReason },
-      ...(this.draftModel && { draft: { guessed: accepted + after.refuted - before.refuted, accepted } }),
+      tokens,
+      seconds,
+      tokensPerSecond: tokens / seconds,
+      stopReason: metadata.stopReason,
+      draft: this.draftModel && { guessed, accepted },
     };
   }
 
-  /** How fast the model reads and writes here, in tokens per second. */
+  /** How fast the model reads a prompt and generates here, in tokens per second. */
   async speed(
     promptTokens: number,
     generatedTokens: number,
@@ -176,17 +178,20 @@ export class Engine {
     const filler = this.model.tokens.bos ?? (0 as Token);
     await this.sequence.clearHistory();
     const prompt = Array.from({ length: count }, () => filler);
-    const reading = performance.now();
+    const promptStart = performance.now();
     await this.sequence.evaluateWithoutGeneratingNewTokens(prompt);
-    const writing = performance.now();
-    let written = 0;
+    const generationStart = performance.now();
+    let generated = 0;
     for await (const _ of this.sequence.evaluate([filler], { temperature: 0, yieldEogToken: true })) {
-      written++;
-      if (written === generatedTokens) break;
+      generated++;
+      if (generated === generatedTokens) break;
     }
     const end = performance.now();
     await this.sequence.clearHistory();
-    return { prompt: (1000 * count) / (writing - reading), generation: (1000 * written) / (end - writing) };
+    return {
+      prompt: (1000 * count) / (generationStart - promptStart),
+      generation: (1000 * generated) / (end - generationStart),
+    };
   }
 
   async dispose(): Promise<void> {
@@ -197,111 +202,114 @@ export class Engine {
 
 /** A conversation. */
 export interface Chat {
-  say(text: string, options?: SamplingOptions): Promise<Generation>;
-  /** Forgets all that was said. */
+  say(text: string, options?: SamplingOptions): Promise<GeneratedText>;
+  /** Forgets the conversation so far. */
   reset(): void;
 }
 
 const instances = new Map<string, Promise<Llama>>();
 
-/** llama.cpp on a device, started once: each start holds on to the process. */
-function started(device: DeviceKind | "auto", threads: number | undefined): Promise<Llama> {
+/** llama.cpp on a device, started only once because every instance keeps the process alive. */
+function startLlama(device: DeviceKind | "auto", threads: number | undefined): Promise<Llama> {
   const key = `${device} ${threads}`;
   const known = instances.get(key);
   if (known !== undefined) return known;
-  const llama = getLlama({
-    ...{ gpu: device === "cpu" ? false : device, build: "never", logLevel: LlamaLogLevel.error },
-    ...{ progressLogs: false, skipDownload: true },
-    ...(threads !== undefined && { maxThreads: threads }),
+  const options = defined({
+    gpu: device === "cpu" ? (false as const) : device,
+    build: "never" as const,
+    logLevel: LlamaLogLevel.error,
+    progressLogs: false,
+    skipDownload: true,
+    maxThreads: threads,
   });
-  const ready = llama.then((instance) => {
+  const llama = getLlama(options).then((instance) => {
     keepThreads();
     return instance;
   });
-  instances.set(key, ready);
-  ready.catch(() => instances.delete(key));
-  return ready;
+  instances.set(key, llama);
+  llama.catch(() => instances.delete(key));
+  return llama;
 }
 
-/** Loads a model in llama.cpp. @throws CoppiceError when it cannot be run */
+/** Loads a model in llama.cpp. @throws CoppiceError when llama.cpp cannot be started or cannot run the model */
 export async function loadModel(
   file: string,
   { device = "auto", threads }: Pick<EngineOptions, "device" | "threads">,
 ): Promise<LlamaModel> {
-  const llama = await started(device, threads).catch((error: unknown) => {
+  const llama = await startLlama(device, threads).catch((error: unknown) => {
     const reason = error instanceof Error ? error.message : error;
     throw new CoppiceError(`llama.cpp cannot be started on ${device} (${reason})`);
   });
   try {
     return await llama.loadModel({ modelPath: file, checkTensors: true });
   } catch (error) {
-    throw explained(file, error);
+    throw cannotRun(file, error);
   }
 }
 
-/** Larger models gain from every core; trying takes long only for them. */
+/** Larger models benefit from every core, and trying them would take long. */
 const TRIED_BYTES = 1 << 30;
 const TRIED_TOKENS = 4;
 
 /**
- * The number of threads that writes fastest on this processor: for a small model, starting and joining threads can cost more than
- * they save. Undefined leaves the choice to llama.cpp.
+ * The number of threads that generates fastest on this processor: with a small model, starting and joining threads can cost more
+ * than they save. Undefined leaves the choice to llama.cpp.
  */
 export async function fastestThreads(model: LlamaModel): Promise<number | undefined> {
   const cores = availableParallelism();
   if (cores === 1 || model.size > TRIED_BYTES || model.gpuLayers > 0) return undefined;
-  const timed: { readonly threads: number; readonly milliseconds: number }[] = [];
+  const timings: { readonly threads: number; readonly milliseconds: number }[] = [];
   for (const threads of new Set([1, Math.ceil(cores / 2), cores])) {
     const context = await model.createContext({ contextSize: 64, threads });
     const tokens = context
       .getSequence()
       .evaluate([model.tokens.bos ?? (0 as Token)], { temperature: 0, yieldEogToken: true });
-    await tokens.next(); // the first one also warms up
+    await tokens.next(); // warms up
     const started = performance.now();
     for (let i = 0; i < TRIED_TOKENS; i++) await tokens.next();
-    timed.push({ threads, milliseconds: performance.now() - started });
+    timings.push({ threads, milliseconds: performance.now() - started });
     await tokens.return();
     await context.dispose();
   }
-  return timed.sort((a, b) => a.milliseconds - b.milliseconds)[0]?.threads;
+  return timings.sort((a, b) => a.milliseconds - b.milliseconds)[0]?.threads;
 }
 
-const explained = (file: string, error: unknown): Error =>
+const cannotRun = (file: string, error: unknown): Error =>
   error instanceof CoppiceError
     ? error
     : new CoppiceError(`llama.cpp cannot run ${file} (${error instanceof Error ? error.message : error})`);
 
-/** A draft's guesses mean nothing in another vocabulary. */
+/** @throws UsageError when a draft model has another tokenizer, so that its tokens would mean nothing to the model */
 export function checkSameTokens(model: LlamaModel, draft: LlamaModel): void {
   const sample = "The same text, 123 — même texte.";
-  const [ours, theirs] = [model, draft].map((of) => of.tokenize(sample).join());
-  if (ours !== theirs) throw new UsageError("the draft model has another tokenizer: it cannot guess for this one");
+  if (model.tokenize(sample).join() !== draft.tokenize(sample).join())
+    throw new UsageError("the draft model has another tokenizer: choose one with the model's own");
 }
 
+/** node-llama-cpp's options for sampling. @param count called with the number of tokens that were generated */
 function samplingOf(options: SamplingOptions, count: (tokens: number) => void) {
   const {
     temperature = DEFAULT_TEMPERATURE,
     topK,
     topP,
     minP,
-    repeatPenalty,
+    repeatPenalty = 1,
     seed,
     maxTokens,
-    stop,
-    signal,
-    onText,
+    stop = [],
   } = options;
-  return {
+  return defined({
     temperature,
-    ...(topK !== undefined && { topK }),
-    ...(topP !== undefined && { topP }),
-    ...(minP !== undefined && { minP }),
-    ...(seed !== undefined && { seed }),
-    ...(maxTokens !== undefined && { maxTokens }),
-    repeatPenalty: repeatPenalty === undefined || repeatPenalty === 1 ? (false as const) : { penalty: repeatPenalty },
-    ...(stop !== undefined && stop.length > 0 && { customStopTriggers: [...stop] }),
-    ...(signal && { signal, stopOnAbortSignal: true }),
-    ...(onText && { onTextChunk: onText }),
+    topK,
+    topP,
+    minP,
+    seed,
+    maxTokens,
+    repeatPenalty: repeatPenalty === 1 ? (false as const) : { penalty: repeatPenalty },
+    customStopTriggers: stop.length > 0 ? [...stop] : undefined,
+    signal: options.signal,
+    stopOnAbortSignal: true,
+    onTextChunk: options.onText,
     onToken: (tokens: readonly Token[]) => count(tokens.length),
-  };
+  });
 }

@@ -5,7 +5,7 @@ export {
   Engine,
   type EngineOptions,
   fastestThreads,
-  type Generation,
+  type GeneratedText,
   loadModel,
   type SamplingOptions,
 } from "./engine.js";

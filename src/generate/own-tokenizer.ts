@@ -1,7 +1,7 @@
 import type { LlamaModel, Token } from "node-llama-cpp";
 import type { SpecialToken, TextTokenizer } from "../data/index.js";
 
-/** The tokenizer of a model that is loaded in llama.cpp, whatever its kind. */
+/** llama.cpp's own tokenizer of a loaded model. */
 export class OwnTokenizer implements TextTokenizer {
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;

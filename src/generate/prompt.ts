@@ -1,31 +1,34 @@
 import type { LlamaModel, Token } from "node-llama-cpp";
 
 /**
- * How text becomes tokens, as llama.cpp's server has it. One rule for everything that is given as the text of a prompt: special
- * tokens that are written out (`<|im_start|>`) mean themselves, and the begin token is put before where the model has one.
+ * How a prompt becomes tokens. The defaults are those of llama.cpp's server: special tokens that are written out
+ * (`<|im_start|>`) are read as such, and the begin token comes first if the model has one.
  */
 export interface SpecialTokens {
-  /** Puts the begin token there, where the model has one and the text does not begin with it. True by default. */
+  /** Prepend the begin token if the model has one and the text does not begin with it. True by default. */
   readonly addSpecial?: boolean | undefined;
-  /** Special tokens that are written out mean themselves, rather than their letters. True by default. */
+  /** Read special tokens that are written out as such rather than as their letters. True by default. */
   readonly parseSpecial?: boolean | undefined;
 }
 
-/** Tokens of a text to be continued. */
+/** The tokens of a text to be continued. */
 export function promptTokens(
   model: LlamaModel,
   text: string,
   { addSpecial = true, parseSpecial = true }: SpecialTokens = {},
 ): Token[] {
   const tokens = model.tokenize(text, parseSpecial);
-  const { bos, shouldPrependBosToken: begins } = model.tokens;
-  return addSpecial && begins && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
+  const { bos, shouldPrependBosToken } = model.tokens;
+  return addSpecial && shouldPrependBosToken && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
 }
 
-/** How many tokens before it decide how a token is written: SentencePiece drops the space of the first. */
+/** How many preceding tokens are enough to decode a token as it stands in its text. */
 const CONTEXT_TOKENS = 8;
 
-/** What a text's first token loses when it is decoded without those before it: the space that it begins with, if any. */
+/**
+ * What the first generated token loses when it is decoded without those before it: the space that it begins with, if any, because
+ * SentencePiece drops the space of a text's first token.
+ */
 export function lostBeginning(model: LlamaModel, before: readonly Token[], first: Token): string {
   const alone = model.detokenize([first]);
   const inPlace = model.detokenize([first], false, before.slice(-CONTEXT_TOKENS));

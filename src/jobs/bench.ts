@@ -7,7 +7,14 @@ import {
   Trainer,
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, forwardFlopsPerToken, initialise, type Model, modelFromConfig } from "../models/index.js";
+import {
+  countParameters,
+  forwardFlopsPerToken,
+  initialise,
+  type Model,
+  modelFromConfig,
+  sizeOf,
+} from "../models/index.js";
 import { calibrate } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { PeakMemory } from "../system/memory.js";
@@ -15,21 +22,22 @@ import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
 import { type ComputeType, Graph, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
 import type { BenchWork } from "./bench-work.js";
-import { type JobOptions, onDevice, openModel } from "./environment.js";
+import { openModel } from "./environment.js";
+import { type JobOptions, onDevice } from "./job.js";
 
 export interface BenchJob extends JobOptions {
   /** A model whose sizes to take, or the sizes themselves: `hidden=288,ffn=768,layers=6,heads=6,kvHeads=6,vocab=32000`. */
   readonly model: string;
-  /** What is timed; a distillation step by default. The teacher has the sizes of the student. */
+  /** The work that is timed; a distillation step by default. The teacher has the student's sizes. */
   readonly work?: BenchWork | undefined;
   readonly sequenceLength?: number | undefined;
   /** Sequences per step. */
   readonly batchSize?: number | undefined;
-  /** Timed steps; one more comes before them. */
+  /** Timed steps, after one that warms up. */
   readonly steps?: number | undefined;
   readonly computeType?: ComputeType | undefined;
   readonly recompute?: boolean | undefined;
-  /** Time each kind of operation, too. */
+  /** Also time each kind of operation. */
   readonly profile?: boolean | undefined;
 }
 
@@ -37,7 +45,7 @@ export interface BenchOutcome {
   readonly work: BenchWork;
   readonly device: string;
   readonly threads: number;
-  /** Which of our kernels ran; null when none did. */
+  /** The variant of our kernels that ran; null without them. */
   readonly kernels: string | null;
   readonly computeType: ComputeType;
   readonly parameters: number;
@@ -47,35 +55,34 @@ export interface BenchOutcome {
   readonly seconds: readonly number[];
   readonly medianSeconds: number;
   readonly tokensPerSecond: number;
-  /** Floating-point operations that the models need, per second; what is computed twice counts once. */
+  /** Floating-point operations that the models need, per second; recomputation does not count. */
   readonly modelFlops: number;
-  /** The fastest large matrix product, in operations per second. */
+  /** Operations per second of the fastest large matrix product. */
   readonly peakFlops: number;
   /** modelFlops / peakFlops. */
   readonly share: number;
-  /** Highest resident memory of this process while the work was set up and done, in bytes. */
+  /** Peak resident memory of this process while the work was prepared and done, in bytes. */
   readonly memoryBytes: number;
   readonly profile?: readonly ProfileEntry[] | undefined;
 }
 
-/** How often a measurement is repeated. */
 const DEFAULT_STEPS = 5;
 
-/** Work that is set up and waits to be done. */
+/** Work that is ready to be timed. */
 export interface PreparedBench {
-  /** Tokens of a step. */
+  /** Tokens in a step. */
   readonly tokens: number;
   /** Operations that the models need for a step. */
   readonly flops: number;
   readonly parameters: number;
-  /** Does the work once. @returns seconds */
+  /** Runs a step. @returns seconds */
   readonly step: () => Promise<number>;
   readonly profile: () => ProfileEntry[];
   readonly free: () => void;
 }
 
-/** Completes what a job leaves open. */
-async function settle(job: BenchJob) {
+/** Opens the model, and completes a job's settings. */
+async function withDefaults(job: BenchJob) {
   const model = job.model.includes("=") ? modelOfSizes(job.model) : (await openModel(job.model, job)).model;
   const settings = {
     work: job.work ?? ("distill" as const),
@@ -87,11 +94,11 @@ async function settle(job: BenchJob) {
   return { model, settings };
 }
 
-/** Sets work up on random weights and tokens. @throws UsageError for sizes that are not understood */
+/** Prepares work on random weights and tokens. @throws UsageError for sizes that are not understood */
 export async function prepareBench(backend: Backend, job: BenchJob): Promise<PreparedBench> {
-  const { model, settings } = await settle(job);
-  const task = WORK[settings.work](backend, model, settings);
-  const tokens = task.batches * settings.batchSize * settings.sequenceLength;
+  const { model, settings } = await withDefaults(job);
+  const work = WORK[settings.work](backend, model, settings);
+  const tokens = work.batches * settings.batchSize * settings.sequenceLength;
   const head = settings.work !== "forward" && settings.work !== "calibrate";
   let number = 0;
   return {
@@ -100,34 +107,37 @@ export async function prepareBench(backend: Backend, job: BenchJob): Promise<Pre
     parameters: countParameters(model.parameters, model.sizes),
     step: async () => {
       const started = performance.now();
-      await task.step(++number);
+      await work.step(++number);
       return (performance.now() - started) / 1000;
     },
-    profile: task.profile,
-    free: task.free,
+    profile: work.profile,
+    free: work.free,
   };
 }
 
-/** Times a step of work on random weights and tokens. @throws UsageError for sizes that are not understood */
+/** Times steps of work on random weights and tokens. @throws UsageError for sizes that are not understood */
 export function bench(job: BenchJob): Promise<BenchOutcome> {
   return onDevice(job, async (backend) => {
-    const { settings } = await settle(job);
+    const { settings } = await withDefaults(job);
     const peakFlops = await measurePeak(backend, settings.computeType);
     const memory = new PeakMemory();
     const prepared = await prepareBench(backend, job);
     try {
       const steps = job.steps ?? DEFAULT_STEPS;
       const seconds: number[] = [];
-      await prepared.step(); // the first touches the memory
+      await prepared.step(); // warms up: touches the memory
       for (let step = 1; step <= steps; step++) {
         seconds.push(await prepared.step());
         job.onProgress?.({ stage: settings.work, done: step, total: steps, unit: "steps" });
       }
       const memoryBytes = memory.stop();
       const medianSeconds = median(seconds);
-      const { recompute: _, ...described } = settings;
+      const { work, computeType, sequenceLength, batchSize } = settings;
       return {
-        ...described,
+        work,
+        computeType,
+        sequenceLength,
+        batchSize,
         device: backend.device.description,
         threads: backend.threads,
         kernels: backend.kernels?.variant ?? null,
@@ -139,7 +149,7 @@ export function bench(job: BenchJob): Promise<BenchOutcome> {
         peakFlops,
         share: prepared.flops / medianSeconds / peakFlops,
         memoryBytes,
-        ...(job.profile === true && { profile: prepared.profile() }),
+        profile: job.profile === true ? prepared.profile() : undefined,
       };
     } finally {
       prepared.free();
@@ -147,7 +157,7 @@ export function bench(job: BenchJob): Promise<BenchOutcome> {
   });
 }
 
-/** Forward passes that a token's work amounts to: a gradient takes two, a teacher one. */
+/** The work for a token in forward passes: a gradient takes two, a teacher one. */
 const PASSES: Record<BenchWork, number> = { distill: 4, train: 3, forward: 1, logits: 1, calibrate: 1 };
 
 interface Settings {
@@ -157,8 +167,8 @@ interface Settings {
   readonly recompute: boolean;
 }
 
-/** Something that is done again and again. */
-interface Task {
+/** A step of work that can be repeated. */
+interface RepeatedWork {
   /** Batches in a step. */
   readonly batches: number;
   readonly step: (number: number) => Promise<unknown>;
@@ -166,11 +176,11 @@ interface Task {
   readonly free: () => void;
 }
 
-const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Settings) => Task> = {
-  distill: (backend, model, settings) => trainingTask(backend, model, settings, true),
-  train: (backend, model, settings) => trainingTask(backend, model, settings, false),
-  forward: (backend, model, settings) => forwardTask(backend, model, settings, false),
-  logits: (backend, model, settings) => forwardTask(backend, model, settings, true),
+const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Settings) => RepeatedWork> = {
+  distill: (backend, model, settings) => trainingWork(backend, model, settings, true),
+  train: (backend, model, settings) => trainingWork(backend, model, settings, false),
+  forward: (backend, model, settings) => forwardWork(backend, model, settings, false),
+  logits: (backend, model, settings) => forwardWork(backend, model, settings, true),
   calibrate: (backend, model, settings) => {
     const { sequenceLength, batchSize, computeType } = settings;
     const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
@@ -185,7 +195,7 @@ const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Setting
   },
 };
 
-/** Batches in a step of calibration, which builds its graph anew each time, and of a forward pass, to compare it with. */
+/** Batches in a step of calibration, which builds its graph each time, and for comparison also in a step of forward passes. */
 const BATCHES = 64;
 
 function randomSequences(model: Model, length: number, count: number): Sequences {
@@ -194,15 +204,15 @@ function randomSequences(model: Model, length: number, count: number): Sequences
   return new Sequences(TokenStream.of(ids, "random"), length);
 }
 
-function trainingTask(backend: Backend, model: Model, settings: Settings, distil: boolean): Task {
+function trainingWork(backend: Backend, model: Model, settings: Settings, withTeacher: boolean): RepeatedWork {
   const { sequenceLength, batchSize, computeType, recompute } = settings;
   const student = initialise(backend, model, 1);
-  const teacher = distil ? initialise(backend, model, 2, { dtype: computeType, trainable: false }) : undefined;
+  const teacher = withTeacher ? initialise(backend, model, 2, { dtype: computeType, trainable: false }) : undefined;
   const objective =
     teacher === undefined
       ? crossEntropyObjective
       : distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
-  const defaults = defaultTrainOptions(model.sizes.hidden ?? 1, 1e6, sequenceLength, batchSize);
+  const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), 1e6, sequenceLength, batchSize);
   const sequences = randomSequences(model, sequenceLength, 4 * batchSize);
   const options = { ...defaults, computeType, recompute };
   const trainer = new Trainer({ backend, student, objective, sequences, options });
@@ -218,7 +228,7 @@ function trainingTask(backend: Backend, model: Model, settings: Settings, distil
   };
 }
 
-function forwardTask(backend: Backend, model: Model, settings: Settings, withLogits: boolean): Task {
+function forwardWork(backend: Backend, model: Model, settings: Settings, withLogits: boolean): RepeatedWork {
   const { sequenceLength, batchSize, computeType } = settings;
   const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
   const sequences = randomSequences(model, sequenceLength, batchSize);
@@ -240,12 +250,12 @@ function forwardTask(backend: Backend, model: Model, settings: Settings, withLog
   };
 }
 
-/** Size of the products that measure the peak, and how many are tried. */
-const PEAK = { size: 1024, tries: 10 };
+/** The width of the square matrices that measure the peak, and how often they are multiplied. */
+const [PEAK_SIZE, PEAK_TRIES] = [1024, 10];
 
-/** Operations per second of the fastest of some square matrix products. */
+/** Operations per second of the fastest of several square matrix products. */
 async function measurePeak(backend: Backend, computeType: ComputeType): Promise<number> {
-  const { size, tries } = PEAK;
+  const size = PEAK_SIZE;
   const store = new TensorStore(backend, 2);
   const [x, weight] = [store.add("x", [size, size], "f32"), store.add("weight", [size, size], computeType)];
   store.allocate();
@@ -253,7 +263,7 @@ async function measurePeak(backend: Backend, computeType: ComputeType): Promise<
   try {
     g.output(ops.linear(g, x, weight));
     let best = 0;
-    for (let i = 0; i < tries; i++) {
+    for (let i = 0; i < PEAK_TRIES; i++) {
       const started = performance.now();
       await g.run();
       best = Math.max(best, (2 * size ** 3) / ((performance.now() - started) / 1000));
@@ -265,31 +275,32 @@ async function measurePeak(backend: Backend, computeType: ComputeType): Promise<
   }
 }
 
-const SIZE_FIELDS: Readonly<Record<string, string>> = {
-  hidden: "hidden_size",
-  ffn: "intermediate_size",
-  layers: "num_hidden_layers",
-  heads: "num_attention_heads",
-  kvHeads: "num_key_value_heads",
-  headDim: "head_dim",
-  vocab: "vocab_size",
-};
+/** The field of config.json for each size, and whether it is required. */
+const SIZE_FIELDS: ReadonlyMap<string, { readonly field: string; readonly isRequired: boolean }> = new Map([
+  ["hidden", { field: "hidden_size", isRequired: true }],
+  ["ffn", { field: "intermediate_size", isRequired: true }],
+  ["layers", { field: "num_hidden_layers", isRequired: true }],
+  ["heads", { field: "num_attention_heads", isRequired: true }],
+  ["kvHeads", { field: "num_key_value_heads", isRequired: false }],
+  ["headDim", { field: "head_dim", isRequired: false }],
+  ["vocab", { field: "vocab_size", isRequired: true }],
+]);
 
-/** A Llama of given sizes, its embeddings tied. */
-function modelOfSizes(text: string): Model {
+/** A Llama with the given sizes and tied embeddings. @throws UsageError for sizes that are not understood or missing */
+function modelOfSizes(sizes: string): Model {
   const config: Record<string, unknown> = {
     model_type: "llama",
     tie_word_embeddings: true,
     max_position_embeddings: 2 ** 20,
   };
-  for (const part of text.split(",")) {
-    const [name = "", value = ""] = part.split("=").map((piece) => piece.trim());
-    const field = SIZE_FIELDS[name];
-    if (field === undefined || !/^\d+$/.test(value))
-      throw new UsageError(`the size "${part}" is not understood; sizes are ${Object.keys(SIZE_FIELDS).join(", ")}`);
-    config[field] = Number(value);
+  for (const part of sizes.split(",")) {
+    const [name = "", value = ""] = part.split("=").map((text) => text.trim());
+    const size = SIZE_FIELDS.get(name);
+    if (size === undefined || !/^\d+$/.test(value))
+      throw new UsageError(`the size "${part}" is not understood; sizes are ${[...SIZE_FIELDS.keys()].join(", ")}`);
+    config[size.field] = Number(value);
   }
-  for (const name of ["hidden", "ffn", "layers", "heads", "vocab"])
-    if (config[SIZE_FIELDS[name] ?? ""] === undefined) throw new UsageError(`the sizes lack ${name}`);
+  for (const [name, { field, isRequired }] of SIZE_FIELDS)
+    if (isRequired && config[field] === undefined) throw new UsageError(`the sizes lack ${name}`);
   return modelFromConfig(config);
 }

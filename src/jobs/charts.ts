@@ -3,18 +3,24 @@ import { formatCount } from "../system/format.js";
 import { escapeHtml } from "../system/html.js";
 import type { PlanSummary } from "./plan-summary.js";
 
-/** Bars of each size before and after. */
+/** A bar of each size before and after. */
 export function cutChart(plan: PlanSummary): string {
   const rows = Object.entries(plan).flatMap(cutRows);
   const height = rows.length * 26;
   const bars = rows.map(({ axis, from, to }, i) => {
     const y = i * 26 + 4;
-    return `<text x="0" y="${y + 12}">${escapeHtml(axis)}</text><rect class="before" x="80" y="${y}" width="420" height="16"/><rect class="after" x="80" y="${y}" width="${((420 * to) / from).toFixed(1)}" height="16"/><text x="510" y="${y + 12}">${from === to ? `${from}` : `${from} to ${to} (-${(100 * (1 - to / from)).toFixed(0)} %)`}</text>`;
+    const change = from === to ? `${from}` : `${from} to ${to} (-${(100 * (1 - to / from)).toFixed(0)} %)`;
+    return [
+      `<text x="0" y="${y + 12}">${escapeHtml(axis)}</text>`,
+      `<rect class="before" x="80" y="${y}" width="420" height="16"/>`,
+      `<rect class="after" x="80" y="${y}" width="${((420 * to) / from).toFixed(1)}" height="16"/>`,
+      `<text x="510" y="${y + 12}">${change}</text>`,
+    ].join("");
   });
   return `<svg viewBox="0 0 660 ${height}" role="img" aria-label="Sizes before and after">${bars.join("")}</svg>`;
 }
 
-/** An axis, or each layer of it where layers differ. */
+/** One row for an axis, or one for each of its layers if they differ. */
 function cutRows([axis, { from, to }]: [string, PlanSummary[string]]): { axis: string; from: number; to: number }[] {
   const [before, after] = [[from].flat(), [to].flat()];
   const length = Math.max(before.length, after.length);
@@ -37,8 +43,8 @@ export function lossChart(metrics: readonly MetricsRecord[]): string {
   const x = (tokens: number) => (50 + (590 * tokens) / last).toFixed(1);
   const y = (loss: number) => (230 - (210 * loss) / top).toFixed(1);
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => {
-    const at = y(share * top);
-    return `<line class="grid" x1="50" x2="640" y1="${at}" y2="${at}"/><text x="4" y="${Number(at) + 4}">${(share * top).toFixed(2)}</text>`;
+    const tickY = y(share * top);
+    return `<line class="grid" x1="50" x2="640" y1="${tickY}" y2="${tickY}"/><text x="4" y="${Number(tickY) + 4}">${(share * top).toFixed(2)}</text>`;
   });
   const line = points.map(({ tokens, loss }) => `${x(tokens)},${y(loss)}`).join(" ");
   const dots = validation.map(

@@ -14,7 +14,7 @@ import {
 import { countParameters, type Model, modelFromConfig, openCheckpoint } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
-import type { JobOptions } from "./environment.js";
+import type { JobOptions } from "./job.js";
 
 export interface DevicePlanJob extends Pick<JobOptions, "hub" | "onProgress" | "device" | "threads">, FitOptions {
   readonly model: string;
@@ -26,30 +26,28 @@ export interface DevicePlan extends DeviceFit {
   readonly parameters: number;
 }
 
-/** Weighs pruning against quantization for a device. A config.json is enough. */
+/** Weighs pruning against quantization for a device. Of the model, config.json is enough. */
 export async function planForDevice(job: DevicePlanJob): Promise<DevicePlan> {
-  const model = await modelOnly(job.model, job);
+  const model = await openArchitecture(job.model, job);
   const { device, threads } = job;
   const profile =
-    job.forDevice === THIS_MACHINE
-      ? await measureThisMachine({ ...(device && { device }), ...(threads && { threads }) })
-      : deviceProfile(job.forDevice);
+    job.forDevice === THIS_MACHINE ? await measureThisMachine({ device, threads }) : deviceProfile(job.forDevice);
   return { parameters: countParameters(model.parameters, model.sizes), ...fitDevice(model, profile, job) };
 }
 
-/** What is expected to lose least of those that a device holds. @throws UsageError when it holds none */
-export function fitFor(model: Model, device: string, space?: FitOptions["space"]): FitCandidate {
+/** The candidate that is expected to lose least on a device. @throws UsageError when none fits */
+export function bestFit(model: Model, device: string, space?: FitOptions["space"]): FitCandidate {
   const { best, candidates } = fitDevice(model, deviceProfile(device), { space });
   if (best !== undefined) return best;
-  const least = Math.min(...candidates.map(({ memory }) => memory.totalBytes));
+  const smallest = Math.min(...candidates.map(({ memory }) => memory.totalBytes));
   throw new UsageError(
-    `no cut of this model fits ${device}: the smallest that was weighed takes ${formatBytes(least)}; allow larger cuts (--max-width-cut), or begin with a smaller model`,
+    `no cut of this model fits ${device}: the smallest candidate takes ${formatBytes(smallest)}; allow larger cuts (--max-width-cut), or start from a smaller model`,
   );
 }
 
-/** A model's architecture, of which neither a directory nor this machine need have the weights. */
-export async function modelOnly(reference: string, { hub }: Pick<JobOptions, "hub">): Promise<Model> {
-  const at = await resolveConfig(reference, hub);
-  const file = path.join(at, "config.json");
-  return existsSync(file) ? modelFromConfig(readJsonObject(file)) : openCheckpoint(at).model;
+/** Opens a model's architecture without its weights, which need not be there. */
+export async function openArchitecture(reference: string, { hub }: Pick<JobOptions, "hub">): Promise<Model> {
+  const location = await resolveConfig(reference, hub);
+  const file = path.join(location, "config.json");
+  return existsSync(file) ? modelFromConfig(readJsonObject(file)) : openCheckpoint(location).model;
 }

@@ -1,11 +1,11 @@
 import path from "node:path";
 import type { TensorSource } from "../checkpoint/index.js";
-import { storedType } from "../checkpoint/stored-type.js";
 import { agreeingTokens, checkVocabulary, Sequences, type TokenizerSide, type TokenStream } from "../data/index.js";
 import {
   DISTILLATION_DEFAULTS,
   type DistillationOptions,
   distillationObjective,
+  type Objective,
   type RunDirectory,
   TopKTeacher,
   type TrainOptions,
@@ -14,13 +14,15 @@ import {
 } from "../distill/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, type Model, type ModelWeights, openCheckpoint, writeModel } from "../models/index.js";
+import { loadWeights, type Model, type ModelWeights, openCheckpoint } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
-import { type OpenModel, onDevice, openData, openModel } from "./environment.js";
+import { type OpenModel, openData, openModel } from "./environment.js";
+import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
+import { onDevice } from "./job.js";
 import { measure } from "./measure.js";
-import { claim, dataInputs, inRun, modelIdentity, modelInput } from "./output.js";
+import { claim, inRun } from "./output.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import {
@@ -30,90 +32,112 @@ import {
   type TrainingOutcome,
   type TrainStage,
   trainOptionsFor,
+  writeTrained,
 } from "./training.js";
 
-/** How the teacher reaches the student. */
+/** How the student gets the teacher's predictions. */
 export interface TeacherOptions {
-  /** Keep only the teacher's k most probable tokens; with `cache` they are computed once and kept on disk. */
+  /** Use only the teacher's k most probable tokens; with `cache` they are computed once and kept on disk. */
   readonly topK?: number | undefined;
   readonly cache?: boolean | undefined;
 }
 
-/** Distils a teacher into a student. @returns the trained weights, to be written */
-export async function distillStage(
-  stage: Omit<TrainStage, "objective" | "student" | "model"> & {
-    readonly teacherPath: string;
-    /** Tokens that both know, where that is not every row of both heads. */
-    readonly tokens?: number | undefined;
-    readonly student: { readonly model: Model; readonly source: TensorSource };
-    readonly distillation: Partial<DistillationOptions>;
-    readonly teacher: TeacherOptions;
-    readonly cacheDir?: string | undefined;
-    readonly write: (weights: ModelWeights) => void;
-  },
-): Promise<TrainResult> {
-  const { backend, settings, sequences } = stage;
-  const teacherCheckpoint = openCheckpoint(stage.teacherPath);
-  const teacherModel = teacherCheckpoint.model;
-  const vocabSize = Math.min(stage.tokens ?? teacherModel.vocabSize, teacherModel.vocabSize);
-  checkVocabulary(sequences.stream, vocabSize);
-  let loadedTeacher: ModelWeights | undefined;
-  const teacherWeights = (): ModelWeights => {
-    const dtype = settings.computeType;
-    loadedTeacher ??= loadWeights(backend, teacherModel, teacherCheckpoint.source, { dtype, trainable: false });
-    return loadedTeacher;
-  };
-  const options = { ...DISTILLATION_DEFAULTS, ...stage.distillation, vocabSize };
-  const topK =
-    stage.teacher.topK ?? (stage.teacher.cache || options.divergence === "top-k" ? DEFAULT_TOP_K : undefined);
-  if (topK !== undefined && options.divergence !== "top-k" && options.divergence !== "forward-kl")
-    throw new UsageError(
-      `${options.divergence} needs the teacher's whole distribution: it does not go with top-k or cached logits`,
-    );
-  const topKTeacher =
-    topK === undefined
-      ? undefined
-      : new TopKTeacher(backend, teacherWeights, sequences, {
-          k: Math.min(topK, vocabSize),
-          temperature: options.temperature,
-          computeType: settings.computeType,
-          vocabSize,
-          expectedSequences: Math.ceil(settings.tokens / settings.sequenceLength),
-          teacherId: await modelIdentity(teacherCheckpoint, stage.cacheDir),
-          ...(stage.teacher.cache && { cacheDirectory: path.join(cacheDirectory(stage.cacheDir), "logits") }),
-        });
-  const objective =
-    topKTeacher === undefined
-      ? distillationObjective({ kind: "online", weights: teacherWeights() }, options)
-      : distillationObjective({ kind: "top-k", source: topKTeacher }, { ...options, divergence: "top-k" });
-  const student = loadWeights(backend, stage.student.model, stage.student.source, { dtype: "f32", trainable: true });
+export interface DistillStage extends Omit<TrainStage, "objective" | "student" | "model"> {
+  readonly teacherPath: string;
+  /** The number of tokens that both models know, if it is smaller than the teacher's vocabulary. */
+  readonly vocabSize?: number | undefined;
+  readonly student: { readonly model: Model; readonly source: TensorSource };
+  readonly distillation: Partial<DistillationOptions>;
+  readonly teacher: TeacherOptions;
+  readonly cacheDir?: string | undefined;
+  /** Writes the trained weights. */
+  readonly write: (weights: ModelWeights) => void;
+}
+
+/** Distills a teacher into a student. @throws UsageError for options that do not go together */
+export async function distillStage(stage: DistillStage): Promise<TrainResult> {
+  const { backend, student } = stage;
+  const teacher = await openTeacher(stage);
+  const weights = loadWeights(backend, student.model, student.source, { dtype: "f32", trainable: true });
   try {
-    const result = await runTraining({ ...stage, model: stage.student.model, student, objective });
-    stage.write(student);
+    const { objective } = teacher;
+    const result = await runTraining({ ...stage, model: student.model, student: weights, objective });
+    stage.write(weights);
     return result;
   } finally {
-    student.free();
-    topKTeacher?.free();
-    loadedTeacher?.free();
+    weights.free();
+    teacher.free();
   }
+}
+
+/** Prepares the objective of a distillation. The teacher's weights are loaded only if its logits are not all cached. */
+async function openTeacher(stage: DistillStage): Promise<{ readonly objective: Objective; readonly free: () => void }> {
+  const { backend, settings, sequences } = stage;
+  const { computeType } = settings;
+  const checkpoint = openCheckpoint(stage.teacherPath);
+  const { model, source } = checkpoint;
+  const vocabSize = Math.min(stage.vocabSize ?? model.vocabSize, model.vocabSize);
+  checkVocabulary(sequences.stream, vocabSize);
+  let weights: ModelWeights | undefined;
+  const loadTeacher = (): ModelWeights => {
+    weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
+    return weights;
+  };
+  const options = { ...DISTILLATION_DEFAULTS, ...stage.distillation, vocabSize };
+  const topK = topKOf(stage.teacher, options.divergence);
+  if (topK === undefined) {
+    const objective = distillationObjective({ kind: "online", weights: loadTeacher() }, options);
+    return { objective, free: () => weights?.free() };
+  }
+  const topKTeacher = new TopKTeacher(backend, loadTeacher, sequences, {
+    k: Math.min(topK, vocabSize),
+    temperature: options.temperature,
+    computeType,
+    vocabSize,
+    expectedSequences: Math.ceil(settings.tokens / settings.sequenceLength),
+    teacherId: await modelIdentity(checkpoint, stage.cacheDir),
+    cacheDirectory: stage.teacher.cache ? path.join(cacheDirectory(stage.cacheDir), "logits") : undefined,
+  });
+  return {
+    objective: distillationObjective({ kind: "top-k", source: topKTeacher }, { ...options, divergence: "top-k" }),
+    free: () => {
+      topKTeacher.free();
+      weights?.free();
+    },
+  };
+}
+
+/** How many of the teacher's tokens to use; undefined for its whole distribution. */
+function topKOf({ topK, cache }: TeacherOptions, divergence: DistillationOptions["divergence"]): number | undefined {
+  const k = topK ?? (cache || divergence === "top-k" ? DEFAULT_TOP_K : undefined);
+  if (k !== undefined && divergence !== "top-k" && divergence !== "forward-kl")
+    throw new UsageError(
+      `${divergence} needs the teacher's whole distribution: it cannot be used with top-k or cached logits`,
+    );
+  return k;
 }
 
 const DEFAULT_TOP_K = 64;
 
-/** The validation loss of a pruned model after a short distillation, of which nothing is kept. */
-export async function distilBriefly(
-  backend: Backend,
-  teacher: ModelWeights,
-  pruned: PrunedModel,
-  sequences: Sequences,
-  validation: TokenStream,
-  settings: TrainOptions,
-): Promise<number> {
+export interface BriefDistillation {
+  readonly backend: Backend;
+  readonly teacher: ModelWeights;
+  readonly pruned: PrunedModel;
+  /** Training data. */
+  readonly tokens: TokenStream;
+  readonly validation: TokenStream;
+  readonly settings: TrainOptions;
+}
+
+/** The validation loss of a pruned model after a short distillation, whose weights are discarded. */
+export async function distillBriefly(distillation: BriefDistillation): Promise<number> {
+  const { backend, teacher, pruned, tokens, validation, settings } = distillation;
+  const { sequenceLength, computeType } = settings;
   const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
   try {
     const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
+    const sequences = new Sequences(tokens, sequenceLength);
     await train({ backend, student, sequences, options: settings, objective });
-    const { sequenceLength, computeType } = settings;
     return (await perplexity(backend, pruned.model, student, validation, { sequenceLength, computeType })).loss;
   } finally {
     student.free();
@@ -133,7 +157,10 @@ const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide =
   vocabSize: model.vocabSize,
 });
 
-/** Distils one model into another of the same tokenizer. @throws UsageError with the first difference between them */
+/**
+ * Distills one model into another with the same tokenizer.
+ * @throws UsageError naming the first difference between the tokenizers, and for settings or places that do not fit
+ */
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
   const teacher = await openModel(job.teacher, job);
   const student = await openModel(job.student, job);
@@ -144,16 +171,17 @@ export async function distill(job: DistillJob): Promise<TrainingOutcome & { read
   ];
   const agreement = await agreeingTokens(sideOf("the teacher", teacher), sideOf("the student", student));
   for (const note of agreement.notes) job.onNote?.(note);
-  return inRun(job, inputs, (run) => distillIn(run, job, teacher, student, agreement.tokens));
+  return inRun(job, inputs, (run) => distillIn(run, job, { teacher, student, vocabSize: agreement.tokens }));
 }
 
-async function distillIn(
-  run: RunDirectory,
-  job: DistillJob,
-  teacher: OpenModel,
-  student: OpenModel,
-  vocabulary: number,
-) {
+interface Models {
+  readonly teacher: OpenModel;
+  readonly student: OpenModel;
+  /** The number of tokens that both know. */
+  readonly vocabSize: number;
+}
+
+async function distillIn(run: RunDirectory, job: DistillJob, { teacher, student, vocabSize }: Models) {
   const { directory, source } = student.checkpoint;
   const settings = trainOptionsFor(student.model, job.settings);
   checkLength(settings.sequenceLength, teacher.model, "the teacher");
@@ -185,17 +213,14 @@ async function distillIn(
         teacher: teacherOptions,
         sequences: new Sequences(tokens, sequenceLength),
         teacherPath: teacher.checkpoint.path,
-        tokens: vocabulary,
+        vocabSize,
         student: { model: student.model, source },
         cacheDir,
         write: (weights) =>
-          writeModel(
-            job.out,
-            { ...student.checkpoint, source: weights.source() },
-            { dtype: storedType(source), carryFrom: directory, place: (name) => run.own(name), onNote: job.onNote },
-          ),
+          writeTrained(job.out, student.checkpoint, weights, { onNote: job.onNote, place: (name) => run.own(name) }),
       }),
     );
-    return { ...(await finish(backend, run, stages, result, validation, sequenceLength, job)), before };
+    const outcome = await finish({ backend, run, stages, result, validation, sequenceLength, job });
+    return { ...outcome, before };
   });
 }

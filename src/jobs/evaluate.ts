@@ -18,19 +18,20 @@ import { type OpenedModel, openEvaluatedModel } from "./evaluated-model.js";
 import type { EvaluateJob, EvaluateOutcome, ModelEvaluation, PlannedTask } from "./evaluation.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
-import { claim, fileInput, inRun } from "./output.js";
+import { fileInput } from "./inputs.js";
+import { claim, inRun } from "./output.js";
 import { plannedTasks } from "./task-names.js";
 
-/** Measures models on benchmarks. What was answered is kept on disk, so that a stopped evaluation goes on. */
+/** Evaluates models on benchmarks. Answers are kept on disk, so that an interrupted evaluation continues. */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   const planned = await plannedTasks(job.tasks ?? ["minitron"], job.fewShot);
   const { out } = job;
   if (out === undefined) return { models: await evaluateAll(job, planned, undefined) };
   return inRun({ ...job, out }, inputsOf(job), async (run) => {
-    const { names, models: given, limit, fewShot, maxLength, maxTokens, samples, temperature, engine } = job;
+    const { limit, fewShot, maxLength, maxTokens, samples, temperature, engine, computeType } = job;
     const configuration = {
       command: "evaluate",
-      models: names ?? given,
+      models: job.names ?? job.models,
       tasks: planned.map(({ label }) => label),
       limit,
       fewShot,
@@ -39,7 +40,7 @@ export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
       samples,
       temperature,
       engine,
-      computeType: job.computeType,
+      computeType,
     };
     claim(run, { ...job, out }, configuration);
     const models = await evaluateAll(job, planned, run);
@@ -56,7 +57,16 @@ const inputsOf = ({ models, tasks = [], data }: EvaluateJob): Input[] => [
   ...fileInput("the benchmark data", data),
 ];
 
-/** @param run where results go, where they are kept */
+/** What the evaluations of all models share. */
+interface Evaluation {
+  readonly job: EvaluateJob;
+  readonly planned: readonly PlannedTask[];
+  readonly datasets: Datasets;
+  readonly sandbox: PythonSandbox;
+  /** The run in which results are kept, if they are. */
+  readonly run: RunDirectory | undefined;
+}
+
 async function evaluateAll(
   job: EvaluateJob,
   planned: readonly PlannedTask[],
@@ -67,78 +77,104 @@ async function evaluateAll(
   const models: ModelEvaluation[] = [];
   try {
     for (const index of job.models.keys())
-      models.push(await evaluateModel(index, planned, job, datasets, sandbox, run));
+      models.push(await evaluateModel({ job, planned, datasets, sandbox, run }, index));
     return models;
   } finally {
     sandbox.close();
   }
 }
 
-async function evaluateModel(
-  index: number,
-  planned: readonly PlannedTask[],
-  job: EvaluateJob,
-  datasets: Datasets,
-  sandbox: PythonSandbox,
-  run: RunDirectory | undefined,
-): Promise<ModelEvaluation> {
+async function evaluateModel(evaluation: Evaluation, index: number): Promise<ModelEvaluation> {
+  const { job, planned, run } = evaluation;
   const started = performance.now();
   const opened = await openEvaluatedModel(index, job);
-  const name = nameOf(index, job);
-  const results = new Map<PlannedTask, TaskResult>();
+  const model = job.names?.[index] ?? job.models[index] ?? "";
+  const folder = folderName(model);
   const date = new Date();
-  const samplesOf = ({ task, label }: PlannedTask) =>
-    run && new SampleFile(run.own(folder, harnessFile(`samples_${label}`, date, "jsonl")), task);
-  const folder = folderName(name);
+  const results = new Map<PlannedTask, TaskResult>();
   try {
-    // those that ask for likelihoods first, so that one engine is in memory at a time
+    // all tasks with likelihoods first, so that only one engine is in memory at a time
     for (const asks of ["likelihood", "generation"] as const) {
-      for (const one of planned.filter(({ task }) => task.asks === asks))
-        results.set(
-          one,
-          await evaluateOne(one, opened, job, datasets, sandbox, samplesOf(one), progressOf(one, name, planned, job)),
-        );
+      for (const task of planned.filter((each) => each.task.asks === asks)) {
+        const samplesFile = run?.own(folder, harnessFile(`samples_${task.label}`, date, "jsonl"));
+        results.set(task, await evaluateOne(evaluation, task, { model, opened, samplesFile }));
+      }
       await opened.release();
     }
   } finally {
     await opened.release();
   }
-  const tasks = planned.map((one) => results.get(one) as TaskResult);
-  const evaluation: ModelEvaluation = {
-    model: name,
+  const tasks = planned.map((task) => results.get(task) as TaskResult);
+  const outcome: ModelEvaluation = {
+    model,
     parameters: opened.parameters,
-    ...{ tasks, groups: groupResults(TASK_GROUPS, tasks), seconds: (performance.now() - started) / 1000 },
+    tasks,
+    groups: groupResults(TASK_GROUPS, tasks),
+    seconds: (performance.now() - started) / 1000,
   };
   if (run !== undefined)
-    writeJson(run.own(folder, harnessFile("results", date, "json")), harnessResults(evaluation, planned, job, date));
-  return evaluation;
+    writeJson(run.own(folder, harnessFile("results", date, "json")), harnessResults(outcome, planned, job, date));
+  return outcome;
 }
 
-const nameOf = (index: number, { models, names }: EvaluateJob): string => names?.[index] ?? models[index] ?? "";
+/** The model that a task is evaluated on. */
+interface Subject {
+  readonly model: string;
+  readonly opened: OpenedModel;
+  readonly samplesFile: string | undefined;
+}
 
-/** Tells of a task's requests; a group's tasks are one stage. */
+async function evaluateOne(
+  evaluation: Evaluation,
+  planned: PlannedTask,
+  { model, opened, samplesFile }: Subject,
+): Promise<TaskResult> {
+  const { job, datasets, sandbox } = evaluation;
+  const { maxTokens, temperature, limit, signal, samples = 1 } = job;
+  const { task, fewShot } = planned;
+  const log = samplesFile === undefined ? undefined : new SampleFile(samplesFile, task);
+  const result = await evaluateTask(task, opened.model, {
+    datasets,
+    limit,
+    fewShot,
+    maxTokens,
+    maxLength: opened.maxLength,
+    temperature,
+    signal,
+    samples,
+    tools: { passes: countedRuns(sandbox, `${task.name} tests`, job) },
+    onProgress: progressOf(evaluation, planned, model),
+    onSample: log && ((sample) => log.add(sample)),
+  });
+  log?.flush();
+  return result;
+}
+
+/** Reports the progress of a task's requests. The tasks of a group are reported as one stage. */
 function progressOf(
+  { job, planned }: Evaluation,
   { task, label }: PlannedTask,
   model: string,
-  planned: readonly PlannedTask[],
-  job: EvaluateJob,
 ): (done: number, total: number) => void {
-  const of = job.models.length > 1 ? `${path.basename(model)} ` : "";
-  const isPlanned = (name: string) => planned.some((one) => one.task.name === name);
+  const prefix = job.models.length > 1 ? `${path.basename(model)} ` : "";
+  const isPlanned = (name: string) => planned.some((each) => each.task.name === name);
   const group = TASK_GROUPS.map(({ name }) => ({ name, tasks: tasksOfGroup(TASK_GROUPS, name) })).find(
     ({ tasks }) => tasks.includes(task.name) && tasks.every(isPlanned),
   );
   if (group === undefined)
-    return (done, total) => job.onProgress?.({ stage: of + label, done, total, unit: "requests" });
-  const before = group.tasks.indexOf(task.name);
+    return (done, total) => job.onProgress?.({ stage: prefix + label, done, total, unit: "requests" });
+  const finished = group.tasks.indexOf(task.name);
   return (done, total) =>
     job.onProgress?.({
-      ...{ stage: of + group.name, done: before + done / total, total: group.tasks.length, unit: "tasks" },
+      stage: prefix + group.name,
+      done: finished + done / total,
+      total: group.tasks.length,
+      unit: "tasks",
       detail: task.name,
     });
 }
 
-/** Runs programs, and tells how many of those that are known have ended. */
+/** Runs programs in the sandbox, and reports how many of those that were started have ended. */
 function countedRuns(sandbox: PythonSandbox, stage: string, job: EvaluateJob): (program: string) => Promise<boolean> {
   let [done, total] = [0, 0];
   return async (program) => {
@@ -149,28 +185,7 @@ function countedRuns(sandbox: PythonSandbox, stage: string, job: EvaluateJob): (
   };
 }
 
-async function evaluateOne(
-  { task, fewShot }: PlannedTask,
-  opened: OpenedModel,
-  job: EvaluateJob,
-  datasets: Datasets,
-  sandbox: PythonSandbox,
-  samples: SampleFile | undefined,
-  onProgress: (done: number, total: number) => void,
-): Promise<TaskResult> {
-  const { maxTokens, temperature, limit, signal } = job;
-  const { maxLength } = opened;
-  const result = await evaluateTask(task, opened.model, {
-    ...{ datasets, limit, fewShot, maxTokens, maxLength, temperature, signal, samples: job.samples ?? 1 },
-    tools: { passes: countedRuns(sandbox, `${task.name} tests`, job) },
-    onProgress,
-    onSample: samples && ((sample) => samples.add(sample)),
-  });
-  samples?.flush();
-  return result;
-}
-
-/** Documents with their answers, a line each, in the harness's form. */
+/** Writes documents with their answers to a file in the harness's format, one per line. */
 class SampleFile {
   private lines: string[] = [];
 

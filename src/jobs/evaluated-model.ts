@@ -15,21 +15,23 @@ import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./environment.js";
 import type { EvaluateJob } from "./evaluation.js";
-import { identityOf, originOf, runnableGguf } from "./export.js";
+import { fileIdentity, originOf, runnableGguf } from "./export.js";
 import { checkLength } from "./sanity.js";
 
+/** A model that is ready for evaluation. */
 export interface OpenedModel {
   readonly model: EvaluatedModel;
   readonly parameters: number | undefined;
-  /** Its longest sequence, where it is known. */
+  /** The longest sequence, if it is known. */
   readonly maxLength: number | undefined;
-  /** Gives memory back; what is needed again is opened again. */
+  /** Frees the engines, which are loaded again when they are needed again. */
   release(): Promise<void>;
 }
 
-/** Changes when the same request would get another answer. */
+/** Increase it when the same request would get another answer. */
 const ANSWERS_VERSION = 1;
 
+/** Opens one of a job's models. @throws UsageError for options that do not go with it */
 export async function openEvaluatedModel(index: number, job: EvaluateJob): Promise<OpenedModel> {
   const name = job.models[index] ?? "";
   const cacheOf = (identity: unknown) =>
@@ -40,14 +42,10 @@ export async function openEvaluatedModel(index: number, job: EvaluateJob): Promi
     );
   if (/^https?:\/\//.test(name)) {
     const [url = name, model] = name.split("#");
-    const server = await CompletionServer.connect(url, model === undefined ? {} : { model });
+    const server = await CompletionServer.connect(url, { model });
     const cache = cacheOf([url, server.model]);
-    return {
-      model: { likelihood: server, generation: server, cache },
-      parameters: undefined,
-      maxLength: undefined,
-      release: async () => {},
-    };
+    const opened = { likelihood: server, generation: server, cache };
+    return { model: opened, parameters: undefined, maxLength: undefined, release: async () => {} };
   }
   const found = await findModel(name, job);
   const { parameters } = found;
@@ -61,7 +59,7 @@ export async function openEvaluatedModel(index: number, job: EvaluateJob): Promi
   if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
   const { engine = "coppice", computeType = "f32" } = job;
   const cache = cacheOf([
-    job.answers?.identities[index] ?? identityOf(originOf(found)),
+    job.answers?.identities[index] ?? fileIdentity(originOf(found)),
     engine,
     computeType,
     maxLength,
@@ -69,19 +67,24 @@ export async function openEvaluatedModel(index: number, job: EvaluateJob): Promi
   return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
 }
 
-/** Of a model that does not say what it was made for. */
+/** The longest sequence of a model whose file does not specify one. */
 const DEFAULT_LENGTH = 2048;
 
 const longestSequence = (found: OpenModel | RunOnlyModel): number =>
   found.checkpoint === undefined ? summariseGguf(found.file).contextLength || DEFAULT_LENGTH : found.model.maxPositions;
 
-/** Larger models write with the weights as they are stored, rather than in f32. */
+/** Models with more parameters generate with their weights as stored, rather than in f32. */
 const EXACT_PARAMETERS = 1e9;
 
-/** Opens the engines when they are first asked. */
+interface LoadedEngine<T> {
+  readonly engine: T;
+  readonly release: () => Promise<void> | void;
+}
+
+/** A model that loads its engines when they are first needed. */
 class LazyModel implements LikelihoodModel, GenerationModel {
-  private likelihood: (LikelihoodModel & { release(): Promise<void> | void }) | undefined;
-  private writer: LlamaCppModel | undefined;
+  private likelihood: LoadedEngine<LikelihoodModel> | undefined;
+  private generation: LoadedEngine<GenerationModel> | undefined;
 
   constructor(
     private readonly found: OpenModel | RunOnlyModel,
@@ -89,24 +92,20 @@ class LazyModel implements LikelihoodModel, GenerationModel {
     private readonly job: EvaluateJob,
   ) {}
 
-  logLikelihoods: LikelihoodModel["logLikelihoods"] = async (...asked) => {
-    this.likelihood ??= await this.openLikelihood();
-    return this.likelihood.logLikelihoods(...asked);
+  logLikelihoods: LikelihoodModel["logLikelihoods"] = async (...request) => {
+    this.likelihood ??= this.job.engine === "llama.cpp" ? await this.openLlamaCpp() : await this.openOwnEngine();
+    return this.likelihood.engine.logLikelihoods(...request);
   };
 
-  generate: GenerationModel["generate"] = async (...asked) => {
-    this.writer ??= await this.openLlamaCpp();
-    return this.writer.generate(...asked);
+  generate: GenerationModel["generate"] = async (...request) => {
+    this.generation ??= await this.openLlamaCpp();
+    return this.generation.engine.generate(...request);
   };
 
-  private async openLikelihood() {
+  private async openOwnEngine(): Promise<LoadedEngine<LikelihoodModel>> {
     const { job, found } = this;
-    if (job.engine === "llama.cpp") {
-      const model = await this.openLlamaCpp();
-      return Object.assign(model, { release: () => model.dispose() });
-    }
     if (found.checkpoint === undefined)
-      throw new FormatError(`${found.reason}. With --engine llama.cpp, likelihoods are llama.cpp's too`);
+      throw new FormatError(`${found.reason}. With --engine llama.cpp, llama.cpp computes likelihoods, too`);
     const tokenizer = await Tokenizer.load(found.checkpoint.directory);
     const { computeType = "f32", maxLength } = job;
     const backend = Backend.open(job);
@@ -114,20 +113,21 @@ class LazyModel implements LikelihoodModel, GenerationModel {
       const dtype = computeType === "f32" ? "f32" : "bf16";
       const weights = loadWeights(backend, found.model, found.checkpoint.source, { dtype, trainable: false });
       const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
-      return Object.assign(engine, {
+      return {
+        engine,
         release: () => {
           engine.free();
           weights.free();
           backend.free();
         },
-      });
+      };
     } catch (error) {
       backend.free();
       throw error;
     }
   }
 
-  private async openLlamaCpp(): Promise<LlamaCppModel> {
+  private async openLlamaCpp(): Promise<LoadedEngine<LlamaCppModel>> {
     const { job, found, name } = this;
     const exact = found.parameters <= EXACT_PARAMETERS;
     const asStored = found.file !== undefined || !exact;
@@ -135,21 +135,18 @@ class LazyModel implements LikelihoodModel, GenerationModel {
     const file = await runnableGguf(name, asStored ? job : { ...job, kind: "f32" });
     const { device, threads, maxLength } = job;
     try {
-      return await LlamaCppModel.open(file, tokenizer, {
-        ...{ exact, maxLength },
-        ...(device && { device }),
-        threads,
-      });
+      const engine = await LlamaCppModel.open(file, tokenizer, { exact, maxLength, device, threads });
+      return { engine, release: () => engine.dispose() };
     } catch (error) {
-      throw new CoppiceError(`text cannot be written: ${error instanceof Error ? error.message : error}`);
+      throw new CoppiceError(`text cannot be generated: ${error instanceof Error ? error.message : error}`);
     }
   }
 
   async release(): Promise<void> {
-    const { likelihood, writer } = this;
+    const { likelihood, generation } = this;
     this.likelihood = undefined;
-    this.writer = undefined;
+    this.generation = undefined;
     await likelihood?.release();
-    await writer?.dispose();
+    await generation?.release();
   }
 }

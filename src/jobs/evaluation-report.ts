@@ -19,47 +19,54 @@ export function writeEvaluationReport(file: string, models: readonly ModelEvalua
   );
 }
 
-/** Every metric of every task of a model. */
+/** Every metric of a model's tasks and groups. */
 function details({ model, parameters, tasks, groups, seconds }: ModelEvaluation): string[] {
-  const known = parameters === undefined ? "" : `${formatCount(parameters)} parameters, `;
+  const size = parameters === undefined ? "" : `${formatCount(parameters)} parameters, `;
+  const taskRows = tasks.flatMap((result) =>
+    result.metrics.map((metric) => [
+      `${result.task} (${result.fewShot})`,
+      metricKey(metric.metric),
+      formatScore(metric),
+      `${result.documents.measured} of ${result.documents.all}`,
+      `${result.requests}`,
+      result.seconds.toFixed(1),
+    ]),
+  );
+  const groupRows = groups.flatMap(({ group, metrics, documents }) =>
+    metrics.map((metric) => [group, metricKey(metric.metric), formatScore(metric), `${documents}`, "", ""]),
+  );
   return [
-    `<h2>${escapeHtml(model)}</h2><p>${known}${seconds.toFixed(0)} s.</p>`,
-    table(
-      ["task", "metric", "score", "documents", "requests", "seconds"],
-      [
-        ...tasks.flatMap(({ task, fewShot, metrics, documents, requests, seconds: own }) =>
-          metrics.map((result) => [
-            ...[`${task} (${fewShot})`, metricKey(result.metric), formatScore(result)],
-            ...[`${documents.measured} of ${documents.all}`, `${requests}`, own.toFixed(1)],
-          ]),
-        ),
-        ...groups.flatMap(({ group, metrics, documents }) =>
-          metrics.map((result) => [group, metricKey(result.metric), formatScore(result), `${documents}`, "", ""]),
-        ),
-      ],
-    ),
+    `<h2>${escapeHtml(model)}</h2><p>${size}${seconds.toFixed(0)} s.</p>`,
+    table(["task", "metric", "score", "documents", "requests", "seconds"], [...taskRows, ...groupRows]),
   ];
 }
 
-const COLOURS = ["#2a7de1", "#d9480f", "#2b8a3e", "#862e9c", "#f2b705", "#0b7285", "#5c940d", "#868e96"];
+const COLORS = ["#2a7de1", "#d9480f", "#2b8a3e", "#862e9c", "#f2b705", "#0b7285", "#5c940d", "#868e96"];
 const [LABEL, WIDTH, BAR] = [150, 460, 12];
 
-/** Bars of each share, in percent, with a whisker of one standard error; a group of bars for each task. */
+/** A model's scores in percent, by task, with their standard errors. */
+interface Series {
+  readonly name: string;
+  readonly scores: ReadonlyMap<string, { readonly value: number; readonly error: number }>;
+}
+
+const measuredSeries = (model: ModelEvaluation): Series => ({
+  name: model.model,
+  scores: new Map(
+    headlines(model)
+      .filter(({ metric }) => isShare(metric))
+      .map(({ name, value, standardError = 0 }) => [name, { value: 100 * value, error: 100 * standardError }]),
+  ),
+});
+
+const publishedSeries: readonly Series[] = PUBLISHED.map(({ model, scores }) => ({
+  name: `${model} (published)`,
+  scores: new Map(Object.entries(scores).map(([name, value]) => [name, { value, error: 0 }])),
+}));
+
+/** Bars of all scores that are shares, in groups by task, with a whisker of one standard error. */
 function scoreChart(models: readonly ModelEvaluation[], withPublished: boolean): string {
-  const series = [
-    ...models.map((model) => ({
-      name: model.model,
-      scores: new Map(
-        headlines(model)
-          .filter(({ metric }) => isShare(metric))
-          .map((one) => [one.name, { value: 100 * one.value, error: 100 * (one.standardError ?? 0) }]),
-      ),
-    })),
-    ...(withPublished ? PUBLISHED : []).map(({ model, scores }) => ({
-      name: `${model} (published)`,
-      scores: new Map(Object.entries(scores).map(([name, value]) => [name, { value, error: 0 }])),
-    })),
-  ];
+  const series = [...models.map(measuredSeries), ...(withPublished ? publishedSeries : [])];
   const names = [...new Set(models.flatMap((model) => headlines(model)).map(({ name }) => name))].filter((name) =>
     series.some(({ scores }) => scores.has(name)),
   );
@@ -67,7 +74,7 @@ function scoreChart(models: readonly ModelEvaluation[], withPublished: boolean):
   const group = series.length * BAR + 12;
   const bottom = names.length * group;
   const x = (percent: number) => LABEL + (WIDTH * Math.min(100, percent)) / 100;
-  const colour = (i: number) => COLOURS[i % COLOURS.length];
+  const color = (i: number) => COLORS[i % COLORS.length];
   const grid = [0, 25, 50, 75, 100].map(
     (tick) =>
       `<line class="grid" x1="${x(tick)}" x2="${x(tick)}" y1="0" y2="${bottom}"/><text x="${x(tick)}" y="${bottom + 14}" text-anchor="middle">${tick} %</text>`,
@@ -84,13 +91,13 @@ function scoreChart(models: readonly ModelEvaluation[], withPublished: boolean):
           ? `<line stroke="currentColor" x1="${x(Math.max(0, score.value - score.error))}" x2="${x(score.value + score.error)}" y1="${middle}" y2="${middle}"/>`
           : "";
       return [
-        `<rect x="${LABEL}" y="${y}" width="${(x(score.value) - LABEL).toFixed(1)}" height="${BAR - 2}" fill="${colour(i)}"><title>${escapeHtml(model)}, ${escapeHtml(name)}: ${score.value.toFixed(2)} %</title></rect>${whisker}`,
+        `<rect x="${LABEL}" y="${y}" width="${(x(score.value) - LABEL).toFixed(1)}" height="${BAR - 2}" fill="${color(i)}"><title>${escapeHtml(model)}, ${escapeHtml(name)}: ${score.value.toFixed(2)} %</title></rect>${whisker}`,
       ];
     }),
   ]);
   const legend = series.map(
     ({ name }, i) =>
-      `<rect x="0" y="${bottom + 24 + i * 16}" width="10" height="10" fill="${colour(i)}"/><text x="16" y="${bottom + 33 + i * 16}">${escapeHtml(name)}</text>`,
+      `<rect x="0" y="${bottom + 24 + i * 16}" width="10" height="10" fill="${color(i)}"/><text x="16" y="${bottom + 33 + i * 16}">${escapeHtml(name)}</text>`,
   );
   return `<svg viewBox="0 0 660 ${bottom + 30 + series.length * 16}" role="img" aria-label="Scores of each task">${grid.join("")}${bars.join("")}${legend.join("")}</svg>`;
 }

@@ -5,9 +5,9 @@ import { TASK_GROUPS, tasksOfGroup } from "../evaluate/tasks/index.js";
 import { table } from "../system/html.js";
 import type { ModelEvaluation } from "./evaluation.js";
 
-/** The one number that stands for a task or a group. */
+/** The one score that represents a task or a group. */
 export interface Headline {
-  /** Task or group. */
+  /** The task's or group's name. */
   readonly name: string;
   readonly fewShot: number;
   readonly metric: Metric;
@@ -15,14 +15,16 @@ export interface Headline {
   readonly standardError: number | undefined;
 }
 
-/** What a table of models shows for a task: the metric that is usually quoted. */
+/** The metrics that are usually quoted, in order of preference. */
 const QUOTED = ["acc_norm,none", "exact_match,strict-match", "word_perplexity,none", "acc,none"];
 
-const quoted = (metrics: readonly MetricResult[]): MetricResult | undefined =>
-  QUOTED.map((key) => metrics.find(({ metric }) => metricKey(metric) === key)).find((found) => found !== undefined) ??
-  metrics[0];
+function quoted(metrics: readonly MetricResult[]): MetricResult | undefined {
+  const byKey = new Map(metrics.map((result) => [metricKey(result.metric), result]));
+  const key = QUOTED.find((each) => byKey.has(each));
+  return key === undefined ? metrics[0] : byKey.get(key);
+}
 
-/** A line of a model's results: a task, or a group whose tasks were all measured. */
+/** A line of a model's results: a task, or a group of which all tasks were evaluated. */
 export interface ResultLine {
   readonly name: string;
   readonly fewShot: number;
@@ -33,33 +35,35 @@ export interface ResultLine {
   readonly seconds: number;
 }
 
-/** A model's results, those of a group's members only together. */
+/** A model's results, with the members of a group combined. */
 export function resultLines({ tasks, groups }: ModelEvaluation): ResultLine[] {
   const lines = new Map<string, ResultLine>();
-  for (const one of tasks) {
-    const group = groups.find(({ group: name }) => tasksOfGroup(TASK_GROUPS, name).includes(one.task));
-    const name = group?.group ?? one.task;
-    const key = `${name} ${one.fewShot}`;
-    const before = lines.get(key);
+  for (const { task, fewShot, metrics, documents, requests, cached, seconds } of tasks) {
+    const group = groups.find(({ group: name }) => tasksOfGroup(TASK_GROUPS, name).includes(task));
+    const name = group?.group ?? task;
+    const key = `${name} ${fewShot}`;
+    const sums = lines.get(key) ?? { requests: 0, cached: 0, seconds: 0 };
     lines.set(key, {
-      ...{ name, fewShot: one.fewShot, metrics: group?.metrics ?? one.metrics },
-      documents: group === undefined ? `${one.documents.measured} of ${one.documents.all}` : `${group.documents}`,
-      requests: (before?.requests ?? 0) + one.requests,
-      cached: (before?.cached ?? 0) + one.cached,
-      seconds: (before?.seconds ?? 0) + one.seconds,
+      name,
+      fewShot,
+      metrics: group?.metrics ?? metrics,
+      documents: group === undefined ? `${documents.measured} of ${documents.all}` : `${group.documents}`,
+      requests: sums.requests + requests,
+      cached: sums.cached + cached,
+      seconds: sums.seconds + seconds,
     });
   }
   return [...lines.values()];
 }
 
-/** The number of each line that stands for it. */
+/** The score that represents each line of a model's results. */
 export const headlines = (model: ModelEvaluation): Headline[] =>
   resultLines(model).flatMap(({ name, fewShot, metrics }) => {
-    const found = quoted(metrics);
-    return found === undefined ? [] : [{ name, fewShot, ...found }];
+    const score = quoted(metrics);
+    return score === undefined ? [] : [{ name, fewShot, ...score }];
   });
 
-/** Scores that are shares are shown in percent, perplexities as they are. */
+/** Whether a score is a share, which is shown in percent, unlike perplexities. */
 export const isShare = ({ aggregation }: Metric): boolean => aggregation === "mean";
 
 export function formatScore({ metric, value, standardError }: Omit<Headline, "name" | "fewShot">): string {
@@ -68,13 +72,14 @@ export function formatScore({ metric, value, standardError }: Omit<Headline, "na
   return `${(factor * value).toFixed(2)}${error}`;
 }
 
-/** Models side by side: a row each, a column for each task; with published figures below where they are asked for. */
+/** Compares models: one row each, followed by published scores if requested, and one column for each task. */
 export function comparison(
   models: readonly ModelEvaluation[],
   withPublished: boolean,
 ): { readonly head: string[]; readonly rows: string[][] } {
   const perModel = models.map((model) => headlines(model));
-  const columns = new Map(perModel.flat().map((one) => [`${one.name} ${one.fewShot}`, one]));
+  const keyOf = ({ name, fewShot }: Headline) => `${name} ${fewShot}`;
+  const columns = new Map(perModel.flat().map((headline) => [keyOf(headline), headline]));
   const head = [
     "",
     ...[...columns.values()].map(({ name, fewShot, metric }) => `${name} (${fewShot})\n${metric.name}`),
@@ -82,8 +87,8 @@ export function comparison(
   const rows = models.map(({ model }, i) => [
     model,
     ...[...columns.keys()].map((key) => {
-      const found = perModel[i]?.find((one) => `${one.name} ${one.fewShot}` === key);
-      return found === undefined ? "-" : formatScore(found);
+      const score = perModel[i]?.find((headline) => keyOf(headline) === key);
+      return score === undefined ? "-" : formatScore(score);
     }),
   ]);
   const published = PUBLISHED.map(({ model, scores }) => [
@@ -93,10 +98,10 @@ export function comparison(
   return { head, rows: withPublished ? [...rows, ...published] : rows };
 }
 
-/** Models side by side on benchmarks. */
+/** An HTML table that compares models on benchmarks. */
 export function comparisonTable(models: readonly ModelEvaluation[], withPublished = false): string {
   const { head, rows } = comparison(models, withPublished);
-  // a row for each task: pages are narrower than there are tasks
+  // one row for each task, because a page is too narrow for a column each
   return table(
     ["", ...rows.map(([model = ""]) => model)],
     head.slice(1).map((title, i) => [title.replace("\n", ", "), ...rows.map((row) => row[i + 1] ?? "")]),

@@ -1,4 +1,4 @@
-import { existsSync, statSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
 
@@ -9,32 +9,19 @@ import { openRunnable } from "../generate/index.js";
 import type { FloatDType } from "../ggml/index.js";
 import { type Checkpoint, openCheckpoint } from "../models/index.js";
 import { exportGguf, type FileKind, type GgufOrigin, nameOf, type WrittenModel } from "../quantize/index.js";
+import { fileStamp } from "../system/file-stamp.js";
 import { cacheDirectory, hashBytes } from "../system/files.js";
 import { checkApart } from "../system/places.js";
-import {
-  findModel,
-  type JobOptions,
-  type OpenModel,
-  openModel,
-  type RunOnlyModel,
-  writeDirectory,
-} from "./environment.js";
-import {
-  checkNewFile,
-  claim,
-  inRun,
-  modelFiles,
-  modelIdentity,
-  modelInput,
-  type OverwriteOptions,
-  type RunJob,
-} from "./output.js";
+import { findModel, type OpenModel, openModel, type RunOnlyModel, writeDirectory } from "./environment.js";
+import { modelFiles, modelIdentity, modelInput } from "./inputs.js";
+import type { JobOptions } from "./job.js";
+import { checkNewFile, claim, inRun, type OverwriteOptions, type RunJob } from "./output.js";
 
-export interface ExportJob extends RunJob, OverwriteOptions, Omit<WriteOptions, "run"> {
+export interface ExportJob extends RunJob, OverwriteOptions, Omit<GgufFileOptions, "run"> {
   readonly model: string;
-  /** A .gguf file, or a directory for Hugging Face's layout. */
+  /** A .gguf file, or a directory in Hugging Face's layout. */
   readonly out: string;
-  /** Type of the matrices; as stored by default. */
+  /** The type of the matrices; as stored by default. */
   readonly dtype?: FloatDType | undefined;
 }
 
@@ -49,7 +36,7 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   if (!isGguf(job.out)) {
     const { checkpoint } = await openModel(job.model, job);
     const inputs = modelInput("the model", checkpoint);
-    return timed(await inRun(job, inputs, (run) => asDirectory(run, job, checkpoint)));
+    return timed(await inRun(job, inputs, (run) => exportDirectory(run, job, checkpoint)));
   }
   const found = await findModel(job.model, job);
   const origin = originOf(found);
@@ -57,34 +44,34 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   checkNewFile(job.out, job);
   await checkConvertible(found);
   const kind = job.dtype ?? storedType(sourceOf(origin));
-  return timed(await exportGguf(job.out, origin, { kind, ...writeOptions(job, "export") }));
+  return timed(await exportGguf(job.out, origin, { kind, ...exportOptions(job, "export") }));
 }
 
-/** What a GGUF file is made of: another one as it is, rather than what is known of it here. */
+/** What a GGUF file is made from: another GGUF file itself, rather than our own reading of it. */
 export const originOf = (found: OpenModel | RunOnlyModel): GgufOrigin =>
   found.checkpoint === undefined ? found.file : (found.file ?? found.checkpoint);
 
 const sourceOf = (origin: GgufOrigin): TensorSource => ("model" in origin ? origin.source : origin);
 
-/** @throws FormatError for a file of which neither our engine nor llama.cpp can make a model */
+/** @throws FormatError for a file that neither our own engine nor llama.cpp can load */
 export async function checkConvertible({ checkpoint, file }: OpenModel | RunOnlyModel): Promise<void> {
   if (checkpoint === undefined) await openRunnable(file.path);
 }
 
-/** What a job says of the GGUF files that it writes. */
-export interface WriteOptions {
-  /** What the model is called in its files and their names; as its directory or file by default. */
+/** Options of jobs that write GGUF files. */
+export interface GgufFileOptions {
+  /** The model's name in the files and in their names; its directory's or file's name by default. */
   readonly name?: string | undefined;
   readonly shardBytes?: number | undefined;
-  /** llama.cpp's name for how texts are cut into words, where the tokenizer's own is not recognised. */
+  /** llama.cpp's name for the tokenizer's pre-tokenization, for tokenizers in which it is not recognized. */
   readonly preTokenizer?: string | undefined;
-  /** The run in whose directory they lie, where another job asked for them. */
+  /** The run that owns the files, if another job writes them in its directory. */
   readonly run?: RunDirectory | undefined;
 }
 
-/** Options for writing files, taken from a job. */
-export const writeOptions = (job: JobOptions & WriteOptions, stage: string) => ({
-  onFiles: job.run && ((files: readonly string[]) => ownFiles(job.run, files)),
+/** Options for writing GGUF files, taken from a job. */
+export const exportOptions = (job: JobOptions & GgufFileOptions, stage: string) => ({
+  onFiles: (files: readonly string[]) => ownFiles(job.run, files),
   name: job.name,
   threads: job.threads ?? availableParallelism(),
   shardBytes: job.shardBytes,
@@ -93,12 +80,12 @@ export const writeOptions = (job: JobOptions & WriteOptions, stage: string) => (
   onBytes: (done: number, total: number) => job.onProgress?.({ stage, done, total, unit: "bytes" }),
 });
 
-/** Files that a run has another job write in its directory. */
+/** Registers files in a run's directory as its own. */
 function ownFiles(run: RunDirectory | undefined, files: readonly string[]): void {
   for (const file of files) run?.own(...path.relative(run.path, file).split(path.sep));
 }
 
-async function asDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkpoint): Promise<WrittenModel> {
+async function exportDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkpoint): Promise<WrittenModel> {
   const { dtype, shardBytes } = job;
   claim(run, job, { command: "export", inputs: { model: await modelIdentity(checkpoint) }, dtype, shardBytes });
   if (!run.finished) {
@@ -110,14 +97,14 @@ async function asDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkp
   return { files, bytes, notes: [] };
 }
 
-/**
- * The GGUF file of a MODEL that llama.cpp is to run: the file itself, or one exported to the cache once.
- * @param kind the type to export to; as stored by default
- */
-export async function runnableGguf(
-  reference: string,
-  job: JobOptions & { readonly kind?: FileKind | undefined },
-): Promise<string> {
+/** Options for running a MODEL in llama.cpp. */
+interface RunnableOptions extends JobOptions {
+  /** The kind of file to export to; as stored by default. */
+  readonly kind?: FileKind | undefined;
+}
+
+/** The GGUF file of a MODEL for llama.cpp to run: the model itself if it is one, else a file exported to the cache. */
+export async function runnableGguf(reference: string, job: RunnableOptions): Promise<string> {
   const found = await findModel(reference, job);
   if (found.file !== undefined && job.kind === undefined) return found.file.path;
   const origin = originOf(found);
@@ -125,24 +112,21 @@ export async function runnableGguf(
   const folder = path.join(
     cacheDirectory(),
     "exported",
-    hashBytes(JSON.stringify([EXPORT_VERSION, identityOf(origin), kind])).slice(0, 32),
+    hashBytes(JSON.stringify([EXPORT_VERSION, fileIdentity(origin), kind])).slice(0, 32),
   );
   const file = path.join(folder, `${nameOf(origin)}-${kind}.gguf`);
-  const whole = { shardBytes: Number.POSITIVE_INFINITY }; // one name to look for
   if (existsSync(file)) return file;
   await checkConvertible(found);
-  await exportGguf(file, origin, { kind, ...writeOptions(job, `export ${kind}`), ...whole });
+  const shardBytes = Number.POSITIVE_INFINITY; // a single file, which the next call finds by its name
+  await exportGguf(file, origin, { kind, ...exportOptions(job, `export ${kind}`), shardBytes });
   return file;
 }
 
-/** Counted up when what is written for the same model changes, so that older files in the cache are not used. */
+/** Increase it when the files for the same model change, so that older ones in the cache are not used. */
 const EXPORT_VERSION = 1;
 
-/** What changes when a model's files do: their names, sizes and times. */
-export const identityOf = (model: GgufOrigin): readonly unknown[] => [
-  ...modelFiles(model).map((file) => {
-    const { size, mtimeMs, ctimeMs, ino } = statSync(file);
-    return [path.resolve(file), size, mtimeMs, ctimeMs, ino];
-  }),
+/** Changes when a model's files do. Quick, as only their sizes and times are read. */
+export const fileIdentity = (model: GgufOrigin): readonly unknown[] => [
+  ...modelFiles(model).map(fileStamp),
   ...adapterScales(model.path),
 ];

@@ -1,12 +1,12 @@
 import { formatCount } from "../system/format.js";
 
-/** Runs shorter than this say nothing beforehand, in seconds. */
-const WORTH_SAYING = 600;
-const HOUR = 3600;
-/** Steps that count for the forecast: the first one also builds the graph. */
-const STEPS = 2;
+/** Runs of fewer seconds than this get no forecast. */
+const LONG_SECONDS = 600;
+const HOUR_SECONDS = 3600;
+/** Steps to measure after the first one, which also builds the graph. */
+const MEASURED_STEPS = 2;
 
-const spanOf = (seconds: number): string => {
+const formatDuration = (seconds: number): string => {
   const minutes = Math.round(seconds / 60);
   if (minutes < 90) return `${minutes} min`;
   const hours = Math.round(minutes / 6) / 10;
@@ -14,12 +14,12 @@ const spanOf = (seconds: number): string => {
 };
 
 /**
- * Says after a few steps what a long training will take, and how many tokens an hour is good for.
- * @param isWhole whether `--tokens` is what this training takes, not a part of it
- * @returns what is told of each step: the tokens so far, those of the whole run, and the time in seconds
+ * Forecasts after a few steps how long a training run will take, and how many tokens an hour is enough for.
+ * @param isWhole whether `--tokens` is the length of this run rather than of a larger whole
+ * @returns a function to call after each step, with the tokens so far, the run's total and the time in seconds
  */
 export function forecast(
-  what: string,
+  stage: string,
   note: (text: string) => void,
   isWhole = true,
 ): (tokens: number, total: number, seconds: number) => void {
@@ -27,12 +27,14 @@ export function forecast(
   let steps = 0;
   return (tokens, total, seconds) => {
     first ??= { tokens, seconds };
-    if (steps++ !== STEPS) return;
+    if (steps++ !== MEASURED_STEPS) return;
     const rate = (tokens - first.tokens) / (seconds - first.seconds);
     const left = (total - tokens) / rate;
-    if (!(rate > 0) || left < WORTH_SAYING) return;
+    if (!(rate > 0) || left < LONG_SECONDS) return;
     const shorter =
-      isWhole && left > 1.5 * HOUR ? `; --tokens ${formatCount(rate * HOUR).replace(" ", "")} would take an hour` : "";
-    note(`at ${formatCount(rate)} tokens/s ${what} takes about ${spanOf(left)}${shorter}`);
+      isWhole && left > 1.5 * HOUR_SECONDS
+        ? `; --tokens ${formatCount(rate * HOUR_SECONDS).replace(" ", "")} would take an hour`
+        : "";
+    note(`at ${formatCount(rate)} tokens/s ${stage} takes about ${formatDuration(left)}${shorter}`);
   };
 }

@@ -1,28 +1,22 @@
-import { type CompletionOptions, Engine, type EngineOptions, type Generation } from "../generate/index.js";
+import { type CompletionOptions, Engine, type EngineOptions, type GeneratedText } from "../generate/index.js";
 import type { FileKind } from "../quantize/index.js";
-import type { JobOptions } from "./environment.js";
 import { runnableGguf } from "./export.js";
+import type { JobOptions } from "./job.js";
 
 export interface OpenEngineJob extends JobOptions, Omit<EngineOptions, "device" | "threads" | "draft"> {
   readonly model: string;
-  /** A smaller MODEL of the same tokenizer that guesses ahead. */
+  /** A smaller MODEL with the same tokenizer that drafts tokens ahead. */
   readonly draftModel?: string | undefined;
-  /** The type to export a directory to; as stored by default. */
+  /** The kind of file to export a directory to; as stored by default. */
   readonly kind?: FileKind | undefined;
 }
 
-/** Makes a MODEL ready to write, exporting it to the cache first where it is no GGUF file. */
+/** Loads a MODEL for generating, exporting it to the cache first if it is not a GGUF file. */
 export async function openEngine(job: OpenEngineJob): Promise<Engine> {
   const file = await runnableGguf(job.model, job);
   const draft = job.draftModel === undefined ? undefined : await runnableGguf(job.draftModel, job);
   const { device, threads, contextSize, draftTokens } = job;
-  return Engine.open(file, {
-    ...(device && { device }),
-    threads,
-    contextSize,
-    draftTokens,
-    draft,
-  });
+  return Engine.open(file, { device, threads, contextSize, draftTokens, draft });
 }
 
 export interface GenerateJob extends OpenEngineJob {
@@ -30,29 +24,29 @@ export interface GenerateJob extends OpenEngineJob {
   readonly sampling?: CompletionOptions | undefined;
 }
 
-export interface GenerateOutcome extends Generation {
-  /** With a draft: the speed without it, on the same number of tokens. */
+export interface GenerateOutcome extends GeneratedText {
+  /** With a draft model: the speed without it, for the same number of tokens. */
   readonly withoutDraft?: { readonly tokensPerSecond: number; readonly speedUp: number } | undefined;
 }
 
 const DEFAULT_TOKENS = 256;
 
-/** Continues a text. With a draft model it is written a second time without, to tell what the draft gained. */
+/** Continues a text. With a draft model the text is generated again without it, to measure what it gains. */
 export async function generate(job: GenerateJob): Promise<GenerateOutcome> {
-  const sampling: CompletionOptions = {
-    maxTokens: DEFAULT_TOKENS,
-    ...job.sampling,
-    ...(job.signal && { signal: job.signal }),
-  };
+  const signal = job.signal ?? job.sampling?.signal;
+  const sampling: CompletionOptions = { maxTokens: DEFAULT_TOKENS, ...job.sampling, signal };
+  const generated = await complete(job, sampling);
+  if (job.draftModel === undefined) return generated;
+  const again = { ...sampling, onText: undefined, maxTokens: generated.tokens };
+  const { tokensPerSecond } = await complete({ ...job, draftModel: undefined }, again);
+  return { ...generated, withoutDraft: { tokensPerSecond, speedUp: generated.tokensPerSecond / tokensPerSecond } };
+}
+
+async function complete(job: GenerateJob, sampling: CompletionOptions): Promise<GeneratedText> {
   const engine = await openEngine(job);
-  const written = await engine.complete(job.prompt, sampling).finally(() => engine.dispose());
-  if (job.draftModel === undefined) return written;
-  const { draftModel: _, ...alone } = job;
-  const plain = await openEngine(alone);
-  const { onText: __, ...silent } = sampling;
-  const again = await plain
-    .complete(job.prompt, { ...silent, maxTokens: written.tokens })
-    .finally(() => plain.dispose());
-  const { tokensPerSecond } = again;
-  return { ...written, withoutDraft: { tokensPerSecond, speedUp: written.tokensPerSecond / tokensPerSecond } };
+  try {
+    return await engine.complete(job.prompt, sampling);
+  } finally {
+    await engine.dispose();
+  }
 }

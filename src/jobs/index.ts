@@ -1,9 +1,10 @@
 export { type BenchJob, type BenchOutcome, bench } from "./bench.js";
 export { BENCH_WORK, type BenchWork } from "./bench-work.js";
-export { type CompressJob, type CompressOutcome, compress } from "./compress.js";
+export { compress } from "./compress.js";
+export type { CompressJob, CompressOutcome } from "./compress-job.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
 export { type DistillJob, distill, type TeacherOptions } from "./distill.js";
-export { type DataOptions, type JobOptions, openModel, type ProgressEvent } from "./environment.js";
+export { type DataOptions, openModel } from "./environment.js";
 export { evaluate } from "./evaluate.js";
 export {
   EVALUATION_ENGINES,
@@ -15,6 +16,7 @@ export {
 export { type Headline, headlines } from "./evaluation-table.js";
 export { type ExportJob, type ExportOutcome, exportModel, runnableGguf } from "./export.js";
 export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
+export type { JobOptions, ProgressEvent } from "./job.js";
 export { type Inspection, inspect, type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";
 export { type PlanJob, type PlanOutcome, plan } from "./plan.js";
 export type { PlanSummary } from "./plan-summary.js";

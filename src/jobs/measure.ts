@@ -8,6 +8,7 @@ import {
   type DimensionName,
   loadWeights,
   openCheckpoint,
+  splitLayer,
   summariseGguf,
 } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
@@ -15,17 +16,16 @@ import type { ComputeType } from "../tensor/index.js";
 import {
   type DataOptions,
   findModel,
-  type JobOptions,
   type OpenModel,
-  onDevice,
   openModel,
   openTokens,
   RUN_ONLY,
   type RunOnlyModel,
 } from "./environment.js";
+import { type JobOptions, onDevice } from "./job.js";
 import { checkLength } from "./sanity.js";
 
-/** What `inspect` tells of a model. */
+/** A description of a model. */
 export interface Inspection {
   readonly architecture: string;
   readonly parameters: number;
@@ -35,11 +35,11 @@ export interface Inspection {
   readonly bytes: number;
   /** How many tensors are stored in each type. */
   readonly types: Readonly<Record<string, number>>;
-  /** Bytes to run it: the weights as stored and an f16 key-value cache of one sequence of full length. */
+  /** Memory to run it: the weights as stored, and an f16 key-value cache for one sequence of full length. */
   readonly memoryBytes: number;
-  /** Whether our own engine computes it, so that it can be pruned, distilled and measured; llama.cpp may run others. */
+  /** Whether our own engine supports it, so that it can be pruned, distilled and measured; llama.cpp may run others. */
   readonly known: boolean;
-  /** What in its files is not used, or not as one might think; why it is not known. */
+  /** What in its files is not used, or not as expected; why our own engine does not support it. */
   readonly notes: readonly string[];
 }
 
@@ -53,14 +53,14 @@ function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection 
   const bytes = sourceBytes(checkpoint.source);
   const dimensions: Record<DimensionName, number | number[]> = {};
   for (const [name, size] of Object.entries(model.sizes)) {
-    const short = name.replace(/^layers\.\d+\./, "");
-    const before = dimensions[short];
-    dimensions[short] = before === undefined ? size : [before, size].flat();
+    const dimension = splitLayer(name)?.name ?? name;
+    const before = dimensions[dimension];
+    dimensions[dimension] = before === undefined ? size : [before, size].flat();
   }
   return {
     architecture: model.architecture,
     parameters,
-    dimensions: agreed(dimensions),
+    dimensions: merged(dimensions),
     bytes,
     types: typesOf(checkpoint.source),
     memoryBytes: bytes + cacheBytes(model, model.maxPositions),
@@ -69,19 +69,18 @@ function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection 
   };
 }
 
-/** What a GGUF file says of a model that is not known here. */
+/** Describes a model that only llama.cpp supports, from its GGUF file's metadata. */
 function inspectFile({ file, reason }: RunOnlyModel): Inspection {
   const summary = summariseGguf(file);
   const { architecture, parameters, bytes, layers, hidden, vocabSize: vocab, contextLength, experts } = summary;
-  const attends = summary.heads.some((count) => count > 0);
+  const dimensions: Record<DimensionName, number | number[]> = { vocab, hidden, layers, context: contextLength };
+  if (summary.heads.some((count) => count > 0))
+    Object.assign(dimensions, { heads: [...summary.heads], kvHeads: [...summary.kvHeads] });
+  if (experts > 0) dimensions.experts = experts;
   return {
     architecture,
     parameters,
-    dimensions: {
-      ...{ vocab, hidden, layers, context: contextLength },
-      ...(attends && agreed({ heads: [...summary.heads], kvHeads: [...summary.kvHeads] })),
-      ...(experts > 0 && { experts }),
-    },
+    dimensions: merged(dimensions),
     bytes,
     types: typesOf(file),
     memoryBytes: bytes + summary.cacheBytes(contextLength),
@@ -90,8 +89,8 @@ function inspectFile({ file, reason }: RunOnlyModel): Inspection {
   };
 }
 
-/** One number in place of a list of equal ones. */
-const agreed = (dimensions: Readonly<Record<string, number | number[]>>): Record<string, number | number[]> =>
+/** Replaces lists of equal numbers by the number. */
+const merged = (dimensions: Readonly<Record<string, number | number[]>>): Record<string, number | number[]> =>
   Object.fromEntries(
     Object.entries(dimensions).map(([name, value]) => [
       name,
@@ -105,7 +104,7 @@ function typesOf({ tensors }: Pick<TensorSource, "tensors">): Record<string, num
   return counts;
 }
 
-/** Size and loss of a model. */
+/** A model's size and loss. */
 export interface Measurement extends Perplexity {
   readonly parameters: number;
   readonly bytes: number;
@@ -116,7 +115,7 @@ export interface MeasureOptions {
   readonly computeType?: ComputeType | undefined;
 }
 
-/** Measures a model on validation tokens. */
+/** Measures the model at a path on validation tokens. */
 export async function measure(
   backend: Backend,
   path: string,

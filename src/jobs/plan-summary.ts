@@ -1,7 +1,7 @@
 import type { Model } from "../models/index.js";
 import { type AxisSize, axisSizes } from "../prune/index.js";
 
-/** Each size of a plan, before and after. */
+/** Each axis's size before and after a cut. */
 export type PlanSummary = Readonly<Record<string, { readonly from: AxisSize; readonly to: AxisSize }>>;
 
 /** Compares the sizes of two models: a number where all layers agree, a list where they differ. */

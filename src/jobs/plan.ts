@@ -1,9 +1,11 @@
 import { countParameters, loadWeights } from "../models/index.js";
 import { type AxisSizes, axisSizes, type Candidate, describeSizes, type RankedCandidate } from "../prune/index.js";
 import type { ComputeType } from "../tensor/index.js";
-import { modelOnly } from "./device-plan.js";
-import { type DataOptions, type JobOptions, onDevice, openData, openModel } from "./environment.js";
-import { checkKept, modelIdentity } from "./output.js";
+import { openArchitecture } from "./device-plan.js";
+import { type DataOptions, openData, openModel } from "./environment.js";
+import { modelIdentity } from "./inputs.js";
+import { type JobOptions, onDevice } from "./job.js";
+import { checkCacheFile } from "./output.js";
 import { briefDistiller, scoresFor, search } from "./search.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
@@ -15,14 +17,14 @@ export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions>
 export interface PlanOutcome {
   readonly parameters: number;
   readonly original: AxisSizes;
-  /** Those that were measured, best first; then the others, nearest to the target first. */
+  /** First those that were measured, best first; then the others, nearest to the target first. */
   readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
 }
 
-/** Lists the architectures that meet a target. With data they are measured; without, a config.json is enough. */
+/** Lists the architectures that meet a target. With data they are measured; without, config.json is all that is needed of the model. */
 export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
-    const model = await modelOnly(job.model, job);
+    const model = await openArchitecture(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),
       original: axisSizes(model),
@@ -30,23 +32,21 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     };
   }
   const { checkpoint, model, parameters } = await openModel(job.model, job);
-  candidatesFor(model, job); // a target that cannot be met is said before anything long begins
+  candidatesFor(model, job); // report a target that cannot be met before anything that takes long
   const { train, validation } = await openData(
     { directory: checkpoint.directory, model },
     { ...job, data: job.data },
     job,
   );
   const computeType = job.computeType ?? "bf16";
-  if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
+  if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   const identity = await modelIdentity(checkpoint, job.cacheDir);
   return onDevice(job, async (backend) => {
     const weights = loadWeights(backend, model, checkpoint.source, { dtype: computeType, trainable: false });
     try {
-      const scores = await scoresFor(backend, weights, train, job, computeType, identity);
-      const ranked = await search({
-        ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
-        ...briefDistiller(backend, weights, train, validation, job, computeType),
-      });
+      const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
+      const scores = await scoresFor(inputs, identity);
+      const ranked = await search({ ...inputs, scores }, briefDistiller(inputs));
       const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
       const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
       return {

@@ -14,8 +14,10 @@ import {
   writeModel,
 } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
-import { onDevice, openData, openModel } from "./environment.js";
-import { claim, dataInputs, inRun, modelIdentity, modelInput } from "./output.js";
+import { openData, openModel } from "./environment.js";
+import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
+import { onDevice } from "./job.js";
+import { claim, inRun } from "./output.js";
 import { noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import {
@@ -28,13 +30,13 @@ import {
 } from "./training.js";
 
 export interface PretrainJob extends TrainingJob {
-  /** A model directory or hub id to go on from, or a directory with config.json and a tokenizer to start from scratch. */
+  /** A model to continue training, or a directory with config.json and a tokenizer to start from scratch. */
   readonly model: string;
   readonly fromScratch?: boolean | undefined;
   readonly dtype?: FloatDType | undefined;
 }
 
-/** What a model is trained from: its files, or from scratch its configuration and tokenizer. */
+/** What training starts from: a checkpoint, or only a configuration and a tokenizer. */
 interface Start {
   readonly checkpoint: Checkpoint | undefined;
   readonly directory: string;
@@ -51,7 +53,7 @@ async function startOf(job: PretrainJob): Promise<Start> {
   return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
 }
 
-/** Trains a model on the next token of data: from scratch, or going on from its weights. */
+/** Trains a model to predict the next token, from scratch or from its weights. */
 export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   const start = await startOf(job);
   const { checkpoint, directory } = start;
@@ -84,12 +86,13 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
           options: job,
         }),
       );
-      return finish(backend, run, stages, result, validation, settings.sequenceLength, job);
+      const { sequenceLength } = settings;
+      return finish({ backend, run, stages, result, validation, sequenceLength, job });
     });
   });
 }
 
-/** Trains on the next token and writes the result into the run's directory. */
+/** Trains and writes the model to the run's directory. */
 async function pretrainStage(
   { checkpoint, directory }: Start,
   dtype: FloatDType,

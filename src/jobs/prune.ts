@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
-import { defaultSequenceLength } from "../evaluate/index.js";
+import type { RunDirectory } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { type Checkpoint, countParameters, loadWeights, type Model } from "../models/index.js";
+import { countParameters, loadWeights, type Model } from "../models/index.js";
 import {
+  ascending,
   type Candidate,
   keptIndices,
   largestOf,
@@ -15,22 +16,12 @@ import {
 } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
-import { type DataOptions, type OpenModel, onDevice, openData, openModel, writeDirectory } from "./environment.js";
-import {
-  checkKept,
-  claim,
-  dataIdentity,
-  dataInputs,
-  inRun,
-  modelIdentity,
-  modelInput,
-  outside,
-  ownInside,
-  type RunJob,
-  scoresIdentity,
-} from "./output.js";
+import { type DataOptions, type OpenModel, openData, openModel, writeDirectory } from "./environment.js";
+import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scoresIdentity } from "./inputs.js";
+import { onDevice } from "./job.js";
+import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { type PlanSummary, summarisePlan } from "./plan-summary.js";
-import { briefDistiller, SEARCH_SEQUENCES, scoresFor, search } from "./search.js";
+import { briefDistiller, depthOptions, scoresFor, search } from "./search.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
 export interface PruneJob extends RunJob, TargetOptions, Partial<DataOptions> {
@@ -45,10 +36,10 @@ export interface PruneOutcome {
   readonly out: string;
 }
 
-/** What a pruning that came to its end leaves for the same command. */
-interface Pruned {
+/** The recorded result of a finished run, which the same command returns again. */
+interface RecordedResult {
   readonly outcome: Omit<PruneOutcome, "out">;
-  /** What the file of scores contained. */
+  /** Identity of the file of scores; null without one. */
   readonly scores: string | null;
 }
 
@@ -59,12 +50,13 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
   const inputs = [
     ...modelInput("the model", opened.checkpoint),
     ...data,
-    ...outside(job.out, "the scores", job.scoresFile),
+    ...outsideInput(job.out, "the scores", job.scoresFile),
   ];
   const candidates = candidatesFor(opened.model, job);
-  if (job.scoresFile !== undefined) checkKept(job.scoresFile, "--scores");
+  if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   return inRun(job, inputs, async (run) => {
     const { target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples } = job;
+    const { computeType, shardBytes, scoresFile } = job;
     claim(run, job, {
       command: "prune",
       inputs: { model: await modelIdentity(opened.checkpoint, job.cacheDir), data: await dataIdentity(job, data) },
@@ -75,95 +67,91 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
       maxCandidates,
       searchTokens,
       calibrationSamples,
-      computeType: job.computeType,
-      shardBytes: job.shardBytes,
+      computeType,
+      shardBytes,
     });
-    const { scoresFile } = job;
-    const scores = async () =>
-      scoresFile !== undefined && existsSync(scoresFile) ? await scoresIdentity(scoresFile) : null;
-    if (run.finished) {
-      const before = run.result as Pruned | undefined;
-      if (before?.outcome === undefined)
-        throw new UsageError(`${job.out} does not say what its pruning came to: --restart prunes again`);
-      if (before.scores !== (await scores()))
-        throw new UsageError(`${scoresFile} is not what the run in ${job.out} used: --restart prunes again`);
-      return { ...before.outcome, out: job.out };
-    }
-    if (scoresFile !== undefined) ownInside(run, scoresFile);
+    if (run.finished) return { ...(await recordedOutcome(run, job)), out: job.out };
+    if (scoresFile !== undefined) ownIfInside(run, scoresFile);
     const outcome = await pruneInto(job, opened, candidates, (name) => run.own(name));
-    run.finish({ outcome, scores: await scores() } satisfies Pruned);
+    run.finish({ outcome, scores: await scoresIn(scoresFile) } satisfies RecordedResult);
     return { ...outcome, out: job.out };
   });
 }
 
+const scoresIn = async (file: string | undefined): Promise<string | null> =>
+  file !== undefined && existsSync(file) ? await scoresIdentity(file) : null;
+
+/** The outcome of a finished run. @throws UsageError when it has none, or used other scores */
+async function recordedOutcome(run: RunDirectory, { out, scoresFile }: PruneJob): Promise<RecordedResult["outcome"]> {
+  const recorded = run.result as RecordedResult | undefined;
+  if (recorded?.outcome === undefined)
+    throw new UsageError(`${out} does not contain the result of its pruning: --restart prunes again`);
+  if (recorded.scores !== (await scoresIn(scoresFile)))
+    throw new UsageError(`${scoresFile} is not what the run in ${out} used: --restart prunes again`);
+  return recorded.outcome;
+}
+
 async function pruneInto(
   job: PruneJob,
-  { checkpoint, model, parameters }: OpenModel,
+  opened: OpenModel,
   candidates: readonly Candidate[],
   place: (name: string) => string,
 ): Promise<Omit<PruneOutcome, "out">> {
-  const { chosen, scores } = await onDevice(job, (backend) =>
-    choose(backend, checkpoint, model, candidates, job, job.computeType ?? "bf16"),
-  );
-  const pruned = prune(checkpoint, chosen, keptIndices(model, chosen, scores));
+  const { checkpoint, model, parameters } = opened;
+  const { plan, scores } = await onDevice(job, (backend) => choosePlan(backend, opened, candidates, job));
+  const pruned = prune(checkpoint, plan, keptIndices(model, plan, scores));
   writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
   return { parameters: { from: parameters, to }, plan: summarisePlan(model, pruned.model) };
 }
 
-/** Decides what stays. Scores that are at hand and sizes that are named need no data and no weights in memory. */
-async function choose(
+interface ChosenPlan {
+  readonly plan: PrunePlan;
+  readonly scores: Scores;
+}
+
+/** Chooses what stays. With stored scores and explicit sizes that takes no data and no weights in memory. */
+async function choosePlan(
   backend: Backend,
-  checkpoint: Checkpoint,
-  model: Model,
+  { checkpoint, model }: OpenModel,
   candidates: readonly Candidate[],
   job: PruneJob,
-  computeType: ComputeType,
-): Promise<{ readonly chosen: PrunePlan; readonly scores: Scores }> {
-  const { directory, source } = checkpoint;
+): Promise<ChosenPlan> {
+  const { computeType = "bf16" } = job;
   const identity = await modelIdentity(checkpoint, job.cacheDir);
   const only = candidates.length === 1 ? candidates[0] : undefined;
-  const layers = only?.sizes.layers === undefined ? model.layerCount : largestOf(only.sizes.layers);
-  const stored =
-    job.scoresFile !== undefined && existsSync(job.scoresFile)
-      ? loadScores(backend, job.scoresFile, model, identity)
-      : undefined;
-  const byInfluence = only !== undefined && (layers === model.layerCount || job.depthMethod === "block-influence");
-  if (stored !== undefined && only !== undefined && byInfluence) {
-    const order = [...(stored.get("layers") ?? [])]
-      .map((score, layer) => ({ score, layer }))
-      .sort((a, b) => a.score - b.score);
-    return {
-      chosen: planFor(
-        model,
-        only.sizes,
-        order.map(({ layer }) => layer),
-      ),
-      scores: stored,
-    };
-  }
+  const stored = only && planFromScores(model, only, job, identity);
+  if (stored !== undefined) return stored;
   if (job.data === undefined || job.data.length === 0)
     throw new UsageError("pruning needs --data to score what matters, or --scores with explicit sizes");
+  const { directory, source } = checkpoint;
   const { train, validation } = await openData({ directory, model }, { ...job, data: job.data }, job);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {
-    const scores = await scoresFor(backend, weights, train, job, computeType, identity);
+    const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
+    const scores = await scoresFor(inputs, identity);
     if (only === undefined) {
-      const [best] = await search({
-        ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
-        ...briefDistiller(backend, weights, train, validation, job, computeType),
-      });
+      const [best] = await search({ ...inputs, scores }, briefDistiller(inputs));
       if (best === undefined) throw new CoppiceError("no candidate was measured");
-      return { chosen: best.plan, scores };
+      return { plan: best.plan, scores };
     }
-    const order = await layerOrder(backend, weights, validation, scores, model.layerCount - layers, {
-      method: job.depthMethod ?? "contiguous-loss",
-      computeType,
-      sequenceLength: Math.min(256, defaultSequenceLength(model)),
-      maxSequences: SEARCH_SEQUENCES,
-    });
-    return { chosen: planFor(model, only.sizes, order), scores };
+    const cut = model.layerCount - layersOf(model, only);
+    const order = await layerOrder({ ...inputs, scores }, cut, depthOptions(model, job, computeType));
+    return { plan: planFor(model, only.sizes, order), scores };
   } finally {
     weights.free();
   }
+}
+
+const layersOf = (model: Model, { sizes }: Candidate): number =>
+  sizes.layers === undefined ? model.layerCount : largestOf(sizes.layers);
+
+/** A plan from stored scores alone; undefined if there are none, or choosing layers needs measurements. */
+function planFromScores(model: Model, candidate: Candidate, job: PruneJob, identity: string): ChosenPlan | undefined {
+  const { scoresFile, depthMethod } = job;
+  if (scoresFile === undefined || !existsSync(scoresFile)) return undefined;
+  const scores = loadScores(scoresFile, model, identity);
+  if (layersOf(model, candidate) !== model.layerCount && depthMethod !== "block-influence") return undefined;
+  const order = ascending([...(scores.get("layers") ?? [])]);
+  return { plan: planFor(model, candidate.sizes, order), scores };
 }

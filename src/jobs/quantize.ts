@@ -24,54 +24,48 @@ import {
 import { FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, safeFileName } from "../system/files.js";
 import { checkApart } from "../system/places.js";
+import { type DataOptions, findModel, type OpenModel, openData, type RunOnlyModel } from "./environment.js";
 import {
-  type DataOptions,
-  findModel,
-  type JobOptions,
-  type OpenModel,
-  onDevice,
-  openData,
-  type RunOnlyModel,
-} from "./environment.js";
-import { checkConvertible, identityOf, originOf, runnableGguf, type WriteOptions, writeOptions } from "./export.js";
-import {
-  checkKept,
-  checkNewFile,
-  dataInputs,
-  fileInput,
-  modelIdentity,
-  modelInput,
-  type OverwriteOptions,
-} from "./output.js";
+  checkConvertible,
+  exportOptions,
+  fileIdentity,
+  type GgufFileOptions,
+  originOf,
+  runnableGguf,
+} from "./export.js";
+import { dataInputs, fileInput, modelIdentity, modelInput } from "./inputs.js";
+import { type JobOptions, onDevice } from "./job.js";
+import { checkCacheFile, checkNewFile, type OverwriteOptions } from "./output.js";
 import { checkLength } from "./sanity.js";
 
-export interface QuantizeJob extends JobOptions, OverwriteOptions, Partial<DataOptions>, WriteOptions {
+export interface QuantizeJob extends JobOptions, OverwriteOptions, Partial<DataOptions>, GgufFileOptions {
   readonly model: string;
   /** A .gguf file for a single result, else a directory. */
   readonly out: string;
-  /** Kinds of files to make. */
+  /** Kinds of files to write. */
   readonly types?: readonly FileKind[] | undefined;
-  /** A file of at most so many bytes, with the best types for it. */
+  /** Write a file of at most this size, with the mix of types that is expected to lose least. */
   readonly sizeBytes?: number | undefined;
-  /** Types to choose from for it. */
+  /** Types for the mix to choose from. */
   readonly candidateTypes?: readonly QuantizedDType[] | undefined;
   /** Measure one type of each tensor, and estimate the others from it. */
   readonly probe?: boolean | undefined;
-  /** Importances to use, or where to keep them. */
+  /** A file with importances to use, or to write them to. */
   readonly importanceFile?: string | undefined;
-  /** Calibration sequences: for importances, and for what each type costs. */
+  /** Sequences to measure importances on; 128 by default. */
   readonly samples?: number | undefined;
+  /** Sequences to measure the cost of each type on; 16 by default. */
   readonly sensitivitySamples?: number | undefined;
   readonly sequenceLength?: number | undefined;
   /** Measure size, loss and speed of every file. */
   readonly report?: boolean | undefined;
 }
 
-/** What `--report` measures of a file. */
+/** The measurements of a file for `--report`. */
 export interface FileReport {
   readonly loss: number;
   readonly perplexity: number;
-  /** Mean divergence of its predictions from the unquantized model's, nats per token. */
+  /** Mean divergence of its predictions from the unquantized model's, in nats per token. */
   readonly divergence: number;
   readonly promptTokensPerSecond: number;
   readonly generationTokensPerSecond: number;
@@ -83,52 +77,60 @@ export interface QuantizedFile extends WrittenModel {
   readonly fileBytes: number;
   readonly bitsPerWeight: number;
   readonly seconds: number;
-  /** How many tensors have each type. */
+  /** The number of tensors of each type. */
   readonly types: Readonly<Record<string, number>>;
   readonly report?: FileReport | undefined;
 }
 
 export interface QuantizeOutcome {
-  /** The model as it was, where a report was asked for. */
+  /** The unquantized model, if a report was requested. */
   readonly original?: (FileReport & { readonly fileBytes: number }) | undefined;
   readonly files: readonly QuantizedFile[];
 }
 
 const DEFAULT_SAMPLES = 128;
 const DEFAULT_SENSITIVITY_SAMPLES = 16;
-/** About this many tokens are computed at once. */
+/** About how many tokens to compute at once. */
 const BATCH_TOKENS = 2048;
-/** Sequences of the report's divergence. */
+/** Sequences to measure the report's divergence on. */
 const REPORT_SAMPLES = 64;
 const [SPEED_PROMPT, SPEED_GENERATED] = [256, 64];
-/** Up to this size weights are tried in f32, above in f16. */
+/** Models up to this size are loaded in f32, larger ones in f16. */
 const F32_LIMIT_BYTES = 4e9;
 
-/** Quantizes a model, to kinds of files, to a size, or both. */
+/** A mix of types for a size is named so among the kinds of files. */
+const MIX = "mix";
+
+/**
+ * Quantizes a model to kinds of files, to a size, or both.
+ * @throws UsageError for options that do not go together, and for places that cannot be written
+ */
 export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   const { sizeBytes } = job;
   const types = [...new Set(job.types)];
-  if (types.length === 0 && sizeBytes === undefined)
-    throw new UsageError("nothing is asked for: give --type or --size");
-  const wanted = types.length + (sizeBytes === undefined ? 0 : 1);
-  if (wanted > 1 && isGguf(job.out)) throw new UsageError(`${wanted} files do not fit in ${job.out}: name a directory`);
+  const names = sizeBytes === undefined ? types : [...types, MIX];
+  const hasData = job.data !== undefined && job.data.length > 0;
+  checkOptions(job, names.length, hasData);
   const found = await findModel(job.model, job);
   const stem = job.name === undefined ? nameOf(originOf(found)) : safeFileName(job.name);
   const place = (name: string) => (isGguf(job.out) ? job.out : path.join(job.out, `${stem}-${name}.gguf`));
-  const hasData = job.data !== undefined && job.data.length > 0;
-  if (sizeBytes !== undefined && !hasData) throw new UsageError("--size needs --data, to measure what each type costs");
-  if (job.report === true && !hasData) throw new UsageError("--report needs --data to measure on");
-  if (job.run === undefined)
-    await checkPlaces(found, [...types, ...(sizeBytes === undefined ? [] : ["mix"])].map(place), job);
+  if (job.run === undefined) await checkPlaces(found, names.map(place), job);
   if (!hasData && job.importanceFile === undefined) return { files: await convert(found, types, place, job) };
   if (found.checkpoint === undefined)
     throw new FormatError(
-      `${found.reason}. So what its weights matter cannot be measured: give --type alone, without --data, --imatrix, --size and --report`,
+      `${found.reason}. Its importances cannot be measured either: give --type alone, without --data, --imatrix, --size and --report`,
     );
-  return measured(found, place, job);
+  return convertWithImportance(found, types, place, job);
 }
 
-/** Kinds of files, without measuring anything. */
+function checkOptions({ out, sizeBytes, report }: QuantizeJob, fileCount: number, hasData: boolean): void {
+  if (fileCount === 0) throw new UsageError("there is nothing to do: give --type or --size");
+  if (fileCount > 1 && isGguf(out)) throw new UsageError(`${fileCount} files do not fit in ${out}: name a directory`);
+  if (sizeBytes !== undefined && !hasData) throw new UsageError("--size needs --data, to measure what each type costs");
+  if (report === true && !hasData) throw new UsageError("--report needs --data to measure on");
+}
+
+/** Writes kinds of files without measuring anything. */
 async function convert(
   found: OpenModel | RunOnlyModel,
   types: readonly FileKind[],
@@ -139,40 +141,39 @@ async function convert(
   const files: QuantizedFile[] = [];
   for (const kind of types)
     files.push(
-      await made(kind, found, () => exportGguf(place(kind), originOf(found), { kind, ...writeOptions(job, kind) })),
+      await describeFile(kind, found, () =>
+        exportGguf(place(kind), originOf(found), { kind, ...exportOptions(job, kind) }),
+      ),
     );
   return files;
 }
 
-/** Kinds of files and one to a size, by what the weights matter; and what that cost, where it was asked for. */
-async function measured(
+/** Writes kinds of files, and a mix for a size, using importances; measures the files if a report is requested. */
+async function convertWithImportance(
   opened: OpenModel,
+  types: readonly FileKind[],
   place: (name: string) => string,
   job: QuantizeJob,
 ): Promise<QuantizeOutcome> {
-  const { types = [], sizeBytes } = job;
+  const { sizeBytes } = job;
   const calibration = await openCalibration(opened, job);
   const importance = await importanceFor(opened, calibration, job);
   const files: QuantizedFile[] = [];
   for (const kind of types)
     files.push(
-      await made(kind, opened, () =>
-        exportGguf(place(kind), opened.checkpoint, {
-          kind,
-          ...(importance && { importance }),
-          ...writeOptions(job, kind),
-        }),
+      await describeFile(kind, opened, () =>
+        exportGguf(place(kind), opened.checkpoint, { kind, importance, ...exportOptions(job, kind) }),
       ),
     );
-  if (sizeBytes !== undefined && calibration !== undefined && importance !== undefined)
-    files.push(
-      await made("mix", opened, () => writeMix(place("mix"), opened, calibration.train, importance, sizeBytes, job)),
-    );
+  if (sizeBytes !== undefined && calibration !== undefined && importance !== undefined) {
+    const mix = { opened, sequences: calibration.train, importance, sizeBytes };
+    files.push(await describeFile(MIX, opened, () => writeMix(place(MIX), mix, job)));
+  }
   if (job.report !== true || calibration === undefined) return { files };
-  return report(opened, files, calibration.validation, job);
+  return reportOn(opened, files, calibration.validation, job);
 }
 
-/** @throws UsageError when a file that is to be made is there, or would lie where the job reads */
+/** @throws UsageError when a file that would be written exists, or would lie inside one of the job's inputs */
 async function checkPlaces(found: OpenModel | RunOnlyModel, files: readonly string[], job: QuantizeJob): Promise<void> {
   checkApart(job.out, [
     ...modelInput("the model", originOf(found)),
@@ -182,7 +183,7 @@ async function checkPlaces(found: OpenModel | RunOnlyModel, files: readonly stri
   if (!isGguf(job.out) && existsSync(job.out) && !statSync(job.out).isDirectory())
     throw new UsageError(`${job.out} is a file: --out names a .gguf file or a directory`);
   for (const file of files) checkNewFile(file, job);
-  if (job.importanceFile !== undefined) checkKept(job.importanceFile, "--imatrix");
+  if (job.importanceFile !== undefined) checkCacheFile(job.importanceFile, "--imatrix");
 }
 
 interface Calibration {
@@ -242,8 +243,8 @@ async function importanceFor(
   return importance;
 }
 
-/** Runs one of the writers and tells of the result. */
-async function made(
+/** Writes a file, and describes it. */
+async function describeFile(
   name: string,
   { parameters }: Pick<OpenModel, "parameters">,
   write: () => Promise<WrittenModel>,
@@ -257,41 +258,75 @@ async function made(
   return { ...written, name, fileBytes, bitsPerWeight: (8 * written.bytes) / parameters, seconds, types: counts };
 }
 
-async function writeMix(
-  file: string,
-  opened: OpenModel,
-  sequences: Sequences,
-  importance: Importance,
-  sizeBytes: number,
-  job: QuantizeJob,
-): Promise<WrittenModel> {
+/** What a mix of types for a size is made from. */
+interface MixInputs {
+  readonly opened: OpenModel;
+  readonly sequences: Sequences;
+  readonly importance: Importance;
+  readonly sizeBytes: number;
+}
+
+async function writeMix(file: string, inputs: MixInputs, job: QuantizeJob): Promise<WrittenModel> {
+  const { opened, sequences, importance, sizeBytes } = inputs;
   const { checkpoint } = opened;
   const { probe = false, candidateTypes, sensitivitySamples: samples = DEFAULT_SENSITIVITY_SAMPLES } = job;
-  const measured = { probe, candidateTypes, samples, length: sequences.length, data: sequences.stream.id };
-  const key = hashBytes(JSON.stringify([identityOf(checkpoint), measured])).slice(0, 32);
+  const measurement = { probe, candidateTypes, samples, length: sequences.length, data: sequences.stream.id };
+  const key = hashBytes(JSON.stringify([fileIdentity(checkpoint), measurement])).slice(0, 32);
   const sensitivity = await withWeights(job, opened, (backend, weights) =>
     measureSensitivity(backend, weights, checkpoint.source, sequences, {
-      ...{ importance, samples, computeType: "f32", probe, batchSize: batchSize(sequences) },
+      importance,
+      samples,
+      computeType: "f32",
+      probe,
+      batchSize: batchSize(sequences),
       file: path.join(cacheDirectory(job.cacheDir), "type-costs", `${key}.json`),
-      ...(candidateTypes && { types: candidateTypes }),
-      ...(job.signal && { signal: job.signal }),
+      types: candidateTypes,
+      signal: job.signal,
       onProgress: (done, total, detail) =>
         job.onProgress?.({ stage: "cost of each type", done, total, unit: "tensors", detail }),
     }),
   );
-  return exportToSize(file, checkpoint, sensitivity, { importance, sizeBytes, ...writeOptions(job, "mix") });
+  return exportToSize(file, checkpoint, sensitivity, { importance, sizeBytes, ...exportOptions(job, MIX) });
 }
 
-/** Measures the model as it was and every file: loss on the validation data, divergence, speed. */
-async function report(
+type Quality = Pick<FileReport, "loss" | "perplexity" | "divergence">;
+type Speed = Pick<FileReport, "promptTokensPerSecond" | "generationTokensPerSecond">;
+
+/** Measures the unquantized model and every file: loss and divergence on the validation data, and speed. */
+async function reportOn(
   opened: OpenModel,
   files: readonly QuantizedFile[],
   validation: Sequences,
   job: QuantizeJob,
 ): Promise<QuantizeOutcome> {
-  const losses = await withWeights(job, opened, async (backend, reference) => {
+  const [originalQuality, qualities] = await measureQualities(opened, files, validation, job);
+  const speedOf = async (file: string, done: number): Promise<Speed> => {
+    const speed = await measureSpeed(file, job);
+    job.onProgress?.({ stage: "speed", done, total: files.length + 1, unit: "files" });
+    return speed;
+  };
+  const originalSpeed = await speedOf(await runnableGguf(job.model, job), 1);
+  const reported: QuantizedFile[] = [];
+  for (const [i, file] of files.entries()) {
+    const speed = await speedOf(file.files[0] ?? "", i + 2);
+    reported.push({ ...file, report: { ...(qualities[i] as Quality), ...speed } });
+  }
+  const fileBytes = opened.checkpoint.bytes;
+  return { original: { ...originalQuality, ...originalSpeed, fileBytes }, files: reported };
+}
+
+/** Measures the loss and the divergence of the unquantized model, and of every file. */
+function measureQualities(
+  opened: OpenModel,
+  files: readonly QuantizedFile[],
+  validation: Sequences,
+  job: QuantizeJob,
+): Promise<readonly [original: Quality, files: readonly Quality[]]> {
+  return withWeights(job, opened, async (backend, reference) => {
     const meter = await DivergenceMeter.prepare(backend, reference, validation, {
-      ...{ samples: REPORT_SAMPLES, batchSize: batchSize(validation), computeType: "f32" },
+      samples: REPORT_SAMPLES,
+      batchSize: batchSize(validation),
+      computeType: "f32",
     });
     const lossOf = async (weights: ModelWeights) => {
       const { stream, length: sequenceLength } = validation;
@@ -299,42 +334,29 @@ async function report(
       return { loss, perplexity: Math.exp(loss) };
     };
     try {
-      const measured = [{ ...(await lossOf(reference)), divergence: 0 }];
+      const original = { ...(await lossOf(reference)), divergence: 0 };
+      const qualities: Quality[] = [];
       for (const { files: names } of files) {
         const { model, source } = openCheckpoint(names[0] ?? "");
         const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
         const variant = meter.of(weights);
         try {
-          measured.push({ divergence: await variant.measure(), ...(await lossOf(weights)) });
+          qualities.push({ divergence: await variant.measure(), ...(await lossOf(weights)) });
         } finally {
           variant.free();
           weights.free();
         }
-        const [done, total] = [measured.length - 1, files.length];
-        job.onProgress?.({ stage: "perplexity", done, total, unit: "files" });
+        job.onProgress?.({ stage: "perplexity", done: qualities.length, total: files.length, unit: "files" });
       }
-      return measured;
+      return [original, qualities];
     } finally {
       meter.free();
     }
   });
-  const speeds: Awaited<ReturnType<typeof speedOf>>[] = [];
-  for (const name of [await runnableGguf(job.model, job), ...files.map((file) => file.files[0] ?? "")]) {
-    speeds.push(await speedOf(name, job));
-    job.onProgress?.({ stage: "speed", done: speeds.length, total: files.length + 1, unit: "files" });
-  }
-  const of = (i: number) => ({ ...losses[i], ...speeds[i] }) as FileReport;
-  return {
-    original: { ...of(0), fileBytes: opened.checkpoint.bytes },
-    files: files.map((file, i) => ({ ...file, report: of(i + 1) })),
-  };
 }
 
-async function speedOf(
-  file: string,
-  { device, threads }: JobOptions,
-): Promise<Pick<FileReport, "promptTokensPerSecond" | "generationTokensPerSecond">> {
-  const engine = await Engine.open(file, { ...(device && { device }), threads });
+async function measureSpeed(file: string, { device, threads }: JobOptions): Promise<Speed> {
+  const engine = await Engine.open(file, { device, threads });
   try {
     const { prompt, generation } = await engine.speed(SPEED_PROMPT, SPEED_GENERATED);
     return { promptTokensPerSecond: prompt, generationTokensPerSecond: generation };

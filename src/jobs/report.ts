@@ -3,15 +3,14 @@ import type { FileKind } from "../quantize/index.js";
 import { pathsBelow, writeFileAtomic, writeJson } from "../system/files.js";
 import { formatBytes, formatCount } from "../system/format.js";
 import { escapeHtml, page, table } from "../system/html.js";
+import type { BytesByKind } from "./bytes-by-kind.js";
 import { cutChart, lossChart } from "./charts.js";
 import type { EvaluateOutcome } from "./evaluation.js";
 import { comparisonTable } from "./evaluation-table.js";
-import type { BytesByKind } from "./like-with-like.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./plan-summary.js";
 import type { StageRecord } from "./stages.js";
 
-/** What a report is about. */
 export interface ReportContent {
   /** By role: teacher, pruned, student. */
   readonly models: Readonly<Record<string, Measurement>>;
@@ -20,15 +19,15 @@ export interface ReportContent {
   readonly seconds: number;
   readonly tokensPerSecond: number;
   readonly stages: readonly StageRecord[];
-  /** What it is about. */
+  /** The report's title. */
   readonly name: string;
   /** Scores on benchmarks. */
   readonly evaluation?: EvaluateOutcome | undefined;
-  /** How large models would be in files of the same kinds, by role. */
+  /** The models' sizes in files of the same kinds, by role. */
   readonly bytesByKind?: Readonly<Record<string, BytesByKind>> | undefined;
 }
 
-/** Share of the loss that pruning cost which distillation won back: (pruned - student) / (pruned - teacher). */
+/** The share of the loss that pruning cost which distillation won back: (pruned - student) / (pruned - teacher). */
 export function recoveredShare(models: Readonly<Record<string, Measurement>>): number | undefined {
   const { teacher, pruned, student } = models;
   if (teacher === undefined || pruned === undefined || student === undefined) return undefined;
@@ -38,11 +37,10 @@ export function recoveredShare(models: Readonly<Record<string, Measurement>>): n
 /** Writes `report.json` and the self-contained `report.html` of a finished run. */
 export function writeReport(run: RunDirectory, content: ReportContent): void {
   const stages = content.stages.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
-  const recovered = recoveredShare(content.models);
-  const summary = { ...content, stages, recoveredShare: recovered };
-  // it may lie elsewhere when it is read
+  const summary = { ...content, stages, recoveredShare: recoveredShare(content.models) };
+  // with relative paths, because the run may have moved when the report is read
   writeJson(run.own("report.json"), summary, pathsBelow(run.path, "./"));
-  writeFileAtomic(run.own("report.html"), renderReport({ ...content, stages: content.stages }, run.readMetrics()));
+  writeFileAtomic(run.own("report.html"), renderReport(content, run.readMetrics()));
 }
 
 function renderReport(content: ReportContent, metrics: readonly MetricsRecord[]): string {
@@ -59,13 +57,13 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
     "<h2>Models</h2>",
     table(
       ["", "parameters", "as stored", ...kinds.map((kind) => `as ${kind}`), "loss (nats/token)", "perplexity"],
-      Object.entries(models).map(([role, m]) => [
+      Object.entries(models).map(([role, { parameters, bytes, loss, perplexity }]) => [
         role,
-        formatCount(m.parameters),
-        formatBytes(m.bytes),
-        ...kinds.map((kind) => formatBytes(bytesByKind[role]?.[kind] ?? m.bytes)),
-        m.loss.toFixed(4),
-        m.perplexity.toFixed(3),
+        formatCount(parameters),
+        formatBytes(bytes),
+        ...kinds.map((kind) => formatBytes(bytesByKind[role]?.[kind] ?? bytes)),
+        loss.toFixed(4),
+        perplexity.toFixed(3),
       ]),
     ),
     ...(content.evaluation === undefined ? [] : ["<h2>Benchmarks</h2>", comparisonTable(content.evaluation.models)]),

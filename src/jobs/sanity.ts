@@ -3,15 +3,14 @@ import type { TrainOptions } from "../distill/index.js";
 import type { Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { realPath } from "../system/places.js";
+import type { JobOptions } from "./job.js";
 
-/** Whoever hears what a person should know. */
-interface Listener {
-  readonly onNote?: ((note: string) => void) | undefined;
-}
+type NoteOptions = Pick<JobOptions, "onNote">;
 
 /**
- * Refuses sequences that a model has never seen the like of: what it says beyond its positions means nothing.
- * @param what people call the model
+ * Checks a sequence length against a model's positions, beyond which its outputs are meaningless.
+ * @param what the model is called in the message
+ * @throws UsageError when sequences are longer than the model's positions
  */
 export function checkLength(
   length: number | undefined,
@@ -21,33 +20,33 @@ export function checkLength(
 ): void {
   if (length !== undefined && length > maxPositions)
     throw new UsageError(
-      `${option} ${length} is more than the ${maxPositions} positions that ${what} was made for (max_position_embeddings): give ${maxPositions} at most`,
+      `${option} ${length} is more than the ${maxPositions} positions that ${what} was made for (max_position_embeddings): give at most ${maxPositions}`,
     );
 }
 
 /** More passes over the same text gain little (arXiv 2305.16264: up to 4 are nearly as good as new text). */
-const MOST_PASSES = 16;
+const MAX_PASSES = 16;
 
-/** Says what of a training run looks like a mistake. */
+/** Notes a training run with so many passes over its data that it looks like a mistake. */
 export function noteTraining(
   { tokens }: Pick<TrainOptions, "tokens">,
   data: Pick<TokenStream, "length">,
-  { onNote }: Listener,
+  { onNote }: NoteOptions,
 ): void {
   const passes = tokens / data.length;
-  if (passes > MOST_PASSES)
+  if (passes > MAX_PASSES)
     onNote?.(
       `${tokens} tokens are ${Math.round(passes)} passes over the data, which has ${data.length}: more data would teach more`,
     );
 }
 
-/** Says where models would be judged by what they were trained on. */
-export function noteOverlap(train: Corpus, validation: Corpus, { onNote }: Listener): void {
+/** Notes that a model would be validated on its own training data. */
+export function noteOverlap(train: Corpus, validation: Corpus, { onNote }: NoteOptions): void {
   const trained = new Set(train.files.map(realPath));
-  const same = train.train.id === validation.train.id; // copies
-  const both = same ? validation.files : validation.files.filter((file) => trained.has(realPath(file)));
-  if (both.length > 0)
+  const isCopy = train.train.id === validation.train.id;
+  const shared = isCopy ? validation.files : validation.files.filter((file) => trained.has(realPath(file)));
+  if (shared.length > 0)
     onNote?.(
-      `the validation data is training data, too (${both.slice(0, 3).join(", ")}): a loss on it says nothing of other texts`,
+      `the validation data is training data, too (${shared.slice(0, 3).join(", ")}): a loss on it says nothing about other texts`,
     );
 }

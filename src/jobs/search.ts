@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { Sequences, type TokenStream } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import type { ModelTensors, ModelWeights } from "../models/index.js";
+import type { Model, ModelTensors, ModelWeights } from "../models/index.js";
 import {
   calibrate,
   loadScores,
@@ -13,85 +13,80 @@ import {
   saveScores,
 } from "../prune/index.js";
 import type { ComputeType } from "../tensor/index.js";
-import { distilBriefly } from "./distill.js";
-import type { JobOptions } from "./environment.js";
+import { distillBriefly } from "./distill.js";
+import type { JobOptions } from "./job.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
 
 const DEFAULT_MAX_CANDIDATES = 12;
 const DEFAULT_CALIBRATION_SAMPLES = 1024;
-/** Sequences that candidates are measured on. */
-export const SEARCH_SEQUENCES = 64;
+const DEFAULT_DEPTH_METHOD = "contiguous-loss";
+/** Validation sequences that layers and candidates are measured on. */
+const SEARCH_SEQUENCES = 64;
 const CALIBRATION_BATCH_TOKENS = 2048;
 
-/** Calibrates, or reads the scores of an earlier calibration. @param identity what the model contains */
-export async function scoresFor(
-  backend: Backend,
-  weights: ModelWeights,
-  tokens: TokenStream,
-  options: TargetOptions & JobOptions,
-  computeType: ComputeType,
-  identity?: string,
-): Promise<Scores> {
-  const { scoresFile } = options;
-  if (scoresFile !== undefined && existsSync(scoresFile))
-    return loadScores(backend, scoresFile, weights.model, identity);
+/** A model that is loaded to be scored and cut. */
+export interface SearchInputs {
+  readonly backend: Backend;
+  readonly original: ModelTensors;
+  readonly weights: ModelWeights;
+  /** Training data, to calibrate on. */
+  readonly tokens: TokenStream;
+  readonly validation: TokenStream;
+  readonly computeType: ComputeType;
+  readonly options: TargetOptions & JobOptions;
+}
+
+/**
+ * Calibrates, or reads the scores of an earlier calibration.
+ * @param identity of the model's content, for the file of scores
+ */
+export async function scoresFor(inputs: Omit<SearchInputs, "original" | "validation">, identity?: string) {
+  const { backend, weights, tokens, computeType, options } = inputs;
+  const { scoresFile, onProgress } = options;
+  if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(scoresFile, weights.model, identity);
   const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
-  const sequences = new Sequences(tokens, length);
-  const scores = await calibrate(backend, weights, sequences, {
+  const scores = await calibrate(backend, weights, new Sequences(tokens, length), {
     samples: options.calibrationSamples ?? DEFAULT_CALIBRATION_SAMPLES,
     batchSize: Math.max(1, Math.floor(CALIBRATION_BATCH_TOKENS / length)),
     computeType,
-    onProgress: (done, total) => options.onProgress?.({ stage: "calibrate", done, total, unit: "sequences" }),
+    onProgress: (done, total) => onProgress?.({ stage: "calibrate", done, total, unit: "sequences" }),
   });
   if (scoresFile !== undefined) saveScores(scoresFile, scores, identity);
   return scores;
 }
 
-/** What a search works on. */
-export interface SearchStage {
-  readonly backend: Backend;
-  readonly original: ModelTensors;
-  readonly weights: ModelWeights;
-  readonly scores: Scores;
-  readonly validation: TokenStream;
-  readonly options: TargetOptions & JobOptions;
-  readonly computeType: ComputeType;
-  /** Distils a candidate briefly; see `rankCandidates`. */
-  readonly distill?: ((pruned: PrunedModel) => Promise<number>) | undefined;
-}
+/** How layers and candidates are measured. */
+export const depthOptions = (model: Model, options: TargetOptions, computeType: ComputeType) => ({
+  method: options.depthMethod ?? DEFAULT_DEPTH_METHOD,
+  computeType,
+  sequenceLength: Math.min(256, defaultSequenceLength(model)),
+  maxSequences: SEARCH_SEQUENCES,
+});
 
-/** Ranks the architectures that meet a target, best first. */
-export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
-  const { backend, original, weights, scores, validation, options, computeType } = stage;
-  const { model } = original;
-  const candidates = candidatesFor(model, options);
-  const depthMethod = options.depthMethod ?? "contiguous-loss";
-  const common = {
+/**
+ * Ranks the architectures that meet a target, best first.
+ * @param distill see `rankCandidates`
+ */
+export function search(
+  inputs: SearchInputs & { readonly scores: Scores },
+  distill: ((pruned: PrunedModel) => Promise<number>) | undefined,
+): Promise<RankedCandidate[]> {
+  const { original, options, computeType } = inputs;
+  const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
+  return rankCandidates(inputs, candidatesFor(original.model, options), {
+    ...measuring,
     depthMethod,
-    computeType,
-    sequenceLength: Math.min(256, defaultSequenceLength(model)),
-    maxSequences: SEARCH_SEQUENCES,
-  };
-  return rankCandidates(backend, original, weights, candidates, scores, validation, {
-    ...common,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
-    distill: stage.distill,
+    distill,
   });
 }
 
-/** How candidates are distilled briefly, where that was asked for. */
-export function briefDistiller(
-  backend: Backend,
-  teacher: ModelWeights,
-  tokens: TokenStream,
-  validation: TokenStream,
-  { searchTokens }: TargetOptions,
-  computeType: ComputeType,
-): Pick<SearchStage, "distill"> {
-  if (searchTokens === undefined) return {};
-  const settings = trainOptionsFor(teacher.model, { tokens: searchTokens, computeType });
-  const sequences = new Sequences(tokens, settings.sequenceLength);
-  return { distill: (pruned) => distilBriefly(backend, teacher, pruned, sequences, validation, settings) };
+/** Distills candidates briefly, with default settings; undefined when that was not requested. */
+export function briefDistiller(inputs: SearchInputs): ((pruned: PrunedModel) => Promise<number>) | undefined {
+  const { backend, weights: teacher, tokens, validation, computeType, options } = inputs;
+  if (options.searchTokens === undefined) return undefined;
+  const settings = trainOptionsFor(teacher.model, { tokens: options.searchTokens, computeType });
+  return (pruned) => distillBriefly({ backend, teacher, pruned, tokens, validation, settings });
 }

@@ -5,21 +5,21 @@ import { FormatError } from "../system/errors.js";
 import { pathsBelow, writeJson } from "../system/files.js";
 import { PeakMemory } from "../system/memory.js";
 
-/** A finished part of a job. */
+/** A finished stage of a job. */
 export interface StageRecord {
   readonly name: string;
   readonly seconds: number;
-  /** Highest resident memory of the process while it ran. */
+  /** Peak resident memory of the process during the stage. */
   readonly peakMemoryBytes: number;
   readonly result: unknown;
 }
 
-/** On disk, begins paths below the directory that the record lies in. */
+/** Stands in the file for the directory that it lies in. */
 const HERE = "\0here/";
 
 /**
- * The finished parts of a job on disk, so that a job that was killed goes on where it was. Paths below the record's directory are
- * kept as such: the directory may lie elsewhere when the job goes on.
+ * The finished stages of a job, kept in a file so that a job that was killed continues where it stopped. Paths below the file's
+ * directory are stored relative to it, because the directory may have moved when the job continues.
  */
 export class Stages {
   private records: StageRecord[];
@@ -27,16 +27,16 @@ export class Stages {
 
   constructor(private readonly file: string) {
     this.directory = path.dirname(file);
-    const found = (_: string, value: unknown) =>
+    const resolvePaths = (_: string, value: unknown) =>
       typeof value === "string" && value.startsWith(HERE) ? path.join(this.directory, value.slice(HERE.length)) : value;
-    this.records = existsSync(file) ? parse(file, found) : [];
+    this.records = existsSync(file) ? parse(file, resolvePaths) : [];
   }
 
   get all(): readonly StageRecord[] {
     return this.records;
   }
 
-  /** Does a part, or returns what it returned when it was done before. Its result must survive JSON. */
+  /** Runs a stage, or returns its result if it is finished already. The result must survive JSON. */
   async once<T>(name: string, work: () => Promise<T>): Promise<T> {
     const known = this.records.find((record) => record.name === name);
     if (known !== undefined) return known.result as T;
@@ -66,6 +66,6 @@ function parse(file: string, reviver: (key: string, value: unknown) => unknown):
   try {
     return recordsSchema.parse(JSON.parse(readFileSync(file, "utf8"), reviver));
   } catch {
-    throw new FormatError(`${file} is damaged, so what the run has done is not known: --restart begins anew`);
+    throw new FormatError(`${file} is damaged, so the run cannot be continued: --restart begins anew`);
   }
 }

@@ -8,43 +8,46 @@ import {
   parseTarget,
   type SearchSpace,
 } from "../prune/index.js";
-import { fitFor } from "./device-plan.js";
+import { bestFit } from "./device-plan.js";
 
-/** What the smaller model should be, and how it is looked for. */
+/** Options for the smaller model, and for the search for it. */
 export interface TargetOptions {
   /** `8.4B`, `0.67x`, `4GiB`, `hidden=4096,ffn=11520` or a device's id. */
   readonly target: string;
-  /** For a target in bytes; 16 by default. */
+  /** Converts a target in bytes to parameters; 16 by default. */
   readonly bitsPerWeight?: number | undefined;
-  /** Which sizes may change; the widths `hidden` and `ffn` by default, which keep more quality than depth. */
+  /** Which sizes may change; by default the widths `hidden` and `ffn`, which cost less quality than depth. */
   readonly space?: Partial<SearchSpace> | undefined;
-  /** How layers to cut are chosen; the contiguous run that costs least loss by default. */
+  /** How the layers to cut are chosen; `contiguous-loss` by default. */
   readonly depthMethod?: DepthMethod | undefined;
-  /** Candidates that are measured at most. */
+  /** How many candidates are measured at most; 12 by default. */
   readonly maxCandidates?: number | undefined;
-  /** Rank the best candidates again after distilling each on so many tokens. */
+  /** Rank the best candidates again after distilling each on this many tokens. */
   readonly searchTokens?: number | undefined;
-  /** Sequences of calibration data. */
+  /** Sequences to calibrate on; 1024 by default. */
   readonly calibrationSamples?: number | undefined;
-  /** Scores to use instead of a calibration, or where to keep those of this one. */
+  /** A file with scores to use instead of calibrating, or to write those of the calibration to. */
   readonly scoresFile?: string | undefined;
 }
 
 const DEFAULT_AXES: readonly string[] = ["hidden", "ffn"];
 
-/** Where sizes are looked for: the widths that the model lets be cut, where nothing else is said. */
+/** The sizes to search: by default, of the widths those that the model allows to cut. */
 const spaceOf = (model: Model, { space }: TargetOptions): SearchSpace => ({
   axes: DEFAULT_AXES.filter((axis) => model.axes.some(({ name }) => name === axis)),
   ...space,
 });
 
-/** Bits per weight of a target in bytes. */
+/** Bits per weight for a target in bytes. */
 const DEFAULT_BITS = 16;
 
-/** The architectures that meet a target: one when it names sizes, else all within the tolerance. */
+/**
+ * The architectures that meet a target: one if the target names sizes, else all within the tolerance.
+ * @throws UsageError when there is none
+ */
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
   if (isDevice(options.target)) {
-    const { sizes, parameters, share } = fitFor(model, options.target, options.space);
+    const { sizes, parameters, share } = bestFit(model, options.target, options.space);
     return share === 1 ? [{ sizes, parameters }] : enumerateCandidates(model, parameters, spaceOf(model, options));
   }
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS);

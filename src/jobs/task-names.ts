@@ -2,49 +2,46 @@ import { loadTaskFile, SUITES, TASK_GROUPS, TASKS } from "../evaluate/index.js";
 import { UsageError } from "../system/errors.js";
 import type { PlannedTask } from "./evaluation.js";
 
-/** Tasks by the names of tasks, groups, suites and files, each once. @throws UsageError for a name that means nothing */
+/** The tasks that names of tasks, groups, suites and files stand for, each once. @throws UsageError for an unknown name */
 export async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
   const planned: Omit<PlannedTask, "label">[] = [];
   for (const name of names) planned.push(...(await tasksOf(name, fewShot)));
   const byLabel = new Map(
-    planned.map((one) => {
-      const { name } = one.task;
-      const shots = (other: typeof one) => other.fewShot ?? other.task.fewShot.count;
-      const twice = planned.some((other) => other.task.name === name && shots(other) !== shots(one));
-      const label = twice ? `${name}_${shots(one)}shot` : name;
-      return [label, { ...one, label }] as const;
+    planned.map((each) => {
+      const { name } = each.task;
+      const shots = ({ fewShot: count, task }: typeof each) => count ?? task.fewShot.count;
+      const isRepeated = planned.some((other) => other.task.name === name && shots(other) !== shots(each));
+      const label = isRepeated ? `${name}_${shots(each)}shot` : name;
+      return [label, { ...each, label }] as const;
     }),
   );
   return [...byLabel.values()];
 }
 
-/** The name of a task and the number of its examples: `NAME:SHOTS`. */
-function nameAndShots(
-  given: string,
-  fewShot?: number,
-): { readonly name: string; readonly fewShot?: number | undefined } {
-  const [, name = given, shots] = /^(.*?)(?::(\d+))?$/.exec(given) ?? [];
-  const own = shots === undefined ? fewShot : Number(shots);
-  return { name, fewShot: own };
+/** Splits `NAME:SHOTS` into a name and its number of examples. */
+function splitShots(text: string): { readonly name: string; readonly shots: number | undefined } {
+  const [, name = text, shots] = /^(.*?)(?::(\d+))?$/.exec(text) ?? [];
+  return { name, shots: shots === undefined ? undefined : Number(shots) };
 }
 
-/** Whether a name means a task, group or suite that is brought along: no file is looked at. */
-export function isBenchmark(given: string): boolean {
-  const { name } = nameAndShots(given);
+/** Whether a name is that of a built-in task, group or suite. */
+export function isBenchmark(text: string): boolean {
+  const { name } = splitShots(text);
   return Object.hasOwn(SUITES, name) || [...TASK_GROUPS, ...TASKS].some((known) => known.name === name);
 }
 
-/** @throws UsageError for a name that means nothing, listing those that do */
-async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
-  const { name, fewShot: own } = nameAndShots(given, fewShot);
+/** @throws UsageError for an unknown name, listing those that are known */
+async function tasksOf(text: string, defaultShots: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
+  const { name, shots: fewShot = defaultShots } = splitShots(text);
   const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
   if (suite !== undefined)
-    return (await Promise.all(suite.map((entry) => tasksOf(entry.task, own ?? entry.fewShot)))).flat();
+    return (await Promise.all(suite.map((entry) => tasksOf(entry.task, fewShot ?? entry.fewShot)))).flat();
   const group = TASK_GROUPS.find((known) => known.name === name);
-  if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, own)))).flat();
+  if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, fewShot)))).flat();
   const task = TASKS.find((known) => known.name === name) ?? (await loadTaskFile(name));
-  if (task !== undefined) return [{ task, fewShot: own }];
-  const known = [...Object.keys(SUITES), "mmlu", ...TASKS.map((one) => one.name)].filter((one) => !/^mmlu_/.test(one));
+  if (task !== undefined) return [{ task, fewShot }];
+  const taskNames = TASKS.map((known) => known.name).filter((known) => !known.startsWith("mmlu_"));
+  const known = [...Object.keys(SUITES), "mmlu", ...taskNames];
   throw new UsageError(
     `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts)`,
   );

@@ -1,3 +1,4 @@
+import { storedType } from "../checkpoint/stored-type.js";
 import type { Sequences, TokenStream } from "../data/index.js";
 import {
   checkTrainOptions,
@@ -10,38 +11,46 @@ import {
 } from "../distill/index.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, type Model, type ModelWeights } from "../models/index.js";
-import type { DataOptions, JobOptions } from "./environment.js";
+import {
+  type Checkpoint,
+  countParameters,
+  type Model,
+  type ModelWeights,
+  sizeOf,
+  writeModel,
+} from "../models/index.js";
+import { defined } from "../system/defined.js";
+import type { DataOptions } from "./environment.js";
 import { forecast } from "./forecast.js";
+import type { JobOptions } from "./job.js";
 import { type Measurement, measure } from "./measure.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
 import type { Stages } from "./stages.js";
 
-/** Training settings that a user may set; the rest have defaults that suit the model. */
+/** Training settings; those that are not set have defaults that suit the model. */
 export type TrainSettings = Partial<Omit<TrainOptions, "tokens">> & { readonly tokens: number };
 
-/** Sequences per step where nothing is said. */
+/** Tokens per step that the default batch size aims at. */
 const DEFAULT_BATCH_TOKENS = 4096;
 
-/** Completes settings for a model. @throws UsageError for those that cannot be */
+/** Completes training settings for a model. @throws UsageError for invalid ones */
 export function trainOptionsFor(model: Model, settings: TrainSettings): TrainOptions {
-  const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
   const sequenceLength = settings.sequenceLength ?? Math.min(256, defaultSequenceLength(model));
   const batchSize = settings.batchSize ?? Math.max(1, Math.round(DEFAULT_BATCH_TOKENS / sequenceLength));
-  const defaults = defaultTrainOptions(model.sizes.hidden ?? 1, settings.tokens, sequenceLength, batchSize);
+  const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), settings.tokens, sequenceLength, batchSize);
   const learningRate = settings.learningRate ?? defaults.learningRate;
-  const options = { ...defaults, minimumLearningRate: learningRate / 10, ...given };
+  const options = { ...defaults, minimumLearningRate: learningRate / 10, ...defined(settings) };
   checkTrainOptions(options);
   checkLength(options.sequenceLength, model);
   return options;
 }
 
-/** Everything a training stage is made of. */
+/** The inputs of a training stage. */
 export interface TrainStage {
   readonly backend: Backend;
   readonly stage: string;
-  /** Whether it takes only a part of the tokens that were asked for. */
+  /** Whether it takes only a part of the job's tokens. */
   readonly isPart?: boolean | undefined;
   readonly run: RunDirectory;
   readonly model: Model;
@@ -53,13 +62,13 @@ export interface TrainStage {
   readonly options: JobOptions;
 }
 
-/** How much of the validation data is measured during training. */
+/** How many validation sequences are measured during training. */
 const VALIDATION_SEQUENCES = 32;
 
-/** Trains, with progress, metrics and checkpoints. */
+/** Trains, with progress, metrics and checkpoints in the run's directory. */
 export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const { backend, run, model, student, objective, sequences, settings, validation, options } = stage;
-  const foresee = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
+  const noteForecast = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
   return train({
     backend,
@@ -77,7 +86,7 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
       return measured.loss;
     },
     onProgress: ({ record, totalTokens }) => {
-      foresee(record.tokens, totalTokens, performance.now() / 1000);
+      noteForecast(record.tokens, totalTokens, performance.now() / 1000);
       options.onProgress?.({
         stage: stage.stage,
         done: record.tokens,
@@ -87,15 +96,30 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
       });
     },
     onNote: options.onNote,
-    ...(options.signal && { signal: options.signal }),
+    signal: options.signal,
   });
 }
 
-/** What training commands have in common. */
+/**
+ * Writes a model directory with trained weights, in the type in which the checkpoint was stored.
+ * @param place the path of each file by its name
+ */
+export function writeTrained(
+  out: string,
+  checkpoint: Checkpoint,
+  weights: ModelWeights,
+  { onNote, place }: Pick<JobOptions, "onNote"> & { readonly place: (name: string) => string },
+): void {
+  const dtype = storedType(checkpoint.source);
+  const tensors = { ...checkpoint, source: weights.source() };
+  writeModel(out, tensors, { dtype, carryFrom: checkpoint.directory, place, onNote });
+}
+
+/** Options that all training commands have. */
 export interface TrainingJob extends JobOptions, DataOptions {
   readonly out: string;
   readonly settings: TrainSettings;
-  /** Discard what a run in `out` has done. */
+  /** Discard what an earlier run has written in `out`. */
   readonly restart?: boolean | undefined;
 }
 
@@ -107,16 +131,20 @@ export interface TrainingOutcome {
   readonly out: string;
 }
 
-/** Measures what a run has written, drops its checkpoints and writes its report. */
-export async function finish(
-  backend: Backend,
-  run: RunDirectory,
-  stages: Stages,
-  result: TrainResult,
-  validation: TokenStream,
-  sequenceLength: number,
-  job: TrainingJob,
-): Promise<TrainingOutcome> {
+/** A run whose training is done. */
+export interface TrainedRun {
+  readonly backend: Backend;
+  readonly run: RunDirectory;
+  readonly stages: Stages;
+  readonly result: TrainResult;
+  readonly validation: TokenStream;
+  readonly sequenceLength: number;
+  readonly job: TrainingJob;
+}
+
+/** Measures the trained model, deletes the run's checkpoints and writes its report. */
+export async function finish(trained: TrainedRun): Promise<TrainingOutcome> {
+  const { backend, run, stages, result, validation, sequenceLength, job } = trained;
   const student = await stages.once("measure", () =>
     measure(backend, job.out, validation, "measure", { ...job, sequenceLength }),
   );

@@ -1,8 +1,8 @@
 import { countParameters, type Model, type PruningAxis, shapeOf } from "../models/index.js";
 import { FormatError, UsageError } from "../system/errors.js";
-import type { Scores } from "./importance.js";
 import { axisSizes, highest, keptIndices, type PrunePlan, planFor } from "./plan.js";
-import { type AxisSize, type AxisSizes, describeSizes, largestOf } from "./sizes.js";
+import type { Scores } from "./scores.js";
+import { type AxisSize, type AxisSizes, describeSizes, largestOf, sizeOn } from "./sizes.js";
 
 /** An architecture that meets the target. */
 export interface Candidate {
@@ -15,7 +15,7 @@ export interface SearchSpace {
   readonly axes: readonly string[];
   /** Sizes are multiples of these. Default: the largest power of two up to a 32nd of the original; for layers a 16th. */
   readonly divisors?: Readonly<Record<string, number>> | undefined;
-  /** Largest share cut off a width and off the depth (Model Optimizer's 40 % and 20 % by default). */
+  /** The largest share that may be cut from a width, and from the depth; 40 % and 20 % by default, as in Model Optimizer. */
   readonly maxWidthCut?: number | undefined;
   readonly maxDepthCut?: number | undefined;
   /** How far the parameter count may be from the target; 5 % by default (arXiv 2407.14679, section 2.3). */
@@ -28,19 +28,19 @@ export const DEFAULT_TOLERANCE = 0.05;
 
 const powerOfTwoBelow = (value: number): number => 2 ** Math.max(0, Math.floor(Math.log2(value)));
 
-/** Axes of few, whole things: any number of them may stay. */
+/** Axes that count a few items, of which any number may stay. */
 const COUNTED = new Set(["heads", "kvHeads"]);
 
-/** What sizes of an axis are multiples of: what is asked for, else a part of the size, and what the format needs. */
+/** The divisor of an axis's sizes: as requested, else a fraction of the size, and always a multiple of what the format needs. */
 function divisorOf({ name, multipleOf = 1 }: PruningAxis, size: number, space: SearchSpace): number {
-  const own = COUNTED.has(name) ? 1 : powerOfTwoBelow(name === "layers" ? size / 16 : size / 32);
-  return leastCommonMultiple(space.divisors?.[name] ?? own, multipleOf);
+  const defaultDivisor = COUNTED.has(name) ? 1 : powerOfTwoBelow(name === "layers" ? size / 16 : size / 32);
+  return leastCommonMultiple(space.divisors?.[name] ?? defaultDivisor, multipleOf);
 }
 
 const greatestCommonDivisor = (a: number, b: number): number => (b === 0 ? a : greatestCommonDivisor(b, a % b));
 const leastCommonMultiple = (a: number, b: number): number => (a / greatestCommonDivisor(a, b)) * b;
 
-/** The sizes an axis may take, largest first. Layers that differ are cut by the same share. */
+/** The sizes that an axis may take, largest first. Layers of different sizes are cut by the same share. */
 function choices(axis: PruningAxis, original: AxisSize, space: SearchSpace): AxisSize[] {
   if (!space.axes.includes(axis.name)) return [original];
   const size = largestOf(original);
@@ -57,40 +57,40 @@ function choices(axis: PruningAxis, original: AxisSize, space: SearchSpace): Axi
   return all.map((value) => original.map((before) => scaled(before, value)));
 }
 
-/** Parameters of a model cut to some sizes. @throws FormatError where its configuration cannot say them */
+/** The parameter count of a model cut to the given sizes. @throws FormatError when its configuration cannot express them */
 export function parametersAt(model: Model, sizes: AxisSizes): number {
   const layers = Array.from({ length: model.layerCount }, (_, i) => i);
-  const { sizes: wanted, keptLayers } = planFor(model, sizes, layers);
-  return countParameters(model.resized(wanted, keptLayers).parameters, wanted);
+  const plan = planFor(model, sizes, layers);
+  return countParameters(model.resized(plan.sizes, plan.keptLayers).parameters, plan.sizes);
 }
 
 /**
- * Every architecture of the space whose parameter count is within the tolerance of the target, nearest first. What the model's
- * configuration cannot say is left out.
- * @throws UsageError when there is none, with the nearest that the limits allow
+ * Every architecture of the space whose parameter count is within the tolerance of the target, nearest first. Architectures
+ * that the model's configuration cannot express are left out.
+ * @throws UsageError when there is none, naming the nearest that the limits allow
  */
 export function enumerateCandidates(model: Model, targetParameters: number, space: SearchSpace): Candidate[] {
   const { ranked, isNear } = rank(model, targetParameters, space);
-  const { isSayable } = formulaOf(model);
-  const found = ranked.filter((one) => isNear(one) && isSayable(one.sizes));
+  const { isExpressible } = formulaOf(model);
+  const found = ranked.filter((candidate) => isNear(candidate) && isExpressible(candidate.sizes));
   if (found.length > 0) return found;
-  const nearest = ranked.find(({ sizes }) => isSayable(sizes));
+  const nearest = ranked.find(({ sizes }) => isExpressible(sizes));
   throw new UsageError(
     `no architecture has ${targetParameters} parameters within ${toleranceOf(space) * 100} %; the nearest that the limits allow has ${nearest?.parameters} (${describeSizes(nearest?.sizes ?? axisSizes(model))}): ` +
       "widen --axes, the limits (--max-width-cut, --max-depth-cut) or --tolerance",
   );
 }
 
-/** The first of them alone; undefined where there is none. */
+/** The first of the candidates that `enumerateCandidates` returns; undefined when there is none. */
 export function nearestCandidate(model: Model, targetParameters: number, space: SearchSpace): Candidate | undefined {
   const { ranked, isNear } = rank(model, targetParameters, space);
-  const { isSayable } = formulaOf(model);
-  return ranked.find((one) => isNear(one) && isSayable(one.sizes));
+  const { isExpressible } = formulaOf(model);
+  return ranked.find((candidate) => isNear(candidate) && isExpressible(candidate.sizes));
 }
 
 const toleranceOf = ({ tolerance = DEFAULT_TOLERANCE }: SearchSpace): number => tolerance;
 
-/** All of the space, nearest to the target first, and whether one is within the tolerance. */
+/** The whole space, nearest to the target first, and a test of whether a candidate is within the tolerance. */
 function rank(model: Model, targetParameters: number, space: SearchSpace) {
   checkAxes(model, space);
   const { count } = formulaOf(model);
@@ -102,10 +102,10 @@ function rank(model: Model, targetParameters: number, space: SearchSpace) {
       (a, b) =>
         distance(a) - distance(b) || size(b, "layers") - size(a, "layers") || size(b, "hidden") - size(a, "hidden"),
     );
-  return { ranked, isNear: (one: Candidate) => distance(one) <= toleranceOf(space) * targetParameters };
+  return { ranked, isNear: (candidate: Candidate) => distance(candidate) <= toleranceOf(space) * targetParameters };
 }
 
-/** @throws UsageError naming an axis that the model has not */
+/** @throws UsageError naming an axis that the model does not have */
 function checkAxes(model: Model, space: SearchSpace): void {
   const axes = model.axes.map(({ name }) => name);
   const unknown = [...space.axes, ...Object.keys(space.divisors ?? {})].find((name) => !axes.includes(name));
@@ -113,17 +113,17 @@ function checkAxes(model: Model, space: SearchSpace): void {
     throw new UsageError(`${model.architecture} has no axis ${unknown} that could be cut; it has ${axes.join(", ")}`);
 }
 
-/** Every combination of sizes in which heads can be shared out to their groups. */
+/** Every combination of sizes in which heads divide evenly among their groups. */
 function* combinations(model: Model, original: AxisSizes, space: SearchSpace): Generator<AxisSizes> {
   const axes = model.axes;
   const chosen: Record<string, AxisSize> = {};
   function* from(at: number): Generator<AxisSizes> {
     const axis = axes[at];
     if (axis === undefined) {
-      if (axes.every((one) => isGrouped(one, original, chosen))) yield { ...chosen };
+      if (axes.every((each) => isGrouped(each, original, chosen))) yield { ...chosen };
       return;
     }
-    for (const size of choices(axis, original[axis.name] ?? 0, spaceFor(axis, original, space))) {
+    for (const size of choices(axis, sizeOn(axis.name, original), spaceFor(axis, original, space))) {
       chosen[axis.name] = size;
       yield* from(at + 1);
     }
@@ -131,33 +131,38 @@ function* combinations(model: Model, original: AxisSizes, space: SearchSpace): G
   yield* from(0);
 }
 
-/** Where every head has a key-value head of its own, both may change when one may. */
+/** Where every head has its own key-value head, both counts may change when one may. */
 function spaceFor(axis: PruningAxis, original: AxisSizes, space: SearchSpace): SearchSpace {
-  const alone = String(original.heads) === String(original.kvHeads);
-  return alone && axis.name === "kvHeads" && space.axes.includes("heads")
+  const isUngrouped = String(original.heads) === String(original.kvHeads);
+  return isUngrouped && axis.name === "kvHeads" && space.axes.includes("heads")
     ? { ...space, axes: [...space.axes, "kvHeads"] }
     : space;
 }
 
-/** Whether an axis's sizes are multiples of their groups' and at most as many times them as in the original. */
+/** Whether an axis's sizes are multiples of its groups' sizes, with no more to a group than in the original. */
 function isGrouped({ name, groupedBy }: PruningAxis, original: AxisSizes, chosen: AxisSizes): boolean {
   if (groupedBy === undefined) return true;
-  const at = (sizes: AxisSizes, axis: string, i: number) => [sizes[axis] ?? 1].flat()[i] ?? largestOf(sizes[axis]);
-  const length = Math.max(...[chosen[name], chosen[groupedBy]].map((size) => [size ?? 1].flat().length));
-  return Array.from({ length }, (_, i) => i).every((i) => {
-    const ratio = at(chosen, name, i) / at(chosen, groupedBy, i);
-    return Number.isInteger(ratio) && ratio <= at(original, name, i) / at(original, groupedBy, i);
+  const inLayer = (sizes: AxisSizes, axis: string, layer: number): number => {
+    const size = sizeOn(axis, sizes);
+    return typeof size === "number" ? size : (size[layer] ?? largestOf(size));
+  };
+  const layers = Math.max(...[name, groupedBy].map((axis) => [sizeOn(axis, chosen)].flat().length));
+  return Array.from({ length: layers }, (_, layer) => layer).every((layer) => {
+    const perGroup = inLayer(chosen, name, layer) / inLayer(chosen, groupedBy, layer);
+    return (
+      Number.isInteger(perGroup) && perGroup <= inLayer(original, name, layer) / inLayer(original, groupedBy, layer)
+    );
   });
 }
 
-/** Parameter counts as a function of sizes, and which sizes the model's configuration can say. */
+/** Parameter counts as a function of sizes, and which sizes the model's configuration can express. */
 interface Formula {
-  /** Of the whole model, and of its layers in proportion to how many stay: exact where layers are alike. */
+  /** Layers count in proportion to how many stay, which is exact where all are alike. */
   readonly count: (sizes: AxisSizes) => number;
-  readonly isSayable: (sizes: AxisSizes) => boolean;
+  readonly isExpressible: (sizes: AxisSizes) => boolean;
 }
 
-/** Counting and trying take long for large models, and several targets ask for the same. */
+/** Counting and trying take long for large models, and several targets ask for the same sizes. */
 const formulas = new WeakMap<Model, Formula>();
 
 function formulaOf(model: Model): Formula {
@@ -168,7 +173,7 @@ function formulaOf(model: Model): Formula {
 
 function newFormula(model: Model): Formula {
   const counts = new Map<string, readonly [rest: number, layers: number]>();
-  const sayable = new Map<string, boolean>();
+  const expressible = new Map<string, boolean>();
   const once = <T>(cache: Map<string, T>, widths: AxisSizes, value: () => T): T => {
     const key = JSON.stringify(widths);
     const found = cache.get(key) ?? value();
@@ -179,18 +184,19 @@ function newFormula(model: Model): Formula {
     const sizes: Record<string, number> = { ...model.sizes };
     for (const { name, dimensions } of model.axes) {
       const size = widths[name];
-      if (size !== undefined)
-        for (const [i, one] of dimensions.entries()) sizes[one] = typeof size === "number" ? size : (size[i] ?? 0);
+      if (size === undefined) continue;
+      for (const [i, dimension] of dimensions.entries())
+        sizes[dimension] = typeof size === "number" ? size : (size[i] as number);
     }
     const parts: [number, number] = [0, 0];
     for (const spec of model.parameters)
       parts[spec.layer === undefined ? 0 : 1] += shapeOf(spec, sizes).reduce((a, b) => a * b, 1);
     return parts;
   };
-  const all = Array.from({ length: model.layerCount }, (_, i) => i);
-  const canSay = (widths: AxisSizes): boolean => {
+  const allLayers = Array.from({ length: model.layerCount }, (_, i) => i);
+  const canExpress = (widths: AxisSizes): boolean => {
     try {
-      model.resized(planFor(model, widths, []).sizes, all);
+      model.resized(planFor(model, widths, []).sizes, allLayers);
       return true;
     } catch (error) {
       if (error instanceof FormatError) return false;
@@ -203,13 +209,13 @@ function newFormula(model: Model): Formula {
       const share = layers === undefined ? 1 : largestOf(layers) / model.layerCount;
       return Math.round(rest + inLayers * share);
     },
-    isSayable: ({ layers: _, ...widths }) => once(sayable, widths, () => canSay(widths)),
+    isExpressible: ({ layers: _, ...widths }) => once(expressible, widths, () => canExpress(widths)),
   };
 }
 
 /**
- * The share of all importance that a plan keeps: the mean over the cut dimensions of the kept scores' share. A quick guess
- * at quality, to choose which candidates are worth measuring.
+ * The share of all importance that a plan keeps: the kept scores' share of a dimension's total, averaged over the dimensions.
+ * A quick estimate of quality, to choose which candidates are worth measuring.
  */
 export function retainedImportance(model: Model, plan: PrunePlan, scores: Scores): number {
   const kept = keptIndices(model, plan, scores);
@@ -218,7 +224,7 @@ export function retainedImportance(model: Model, plan: PrunePlan, scores: Scores
     const indices = dimension === "layers" ? Uint32Array.from(plan.keptLayers) : kept.get(dimension);
     const total = values.reduce((a, b) => a + b, 0);
     if (total > 0)
-      shares.push(indices === undefined ? 1 : indices.reduce((sum, i) => sum + (values[i] ?? 0), 0) / total);
+      shares.push(indices === undefined ? 1 : indices.reduce((sum, i) => sum + (values[i] as number), 0) / total);
   }
   return shares.reduce((a, b) => a + b, 0) / shares.length;
 }
@@ -232,8 +238,8 @@ export function mostPromising(
   count: number,
 ): Candidate[] {
   if (candidates.length <= count) return [...candidates];
-  const guesses = Float32Array.from(candidates, ({ sizes }) =>
+  const estimates = Float32Array.from(candidates, ({ sizes }) =>
     retainedImportance(model, planFor(model, sizes, layerOrder), scores),
   );
-  return [...highest(guesses, count)].map((i) => candidates[i] as Candidate);
+  return [...highest(estimates, count)].map((i) => candidates[i] as Candidate);
 }

@@ -4,30 +4,34 @@ import type { Backend } from "../ggml/device.js";
 import type { ModelWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { DepthMethod } from "./depth-methods.js";
-import type { Scores } from "./importance.js";
+import type { Scores } from "./scores.js";
+
+/** What layers and candidates are ranked by. */
+export interface RankingInputs {
+  readonly backend: Backend;
+  /** Of the original. */
+  readonly weights: ModelWeights;
+  readonly scores: Scores;
+  readonly validation: TokenStream;
+}
 
 export interface DepthOptions {
   readonly method: DepthMethod;
   readonly computeType: ComputeType;
   readonly sequenceLength: number;
+  /** Validation sequences to measure each choice on. */
   readonly maxSequences: number;
 }
 
 /**
- * Orders the layers: the first `n` are those to cut when `n` go.
- * @param cut how many are to go; a contiguous run is chosen for exactly so many
+ * Orders the layers for cutting: the first `n` are the ones to cut when `n` are to go.
+ * @param cut how many are to go; a contiguous run is chosen for exactly that number
  */
-export async function layerOrder(
-  backend: Backend,
-  weights: ModelWeights,
-  validation: TokenStream,
-  scores: Scores,
-  cut: number,
-  options: DepthOptions,
-): Promise<number[]> {
+export async function layerOrder(inputs: RankingInputs, cut: number, options: DepthOptions): Promise<number[]> {
+  const { backend, weights, scores, validation } = inputs;
   const all = Array.from({ length: weights.model.layerCount }, (_, i) => i);
   if (cut === 0) return all;
-  const { computeType, sequenceLength, maxSequences } = options;
+  const { method, computeType, sequenceLength, maxSequences } = options;
   const lossWithout = async (removed: readonly number[]): Promise<number> => {
     const layers = all.filter((layer) => !removed.includes(layer));
     const { loss } = await perplexity(backend, weights.model, weights, validation, {
@@ -38,12 +42,11 @@ export async function layerOrder(
     });
     return loss;
   };
-  const ordered = (costs: readonly number[]) => [...all].sort((a, b) => (costs[a] ?? 0) - (costs[b] ?? 0) || a - b);
-  if (options.method === "block-influence") return ordered([...(scores.get("layers") ?? [])]);
-  if (options.method === "loss") {
-    const costs: number[] = [];
-    for (const layer of all) costs.push(await lossWithout([layer]));
-    return ordered(costs);
+  if (method === "block-influence") return ascending([...(scores.get("layers") ?? [])]);
+  if (method === "loss") {
+    const losses: number[] = [];
+    for (const layer of all) losses.push(await lossWithout([layer]));
+    return ascending(losses);
   }
   let best: { readonly run: readonly number[]; readonly loss: number } | undefined;
   for (let first = 0; first + cut <= all.length; first++) {
@@ -54,3 +57,7 @@ export async function layerOrder(
   const run = best?.run ?? [];
   return [...run, ...all.filter((layer) => !run.includes(layer))];
 }
+
+/** Indices in the order of their values; equal values in the order of their indices. */
+export const ascending = (values: readonly number[]): number[] =>
+  [...values.entries()].sort(([i, a], [j, b]) => a - b || i - j).map(([i]) => i);

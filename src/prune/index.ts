@@ -1,3 +1,4 @@
+export { calibrate } from "./calibration.js";
 export {
   type Candidate,
   DEFAULT_TOLERANCE,
@@ -7,11 +8,11 @@ export {
   retainedImportance,
   type SearchSpace,
 } from "./candidates.js";
-export { layerOrder } from "./depth.js";
+export { ascending, layerOrder, type RankingInputs } from "./depth.js";
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
-export { calibrate, loadScores, type Scores, saveScores } from "./importance.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
-export { type RankedCandidate, rankCandidates, type SearchOptions } from "./search.js";
+export { type RankedCandidate, rankCandidates, type SearchOptions } from "./ranking.js";
+export { loadScores, type Scores, saveScores } from "./scores.js";
 export { type AxisSize, type AxisSizes, describeSize, describeSizes, largestOf, parseSizes } from "./sizes.js";
 export { type PrunedModel, prune } from "./surgery.js";
 export { parseTarget, type Target } from "./target.js";

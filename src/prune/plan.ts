@@ -1,29 +1,30 @@
 import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf, splitLayer } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
-import type { Scores } from "./importance.js";
+import type { Scores } from "./scores.js";
 import { type AxisSizes, largestOf, simplest } from "./sizes.js";
 
-/**
- * What to cut: the size of every dimension of the smaller model, and which of the original's layers it keeps. Sizes may
- * differ from layer to layer.
- */
+/** What to cut: every dimension's size in the smaller model, which may differ from layer to layer, and the layers that stay. */
 export interface PrunePlan {
-  /** The smaller model's dimensions; its layers are numbered anew. */
+  /** The smaller model's dimensions, its layers numbered from 0. */
   readonly sizes: Sizes;
   /** For each layer of the smaller model, the original layer it comes from, ascending. */
   readonly keptLayers: readonly number[];
 }
 
-/** The sizes of a model's axes as they are. */
+/** The current sizes of a model's axes. */
 export const axisSizes = (model: Model): AxisSizes =>
   Object.fromEntries(
-    model.axes.map(({ name, dimensions }) => [name, simplest(dimensions.map((one) => sizeOf(one, model.sizes)))]),
+    model.axes.map(({ name, dimensions }) => [
+      name,
+      simplest(dimensions.map((dimension) => sizeOf(dimension, model.sizes))),
+    ]),
   );
 
 /**
- * Makes a plan.
+ * Plans a cut to the wanted sizes.
  * @param wanted sizes by axis, or by dimension (`layers.3.ffn`)
- * @param layerOrder the original layers, those to be cut first at the front; see `depth.ts`
+ * @param layerOrder the original's layers in the order in which they would be cut; see `layerOrder` in depth.ts
+ * @throws UsageError for a size that the model cannot be cut to
  */
 export function planFor(model: Model, wanted: AxisSizes, layerOrder: readonly number[]): PrunePlan {
   const count = wanted.layers === undefined ? model.layerCount : largestOf(wanted.layers);
@@ -32,7 +33,7 @@ export function planFor(model: Model, wanted: AxisSizes, layerOrder: readonly nu
   return planWithLayers(model, wanted, keptLayers);
 }
 
-/** The same for an explicit choice of layers. @throws UsageError for a size that cannot be cut to */
+/** The same with the layers that stay chosen explicitly. @throws UsageError for a size that the model cannot be cut to */
 export function planWithLayers(model: Model, wanted: AxisSizes, keptLayers: readonly number[]): PrunePlan {
   checkNames(model, wanted);
   const smaller = wantedSizes(model, wanted);
@@ -51,7 +52,7 @@ export function planWithLayers(model: Model, wanted: AxisSizes, keptLayers: read
   return plan;
 }
 
-/** @throws UsageError for a name that is no axis of the model, nor a dimension of one */
+/** @throws UsageError for a name that is neither an axis of the model nor a dimension of one */
 export function checkNames(model: Model, wanted: AxisSizes): void {
   const axes = model.axes.map(({ name }) => name);
   const unknown = Object.keys(wanted).find(
@@ -63,7 +64,7 @@ export function checkNames(model: Model, wanted: AxisSizes): void {
     );
 }
 
-/** What each of the original's dimensions is to be, as far as something is wanted. */
+/** The new size of each of the original's dimensions for which one is wanted. */
 function wantedSizes(model: Model, wanted: AxisSizes): Map<DimensionName, number> {
   const sizes = new Map<DimensionName, number>();
   for (const { name, dimensions } of model.axes) {
@@ -71,40 +72,40 @@ function wantedSizes(model: Model, wanted: AxisSizes): Map<DimensionName, number
     if (size === undefined || name === "layers") continue;
     if (typeof size !== "number" && size.length !== dimensions.length)
       throw new UsageError(`${name}: ${size.length} sizes are given for ${dimensions.length} layers`);
-    const differ = new Set(dimensions.map((one) => sizeOf(one, model.sizes))).size > 1;
+    const differ = new Set(dimensions.map((dimension) => sizeOf(dimension, model.sizes))).size > 1;
     dimensions.forEach((dimension, i) => {
       const before = sizeOf(dimension, model.sizes);
-      // one size for layers that differ is the most that each has
+      // where layers differ, a single size is an upper limit for each
       sizes.set(dimension, typeof size !== "number" ? (size[i] ?? before) : differ ? Math.min(size, before) : size);
     });
   }
   for (const [name, size] of Object.entries(wanted))
     if (name in model.sizes && name !== "layers") sizes.set(name, largestOf(size));
   for (const { dimension, groupedBy } of model.groups) {
-    // heads and the key-value heads they belong to are cut together where only one of them is named
+    // heads and their key-value heads are cut together when only one of the two is named
     const perGroup = sizeOf(dimension, model.sizes) / sizeOf(groupedBy, model.sizes);
-    const [own, group] = [sizes.get(dimension), sizes.get(groupedBy)];
-    if (own === undefined && group !== undefined) sizes.set(dimension, group * perGroup);
-    if (own !== undefined && group === undefined && perGroup === 1) sizes.set(groupedBy, own);
+    const [members, groups] = [sizes.get(dimension), sizes.get(groupedBy)];
+    if (members === undefined && groups !== undefined) sizes.set(dimension, groups * perGroup);
+    if (members !== undefined && groups === undefined && perGroup === 1) sizes.set(groupedBy, members);
   }
   return sizes;
 }
 
-/** A dimension's name in the original model, for a dimension of the smaller one. */
+/** The original model's name for a dimension of the smaller one. */
 export function originalDimension(plan: PrunePlan, name: DimensionName): DimensionName {
   const layered = splitLayer(name);
   if (layered === undefined) return name;
   return layerDimension(plan.keptLayers[layered.layer] ?? -1, layered.name);
 }
 
-/** @throws UsageError naming the dimension when a plan asks for more than there is, or heads that cannot be grouped */
+/** @throws UsageError naming the dimension when a plan exceeds the original's size, or its heads cannot be grouped */
 export function checkPlan(model: Model, plan: PrunePlan): void {
   if (plan.keptLayers.length < 1 || plan.keptLayers.length > model.layerCount)
     throw new UsageError(`layers=${plan.keptLayers.length}: the model has ${model.layerCount}; at least 1 must stay`);
   for (const [name, size] of Object.entries(plan.sizes)) {
     if (name === "layers") continue;
     const before = model.sizes[originalDimension(plan, name)];
-    if (before === undefined) throw new UsageError(`${name} is no dimension of this model`);
+    if (before === undefined) throw new UsageError(`${name} is not a dimension of this model`);
     if (!Number.isInteger(size) || size < 1 || size > before)
       throw new UsageError(`${name}=${size}: the model has ${before}; choose a whole number from 1 to ${before}`);
   }
@@ -112,25 +113,28 @@ export function checkPlan(model: Model, plan: PrunePlan): void {
   for (const [name, size] of Object.entries(plan.sizes)) {
     const groupedBy = groups.get(originalDimension(plan, name));
     if (groupedBy === undefined) continue;
-    const groupCount = sizeOf(inPlan(name, groupedBy), plan.sizes);
-    const most = sizeOf(originalDimension(plan, name), model.sizes) / sizeOf(groupedBy, model.sizes);
-    if (size % groupCount !== 0 || size / groupCount > most)
+    const groupCount = sizeOf(inLayerOf(name, groupedBy), plan.sizes);
+    const maxPerGroup = sizeOf(originalDimension(plan, name), model.sizes) / sizeOf(groupedBy, model.sizes);
+    if (size % groupCount !== 0 || size / groupCount > maxPerGroup)
       throw new UsageError(
-        `${name}=${size} cannot be shared by ${splitLayer(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${most} times it`,
+        `${name}=${size} cannot be shared by ${splitLayer(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${maxPerGroup} times it`,
       );
   }
 }
 
-/** The smaller model's name of another dimension of the same layer. */
-const inPlan = (sibling: DimensionName, original: DimensionName): DimensionName =>
-  layerDimension(splitLayer(sibling)?.layer ?? 0, splitLayer(original)?.name ?? original);
+/** The smaller model's name for an original dimension, in the layer of another of the smaller model's dimensions. */
+function inLayerOf(sibling: DimensionName, original: DimensionName): DimensionName {
+  const [layered, named] = [splitLayer(sibling), splitLayer(original)];
+  return layered === undefined || named === undefined ? original : layerDimension(layered.layer, named.name);
+}
 
-/** Which indices of each original dimension stay, ascending. A dimension that is not cut is absent. */
+/** The indices of each original dimension that stay, ascending. Dimensions that are not cut are absent. */
 export type KeptIndices = ReadonlyMap<DimensionName, Uint32Array>;
 
 /**
- * Chooses what stays: the highest scores of every dimension, heads inside each kept group, in their original order.
- * @throws CoppiceError when a dimension is cut that has no scores
+ * Chooses what stays: the indices with the highest scores in every dimension, and of heads those within each kept group, in
+ * their original order.
+ * @throws CoppiceError when a dimension that is cut has no scores
  */
 export function keptIndices(model: Model, plan: PrunePlan, scores: Scores): KeptIndices {
   const kept = new Map<DimensionName, Uint32Array>();
@@ -151,7 +155,7 @@ export function keptIndices(model: Model, plan: PrunePlan, scores: Scores): Kept
       continue;
     }
     const groupsBefore = sizeOf(groupedBy, model.sizes);
-    const groupsAfter = sizeOf(inPlan(name, groupedBy), plan.sizes);
+    const groupsAfter = sizeOf(inLayerOf(name, groupedBy), plan.sizes);
     if (size === before && groupsAfter === groupsBefore) continue;
     const groups = highest(scoresOf(groupedBy), groupsAfter);
     kept.set(groupedBy, groups);
@@ -160,7 +164,7 @@ export function keptIndices(model: Model, plan: PrunePlan, scores: Scores): Kept
   return kept;
 }
 
-/** The highest scores inside each of the groups. */
+/** The indices with the highest scores within each of the groups. */
 function withinGroups(scores: Float32Array, groups: Uint32Array, perGroup: number, keptPerGroup: number): Uint32Array {
   return Uint32Array.from(
     [...groups].flatMap((group) =>
@@ -171,8 +175,8 @@ function withinGroups(scores: Float32Array, groups: Uint32Array, perGroup: numbe
   );
 }
 
-/** The indices of the `count` highest values, ascending; of equal values the first. */
+/** The indices of the `count` highest values, ascending; of equal values the first ones. */
 export function highest(values: Float32Array, count: number): Uint32Array {
-  const order = Uint32Array.from(values.keys()).sort((a, b) => (values[b] ?? 0) - (values[a] ?? 0) || a - b);
+  const order = Uint32Array.from(values.keys()).sort((a, b) => (values[b] as number) - (values[a] as number) || a - b);
   return order.slice(0, count).sort();
 }

@@ -16,28 +16,27 @@ import { carriedAxes } from "../models/wrappers.js";
 import { FormatError } from "../system/errors.js";
 import type { KeptIndices, PrunePlan } from "./plan.js";
 
-/** A pruned model: its description and its tensors, cut from the original's as they are read. */
+/** A pruned model, whose tensors are cut from the original's as they are read. */
 export interface PrunedModel extends ModelTensors {
   readonly source: TensorSource<FloatDType>;
 }
 
 /**
- * Cuts a model. Generic over architectures: every parameter is sliced along the dimensions it names. Elements are copied bit
- * by bit, and nothing is read before the result is, so a checkpoint of any size is pruned in little memory. Quantized tensors
- * are expanded first.
- * @throws FormatError when the source is not this model's, or a tensor that is carried along has an axis that is cut
+ * Cuts a model of any architecture: every parameter is sliced along the dimensions it names. Elements are copied bit for bit,
+ * and only as the result is read, so a checkpoint of any size is pruned in little memory. Quantized tensors are expanded first.
+ * @throws FormatError when the tensors do not match the model, or a tensor that is carried along has an axis that is cut
  */
 export function prune(original: ModelTensors, plan: PrunePlan, kept: KeptIndices): PrunedModel {
   const { model, carried, prefixes } = original;
   const source = floatSource(original.source);
   checkTensors(model, source);
   const smaller = model.resized(plan.sizes, plan.keptLayers);
-  const originals = new Map(model.parameters.map((spec) => [placeOf(spec.layer, spec.local), spec]));
+  const originals = new Map(model.parameters.map((spec) => [localKey(spec.layer, spec.local), spec]));
   const cuts = new Map<string, Cut>();
   const tensors = new Map<string, TensorInfo<FloatDType>>();
   for (const spec of smaller.parameters) {
     const layer = spec.layer === undefined ? undefined : plan.keptLayers[spec.layer];
-    const before = originals.get(placeOf(layer, spec.local));
+    const before = originals.get(localKey(layer, spec.local));
     if (before === undefined) throw new FormatError(`${spec.name} has no counterpart in the original`);
     const info = tensorInfo(source, before.name);
     cuts.set(spec.name, cutOf(before, model, kept));
@@ -51,20 +50,21 @@ export function prune(original: ModelTensors, plan: PrunePlan, kept: KeptIndices
   };
 }
 
-const placeOf = (layer: number | undefined, local: string): string => `${layer} ${local}`;
+/** Identifies a parameter by its layer and its name within it, which is the same before and after layers are renumbered. */
+const localKey = (layer: number | undefined, local: string): string => `${layer} ${local}`;
 
 /**
- * Cuts what is carried along where it has an axis of the language model's.
- * @throws FormatError where it may have one, but nothing is known of it
+ * Cuts the tensors that are carried along on the axes they share with the language model.
+ * @throws FormatError for an unknown tensor that may have such an axis
  */
 function cutCarried(model: Model, carried: TensorSource, kept: KeptIndices): TensorSource<FloatDType> {
   const source = floatSource(carried);
   const cuts = new Map<string, Cut>();
   const tensors = new Map<string, TensorInfo<FloatDType>>();
+  const hidden = sizeOf("hidden", model.sizes);
   for (const [name, info] of source.tensors) {
     const axes = carriedAxes(model.config, name);
     const [rows, columns] = axes?.map((axis) => (axis === undefined ? undefined : kept.get(axis))) ?? [];
-    const hidden = sizeOf("hidden", model.sizes);
     if (axes === undefined && kept.has("hidden") && info.shape.includes(hidden))
       throw new FormatError(
         `${name} belongs to no parameter of the language model and has an axis as long as the hidden size (${hidden}), which is to be cut: cut other axes (--axes ffn), or take the tensor out of the checkpoint`,
@@ -75,7 +75,7 @@ function cutCarried(model: Model, carried: TensorSource, kept: KeptIndices): Ten
   return new PrunedSource(source, cuts, tensors);
 }
 
-/** What stays of one parameter: rows of its first axis, and elements within each row; all where undefined. */
+/** What stays of a parameter: indices of its first axis, and of its second within each row; undefined keeps all. */
 interface Cut {
   readonly name: string;
   readonly rows: Uint32Array | undefined;
@@ -85,11 +85,11 @@ interface Cut {
 function cutOf(spec: ParameterSpec, model: Model, kept: KeptIndices): Cut {
   if (spec.axes.length > 2)
     throw new FormatError(`${spec.name} has ${spec.axes.length} axes; only vectors and matrices are cut`);
-  const [first, second] = spec.axes.map((axis) => keptOnAxis(axis, model, kept));
-  return { name: spec.name, rows: first, columns: second };
+  const [rows, columns] = spec.axes.map((axis) => keptOnAxis(axis, model, kept));
+  return { name: spec.name, rows, columns };
 }
 
-/** The kept indices of an axis; all where undefined. */
+/** The indices of an axis that stay; undefined when all do. */
 export function keptOnAxis(axis: Axis, model: Model, kept: KeptIndices): Uint32Array | undefined {
   return dimensionsOf(axis).some((name) => kept.has(name)) ? keptWithin(axis, model, kept) : undefined;
 }
@@ -152,7 +152,7 @@ class PrunedSource implements TensorSource<FloatDType> {
   }
 }
 
-/** Consecutive rows of the original that stay, among the kept rows [from, to). */
+/** Splits the kept rows [from, to) into runs that are consecutive in the original. */
 function* runsOf(rows: Uint32Array | undefined, from: number, to: number) {
   for (let start = from; start < to; ) {
     const source = rows?.[start] ?? start;
@@ -163,7 +163,7 @@ function* runsOf(rows: Uint32Array | undefined, from: number, to: number) {
   }
 }
 
-/** Copies the kept elements of each row. */
+/** Copies the kept columns of each row. */
 function gatherColumns(
   bytes: Uint8Array,
   info: TensorInfo<FloatDType>,

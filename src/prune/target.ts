@@ -4,17 +4,23 @@ import { byteCount } from "../system/units.js";
 import { checkNames } from "./plan.js";
 import { type AxisSizes, parseSizes } from "./sizes.js";
 
-/** What the smaller model should be. */
+/** The smaller model that is wanted. */
 export type Target =
   | { readonly kind: "parameters"; readonly parameters: number }
   | { readonly kind: "sizes"; readonly sizes: AxisSizes };
 
-const COUNT_UNITS: Readonly<Record<string, number>> = { "": 1, k: 1e3, m: 1e6, b: 1e9, t: 1e12 };
+const COUNT_UNITS: ReadonlyMap<string, number> = new Map([
+  ["", 1],
+  ["k", 1e3],
+  ["m", 1e6],
+  ["b", 1e9],
+  ["t", 1e12],
+]);
 
 /**
- * Reads a target: `8.4B` (parameters), `0.67x` (of the original's), `4GiB` (memory of the weights at `bitsPerWeight`), or
- * `hidden=4096,ffn=11520` (sizes).
- * @throws UsageError saying what is accepted
+ * Reads a target: `8.4B` (parameters), `0.67x` (a share of the original's), `4GiB` (memory of the weights at `bitsPerWeight`),
+ * or `hidden=4096,ffn=11520` (sizes).
+ * @throws UsageError listing what is accepted
  */
 export function parseTarget(text: string, model: Model, bitsPerWeight: number): Target {
   if (text.includes("=")) {
@@ -22,15 +28,9 @@ export function parseTarget(text: string, model: Model, bitsPerWeight: number): 
     checkNames(model, sizes);
     return { kind: "sizes", sizes };
   }
-  const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
-  const value = Number(match?.[1]);
-  const unit = match?.[2]?.toLowerCase() ?? "?";
   const original = countParameters(model.parameters, model.sizes);
-  let parameters: number | undefined;
-  if (unit === "x") parameters = value * original;
-  else if (byteCount(text) !== undefined) parameters = ((byteCount(text) ?? 0) * 8) / bitsPerWeight;
-  else if (unit in COUNT_UNITS) parameters = value * (COUNT_UNITS[unit] ?? 0);
-  if (parameters === undefined || !(parameters > 0))
+  const parameters = parameterCount(text, original, bitsPerWeight);
+  if (!(parameters > 0))
     throw new UsageError(
       `the target "${text}" is not understood: give parameters (8.4B), a share (0.67x), memory (4GiB) or sizes (hidden=4096,ffn=11520)`,
     );
@@ -39,4 +39,13 @@ export function parseTarget(text: string, model: Model, bitsPerWeight: number): 
       `the target "${text}" is ${Math.round(parameters)} parameters, more than the model's ${original}`,
     );
   return { kind: "parameters", parameters: Math.round(parameters) };
+}
+
+/** @returns NaN for a text that is not understood */
+function parameterCount(text: string, original: number, bitsPerWeight: number): number {
+  const [, value, unit = ""] = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim()) ?? [];
+  if (unit.toLowerCase() === "x") return Number(value) * original;
+  const bytes = byteCount(text);
+  if (bytes !== undefined) return (bytes * 8) / bitsPerWeight;
+  return Number(value) * (COUNT_UNITS.get(unit.toLowerCase()) ?? Number.NaN);
 }

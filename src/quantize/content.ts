@@ -17,46 +17,46 @@ import {
 } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
 import { FormatError } from "../system/errors.js";
-import type { RecipeFacts, TensorShape } from "./recipes.js";
+import type { RecipeFacts, TensorShape } from "./tensor-types.js";
 
-/** ggml's number for the way its quantized types are laid out today. */
+/** ggml's version number of the layout of its quantized types. */
 const QUANTIZATION_VERSION = 2;
 
-/** What a GGUF file is made of, but for the types of its tensors. */
+/** What goes into a GGUF file, except for the types of its tensors. */
 export interface GgufContent {
   readonly source: TensorSource;
   readonly metadata: GgufMetadata;
   readonly tensors: readonly GgufParameter[];
   readonly derived: GgufLayout["derived"];
-  /** The tensors as far as their types depend on them. */
+  /** What the tensors' types depend on. */
   readonly shapes: readonly TensorShape[];
-  readonly facts: Omit<RecipeFacts, "weighted">;
+  readonly facts: Omit<RecipeFacts, "hasImportance">;
   readonly notes: readonly string[];
-  /** @throws FormatError when a file that was written is not what may be run */
+  /** Checks a written file. @throws FormatError when it must not be run */
   readonly verify: (file: string) => void;
 }
 
 export interface ContentOptions {
-  /** `general.name`; as the model's directory or file by default. */
+  /** `general.name`; the name of the model's directory or file by default. */
   readonly name?: string | undefined;
-  /** llama.cpp's name for how texts are cut into words, where it is not recognised. */
+  /** llama.cpp's name for the tokenizer's pre-tokenization, for tokenizers in which it is not recognised. */
   readonly preTokenizer?: string | undefined;
 }
 
-/** Tokens that llama.cpp looks for in any model with Phi-3 in its name, and fails without. */
+/** Tokens without which llama.cpp fails to load any model that has Phi-3 in its name. */
 const PHI3_TOKENS = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
-/** A name that llama.cpp reads nothing into that the tokenizer does not hold. */
-function harmless(name: string, tokenizer: readonly (readonly [string, GgufValue])[]): string {
+/** The name, changed if llama.cpp would conclude from it that the tokenizer has tokens that it lacks. */
+function safeName(name: string, tokenizer: readonly (readonly [string, GgufValue])[]): string {
   const tokens = tokenizer.find(([key]) => key === "tokenizer.ggml.tokens")?.[1];
   const texts = new Set(tokens?.kind === "array" ? tokens.value : []);
   return PHI3_TOKENS.every((token) => texts.has(token)) ? name : name.replace(/(phi)-?(3)/gi, "$1 $2");
 }
 
-/** What to make a file of: a model that is known here, or a GGUF file as it is. */
+/** The source of a GGUF file: a model of a known architecture, or another GGUF file, which is copied as it is. */
 export type GgufOrigin = Checkpoint | GgufFile;
 
-/** @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says */
+/** @throws CoppiceError when llama.cpp could not run the file, FormatError when the weights do not match the configuration */
 export const contentOf = (origin: GgufOrigin, options: ContentOptions): GgufContent =>
   "model" in origin ? modelContent(origin, options) : fileContent(origin, options);
 
@@ -67,7 +67,9 @@ function modelContent(checkpoint: Checkpoint, options: ContentOptions): GgufCont
   const tokenizer = tokenizerMetadata(checkpoint.directory, checkpoint.config, model.vocabSize, options.preTokenizer);
   return {
     source,
-    metadata: describe(harmless(options.name ?? nameOf(checkpoint), tokenizer.entries), model, layout, [
+    metadata: new Map([
+      ...generalMetadata(safeName(options.name ?? nameOf(checkpoint), tokenizer.entries), model, layout),
+      ...layout.metadata,
       ...listedValues(source, layout),
       ...tokenizer.entries,
     ]),
@@ -76,11 +78,11 @@ function modelContent(checkpoint: Checkpoint, options: ContentOptions): GgufCont
     shapes: shapesIn(model, layout),
     facts: factsOf(model),
     notes: [...layout.notes, ...tokenizer.notes],
-    verify: checkRunnable, // what we would not run, nobody gets
+    verify: checkRunnable, // a file that we would refuse to run must not be written
   };
 }
 
-/** Parameters of one number a layer that are lists in the metadata. */
+/** Parameters with one number per layer, which GGUF holds as lists in the metadata. */
 const listedValues = (source: TensorSource, { listed }: GgufLayout): [string, GgufValue][] =>
   listed.map(({ key, parameters }) => [
     key,
@@ -96,7 +98,7 @@ function numberOf(source: TensorSource, name: string): number {
   return value;
 }
 
-/** A file of any architecture: its tensors under their names, its metadata carried along. */
+/** A file of any architecture: the tensors keep their names, and the metadata is carried over. */
 function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): GgufContent {
   const { architecture, layers, heads, kvHeads, experts } = summariseGguf(file);
   const changes: [string, GgufValue][] = [
@@ -109,8 +111,12 @@ function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): Gg
     source: file,
     metadata: new Map([...file.metadata, ...changes]),
     tensors: [...file.tensors.keys()].map((tensor) => ({
-      ...{ name: tensor, parameter: tensor, layer: undefined },
-      ...{ rows: undefined, offset: undefined, factor: undefined },
+      name: tensor,
+      parameter: tensor,
+      layer: undefined,
+      rows: undefined,
+      offset: undefined,
+      factor: undefined,
     })),
     derived: [],
     shapes: [...file.tensors].map(([tensor, { shape, dtype }]) => ({ name: tensor, shape, stored: dtype })),
@@ -128,42 +134,36 @@ function shapesIn(model: Model, layout: GgufLayout): TensorShape[] {
   });
 }
 
-/** The tensors of a model as they will lie in a GGUF file, without their types. */
+/** The shapes of a model's tensors in a GGUF file. */
 export const ggufShapes = (model: Model): TensorShape[] => shapesIn(model, model.gguf());
 
-function factsOf(model: Model): Omit<RecipeFacts, "weighted"> {
+function factsOf(model: Model): Omit<RecipeFacts, "hasImportance"> {
   const [heads = 1, kvHeads = 1, experts = 0] = ["heads", "kvHeads", "experts"].map(
     (name) => sizesOfAxis(model, name)[0],
   );
   return { architecture: model.architecture, layers: model.layerCount, heads, kvHeads, experts };
 }
 
-/** What mixtures want to know of a model. */
-export const recipeFacts = (model: Model, weighted: boolean): RecipeFacts => ({ ...factsOf(model), weighted });
+/** What mixtures depend on in a model. */
+export const recipeFacts = (model: Model, hasImportance: boolean): RecipeFacts => ({
+  ...factsOf(model),
+  hasImportance,
+});
 
-/** What a model's directory or file is called. */
+/** The name of a model's directory or file. */
 export const nameOf = ({ path: at }: Pick<Checkpoint, "path">): string =>
   path.basename(path.resolve(at)).replace(/\.gguf$/, "");
 
-function describe(
-  name: string,
-  model: Model,
-  layout: GgufLayout,
-  others: readonly (readonly [string, GgufValue])[],
-): GgufMetadata {
-  return new Map<string, GgufValue>([
-    ["general.architecture", gguf.string(layout.architecture)],
-    ["general.type", gguf.string("model")],
-    ["general.name", gguf.string(name)],
-    ["general.size_label", gguf.string(sizeLabel(countParameters(model.parameters, model.sizes)))],
-    ["general.file_type", gguf.uint32(0)],
-    ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
-    ...layout.metadata,
-    ...others,
-  ]);
-}
+const generalMetadata = (name: string, model: Model, layout: GgufLayout): [string, GgufValue][] => [
+  ["general.architecture", gguf.string(layout.architecture)],
+  ["general.type", gguf.string("model")],
+  ["general.name", gguf.string(name)],
+  ["general.size_label", gguf.string(sizeLabel(countParameters(model.parameters, model.sizes)))],
+  ["general.file_type", gguf.uint32(0)],
+  ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],
+];
 
-/** 8414105600 as 8.4B. */
+/** 8414105600 becomes 8.4B. */
 function sizeLabel(parameters: number): string {
   const [scale, unit] = parameters >= 1e9 ? [1e9, "B"] : parameters >= 1e6 ? [1e6, "M"] : [1e3, "K"];
   const value = parameters / scale;

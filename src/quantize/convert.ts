@@ -4,18 +4,18 @@ import { bytesOf, DTYPE_ID, dataBytes, isQuantized, type StoredDType } from "../
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError, UsageError } from "../system/errors.js";
 
-/** Conversions between stored types, on native threads: the event loop stays free. */
+/** Conversions between stored types, on native threads so that the event loop stays free. */
 
-/** A call of a native function on another thread. */
+/** Calls a native function on another thread. */
 const onThread = <T>(native: { readonly async: (...args: unknown[]) => void }, ...args: unknown[]): Promise<T> =>
   new Promise((resolve, reject) => {
     native.async(...args, (error: unknown, result: T) => (error ? reject(error) : resolve(result)));
   });
 
-const areNumbers = (dtype: StoredDType, bytes: Uint8Array): Promise<boolean> =>
+const areFinite = (dtype: StoredDType, bytes: Uint8Array): Promise<boolean> =>
   onThread<boolean>(loadFunctions().ggml_validate_row_data, DTYPE_ID[dtype], bytes, bytes.byteLength);
 
-/** Memory that is used again and again: fresh memory costs a page fault for every 4 KiB, as much as converting it. */
+/** Memory for reuse: fresh memory costs a page fault for every 4 KiB, which takes as long as converting it. */
 export class Scratch {
   private readonly free = new Map<number, ArrayBuffer[]>();
 
@@ -48,24 +48,31 @@ async function toFloats(
   return values;
 }
 
-const largest = (values: Float32Array): number => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+const largestMagnitude = (values: Float32Array): number =>
+  values.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+
+/** What to do about values that a type cannot hold. */
+const advice = (dtype: StoredDType): string => {
+  if (dtype === "bf16") return "";
+  return `${dtype === "f16" ? ` (its largest is ${F16_LARGEST})` : ""}: choose bf16 or f32`;
+};
 
 export interface Conversion {
-  /** For messages. */
+  /** The tensor's name, for messages. */
   readonly name: string;
   readonly from: StoredDType;
   readonly to: StoredDType;
   /** Elements of a row. */
   readonly columns: number;
-  /** How much each column matters; f32, one per column. Where given, quantizing minimises the error weighted so. */
+  /** How much each column matters, [columns] in f32: quantizing then minimizes the error weighted by it. */
   readonly importance?: Float32Array | undefined;
 }
 
 /**
  * Converts whole rows.
- * @param scratch where memory comes from; what is returned may be given back to it once it is used
- * @returns the rows in the new type; the same bytes when it is the old
- * @throws FormatError for values that are no numbers, or too large for the new type
+ * @param scratch where memory comes from; give the result back to it once it is used
+ * @returns the rows in the new type; the same bytes when the type does not change
+ * @throws FormatError for values that are not finite, or too large for the new type
  */
 export async function convertRows(
   bytes: Uint8Array,
@@ -73,8 +80,8 @@ export async function convertRows(
   scratch = new Scratch(),
 ): Promise<Uint8Array> {
   const { name, from, to, columns, importance } = conversion;
-  // NaN and infinity: quantizing would end the process over them
-  if (!(await areNumbers(from, bytes))) throw notFinite(name, from, bytes);
+  // quantizing NaN or infinity would end the process
+  if (!(await areFinite(from, bytes))) throw notFinite(name, from, bytes);
   if (from === to) return bytes;
   const f = loadFunctions();
   const elements = (bytes.byteLength / dataBytes(from, columns)) * columns;
@@ -95,9 +102,9 @@ export async function convertRows(
       importance ?? null,
     );
   } else await onThread(to === "bf16" ? f.ggml_fp32_to_bf16_row : f.ggml_fp32_to_fp16_row, values, result, elements);
-  if (!(await areNumbers(to, result)))
+  if (!(await areFinite(to, result)))
     throw new FormatError(
-      `${name} has values up to ${largest(values).toPrecision(4)}, which ${to} cannot hold${to === "bf16" ? "" : `${to === "f16" ? ` (its largest is ${F16_LARGEST})` : ""}: choose bf16 or f32`}`,
+      `${name} has values up to ${largestMagnitude(values).toPrecision(4)}, which ${to} cannot hold${advice(to)}`,
     );
   if (from !== "f32") scratch.give(values);
   return result;

@@ -2,40 +2,34 @@ import { availableParallelism } from "node:os";
 import { sourceBytes } from "../checkpoint/tensor-source.js";
 import { isQuantized, type QuantizedDType, type StoredDType } from "../ggml/dtype.js";
 import type { Checkpoint } from "../models/index.js";
+import { elementCount } from "../tensor/index.js";
 import { type ContentOptions, contentOf, type GgufOrigin } from "./content.js";
 import type { Importance } from "./importance.js";
 import { bestMix } from "./mix.js";
-import {
-  type FileKind,
-  fallbacks,
-  fileTypeOf,
-  fileTypeOfMostly,
-  type RecipeFacts,
-  type TensorShape,
-  typesFor,
-} from "./recipes.js";
+import { type FileKind, fileTypeOf, fileTypeOfMostly } from "./recipes.js";
 import type { Sensitivity } from "./sensitivity.js";
-import { fileBytes, type WriteModelOptions, type WrittenModel, writeModel } from "./write.js";
+import { fallbacks, type RecipeFacts, type TensorShape, typesFor } from "./tensor-types.js";
+import { fileBytes, type WriteContentOptions, type WrittenModel, writeContent } from "./write.js";
 
 export interface ExportOptions
   extends ContentOptions,
-    Pick<WriteModelOptions, "shardBytes" | "onFiles" | "onBytes" | "signal"> {
-  /** What kind of file; the name of one of llama.cpp's mixtures. */
+    Pick<WriteContentOptions, "shardBytes" | "onFiles" | "onBytes" | "signal"> {
+  /** The name of one of llama.cpp's mixtures of types. */
   readonly kind: FileKind;
   readonly importance?: Importance | undefined;
-  /** How many threads convert; all cores by default. */
+  /** Threads that convert; one per core by default. */
   readonly threads?: number | undefined;
 }
 
 /**
  * Writes a model as a GGUF file of a kind.
- * @throws CoppiceError when llama.cpp could not run it, FormatError when the weights are not what the configuration says
+ * @throws CoppiceError when llama.cpp could not run it, FormatError when the weights do not match the configuration
  */
 export async function exportGguf(file: string, origin: GgufOrigin, options: ExportOptions): Promise<WrittenModel> {
   const { kind } = options;
   const content = contentOf(origin, options);
-  const facts = { ...content.facts, weighted: options.importance !== undefined };
-  const written = await writeModel(file, content, {
+  const facts = { ...content.facts, hasImportance: options.importance !== undefined };
+  const written = await writeContent(file, content, {
     ...options,
     types: typesFor(kind, content.shapes, facts),
     fileType: fileTypeOf(kind),
@@ -49,7 +43,7 @@ export async function exportGguf(file: string, origin: GgufOrigin, options: Expo
   return { ...written, notes };
 }
 
-/** Where rows do not fill a type's blocks, files become larger than their kind promises. */
+/** Notes that the file is larger than its kind promises, when rows do not fill a type's blocks. */
 function fallbackNotes(
   kind: FileKind,
   shapes: readonly TensorShape[],
@@ -59,63 +53,60 @@ function fallbackNotes(
   const counts = [...fallbacks(kind, shapes, facts)];
   if (counts.length === 0) return [];
   const count = counts.reduce((sum, [, tensors]) => sum + tensors, 0);
-  const elements = shapes.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+  const elements = shapes.reduce((sum, { shape }) => sum + elementCount(shape), 0);
+  const listed = counts.map(([dtype, tensors]) => `${tensors} ${dtype}`).join(", ");
   return [
-    `${count} of ${shapes.length} tensors have rows that do not fill the blocks of ${kind} and take other types (${counts
-      .map(([dtype, tensors]) => `${tensors} ${dtype}`)
-      .join(", ")}): ${((8 * bytes) / elements).toFixed(1)} bits a weight in all`,
+    `${count} of ${shapes.length} tensors have rows that do not fill the blocks of ${kind} and take other types (${listed}): ${((8 * bytes) / elements).toFixed(1)} bits a weight in all`,
   ];
 }
 
-/** A model that is quantized already may grow by being quantized. */
+/** Notes that a model that was quantized already has grown. */
 function growthNotes(origin: GgufOrigin, { bytes }: WrittenModel): string[] {
   const source = "model" in origin ? origin.source : origin;
   const before = "model" in origin ? origin.bytes : sourceBytes(origin);
   const stored = [...source.tensors.values()].map(({ dtype }) => dtype).filter(isQuantized);
   if (stored.length === 0 || bytes <= before) return [];
   return [
-    `the file is larger than the model that it was made of, which is quantized already (${[...new Set(stored)].join(", ")}): ${(bytes / before).toFixed(2)} times its size`,
+    `the file is larger than the model that it was made from, which is quantized already (${[...new Set(stored)].join(", ")}): ${(bytes / before).toFixed(2)} times its size`,
   ];
 }
 
-export interface FitOptions extends Omit<ExportOptions, "kind" | "importance"> {
+export interface ExportToSizeOptions extends Omit<ExportOptions, "kind" | "importance"> {
   readonly importance: Importance;
+  /** The size that the file may have at most. */
   readonly sizeBytes: number;
 }
 
-/** A file that was fitted to a size. */
+/** A file of a given size. */
 export interface FittedModel extends WrittenModel {
-  /** The sum of what each tensor's type costs alone: nats per token from the unquantized model, to first order. */
+  /** The sum of what each tensor's type costs alone: to first order, the divergence from the unquantized model in nats per token. */
   readonly expectedLoss: number;
 }
 
 /**
- * Writes a model as a GGUF file of at most so many bytes, each tensor in the type that makes the whole the best.
- * @throws UsageError when it cannot be made so small
+ * Writes a model as a GGUF file of at most a given size, with the mix of types that is expected to lose least.
+ * @throws UsageError when it cannot be made that small
  */
 export async function exportToSize(
   file: string,
   checkpoint: Checkpoint,
   sensitivity: Sensitivity,
-  options: FitOptions,
+  options: ExportToSizeOptions,
 ): Promise<FittedModel> {
   const content = contentOf(checkpoint, options);
   const typed = (choice: ReadonlyMap<string, QuantizedDType>): Map<string, StoredDType> =>
     new Map(content.shapes.map(({ name }) => [name, choice.get(name) ?? "f32"]));
   const { importance } = options;
-  // what is not quantized, the header and the gaps between tensors take their share
-  const any = new Map([...sensitivity].flatMap(([name, costs]) => (costs[0] ? [[name, costs[0]] as const] : [])));
-  const whole = fileBytes(content, {
-    importance,
-    fileType: 0,
-    types: typed(new Map([...any].map(([name, { dtype }]) => [name, dtype]))),
-  });
-  const rest = whole - [...any.values()].reduce((sum, { bytes }) => sum + bytes, 0);
-  const mix = await bestMix(sensitivity, options.sizeBytes - rest - ALIGNMENT * any.size);
-  const written = await writeModel(file, content, {
+  // the header, the gaps between tensors and tensors that are not quantized take space as well: measured with arbitrary types
+  const arbitrary = [...sensitivity].flatMap(([name, [cost]]) => (cost === undefined ? [] : [{ name, ...cost }]));
+  const types = typed(new Map(arbitrary.map(({ name, dtype }) => [name, dtype])));
+  const overhead =
+    fileBytes(content, { importance, fileType: 0, types }) - arbitrary.reduce((sum, { bytes }) => sum + bytes, 0);
+  const mix = await bestMix(sensitivity, options.sizeBytes - overhead - ALIGNMENT * arbitrary.length);
+  const written = await writeContent(file, content, {
     ...options,
     types: typed(mix.types),
-    fileType: fileTypeOfMostly(mostly(mix.types, sensitivity)),
+    fileType: fileTypeOfMostly(mainType(mix.types, sensitivity)),
     threads: options.threads ?? availableParallelism(),
   });
   const notes = [...written.notes, ...growthNotes(checkpoint, written)];
@@ -125,12 +116,12 @@ export async function exportToSize(
 /** The largest gap between tensors. */
 const ALIGNMENT = 32;
 
-/** The type that most bytes have. */
-function mostly(types: ReadonlyMap<string, QuantizedDType>, sensitivity: Sensitivity): QuantizedDType {
+/** The type that takes most bytes. */
+function mainType(types: ReadonlyMap<string, QuantizedDType>, sensitivity: Sensitivity): QuantizedDType {
   const sums = new Map<QuantizedDType, number>();
   for (const [name, dtype] of types) {
-    const bytes = sensitivity.get(name)?.find((cost) => cost.dtype === dtype)?.bytes ?? 0;
-    sums.set(dtype, (sums.get(dtype) ?? 0) + bytes);
+    const cost = sensitivity.get(name)?.find((candidate) => candidate.dtype === dtype);
+    if (cost !== undefined) sums.set(dtype, (sums.get(dtype) ?? 0) + cost.bytes);
   }
   return [...sums].sort((a, b) => b[1] - a[1])[0]?.[0] ?? "q8_0";
 }

@@ -1,115 +1,102 @@
-import path from "node:path";
-import { checkOwner, openSafetensors, readTensor, writeSafetensors } from "../checkpoint/index.js";
-import { checkVocabulary, type Sequences } from "../data/index.js";
-import { type CalibrationOptions, spreadBatches } from "../evaluate/batches.js";
-import { overflowError } from "../evaluate/finite.js";
-import { toFloat32 } from "../ggml/convert.js";
+import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
+import type { Sequences } from "../data/index.js";
+import type { CalibrationOptions } from "../evaluate/batches.js";
+import { type ActivationStatistics, calibrationStatistics } from "../evaluate/calibration.js";
 import type { Backend } from "../ggml/device.js";
-import { bytesOf } from "../ggml/dtype.js";
-import { loadFunctions } from "../ggml/library.js";
 import { axisSize, type Model, type ModelWeights, type ParameterSpec, type Tap } from "../models/index.js";
-import { CoppiceError, FormatError } from "../system/errors.js";
-import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { type Graph, ops, TensorStore } from "../tensor/index.js";
 
 /**
- * How much each input of each matrix matters: its mean squared activation, by parameter name, one number per column. Rounding a
- * weight changes the output in proportion to it (llama.cpp's "importance matrix").
+ * How much each input of each matrix matters: its mean squared activation, by parameter name, one number per column. The error
+ * that rounding a weight causes in the output is proportional to it (llama.cpp's "importance matrix").
  */
 export type Importance = ReadonlyMap<string, Float32Array>;
 
-const multiplied = (model: Model): (ParameterSpec & { readonly input: string })[] =>
+/** A parameter that activations are multiplied with, and the name of those activations. */
+type Matrix = ParameterSpec & { readonly input: string };
+
+const matricesOf = (model: Model): Matrix[] =>
   model.parameters.flatMap((spec) => (spec.input === undefined ? [] : [{ ...spec, input: spec.input }]));
 
 const columnsOf = (model: Model, spec: ParameterSpec): number => axisSize(spec.axes.at(-1) ?? "", model.sizes);
 
-/** Measures importances on calibration data, in one pass, forward only. */
-export async function measureImportance(
+/**
+ * Measures importances on calibration data, in one pass, forward only.
+ * @throws CoppiceError when the data is of another tokenizer, or an importance is not finite
+ */
+export const measureImportance = (
   backend: Backend,
   weights: ModelWeights,
   sequences: Sequences,
   options: CalibrationOptions,
-): Promise<Importance> {
-  const { model } = weights;
-  checkVocabulary(sequences.stream, model.vocabSize);
-  const specs = multiplied(model);
-  const widths = new Map(specs.map((spec) => [spec.input, columnsOf(model, spec)]));
-  const store = new TensorStore(backend, widths.size);
-  for (const [tap, width] of widths) store.add(tap, [1, width], "f32");
-  store.allocate();
-  const batches = spreadBatches(sequences, options.samples, options.batchSize);
-  const size = batches[0]?.length ?? 1;
-  const g = new Graph(backend, { computeType: options.computeType });
-  const missing = new Set(widths.keys());
-  const tap: Tap = (name, activation) => {
-    if (!missing.delete(name)) return;
-    const sums = store.get(name);
-    g.effect(ops.assign(g, ops.add(g, squaresOfColumns(g, activation), sums), sums));
+): Promise<Importance> =>
+  calibrationStatistics({
+    backend,
+    weights,
+    sequences,
+    options,
+    build: (g, tokens, batch) => {
+      const { model } = weights;
+      const squares = new SquareSums(g, model, batch * sequences.length);
+      g.effect(model.forward(g, weights.get, tokens, { tap: squares.tap }).hidden);
+      return squares;
+    },
+    describe: (name) => `the inputs of ${name}`,
+  });
+
+/** Running sums of squared activations on the device, one for each input of a matrix. */
+class SquareSums implements ActivationStatistics {
+  readonly missing: Set<string>;
+  private readonly matrices: readonly Matrix[];
+  private readonly store: TensorStore;
+
+  /** @param rows of a batch's activations */
+  constructor(
+    private readonly g: Graph,
+    model: Model,
+    private readonly rows: number,
+  ) {
+    this.matrices = matricesOf(model);
+    const widths = new Map(this.matrices.map((matrix) => [matrix.input, columnsOf(model, matrix)]));
+    this.store = new TensorStore(g.backend, widths.size);
+    for (const [input, width] of widths) this.store.add(input, [1, width], "f32");
+    this.store.allocate();
+    this.missing = new Set(widths.keys());
+  }
+
+  /** Adds an activation [rows, columns] to its sums: Σ over rows of x². */
+  readonly tap: Tap = (name, activation) => {
+    if (!this.missing.delete(name)) return;
+    const { g } = this;
+    const sums = this.store.get(name);
+    g.effect(ops.assign(g, ops.add(g, ops.sumRows(g, ops.square(g, activation)), sums), sums));
   };
-  const tokens = g.input("tokens", "i32", [size, sequences.length]);
-  const { hidden } = model.forward(g, weights.get, tokens, { tap });
-  g.effect(hidden);
-  const [unnamed] = missing;
-  if (unnamed !== undefined) throw new CoppiceError(`${model.architecture} has no activation ${unnamed}`);
-  try {
-    for (const [i, numbers] of batches.entries()) {
-      g.write(tokens, sequences.batch(numbers).tokens);
-      await g.run();
-      options.onProgress?.((i + 1) * size, batches.length * size);
-    }
-    const count = batches.length * size * sequences.length;
-    const importance = new Map(
-      specs.map(({ name, input }) => [name, store.read(store.get(input)).map((sum) => sum / count)]),
+
+  read(batches: number): Map<string, Float32Array> {
+    const count = batches * this.rows;
+    return new Map(
+      this.matrices.map(({ name, input }) => [name, this.store.read(this.store.get(input)).map((sum) => sum / count)]),
     );
-    for (const [name, values] of importance)
-      if (!values.every(Number.isFinite))
-        throw await overflowError(`the inputs of ${name} are not finite: the model`, {
-          backend,
-          weights,
-          tokens: sequences.batch(batches[0] ?? []).tokens,
-          batch: size,
-          computeType: options.computeType,
-        });
-    return importance;
-  } finally {
-    g.free();
-    store.free();
+  }
+
+  free(): void {
+    this.store.free();
   }
 }
 
-/** Σ over rows of x²: [rows, columns] -> [1, columns]. */
-const squaresOfColumns = (g: Graph, x: Tensor): Tensor => ops.sumRows(g, ops.square(g, x));
-
 /**
- * Keeps importances in a safetensors file, one tensor per matrix.
- * @param identity what the model contains that they are of
+ * Writes importances to a safetensors file, one tensor per matrix.
+ * @param identity of the model's content; models of the same sizes are told apart by it
  */
-export function saveImportance(file: string, importance: Importance, identity?: string): void {
-  const tensors = [...importance].map(([name, values]) => ({
-    ...{ name, dtype: "f32" as const, shape: [values.length] },
-    chunks: () => [bytesOf(values)],
-  }));
-  writeSafetensors(path.resolve(file), tensors, {
-    kind: "coppice importance matrix",
-    ...(identity !== undefined && { model: identity }),
-  });
-}
+export const saveImportance = (file: string, importance: Importance, identity?: string): void =>
+  saveVectors(file, importance, "coppice importance matrix", identity);
 
 /**
- * Reads saved importances.
- * @param identity what the model contains; models of the same sizes are told apart by it
+ * Reads the importances of a model.
+ * @param identity of the model's content; models of the same sizes are told apart by it
  * @throws FormatError when they are another model's
  */
 export function loadImportance(file: string, model: Model, identity?: string): Importance {
-  const source = openSafetensors(file);
-  checkOwner(source, identity, "importances");
-  return new Map(
-    multiplied(model).map((spec) => {
-      const info = source.tensors.get(spec.name);
-      if (info?.shape.join() !== String(columnsOf(model, spec)))
-        throw new FormatError(
-          `${file} has no ${columnsOf(model, spec)} importances for ${spec.name}: it is another model's`,
-        );
-      return [spec.name, toFloat32(loadFunctions(), readTensor(source, spec.name), info.dtype).slice()];
-    }),
-  );
+  const lengths = matricesOf(model).map((matrix) => [matrix.name, columnsOf(model, matrix)] as const);
+  return loadVectors(file, lengths, "importances", identity);
 }

@@ -1,5 +1,5 @@
 export { type GgufOrigin, nameOf } from "./content.js";
-export { type ExportOptions, exportGguf, exportToSize, type FitOptions, type FittedModel } from "./export.js";
+export { type ExportOptions, type ExportToSizeOptions, exportGguf, exportToSize, type FittedModel } from "./export.js";
 export {
   type Importance,
   loadImportance,

@@ -1,6 +1,6 @@
 /**
- * Runs jobs at most `width` at a time, in order, and hands out their results in that order. Work is begun ahead of the results
- * that are asked for, so that threads stay busy across the boundaries between tensors.
+ * Runs jobs in order, at most `width` at a time, and returns their results in the same order. Jobs start ahead of the results that are
+ * requested, so that threads stay busy across the boundaries between tensors.
  */
 export class Pipeline<T> {
   private readonly running: Promise<T>[] = [];
@@ -13,13 +13,13 @@ export class Pipeline<T> {
     this.jobs = jobs[Symbol.iterator]();
   }
 
-  /** The next result. @throws what the job threw, or RangeError past the last job */
+  /** The next result. @throws the job's error, or RangeError after the last job */
   async next(): Promise<T> {
     while (this.running.length < this.width) {
       const { value: job, done } = this.jobs.next();
       if (done === true) break;
       const promise = job();
-      promise.catch(() => {}); // said where the result is asked for
+      promise.catch(() => {}); // reported when the result is requested
       this.running.push(promise);
     }
     const first = this.running.shift();

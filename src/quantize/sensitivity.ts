@@ -16,59 +16,54 @@ import { elementCount } from "../tensor/index.js";
 import { ggufShapes } from "./content.js";
 import { convertRows } from "./convert.js";
 import type { Importance } from "./importance.js";
-import { isQuantizable } from "./recipes.js";
+import { isQuantizable } from "./tensor-types.js";
 
-/** What a type costs a tensor. */
+/** The cost of storing a tensor in a type. */
 export interface TypeCost {
   readonly dtype: QuantizedDType;
   readonly bytes: number;
-  /** Mean divergence from the unquantized model, in nats per token, when this tensor alone has the type. */
+  /** Mean divergence from the unquantized model, in nats per token, when only this tensor has the type. */
   readonly loss: number;
 }
 
 /** The costs of each tensor's types, by the tensor's name in GGUF. */
 export type Sensitivity = ReadonlyMap<string, readonly TypeCost[]>;
 
-/** Types tried by default, where rows fill their blocks: those on the frontier of size and error. */
+/** Types tried by default for rows that fill their blocks: those on the frontier of size and error. */
 export const CANDIDATE_TYPES: readonly QuantizedDType[] = [
-  ...([
-    "q8_0",
-    "q6_k",
-    "q5_k",
-    "q4_k",
-    "iq4_xs",
-    "q3_k",
-    "iq3_s",
-    "iq3_xxs",
-    "q2_k",
-    "iq2_s",
-    "iq2_xs",
-    "iq2_xxs",
-  ] as const),
+  "q8_0",
+  "q6_k",
+  "q5_k",
+  "q4_k",
+  "iq4_xs",
+  "q3_k",
+  "iq3_s",
+  "iq3_xxs",
+  "q2_k",
+  "iq2_s",
+  "iq2_xs",
+  "iq2_xxs",
 ];
-/** And where they do not. */
+/** Types tried for other rows. */
 const SMALL_BLOCK_TYPES: readonly QuantizedDType[] = ["q8_0", "q5_1", "q5_0", "q4_1", "iq4_nl", "q4_0"];
 
 export interface SensitivityOptions extends BatchOptions {
   readonly importance: Importance;
   readonly types?: readonly QuantizedDType[] | undefined;
   /**
-   * Measure one type of each tensor and scale by the weighted squared error for the others: as many forward passes as tensors. The
-   * divergence grows with the square of a small error.
+   * Measure one type of each tensor, and scale its divergence by the weighted squared error for the others, because the divergence
+   * grows with the square of a small error: one measurement per tensor instead of one per type.
    */
   readonly probe?: boolean | undefined;
-  /** Where finished measurements are kept, so that a run that was stopped goes on. */
+  /** Keeps finished measurements, so that an interrupted run continues. */
   readonly file?: string | undefined;
   readonly onProgress?: ((done: number, total: number, name: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-const storedSchema = z.record(
-  z.string(),
-  z.array(z.object({ dtype: z.string(), bytes: z.number(), loss: z.number() })),
-);
+const costsSchema = z.record(z.string(), z.array(z.object({ dtype: z.string(), bytes: z.number(), loss: z.number() })));
 
-/** Measures what each type costs each tensor, each alone. The weights are as before when it returns. */
+/** Measures what each type costs each tensor, one tensor at a time. The weights are restored before it returns. */
 export async function measureSensitivity(
   backend: Backend,
   weights: ModelWeights,
@@ -77,47 +72,49 @@ export async function measureSensitivity(
   options: SensitivityOptions,
 ): Promise<Sensitivity> {
   const { model } = weights;
-  const found = new Map<string, readonly TypeCost[]>(options.file === undefined ? [] : stored(options.file));
-  const tensors = namedTensors(model);
+  const sensitivity = new Map<string, readonly TypeCost[]>(options.file === undefined ? [] : readCosts(options.file));
+  const tensors = quantizableTensors(model);
   const meter = await DivergenceMeter.prepare(backend, weights, sequences, options);
   const variant = meter.of(weights);
   try {
     for (const [i, tensor] of tensors.entries()) {
       options.signal?.throwIfAborted();
-      if (!found.has(tensor.name)) {
+      if (!sensitivity.has(tensor.name)) {
         const types = candidatesOf(tensor, options);
-        const trial = new Trial(backend, weights, source, tensor, options.importance.get(tensor.parameter));
+        const importance = options.importance.get(tensor.parameter);
+        const trial = new TensorTrial({ backend, weights, source, tensor, importance });
         try {
-          found.set(tensor.name, await costsOf(trial, types, variant.measure, options.probe === true));
+          sensitivity.set(tensor.name, await costsOf(trial, types, variant.measure, options.probe === true));
         } finally {
           trial.restore();
         }
-        if (options.file !== undefined) writeJson(options.file, Object.fromEntries(found));
+        if (options.file !== undefined) writeJson(options.file, Object.fromEntries(sensitivity));
       }
       options.onProgress?.(i + 1, tensors.length, tensor.name);
     }
-    return found;
+    return sensitivity;
   } finally {
     variant.free();
     meter.free();
   }
 }
 
-function stored(file: string): [string, TypeCost[]][] {
+function readCosts(file: string): [string, TypeCost[]][] {
   if (!existsSync(file)) return [];
-  const parsed = storedSchema.safeParse(readJsonObject(file));
-  if (!parsed.success) throw new FormatError(`${file} holds no measurements of types; remove it`);
+  const parsed = costsSchema.safeParse(readJsonObject(file));
+  if (!parsed.success) throw new FormatError(`${file} is not a file of measured types: delete it`);
   return Object.entries(parsed.data) as [string, TypeCost[]][];
 }
 
-interface NamedTensor {
+interface QuantizableTensor {
+  /** In GGUF. */
   readonly name: string;
   readonly parameter: string;
   readonly shape: readonly number[];
 }
 
-/** The tensors that are ever quantized. */
-function namedTensors(model: Model): NamedTensor[] {
+/** A model's tensors that can be quantized. */
+function quantizableTensors(model: Model): QuantizableTensor[] {
   const shapes = new Map(ggufShapes(model).map((tensor) => [tensor.name, tensor.shape]));
   return model.gguf().parameters.flatMap(({ name, parameter }) => {
     const shape = shapes.get(name) ?? [];
@@ -125,49 +122,57 @@ function namedTensors(model: Model): NamedTensor[] {
   });
 }
 
-function candidatesOf({ parameter, shape }: NamedTensor, { types, importance }: SensitivityOptions): QuantizedDType[] {
+function candidatesOf(
+  { parameter, shape }: QuantizableTensor,
+  { types, importance }: SensitivityOptions,
+): QuantizedDType[] {
   const columns = shape.at(-1) ?? 1;
   const f = loadFunctions();
   const possible = (dtype: QuantizedDType) =>
     columns % blockSize(dtype) === 0 &&
     (importance.has(parameter) || !f.ggml_quantize_requires_imatrix(DTYPE_ID[dtype]));
-  const wished = types ?? (columns % 256 === 0 ? CANDIDATE_TYPES : SMALL_BLOCK_TYPES);
-  const fitting = wished.filter(possible);
+  const wanted = types ?? (columns % 256 === 0 ? CANDIDATE_TYPES : SMALL_BLOCK_TYPES);
+  const fitting = wanted.filter(possible);
   if (fitting.length > 0) return fitting;
-  const others = SMALL_BLOCK_TYPES.filter(possible);
-  if (others.length === 0)
+  const smallBlocks = SMALL_BLOCK_TYPES.filter(possible);
+  if (smallBlocks.length === 0)
     throw new CoppiceError(
       `${parameter}: rows of ${columns} elements fill no quantized type's blocks; it cannot be targeted by size`,
     );
-  return others;
+  return smallBlocks;
 }
 
-/** One tensor, tried in other types. */
-class Trial {
+interface TrialInputs {
+  readonly backend: Backend;
+  /** The loaded weights, of which the tensor's are replaced. */
+  readonly weights: ModelWeights;
+  /** The original values. */
+  readonly source: TensorSource;
+  readonly tensor: QuantizableTensor;
+  readonly importance: Float32Array | undefined;
+}
+
+/** Tries a tensor in other types. */
+class TensorTrial {
   private readonly columns: number;
 
-  constructor(
-    private readonly backend: Backend,
-    private readonly weights: ModelWeights,
-    private readonly source: TensorSource,
-    private readonly tensor: NamedTensor,
-    private readonly importance: Float32Array | undefined,
-  ) {
-    this.columns = tensor.shape.at(-1) ?? 1;
+  constructor(private readonly inputs: TrialInputs) {
+    this.columns = inputs.tensor.shape.at(-1) ?? 1;
   }
 
   bytes(dtype: QuantizedDType): number {
-    return dataBytes(dtype, elementCount(this.tensor.shape));
+    return dataBytes(dtype, elementCount(this.inputs.tensor.shape));
   }
 
-  /** Gives the tensor the values it would have in a type. @returns the squared error, weighted by importance */
+  /** Gives the tensor the values that it would have in a type. @returns the squared error, weighted by importance */
   async apply(dtype: QuantizedDType): Promise<number> {
-    const { parameter, name } = this.tensor;
-    const from = tensorInfo(this.source, parameter).dtype;
+    const { columns } = this;
+    const { source, tensor, importance } = this.inputs;
+    const { parameter, name } = tensor;
+    const from = tensorInfo(source, parameter).dtype;
     const f = loadFunctions();
     let error = 0;
-    for (const { row, bytes } of blocks(this.source, parameter)) {
-      const { columns, importance } = this;
+    for (const { row, bytes } of blocks(source, parameter)) {
       const quantized = await convertRows(bytes, { name, from, to: dtype, columns, importance });
       const values = toFloat32(f, quantized, dtype);
       error += weightedError(toFloat32(f, bytes, from), values, columns, importance);
@@ -177,18 +182,20 @@ class Trial {
   }
 
   restore(): void {
-    const { dtype } = tensorInfo(this.source, this.tensor.parameter);
-    for (const { row, bytes } of blocks(this.source, this.tensor.parameter))
+    const { source, tensor } = this.inputs;
+    const { dtype } = tensorInfo(source, tensor.parameter);
+    for (const { row, bytes } of blocks(source, tensor.parameter))
       this.write(row, toFloat32(loadFunctions(), bytes, dtype));
   }
 
   private write(row: number, values: Float32Array): void {
-    const target = this.weights.get(this.tensor.parameter);
+    const { backend, weights, tensor } = this.inputs;
+    const target = weights.get(tensor.parameter);
     if (isQuantized(target.dtype) || target.dtype === "i32")
-      throw new CoppiceError(`${this.tensor.parameter} is held quantized; types are tried on unquantized weights`);
+      throw new CoppiceError(`${tensor.parameter} is held quantized; types are tried on unquantized weights`);
     const bytes = fromFloat32(loadFunctions(), values, target.dtype);
     const offset = row * dataBytes(target.dtype, this.columns);
-    this.backend.functions.ggml_backend_tensor_set(target.handle, bytes, offset, bytes.byteLength);
+    backend.functions.ggml_backend_tensor_set(target.handle, bytes, offset, bytes.byteLength);
   }
 }
 
@@ -207,24 +214,19 @@ function weightedError(
 }
 
 async function costsOf(
-  trial: Trial,
+  trial: TensorTrial,
   types: readonly QuantizedDType[],
   measure: () => Promise<number>,
   probe: boolean,
 ): Promise<TypeCost[]> {
-  const costs: (TypeCost & { readonly error: number })[] = [];
-  // a middling type: its divergence is well above rounding and still in proportion to the error
+  const costs: { readonly dtype: QuantizedDType; readonly error: number; readonly loss: number | undefined }[] = [];
+  // a type from the middle: its divergence is well above rounding and still in proportion to the error
   const probed = types[Math.floor(types.length / 2)];
   for (const dtype of types) {
     const error = await trial.apply(dtype);
-    const loss = !probe || dtype === probed ? await measure() : Number.NaN;
-    costs.push({ dtype, bytes: trial.bytes(dtype), loss, error });
+    costs.push({ dtype, error, loss: !probe || dtype === probed ? await measure() : undefined });
   }
-  const known = costs.find(({ loss }) => !Number.isNaN(loss));
-  const perError = (known?.loss ?? 0) / Math.max(known?.error ?? 1, Number.MIN_VALUE);
-  return costs.map(({ dtype, bytes, loss, error }) => ({
-    dtype,
-    bytes,
-    loss: Number.isNaN(loss) ? perError * error : loss,
-  }));
+  const measured = costs.find(({ loss }) => loss !== undefined);
+  const lossPerError = measured?.loss === undefined ? 0 : measured.loss / Math.max(measured.error, Number.MIN_VALUE);
+  return costs.map(({ dtype, error, loss = lossPerError * error }) => ({ dtype, bytes: trial.bytes(dtype), loss }));
 }

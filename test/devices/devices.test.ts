@@ -14,15 +14,19 @@ const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher")
 const tiny = modelFromConfig(readJsonObject(path.join(teacher, "config.json")));
 /** Mistral NeMo 12B. */
 const nemo = modelFromConfig({
-  ...{
-    model_type: "mistral",
-    hidden_size: 5120,
-    intermediate_size: 14336,
-    num_hidden_layers: 40,
-    num_attention_heads: 32,
-  },
-  ...{ num_key_value_heads: 8, head_dim: 128, vocab_size: 131072, max_position_embeddings: 131072, rms_norm_eps: 1e-5 },
-  ...{ rope_theta: 1e6, tie_word_embeddings: false, architectures: ["MistralForCausalLM"] },
+  model_type: "mistral",
+  hidden_size: 5120,
+  intermediate_size: 14336,
+  num_hidden_layers: 40,
+  num_attention_heads: 32,
+  num_key_value_heads: 8,
+  head_dim: 128,
+  vocab_size: 131072,
+  max_position_embeddings: 131072,
+  rms_norm_eps: 1e-5,
+  rope_theta: 1e6,
+  tie_word_embeddings: false,
+  architectures: ["MistralForCausalLM"],
 });
 
 describe("what a model takes", () => {
@@ -30,8 +34,9 @@ describe("what a model takes", () => {
   const directory = temporaryDirectory();
   const files = new Map<string, { path: string; bytes: number }>();
   beforeAll(async () => {
-    const { files: made } = await quantize({ model: teacher, types: kinds, out: directory, device: "cpu" });
-    for (const [i, file] of made.entries()) files.set(kinds[i] ?? "", { path: file.files[0] ?? "", bytes: file.bytes });
+    const outcome = await quantize({ model: teacher, types: kinds, out: directory, device: "cpu" });
+    for (const [i, file] of outcome.files.entries())
+      files.set(kinds[i] ?? "", { path: file.files[0] ?? "", bytes: file.bytes });
   });
 
   it.each(kinds)("is what llama.cpp allocates for %s, within 5 %", async (kind) => {
@@ -62,7 +67,7 @@ describe("what a model takes", () => {
   });
 });
 
-describe("how fast a device writes", () => {
+describe("how fast a device generates", () => {
   it("is bound by reading weights where memory is slow, by computing where it is fast", () => {
     const measured = (compute: number, rowSeconds = 0) => ({
       computeOf: { q8_0: compute },
@@ -90,7 +95,7 @@ describe("a fit", () => {
     fc.assert(
       fc.property(fc.constantFrom(...DEVICES), fc.integer({ min: 64, max: 8192 }), (device, contextLength) => {
         const { candidates, best } = fitDevice(nemo, device, { contextLength });
-        for (const one of candidates) expect(one.fits).toBe(one.memory.totalBytes <= device.usableBytes);
+        for (const { fits, memory } of candidates) expect(fits).toBe(memory.totalBytes <= device.usableBytes);
         const front = candidates.filter(({ onFront }) => onFront);
         for (const a of front)
           for (const b of candidates)
@@ -106,7 +111,7 @@ describe("a fit", () => {
     );
   });
 
-  it("does not offer a model as it is in a file larger than it has", () => {
+  it("does not offer the uncut model in a file that is larger than its own", () => {
     const device = deviceProfile("h100-80gb");
     const uncut = (storedBytes: number | undefined) =>
       fitDevice(nemo, device, { contextLength: 2048, storedBytes }).candidates.filter(({ share }) => share === 1);

@@ -33,7 +33,9 @@ async function known(name: string): Promise<string> {
 async function changed(file: string, changes: Readonly<Record<string, GgufValue>>): Promise<string> {
   const opened = openGguf(file);
   const tensors = [...opened.tensors].map(([name, { dtype, shape }]) => ({
-    ...{ name, dtype, shape },
+    name,
+    dtype,
+    shape,
     chunks: () => [readTensor(opened, name)],
   }));
   const copy = path.join(root, `changed-${count++}.gguf`);

@@ -24,22 +24,22 @@ describe.each(MODELS)("an engine with %s", (name, model, special) => {
   afterAll(async () => (await engine).dispose());
   const sampling = { temperature: 0, maxTokens: 12 };
 
-  it("continues a text as the tokens that are likeliest read, with the space between", async () => {
+  it("continues a text with the likeliest tokens, and with the space before the first", async () => {
     const tokenizer = await Tokenizer.load(model);
     const reference = await loadInLlamaCpp(file);
     for (const prompt of ["Once upon", "One day, Tom", "She was"]) {
       const [ids = []] = await tokenizer.encode([prompt], true);
-      const written = await greedyTokens(reference, ids, sampling.maxTokens);
-      const [whole, given] = [await tokenizer.decode([...ids, ...written]), await tokenizer.decode(ids)];
+      const generated = await greedyTokens(reference, ids, sampling.maxTokens);
+      const [whole, beginning] = [await tokenizer.decode([...ids, ...generated]), await tokenizer.decode(ids)];
       const shown: string[] = [];
       const { text } = await (await engine).complete(prompt, { ...sampling, onText: (part) => shown.push(part) });
-      expect(given + text).toBe(whole);
+      expect(beginning + text).toBe(whole);
       expect(shown.join("")).toBe(text);
     }
     await reference.dispose();
   });
 
-  it("reads special tokens that are written out as such, unless told otherwise", async () => {
+  it("reads special tokens that are written out as such, unless that is turned off", async () => {
     const tokenizer = await Tokenizer.load(model);
     const reference = await loadInLlamaCpp(file);
     const [ids = []] = await tokenizer.encode([special], false);

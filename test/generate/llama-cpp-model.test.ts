@@ -13,7 +13,7 @@ const file = path.join(temporaryDirectory(), "teacher-f32.gguf");
 await exportModel({ model: teacher, out: file, dtype: "f32" });
 const tokenizer = await Tokenizer.load(teacher);
 
-/** Where answers are put, and who puts them there. */
+/** A list of replies, and a callback that fills it. */
 function collector<T>() {
   const replies: T[] = [];
   const onReply = (index: number, reply: T) => {
@@ -30,7 +30,9 @@ describe("llama.cpp", async () => {
   it("finds texts as likely as our engine does", async () => {
     const requests = [
       ...[" The cat", " happy", "", " ball ball"].map((continuation) => ({
-        ...{ kind: "log-likelihood" as const, context: story, continuation },
+        kind: "log-likelihood" as const,
+        context: story,
+        continuation,
       })),
       { kind: "log-likelihood" as const, context: "", continuation: "Once upon" },
       { kind: "rolling" as const, text: story.repeat(5) },
@@ -52,7 +54,7 @@ describe("llama.cpp", async () => {
     }
   });
 
-  it("writes up to where it is told to stop, the same from a text or after another", async () => {
+  it("stops at the requested texts, and continues a text in the same way alone or after another", async () => {
     const ask = async (...requests: { context: string; until: string[]; maxTokens: number }[]) => {
       const { replies, onReply } = collector<string>();
       await model.generate(
@@ -68,16 +70,24 @@ describe("llama.cpp", async () => {
     const [first = ""] = long.split(".", 1);
     expect(first.length).toBeLessThan(long.length);
     expect(await ask({ ...free, until: ["never", "."] })).toEqual([first]);
-    await expect(ask({ ...free, maxTokens: 96 })).rejects.toThrow(/--max-gen-tokens less/);
+    await expect(ask({ ...free, maxTokens: 96 })).rejects.toThrow(/--max-gen-tokens less than/);
   });
 
-  it("draws other texts at a temperature, the same ones each time", async () => {
+  it("samples different texts at a temperature, the same ones each time", async () => {
     const draw = async () => {
       const { replies, onReply } = collector<string>();
-      const asked = [0, 1, 2].map((sample) => ({
-        ...{ kind: "generate" as const, context: story, until: [], maxTokens: 16, temperature: 1, topP: 0.95, sample },
-      }));
-      await model.generate(asked, onReply);
+      const request = {
+        kind: "generate" as const,
+        context: story,
+        until: [],
+        maxTokens: 16,
+        temperature: 1,
+        topP: 0.95,
+      };
+      await model.generate(
+        [0, 1, 2].map((sample) => ({ ...request, sample })),
+        onReply,
+      );
       return replies;
     };
     const texts = await draw();

@@ -14,8 +14,8 @@ await exportModel({ model: teacher, out: file, dtype: "f32" });
 const threadIds = () => new Set(readdirSync("/proc/self/task"));
 const PROMPT = [1, 7, 30, 52, 9].map((id) => id as Token);
 
-/** Tokens that a context with so many threads writes, and the threads that were there after each of them. */
-async function written(model: LlamaModel, threads: number, count: number) {
+/** The tokens that a context with a number of threads generates, and the new threads after each of them. */
+async function generateWith(model: LlamaModel, threads: number, count: number) {
   const before = threadIds();
   const context = await model.createContext({ contextSize: 64, threads });
   const tokens: Token[] = [];
@@ -32,24 +32,24 @@ async function written(model: LlamaModel, threads: number, count: number) {
 describe("threads that llama.cpp computes with", async () => {
   const model = await loadModel(file, { device: "cpu" });
   afterAll(() => model.dispose());
-  const alone = await written(model, 1, 12); // also starts the threads that Node keeps
+  const alone = await generateWith(model, 1, 12); // also starts the threads that Node keeps
 
   it.skipIf(!canKeepThreads())("live as long as their context, and no longer", async () => {
-    const { kept, left } = await written(model, 2, 12);
+    const { kept, left } = await generateWith(model, 2, 12);
     const [, , third = []] = kept; // the first graph finds no pool yet
     expect(third).toHaveLength(1);
     for (const ids of kept.slice(3)) expect(ids).toEqual(third);
     expect(left).toEqual([]);
   });
 
-  it("write the same, however many they are, and beside each other", async () => {
-    const several = await Promise.all([2, 1, 2].map((threads) => written(model, threads, 12)));
+  it("generate the same tokens, however many there are, and side by side", async () => {
+    const several = await Promise.all([2, 1, 2].map((threads) => generateWith(model, threads, 12)));
     for (const { tokens } of several) expect(tokens).toEqual(alone.tokens);
   });
 
-  it.skipIf(!canKeepThreads())("end with every context that is given back", async () => {
+  it.skipIf(!canKeepThreads())("end with every context that is disposed", async () => {
     const before = threadIds().size;
-    for (let round = 0; round < 20; round++) await written(model, 1 + (round % 2), 3);
+    for (let round = 0; round < 20; round++) await generateWith(model, 1 + (round % 2), 3);
     expect(threadIds().size).toBe(before);
   });
 });

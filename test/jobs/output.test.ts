@@ -37,7 +37,7 @@ const teacher = path.join(root, "examples/tiny-teacher");
 const directory = temporaryDirectory();
 process.env.COPPICE_CACHE = path.join(directory, "cache");
 
-/** A place with a model, data and notes that nothing may touch. */
+/** A directory with a model, data and notes that nothing may touch. */
 let work: string;
 let count = 0;
 beforeEach(() => {
@@ -49,8 +49,8 @@ beforeEach(() => {
 });
 const at = (...names: string[]) => path.join(work, ...names);
 
-/** Every file below a directory with what it contains. */
-const witness = (place: string): Record<string, string> =>
+/** A hash of every file below a directory, by the file's name. */
+const snapshot = (place: string): Record<string, string> =>
   Object.fromEntries(
     readdirSync(place, { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isFile())
@@ -63,13 +63,18 @@ const settings = { tokens: 512, sequenceLength: 32, batchSize: 4, saveEverySteps
 const distilling = (out: string, more: Partial<JobOptions & { restart: boolean; teacher: string }> = {}) =>
   distill({ ...common, student: at("model"), teacher, data: [at("data.txt")], out, settings, ...more });
 const cutting = (out: string, more: object = {}) => ({
-  ...{ ...common, model: at("model"), data: [at("data.txt")], target: "hidden=96,ffn=256", calibrationSamples: 8 },
-  ...{ out, ...more },
+  ...common,
+  model: at("model"),
+  data: [at("data.txt")],
+  target: "hidden=96,ffn=256",
+  calibrationSamples: 8,
+  out,
+  ...more,
 });
 const compressing = (out: string, more: object = {}) => compress({ ...cutting(out), settings, ...more });
 
 describe("an --out that touches what is read", () => {
-  /** What each command is given, by where it writes. */
+  /** Each command with an --out. */
   const commands: Record<string, (out: string) => Promise<unknown>> = {
     compress: (out) => compressing(out, { restart: true }),
     distill: (out) => distilling(out, { teacher: at("model"), restart: true }),
@@ -84,21 +89,21 @@ describe("an --out that touches what is read", () => {
     "is refused by %s: it is, contains or lies inside the input; nothing is lost",
     async (name) => {
       symlinkSync(at("model"), at("link"));
-      const before = witness(work);
+      const before = snapshot(work);
       const run = commands[name]!;
       await expect(run(at("model"))).rejects.toThrow(/is (the|a) (model|teacher|student) itself: choose another --out/);
       await expect(run(at("link"))).rejects.toThrow(/itself/);
       await expect(run(work)).rejects.toThrow(/contains (the|a) (model|teacher)/);
       await expect(run(at("model", "inner"))).rejects.toThrow(/lies inside (the|a) (model|teacher)/);
       await expect(run(at("link", "inner"))).rejects.toThrow(/lies inside/);
-      expect(witness(work)).toEqual(before);
+      expect(snapshot(work)).toEqual(before);
     },
   );
 
   it("is refused where data, validation data or a glob's files lie in it", async () => {
     mkdirSync(at("texts"));
     renameSync(at("data.txt"), at("texts", "data.txt"));
-    const before = witness(work);
+    const before = snapshot(work);
     for (const data of [at("texts"), at("texts", "data.txt"), at("texts", "*.txt")])
       await expect(distilling(at("texts"), { data: [data] } as object)).rejects.toThrow(/(is|contains) the data/);
     await expect(
@@ -107,7 +112,7 @@ describe("an --out that touches what is read", () => {
     await expect(distilling(at("texts", "out"), { data: [at("texts")] } as object)).rejects.toThrow(
       /lies inside the data/,
     );
-    expect(witness(work)).toEqual(before);
+    expect(snapshot(work)).toEqual(before);
   });
 
   it("is refused where the weights are links into it", async () => {
@@ -135,7 +140,7 @@ describe("a directory that is not the run's own", () => {
         evaluate: () => evaluate({ ...common, models: [at("model")], out, tasks: ["piqa"], restart: true }),
       };
       await expect(jobs[name]!()).rejects.toThrow(/is not empty and not a run of coppice \(it has checkpoints\)/);
-      expect(witness(out)).toEqual({ "checkpoints/precious.bin": hashBytes("1") });
+      expect(snapshot(out)).toEqual({ "checkpoints/precious.bin": hashBytes("1") });
     },
   );
 
@@ -212,7 +217,7 @@ describe("a directory that is not the run's own", () => {
   it("does not bear a file's name", async () => {
     for (const name of ["m.gguf", "m.GGUF", "model.safetensors"])
       await expect(pruneModel(cutting(at(name)))).rejects.toThrow(
-        /is the name of a file, and this command writes a dir/,
+        /is the name of a file, but this command writes a dir/,
       );
     await expect(exportModel({ ...common, model: at("model"), out: at("m.safetensors") })).rejects.toThrow(
       /name of a file/,
@@ -228,10 +233,10 @@ describe("a directory that is not the run's own", () => {
 
 describe("a foundry's data directory", () => {
   it("is empty or a foundry's", async () => {
-    const before = witness(work);
+    const before = snapshot(work);
     await expect(startFoundry({ data: work, port: 0, workers: 0 })).rejects.toThrow(/is not empty and no foundry's/);
     await expect(startFoundry({ data: at("notes.md"), port: 0 })).rejects.toThrow(/notes.md is a file: --data/);
-    expect(witness(work)).toEqual(before);
+    expect(snapshot(work)).toEqual(before);
   });
 });
 
@@ -447,8 +452,13 @@ describe("other settings in a run's directory", () => {
   it("are named one by one", async () => {
     await distilling(at("run"));
     const other = distill({
-      ...{ ...common, student: at("model"), teacher, data: [at("data.txt")], out: at("run") },
-      ...{ settings: { ...settings, seed: 9 }, distillation: { temperature: 2 } },
+      ...common,
+      student: at("model"),
+      teacher,
+      data: [at("data.txt")],
+      out: at("run"),
+      settings: { ...settings, seed: 9 },
+      distillation: { temperature: 2 },
     });
     await expect(other).rejects.toThrow(
       "holds a run with other settings (settings.seed 0 -> 9; distillation.temperature not given -> 2): choose another --out, or --restart to discard it",

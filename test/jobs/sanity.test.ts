@@ -35,7 +35,7 @@ describe.each(Object.keys(commands))("%s", (name) => {
     ["a warm-up longer than the run", { warmupSteps: 5 }, /warm-up of 5 steps is longer than the run of 4/],
     ["a learning rate of 0", { learningRate: 0 }, /learningRate must be positive, not 0/],
     ["a learning rate that rises", { learningRate: 1e-4, minimumLearningRate: 1e-3 }, /ends at 0.001, more than/],
-    ["a weight decay that is no number", { weightDecay: Number.NaN }, /weightDecay must be 0 or more/],
+    ["a weight decay that is not a number", { weightDecay: Number.NaN }, /weightDecay must be 0 or more/],
   ])("refuses %s before anything else", async (_, change, message) => {
     await expect(commands[name]!(change)).rejects.toThrow(message);
     expect(existsSync(out)).toBe(false);
@@ -54,9 +54,9 @@ describe("measuring", () => {
   });
 });
 
-describe("what looks like a mistake is said", () => {
+describe("what looks like a mistake is noted", () => {
   let count = 0;
-  /** What is said before the first step of a training run. */
+  /** The notes before the first step of a training run. */
   const notesOf = async (job: { data?: string[]; validation: string[] }, tokens: number) => {
     const notes: string[] = [];
     const place = path.join(directory, `run-${count++}`);
@@ -80,7 +80,7 @@ describe("what looks like a mistake is said", () => {
   it("many passes over little data", async () => {
     const little = path.join(directory, "little.txt");
     writeFileSync(little, corpus(7, 3));
-    const said = await notesOf({ data: [little], validation: [data] }, 30_000);
-    expect(said).toMatch(/30000 tokens are \d+ passes over the data, which has \d+/);
+    const notes = await notesOf({ data: [little], validation: [data] }, 30_000);
+    expect(notes).toMatch(/30000 tokens are \d+ passes over the data, which has \d+/);
   });
 });

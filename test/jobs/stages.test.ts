@@ -4,7 +4,7 @@ import { expect, it } from "vitest";
 import { Stages } from "../../src/jobs/stages.js";
 import { temporaryDirectory } from "../temporary.js";
 
-it("stages that were finished are not done again, and tell of files where their directory lies now", async () => {
+it("finished stages are not run again, and their results name files where their directory is now", async () => {
   const root = temporaryDirectory();
   const [before, after] = [path.join(root, "before"), path.join(root, "after")];
   mkdirSync(before);

@@ -26,7 +26,7 @@ const nemo = modelFromConfig({
   tie_word_embeddings: false,
 });
 
-/** The count by hand: embeddings and head, and in each layer q and o, k and v, the three of the FFN, two norms. */
+/** Counted by hand: embeddings and head, and in each layer q and o, k and v, the three of the FFN, two norms. */
 const byHand = (hidden: number, ffn: number, layers: number) =>
   2 * 131072 * hidden +
   layers * (2 * hidden * 32 * 128 + 2 * hidden * 8 * 128 + 3 * hidden * ffn + 2 * hidden) +
@@ -163,7 +163,7 @@ describe("axes come from the model", () => {
     vocab_size: 96,
   });
 
-  it("and what it has not is refused by name", () => {
+  it("and others are refused by name", () => {
     expect(gpt2.axes.map(({ name }) => name)).toEqual(["ffn", "layers"]);
     expect(() => parseTarget("hidden=32", gpt2, 16)).toThrow(/of a gpt2 model ffn, layers can be cut/);
     expect(() => enumerateCandidates(gpt2, 1e5, { axes: ["heads"] })).toThrow(/gpt2 has no axis heads/);

@@ -24,7 +24,7 @@ const config = {
 };
 const model = modelFromConfig(config);
 
-/** A source whose element (r, c) of the n-th tensor is a number that says n, r and c. */
+/** A source in which each element's value identifies its tensor and its position. */
 function countingSource(elementBytes: 2 | 4): TensorSource {
   const tensors = new Map<string, TensorInfo>();
   for (const spec of model.parameters)

@@ -9,7 +9,7 @@ import { exportGguf } from "../../src/quantize/index.js";
 import { writeTokenizer } from "../llama-cpp.js";
 import { temporaryDirectory } from "../temporary.js";
 
-/** What llama.cpp's own converter made of the test models; see bench/peers/make_gguf_fixtures.py. */
+/** The output of llama.cpp's own converter for the test models; see bench/peers/make_gguf_fixtures.py. */
 const fixtures = path.resolve(import.meta.dirname, "../fixtures");
 
 interface Described {
@@ -19,22 +19,22 @@ interface Described {
   >;
 }
 
-/** Where our files differ, and why. */
+/** The keys and tensors in which our files differ, and why. */
 const DIFFERENCES: Readonly<Record<string, string>> = {
-  "general.name": "the directory's name as it is; the converter makes a title of it",
+  "general.name": "the directory's name unchanged; the converter turns it into a title",
   "general.basename": "guessed from the directory's name",
   "general.version": "likewise",
   "general.finetune": "likewise",
-  "tokenizer.ggml.add_bos_token": "always said: what llama.cpp assumes depends on the kind of tokenizer",
+  "tokenizer.ggml.add_bos_token": "always written: llama.cpp's default depends on the kind of tokenizer",
   "tokenizer.ggml.add_eos_token": "likewise",
   "llama.rope.scaling.attn_factor":
     "LongRoPE's and YaRN's attention factor, which the converter leaves out: llama.cpp then computes other logits",
-  "llama.rope.scaling.yarn_beta_fast": "said even where it is llama.cpp's default",
+  "llama.rope.scaling.yarn_beta_fast": "written even if it is llama.cpp's default",
   "llama.rope.scaling.yarn_beta_slow": "likewise",
   "llama.rope.scaling.original_context_length":
     "LongRoPE needs it to choose its factors; the converter leaves it out here",
   "tokenizer.ggml.merges":
-    "said even where there are none, as in this test's tokenizer: llama.cpp does not load a file without",
+    "written even if there are none, as in this test's tokenizer: llama.cpp does not load a file without it",
   "rope_freqs.weight": "Llama 3's factors, computed in 64 bits and rounded once; the converter computes them in 32",
   "rope_factors_long.weight": "LongRoPE's factors, which the converter drops for this architecture",
   "rope_factors_short.weight": "likewise",

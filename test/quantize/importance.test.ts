@@ -24,7 +24,7 @@ const ids = Int32Array.from({ length: 12 * 32 + 1 }, () => Math.floor(random.uni
 const sequences = new Sequences(TokenStream.of(ids, "random"), 32);
 const options = { samples: 12, batchSize: 4, computeType: "f32" as const };
 
-/** One pass over everything, with activations and logits read out whole: another way to the same numbers. */
+/** Activations and logits of a single pass over everything, read out whole: an independent way to the same numbers. */
 async function readOut(names: readonly string[], of = weights) {
   const g = new Graph(backend);
   const tokens = g.input("tokens", "i32", [12, 32]);
@@ -128,7 +128,10 @@ describe("the cost of a type", () => {
     expect(sums[0]!).toBeLessThan(sums[1]! / 10); // 16 times smaller steps: 256 times smaller squares
     let measured = 0;
     const again = await measureSensitivity(backend, weights, source, sequences, {
-      ...{ ...options, importance, types, file },
+      ...options,
+      importance,
+      types,
+      file,
       onProgress: () => measured++,
     });
     expect(again).toEqual(sensitivity);

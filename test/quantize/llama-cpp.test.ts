@@ -17,12 +17,12 @@ import { temporaryDirectory } from "../temporary.js";
 const fixtures = path.resolve(import.meta.dirname, "../fixtures/models");
 const demoTeacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
 
-/** What llama.cpp cannot do is left out of the comparison, by what the fixture's configuration becomes. */
+/** Changes to the fixtures' configurations that leave what llama.cpp does not support out of the comparison. */
 const CHANGES: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
-  // past the trained length it has no dynamic scaling, and it has no window in this architecture
+  // llama.cpp has no dynamic scaling beyond the trained length, and no window in this architecture
   "llama-rope-dynamic": { max_position_embeddings: 1024 },
   "mistral-window": { sliding_window: 1024 },
-  // it chooses factors by the size of its context, which is never under 256
+  // llama.cpp chooses factors by the size of its context, which is at least 256
   "llama-rope-longrope-short": { max_position_embeddings: 1024 },
 };
 
@@ -43,8 +43,13 @@ function prepared(name: string, root: string): string {
 function layersThatDiffer(root: string): string {
   const directory = path.join(root, "differing");
   const sizes = {
-    ...{ hidden_size: 64, head_dim: 16, num_hidden_layers: 3, intermediate_size: [96, 64, 128] },
-    ...{ num_attention_heads: [4, 2, 6], num_key_value_heads: [2, 1, 2], max_position_embeddings: 512 },
+    hidden_size: 64,
+    head_dim: 16,
+    num_hidden_layers: 3,
+    intermediate_size: [96, 64, 128],
+    num_attention_heads: [4, 2, 6],
+    num_key_value_heads: [2, 1, 2],
+    max_position_embeddings: 512,
   };
   const { checkpoint } = randomModel(root, "differing", sizes, 0.3);
   writeCheckpoint(directory, checkpoint.config, checkpoint.source, { place: (name) => path.join(directory, name) }); // again for each use
@@ -71,8 +76,8 @@ async function ourLogits(backend: Backend, model: string, tokens: readonly numbe
   }
 }
 
-/** Logits up to their mean, which probabilities say nothing of. */
-const centred = (row: ArrayLike<number>): number[] => {
+/** Logits without their mean, which does not affect probabilities. */
+const centered = (row: ArrayLike<number>): number[] => {
   const values = Array.from(row);
   const mean = values.reduce((a, b) => a + b, 0) / values.length;
   return values.map((value) => value - mean);
@@ -116,8 +121,8 @@ describe("a model exported to f32 computes in llama.cpp what it computes here", 
       let difference = 0;
       let scale = 0;
       ours.forEach((row, position) => {
-        const expected = centred(theirs[position]!);
-        centred(row).forEach((value, i) => {
+        const expected = centered(theirs[position]!);
+        centered(row).forEach((value, i) => {
           difference = Math.max(difference, Math.abs(value - expected[i]!));
           scale = Math.max(scale, Math.abs(expected[i]!));
         });

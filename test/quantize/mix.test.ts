@@ -13,7 +13,7 @@ const problem = fc.record({
   room: fc.double({ min: 0, max: 1, noNaN: true }),
 });
 
-/** Every choice there is. */
+/** All possible choices. */
 function* choices(costs: readonly (readonly TypeCost[])[]): Generator<readonly TypeCost[]> {
   const [first, ...rest] = costs;
   if (first === undefined) return yield [];
@@ -43,7 +43,7 @@ describe("the mix of types for a size", () => {
     );
   });
 
-  it("that cannot be so small is refused, with the size it takes", async () => {
+  it("is refused for a size that is too small, with the smallest that is possible", async () => {
     const sensitivity: Sensitivity = new Map([["t", [{ dtype: "q2_k" as const, bytes: 100, loss: 1 }]]]);
     await expect(bestMix(sensitivity, 99)).rejects.toThrow(/100 bytes.*--size/);
   });

@@ -58,8 +58,9 @@ describe.each(cases)("a file $name is llama.cpp's own, bit by bit", ({ name, mod
       string,
       string,
     ];
-    await exportGguf(ours, checkpoint, { kind, ...(weighted && { importance }) });
-    await quantizeWithLlamaCpp(f32, theirs, fileTypeOf(kind), { threads: 2, ...(weighted && { importance: named }) });
+    await exportGguf(ours, checkpoint, { kind, importance: weighted ? importance : undefined });
+    const theirOptions = weighted ? { threads: 2, importance: named } : { threads: 2 };
+    await quantizeWithLlamaCpp(f32, theirs, fileTypeOf(kind), theirOptions);
     const [a, b] = [openGguf(ours), openGguf(theirs)];
     expect(typesOf(a)).toEqual(typesOf(b));
     for (const tensor of a.tensors.keys())
@@ -72,17 +73,17 @@ const typesOf = ({ tensors }: ReturnType<typeof openGguf>) =>
   Object.fromEntries([...tensors].map(([tensor, { dtype }]) => [tensor, dtype]).sort());
 
 describe("kinds of files", () => {
-  it("are found in either case, and listed when there is none", () => {
+  it("are recognized in either case, and listed for an unknown name", () => {
     expect(parseFileKind("Q4_K_M")).toBe("q4_k_m");
     expect(() => parseFileKind("q9")).toThrow(/q4_k_m/);
   });
 
-  it("too coarse to make blindly ask for data", async () => {
+  it("that need importances ask for data", async () => {
     const { checkpoint } = cases[0]!.model;
     await expect(exportGguf(path.join(root, "refused.gguf"), checkpoint, { kind: "iq2_xs" })).rejects.toThrow(/--data/);
   });
 
-  it("of weights that are no numbers are refused", async () => {
+  it("of weights that are not finite are refused", async () => {
     const { checkpoint } = randomModel(root, "broken", { num_hidden_layers: 1 });
     checkpoint.source.tensors.get("model.layers.0.mlp.up_proj.weight")!.data[1000] = Number.NaN;
     await expect(exportGguf(path.join(root, "refused.gguf"), checkpoint, { kind: "q4_k_m" })).rejects.toThrow(

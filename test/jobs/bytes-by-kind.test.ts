@@ -23,7 +23,7 @@ describe("quantizing", () => {
     expect(types.q4_k ?? 0).toBe(0); // no row fills a block of 256
     const [note = ""] = notes.filter((text) => text.includes("do not fill the blocks of q4_k_m"));
     const [, count, all, listed = "", bits] = /^(\d+) of (\d+) tensors .*\((.*)\): ([\d.]+) bits/.exec(note) ?? [];
-    const counted = Object.fromEntries(listed.split(", ").map((one) => one.split(" ").reverse()));
+    const counted = Object.fromEntries(listed.split(", ").map((text) => text.split(" ").reverse()));
     for (const [dtype, number] of Object.entries(counted)) expect(types[dtype]).toBe(Number(number));
     expect(Number(count)).toBe(Object.values(counted).reduce((sum: number, number) => sum + Number(number), 0));
     expect(Number(all)).toBe(Object.values(types).reduce((a, b) => a + b, 0));
@@ -37,7 +37,7 @@ describe("quantizing", () => {
     await quantize({ ...common, model: teacher, types: ["q4_1"], out: at("q4_1.gguf") });
     const { files } = await quantize({ ...common, model: at("q4_1.gguf"), types: ["q4_k_m"], out: at("grown.gguf") });
     expect(statSync(at("grown.gguf")).size).toBeGreaterThan(statSync(at("q4_1.gguf")).size);
-    expect(files[0]?.notes.join()).toMatch(/larger than the model that it was made of, .*\(.*q4_1.*\): 1\.\d+ times/);
+    expect(files[0]?.notes.join()).toMatch(/larger than the model that it was made from, .*\(.*q4_1.*\): 1\.\d+ times/);
     const smaller = await quantize({ ...common, model: at("q8.gguf"), types: ["q4_0"], out: at("smaller.gguf") });
     expect(smaller.files[0]?.notes.join()).not.toMatch(/larger/);
   });
@@ -78,8 +78,12 @@ describe("compressing a quantized teacher", () => {
 describe("widths of a model that is to be quantized", () => {
   const sized = (hidden: number, ffn: number) =>
     modelFromConfig({
-      ...{ model_type: "llama", vocab_size: 64, hidden_size: hidden, intermediate_size: ffn },
-      ...{ num_hidden_layers: 2, num_attention_heads: 8 },
+      model_type: "llama",
+      vocab_size: 64,
+      hidden_size: hidden,
+      intermediate_size: ffn,
+      num_hidden_layers: 2,
+      num_attention_heads: 8,
     });
   it("keep to the blocks of the kinds that are wanted", () => {
     expect(quantizableDivisors(sized(512, 1408), ["q4_k_m"])).toEqual({ hidden: 256, ffn: 256 });

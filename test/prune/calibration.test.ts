@@ -20,7 +20,7 @@ import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
 
-/** What PyTorch computed by the same formulas (bench/peers/importance.py). */
+/** PyTorch's results with the same formulas (bench/peers/importance.py). */
 const reference = readJsonObject(path.resolve(import.meta.dirname, "../fixtures/importance-stories260K.json")) as {
   plan: { hidden: number; ffn: number; heads: number; kvHeads: number; keptLayers: number[] };
   stream: number[];
@@ -28,16 +28,14 @@ const reference = readJsonObject(path.resolve(import.meta.dirname, "../fixtures/
   pruned: Record<string, string>;
 };
 
-/** The CPU with each way to compute. */
+/** The CPU, with each set of kernels. */
 const backends = testBackends.filter(([, options]) => options.device === "cpu");
 
 describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s", (_name, options) => {
   const directory = temporaryDirectory();
   const backend = Backend.open(options);
   afterAll(() => backend.free());
-  const open = () => {
-    return openCheckpoint(stories260K);
-  };
+  const open = () => openCheckpoint(stories260K);
   const score = async (batchSize: number): Promise<Scores> => {
     const { model, source } = open();
     const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
@@ -74,8 +72,8 @@ describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s
     const { model } = open();
     const scores = await score(4);
     saveScores(file, scores);
-    expect(loadScores(backend, file, model)).toEqual(scores);
+    expect(loadScores(file, model)).toEqual(scores);
     const other = model.resized({ ...model.sizes, hidden: 32 });
-    expect(() => loadScores(backend, file, other)).toThrow(/no 32 scores for hidden: it was made for another model/);
+    expect(() => loadScores(file, other)).toThrow(/no 32 scores for hidden: it was made for another model/);
   });
 });

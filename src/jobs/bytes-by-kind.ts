@@ -3,19 +3,19 @@ import { isQuantized } from "../ggml/index.js";
 import type { Checkpoint, Model } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 
-/** Bytes of a model's tensors in files of some kinds. */
+/** The bytes of a model's tensors in each kind of file. */
 export type BytesByKind = Readonly<Partial<Record<FileKind, number>>>;
 
 /**
- * The kinds in which models' sizes are compared: those that are wanted, or f16 where a teacher is quantized, beside which a student in
- * 16 bits would look as if it had grown.
+ * The kinds of files in which models' sizes are compared: the wanted ones, or f16 if the teacher is quantized, since a student stored
+ * in 16 bits would seem to have grown beside it.
  */
 export function comparedKinds(wanted: readonly FileKind[], teacher: Pick<Checkpoint, "source">): readonly FileKind[] {
   if (wanted.length > 0) return wanted;
   return [...teacher.source.tensors.values()].some(({ dtype }) => isQuantized(dtype)) ? ["f16"] : [];
 }
 
-/** How large models are in files of the same kinds, whatever each is stored in. */
+/** The sizes of models in files of the same kinds, whatever types each is stored in. */
 export const bytesByKind = (
   models: Readonly<Record<string, Model>>,
   kinds: readonly FileKind[],

@@ -1,0 +1,43 @@
+import type { HubOptions } from "../checkpoint/index.js";
+import { Backend, type BackendOptions } from "../ggml/index.js";
+
+/** Progress of something that takes a while. */
+export interface ProgressEvent {
+  /** What is being done, for example `distill`. */
+  readonly stage: string;
+  readonly done: number;
+  readonly total: number;
+  readonly unit:
+    | "tokens"
+    | "bytes"
+    | "sequences"
+    | "candidates"
+    | "steps"
+    | "tensors"
+    | "files"
+    | "requests"
+    | "tasks"
+    | "programs";
+  /** A short remark, for example the current loss. */
+  readonly detail?: string | undefined;
+}
+
+/** Options of every job. */
+export interface JobOptions extends BackendOptions {
+  readonly hub?: HubOptions | undefined;
+  readonly onProgress?: ((event: ProgressEvent) => void) | undefined;
+  /** Called with what the user should know although the job continues. */
+  readonly onNote?: ((note: string) => void) | undefined;
+  /** Stops the job as soon as its state is safe. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Runs a job on a device, and frees the device afterwards. */
+export async function onDevice<T>(options: BackendOptions, job: (backend: Backend) => Promise<T>): Promise<T> {
+  const backend = Backend.open(options);
+  try {
+    return await job(backend);
+  } finally {
+    backend.free();
+  }
+}
