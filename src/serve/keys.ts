@@ -79,7 +79,8 @@ class LimitedClient implements Client {
     const seconds = Math.max(this.requests.secondsUntil(1), this.tokens.secondsUntil(1));
     if (seconds > 0)
       throw new ApiError(429, `this key's limit is reached: ask again in ${Math.ceil(seconds)} seconds`, {
-        ...{ code: "rate_limit_exceeded", retryAfter: Math.ceil(seconds) },
+        code: "rate_limit_exceeded",
+        retryAfter: Math.ceil(seconds),
       });
     this.requests.spend(1);
   }

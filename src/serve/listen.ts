@@ -41,7 +41,9 @@ export async function listen(
     keepAliveTimeout: 1000 * (options.keepAliveSeconds ?? KEEP_ALIVE_SECONDS),
   };
   const server = serveHono({
-    ...{ fetch: app.fetch, hostname, port: wanted },
+    fetch: app.fetch,
+    hostname,
+    port: wanted,
     ...(tls === undefined
       ? { createServer: createHttpServer, serverOptions: limits }
       : { createServer: createHttpsServer, serverOptions: { ...tls, ...limits } }),

@@ -9,21 +9,26 @@ export class Metrics {
   readonly promptTokens = new Counter({ ...this.in, name: "vllm:prompt_tokens_total", help: "Prompt tokens read" });
   readonly generatedTokens = new Counter({ ...this.in, name: "vllm:generation_tokens_total", help: "Tokens written" });
   readonly cacheQueries = new Counter({
-    ...{ ...this.in, name: "vllm:prefix_cache_queries_total", help: "Prompt tokens looked for in the cache" },
+    ...this.in,
+    name: "vllm:prefix_cache_queries_total",
+    help: "Prompt tokens looked for in the cache",
   });
   readonly cacheHits = new Counter({
-    ...{ ...this.in, name: "vllm:prefix_cache_hits_total", help: "Prompt tokens found in the cache" },
+    ...this.in,
+    name: "vllm:prefix_cache_hits_total",
+    help: "Prompt tokens found in the cache",
   });
   readonly successes = new Counter({
-    ...{ ...this.in, name: "vllm:request_success_total", help: "Requests answered", labelNames: ["finished_reason"] },
+    ...this.in,
+    name: "vllm:request_success_total",
+    help: "Requests answered",
+    labelNames: ["finished_reason"],
   });
   readonly failures = new Counter({
-    ...{
-      ...this.in,
-      name: "coppice:request_failure_total",
-      help: "Requests refused or failed",
-      labelNames: ["status"],
-    },
+    ...this.in,
+    name: "coppice:request_failure_total",
+    help: "Requests refused or failed",
+    labelNames: ["status"],
   });
   readonly firstToken = this.histogram("vllm:time_to_first_token_seconds", "From a request to its first text");
   readonly betweenTokens = this.histogram("vllm:inter_token_latency_seconds", "Between two pieces of a text");
@@ -37,7 +42,9 @@ export class Metrics {
   /** A number that is looked up when it is asked for. */
   gauge(name: string, help: string, value: () => number): void {
     new Gauge({
-      ...{ ...this.in, name, help },
+      ...this.in,
+      name,
+      help,
       collect() {
         this.set(value());
       },

@@ -73,7 +73,8 @@ export function profilesFor(hardware: Hardware, facts?: ModelFacts): Profile[] {
   const usable = USABLE * hardware.freeBytes;
   const wanted: Readonly<Record<ProfileName, number>> = {
     throughput: kind === "cpu" ? Math.min(MOST_SLOTS, Math.max(4, cores)) : MOST_SLOTS,
-    ...{ latency: kind === "cpu" ? 1 : 2, "low-memory": 1 },
+    latency: kind === "cpu" ? 1 : 2,
+    "low-memory": 1,
   };
   const profiles = PROFILE_NAMES.map((name) => {
     const contextSize = Math.min(CONTEXTS[name], facts?.contextLength || CONTEXTS[name]);

@@ -33,14 +33,17 @@ export interface ServeJob
 }
 
 const DEFAULTS = {
-  ...{ host: "127.0.0.1", port: 8000, slots: 4, queueLimit: 64, timeoutSeconds: 600, drainSeconds: 30 },
-  ...{
-    maxBodyBytes: 8 << 20,
-    corsOrigins: [] as readonly string[],
-    allowedHosts: [] as readonly string[],
-    logLevel: "info" as const,
-    logPrompts: false,
-  },
+  host: "127.0.0.1",
+  port: 8000,
+  slots: 4,
+  queueLimit: 64,
+  timeoutSeconds: 600,
+  drainSeconds: 30,
+  maxBodyBytes: 8 << 20,
+  corsOrigins: [] as readonly string[],
+  allowedHosts: [] as readonly string[],
+  logLevel: "info" as const,
+  logPrompts: false,
   overflow: "refuse" as const,
 };
 /** Of the machine's memory, what models may take together. */
@@ -95,13 +98,11 @@ export async function serve(job: ServeJob): Promise<RunningServer> {
       open: async () => {
         const own = await chosen(reference);
         return HostedModel.open(await fileOf(reference), {
-          ...{
-            device,
-            threads,
-            slots,
-            contextSize: contextSize ?? own.contextSize,
-            batchSize: batchSize ?? own.batchSize,
-          },
+          device,
+          threads,
+          slots,
+          contextSize: contextSize ?? own.contextSize,
+          batchSize: batchSize ?? own.batchSize,
           ...(isFirst && draftModel !== undefined && { draft: await fileOf(draftModel) }),
           ...(isFirst && { lora: adapters }),
         });
@@ -113,8 +114,16 @@ export async function serve(job: ServeJob): Promise<RunningServer> {
   const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
   const options = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
   return startServer({
-    ...{ ...DEFAULTS, memoryLimit: MODEL_MEMORY * totalmem(), ...options, slots, keys, tls, version },
-    ...{ sources: [first, ...others], profile: profile ?? "default", profiles },
+    ...DEFAULTS,
+    memoryLimit: MODEL_MEMORY * totalmem(),
+    ...options,
+    slots,
+    keys,
+    tls,
+    version,
+    sources: [first, ...others],
+    profile: profile ?? "default",
+    profiles,
     models: models.map((reference, i) => ({ name: names[i] ?? "", reference: publicReference(reference) })),
   });
 }

@@ -63,7 +63,8 @@ describe("the official OpenAI client", () => {
     expect(answer.choices[0]!.message.content).not.toBe("");
     const wrong = { type: "function" as const, function: { name: "other" } };
     await expect(openai.chat.completions.create({ ...base, tools, tool_choice: wrong })).rejects.toMatchObject({
-      ...{ status: 400, param: "tool_choice" },
+      status: 400,
+      param: "tool_choice",
     });
   });
 
@@ -78,7 +79,9 @@ describe("the official OpenAI client", () => {
     expect(JSON.parse(await guided({ structured_outputs: { json: kite } }))).toHaveProperty("colour");
     await expect(guided({ guided_choice: ["a"], guided_regex: "b" })).rejects.toThrow("one form only");
     await expect(guided({ guided_json: { type: "string", not: {} } })).rejects.toMatchObject({
-      ...{ status: 400, code: "invalid_schema", param: "guided_json/not" },
+      status: 400,
+      code: "invalid_schema",
+      param: "guided_json/not",
     });
   });
 
@@ -112,11 +115,17 @@ describe("the official OpenAI client", () => {
     }
     expect(text).toBe(response.output_text);
     expect([types[0], types[1], types.at(-1)]).toEqual([
-      ...["response.created", "response.in_progress", "response.incomplete"],
+      "response.created",
+      "response.in_progress",
+      "response.incomplete",
     ]);
     const called = await openai.responses
       .stream({
-        ...{ model, input: "Once", tool_choice: "required" as const, parallel_tool_calls: false, temperature: 0 },
+        model,
+        input: "Once",
+        tool_choice: "required" as const,
+        parallel_tool_calls: false,
+        temperature: 0,
         tools: [{ type: "function", strict: true, ...weather }],
       })
       .finalResponse();
@@ -132,7 +141,9 @@ describe("the official OpenAI client", () => {
     const formed = await openai.responses.create({ model, input, text: { format } });
     expect(JSON.parse(formed.output_text)).toHaveProperty("colour");
     await expect(openai.responses.create({ ...short, previous_response_id: "resp_1" })).rejects.toMatchObject({
-      ...{ status: 400, code: "unsupported_parameter", param: "previous_response_id" },
+      status: 400,
+      code: "unsupported_parameter",
+      param: "previous_response_id",
     });
   });
 });
@@ -174,7 +185,8 @@ describe("the official Anthropic client", () => {
     const result = { type: "tool_result" as const, tool_use_id: block.id, content: "rain" };
     const answer = await anthropic.messages.create({
       ...base,
-      ...{ tools, tool_choice: { type: "none" as const } },
+      tools,
+      tool_choice: { type: "none" as const },
       messages: [asked, { role: "assistant", content: message.content }, { role: "user", content: [result] }],
     });
     expect(answer.content[0]?.type).toBe("text");
@@ -184,7 +196,8 @@ describe("the official Anthropic client", () => {
     const bad = (more: object) => anthropic.messages.create({ ...base, ...more });
     await expect(bad({ model: "other" })).rejects.toBeInstanceOf(Anthropic.NotFoundError);
     await expect(bad({ temperature: 3 })).rejects.toMatchObject({
-      ...{ status: 400, error: { type: "error", error: { type: "invalid_request_error" } } },
+      status: 400,
+      error: { type: "error", error: { type: "invalid_request_error" } },
     });
     await expect(bad({ inference_geo: "eu" })).rejects.toThrow("the field inference_geo is not supported");
   });
@@ -213,13 +226,11 @@ describe("the Vercel AI SDK", () => {
     expect(text).toBe(whole.text);
     expect((await streamed.usage).outputTokens).toBe(12);
     const { steps } = await generateText({
-      ...{
-        ...base,
-        prompt: "Will it rain?",
-        tools: { weather: forecast },
-        stopWhen: stepCountIs(2),
-        maxOutputTokens: 200,
-      },
+      ...base,
+      prompt: "Will it rain?",
+      tools: { weather: forecast },
+      stopWhen: stepCountIs(2),
+      maxOutputTokens: 200,
       providerOptions: { coppice: { parallel_tool_calls: false } },
       prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
     });

@@ -176,8 +176,14 @@ describe("conversations that went through other services", () => {
         role: "assistant",
         content: null,
         tool_calls: [call],
-        ...{ annotations: [], audio: null, function_call: null, refusal: null, reasoning_content: "Hm.", parsed: null },
-        ...{ thinking_blocks: [{ type: "thinking", thinking: "Hm." }], provider_specific_fields: {} },
+        annotations: [],
+        audio: null,
+        function_call: null,
+        refusal: null,
+        reasoning_content: "Hm.",
+        parsed: null,
+        thinking_blocks: [{ type: "thinking", thinking: "Hm." }],
+        provider_specific_fields: {},
       },
       { role: "tool", tool_call_id: "c1", content: [{ type: "text", text: "rain" }] },
       {
@@ -214,7 +220,9 @@ describe("conversations that went through other services", () => {
     ];
     const body = { model, temperature: 0, max_output_tokens: 6 };
     const { status, answer, warning } = await post("/v1/responses", {
-      ...{ ...body, input, tools: [{ type: "web_search", search_context_size: "low" }] },
+      ...body,
+      input,
+      tools: [{ type: "web_search", search_context_size: "low" }],
     });
     expect(status, JSON.stringify(answer)).toBe(200);
     expect(warning).toContain("web_search is left out");
@@ -294,16 +302,24 @@ describe("conversations that went through other services", () => {
 
   it("call only the tools that are allowed", async () => {
     const tools = ["one", "two", "three"].map((name) => ({
-      ...{ type: "function" as const, function: { name, parameters: { type: "object", properties: {} } } },
+      type: "function" as const,
+      function: { name, parameters: { type: "object", properties: {} } },
     }));
     const only = (name: string) => ({ type: "function" as const, function: { name } });
     const { choices } = await openai.chat.completions.create({
-      ...{ model, temperature: 0, tools, messages: [{ role: "user", content: "Call." }], parallel_tool_calls: false },
+      model,
+      temperature: 0,
+      tools,
+      messages: [{ role: "user", content: "Call." }],
+      parallel_tool_calls: false,
       tool_choice: { type: "allowed_tools", allowed_tools: { mode: "required", tools: [only("two")] } },
     });
     expect(choices[0]!.message.tool_calls).toMatchObject([{ function: { name: "two" } }]);
     const { output } = await openai.responses.create({
-      ...{ model, temperature: 0, input: "Call.", parallel_tool_calls: false },
+      model,
+      temperature: 0,
+      input: "Call.",
+      parallel_tool_calls: false,
       tools: tools.map(({ function: own }) => ({ type: "function", strict: false, ...own })),
       tool_choice: { type: "allowed_tools", mode: "required", tools: [{ type: "function", name: "three" }] },
     });

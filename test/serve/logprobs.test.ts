@@ -74,7 +74,11 @@ describe("log-probabilities", () => {
   it("come with the text that they are of, when it is streamed", async () => {
     for (const more of [{}, { stop: ["– é nothing"] }]) {
       const stream = await openai.chat.completions.create({
-        ...{ model: "tiny-teacher", messages, ...guided, ...more, stream: true as const },
+        model: "tiny-teacher",
+        messages,
+        ...guided,
+        ...more,
+        stream: true as const,
       });
       let text = "";
       for await (const { choices } of stream) {
@@ -128,7 +132,12 @@ describe("log-probabilities", () => {
   it.each(["tiny-teacher", "no-begin"])("of a prompt begin with its first token: %s", async (model) => {
     const prompt = "Once upon a time";
     const { choices } = await openai.completions.create({
-      ...{ model, prompt, echo: true, logprobs: 2, max_tokens: 2, temperature: 0 },
+      model,
+      prompt,
+      echo: true,
+      logprobs: 2,
+      max_tokens: 2,
+      temperature: 0,
     });
     const { text, logprobs } = choices[0]!;
     expect(text.startsWith(prompt)).toBe(true);

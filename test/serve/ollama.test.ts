@@ -49,7 +49,11 @@ describe("Ollama's client", () => {
   it("gets a chat's answer, the same whole and streamed, and as OpenAI's client gets it", async () => {
     const whole = await ollama.chat({ model, messages, options, keep_alive: "5m", think: false });
     expect(whole).toMatchObject({
-      ...{ model, done: true, done_reason: "length", eval_count: 12, message: { role: "assistant" } },
+      model,
+      done: true,
+      done_reason: "length",
+      eval_count: 12,
+      message: { role: "assistant" },
     });
     for (const key of ["total_duration", "load_duration", "prompt_eval_duration", "eval_duration"] as const)
       expect(Number.isInteger(whole[key]) && whole[key] >= 0, key).toBe(true);
@@ -63,7 +67,10 @@ describe("Ollama's client", () => {
     expect([text, ends]).toEqual([whole.message.content, 1]);
     const openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
     const { choices } = await openai.chat.completions.create({
-      ...{ model, temperature: 0, max_tokens: 12, messages: [{ role: "user", content: "Will it rain?" }] },
+      model,
+      temperature: 0,
+      max_tokens: 12,
+      messages: [{ role: "user", content: "Will it rain?" }],
     });
     expect(choices[0]?.message.content).toBe(text);
   });
@@ -101,7 +108,10 @@ describe("Ollama's client", () => {
     const openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
     const call = { id: "c", type: "function" as const, function: { name: "weather", arguments: '{"city":"Lima"}' } };
     const { choices } = await openai.chat.completions.create({
-      ...{ model, temperature: 0, max_tokens: 12, tools: tools as never },
+      model,
+      temperature: 0,
+      max_tokens: 12,
+      tools: tools as never,
       messages: [
         { role: "user", content: "Will it rain?" },
         { role: "assistant", content: "", tool_calls: [call] },
@@ -161,7 +171,8 @@ describe("Ollama's client", () => {
 
   it("is told what is wrong in its own form", async () => {
     await expect(ollama.chat({ model: "other", messages })).rejects.toMatchObject({
-      ...{ status_code: 404, error: expect.stringContaining("not found") },
+      status_code: 404,
+      error: expect.stringContaining("not found"),
     });
     await expect(
       ollama.chat({ model, messages: [{ role: "user", content: "What is this?", images: ["AAAA"] }] }),

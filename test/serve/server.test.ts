@@ -133,11 +133,14 @@ describe("the official OpenAI client", () => {
     const bad = (changes: object) => client.chat.completions.create({ ...ask, ...changes });
     await expect(bad({ model: "gpt-5" })).rejects.toMatchObject({ status: 404, code: "model_not_found" });
     await expect(bad({ length_penalty: 2 })).rejects.toMatchObject({
-      ...{ status: 400, code: "unsupported_parameter", param: "length_penalty" },
+      status: 400,
+      code: "unsupported_parameter",
+      param: "length_penalty",
     });
     await expect(bad({ temperature: 9 })).rejects.toMatchObject({ status: 400, param: "temperature" });
     await expect(bad({ messages: [{ role: "user", content: "long ".repeat(2000) }] })).rejects.toMatchObject({
-      ...{ status: 400, code: "context_length_exceeded" },
+      status: 400,
+      code: "context_length_exceeded",
     });
     await expect(bad({ stream: true, model: "gpt-5" })).rejects.toMatchObject({ status: 404 });
   });
@@ -155,7 +158,9 @@ describe("the official OpenAI client", () => {
 describe("a service", () => {
   it("gives the likelihoods that our evaluation asks for", async () => {
     const asked = [" a little girl", " zebra"].map((continuation) => ({
-      ...{ kind: "log-likelihood" as const, context: "Once upon a time there was", continuation },
+      kind: "log-likelihood" as const,
+      context: "Once upon a time there was",
+      continuation,
     }));
     const replies: Likelihood[] = [];
     const connected = await CompletionServer.connect(`${server.url}/v1`);
@@ -250,7 +255,8 @@ describe("a service", () => {
     ]);
     const slow = new OpenAI({ baseURL: `${guarded.url}/v1`, apiKey: "secret", maxRetries: 0 });
     await expect(slow.completions.create({ ...story, prompt: "Tom", max_tokens: 450 })).rejects.toMatchObject({
-      ...{ status: 408, code: "timeout" },
+      status: 408,
+      code: "timeout",
     });
     await guarded.close();
   });

@@ -74,7 +74,8 @@ describe("a LoRA adapter", () => {
       return ((scale * alpha) / rank) * sum;
     };
     const changed: TensorSource = {
-      ...{ tensors: whole.tensors, releaseRows: () => {} },
+      tensors: whole.tensors,
+      releaseRows: () => {},
       readRows: (name, from, to) => {
         const bytes = Uint8Array.from(whole.readRows(name, from, to));
         if (name !== layer) return bytes;
@@ -87,7 +88,9 @@ describe("a LoRA adapter", () => {
     };
     writeCheckpoint(merged, config, changed, { dtype: "f32", carryFrom: model });
     const tensor = (name: string, shape: number[], values: Float32Array) => ({
-      ...{ name: `blk.1.ffn_down.weight.lora_${name}`, dtype: "f32" as const, shape },
+      name: `blk.1.ffn_down.weight.lora_${name}`,
+      dtype: "f32" as const,
+      shape,
       chunks: () => [new Uint8Array(values.buffer)],
     });
     const metadata = new Map([

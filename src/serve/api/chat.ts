@@ -109,7 +109,11 @@ type Body = z.infer<typeof schema>;
 const toolCallSchema = z.looseObject({ id: z.string(), type: z.enum(["function", "custom"]) });
 
 export const chat = endpoint<Body>({
-  ...{ path: "/v1/chat/completions", tag: "OpenAI", summary: "Answers a conversation", streams: true, body: schema },
+  path: "/v1/chat/completions",
+  tag: "OpenAI",
+  summary: "Answers a conversation",
+  streams: true,
+  body: schema,
   reply: z.looseObject({
     id: z.string(),
     object: z.literal("chat.completion"),
@@ -211,7 +215,9 @@ async function chatAnswer(body: Body, service: Service, model: LoadedModel, cont
     choices: answers.map(({ text: own, tokens, calls, written }, index) => ({
       index,
       message: {
-        ...{ role: "assistant", content: own === "" && calls.length > 0 ? null : own, refusal: null },
+        role: "assistant",
+        content: own === "" && calls.length > 0 ? null : own,
+        refusal: null,
         ...(calls.length > 0 && { tool_calls: calls.map((call) => callOf(call, custom)) }),
       },
       logprobs: body.logprobs === true ? logprobsOf(tokens) : null,
@@ -255,7 +261,10 @@ async function* chatStream(
 }
 
 const headOf = ({ name: model }: LoadedModel, object: string) => ({
-  ...{ id: `chatcmpl-${randomUUID()}`, object, created: now(), model },
+  id: `chatcmpl-${randomUUID()}`,
+  object,
+  created: now(),
+  model,
 });
 
 const callOf = (call: ToolCall, custom: ReadonlySet<string>) =>

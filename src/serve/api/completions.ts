@@ -38,7 +38,11 @@ interface Choice {
 }
 
 export const completions = endpoint<Body>({
-  ...{ path: "/v1/completions", tag: "OpenAI", summary: "Continues texts", streams: true, body: schema },
+  path: "/v1/completions",
+  tag: "OpenAI",
+  summary: "Continues texts",
+  streams: true,
+  body: schema,
   reply: z.looseObject({
     id: z.string(),
     object: z.literal("text_completion"),
@@ -75,8 +79,10 @@ function choicesOf(body: Body, service: Service, loaded: LoadedModel, context: R
     const task: Task = {
       request: {
         ...samplingOf(body),
-        ...{ prompt: fittingTokens(loaded, tokens, maxTokens, context.overflow), maxTokens },
-        ...{ topLogprobs: body.logprobs ?? undefined, grammar: format && formatGrammar(format) },
+        prompt: fittingTokens(loaded, tokens, maxTokens, context.overflow),
+        maxTokens,
+        topLogprobs: body.logprobs ?? undefined,
+        grammar: format && formatGrammar(format),
       },
       promptLogprobs: body.echo ? (body.logprobs ?? undefined) : undefined,
     };
@@ -101,7 +107,9 @@ async function completion(body: Body, service: Service, model: LoadedModel, cont
     choices: answers.map(({ text: own, tokens, written }, index) => {
       const echo = choices[index]?.echo ?? "";
       return {
-        ...{ index, text: echo + own, finish_reason: written.finishReason },
+        index,
+        text: echo + own,
+        finish_reason: written.finishReason,
         logprobs: typeof body.logprobs === "number" ? listedLogprobs(tokens, body.echo ? 0 : echo.length) : null,
       };
     }),
@@ -142,7 +150,10 @@ async function* completionStream(
 }
 
 const headOf = ({ name }: LoadedModel) => ({
-  ...{ id: `cmpl-${randomUUID()}`, object: "text_completion", created: now(), model: name },
+  id: `cmpl-${randomUUID()}`,
+  object: "text_completion",
+  created: now(),
+  model: name,
 });
 
 /** The older form, in lists. @param offset characters before */

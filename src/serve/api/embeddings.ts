@@ -16,7 +16,11 @@ const schema = z.strictObject({
 type Body = z.infer<typeof schema>;
 
 export const embeddings = endpoint<Body>({
-  ...{ path: "/v1/embeddings", tag: "OpenAI", summary: "Texts as vectors of length 1", streams: false, body: schema },
+  path: "/v1/embeddings",
+  tag: "OpenAI",
+  summary: "Texts as vectors of length 1",
+  streams: false,
+  body: schema,
   reply: z.looseObject({
     object: z.literal("list"),
     model: z.string(),

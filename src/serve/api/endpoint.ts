@@ -76,5 +76,7 @@ export const now = (): number => Math.floor(Date.now() / 1000);
 
 /** What a conversation is where nothing else is asked for. */
 export const PLAIN: Pick<Conversation, "tools" | "toolChoice" | "parallelCalls"> = {
-  ...{ tools: [], toolChoice: "auto", parallelCalls: true },
+  tools: [],
+  toolChoice: "auto",
+  parallelCalls: true,
 };

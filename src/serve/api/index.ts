@@ -17,8 +17,20 @@ export type { ServiceInfo, View } from "./view.js";
 
 /** All that can be asked for by POST. */
 export const ENDPOINTS: readonly Endpoint[] = [
-  ...[chat, completions, responses, embeddings, messages, countTokens, tokenize, detokenize],
-  ...[ollamaChat, ollamaGenerate, ollamaEmbed, ollamaEmbeddings, ollamaShow, ollamaPull],
+  chat,
+  completions,
+  responses,
+  embeddings,
+  messages,
+  countTokens,
+  tokenize,
+  detokenize,
+  ollamaChat,
+  ollamaGenerate,
+  ollamaEmbed,
+  ollamaEmbeddings,
+  ollamaShow,
+  ollamaPull,
 ];
 
 /** All that can be asked for by GET, but metrics and pages. */

@@ -9,13 +9,21 @@ import type { ServiceInfo, View } from "./view.js";
 const health = z.object({ object: z.literal("health.response"), message: z.string() });
 
 const modelCard = z.object({
-  ...{ id: z.string(), object: z.literal("model"), created: z.number().int(), owned_by: z.string() },
+  id: z.string(),
+  object: z.literal("model"),
+  created: z.number().int(),
+  owned_by: z.string(),
   loaded: z.boolean().describe("whether it is in memory"),
   max_model_len: z.number().int().nullable().describe("tokens of a prompt and its answer; known when it is loaded"),
 });
 
 const licenseSchema = z.object({
-  ...{ name: z.string(), path: z.string(), sha: z.string(), size: z.number().int(), url: z.string(), type: z.string() },
+  name: z.string(),
+  path: z.string(),
+  sha: z.string(),
+  size: z.number().int(),
+  url: z.string(),
+  type: z.string(),
   content: z.string(),
 });
 
@@ -24,7 +32,11 @@ export function modelCardOf({ pool, started }: ServiceInfo, name: string): z.inf
   const id = pool.resolve(name);
   const loaded = pool.loaded.find((one) => one.name === id);
   return {
-    ...{ id, object: "model", created: started, owned_by: "coppice", loaded: loaded !== undefined },
+    id,
+    object: "model",
+    created: started,
+    owned_by: "coppice",
+    loaded: loaded !== undefined,
     max_model_len: loaded?.model.contextSize ?? null,
   };
 }
@@ -69,8 +81,13 @@ function license(): z.infer<typeof licenseSchema> {
   const file = path.join(packageRoot, "LICENSE");
   const content = readFileSync(file, "utf8");
   return {
-    ...{ name: "Apache-2.0", path: "LICENSE", sha: createHash("sha256").update(content).digest("hex") },
-    ...{ size: statSync(file).size, url: "https://www.apache.org/licenses/LICENSE-2.0", type: "text/plain", content },
+    name: "Apache-2.0",
+    path: "LICENSE",
+    sha: createHash("sha256").update(content).digest("hex"),
+    size: statSync(file).size,
+    url: "https://www.apache.org/licenses/LICENSE-2.0",
+    type: "text/plain",
+    content,
   };
 }
 
@@ -82,17 +99,25 @@ const manifest = z.object({
 /** What tells of the service and its models. */
 export const MANAGEMENT: readonly View[] = [
   {
-    ...{ path: "/v1/models", summary: "Models that can be asked for", open: false },
+    path: "/v1/models",
+    summary: "Models that can be asked for",
+    open: false,
     reply: z.object({ object: z.literal("list"), data: z.array(modelCard) }),
     answer: (info) => ({ object: "list", data: info.pool.names.map((name) => modelCardOf(info, name)) }),
     anthropicAnswer: anthropicList,
   },
   {
-    ...{ path: "/v1/health/live", summary: "Whether the process lives", reply: health, open: true },
+    path: "/v1/health/live",
+    summary: "Whether the process lives",
+    reply: health,
+    open: true,
     answer: () => ({ object: "health.response", message: "live" }),
   },
   {
-    ...{ path: "/v1/health/ready", summary: "Whether requests are answered now", reply: health, open: true },
+    path: "/v1/health/ready",
+    summary: "Whether requests are answered now",
+    reply: health,
+    open: true,
     answer: ({ taking, pool }) => {
       if (!taking()) throw new ApiError(503, "not ready: the service is ending", { retryAfter: 5 });
       if (!pool.ready) throw new ApiError(503, "not ready: the model is being loaded", { retryAfter: 5 });
@@ -100,36 +125,48 @@ export const MANAGEMENT: readonly View[] = [
     },
   },
   {
-    ...{ path: "/v1/version", summary: "Versions of the service and of its API", open: true },
+    path: "/v1/version",
+    summary: "Versions of the service and of its API",
+    open: true,
     reply: z.object({ release: z.string(), api: z.string() }),
     answer: ({ version }) => ({ release: version, api: "1.0" }),
   },
   {
-    ...{ path: "/v1/metadata", summary: "What is served, under which licence", open: false },
+    path: "/v1/metadata",
+    summary: "What is served, under which licence",
+    open: false,
     reply: z.object({
-      ...{ version: z.string(), selectedModelProfileId: z.string(), repository_override: z.string() },
-      ...{ assetInfo: z.array(z.string()), licenseInfo: licenseSchema },
+      version: z.string(),
+      selectedModelProfileId: z.string(),
+      repository_override: z.string(),
+      assetInfo: z.array(z.string()),
+      licenseInfo: licenseSchema,
       modelInfo: z.array(z.object({ modelUrl: z.string(), shortName: z.string() })),
     }),
     answer: ({ version, models, profile }) => ({
-      ...{ version, selectedModelProfileId: profile, repository_override: "", assetInfo: [], licenseInfo: license() },
+      version,
+      selectedModelProfileId: profile,
+      repository_override: "",
+      assetInfo: [],
+      licenseInfo: license(),
       modelInfo: models.map(({ name, reference }) => ({ modelUrl: reference, shortName: name })),
     }),
   },
   {
-    ...{
-      path: "/v1/manifest",
-      summary: "Models and the profiles in which they can be run here",
-      reply: manifest,
-      open: false,
-    },
+    path: "/v1/manifest",
+    summary: "Models and the profiles in which they can be run here",
+    reply: manifest,
+    open: false,
     answer: ({ models, pool, profiles }) => ({
       models: models.map((model) => ({ ...model, loaded: pool.loaded.some(({ name }) => name === model.name) })),
       profiles: profiles(),
     }),
   },
   {
-    ...{ path: "/v1/license", summary: "The service's own licence", reply: licenseSchema, open: false },
+    path: "/v1/license",
+    summary: "The service's own licence",
+    reply: licenseSchema,
+    open: false,
     answer: license,
   },
 ];

@@ -136,7 +136,11 @@ type CountBody = z.infer<typeof countSchema>;
 const usageSchema = z.looseObject({ input_tokens: z.number().int(), output_tokens: z.number().int() });
 
 export const messages = endpoint<Body>({
-  ...{ path: "/v1/messages", tag: "Anthropic", summary: "Answers a conversation", streams: true, body: schema },
+  path: "/v1/messages",
+  tag: "Anthropic",
+  summary: "Answers a conversation",
+  streams: true,
+  body: schema,
   reply: z.looseObject({
     id: z.string(),
     type: z.literal("message"),
@@ -154,12 +158,10 @@ export const messages = endpoint<Body>({
 });
 
 export const countTokens = endpoint<CountBody>({
-  ...{
-    path: "/v1/messages/count_tokens",
-    tag: "Anthropic",
-    summary: "How many tokens a conversation has",
-    streams: false,
-  },
+  path: "/v1/messages/count_tokens",
+  tag: "Anthropic",
+  summary: "How many tokens a conversation has",
+  streams: false,
   body: countSchema,
   reply: z.object({ input_tokens: z.number().int() }),
   answer: (body, service, context) =>
@@ -311,7 +313,10 @@ async function* messageStream(
 }
 
 const headOf = ({ name: model }: LoadedModel) => ({
-  ...{ id: `msg_${randomUUID().replace(/-/g, "")}`, type: "message", role: "assistant", model },
+  id: `msg_${randomUUID().replace(/-/g, "")}`,
+  type: "message",
+  role: "assistant",
+  model,
 });
 
 const blockOf = ({
@@ -323,7 +328,10 @@ const blockOf = ({
   readonly name: string;
   readonly arguments: string;
 }) => ({
-  ...{ type: "tool_use", id: own, name, input: JSON.parse(json) as unknown },
+  type: "tool_use",
+  id: own,
+  name,
+  input: JSON.parse(json) as unknown,
 });
 
 function reasonOf({ finishReason, stoppedAt }: Written, called: boolean) {
@@ -335,7 +343,9 @@ function reasonOf({ finishReason, stoppedAt }: Written, called: boolean) {
 function anthropicUsage(written: Written) {
   const { promptTokens, cachedTokens, completionTokens } = usageOf([written]);
   return {
-    ...{ input_tokens: promptTokens - cachedTokens, output_tokens: completionTokens },
-    ...{ cache_read_input_tokens: cachedTokens, cache_creation_input_tokens: 0 },
+    input_tokens: promptTokens - cachedTokens,
+    output_tokens: completionTokens,
+    cache_read_input_tokens: cachedTokens,
+    cache_creation_input_tokens: 0,
   };
 }

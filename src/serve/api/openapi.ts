@@ -45,7 +45,10 @@ export function openApi(version: string): Json {
     path,
     {
       post: {
-        ...{ tags: [tag], summary, operationId: operationId("post", path), security: [{ bearer: [] }, {}] },
+        tags: [tag],
+        summary,
+        operationId: operationId("post", path),
+        security: [{ bearer: [] }, {}],
         requestBody: { required: true, content: { "application/json": { schema: schemaOf(body, "input") } } },
         responses: {
           200: {
@@ -64,7 +67,9 @@ export function openApi(version: string): Json {
     path,
     {
       get: {
-        ...{ tags: ["Management"], summary, operationId: operationId("get", path) },
+        tags: ["Management"],
+        summary,
+        operationId: operationId("get", path),
         responses: {
           200: { description: summary, content: { "application/json": { schema: schemaOf(reply, "output") } } },
         },
@@ -93,7 +98,10 @@ export function docsPage(version: string): string {
       required?: string[] | undefined;
     };
     const rows = Object.entries(properties).map(([name, schema]) => [
-      ...[name, kindOf(schema), required.includes(name) ? "yes" : "", `${schema.description ?? ""}`],
+      name,
+      kindOf(schema),
+      required.includes(name) ? "yes" : "",
+      `${schema.description ?? ""}`,
     ]);
     const stream = streams ? " Also as a stream of server-sent events (<code>stream: true</code>)." : "";
     return `<h2><code>POST ${path}</code></h2><p>${escapeHtml(summary)}.${stream}</p>${table(["field", "type", "needed", "what"], rows)}`;

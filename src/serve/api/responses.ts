@@ -105,8 +105,11 @@ const schema = z.strictObject({
           z.strictObject({ type: z.literal("text") }),
           z.strictObject({ type: z.literal("json_object") }),
           z.strictObject({
-            ...{ type: z.literal("json_schema"), name: z.string().max(64), schema: jsonSchema },
-            ...{ description: z.string().max(4096).optional(), strict: z.boolean().nullish() },
+            type: z.literal("json_schema"),
+            name: z.string().max(64),
+            schema: jsonSchema,
+            description: z.string().max(4096).optional(),
+            strict: z.boolean().nullish(),
           }),
         ])
         .optional(),
@@ -134,7 +137,11 @@ type Body = z.infer<typeof schema>;
 const LOGPROBS = "message.output_text.logprobs";
 
 export const responses = endpoint<Body>({
-  ...{ path: "/v1/responses", tag: "OpenAI", summary: "Answers a conversation", streams: true, body: schema },
+  path: "/v1/responses",
+  tag: "OpenAI",
+  summary: "Answers a conversation",
+  streams: true,
+  body: schema,
   reply: z.looseObject({
     id: z.string(),
     object: z.literal("response"),
@@ -357,27 +364,36 @@ function responseOf(
   const state = written === undefined ? "in_progress" : written.finishReason === "length" ? "incomplete" : "completed";
   const { promptTokens, cachedTokens, completionTokens } = usageOf(written === undefined ? [] : [written]);
   return {
-    ...{ id: own, object: "response", created_at: now(), status: state, model: model.name, output },
-    ...{
-      background: false,
-      error: null,
-      incomplete_details: state === "incomplete" ? { reason: "max_output_tokens" } : null,
-    },
-    ...{ instructions: body.instructions ?? null, max_output_tokens: body.max_output_tokens ?? null },
-    ...{
-      metadata: body.metadata ?? {},
-      parallel_tool_calls: body.parallel_tool_calls ?? true,
-      previous_response_id: null,
-    },
-    ...{ reasoning: { effort: null, summary: null }, service_tier: "default", store: false },
-    ...{ temperature: body.temperature ?? 1, top_p: body.top_p ?? 1, truncation: body.truncation ?? "disabled" },
-    ...{ text: { format: body.text?.format ?? { type: "text" } }, tool_choice: body.tool_choice ?? "auto" },
-    ...{ tools: body.tools ?? [], user: body.user ?? null },
+    id: own,
+    object: "response",
+    created_at: now(),
+    status: state,
+    model: model.name,
+    output,
+    background: false,
+    error: null,
+    incomplete_details: state === "incomplete" ? { reason: "max_output_tokens" } : null,
+    instructions: body.instructions ?? null,
+    max_output_tokens: body.max_output_tokens ?? null,
+    metadata: body.metadata ?? {},
+    parallel_tool_calls: body.parallel_tool_calls ?? true,
+    previous_response_id: null,
+    reasoning: { effort: null, summary: null },
+    service_tier: "default",
+    store: false,
+    temperature: body.temperature ?? 1,
+    top_p: body.top_p ?? 1,
+    truncation: body.truncation ?? "disabled",
+    text: { format: body.text?.format ?? { type: "text" } },
+    tool_choice: body.tool_choice ?? "auto",
+    tools: body.tools ?? [],
+    user: body.user ?? null,
     usage:
       written === undefined
         ? null
         : {
-            ...{ input_tokens: promptTokens, output_tokens: completionTokens },
+            input_tokens: promptTokens,
+            output_tokens: completionTokens,
             total_tokens: promptTokens + completionTokens,
             input_tokens_details: { cached_tokens: cachedTokens },
             output_tokens_details: { reasoning_tokens: 0 },

@@ -110,14 +110,14 @@ type SamplingBody = { [Key in keyof typeof sampling]?: z.infer<(typeof sampling)
 /** What is common to all of OpenAI's bodies about how tokens are drawn. */
 export const samplingOf = (body: SamplingBody): Sampling => ({
   temperature: body.temperature ?? 1,
-  ...{
-    topP: topPOf(body.top_p),
-    topK: body.top_k ? Math.max(0, body.top_k) : undefined,
-    minP: body.min_p ?? undefined,
-  },
+  topP: topPOf(body.top_p),
+  topK: body.top_k ? Math.max(0, body.top_k) : undefined,
+  minP: body.min_p ?? undefined,
   seed: seedOf(body.seed),
-  ...{ presencePenalty: body.presence_penalty ?? undefined, frequencyPenalty: body.frequency_penalty ?? undefined },
-  ...{ repetitionPenalty: body.repetition_penalty ?? undefined, logitBias: body.logit_bias ?? undefined },
+  presencePenalty: body.presence_penalty ?? undefined,
+  frequencyPenalty: body.frequency_penalty ?? undefined,
+  repetitionPenalty: body.repetition_penalty ?? undefined,
+  logitBias: body.logit_bias ?? undefined,
   stops: [body.stop ?? []].flat().filter((stop) => stop !== ""),
   ignoreEnd: body.ignore_eos ?? undefined,
 });
@@ -136,7 +136,9 @@ export const topPOf = (given: number | null | undefined): number | undefined =>
 export function guidedFormat(body: SamplingBody, own?: Format): Format | undefined {
   const { structured_outputs: outputs, nvext } = body;
   const renamed = outputs && {
-    ...{ guided_json: outputs.json, guided_regex: outputs.regex, guided_choice: outputs.choice },
+    guided_json: outputs.json,
+    guided_regex: outputs.regex,
+    guided_choice: outputs.choice,
     guided_grammar: outputs.grammar,
   };
   const formats = [body, renamed, nvext].flatMap((from): Format[] => {

@@ -9,9 +9,13 @@ export const tokenize = endpoint<{
   add_special_tokens?: boolean | undefined;
   parse_special?: boolean | undefined;
 }>({
-  ...{ path: "/tokenize", tag: "Tokens", summary: "A text's tokens", streams: false },
+  path: "/tokenize",
+  tag: "Tokens",
+  summary: "A text's tokens",
+  streams: false,
   body: z.strictObject({
-    ...{ model: modelName, prompt: text },
+    model: modelName,
+    prompt: text,
     ...specials,
   }),
   reply: z.object({ tokens: z.array(z.number().int()), count: z.number().int(), max_model_len: z.number().int() }),
@@ -23,7 +27,10 @@ export const tokenize = endpoint<{
 });
 
 export const detokenize = endpoint<{ model?: string | undefined; tokens: number[] }>({
-  ...{ path: "/detokenize", tag: "Tokens", summary: "The text of tokens", streams: false },
+  path: "/detokenize",
+  tag: "Tokens",
+  summary: "The text of tokens",
+  streams: false,
   body: z.strictObject({ model: modelName, tokens: tokenIds }),
   reply: z.object({ prompt: z.string() }),
   answer: ({ model: name, tokens }, service, context) =>

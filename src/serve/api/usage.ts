@@ -10,10 +10,8 @@ export const usageSchema = z.object({
 
 /** What was read and written, as completions and chats tell it. */
 export const openAiUsage = ({ promptTokens, cachedTokens, completionTokens }: Usage): z.infer<typeof usageSchema> => ({
-  ...{
-    prompt_tokens: promptTokens,
-    completion_tokens: completionTokens,
-    total_tokens: promptTokens + completionTokens,
-  },
+  prompt_tokens: promptTokens,
+  completion_tokens: completionTokens,
+  total_tokens: promptTokens + completionTokens,
   prompt_tokens_details: { cached_tokens: cachedTokens },
 });

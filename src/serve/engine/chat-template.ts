@@ -33,7 +33,10 @@ export class ChatTemplate {
     const render = (own: readonly TemplateMessage[]) =>
       this.template.render({
         ...variables,
-        ...{ messages: own, add_generation_prompt: true, bos_token: this.specials.bos, eos_token: this.specials.eos },
+        messages: own,
+        add_generation_prompt: true,
+        bos_token: this.specials.bos,
+        eos_token: this.specials.eos,
         ...(tools.length > 0 && { tools }),
       });
     try {

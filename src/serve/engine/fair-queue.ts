@@ -38,7 +38,8 @@ export class FairQueue {
     if (this.runningCount < this.places && this.waitingCount === 0) return this.occupy();
     if (this.waitingCount >= this.bound)
       throw new ApiError(429, `${this.waitingCount} requests wait already: ask again later`, {
-        ...{ code: "queue_full", retryAfter: 1 + Math.ceil(this.waitingCount / this.places) },
+        code: "queue_full",
+        retryAfter: 1 + Math.ceil(this.waitingCount / this.places),
       });
     await new Promise<void>((resolve, reject) => {
       const queue = this.waitingOf.get(client) ?? [];

@@ -22,7 +22,8 @@ export async function flashAttentionIsFaster(
   const seconds: number[] = [];
   for (const flashAttention of [true, false]) {
     const context = await model.createContext({
-      ...{ contextSize: PAST + SHORT + LONG + 1, flashAttention },
+      contextSize: PAST + SHORT + LONG + 1,
+      flashAttention,
       ...(threads !== undefined && { threads }),
     });
     const sequence = context.getSequence();

@@ -112,7 +112,8 @@ export class HostedModel {
       const flashAttention = mayTry && mayHoldScores ? await flashAttentionIsFaster(model, threads) : undefined;
       const slots = new Slots(contextSize);
       const context = await model.createContext({
-        ...{ ...shared, ...(batchSize !== undefined && { batchSize }) },
+        ...shared,
+        ...(batchSize !== undefined && { batchSize }),
         ...(flashAttention !== undefined && { flashAttention }),
         batching: slots.batching,
         ...(adapters.length > 0 && { lora: { adapters } }),
@@ -242,7 +243,8 @@ export class HostedModel {
     if (tokens.length >= contextSize) throw contextExceeded(tokens.length, contextSize, "input");
     const { threads } = this;
     this.embedder ??= this.model.createEmbeddingContext({
-      ...{ contextSize, batchSize: contextSize },
+      contextSize,
+      batchSize: contextSize,
       ...(threads !== undefined && { threads }),
     });
     const embedder = await this.embedder;
@@ -387,7 +389,10 @@ export class HostedModel {
       const tokens = [...trail.show(rest), ...trail.end(isStopped)];
       if (rest !== "" || tokens.length > 0) yield { text: rest, tokens };
       return {
-        ...{ finishReason, stoppedAt: stops.found, promptTokens: prompt.length, cachedTokens },
+        finishReason,
+        stoppedAt: stops.found,
+        promptTokens: prompt.length,
+        cachedTokens,
         completionTokens: all.length,
       };
     } finally {
@@ -427,12 +432,17 @@ export class HostedModel {
     const isSaid = presencePenalty !== undefined || frequencyPenalty !== undefined || penalty !== 1;
     const punishes = isSaid && penaltyWindow > 0;
     return {
-      ...{ temperature, topP, topK, minP },
+      temperature,
+      topP,
+      topK,
+      minP,
       ...(seed !== undefined && { seed }),
       ...(bias && { tokenBias: bias }),
       ...(punishes && {
         repeatPenalty: {
-          ...{ punishTokens: () => written, maxPunishTokens: Math.max(1, penaltyWindow), penalty },
+          punishTokens: () => written,
+          maxPunishTokens: Math.max(1, penaltyWindow),
+          penalty,
           ...(presencePenalty !== undefined && { presencePenalty }),
           ...(frequencyPenalty !== undefined && { frequencyPenalty }),
         },

@@ -137,14 +137,16 @@ export class ModelPool {
       name === undefined ? this.first : (this.entries.get(name) ?? this.entries.get(name.replace(/:latest$/, "")));
     if (entry !== undefined) return entry;
     throw new ApiError(404, `there is no model ${name} here, only ${this.names.join(", ")}`, {
-      ...{ param: "model", code: "model_not_found" },
+      param: "model",
+      code: "model_not_found",
     });
   }
 
   private async load(entry: Entry, signal: AbortSignal): Promise<LoadedModel> {
     if (this.waitingForModel >= this.options.queueLimit)
       throw new ApiError(429, `${this.waitingForModel} requests wait for models already: ask again later`, {
-        ...{ code: "queue_full", retryAfter: 10 },
+        code: "queue_full",
+        retryAfter: 10,
       });
     this.waitingForModel++;
     try {

@@ -229,7 +229,9 @@ export function templateMessages(turns: readonly Turn[]): TemplateMessage[] {
       return { role: "tool", content: turn.content, tool_call_id: turn.callId, name: names.get(turn.callId) };
     if (turn.role !== "assistant") return { role: turn.role, content: turn.content };
     const calls = turn.calls.map(({ id, name, arguments: text }) => ({
-      ...{ id, type: "function", function: { name, arguments: parsedArguments(text) } },
+      id,
+      type: "function",
+      function: { name, arguments: parsedArguments(text) },
     }));
     return { role: "assistant", content: turn.content, ...(calls.length > 0 && { tool_calls: calls }) };
   });

@@ -225,11 +225,13 @@ class Reader {
     if (sign === undefined) return node;
     if (node.kind === "terminal" && node.elements === 0) throw this.refuse("repeats an empty text", at);
     const signs: Record<string, readonly [number, number]> = {
-      ...{ "*": [0, Number.POSITIVE_INFINITY], "+": [1, Number.POSITIVE_INFINITY], "?": [0, 1] },
+      "*": [0, Number.POSITIVE_INFINITY],
+      "+": [1, Number.POSITIVE_INFINITY],
+      "?": [0, 1],
     };
     const [, least = "", open, most] = /^\{\s*(\d+)\s*(?:(,)\s*(\d+)?\s*)?\}$/.exec(sign) ?? [];
     const [min, max] = signs[sign] ?? [
-      ...[least === "" ? Number.NaN : Number(least)],
+      least === "" ? Number.NaN : Number(least),
       open === undefined ? Number(least) : most === undefined ? Number.POSITIVE_INFINITY : Number(most),
     ];
     if (!(min <= max) || max === 0) throw this.refuse(`repeats something ${sign} times`, at);

@@ -47,15 +47,13 @@ const PLAIN: Surroundings = { write: literal, excluded: [] };
 
 /** In a string of JSON, anywhere in it as JSON Schema has it. @param anything rule of a string's characters */
 export const insideJson = (anything: string): Surroundings => ({
-  ...{
-    anything,
-    excluded: [
-      [0, 0x1f],
-      [0x22, 0x22],
-      [0x5c, 0x5c],
-      [0x7f, 0x7f],
-    ],
-  },
+  anything,
+  excluded: [
+    [0, 0x1f],
+    [0x22, 0x22],
+    [0x5c, 0x5c],
+    [0x7f, 0x7f],
+  ],
   write: (character) => literal(JSON.stringify(character).slice(1, -1)),
 });
 
