@@ -14,7 +14,11 @@ const modelCard = z.object({
   created: z.number().int(),
   owned_by: z.string(),
   loaded: z.boolean().describe("whether it is in memory"),
-  max_model_len: z.number().int().nullable().describe("tokens of a prompt and its answer; known when it is loaded"),
+  max_model_len: z
+    .number()
+    .int()
+    .nullable()
+    .describe("tokens of a prompt and its answer; null until the model is loaded"),
 });
 
 const licenseSchema = z.object({
@@ -27,7 +31,7 @@ const licenseSchema = z.object({
   content: z.string(),
 });
 
-/** The card of one model. @throws ApiError 404 for one that there is not */
+/** OpenAI's description of a model. @throws ApiError 404 for a name that no model has */
 export function modelCardOf({ pool, started }: ServiceInfo, name: string): z.infer<typeof modelCard> {
   const id = pool.resolve(name);
   const loaded = pool.loaded.find((one) => one.name === id);
@@ -41,7 +45,7 @@ export function modelCardOf({ pool, started }: ServiceInfo, name: string): z.inf
   };
 }
 
-/** The card of one model, as Anthropic's clients know it. @throws ApiError 404 for one that there is not */
+/** Anthropic's description of a model. @throws ApiError 404 for a name that no model has */
 export function anthropicCardOf(info: ServiceInfo, name: string) {
   const { id, created, max_model_len } = modelCardOf(info, name);
   return {
@@ -54,21 +58,22 @@ export function anthropicCardOf(info: ServiceInfo, name: string) {
   };
 }
 
-const MOST_LISTED = 1000;
+const MAX_LISTED = 1000;
 
-/** A page of all models. @throws ApiError 400, 404 */
+/** A page of Anthropic's list of models. @throws ApiError 400 for a wrong limit, 404 for an id that no model has */
 function anthropicList(info: ServiceInfo, query: Readonly<Record<string, string>>) {
   const { limit = "20", after_id: after, before_id: before } = query;
-  const most = /^[1-9]\d{0,3}$/.test(limit) ? Number(limit) : 0;
-  if (most === 0 || most > MOST_LISTED) throw new ApiError(400, `limit: from 1 to ${MOST_LISTED}`, { param: "limit" });
+  const count = /^[1-9]\d{0,3}$/.test(limit) ? Number(limit) : 0;
+  if (count === 0 || count > MAX_LISTED)
+    throw new ApiError(400, `limit: must be from 1 to ${MAX_LISTED}, not ${limit.slice(0, 32)}`, { param: "limit" });
   const all = info.pool.names;
   const placeOf = (name: string) => all.indexOf(info.pool.resolve(name));
   const [from, to] = [
     after === undefined ? 0 : placeOf(after) + 1,
     before === undefined ? all.length : placeOf(before),
   ];
-  const names = before === undefined ? all.slice(from, from + most) : all.slice(Math.max(from, to - most), to);
-  const hasMore = before === undefined ? from + most < to : to - most > from;
+  const names = before === undefined ? all.slice(from, from + count) : all.slice(Math.max(from, to - count), to);
+  const hasMore = before === undefined ? from + count < to : to - count > from;
   return {
     data: names.map((name) => anthropicCardOf(info, name)),
     has_more: hasMore,
@@ -96,11 +101,11 @@ const manifest = z.object({
   profiles: z.array(z.looseObject({ name: z.string(), suits: z.boolean() })),
 });
 
-/** What tells of the service and its models. */
+/** Views of the service and its models. */
 export const MANAGEMENT: readonly View[] = [
   {
     path: "/v1/models",
-    summary: "Models that can be asked for",
+    summary: "Models that are served",
     open: false,
     reply: z.object({ object: z.literal("list"), data: z.array(modelCard) }),
     answer: (info) => ({ object: "list", data: info.pool.names.map((name) => modelCardOf(info, name)) }),
@@ -108,7 +113,7 @@ export const MANAGEMENT: readonly View[] = [
   },
   {
     path: "/v1/health/live",
-    summary: "Whether the process lives",
+    summary: "Whether the process is alive",
     reply: health,
     open: true,
     answer: () => ({ object: "health.response", message: "live" }),
@@ -133,7 +138,7 @@ export const MANAGEMENT: readonly View[] = [
   },
   {
     path: "/v1/metadata",
-    summary: "What is served, under which licence",
+    summary: "What is served, under which license",
     open: false,
     reply: z.object({
       version: z.string(),
@@ -154,7 +159,7 @@ export const MANAGEMENT: readonly View[] = [
   },
   {
     path: "/v1/manifest",
-    summary: "Models and the profiles in which they can be run here",
+    summary: "Models, and the profiles in which they could run here",
     reply: manifest,
     open: false,
     answer: ({ models, pool, profiles }) => ({
@@ -164,7 +169,7 @@ export const MANAGEMENT: readonly View[] = [
   },
   {
     path: "/v1/license",
-    summary: "The service's own licence",
+    summary: "The license of the service",
     reply: licenseSchema,
     open: false,
     answer: license,
