@@ -124,7 +124,7 @@ export const MANAGEMENT: readonly View[] = [
     reply: health,
     open: true,
     answer: ({ taking, pool }) => {
-      if (!taking()) throw new ApiError(503, "not ready: the service is ending", { retryAfter: 5 });
+      if (!taking()) throw new ApiError(503, "not ready: the service is shutting down", { retryAfter: 5 });
       if (!pool.ready) throw new ApiError(503, "not ready: the model is being loaded", { retryAfter: 5 });
       return { object: "health.response", message: "ready" };
     },

@@ -168,7 +168,7 @@ export class ModelPool {
   private async loadNow(entry: Entry): Promise<LoadedModel> {
     try {
       await this.makeRoom(entry);
-      if (this.closed) throw new ApiError(503, "the service is ending");
+      if (this.closed) throw new ApiError(503, "the service is shutting down");
       const model = await entry.source.open();
       entry.bytes = model.memoryBytes;
       const { slots, queueLimit } = this.options;

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { ApiError } from "../errors.js";
-import { either, GrammarRules, jsonBody, literal } from "../grammar/index.js";
+import { either, GrammarRules, jsonBody, literal, spaceRule } from "../grammar/index.js";
 import type { Conversation, Tool, ToolCall, Turn } from "./conversation.js";
 import { StopTexts } from "./stop-texts.js";
 
@@ -48,7 +48,7 @@ export function callableTools({ tools, toolChoice }: Pick<Conversation, "tools" 
 /** A grammar (GBNF) of an answer from the beginning of its first call on. */
 export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel: boolean): string {
   const rules = new GrammarRules();
-  const space = rules.add('" "? | "\\n" " "{0,16}');
+  const space = spaceRule(rules);
   const call = rules.add(
     either(
       tools.map(({ name, parameters, strict }) => {
