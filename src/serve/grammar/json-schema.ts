@@ -64,7 +64,7 @@ class SchemaWriter implements SchemaRules {
 
   whole(): string {
     const rule = this.ruleOf(this.root, "", 0);
-    if (rule === undefined) throw this.refuse(this.emptyAt ?? "", "is a schema that no value can match");
+    if (rule === undefined) throw this.refuse(this.emptyAt ?? "", "no value can match this schema");
     return rule;
   }
 
