@@ -41,7 +41,8 @@ const asked = { role: "user" as const, content: "Will it rain?" };
 
 describe("the official OpenAI client", () => {
   const tools = [{ type: "function" as const, function: weather }];
-  const base = { model, messages: [asked], temperature: 0 };
+  /** With a seed, the same request is computed the same again, whether or not its prompt is in the cache. */
+  const base = { model, messages: [asked], temperature: 0, seed: 1 };
 
   it("gets a call of a tool, whole and streamed, and goes on with its result", async () => {
     const request = { ...base, tools, tool_choice: "required" as const, parallel_tool_calls: false };
@@ -101,6 +102,7 @@ describe("the official OpenAI client", () => {
 
   it("gets responses: text, calls, forms, as a stream with its events in order", async () => {
     const short = { model, input: "Once", max_output_tokens: 12, temperature: 0 };
+    await openai.responses.create({ ...short, instructions: "Tell a story." }); // from now on the prompt is in the cache
     const response = await openai.responses.create({ ...short, instructions: "Tell a story." });
     expect(response).toMatchObject({ status: "incomplete", usage: { output_tokens: 12 } });
     const types: string[] = [];
@@ -153,6 +155,7 @@ describe("the official Anthropic client", () => {
   const tools = [{ name: weather.name, description: weather.description, input_schema: parameters }];
 
   it("gets a message, the same whole and streamed", async () => {
+    await anthropic.messages.create({ ...base, system: "You tell stories." }); // from now on the prompt is in the cache
     const message = await anthropic.messages.create({ ...base, system: "You tell stories." });
     expect(message).toMatchObject({ type: "message", role: "assistant", stop_reason: "max_tokens" });
     const events: string[] = [];
@@ -217,7 +220,7 @@ describe("the Vercel AI SDK", () => {
       supportsStructuredOutputs: true,
       includeUsage: true,
     });
-    const base = { model: provider(model), temperature: 0, maxRetries: 0 };
+    const base = { model: provider(model), temperature: 0, seed: 1, maxRetries: 0 };
     const whole = await generateText({ ...base, prompt: "Once", maxOutputTokens: 12 });
     expect(whole.usage.outputTokens).toBe(12);
     const streamed = streamText({ ...base, prompt: "Once", maxOutputTokens: 12 });

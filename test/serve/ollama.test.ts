@@ -20,7 +20,8 @@ beforeAll(async () => {
 afterAll(() => server.close());
 
 const messages: Message[] = [{ role: "user", content: "Will it rain?" }];
-const options = { temperature: 0, num_predict: 12, num_ctx: 4096, num_gpu: 0 };
+/** With a seed, the same request is computed the same again, whether or not its prompt is in the cache. */
+const options = { temperature: 0, seed: 1, num_predict: 12, num_ctx: 4096, num_gpu: 0 };
 const tools: Tool[] = [
   {
     type: "function",
@@ -69,6 +70,7 @@ describe("Ollama's client", () => {
     const { choices } = await openai.chat.completions.create({
       model,
       temperature: 0,
+      seed: 1,
       max_tokens: 12,
       messages: [{ role: "user", content: "Will it rain?" }],
     });
@@ -91,8 +93,8 @@ describe("Ollama's client", () => {
 
   it("gets answers of a form", async () => {
     const schema = { type: "object", properties: { colour: { enum: ["red", "blue"] } }, required: ["colour"] };
-    const said = await ollama.chat({ model, messages, format: schema, options: { temperature: 0 } });
-    expect(["red", "blue"]).toContain((JSON.parse(said.message.content ?? "") as { colour: string }).colour);
+    const answer = await ollama.chat({ model, messages, format: schema, options: { temperature: 0 } });
+    expect(["red", "blue"]).toContain((JSON.parse(answer.message.content ?? "") as { colour: string }).colour);
     const free = await ollama.generate({ model, prompt: "A kite", format: schema, options: { temperature: 0 } });
     expect(JSON.parse(free.response ?? "")).toHaveProperty("colour");
   });
@@ -110,6 +112,7 @@ describe("Ollama's client", () => {
     const { choices } = await openai.chat.completions.create({
       model,
       temperature: 0,
+      seed: 1,
       max_tokens: 12,
       tools: tools as never,
       messages: [
@@ -160,8 +163,8 @@ describe("Ollama's client", () => {
     const long = Array.from({ length: 60 }, (_, i): Message => {
       return { role: i % 2 === 0 ? "user" : "assistant", content: `The kite number ${i} flew far over the sea.` };
     });
-    const said = await ollama.chat({ model, messages: [...long, ...messages], options });
-    expect(said.prompt_eval_count).toBeLessThan(512);
+    const answer = await ollama.chat({ model, messages: [...long, ...messages], options });
+    expect(answer.prompt_eval_count).toBeLessThan(512);
     const { status, text } = await post("/api/chat", { model, messages: long, truncate: false, stream: false });
     expect([status, JSON.parse(text)]).toMatchObject([
       400,
@@ -191,7 +194,7 @@ describe("Ollama's client", () => {
     const tokens = lines.flatMap(({ logprobs = [] }) => logprobs);
     expect(tokens).toHaveLength(12);
     expect(tokens.every(({ top_logprobs: top }) => top.length === 2)).toBe(true);
-    const said = lines.map(({ message }) => message.content).join("");
-    expect(tokens.map(({ token }) => token).join("")).toBe(said);
+    const content = lines.map(({ message }) => message.content).join("");
+    expect(tokens.map(({ token }) => token).join("")).toBe(content);
   });
 });

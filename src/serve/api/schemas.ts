@@ -33,7 +33,7 @@ export const seed = z
   .min(-1)
   .max(Number.MAX_SAFE_INTEGER)
   .nullish()
-  .describe("the same seed, the same text; -1 for any");
+  .describe("the same seed draws the same text, but for rounding; -1 for any");
 
 /** A number of tokens. Some clients send -1 for no limit. */
 export const tokenCount = z.union([z.number().int().min(1), z.literal(-1)]).nullish();

@@ -25,7 +25,10 @@ export interface HostOptions {
   readonly slots: number;
   /** Prompt tokens that are computed at once. */
   readonly batchSize?: number | undefined;
-  /** A smaller GGUF model of the same tokenizer that guesses several tokens ahead, which the model then checks at once. */
+  /**
+   * A smaller GGUF model of the same tokenizer that guesses several tokens ahead, which the model then checks at once. Texts with a seed
+   * are written without it.
+   */
   readonly draft?: string | undefined;
   /** LoRA adapters (GGUF) and how strongly they apply. */
   readonly lora?: readonly { readonly file: string; readonly scale: number }[] | undefined;

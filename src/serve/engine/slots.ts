@@ -10,6 +10,7 @@ import {
   type Token,
 } from "node-llama-cpp";
 import { ApiError } from "../errors.js";
+import { SlotPredictor } from "./slot-predictor.js";
 
 /** One of the places of a context in which requests are computed. */
 export interface Slot {
@@ -35,8 +36,9 @@ const MIN_COPIED = 16;
 /** Prompt tokens in a batch while others write, who wait for the whole batch. */
 const MAX_PROMPT_SHARE = 128;
 /**
- * Marks tokens that are computed in batches of their own. llama.cpp's sums depend in their last digits on how many are computed
- * together, and so may what is drawn: a text that is to come out the same again must not depend on who else writes.
+ * Marks tokens that are computed in batches of their own, for texts with a seed. llama.cpp's sums depend in their last digits on how many
+ * tokens are computed together, and so may what is drawn. What is left of that is the prompt, which may be computed with others or be in
+ * the cache: it changes a text only where a random number falls, to within these digits, between two tokens.
  */
 export const ALONE: EvaluationPriority = 1;
 /** How often a batch is put off, each time by some turns of the microtask queue, for texts that have just got a token. */
@@ -58,9 +60,11 @@ export class Slots {
     this.all = Array.from({ length: count }, (): Slot => {
       // a guess is waited for, where the draft is no faster than the model
       const options = { minTokens: 1, maxTokens: DRAFT_TOKENS };
-      const predictor = draft && new DraftSequenceTokenPredictor(draft.getSequence(), options);
+      const drafter = draft && new DraftSequenceTokenPredictor(draft.getSequence(), options);
+      const predictor = drafter && new SlotPredictor(drafter, () => slot.alone);
       const sequence = context.getSequence(predictor && { tokenPredictor: predictor });
-      return { sequence, busy: false, awaiting: false, alone: false, lastUsed: 0, prefill: undefined };
+      const slot: Slot = { sequence, busy: false, awaiting: false, alone: false, lastUsed: 0, prefill: undefined };
+      return slot;
     });
   }
 

@@ -246,7 +246,9 @@ describe("a grammar made of a JSON Schema", () => {
     const closest = { type: "number", exclusiveMinimum: 0, exclusiveMaximum: 5e-324 };
     expect(() => jsonGrammar(closest, strict)).toThrow("too close");
     checkGrammar(jsonGrammar(closest, { param: "schema", isStrict: false }), "schema");
-    expect(() => jsonGrammar({ type: "number", exclusiveMinimum: 1, maximum: 1 }, strict)).toThrow("no value can match");
+    expect(() => jsonGrammar({ type: "number", exclusiveMinimum: 1, maximum: 1 }, strict)).toThrow(
+      "no value can match",
+    );
   });
 
   it("says what several schemas say together", async () => {
