@@ -1,6 +1,6 @@
 import { CoppiceError } from "../system/errors.js";
 
-/** An answer that is an error. */
+/** An error that is sent to the client. */
 export class ApiError extends CoppiceError {
   override readonly name = "ApiError";
 
@@ -8,14 +8,14 @@ export class ApiError extends CoppiceError {
     readonly status: 400 | 401 | 403 | 404 | 405 | 408 | 409 | 413 | 415 | 429 | 500 | 503,
     message: string,
     readonly details: {
-      /** The field that is at fault. */
+      /** The field that is wrong. */
       readonly param?: string | undefined;
       readonly code?: string | undefined;
-      /** Seconds after which to ask again. */
+      /** Seconds after which to try again. */
       readonly retryAfter?: number | undefined;
-      /** The same in the words of Anthropic's API, where its clients look for them. */
+      /** The message in the words of Anthropic's API, where clients look for these. */
       readonly anthropicMessage?: string | undefined;
-      /** Why, for the log. */
+      /** The reason, for the log only. */
       readonly cause?: unknown;
     } = {},
   ) {
@@ -36,12 +36,12 @@ export class ApiError extends CoppiceError {
 }
 
 /**
- * A prompt that leaves no room for an answer, in the words by which clients know that they must shorten it or ask another model.
- * @param most tokens of prompt and answer
+ * The error for a prompt that leaves no room for an answer, in the words by which clients see that they must shorten it.
+ * @param limit tokens of prompt and answer
  */
-export function contextExceeded(tokens: number, most: number, param: string): ApiError {
-  const message = `This model's maximum context length is ${most} tokens. However, the request has ${tokens} tokens and needs room for an answer. Please reduce its length.`;
-  const anthropicMessage = `prompt is too long: ${tokens} tokens > ${Math.min(most, tokens - 1)} maximum`;
+export function contextExceeded(tokens: number, limit: number, param: string): ApiError {
+  const message = `This model's maximum context length is ${limit} tokens. However, the request has ${tokens} tokens and needs room for an answer. Please reduce its length.`;
+  const anthropicMessage = `prompt is too long: ${tokens} tokens > ${Math.min(limit, tokens - 1)} maximum`;
   return new ApiError(400, message, { param, code: "context_length_exceeded", anthropicMessage });
 }
 

@@ -3,33 +3,34 @@ import { existsSync, readFileSync } from "node:fs";
 import { FormatError, UsageError } from "../system/errors.js";
 import { ApiError } from "./errors.js";
 
-/** The form in which a key is kept: its SHA-256, in hexadecimal. */
+/** The form in which a key is stored: its SHA-256 in hexadecimal. */
 export const hashKey = (key: string): string => createHash("sha256").update(key).digest("hex");
 
-/** One who may ask. */
+/** The owner of a key. */
 export interface Client {
-  /** What the log calls it. */
+  /** Its name in the log. */
   readonly name: string;
-  /** Takes a request from what is allowed. @throws ApiError 429 saying when there is more */
+  /** Counts a request. @throws ApiError 429 where a limit is reached, saying when to try again */
   take(): void;
-  /** Takes tokens from what is allowed; more than there are delay the next request. */
+  /** Counts tokens; too many delay the next request. */
   spend(tokens: number): void;
 }
 
 interface Limits {
-  /** Requests and tokens in a minute. */
+  /** Requests per minute. */
   readonly rpm?: number | undefined;
+  /** Tokens per minute. */
   readonly tpm?: number | undefined;
 }
 
 /**
- * The keys that may ask. A file holds a hash in each line, then a name and limits where they are wanted (`HASH laptop rpm=60
- * tpm=20000`); lines that begin with # do not count.
+ * The keys that are accepted. Each line of the file has a hash and, optionally, a name and limits (`HASH laptop rpm=60 tpm=20000`); lines
+ * that begin with # are comments.
  */
 export class ApiKeys {
   private constructor(private readonly keys: readonly { readonly hash: Buffer; readonly client: Client }[]) {}
 
-  /** @throws UsageError when there is no such file, FormatError for a line that is no hash */
+  /** @throws UsageError when there is no such file, FormatError for a line that is not a key's */
   static read(file: string): ApiKeys {
     if (!existsSync(file)) throw new UsageError(`there is no file of keys ${file}`);
     const keys = readFileSync(file, "utf8")
@@ -37,27 +38,27 @@ export class ApiKeys {
       .flatMap((line, i) => {
         const [hash = "", ...rest] = line.trim().split(/\s+/);
         if (hash === "" || hash.startsWith("#")) return [];
-        const refuse = (what: string) => new FormatError(`${file}:${i + 1} ${what}`);
-        if (!/^[0-9a-f]{64}$/.test(hash)) throw refuse("is no SHA-256; make one with: printf %s KEY | sha256sum");
+        const refusal = (what: string) => new FormatError(`${file}:${i + 1} ${what}`);
+        if (!/^[0-9a-f]{64}$/.test(hash)) throw refusal("is not a SHA-256; make one with: printf %s KEY | sha256sum");
         const limits: { rpm?: number | undefined; tpm?: number | undefined } = {};
         let name = `key ${i + 1}`;
         for (const word of rest) {
           const [, kind, value] = /^(rpm|tpm)=([1-9]\d{0,8})$/.exec(word) ?? [];
           if (kind !== undefined) limits[kind as "rpm" | "tpm"] = Number(value);
-          else if (word.includes("=")) throw refuse(`has ${word}: limits are rpm=REQUESTS and tpm=TOKENS, in a minute`);
+          else if (word.includes("=")) throw refusal(`has ${word}: limits are rpm=REQUESTS and tpm=TOKENS, per minute`);
           else name = word;
         }
         return [{ hash: Buffer.from(hash, "hex"), client: new LimitedClient(name, limits) }];
       });
-    if (keys.length === 0) throw new FormatError(`${file} has no keys: nobody could ask`);
+    if (keys.length === 0) throw new FormatError(`${file} has no keys: every request would be refused`);
     return new ApiKeys(keys);
   }
 
-  /** Whose key it is; nobody's where it is none of them. Takes as long whichever it is. */
+  /** The owner of a key; undefined for an unknown key. Takes the same time for every key. */
   clientOf(key: string): Client | undefined {
-    const given = createHash("sha256").update(key).digest();
+    const keyHash = createHash("sha256").update(key).digest();
     return this.keys.reduce<Client | undefined>(
-      (found, { hash, client }) => (timingSafeEqual(hash, given) ? client : found),
+      (found, { hash, client }) => (timingSafeEqual(hash, keyHash) ? client : found),
       undefined,
     );
   }
@@ -78,8 +79,9 @@ class LimitedClient implements Client {
   take(): void {
     const seconds = Math.max(this.requests.secondsUntil(1), this.tokens.secondsUntil(1));
     if (seconds > 0)
-      throw new ApiError(429, `this key's limit is reached: ask again in ${Math.ceil(seconds)} seconds`, {
-        ...{ code: "rate_limit_exceeded", retryAfter: Math.ceil(seconds) },
+      throw new ApiError(429, `this key's limit is reached: try again in ${Math.ceil(seconds)} seconds`, {
+        code: "rate_limit_exceeded",
+        retryAfter: Math.ceil(seconds),
       });
     this.requests.spend(1);
   }
@@ -89,7 +91,7 @@ class LimitedClient implements Client {
   }
 }
 
-/** So much in a minute, which comes back as time goes (a token bucket that holds a minute's worth). */
+/** An amount per minute: a token bucket that holds a minute's worth. */
 class Allowance {
   private left: number;
   private since = performance.now();

@@ -5,46 +5,50 @@ import { serve as serveHono } from "@hono/node-server";
 
 export interface ListenOptions {
   readonly host: string;
-  /** 0 for any that is free. */
+  /** 0 for any free port. */
   readonly port: number;
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
-  /** Seconds in which a request must have been sent: slow senders hold a connection no longer. */
+  /** Seconds in which a request must arrive, so that slow senders do not hold connections. */
   readonly receiveSeconds?: number | undefined;
-  /** Seconds for which a connection stays open that nothing is asked on. */
+  /** Seconds for which an idle connection stays open. */
   readonly keepAliveSeconds?: number | undefined;
 }
 
 export interface Listening {
   readonly url: string;
-  /** Takes no more connections. Settled when the last has ended. */
+  /** Accepts no more connections. Resolves when the last one has ended. */
   refuseMore(): Promise<void>;
-  /** Ends connections: idle ones at once, those that are answered when they were or so many seconds later (1). */
+  /** Ends connections: idle ones at once, others when they are answered, or after the given seconds (1 by default). */
   close(seconds?: number): Promise<void>;
 }
 
 const RECEIVE_SECONDS = 60;
 const HEADERS_SECONDS = 60;
-/** Longer than proxies keep connections (nginx and AWS: 60), so that it is they who close them: a request on its way would be lost. */
+/** Longer than proxies keep connections (nginx and AWS: 60), so that the proxy closes them: otherwise a request on its way could be lost. */
 const KEEP_ALIVE_SECONDS = 65;
-/** How often connections that were answered meanwhile are ended. */
+/** How often to look for connections that have become idle. */
 const IDLE_MILLISECONDS = 50;
 
-/** Serves an application on an address. */
+/** Serves an application at an address. @throws when it cannot listen there */
 export async function listen(
   app: { readonly fetch: Parameters<typeof serveHono>[0]["fetch"] },
   options: ListenOptions,
 ): Promise<Listening> {
-  const { host: hostname, port: wanted, tls, receiveSeconds = RECEIVE_SECONDS } = options;
+  const { host: hostname, tls, receiveSeconds = RECEIVE_SECONDS } = options;
   const limits = {
     requestTimeout: 1000 * receiveSeconds,
     headersTimeout: 1000 * HEADERS_SECONDS,
     keepAliveTimeout: 1000 * (options.keepAliveSeconds ?? KEEP_ALIVE_SECONDS),
   };
-  const server = serveHono({
-    ...{ fetch: app.fetch, hostname, port: wanted },
-    ...(tls === undefined
+  const security =
+    tls === undefined
       ? { createServer: createHttpServer, serverOptions: limits }
-      : { createServer: createHttpsServer, serverOptions: { ...tls, ...limits } }),
+      : { createServer: createHttpsServer, serverOptions: { ...tls, ...limits } };
+  const server = serveHono({
+    fetch: app.fetch,
+    hostname,
+    port: options.port,
+    ...security,
   });
   await new Promise<void>((resolve, reject) => {
     server.once("listening", resolve);

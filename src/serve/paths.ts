@@ -1,4 +1,4 @@
-/** The same endpoints under the names by which clients look for them. */
+/** Other paths at which clients look for endpoints. */
 
 const ALIASES: Readonly<Record<string, string>> = {
   "/health": "/v1/health/ready",
@@ -13,9 +13,9 @@ const ALIASES: Readonly<Record<string, string>> = {
 };
 
 /**
- * A path as the service has it: with one slash each, without one at the end, with one `/v1` where a client has it twice, elsewhere
- * (`/openai/v1`, `/api/v1`) or not at all.
- * @param isKnown whether there is something at a path
+ * The service's own form of a path: without repeated slashes or one at the end, and with one `/v1` where a client has it twice, under
+ * another path (`/openai/v1`, `/api/v1`) or not at all.
+ * @param isKnown whether a path has an endpoint
  */
 export function canonicalPath(path: string, isKnown: (path: string) => boolean): string {
   const single = path.replace(/\/{2,}/g, "/").replace(/(?<=.)\/$/, "");
@@ -23,5 +23,5 @@ export function canonicalPath(path: string, isKnown: (path: string) => boolean):
   if (isKnown(plain)) return plain;
   const unversioned = plain.replace(/^\/v1(?=\/)/, "");
   const candidates = [ALIASES[plain], ALIASES[unversioned], `/v1${plain}`, unversioned];
-  return candidates.find((one) => one !== undefined && isKnown(one)) ?? plain;
+  return candidates.find((candidate) => candidate !== undefined && isKnown(candidate)) ?? plain;
 }

@@ -1,13 +1,13 @@
 import type { ServerEvent } from "./api/endpoint.js";
 import type { ApiError } from "./errors.js";
 
-/** How an API tells errors and streams, whichever endpoint it is. */
+/** How an API writes errors and streams, at all its endpoints. */
 export interface Protocol {
   readonly streamType: string;
   errorBody(error: ApiError, requestId: string): object;
-  /** Something of a stream as it is sent. */
-  written(event: ServerEvent): string;
-  /** An error in the midst of a stream. */
+  /** An event of a stream as it is sent. */
+  encode(event: ServerEvent): string;
+  /** An error within a stream. */
   errorEvent(body: object): ServerEvent;
 }
 
@@ -17,7 +17,7 @@ const eventText = ({ event, data }: ServerEvent): string =>
 const openAi: Protocol = {
   streamType: "text/event-stream; charset=utf-8",
   errorBody: (error) => error.body,
-  written: eventText,
+  encode: eventText,
   errorEvent: (data) => ({ data }),
 };
 
@@ -37,11 +37,11 @@ const ollama: Protocol = {
   errorBody: ({ message, details }) => ({
     error: details.code === "model_not_found" ? `model not found: ${message}` : message,
   }),
-  written: ({ data }) => `${JSON.stringify(data)}\n`,
+  encode: ({ data }) => `${JSON.stringify(data)}\n`,
   errorEvent: (data) => ({ data }),
 };
 
-/** The API that a request means. @param isAnthropic whether its headers say that it is Anthropic's */
+/** The API of a request. @param isAnthropic whether its headers say that it is Anthropic's */
 export function protocolOf(path: string, isAnthropic: boolean): Protocol {
   if (path.startsWith("/api/")) return ollama;
   if (path.startsWith("/v1/messages") || (isAnthropic && path.startsWith("/v1/models"))) return anthropic;

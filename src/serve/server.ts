@@ -11,22 +11,22 @@ export interface ServerOptions
     Omit<HttpOptions, "logger" | "metrics">,
     Omit<ServiceInfo, "pool" | "started" | "taking"> {
   readonly sources: readonly [ModelSource, ...ModelSource[]];
-  /** 0 for any that is free. */
+  /** 0 for any free port. */
   readonly port: number;
-  /** Seconds for which a connection stays open that nothing is asked on. */
+  /** Seconds for which an idle connection stays open. */
   readonly keepAliveSeconds?: number | undefined;
-  /** Seconds that running requests may take when the service ends. */
+  /** Seconds that running requests may still take when the service ends. */
   readonly drainSeconds: number;
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   readonly logLevel: "silent" | "error" | "info";
 }
 
-/** A service that listens. */
+/** A service that is listening. */
 export interface RunningServer {
   readonly url: string;
-  /** Settled when the first model is in memory, or cannot be; requests that come before wait for it. */
+  /** Resolves when the first model is in memory; rejects when it cannot be loaded. Requests that come before wait for it. */
   readonly ready: Promise<void>;
-  /** Takes no more requests, answers those that are under way, and ends. */
+  /** Accepts no more requests, answers those that are running, and ends. */
   close(): Promise<void>;
 }
 
@@ -35,7 +35,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const logger = pino({ level: options.logLevel, base: null }, pino.destination(2));
   const metrics = new Metrics();
   const pool = new ModelPool(options.sources, options);
-  watch(metrics, pool);
+  addGauges(metrics, pool);
   let taking = true;
   const info: ServiceInfo = { ...options, pool, started: Math.floor(Date.now() / 1000), taking: () => taking };
   const app = httpApp(info, { ...options, logger, metrics });
@@ -44,7 +44,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   logger.info({ url }, "listening");
   const never = new AbortController().signal;
   const ready = pool.use(undefined, never, async () => {});
-  ready.catch(() => {}); // whoever waits for it is told
+  ready.catch(() => {}); // whoever awaits it gets the error
   return {
     url,
     ready,
@@ -60,21 +60,21 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   };
 }
 
-/** What is looked up when it is asked for. */
-function watch(metrics: Metrics, pool: ModelPool): void {
-  const sum = (of: (loaded: ModelPool["loaded"][number]) => number) => () =>
-    pool.loaded.reduce((total, loaded) => total + of(loaded), 0);
+/** Adds the metrics that are looked up at each collection. */
+function addGauges(metrics: Metrics, pool: ModelPool): void {
+  const sum = (value: (loaded: ModelPool["loaded"][number]) => number) => () =>
+    pool.loaded.reduce((total, loaded) => total + value(loaded), 0);
   metrics.gauge(
     "vllm:num_requests_running",
-    "Requests that are computed",
+    "Requests that are being computed",
     sum(({ queue }) => queue.running),
   );
   const waiting = sum(({ queue }) => queue.waiting);
-  metrics.gauge("vllm:num_requests_waiting", "Requests that wait", () => waiting() + pool.waiting);
+  metrics.gauge("vllm:num_requests_waiting", "Requests that are waiting", () => waiting() + pool.waiting);
   const used = sum(({ model }) => model.cacheUse);
   metrics.gauge(
     "vllm:kv_cache_usage_perc",
-    "Share of the cache that holds something",
+    "Share of the cache that is in use",
     () => used() / Math.max(1, pool.loaded.length),
   );
   metrics.gauge("coppice:models_loaded", "Models in memory", () => pool.loaded.length);

@@ -141,7 +141,10 @@ describe.each(MODELS)("with $name, a coding assistant", ({ file, skip }) => {
           role: "user",
           content: [
             {
-              ...{ type: "tool_result", tool_use_id: use.id, is_error: false, ...cached },
+              type: "tool_result",
+              tool_use_id: use.id,
+              is_error: false,
+              ...cached,
               content: [{ type: "text", text: "export const parse = (text: string) => JSON.parse(text);" }],
             },
             { type: "text", text: "<system-reminder>Be brief.</system-reminder>" },
@@ -164,7 +167,8 @@ describe.each(MODELS)("with $name, a coding assistant", ({ file, skip }) => {
     const asked = { model, max_tokens: 8, temperature: 0 };
     const user = { role: "user" as const, content: "What is 2 + 2?" };
     const { content } = await anthropic.messages.create({
-      ...{ ...asked, messages: [user, { role: "assistant", content: begun }] },
+      ...asked,
+      messages: [user, { role: "assistant", content: begun }],
     });
     const plain = await anthropic.messages.create({ ...asked, messages: [user] });
     expect(content).not.toEqual(plain.content);
@@ -282,7 +286,9 @@ describe.each(MODELS)("with $name, a coding assistant", ({ file, skip }) => {
       messages.push(said, { role: "tool", tool_call_id: call.id, content: [{ type: "text", text: "text" }] });
     }
     const picked = await openai.chat.completions.create({
-      ...{ ...base, messages, tool_choice: { type: "custom", custom: { name: "pick" } } },
+      ...base,
+      messages,
+      tool_choice: { type: "custom", custom: { name: "pick" } },
     });
     const [custom] = picked.choices[0]!.message.tool_calls ?? [];
     expect(custom).toMatchObject({

@@ -58,7 +58,11 @@ const chats: ClientChecks = {
     },
     tools: async (url, model) => {
       const { choices } = await openai(url).chat.completions.create({
-        ...{ model, messages: asked, tools: [functionTool], tool_choice: "required", parallel_tool_calls: false },
+        model,
+        messages: asked,
+        tools: [functionTool],
+        tool_choice: "required",
+        parallel_tool_calls: false,
       });
       const [call] = choices[0]?.message.tool_calls ?? [];
       return call?.type === "function" && isJsonCity(call.function.arguments);
@@ -94,7 +98,10 @@ const responses: ClientChecks = {
     },
     tools: async (url, model) => {
       const { output } = await openai(url).responses.create({
-        ...{ model, input: "Once", tool_choice: "required", parallel_tool_calls: false },
+        model,
+        input: "Once",
+        tool_choice: "required",
+        parallel_tool_calls: false,
         tools: [{ type: "function", name: "weather", parameters, strict: true }],
       });
       return output[0]?.type === "function_call" && isJsonCity(output[0].arguments);
@@ -138,7 +145,10 @@ const messages: ClientChecks = {
       ),
     tools: async (url, model) => {
       const { content } = await anthropic(url).messages.create({
-        ...{ model, messages: asked, max_tokens: 200, tools: [{ name: "weather", input_schema: parameters }] },
+        model,
+        messages: asked,
+        max_tokens: 200,
+        tools: [{ name: "weather", input_schema: parameters }],
         tool_choice: { type: "any", disable_parallel_tool_use: true },
       });
       return content[0]?.type === "tool_use" && isCity(content[0].input);
@@ -176,7 +186,10 @@ const aiChats: ClientChecks = {
       ),
     tools: async (url, model) => {
       const { toolCalls } = await generateText({
-        ...{ model: compatible(url)(model), prompt: "Once", tools: { weather }, toolChoice: "required" },
+        model: compatible(url)(model),
+        prompt: "Once",
+        tools: { weather },
+        toolChoice: "required",
         providerOptions: { coppice: { parallel_tool_calls: false } },
       });
       return isCity(toolCalls[0]?.input);
@@ -204,8 +217,12 @@ const aiMessages: ClientChecks = {
       ),
     tools: async (url, model) => {
       const { toolCalls } = await generateText({
-        ...{ model: aiAnthropic(url)(model), prompt: "Once", tools: { weather }, toolChoice: "required" },
-        ...{ maxOutputTokens: 200, providerOptions: { anthropic: { disableParallelToolUse: true } } },
+        model: aiAnthropic(url)(model),
+        prompt: "Once",
+        tools: { weather },
+        toolChoice: "required",
+        maxOutputTokens: 200,
+        providerOptions: { anthropic: { disableParallelToolUse: true } },
       });
       return isCity(toolCalls[0]?.input);
     },
@@ -233,7 +250,9 @@ const ollama: ClientChecks = {
       // nothing forces a call in this API: an answer after one is what can be asked for
       const call = { function: { name: "weather", arguments: { city: "Lima" } } };
       const { message } = await new Ollama({ host: url }).chat({
-        ...{ model, tools: [functionTool], options: { num_predict: 8 } },
+        model,
+        tools: [functionTool],
+        options: { num_predict: 8 },
         messages: [
           ...asked,
           { role: "assistant", content: "", tool_calls: [call] },
@@ -257,6 +276,4 @@ const ollama: ClientChecks = {
   },
 };
 
-export const CLIENTS: readonly ClientChecks[] = [
-  ...[chats, responses, completions, messages, aiChats, aiMessages, ollama],
-];
+export const CLIENTS: readonly ClientChecks[] = [chats, responses, completions, messages, aiChats, aiMessages, ollama];

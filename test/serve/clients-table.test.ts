@@ -48,7 +48,8 @@ describe("the table of clients", () => {
 
   it("is what the tests found (vitest -u writes it anew)", async () => {
     const lines = CLIENTS.map(({ client, packageName, api, checks }) => [
-      ...[`${client} ${majorVersion(packageName)}`, `\`${api}\``],
+      `${client} ${majorVersion(packageName)}`,
+      `\`${api}\``,
       ...WANTS.map((want) => (!(want in checks) ? "" : works.get(client)?.has(want) ? "yes" : "**no**")),
     ]);
     const hints = Object.entries(HINTS).map(

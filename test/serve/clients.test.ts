@@ -41,7 +41,8 @@ const asked = { role: "user" as const, content: "Will it rain?" };
 
 describe("the official OpenAI client", () => {
   const tools = [{ type: "function" as const, function: weather }];
-  const base = { model, messages: [asked], temperature: 0 };
+  /** With a seed, the same request is computed the same again, whether or not its prompt is in the cache. */
+  const base = { model, messages: [asked], temperature: 0, seed: 1 };
 
   it("gets a call of a tool, whole and streamed, and goes on with its result", async () => {
     const request = { ...base, tools, tool_choice: "required" as const, parallel_tool_calls: false };
@@ -63,7 +64,8 @@ describe("the official OpenAI client", () => {
     expect(answer.choices[0]!.message.content).not.toBe("");
     const wrong = { type: "function" as const, function: { name: "other" } };
     await expect(openai.chat.completions.create({ ...base, tools, tool_choice: wrong })).rejects.toMatchObject({
-      ...{ status: 400, param: "tool_choice" },
+      status: 400,
+      param: "tool_choice",
     });
   });
 
@@ -78,7 +80,9 @@ describe("the official OpenAI client", () => {
     expect(JSON.parse(await guided({ structured_outputs: { json: kite } }))).toHaveProperty("colour");
     await expect(guided({ guided_choice: ["a"], guided_regex: "b" })).rejects.toThrow("one form only");
     await expect(guided({ guided_json: { type: "string", not: {} } })).rejects.toMatchObject({
-      ...{ status: 400, code: "invalid_schema", param: "guided_json/not" },
+      status: 400,
+      code: "invalid_schema",
+      param: "guided_json/not",
     });
   });
 
@@ -98,6 +102,7 @@ describe("the official OpenAI client", () => {
 
   it("gets responses: text, calls, forms, as a stream with its events in order", async () => {
     const short = { model, input: "Once", max_output_tokens: 12, temperature: 0 };
+    await openai.responses.create({ ...short, instructions: "Tell a story." }); // from now on the prompt is in the cache
     const response = await openai.responses.create({ ...short, instructions: "Tell a story." });
     expect(response).toMatchObject({ status: "incomplete", usage: { output_tokens: 12 } });
     const types: string[] = [];
@@ -112,11 +117,17 @@ describe("the official OpenAI client", () => {
     }
     expect(text).toBe(response.output_text);
     expect([types[0], types[1], types.at(-1)]).toEqual([
-      ...["response.created", "response.in_progress", "response.incomplete"],
+      "response.created",
+      "response.in_progress",
+      "response.incomplete",
     ]);
     const called = await openai.responses
       .stream({
-        ...{ model, input: "Once", tool_choice: "required" as const, parallel_tool_calls: false, temperature: 0 },
+        model,
+        input: "Once",
+        tool_choice: "required" as const,
+        parallel_tool_calls: false,
+        temperature: 0,
         tools: [{ type: "function", strict: true, ...weather }],
       })
       .finalResponse();
@@ -132,7 +143,9 @@ describe("the official OpenAI client", () => {
     const formed = await openai.responses.create({ model, input, text: { format } });
     expect(JSON.parse(formed.output_text)).toHaveProperty("colour");
     await expect(openai.responses.create({ ...short, previous_response_id: "resp_1" })).rejects.toMatchObject({
-      ...{ status: 400, code: "unsupported_parameter", param: "previous_response_id" },
+      status: 400,
+      code: "unsupported_parameter",
+      param: "previous_response_id",
     });
   });
 });
@@ -142,6 +155,7 @@ describe("the official Anthropic client", () => {
   const tools = [{ name: weather.name, description: weather.description, input_schema: parameters }];
 
   it("gets a message, the same whole and streamed", async () => {
+    await anthropic.messages.create({ ...base, system: "You tell stories." }); // from now on the prompt is in the cache
     const message = await anthropic.messages.create({ ...base, system: "You tell stories." });
     expect(message).toMatchObject({ type: "message", role: "assistant", stop_reason: "max_tokens" });
     const events: string[] = [];
@@ -174,7 +188,8 @@ describe("the official Anthropic client", () => {
     const result = { type: "tool_result" as const, tool_use_id: block.id, content: "rain" };
     const answer = await anthropic.messages.create({
       ...base,
-      ...{ tools, tool_choice: { type: "none" as const } },
+      tools,
+      tool_choice: { type: "none" as const },
       messages: [asked, { role: "assistant", content: message.content }, { role: "user", content: [result] }],
     });
     expect(answer.content[0]?.type).toBe("text");
@@ -184,7 +199,8 @@ describe("the official Anthropic client", () => {
     const bad = (more: object) => anthropic.messages.create({ ...base, ...more });
     await expect(bad({ model: "other" })).rejects.toBeInstanceOf(Anthropic.NotFoundError);
     await expect(bad({ temperature: 3 })).rejects.toMatchObject({
-      ...{ status: 400, error: { type: "error", error: { type: "invalid_request_error" } } },
+      status: 400,
+      error: { type: "error", error: { type: "invalid_request_error" } },
     });
     await expect(bad({ inference_geo: "eu" })).rejects.toThrow("the field inference_geo is not supported");
   });
@@ -204,7 +220,7 @@ describe("the Vercel AI SDK", () => {
       supportsStructuredOutputs: true,
       includeUsage: true,
     });
-    const base = { model: provider(model), temperature: 0, maxRetries: 0 };
+    const base = { model: provider(model), temperature: 0, seed: 1, maxRetries: 0 };
     const whole = await generateText({ ...base, prompt: "Once", maxOutputTokens: 12 });
     expect(whole.usage.outputTokens).toBe(12);
     const streamed = streamText({ ...base, prompt: "Once", maxOutputTokens: 12 });
@@ -213,13 +229,11 @@ describe("the Vercel AI SDK", () => {
     expect(text).toBe(whole.text);
     expect((await streamed.usage).outputTokens).toBe(12);
     const { steps } = await generateText({
-      ...{
-        ...base,
-        prompt: "Will it rain?",
-        tools: { weather: forecast },
-        stopWhen: stepCountIs(2),
-        maxOutputTokens: 200,
-      },
+      ...base,
+      prompt: "Will it rain?",
+      tools: { weather: forecast },
+      stopWhen: stepCountIs(2),
+      maxOutputTokens: 200,
       providerOptions: { coppice: { parallel_tool_calls: false } },
       prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
     });

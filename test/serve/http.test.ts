@@ -240,9 +240,24 @@ describe("over HTTP", () => {
 
   it("endpoints are found by the names that clients have for them", async () => {
     for (const endpoint of [
-      ...["/v1/models/", "//v1//models", "/v1/v1/models", "/models", "/openai/v1/models", "/api/v1/models"],
-      ...["/v1/models/tiny-teacher/", "/models/tiny-teacher", "/health", "/ping", "/metrics", "/v1/health", "/version"],
-      ...["/healthz", "/readyz", "/livez", "/docs/", "/health/ready"],
+      "/v1/models/",
+      "//v1//models",
+      "/v1/v1/models",
+      "/models",
+      "/openai/v1/models",
+      "/api/v1/models",
+      "/v1/models/tiny-teacher/",
+      "/models/tiny-teacher",
+      "/health",
+      "/ping",
+      "/metrics",
+      "/v1/health",
+      "/version",
+      "/healthz",
+      "/readyz",
+      "/livez",
+      "/docs/",
+      "/health/ready",
     ])
       expect((await ask(endpoint)).status, endpoint).toBe(200);
     for (const endpoint of ["/completions", "/v1/completions/", "/v1/v1/completions", "/openai/v1/completions"])
@@ -262,7 +277,8 @@ describe("over HTTP", () => {
     expect(all).toEqual([model]);
     expect(await anthropic.models.retrieve(model)).toMatchObject({ id: model, type: "model" });
     await expect(anthropic.models.retrieve("other")).rejects.toMatchObject({
-      ...{ status: 404, error: { type: "error", error: { type: "not_found_error" } } },
+      status: 404,
+      error: { type: "error", error: { type: "not_found_error" } },
     });
   });
 });

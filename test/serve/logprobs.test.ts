@@ -74,7 +74,11 @@ describe("log-probabilities", () => {
   it("come with the text that they are of, when it is streamed", async () => {
     for (const more of [{}, { stop: ["– é nothing"] }]) {
       const stream = await openai.chat.completions.create({
-        ...{ model: "tiny-teacher", messages, ...guided, ...more, stream: true as const },
+        model: "tiny-teacher",
+        messages,
+        ...guided,
+        ...more,
+        stream: true as const,
       });
       let text = "";
       for await (const { choices } of stream) {
@@ -90,6 +94,7 @@ describe("log-probabilities", () => {
   it("come with responses that include them, whole and streamed", async () => {
     const asked = { model: "tiny-teacher", input: "Once", temperature: 0, max_output_tokens: 8, top_logprobs: 2 };
     const request = { ...asked, include: ["message.output_text.logprobs" as const] };
+    await openai.responses.create(request); // from now on the prompt is in the cache, and the same is computed each time
     const { output, output_text } = await openai.responses.create(request);
     const part = output[0]?.type === "message" ? output[0].content[0] : undefined;
     const tokens = part?.type === "output_text" ? (part.logprobs ?? []) : [];
@@ -102,7 +107,7 @@ describe("log-probabilities", () => {
   });
 
   it("stand in completions as bytes where they are no text, and none is of what was not shown", async () => {
-    const base = { model: "tiny-teacher", prompt: "Once", logprobs: 1, temperature: 0, max_tokens: 60 };
+    const base = { model: "tiny-teacher", prompt: "Once", logprobs: 1, temperature: 0, seed: 1, max_tokens: 60 };
     const whole = await openai.completions.create({ ...base, guided_choice: [festive] } as typeof base);
     const { tokens = [], text_offset: offsets = [] } = whole.choices[0]?.logprobs ?? {};
     const bytes = tokens.flatMap((token) =>
@@ -117,18 +122,23 @@ describe("log-probabilities", () => {
     expect(Buffer.from(bytes).toString()).toBe(festive);
     expect(offsets.every((at, i) => i === 0 || at >= (offsets[i - 1] ?? 0))).toBe(true);
     const free = await openai.completions.create(base);
-    const said = free.choices[0]?.text ?? "";
-    const stop = said.slice(20, 24);
+    const content = free.choices[0]?.text ?? "";
+    const stop = content.slice(20, 24);
     const stopped = await openai.completions.create({ ...base, stop });
     const { tokens: shown = [] } = stopped.choices[0]?.logprobs ?? {};
     expect(shown.join("").startsWith(stopped.choices[0]?.text ?? "-")).toBe(true);
-    expect(shown.slice(0, -1).join("").length).toBeLessThanOrEqual(said.indexOf(stop));
+    expect(shown.slice(0, -1).join("").length).toBeLessThanOrEqual(content.indexOf(stop));
   });
 
   it.each(["tiny-teacher", "no-begin"])("of a prompt begin with its first token: %s", async (model) => {
     const prompt = "Once upon a time";
     const { choices } = await openai.completions.create({
-      ...{ model, prompt, echo: true, logprobs: 2, max_tokens: 2, temperature: 0 },
+      model,
+      prompt,
+      echo: true,
+      logprobs: 2,
+      max_tokens: 2,
+      temperature: 0,
     });
     const { text, logprobs } = choices[0]!;
     expect(text.startsWith(prompt)).toBe(true);
@@ -138,7 +148,7 @@ describe("log-probabilities", () => {
     expect(logprobs?.token_logprobs?.slice(1).every((value) => value <= 0)).toBe(true);
   });
 
-  it("of a text that ends within a letter are told, and the half letter is no text", async () => {
+  it("are reported of a text that ends within a character, and half a character is no text", async () => {
     for (let max_tokens = 1; max_tokens < 12; max_tokens++) {
       const asked = { model: "tiny-teacher", messages, ...guided, max_tokens };
       const [whole] = (await openai.chat.completions.create(asked)).choices;

@@ -20,7 +20,8 @@ beforeAll(async () => {
 afterAll(() => server.close());
 
 const messages: Message[] = [{ role: "user", content: "Will it rain?" }];
-const options = { temperature: 0, num_predict: 12, num_ctx: 4096, num_gpu: 0 };
+/** With a seed, the same request is computed the same again, whether or not its prompt is in the cache. */
+const options = { temperature: 0, seed: 1, num_predict: 12, num_ctx: 4096, num_gpu: 0 };
 const tools: Tool[] = [
   {
     type: "function",
@@ -49,7 +50,11 @@ describe("Ollama's client", () => {
   it("gets a chat's answer, the same whole and streamed, and as OpenAI's client gets it", async () => {
     const whole = await ollama.chat({ model, messages, options, keep_alive: "5m", think: false });
     expect(whole).toMatchObject({
-      ...{ model, done: true, done_reason: "length", eval_count: 12, message: { role: "assistant" } },
+      model,
+      done: true,
+      done_reason: "length",
+      eval_count: 12,
+      message: { role: "assistant" },
     });
     for (const key of ["total_duration", "load_duration", "prompt_eval_duration", "eval_duration"] as const)
       expect(Number.isInteger(whole[key]) && whole[key] >= 0, key).toBe(true);
@@ -63,7 +68,11 @@ describe("Ollama's client", () => {
     expect([text, ends]).toEqual([whole.message.content, 1]);
     const openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
     const { choices } = await openai.chat.completions.create({
-      ...{ model, temperature: 0, max_tokens: 12, messages: [{ role: "user", content: "Will it rain?" }] },
+      model,
+      temperature: 0,
+      seed: 1,
+      max_tokens: 12,
+      messages: [{ role: "user", content: "Will it rain?" }],
     });
     expect(choices[0]?.message.content).toBe(text);
   });
@@ -84,8 +93,8 @@ describe("Ollama's client", () => {
 
   it("gets answers of a form", async () => {
     const schema = { type: "object", properties: { colour: { enum: ["red", "blue"] } }, required: ["colour"] };
-    const said = await ollama.chat({ model, messages, format: schema, options: { temperature: 0 } });
-    expect(["red", "blue"]).toContain((JSON.parse(said.message.content ?? "") as { colour: string }).colour);
+    const answer = await ollama.chat({ model, messages, format: schema, options: { temperature: 0 } });
+    expect(["red", "blue"]).toContain((JSON.parse(answer.message.content ?? "") as { colour: string }).colour);
     const free = await ollama.generate({ model, prompt: "A kite", format: schema, options: { temperature: 0 } });
     expect(JSON.parse(free.response ?? "")).toHaveProperty("colour");
   });
@@ -101,7 +110,11 @@ describe("Ollama's client", () => {
     const openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
     const call = { id: "c", type: "function" as const, function: { name: "weather", arguments: '{"city":"Lima"}' } };
     const { choices } = await openai.chat.completions.create({
-      ...{ model, temperature: 0, max_tokens: 12, tools: tools as never },
+      model,
+      temperature: 0,
+      seed: 1,
+      max_tokens: 12,
+      tools: tools as never,
       messages: [
         { role: "user", content: "Will it rain?" },
         { role: "assistant", content: "", tool_calls: [call] },
@@ -150,8 +163,8 @@ describe("Ollama's client", () => {
     const long = Array.from({ length: 60 }, (_, i): Message => {
       return { role: i % 2 === 0 ? "user" : "assistant", content: `The kite number ${i} flew far over the sea.` };
     });
-    const said = await ollama.chat({ model, messages: [...long, ...messages], options });
-    expect(said.prompt_eval_count).toBeLessThan(512);
+    const answer = await ollama.chat({ model, messages: [...long, ...messages], options });
+    expect(answer.prompt_eval_count).toBeLessThan(512);
     const { status, text } = await post("/api/chat", { model, messages: long, truncate: false, stream: false });
     expect([status, JSON.parse(text)]).toMatchObject([
       400,
@@ -161,7 +174,8 @@ describe("Ollama's client", () => {
 
   it("is told what is wrong in its own form", async () => {
     await expect(ollama.chat({ model: "other", messages })).rejects.toMatchObject({
-      ...{ status_code: 404, error: expect.stringContaining("not found") },
+      status_code: 404,
+      error: expect.stringContaining("not found"),
     });
     await expect(
       ollama.chat({ model, messages: [{ role: "user", content: "What is this?", images: ["AAAA"] }] }),
@@ -180,7 +194,7 @@ describe("Ollama's client", () => {
     const tokens = lines.flatMap(({ logprobs = [] }) => logprobs);
     expect(tokens).toHaveLength(12);
     expect(tokens.every(({ top_logprobs: top }) => top.length === 2)).toBe(true);
-    const said = lines.map(({ message }) => message.content).join("");
-    expect(tokens.map(({ token }) => token).join("")).toBe(said);
+    const content = lines.map(({ message }) => message.content).join("");
+    expect(tokens.map(({ token }) => token).join("")).toBe(content);
   });
 });

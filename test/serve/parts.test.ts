@@ -111,7 +111,7 @@ describe("keys", () => {
   });
 
   it.each([
-    ["one\n", /keys:1 is no SHA-256/],
+    ["one\n", /keys:1 is not a SHA-256/],
     ["# nobody\n", /has no keys/],
   ])("that are none are refused: %j", (content, message) => {
     writeFileSync(file, content);

@@ -1,13 +1,13 @@
 import type { Tool } from "../engine/conversation.js";
 
-/** Tools that Anthropic's clients run themselves and name by a version only: their models know what they take, others must be told. */
+/** Tools that Anthropic's clients run and name by a version only: their own models know the arguments, others need them described. */
 
 const path = { type: "string", description: "absolute path" };
 const edits = {
   file_text: { type: "string", description: "for create" },
-  old_str: { type: "string", description: "for str_replace: what is replaced, which stands there once" },
+  old_str: { type: "string", description: "for str_replace: the text to replace, which must occur exactly once" },
   new_str: { type: "string", description: "for str_replace and insert" },
-  insert_line: { type: "integer", minimum: 0, description: "for insert: the line after which" },
+  insert_line: { type: "integer", minimum: 0, description: "for insert: the line to insert after" },
   insert_text: { type: "string", description: "for insert" },
   view_range: { type: "array", items: { type: "integer" }, minItems: 2, maxItems: 2, description: "for view: lines" },
 };
@@ -49,8 +49,8 @@ const TOOLS: readonly { readonly type: RegExp; readonly description: string; rea
   },
 ];
 
-/** The tool that a type stands for; undefined for one of others. */
+/** The tool that a type stands for; undefined for other types. */
 export function anthropicTool(type: string, name: string): Tool | undefined {
-  const found = TOOLS.find((one) => one.type.test(type));
+  const found = TOOLS.find((tool) => tool.type.test(type));
   return found && { name, description: found.description, parameters: { ...found.parameters } };
 }

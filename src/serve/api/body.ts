@@ -1,20 +1,20 @@
 import type { z } from "zod";
 import { ApiError } from "../errors.js";
 
-/** Deeper than any request that means something; walking deeper could overflow the stack. */
-const MOST_DEPTH = 256;
+/** Deeper than any sensible request nests; walking deeper could overflow the stack. */
+const MAX_DEPTH = 256;
 
-/** Fields whose values are somebody's data: there, null is a value like others. */
-const FREE_FIELDS = new Set(
+/** Fields that hold data, in which null is a value like any other. */
+const DATA_FIELDS = new Set(
   "arguments chat_template_kwargs guided_json input_schema json metadata parameters parsed parsed_arguments schema".split(
     " ",
   ),
 );
 
-/** Asks for a cache, which is kept in any case. Clients put it into messages, parts, tools and anywhere else. */
+/** A hint for caches, which clients put into messages, parts, tools and elsewhere. */
 const CACHE_FIELD = "cache_control";
 
-/** What cannot be read, by the type of a part of a message. */
+/** What the service cannot read, by the types of a message's parts. */
 export const UNREADABLE: Readonly<Record<string, string>> = {
   image: "images",
   image_url: "images",
@@ -31,29 +31,30 @@ export const UNREADABLE: Readonly<Record<string, string>> = {
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** Anthropic's calls have an object there, OpenAI's responses a list; Ollama's format is a schema. */
-const isFree = (key: string, value: unknown): boolean =>
-  FREE_FIELDS.has(key) ||
+/** Whether a field holds data. `input` does in Anthropic's calls, where it is an object; `format` where it is a schema, as in Ollama's API. */
+const isData = (key: string, value: unknown): boolean =>
+  DATA_FIELDS.has(key) ||
   (key === "input" && isRecord(value)) ||
   (key === "format" && isRecord(value) && !("schema" in value));
 
 /**
- * A body without fields that are null, which clients send for what they leave out, and without hints for caches.
- * @throws ApiError 400 for one that nests too deep
+ * A body without null fields, which clients send for fields that they leave out, and without hints for caches.
+ * @throws ApiError 400 for a body that nests too deeply
  */
 export function withoutNulls(body: unknown): unknown {
-  const walk = (value: unknown, free: boolean, depth: number): unknown => {
-    if (depth > MOST_DEPTH) throw new ApiError(400, `the body nests deeper than ${MOST_DEPTH}`);
-    if (Array.isArray(value)) return value.map((one: unknown) => walk(one, free, depth + 1));
+  const walk = (value: unknown, inData: boolean, depth: number): unknown => {
+    if (depth > MAX_DEPTH) throw new ApiError(400, `the body nests deeper than ${MAX_DEPTH}`);
+    if (Array.isArray(value)) return value.map((element: unknown) => walk(element, inData, depth + 1));
     if (!isRecord(value)) return value;
-    const kept = Object.entries(value).filter(([key, own]) => free || (own !== null && key !== CACHE_FIELD));
-    return Object.fromEntries(kept.map(([key, own]) => [key, walk(own, free || isFree(key, own), depth + 1)]));
+    const kept = Object.entries(value).filter(([key, field]) => inData || (field !== null && key !== CACHE_FIELD));
+    return Object.fromEntries(kept.map(([key, field]) => [key, walk(field, inData || isData(key, field), depth + 1)]));
   };
   return walk(body, false, 0);
 }
 
 /**
- * @param unreadable what cannot be read, by the type of what holds it
+ * Reads a body by its schema.
+ * @param unreadable what cannot be read, by the types of the parts that hold it
  * @throws ApiError 400 naming the field
  */
 export function parseBody<T>(
@@ -69,8 +70,8 @@ export function parseBody<T>(
     throw new ApiError(400, `the field ${param} is not supported`, { param, code: "unsupported_parameter" });
   }
   const param = at.join(".");
-  const held = at.at(-1) === "type" ? unreadable[`${valueAt(body, at)}`] : undefined;
-  const message = held === undefined ? (issue?.message ?? "invalid") : `this model reads no ${held}`;
+  const kind = at.at(-1) === "type" ? unreadable[`${valueAt(body, at)}`] : undefined;
+  const message = kind === undefined ? (issue?.message ?? "invalid") : `this model reads no ${kind}`;
   throw new ApiError(400, `${param === "" ? "the body" : param}: ${message}`, { param, code: "invalid_value" });
 }
 
@@ -82,23 +83,24 @@ function valueAt(body: unknown, at: readonly PropertyKey[]): unknown {
   );
 }
 
-interface Found {
+/** What is wrong, and where. */
+interface LocatedIssue {
   readonly issue: z.core.$ZodIssue | undefined;
   readonly at: readonly PropertyKey[];
 }
 
 const isKind = (key: PropertyKey | undefined): boolean => key === "type" || key === "role";
 
-/** What is wrong, as far inside as can be told: of alternatives, in the one that came furthest. */
-function deepest(issues: readonly z.core.$ZodIssue[], base: readonly PropertyKey[]): Found {
-  const found = issues.map((issue): Found => {
+/** The first issue, as deep inside as can be said: of alternatives, in the one that got furthest. */
+function deepest(issues: readonly z.core.$ZodIssue[], base: readonly PropertyKey[]): LocatedIssue {
+  const located = issues.map((issue): LocatedIssue => {
     const at = [...base, ...issue.path];
     if (issue.code !== "invalid_union") return { issue, at };
     const alternatives = issue.errors.filter((errors) => errors.length > 0);
-    // one that is of another kind says nothing of what was meant
-    const meant = alternatives.filter((errors) => !errors.some(({ path }) => path.length === 1 && isKind(path[0])));
-    const inner = (meant.length > 0 ? meant : alternatives).map((errors) => deepest(errors, at));
+    // one of another kind says nothing about the one that was meant
+    const sameKind = alternatives.filter((errors) => !errors.some(({ path }) => path.length === 1 && isKind(path[0])));
+    const inner = (sameKind.length > 0 ? sameKind : alternatives).map((errors) => deepest(errors, at));
     return [...inner].sort((a, b) => b.at.length - a.at.length)[0] ?? { issue, at };
   });
-  return found[0] ?? { issue: undefined, at: base };
+  return located[0] ?? { issue: undefined, at: base };
 }

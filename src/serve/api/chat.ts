@@ -2,14 +2,15 @@ import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import type { Conversation, Format, Tool, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
-import { conversationTask, type RequestContext, repeatedTask, streamAll, usageOf, writeAll } from "../engine/writer.js";
-import type { Written, WrittenToken } from "../engine/written.js";
+import { conversationTask, repeatedTask } from "../engine/write-task.js";
+import { type RequestContext, streamAll, usageOf, writeAll } from "../engine/writer.js";
+import type { WriteResult, WrittenToken } from "../engine/writing.js";
 import { ApiError } from "../errors.js";
 import { content, textOf } from "./content.js";
 import { customAsTool, customCall, customFormat, customInput } from "./custom-tools.js";
-import { allowedTokens, endpoint, now, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
+import { allowedTokens, endpoint, now, replyStreamed, replyWhole, type ServerEvent, type Service } from "./endpoint.js";
 import { answerHints, partHints } from "./hints.js";
-import { toldTokens } from "./logprobs.js";
+import { tokenLogprobs } from "./logprobs.js";
 import { countOf, guidedFormat, jsonSchema, sampling, samplingOf, text, tokenCount } from "./schemas.js";
 import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 import { openAiUsage, usageSchema } from "./usage.js";
@@ -23,7 +24,7 @@ const call = z.strictObject({
   function: z.strictObject({ ...partHints, name: toolName, arguments: text, parsed_arguments: z.unknown().optional() }),
 });
 
-const customCalled = z.strictObject({
+const customToolCall = z.strictObject({
   ...partHints,
   id: toolCallId,
   type: z.literal("custom"),
@@ -38,7 +39,7 @@ const message = z.discriminatedUnion("role", [
     name,
     content: content.optional(),
     tool_calls: z
-      .array(z.union([call, customCalled]))
+      .array(z.union([call, customToolCall]))
       .max(256)
       .optional(),
   }),
@@ -69,7 +70,7 @@ const chatCustom = z.strictObject({
 const schema = z.strictObject({
   ...sampling,
   messages: z.array(message).min(1).max(4096),
-  max_tokens: tokenCount.describe("what the context leaves, where it is left out"),
+  max_tokens: tokenCount.describe("by default as many as the context has room for"),
   max_completion_tokens: tokenCount.describe("the same as max_tokens"),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.number().int().min(0).max(20).nullish(),
@@ -101,7 +102,7 @@ const schema = z.strictObject({
     .optional(),
   parallel_tool_calls: z.boolean().nullish(),
   modalities: z.array(z.literal("text")).optional(),
-  web_search_options: z.unknown().optional().describe("left out: nothing is looked for on the web"),
+  web_search_options: z.unknown().optional().describe("ignored: there is no web search"),
   chat_template_kwargs: z.record(z.string(), z.unknown()).optional().describe("for the model's chat template"),
 });
 type Body = z.infer<typeof schema>;
@@ -109,7 +110,11 @@ type Body = z.infer<typeof schema>;
 const toolCallSchema = z.looseObject({ id: z.string(), type: z.enum(["function", "custom"]) });
 
 export const chat = endpoint<Body>({
-  ...{ path: "/v1/chat/completions", tag: "OpenAI", summary: "Answers a conversation", streams: true, body: schema },
+  path: "/v1/chat/completions",
+  tag: "OpenAI",
+  summary: "Answers a conversation",
+  streams: true,
+  body: schema,
   reply: z.looseObject({
     id: z.string(),
     object: z.literal("chat.completion"),
@@ -131,8 +136,8 @@ export const chat = endpoint<Body>({
   }),
   answer: async (body, service, context) =>
     body.stream
-      ? streamed(service, body.model, context, (model) => chatStream(body, service, model, context))
-      : whole(service, body.model, context, (model) => chatAnswer(body, service, model, context)),
+      ? replyStreamed(service, body.model, context, (model) => chatStream(body, service, model, context))
+      : replyWhole(service, body.model, context, (model) => chatAnswer(body, service, model, context)),
 });
 
 function tasksOf(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
@@ -153,53 +158,53 @@ function tasksOf(body: Body, service: Service, model: LoadedModel, context: Requ
   return repeatedTask(conversationTask(model, conversation, context.overflow), body.n ?? 1);
 }
 
-function turnOf(given: Body["messages"][number]): Turn {
-  switch (given.role) {
+function turnOf(message: Body["messages"][number]): Turn {
+  switch (message.role) {
     case "tool":
-      return { role: "tool", content: textOf(given.content ?? ""), callId: given.tool_call_id };
+      return { role: "tool", content: textOf(message.content ?? ""), callId: message.tool_call_id };
     case "assistant": {
-      const calls = (given.tool_calls ?? []).map((one) =>
-        one.type === "custom"
-          ? customCall(one.id, one.custom.name, one.custom.input)
-          : { id: one.id, name: one.function.name, arguments: one.function.arguments },
+      const calls = (message.tool_calls ?? []).map((call) =>
+        call.type === "custom"
+          ? customCall(call.id, call.custom.name, call.custom.input)
+          : { id: call.id, name: call.function.name, arguments: call.function.arguments },
       );
-      return { role: "assistant", content: textOf(given.content ?? ""), calls };
+      return { role: "assistant", content: textOf(message.content ?? ""), calls };
     }
     default:
-      return { role: given.role === "user" ? "user" : "system", content: textOf(given.content) };
+      return { role: message.role === "user" ? "user" : "system", content: textOf(message.content) };
   }
 }
 
 function toolsOf(body: Body, context: RequestContext): readonly Tool[] {
   if (body.web_search_options !== undefined) leaveOut("web_search_options", context);
-  const own = (body.tools ?? []).flatMap((tool): Tool[] => {
+  const tools = (body.tools ?? []).flatMap((tool): Tool[] => {
     const custom = chatCustom.safeParse(tool);
     if (custom.success) return [customAsTool(custom.data.custom)];
     const known = chatFunction.safeParse(tool);
     if (!known.success) return leaveOut(tool.type, context);
-    const { name: called, description, parameters = NO_PARAMETERS, strict } = known.data.function;
-    return [{ name: called, description, parameters, strict }];
+    const { parameters = NO_PARAMETERS, ...definition } = known.data.function;
+    return [{ ...definition, parameters }];
   });
-  return checkTools(own);
+  return checkTools(tools);
 }
 
-function toolChoiceOf(given: Body["tool_choice"]): ToolChoice {
-  if (given === undefined || typeof given === "string") return given ?? "auto";
-  if (given.type !== "allowed_tools") return { names: [chosenName(given)], mode: "required" };
-  const { mode, tools } = given.allowed_tools;
+function toolChoiceOf(choice: Body["tool_choice"]): ToolChoice {
+  if (choice === undefined || typeof choice === "string") return choice ?? "auto";
+  if (choice.type !== "allowed_tools") return { names: [chosenName(choice)], mode: "required" };
+  const { mode, tools } = choice.allowed_tools;
   return { names: tools.map(chosenName), mode };
 }
 
 const chosenName = (chosen: z.infer<typeof chosenTool>): string =>
   chosen.type === "custom" ? chosen.custom.name : chosen.function.name;
 
-/** The names of the tools that take texts. */
+/** The names of the tools whose input is a text. */
 const customNames = ({ tools = [] }: Body): ReadonlySet<string> =>
   new Set(tools.flatMap((tool) => chatCustom.safeParse(tool).data?.custom.name ?? []));
 
-function formatOf(given: Body["response_format"]): Format | undefined {
-  if (!given || given.type === "text") return undefined;
-  const { schema, strict = false } = given.type === "json_schema" ? given.json_schema : {};
+function formatOf(format: Body["response_format"]): Format | undefined {
+  if (!format || format.type === "text") return undefined;
+  const { schema, strict = false } = format.type === "json_schema" ? format.json_schema : {};
   return { kind: "json", schema, param: "response_format", isStrict: strict === true };
 }
 
@@ -208,16 +213,18 @@ async function chatAnswer(body: Body, service: Service, model: LoadedModel, cont
   const custom = customNames(body);
   return {
     ...headOf(model, "chat.completion"),
-    choices: answers.map(({ text: own, tokens, calls, written }, index) => ({
+    choices: answers.map(({ text: answer, tokens, calls, result }, index) => ({
       index,
       message: {
-        ...{ role: "assistant", content: own === "" && calls.length > 0 ? null : own, refusal: null },
-        ...(calls.length > 0 && { tool_calls: calls.map((call) => callOf(call, custom)) }),
+        role: "assistant",
+        content: answer === "" && calls.length > 0 ? null : answer,
+        refusal: null,
+        tool_calls: calls.length > 0 ? calls.map((one) => callOf(one, custom)) : undefined,
       },
       logprobs: body.logprobs === true ? logprobsOf(tokens) : null,
-      finish_reason: reasonOf(written, calls.length > 0),
+      finish_reason: reasonOf(result, calls.length > 0),
     })),
-    usage: openAiUsage(usageOf(answers.map(({ written }) => written))),
+    usage: openAiUsage(usageOf(answers.map(({ result }) => result))),
   };
 }
 
@@ -233,29 +240,33 @@ async function* chatStream(
     const logprobs = body.logprobs === true && tokens.length > 0 ? logprobsOf(tokens) : null;
     return { data: { ...head, choices: [{ index, delta, logprobs, finish_reason: reason }] } };
   };
-  const ends: Written[] = [];
+  const results: WriteResult[] = [];
   const custom = customNames(body);
   const callCounts = tasks.map(() => 0);
-  const begun = new Set<number>();
-  for await (const { index, said } of streamAll(model, tasks, context)) {
-    const role = begun.has(index) ? {} : { role: "assistant" };
-    begun.add(index);
-    if (said.kind === "text") yield chunk(index, { ...role, content: said.text }, said.tokens, null);
-    else if (said.kind === "call") {
+  const started = new Set<number>();
+  for await (const { index, update } of streamAll(model, tasks, context)) {
+    const role = started.has(index) ? {} : { role: "assistant" };
+    started.add(index);
+    if (update.kind === "text") yield chunk(index, { ...role, content: update.text }, update.tokens, null);
+    else if (update.kind === "call") {
       const at = callCounts[index] ?? 0;
       callCounts[index] = at + 1;
-      yield chunk(index, { ...role, tool_calls: [{ index: at, ...callOf(said.call, custom) }] }, [], null);
+      yield chunk(index, { ...role, tool_calls: [{ index: at, ...callOf(update.call, custom) }] }, [], null);
     } else {
-      ends.push(said.written);
-      yield chunk(index, role, [], reasonOf(said.written, said.called));
+      results.push(update.result);
+      yield chunk(index, role, [], reasonOf(update.result, update.hasCalls));
     }
   }
-  if (body.stream_options?.include_usage) yield { data: { ...head, choices: [], usage: openAiUsage(usageOf(ends)) } };
+  if (body.stream_options?.include_usage)
+    yield { data: { ...head, choices: [], usage: openAiUsage(usageOf(results)) } };
   yield { data: "[DONE]" };
 }
 
 const headOf = ({ name: model }: LoadedModel, object: string) => ({
-  ...{ id: `chatcmpl-${randomUUID()}`, object, created: now(), model },
+  id: `chatcmpl-${randomUUID()}`,
+  object,
+  created: now(),
+  model,
 });
 
 const callOf = (call: ToolCall, custom: ReadonlySet<string>) =>
@@ -263,7 +274,7 @@ const callOf = (call: ToolCall, custom: ReadonlySet<string>) =>
     ? { id: call.id, type: "custom", custom: { name: call.name, input: customInput(call) } }
     : { id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } };
 
-const reasonOf = ({ finishReason }: Written, called: boolean): string =>
-  called && finishReason === "stop" ? "tool_calls" : finishReason;
+const reasonOf = ({ finishReason }: WriteResult, hasCalls: boolean): string =>
+  hasCalls && finishReason === "stop" ? "tool_calls" : finishReason;
 
-const logprobsOf = (tokens: readonly WrittenToken[]) => ({ content: toldTokens(tokens), refusal: null });
+const logprobsOf = (tokens: readonly WrittenToken[]) => ({ content: tokenLogprobs(tokens), refusal: null });

@@ -2,10 +2,10 @@ import { z } from "zod";
 import type { Tool, ToolCall } from "../engine/conversation.js";
 import { text } from "./schemas.js";
 
-/** Tools whose input is a text rather than JSON (OpenAI's custom tools): for the model, functions of one argument. */
+/** OpenAI's custom tools, whose input is a text rather than JSON: for the model, functions of one argument. */
 
 const grammar = z.strictObject({ syntax: z.enum(["lark", "regex"]), definition: text });
-/** Chats have the grammar in a field of its own, responses do not. */
+/** Chats nest the grammar in a field, responses do not. */
 export const customFormat = z
   .union([
     z.strictObject({ type: z.literal("text") }),
@@ -20,33 +20,31 @@ interface CustomTool {
   readonly format?: z.infer<typeof customFormat>;
 }
 
-/** A regular expression is held to; Lark's grammars are told to the model, as part of the description. */
+/** A custom tool as a function. A regular expression is enforced; a Lark grammar is added to the description. */
 export function customAsTool({ name, description = "", format }: CustomTool): Tool {
-  const held = format?.type !== "grammar" ? undefined : "grammar" in format ? format.grammar : format;
-  const pattern = held?.syntax === "regex" ? `^(?:${held.definition})$` : undefined;
-  const told =
-    held?.syntax === "lark"
-      ? `${description}\n\nThe input follows this grammar (Lark):\n${held.definition}`
-      : description;
+  const definition = format?.type !== "grammar" ? undefined : "grammar" in format ? format.grammar : format;
+  const pattern = definition?.syntax === "regex" ? `^(?:${definition.definition})$` : undefined;
+  const larkRule =
+    definition?.syntax === "lark" ? `\n\nThe input follows this grammar (Lark):\n${definition.definition}` : "";
   return {
     name,
-    description: told,
+    description: description + larkRule,
     parameters: {
       type: "object",
-      properties: { input: { type: "string", ...(pattern !== undefined && { pattern }) } },
+      properties: { input: pattern === undefined ? { type: "string" } : { type: "string", pattern } },
       required: ["input"],
       additionalProperties: false,
     },
   };
 }
 
-/** The text that a model gives to such a tool. */
+/** The input of a call of a custom tool. */
 export function customInput({ arguments: json }: ToolCall): string {
   const { input } = JSON.parse(json) as { readonly input?: unknown };
   return typeof input === "string" ? input : json;
 }
 
-/** A call of such a tool as one of a function. */
+/** A call of a custom tool as the call of a function. */
 export const customCall = (id: string, name: string, input: string): ToolCall => ({
   id,
   name,

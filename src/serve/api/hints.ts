@@ -1,11 +1,11 @@
 import { z } from "zod";
 
 /**
- * Fields that advise a provider or label a request, by API: taken, and not read. What would change the answer and is not supported
- * is refused by its name instead.
+ * Fields that advise a provider or label a request, by API: accepted and ignored. A field that would change the answer and is not
+ * supported is refused by name instead.
  */
 
-/** OpenAI's chats and completions, and what others have added to them (OpenRouter, vLLM, llama.cpp, LM Studio). */
+/** Of OpenAI's chats and completions, and of what others added to them (OpenRouter, vLLM, llama.cpp, LM Studio). */
 const OPENAI = [
   "metadata",
   "store",
@@ -76,7 +76,7 @@ const ANTHROPIC = [
 ] as const;
 
 const OLLAMA = ["keep_alive", "think", "shift"] as const;
-/** What a model is loaded with, which is said when it is served. */
+/** How a model is loaded, which is decided when the service starts. */
 const OLLAMA_OPTIONS = [
   "num_ctx",
   "num_keep",
@@ -101,7 +101,7 @@ const OLLAMA_OPTIONS = [
   "draft_num_predict",
 ] as const;
 
-/** What came with an answer of some provider and is sent back with it. */
+/** Fields of a provider's answer, which clients send back with it. */
 const OPENAI_ANSWER = [
   "annotations",
   "refusal",
@@ -140,7 +140,7 @@ const PARTS = [
 
 const ANTHROPIC_TOOLS = ["defer_loading", "allowed_callers", "input_examples", "eager_input_streaming"] as const;
 
-/** All of them, by what they are fields of: for the documentation. */
+/** All hints, by what they are fields of, for the documentation. */
 export const HINTS: Readonly<Record<string, readonly string[]>> = {
   "OpenAI's chats, completions, embeddings": OPENAI,
   "OpenAI's responses": RESPONSES,
@@ -154,11 +154,11 @@ export const HINTS: Readonly<Record<string, readonly string[]>> = {
 
 type HintFields<Names extends readonly string[]> = Record<Names[number], z.ZodOptional<z.ZodUnknown>>;
 
-/** Fields of a body that may be anything. */
-const fields = <const Names extends readonly string[]>(names: Names, what: string): HintFields<Names> =>
-  Object.fromEntries(names.map((name) => [name, z.unknown().optional().describe(what)])) as HintFields<Names>;
+/** Optional fields of any value. @param description for the documentation */
+const fields = <const Names extends readonly string[]>(names: Names, description: string): HintFields<Names> =>
+  Object.fromEntries(names.map((name) => [name, z.unknown().optional().describe(description)])) as HintFields<Names>;
 
-const HINT = "a hint: not read";
+const HINT = "a hint: ignored";
 
 export const openAiHints = fields(OPENAI, HINT);
 export const responsesHints = fields(RESPONSES, HINT);
@@ -169,5 +169,5 @@ export const ollamaOptionHints = fields(OLLAMA_OPTIONS, HINT);
 export const outputConfigHints = fields(["effort", "task_budget"], HINT);
 export const textConfigHints = fields(["verbosity"], HINT);
 export const streamHints = fields(["include_obfuscation", "continuous_usage_stats"], HINT);
-export const answerHints = fields(OPENAI_ANSWER, "comes with an answer: not read");
-export const partHints = fields(PARTS, "comes with an answer: not read");
+export const answerHints = fields(OPENAI_ANSWER, "part of an earlier answer: ignored");
+export const partHints = fields(PARTS, "part of an earlier answer: ignored");

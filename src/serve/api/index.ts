@@ -15,11 +15,23 @@ export { parseBody, UNREADABLE, withoutNulls } from "./body.js";
 export type { Endpoint, Reply, Service } from "./endpoint.js";
 export type { ServiceInfo, View } from "./view.js";
 
-/** All that can be asked for by POST. */
+/** All endpoints that are called by POST. */
 export const ENDPOINTS: readonly Endpoint[] = [
-  ...[chat, completions, responses, embeddings, messages, countTokens, tokenize, detokenize],
-  ...[ollamaChat, ollamaGenerate, ollamaEmbed, ollamaEmbeddings, ollamaShow, ollamaPull],
+  chat,
+  completions,
+  responses,
+  embeddings,
+  messages,
+  countTokens,
+  tokenize,
+  detokenize,
+  ollamaChat,
+  ollamaGenerate,
+  ollamaEmbed,
+  ollamaEmbeddings,
+  ollamaShow,
+  ollamaPull,
 ];
 
-/** All that can be asked for by GET, but metrics and pages. */
+/** All endpoints that are called by GET, except for metrics and pages. */
 export const VIEWS: readonly View[] = [...MANAGEMENT, ...OLLAMA_VIEWS];

@@ -1,5 +1,5 @@
-import type { WrittenToken } from "../engine/written.js";
+import type { WrittenToken } from "../engine/writing.js";
 
-/** Tokens with their log-probabilities, as all newer APIs tell them. */
-export const toldTokens = (tokens: readonly WrittenToken[]) =>
+/** Tokens with their log-probabilities, in the form of all newer APIs. */
+export const tokenLogprobs = (tokens: readonly WrittenToken[]) =>
   tokens.map(({ token, bytes, logprob, top }) => ({ token, bytes, logprob, top_logprobs: top ?? [] }));

@@ -1,18 +1,19 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import type { Conversation, Tool, ToolChoice, Turn } from "../engine/conversation.js";
+import type { Conversation, Tool, ToolCall, ToolChoice, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
-import { conversationTask, type RequestContext, streamAll, usageOf, writeOne } from "../engine/writer.js";
-import type { Written } from "../engine/written.js";
+import { conversationTask } from "../engine/write-task.js";
+import { type RequestContext, streamAll, writeOne } from "../engine/writer.js";
+import type { WriteResult } from "../engine/writing.js";
 import { anthropicTool } from "./anthropic-tools.js";
-import { allowedTokens, endpoint, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
+import { allowedTokens, endpoint, replyStreamed, replyWhole, type ServerEvent, type Service } from "./endpoint.js";
 import { anthropicHints, anthropicToolHints, outputConfigHints, partHints } from "./hints.js";
 import { jsonSchema, modelName, text, topPOf } from "./schemas.js";
 import { checkTools, leaveOut, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 
 const id = z.string().max(256);
 const textBlock = z.strictObject({ ...partHints, type: z.literal("text"), text });
-/** Texts that come as files. */
+/** A document of text. */
 const documentBlock = z.strictObject({
   ...partHints,
   type: z.literal("document"),
@@ -30,7 +31,7 @@ const searchResult = z.strictObject({
   title: text,
   content: z.array(textBlock),
 });
-/** What has no text for the model: thoughts, what a provider's tools did, changes of the conversation's own. */
+/** Blocks without text for the model: reasoning, results of a provider's tools, changes of the conversation itself. */
 const otherBlock = z.looseObject({
   type: z.enum([
     "thinking",
@@ -53,14 +54,14 @@ const otherBlock = z.looseObject({
   ]),
 });
 const compaction = z.looseObject({ type: z.literal("compaction"), content: text.optional() });
-const told = [textBlock, documentBlock, searchResult, compaction, otherBlock] as const;
-const toldBlock = z.discriminatedUnion("type", told);
+const textBlocks = [textBlock, documentBlock, searchResult, compaction, otherBlock] as const;
+const anyTextBlock = z.discriminatedUnion("type", textBlocks);
 
 const toolResult = z.strictObject({
   ...partHints,
   type: z.literal("tool_result"),
   tool_use_id: id,
-  content: z.union([text, z.array(toldBlock)]).optional(),
+  content: z.union([text, z.array(anyTextBlock)]).optional(),
   is_error: z.boolean().optional(),
 });
 const toolUse = z.strictObject({
@@ -71,8 +72,8 @@ const toolUse = z.strictObject({
   input: z.record(z.string(), z.unknown()),
   caller: z.unknown().optional(),
 });
-const userBlock = z.discriminatedUnion("type", [...told, toolResult]);
-const assistantBlock = z.discriminatedUnion("type", [...told, toolUse]);
+const userBlock = z.discriminatedUnion("type", [...textBlocks, toolResult]);
+const assistantBlock = z.discriminatedUnion("type", [...textBlocks, toolUse]);
 
 const customTool = z.strictObject({
   ...anthropicToolHints,
@@ -94,12 +95,12 @@ const shared = {
       z.discriminatedUnion("role", [
         z.strictObject({ role: z.literal("user"), content: z.union([text, z.array(userBlock)]) }),
         z.strictObject({ role: z.literal("assistant"), content: z.union([text, z.array(assistantBlock)]) }),
-        z.strictObject({ role: z.literal("system"), content: z.union([text, z.array(toldBlock)]) }),
+        z.strictObject({ role: z.literal("system"), content: z.union([text, z.array(anyTextBlock)]) }),
       ]),
     )
     .min(1)
     .max(4096),
-  system: z.union([text, z.array(toldBlock)]).optional(),
+  system: z.union([text, z.array(anyTextBlock)]).optional(),
   tools: toolList(z.union([customTool, serverTool])).optional(),
   tool_choice: z
     .discriminatedUnion("type", [
@@ -111,7 +112,7 @@ const shared = {
     .optional(),
   output_config: z.strictObject({ ...outputConfigHints, format }).optional(),
   output_format: format.describe("the same as output_config.format"),
-  mcp_servers: z.array(z.unknown()).optional().describe("left out, which the header Warning says"),
+  mcp_servers: z.array(z.unknown()).optional().describe("left out, as the header Warning says"),
 };
 
 const sampled = {
@@ -136,7 +137,11 @@ type CountBody = z.infer<typeof countSchema>;
 const usageSchema = z.looseObject({ input_tokens: z.number().int(), output_tokens: z.number().int() });
 
 export const messages = endpoint<Body>({
-  ...{ path: "/v1/messages", tag: "Anthropic", summary: "Answers a conversation", streams: true, body: schema },
+  path: "/v1/messages",
+  tag: "Anthropic",
+  summary: "Answers a conversation",
+  streams: true,
+  body: schema,
   reply: z.looseObject({
     id: z.string(),
     type: z.literal("message"),
@@ -149,21 +154,19 @@ export const messages = endpoint<Body>({
   }),
   answer: async (body, service, context) =>
     body.stream
-      ? streamed(service, body.model, context, (model) => messageStream(body, service, model, context))
-      : whole(service, body.model, context, (model) => messageAnswer(body, service, model, context)),
+      ? replyStreamed(service, body.model, context, (model) => messageStream(body, service, model, context))
+      : replyWhole(service, body.model, context, (model) => messageAnswer(body, service, model, context)),
 });
 
 export const countTokens = endpoint<CountBody>({
-  ...{
-    path: "/v1/messages/count_tokens",
-    tag: "Anthropic",
-    summary: "How many tokens a conversation has",
-    streams: false,
-  },
+  path: "/v1/messages/count_tokens",
+  tag: "Anthropic",
+  summary: "How many tokens a conversation has",
+  streams: false,
   body: countSchema,
   reply: z.object({ input_tokens: z.number().int() }),
   answer: (body, service, context) =>
-    whole(service, body.model, context, async (model) => {
+    replyWhole(service, body.model, context, async (model) => {
       const task = conversationTask(model, conversationOf({ ...body, max_tokens: 1 }, service, context), "refuse");
       return { input_tokens: task.request.prompt.length };
     }),
@@ -172,8 +175,9 @@ export const countTokens = endpoint<CountBody>({
 function conversationOf(body: Body, service: Service, context: RequestContext): Conversation {
   const { tool_choice: choice, system } = body;
   const wanted = body.output_config?.format ?? body.output_format;
+  const turns = body.messages.flatMap(turnsOf);
   return {
-    turns: [...(system === undefined ? [] : [systemTurn(system)]), ...body.messages.flatMap(turnsOf)],
+    turns: system === undefined ? turns : [systemTurn(system), ...turns],
     tools: toolsOf(body, context),
     continues: true,
     toolChoice: toolChoiceOf(choice),
@@ -191,65 +195,69 @@ function conversationOf(body: Body, service: Service, context: RequestContext): 
 
 function toolsOf(body: Pick<Body, "tools" | "mcp_servers">, context: RequestContext): readonly Tool[] {
   if ((body.mcp_servers ?? []).length > 0) leaveOut("mcp_servers", context);
-  const own = (body.tools ?? []).flatMap((tool): Tool[] => {
+  const tools = (body.tools ?? []).flatMap((tool): Tool[] => {
     const known = customTool.safeParse(tool);
     if (!known.success) {
       const type = `${tool.type}`;
-      const ready = anthropicTool(type, `${"name" in tool ? tool.name : type}`);
-      return ready === undefined ? leaveOut(type, context) : [ready];
+      const clientTool = anthropicTool(type, `${"name" in tool ? tool.name : type}`);
+      return clientTool === undefined ? leaveOut(type, context) : [clientTool];
     }
     const { name, description, input_schema: parameters, strict } = known.data;
     return [{ name, description, parameters, strict: strict === true }];
   });
-  return checkTools(own);
+  return checkTools(tools);
 }
 
-const systemTurn = (given: string | readonly z.infer<typeof toldBlock>[]): Turn => {
-  return { role: "system", content: typeof given === "string" ? given : given.map(textIn).filter(isSaid).join("\n\n") };
-};
+type TextContent = string | readonly z.infer<typeof anyTextBlock>[];
 
-const isSaid = (said: string): boolean => said !== "";
+const systemTurn = (system: TextContent): Turn => ({
+  role: "system",
+  content: typeof system === "string" ? system : joined(system.map(textOf), "\n\n"),
+});
 
-/** What a block says to the model. */
-function textIn(block: z.infer<typeof userBlock> | z.infer<typeof assistantBlock>): string {
+/** Joins texts, without empty ones. */
+const joined = (texts: readonly string[], separator: string): string =>
+  texts.filter((one) => one !== "").join(separator);
+
+/** The text of a block. */
+function textOf(block: z.infer<typeof userBlock> | z.infer<typeof assistantBlock>): string {
   switch (block.type) {
     case "text":
       return block.text;
     case "compaction":
       return block.content ?? "";
     case "search_result":
-      return [`${block.title} (${block.source})`, ...block.content.map(textIn)].join("\n");
+      return [`${block.title} (${block.source})`, ...block.content.map(textOf)].join("\n");
     case "document": {
       const { title = "", context = "", source } = block;
-      const { type } = source;
-      const said = type === "text" ? source.data : resultText(source.content);
-      return [title, context, said].filter(isSaid).join("\n");
+      const content = source.type === "text" ? source.data : plainText(source.content);
+      return joined([title, context, content], "\n");
     }
     default:
       return "";
   }
 }
 
-const resultText = (given: string | readonly z.infer<typeof toldBlock>[]): string =>
-  typeof given === "string" ? given : given.map(textIn).join("");
+const plainText = (content: TextContent): string =>
+  typeof content === "string" ? content : content.map(textOf).join("");
 
-/** A message of a user may hold results of tools, each a turn of its own. */
+/** The turns of a message: the results of tools in a user's message are turns of their own. */
 function turnsOf({ role, content }: Body["messages"][number]): Turn[] {
   if (role === "system") return [systemTurn(content)];
   if (typeof content === "string") return [role === "user" ? { role, content } : { role, content, calls: [] }];
   if (role === "user") {
     const results = content.flatMap((block): Turn[] =>
       block.type === "tool_result"
-        ? [{ role: "tool", content: resultText(block.content ?? ""), callId: block.tool_use_id }]
+        ? [{ role: "tool", content: plainText(block.content ?? ""), callId: block.tool_use_id }]
         : [],
     );
-    const said = content.map(textIn).filter(isSaid).join("\n");
-    return said === "" && results.length > 0 ? results : [...results, { role, content: said }];
+    const message = joined(content.map(textOf), "\n");
+    return message === "" && results.length > 0 ? results : [...results, { role, content: message }];
   }
   const calls = content.flatMap((block) =>
     block.type === "tool_use" ? [{ id: block.id, name: block.name, arguments: JSON.stringify(block.input) }] : [],
   );
-  return [{ role, calls, content: content.map(textIn).join("") }];
+  return [{ role, calls, content: content.map(textOf).join("") }];
 }
 
 function toolChoiceOf(choice: Body["tool_choice"]): ToolChoice {
@@ -259,12 +267,12 @@ function toolChoiceOf(choice: Body["tool_choice"]): ToolChoice {
 
 async function messageAnswer(body: Body, service: Service, model: LoadedModel, context: RequestContext) {
   const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
-  const { parts, calls, written } = await writeOne(model, task, context);
+  const { parts, calls, result } = await writeOne(model, task, context);
   return {
     ...headOf(model),
     content: parts.map((part) => (typeof part === "string" ? { type: "text", text: part } : blockOf(part))),
-    ...reasonOf(written, calls.length > 0),
-    usage: anthropicUsage(written),
+    ...reasonOf(result, calls.length > 0),
+    usage: anthropicUsage(result),
   };
 }
 
@@ -277,65 +285,64 @@ async function* messageStream(
   const task = conversationTask(model, conversationOf(body, service, context), context.overflow);
   const event = (type: string, fields: object): ServerEvent => ({ event: type, data: { type, ...fields } });
   const start = { ...headOf(model), content: [], stop_reason: null, stop_sequence: null };
-  let [index, open, begun] = [0, false, false];
+  let [index, isOpen, hasStarted] = [0, false, false];
   const begin = function* () {
-    if (!begun)
+    if (!hasStarted)
       yield event("message_start", {
         message: { ...start, usage: { input_tokens: task.request.prompt.length, output_tokens: 0 } },
       });
-    begun = true;
+    hasStarted = true;
   };
   const close = function* () {
-    if (open) yield event("content_block_stop", { index: index++ });
-    open = false;
+    if (isOpen) yield event("content_block_stop", { index: index++ });
+    isOpen = false;
   };
-  for await (const { said } of streamAll(model, [task], context)) {
-    yield* begin(); // not before the first of it: what is wrong until then is answered with a status
-    if (said.kind === "text" && said.text !== "") {
-      if (!open) yield event("content_block_start", { index, content_block: { type: "text", text: "" } });
-      open = true;
-      yield event("content_block_delta", { index, delta: { type: "text_delta", text: said.text } });
-    } else if (said.kind === "call") {
+  for await (const { update } of streamAll(model, [task], context)) {
+    yield* begin(); // not before the first update: an error until then is answered with its status
+    if (update.kind === "text" && update.text !== "") {
+      if (!isOpen) yield event("content_block_start", { index, content_block: { type: "text", text: "" } });
+      isOpen = true;
+      yield event("content_block_delta", { index, delta: { type: "text_delta", text: update.text } });
+    } else if (update.kind === "call") {
       yield* close();
-      yield event("content_block_start", { index, content_block: { ...blockOf(said.call), input: {} } });
-      const delta = { type: "input_json_delta", partial_json: said.call.arguments };
+      yield event("content_block_start", { index, content_block: { ...blockOf(update.call), input: {} } });
+      const delta = { type: "input_json_delta", partial_json: update.call.arguments };
       yield event("content_block_delta", { index, delta });
       yield event("content_block_stop", { index: index++ });
-    } else if (said.kind === "end") {
+    } else if (update.kind === "end") {
       yield* close();
-      const { written, called } = said;
-      yield event("message_delta", { delta: reasonOf(written, called), usage: anthropicUsage(written) });
+      const { result, hasCalls } = update;
+      yield event("message_delta", { delta: reasonOf(result, hasCalls), usage: anthropicUsage(result) });
     }
   }
   yield event("message_stop", {});
 }
 
 const headOf = ({ name: model }: LoadedModel) => ({
-  ...{ id: `msg_${randomUUID().replace(/-/g, "")}`, type: "message", role: "assistant", model },
+  id: `msg_${randomUUID().replace(/-/g, "")}`,
+  type: "message",
+  role: "assistant",
+  model,
 });
 
-const blockOf = ({
-  id: own,
-  name,
-  arguments: json,
-}: {
-  readonly id: string;
-  readonly name: string;
-  readonly arguments: string;
-}) => ({
-  ...{ type: "tool_use", id: own, name, input: JSON.parse(json) as unknown },
+const blockOf = (call: ToolCall) => ({
+  type: "tool_use",
+  id: call.id,
+  name: call.name,
+  input: JSON.parse(call.arguments) as unknown,
 });
 
-function reasonOf({ finishReason, stoppedAt }: Written, called: boolean) {
-  const own = stoppedAt === undefined ? "end_turn" : "stop_sequence";
-  const stop_reason = finishReason === "length" ? "max_tokens" : called ? "tool_use" : own;
+function reasonOf({ finishReason, stoppedAt }: WriteResult, hasCalls: boolean) {
+  const end = stoppedAt === undefined ? "end_turn" : "stop_sequence";
+  const stop_reason = finishReason === "length" ? "max_tokens" : hasCalls ? "tool_use" : end;
   return { stop_reason, stop_sequence: stop_reason === "stop_sequence" ? (stoppedAt ?? null) : null };
 }
 
-function anthropicUsage(written: Written) {
-  const { promptTokens, cachedTokens, completionTokens } = usageOf([written]);
+function anthropicUsage({ promptTokens, cachedTokens, completionTokens }: WriteResult) {
   return {
-    ...{ input_tokens: promptTokens - cachedTokens, output_tokens: completionTokens },
-    ...{ cache_read_input_tokens: cachedTokens, cache_creation_input_tokens: 0 },
+    input_tokens: promptTokens - cachedTokens,
+    output_tokens: completionTokens,
+    cache_read_input_tokens: cachedTokens,
+    cache_creation_input_tokens: 0,
   };
 }

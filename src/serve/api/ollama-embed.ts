@@ -1,22 +1,22 @@
 import { z } from "zod";
 import { embeddingsOf } from "./embeddings.js";
-import { endpoint, whole } from "./endpoint.js";
+import { endpoint, replyWhole } from "./endpoint.js";
 import { ollamaHints } from "./hints.js";
 import { ollamaModel } from "./ollama.js";
 import { jsonSchema, text } from "./schemas.js";
 
-/** Ollama's embeddings: the newer form of several texts, and the older of one. */
+/** Ollama's embeddings: the newer endpoint for several texts, and the older one for one text. */
 
 const shared = {
   ...ollamaHints,
   model: ollamaModel,
-  options: jsonSchema.optional().describe("a hint: not read"),
-  truncate: z.boolean().optional().describe("whether the end of what does not fit is left out; true"),
+  options: jsonSchema.optional().describe("a hint: ignored"),
+  truncate: z.boolean().optional().describe("whether to cut an input that does not fit; true by default"),
 };
 const embedSchema = z.strictObject({
   ...shared,
   input: z.union([text, z.array(text).max(256)]),
-  dimensions: z.number().int().min(1).optional().describe("only the length that the model's embeddings have"),
+  dimensions: z.number().int().min(1).optional().describe("must be the length of the model's embeddings"),
 });
 
 export const ollamaEmbed = endpoint<z.infer<typeof embedSchema>>({
@@ -28,7 +28,7 @@ export const ollamaEmbed = endpoint<z.infer<typeof embedSchema>>({
   reply: z.looseObject({ embeddings: z.array(z.array(z.number())) }),
   answer: async (body, service, context) => {
     const began = performance.now();
-    return whole(service, body.model, context, async (model) => {
+    return replyWhole(service, body.model, context, async (model) => {
       const loadedAt = performance.now();
       const inputs = [body.input].flat();
       const options = { dimensions: body.dimensions, isCut: body.truncate !== false };
@@ -54,7 +54,7 @@ export const ollamaEmbeddings = endpoint<z.infer<typeof oldSchema>>({
   body: oldSchema,
   reply: z.object({ embedding: z.array(z.number()) }),
   answer: (body, service, context) =>
-    whole(service, body.model, context, async (model) => {
+    replyWhole(service, body.model, context, async (model) => {
       const options = { isCut: body.truncate !== false };
       const { vectors } = await embeddingsOf(model, [body.prompt], options, context);
       return { embedding: vectors[0] ?? [] };

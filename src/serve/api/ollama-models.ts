@@ -1,15 +1,15 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import type { HostedModel } from "../engine/hosted-model.js";
-import { endpoint, whole } from "./endpoint.js";
+import { endpoint, replyWhole } from "./endpoint.js";
 import { jsonSchema } from "./schemas.js";
 import type { ServiceInfo, View } from "./view.js";
 
-/** What Ollama's clients ask about models. */
+/** Ollama's endpoints about models. */
 
-/** The release of Ollama whose API this is: clients ask for one that is new enough. */
+/** The release of Ollama whose API this is: clients require one that is new enough. */
 const OLLAMA_VERSION = "0.13.0";
-/** A model that is not loaded says nothing of itself. */
+/** Details of a model that is not loaded. */
 const NO_DETAILS = {
   parent_model: "",
   format: "gguf",
@@ -19,14 +19,19 @@ const NO_DETAILS = {
   quantization_level: "",
 };
 
-/** Ollama's names have a tag. */
+/** A name with a tag, as Ollama's are. */
 const tagged = (name: string): string => (name.includes(":") ? name : `${name}:latest`);
 
 function detailsOf(model: HostedModel): typeof NO_DETAILS {
   const { architecture, parameters, dtype } = model.facts;
   const size = parameters >= 1e9 ? `${(parameters / 1e9).toFixed(1)}B` : `${(parameters / 1e6).toFixed(2)}M`;
-  const own = { family: architecture, families: [architecture], parameter_size: size, quantization_level: dtype };
-  return { ...NO_DETAILS, ...own };
+  return {
+    ...NO_DETAILS,
+    family: architecture,
+    families: [architecture],
+    parameter_size: size,
+    quantization_level: dtype,
+  };
 }
 
 function cardOf(info: ServiceInfo, name: string) {
@@ -42,12 +47,12 @@ function cardOf(info: ServiceInfo, name: string) {
   };
 }
 
-/** A time that never comes: models stay until others need their place. */
+/** A time far away: models stay until others need their memory. */
 const NEVER = new Date(Date.UTC(2318, 0)).toISOString();
 
 const cards = z.object({ models: z.array(z.looseObject({ name: z.string(), model: z.string(), size: z.number() })) });
 
-/** What is asked for by GET. */
+/** Ollama's endpoints that are called by GET. */
 export const OLLAMA_VIEWS: readonly View[] = [
   {
     path: "/api/version",
@@ -58,7 +63,7 @@ export const OLLAMA_VIEWS: readonly View[] = [
   },
   {
     path: "/api/tags",
-    summary: "Models that can be asked for",
+    summary: "Models that are served",
     reply: cards,
     open: false,
     answer: (info) => ({ models: info.pool.names.map((name) => cardOf(info, name)) }),
@@ -94,12 +99,12 @@ const named = z.strictObject({
 export const ollamaShow = endpoint<z.infer<typeof named>>({
   path: "/api/show",
   tag: "Ollama",
-  summary: "What a model is",
+  summary: "Describes a model",
   streams: false,
   body: named,
   reply: z.looseObject({ model_info: jsonSchema, capabilities: z.array(z.string()) }),
   answer: (body, service, context) =>
-    whole(service, body.model ?? body.name, context, async ({ model }) => {
+    replyWhole(service, body.model ?? body.name, context, async ({ model }) => {
       const { architecture, parameters } = model.facts;
       return {
         license: "",
@@ -110,7 +115,7 @@ export const ollamaShow = endpoint<z.infer<typeof named>>({
         model_info: {
           ...model.scalars,
           "general.parameter_count": parameters,
-          // what clients may send, whatever the model was trained with
+          // the length of what clients may send, whatever the model was trained with
           [`${architecture}.context_length`]: model.contextSize,
         },
         capabilities: ["completion", "tools"],
@@ -119,11 +124,11 @@ export const ollamaShow = endpoint<z.infer<typeof named>>({
     }),
 });
 
-/** Clients fetch what they do not find; all that there is here was given when the service was started. */
+/** Clients download models that they do not find; here, all models are there from the start. */
 export const ollamaPull = endpoint<z.infer<typeof named>>({
   path: "/api/pull",
   tag: "Ollama",
-  summary: "Finds a model that is served: none is downloaded",
+  summary: "Finds a model that is served; nothing is downloaded",
   streams: true,
   body: named,
   reply: z.object({ status: z.literal("success") }),

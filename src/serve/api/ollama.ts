@@ -1,23 +1,25 @@
 import { z } from "zod";
 import type { Conversation, Format, Overflow, Sampling, ToolCall, Turn } from "../engine/conversation.js";
 import type { LoadedModel } from "../engine/model-pool.js";
+import { conversationTask, fitTokens, formatGrammar, type WriteTask } from "../engine/write-task.js";
+import { type RequestContext, streamAll, writeOne } from "../engine/writer.js";
+import type { WriteResult, WrittenToken } from "../engine/writing.js";
 import {
-  conversationTask,
-  fittingTokens,
-  formatGrammar,
-  type RequestContext,
-  streamAll,
-  type Task,
-  writeOne,
-} from "../engine/writer.js";
-import type { Written, WrittenToken } from "../engine/written.js";
-import { allowedTokens, endpoint, type Reply, type ServerEvent, type Service, streamed, whole } from "./endpoint.js";
+  allowedTokens,
+  endpoint,
+  PLAIN,
+  type Reply,
+  replyStreamed,
+  replyWhole,
+  type ServerEvent,
+  type Service,
+} from "./endpoint.js";
 import { ollamaHints, ollamaOptionHints } from "./hints.js";
-import { toldTokens } from "./logprobs.js";
-import { jsonSchema, LEAST_PENALTY, seedOf, text, topPOf } from "./schemas.js";
+import { tokenLogprobs } from "./logprobs.js";
+import { jsonSchema, MIN_PENALTY, seedOf, text, topPOf } from "./schemas.js";
 import { checkTools, NO_PARAMETERS, toolDescription, toolList, toolName } from "./tools.js";
 
-/** Ollama's chats and texts. Its lists of models are in ollama-models.ts, its embeddings in ollama-embed.ts. */
+/** Ollama's chats and completions. Its lists of models are in ollama-models.ts, its embeddings in ollama-embed.ts. */
 
 export const ollamaModel = z.string().max(256).describe("one of /api/tags, with or without :latest");
 const images = z.array(z.unknown()).max(0, "this model reads no images").optional();
@@ -25,14 +27,14 @@ const integer = z.number().int().optional();
 
 const options = z.strictObject({
   ...ollamaOptionHints,
-  temperature: z.number().min(0).max(5).optional().describe("0.8 where it is left out"),
-  top_p: z.number().min(0).max(1).optional().describe("0.9 where it is left out"),
-  top_k: integer.describe("40 where it is left out"),
+  temperature: z.number().min(0).max(5).optional().describe("0.8 by default"),
+  top_p: z.number().min(0).max(1).optional().describe("0.9 by default"),
+  top_k: integer.describe("40 by default"),
   min_p: z.number().min(0).max(1).optional(),
   seed: z.number().int().optional(),
-  num_predict: z.number().int().min(-2).optional().describe("-1 and -2 for what the context leaves"),
+  num_predict: z.number().int().min(-2).optional().describe("-1 and -2 for as many as the context has room for"),
   stop: z.union([text, z.array(text).max(64)]).optional(),
-  repeat_penalty: z.number().min(LEAST_PENALTY).max(10).optional(),
+  repeat_penalty: z.number().min(MIN_PENALTY).max(10).optional(),
   repeat_last_n: z.number().int().min(-1).optional(),
   presence_penalty: z.number().min(-2).max(2).optional(),
   frequency_penalty: z.number().min(-2).max(2).optional(),
@@ -44,10 +46,10 @@ const options = z.strictObject({
 const shared = {
   ...ollamaHints,
   model: ollamaModel,
-  stream: z.boolean().optional().describe("true where it is left out"),
+  stream: z.boolean().optional().describe("true by default"),
   format: z.union([z.literal(""), z.literal("json"), jsonSchema]).optional(),
   options: options.optional(),
-  truncate: z.boolean().optional().describe("whether the oldest part of what does not fit is left out; true"),
+  truncate: z.boolean().optional().describe("whether to drop the oldest part of what does not fit; true by default"),
   logprobs: z.boolean().optional(),
   top_logprobs: z.number().int().min(0).max(20).optional(),
 };
@@ -95,7 +97,7 @@ const generateSchema = z.strictObject({
   ...shared,
   prompt: text.optional(),
   system: text.optional(),
-  raw: z.boolean().optional().describe("whether the prompt is taken as it stands, without the model's chat template"),
+  raw: z.boolean().optional().describe("whether to take the prompt as it is, without the model's chat template"),
   images,
   suffix: z.literal("").optional(),
   template: z.literal("").optional(),
@@ -115,15 +117,19 @@ export const ollamaChat = endpoint<ChatBody>({
   reply: answerSchema,
   answer: async (body, service, context) => {
     const { messages = [] } = body;
-    if (messages.length === 0) return loaded(body, service, context, { message: { role: "assistant", content: "" } });
+    if (messages.length === 0)
+      return replyLoaded(body, service, context, { message: { role: "assistant", content: "" } });
     const taskOf = (model: LoadedModel) => conversationTask(model, chatOf(body, service), overflowOf(body));
-    return answered(body, service, context, taskOf, (said, calls, from) => ({
-      message: {
-        role: "assistant",
-        content: said,
-        tool_calls: calls.length > 0 ? calls.map((one, i) => callOf(one, from + i)) : undefined,
-      },
-    }));
+    return reply(body, service, context, {
+      taskOf,
+      show: (content, calls, firstIndex) => ({
+        message: {
+          role: "assistant",
+          content,
+          tool_calls: calls.length > 0 ? calls.map((call, i) => callOf(call, firstIndex + i)) : undefined,
+        },
+      }),
+    });
   },
 });
 
@@ -135,9 +141,9 @@ export const ollamaGenerate = endpoint<GenerateBody>({
   body: generateSchema,
   reply: answerSchema,
   answer: async (body, service, context) => {
-    if ((body.prompt ?? "") === "") return loaded(body, service, context, { response: "" });
+    if ((body.prompt ?? "") === "") return replyLoaded(body, service, context, { response: "" });
     const taskOf = (model: LoadedModel) => generateTask(body, service, model);
-    return answered(body, service, context, taskOf, (said) => ({ response: said }));
+    return reply(body, service, context, { taskOf, show: (response) => ({ response }) });
   },
 });
 
@@ -149,38 +155,36 @@ function chatOf(body: ChatBody, service: Service): Conversation {
     parameters,
   }));
   return {
+    ...PLAIN,
     turns: turnsOf(body.messages ?? []),
     tools: checkTools(tools),
-    toolChoice: "auto",
-    parallelCalls: true,
     continues: true,
-    ...written(body, service),
+    ...answerOptions(body, service),
   };
 }
 
-/** What both ask of an answer. */
-const written = (body: Body, service: Service) => ({
+/** Options of an answer that chats and completions have in common. */
+const answerOptions = (body: Body, service: Service) => ({
   format: formatOf(body),
   sampling: samplingOf(body),
   maxTokens: maxTokensOf(body, service),
   topLogprobs: body.logprobs === true ? (body.top_logprobs ?? 0) : undefined,
 });
 
-function generateTask(body: GenerateBody, service: Service, model: LoadedModel): Task {
+function generateTask(body: GenerateBody, service: Service, model: LoadedModel): WriteTask {
   const { prompt = "", system, raw = false } = body;
   const overflow = overflowOf(body);
   if (!raw && model.model.templateSource !== undefined) {
     const turns: Turn[] = system ? [{ role: "system", content: system }] : [];
-    const conversation = { tools: [], toolChoice: "auto" as const, parallelCalls: true, ...written(body, service) };
+    const conversation = { ...PLAIN, ...answerOptions(body, service) };
     return conversationTask(model, { ...conversation, turns: [...turns, { role: "user", content: prompt }] }, overflow);
   }
-  const { format, sampling, maxTokens, topLogprobs } = written(body, service);
+  const { format, sampling, maxTokens, topLogprobs } = answerOptions(body, service);
   const tokens = model.model.promptOf(system && !raw ? `${system}\n\n${prompt}` : prompt);
-  const most = maxTokens ?? model.model.contextSize;
   return {
     request: {
       ...sampling,
-      prompt: fittingTokens(model, tokens, most, overflow),
+      prompt: fitTokens(model, tokens, maxTokens ?? model.model.contextSize, overflow),
       maxTokens,
       topLogprobs,
       grammar: format && formatGrammar(format),
@@ -188,16 +192,16 @@ function generateTask(body: GenerateBody, service: Service, model: LoadedModel):
   };
 }
 
-/** Results of tools say which call they are of by its id, by the tool's name, or by their order. */
+/** Results of tools refer to their calls by id, by the tool's name, or by their order. */
 function turnsOf(messages: readonly z.infer<typeof message>[]): Turn[] {
   const open: { readonly id: string; readonly name: string }[] = [];
   return messages.map((one, i): Turn => {
     const { role, content = "", tool_name: name = one.name, tool_call_id: id } = one;
     if (role === "assistant") {
-      const calls = (one.tool_calls ?? []).map((given, j) => ({
-        id: given.id ?? `call_${i}_${j}`,
-        name: given.function.name,
-        arguments: JSON.stringify(given.function.arguments ?? {}),
+      const calls = (one.tool_calls ?? []).map((toolCall, j) => ({
+        id: toolCall.id ?? `call_${i}_${j}`,
+        name: toolCall.function.name,
+        arguments: JSON.stringify(toolCall.function.arguments ?? {}),
       }));
       open.push(...calls);
       return { role, content, calls };
@@ -216,24 +220,25 @@ function formatOf({ format }: Body): Format | undefined {
   return { kind: "json", schema: format === "json" ? undefined : format, param: "format", isStrict: false };
 }
 
-/** Ollama's own values where a client leaves them out. */
-function samplingOf({ options: given = {} }: Body): Sampling {
+/** With Ollama's own defaults. */
+function samplingOf({ options: sampling = {} }: Body): Sampling {
   return {
-    temperature: given.temperature ?? 0.8,
-    topP: topPOf(given.top_p ?? 0.9),
-    topK: Math.max(0, given.top_k ?? 40),
-    minP: given.min_p,
-    seed: seedOf(given.seed),
-    repetitionPenalty: given.repeat_penalty,
-    penaltyWindow: given.repeat_last_n === undefined || given.repeat_last_n < 0 ? undefined : given.repeat_last_n,
-    presencePenalty: given.presence_penalty,
-    frequencyPenalty: given.frequency_penalty,
-    stops: [given.stop ?? []].flat().filter((stop) => stop !== ""),
+    temperature: sampling.temperature ?? 0.8,
+    topP: topPOf(sampling.top_p ?? 0.9),
+    topK: Math.max(0, sampling.top_k ?? 40),
+    minP: sampling.min_p,
+    seed: seedOf(sampling.seed),
+    repetitionPenalty: sampling.repeat_penalty,
+    penaltyWindow:
+      sampling.repeat_last_n === undefined || sampling.repeat_last_n < 0 ? undefined : sampling.repeat_last_n,
+    presencePenalty: sampling.presence_penalty,
+    frequencyPenalty: sampling.frequency_penalty,
+    stops: [sampling.stop ?? []].flat().filter((stop) => stop !== ""),
   };
 }
 
-function maxTokensOf({ options: given = {} }: Body, service: Service): number | undefined {
-  const { num_predict: count = -1 } = given;
+function maxTokensOf({ options: sampling = {} }: Body, service: Service): number | undefined {
+  const { num_predict: count = -1 } = sampling;
   return allowedTokens(service, count < 0 ? undefined : count, "options.num_predict");
 }
 
@@ -242,79 +247,77 @@ const callOf = ({ id, name, arguments: json }: ToolCall, index: number) => ({
   function: { index, name, arguments: JSON.parse(json) as unknown },
 });
 
-/** An answer to a request that asks for nothing but that the model be there. */
-const loaded = ({ model: name }: Body, service: Service, context: RequestContext, nothing: object): Promise<Reply> =>
-  whole(service, name, context, async () => ({
+/** Answers a request that only asks to load the model. @param empty an empty answer */
+const replyLoaded = ({ model: name }: Body, service: Service, context: RequestContext, empty: object): Promise<Reply> =>
+  replyWhole(service, name, context, async () => ({
     model: name,
     created_at: new Date().toISOString(),
-    ...nothing,
+    ...empty,
     done: true,
     done_reason: "load",
   }));
 
-/** What an answer has of text and calls. @param from the number of calls before */
-type Shown = (said: string, calls: readonly ToolCall[], from: number) => object;
+interface ReplyOptions {
+  readonly taskOf: (model: LoadedModel) => WriteTask;
+  /** Fields of an answer for its text and calls. @param firstIndex the number of calls before */
+  readonly show: (text: string, calls: readonly ToolCall[], firstIndex: number) => object;
+}
 
-async function answered(
+async function reply(
   body: Body,
   service: Service,
   context: RequestContext,
-  taskOf: (model: LoadedModel) => Task,
-  shown: Shown,
+  { taskOf, show }: ReplyOptions,
 ): Promise<Reply> {
-  const asked = performance.now();
+  const receivedAt = performance.now();
   const head = () => ({ model: body.model, created_at: new Date().toISOString() });
   if (body.stream === false)
-    return whole(service, body.model, context, async (model) => {
-      const clock = new Clock(asked);
-      const {
-        text: said,
-        calls,
-        tokens,
-        written: end,
-      } = await writeOne(model, taskOf(model), context, () => clock.first());
-      return { ...head(), ...shown(said, calls, 0), ...logprobsOf(body, tokens), ...clock.end(end) };
+    return replyWhole(service, body.model, context, async (model) => {
+      const clock = new Clock(receivedAt);
+      const answer = await writeOne(model, taskOf(model), context, () => clock.first());
+      const { text: content, calls, tokens, result } = answer;
+      return { ...head(), ...show(content, calls, 0), ...logprobsOf(body, tokens), ...clock.end(result) };
     });
-  return streamed(service, body.model, context, async function* (model): AsyncGenerator<ServerEvent> {
-    const clock = new Clock(asked);
+  return replyStreamed(service, body.model, context, async function* (model): AsyncGenerator<ServerEvent> {
+    const clock = new Clock(receivedAt);
     let calls = 0;
-    for await (const { said } of streamAll(model, [taskOf(model)], context)) {
+    for await (const { update } of streamAll(model, [taskOf(model)], context)) {
       clock.first();
-      if (said.kind === "text")
-        yield { data: { ...head(), ...shown(said.text, [], 0), ...logprobsOf(body, said.tokens), done: false } };
-      else if (said.kind === "call") yield { data: { ...head(), ...shown("", [said.call], calls++), done: false } };
-      else yield { data: { ...head(), ...shown("", [], 0), ...clock.end(said.written) } };
+      if (update.kind === "text")
+        yield { data: { ...head(), ...show(update.text, [], 0), ...logprobsOf(body, update.tokens), done: false } };
+      else if (update.kind === "call") yield { data: { ...head(), ...show("", [update.call], calls++), done: false } };
+      else yield { data: { ...head(), ...show("", [], 0), ...clock.end(update.result) } };
     }
   });
 }
 
 const logprobsOf = ({ logprobs }: Body, tokens: readonly WrittenToken[]): object =>
-  logprobs === true && tokens.length > 0 ? { logprobs: toldTokens(tokens) } : {};
+  logprobs === true && tokens.length > 0 ? { logprobs: tokenLogprobs(tokens) } : {};
 
 /** How long an answer took, in nanoseconds. */
 class Clock {
-  private readonly began = performance.now();
+  private readonly loadedAt = performance.now();
   private firstAt: number | undefined;
 
-  /** @param asked when the request came */
-  constructor(private readonly asked: number) {}
+  /** @param receivedAt when the request came, in milliseconds */
+  constructor(private readonly receivedAt: number) {}
 
-  /** There is something of it. */
+  /** Notes when the first part of the answer comes. */
   first(): void {
     this.firstAt ??= performance.now();
   }
 
-  end({ finishReason, promptTokens, completionTokens }: Written) {
+  end({ finishReason, promptTokens, completionTokens }: WriteResult) {
     const now = performance.now();
     const nanoseconds = (milliseconds: number) => Math.round(1e6 * milliseconds);
     const first = this.firstAt ?? now;
     return {
       done: true,
       done_reason: finishReason,
-      total_duration: nanoseconds(now - this.asked),
-      load_duration: nanoseconds(this.began - this.asked),
+      total_duration: nanoseconds(now - this.receivedAt),
+      load_duration: nanoseconds(this.loadedAt - this.receivedAt),
       prompt_eval_count: promptTokens,
-      prompt_eval_duration: nanoseconds(first - this.began),
+      prompt_eval_duration: nanoseconds(first - this.loadedAt),
       eval_count: completionTokens,
       eval_duration: nanoseconds(now - first),
     };

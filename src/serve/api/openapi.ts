@@ -8,22 +8,22 @@ export const errorSchema = z.object({
   error: z.object({
     message: z.string(),
     type: z.string(),
-    param: z.string().nullable().optional().describe("the field that is at fault"),
+    param: z.string().nullable().optional().describe("the field that is wrong"),
     code: z.string().nullable().optional(),
   }),
 });
 
 const STATUSES: Readonly<Record<string, string>> = {
-  400: "something in the request is wrong, named",
+  400: "something in the request is wrong: the message names it",
   401: "a valid key is needed",
-  404: "there is no such model",
-  408: "it took too long",
+  404: "no such model",
+  408: "the request took too long",
   413: "the body is too large",
-  429: "too many requests: Retry-After says when to ask again",
-  503: "not ready, or ending",
+  429: "too many requests: Retry-After says when to try again",
+  503: "not ready, or shutting down",
 };
 
-/** What errors are, for a document of which `components.schemas.Error` is {@link errorSchema}. */
+/** Responses that are errors, for a document whose `components.schemas.Error` is {@link errorSchema}. */
 export const errorResponses = (statuses: Readonly<Record<string, string>>): Json =>
   Object.fromEntries(
     Object.entries(statuses).map(([status, description]) => [
@@ -32,27 +32,30 @@ export const errorResponses = (statuses: Readonly<Record<string, string>>): Json
     ]),
   );
 
-/** A schema as a document has it. */
+/** The JSON Schema of a zod schema. @param io whether of what is read or of what it becomes */
 export const schemaOf = (schema: z.ZodType, io: "input" | "output"): Json => {
   const { $schema: _, ...rest } = z.toJSONSchema(schema, { io, unrepresentable: "any" }) as Json;
   return rest;
 };
 
-/** What can be asked for and what comes back, as an OpenAPI 3.1 document. */
+/** The API as an OpenAPI 3.1 document. */
 export function openApi(version: string): Json {
   const errors = errorResponses(STATUSES);
   const posts = ENDPOINTS.map(({ path, tag, summary, body, reply, streams }) => [
     path,
     {
       post: {
-        ...{ tags: [tag], summary, operationId: operationId("post", path), security: [{ bearer: [] }, {}] },
+        tags: [tag],
+        summary,
+        operationId: operationId("post", path),
+        security: [{ bearer: [] }, {}],
         requestBody: { required: true, content: { "application/json": { schema: schemaOf(body, "input") } } },
         responses: {
           200: {
             description: streams ? "the answer; as server-sent events where stream is true" : "the answer",
             content: {
               "application/json": { schema: schemaOf(reply, "output") },
-              ...(streams && { "text/event-stream": { schema: { type: "string" } } }),
+              "text/event-stream": streams ? { schema: { type: "string" } } : undefined,
             },
           },
           ...errors,
@@ -64,7 +67,9 @@ export function openApi(version: string): Json {
     path,
     {
       get: {
-        ...{ tags: ["Management"], summary, operationId: operationId("get", path) },
+        tags: ["Management"],
+        summary,
+        operationId: operationId("get", path),
         responses: {
           200: { description: summary, content: { "application/json": { schema: schemaOf(reply, "output") } } },
         },
@@ -85,7 +90,7 @@ export function openApi(version: string): Json {
 export const operationId = (method: string, path: string): string =>
   `${method}${path.replace(/[/_]+(\w)/g, (_, letter: string) => letter.toUpperCase())}`;
 
-/** The same for people: a page without anything from elsewhere. */
+/** The API as a page for people, which loads nothing from elsewhere. */
 export function docsPage(version: string): string {
   const posts = ENDPOINTS.map(({ path, summary, body, streams }) => {
     const { properties = {}, required = [] } = schemaOf(body, "input") as {
@@ -93,13 +98,16 @@ export function docsPage(version: string): string {
       required?: string[] | undefined;
     };
     const rows = Object.entries(properties).map(([name, schema]) => [
-      ...[name, kindOf(schema), required.includes(name) ? "yes" : "", `${schema.description ?? ""}`],
+      name,
+      kindOf(schema),
+      required.includes(name) ? "yes" : "",
+      `${schema.description ?? ""}`,
     ]);
     const stream = streams ? " Also as a stream of server-sent events (<code>stream: true</code>)." : "";
-    return `<h2><code>POST ${path}</code></h2><p>${escapeHtml(summary)}.${stream}</p>${table(["field", "type", "needed", "what"], rows)}`;
+    return `<h2><code>POST ${path}</code></h2><p>${escapeHtml(summary)}.${stream}</p>${table(["field", "type", "required", "description"], rows)}`;
   });
   const gets = table(
-    ["endpoint", "what"],
+    ["endpoint", "description"],
     VIEWS.map(({ path, summary }) => [`GET ${path}`, summary]),
   );
   return page("Coppice: API", [
@@ -111,7 +119,7 @@ export function docsPage(version: string): string {
   ]);
 }
 
-/** What a field is, in a few words. */
+/** The type of a field, in a few words. */
 function kindOf(schema: Json): string {
   const { type, anyOf, oneOf, const: constant, enum: values, items } = schema;
   const alternatives = (anyOf ?? oneOf) as Json[] | undefined;

@@ -8,12 +8,10 @@ export const usageSchema = z.object({
   prompt_tokens_details: z.object({ cached_tokens: z.number().int() }),
 });
 
-/** What was read and written, as completions and chats tell it. */
+/** Numbers of tokens in the form of completions and chats. */
 export const openAiUsage = ({ promptTokens, cachedTokens, completionTokens }: Usage): z.infer<typeof usageSchema> => ({
-  ...{
-    prompt_tokens: promptTokens,
-    completion_tokens: completionTokens,
-    total_tokens: promptTokens + completionTokens,
-  },
+  prompt_tokens: promptTokens,
+  completion_tokens: completionTokens,
+  total_tokens: promptTokens + completionTokens,
   prompt_tokens_details: { cached_tokens: cachedTokens },
 });

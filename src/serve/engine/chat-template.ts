@@ -3,11 +3,11 @@ import { FormatError } from "../../system/errors.js";
 import { ApiError } from "../errors.js";
 import type { TemplateMessage } from "./tools.js";
 
-/** How a model was taught to read conversations (Jinja). */
+/** A model's chat template (Jinja), which turns a conversation into a prompt. */
 export class ChatTemplate {
   private readonly template: Template;
 
-  /** @param file that it comes with. @throws FormatError when it is no template */
+  /** @param file the model's, for errors @throws FormatError when the template cannot be read */
   constructor(
     readonly source: string,
     private readonly specials: { readonly bos: string; readonly eos: string },
@@ -16,26 +16,27 @@ export class ChatTemplate {
     try {
       this.template = new Template(source);
     } catch (error) {
-      throw new FormatError(`${file}: its chat template is none: ${error instanceof Error ? error.message : error}`);
+      throw new FormatError(
+        `${file}: its chat template cannot be read: ${error instanceof Error ? error.message : error}`,
+      );
     }
   }
 
   /**
-   * A conversation as the model reads it, up to where its answer begins.
-   * @param variables more that the template may read
-   * @throws ApiError 400 when it does not take the messages
+   * The text of a conversation up to where the model's answer begins.
+   * @param variables more variables of the template
+   * @throws ApiError 400 when the template does not take the messages
    */
   render(
     messages: readonly TemplateMessage[],
     tools: readonly unknown[],
     variables: Readonly<Record<string, unknown>> = {},
   ): string {
-    const render = (own: readonly TemplateMessage[]) =>
-      this.template.render({
-        ...variables,
-        ...{ messages: own, add_generation_prompt: true, bos_token: this.specials.bos, eos_token: this.specials.eos },
-        ...(tools.length > 0 && { tools }),
-      });
+    const { bos, eos } = this.specials;
+    const render = (list: readonly TemplateMessage[]) => {
+      const context = { ...variables, messages: list, add_generation_prompt: true, bos_token: bos, eos_token: eos };
+      return this.template.render(tools.length > 0 ? { ...context, tools } : context);
+    };
     try {
       return render(messages);
     } catch (error) {

@@ -1,6 +1,6 @@
-/** What a protocol's request comes down to, whichever protocol it is. */
+/** A conversation to answer, whichever API it comes from. */
 
-/** A call of a tool that a model asks for. */
+/** A call of a tool, written by a model. */
 export interface ToolCall {
   readonly id: string;
   readonly name: string;
@@ -18,18 +18,18 @@ export interface Tool {
   readonly description?: string | undefined;
   /** JSON Schema of its arguments. */
   readonly parameters: Readonly<Record<string, unknown>>;
-  /** Whether a call must match the schema in all that it says: what a grammar cannot say is then refused. */
+  /** Whether calls must match the whole schema: what a grammar cannot express is then refused. */
   readonly strict?: boolean | undefined;
 }
 
-/** Whether a model may, must or must not call a tool; which ones it may or must call. */
+/** Whether a model may, must or must not call a tool, and which ones. */
 export type ToolChoice =
   | "auto"
   | "none"
   | "required"
   | { readonly names: readonly string[]; readonly mode: "auto" | "required" };
 
-/** What an answer must look like. */
+/** A form that an answer must have. */
 export type Format =
   | { readonly kind: "json"; readonly schema?: unknown; readonly param: string; readonly isStrict: boolean }
   | { readonly kind: "regex"; readonly pattern: string; readonly param: string }
@@ -45,14 +45,14 @@ export interface Sampling {
   readonly seed?: number | undefined;
   readonly presencePenalty?: number | undefined;
   readonly frequencyPenalty?: number | undefined;
-  /** Divides the odds of what was written; 1 for none. */
+  /** Divides the odds of tokens that were already written; 1 for no penalty. */
   readonly repetitionPenalty?: number | undefined;
-  /** How many of the last tokens are punished for; all that were written where it is not given. */
+  /** How many of the last tokens penalties apply to; to all that were written where undefined. */
   readonly penaltyWindow?: number | undefined;
   /** Added to the logits of tokens, by their ids. */
   readonly logitBias?: Readonly<Record<string, number>> | undefined;
   readonly stops: readonly string[];
-  /** Goes on after the model's own end. */
+  /** Whether to go on after the model's end token. */
   readonly ignoreEnd?: boolean | undefined;
 }
 
@@ -66,13 +66,13 @@ export interface Conversation {
   readonly sampling: Sampling;
   readonly maxTokens?: number | undefined;
   readonly topLogprobs?: number | undefined;
-  /** What is done with a prompt that does not fit; the service's own policy where it is not given. */
+  /** What to do with a prompt that does not fit; the service's own policy where undefined. */
   readonly overflow?: Overflow | undefined;
-  /** Whether an answer that is the last turn is gone on with, rather than followed by another. */
+  /** Whether to continue an answer that is the last turn, rather than to add another one. */
   readonly continues?: boolean | undefined;
-  /** More of what the model's chat template reads. */
+  /** More variables of the model's chat template. */
   readonly templateVariables?: Readonly<Record<string, unknown>> | undefined;
 }
 
-/** Refuse a prompt that is too long, or leave its oldest part out. */
+/** Whether to refuse a prompt that is too long, or to drop its oldest part. */
 export type Overflow = "refuse" | "drop-oldest";

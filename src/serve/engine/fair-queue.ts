@@ -6,15 +6,15 @@ interface Waiting {
 }
 
 /**
- * Lets so many requests run at once. Others wait, each client's in order, and clients take turns, so that one that asks a lot
- * does not keep the others waiting.
+ * Limits how many requests run at once. Others wait: each client's in order, while clients take turns, so that one with many requests
+ * does not delay the others.
  */
 export class FairQueue {
   private readonly waitingOf = new Map<string, Waiting[]>();
   private runningCount = 0;
   private waitingCount = 0;
 
-  /** @param places how many run at once @param bound how many may wait */
+  /** @param places how many may run at once @param bound how many may wait */
   constructor(
     private readonly places: number,
     private readonly bound: number,
@@ -30,15 +30,16 @@ export class FairQueue {
 
   /**
    * Waits for a place.
-   * @returns what gives the place back
-   * @throws ApiError 429 when too many wait already, and whatever the signal was aborted with
+   * @returns a function that gives the place back
+   * @throws ApiError 429 when too many wait already; the signal's reason when it is aborted
    */
   async enter(client: string, signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted();
     if (this.runningCount < this.places && this.waitingCount === 0) return this.occupy();
     if (this.waitingCount >= this.bound)
-      throw new ApiError(429, `${this.waitingCount} requests wait already: ask again later`, {
-        ...{ code: "queue_full", retryAfter: 1 + Math.ceil(this.waitingCount / this.places) },
+      throw new ApiError(429, `${this.waitingCount} requests are waiting already: try again later`, {
+        code: "queue_full",
+        retryAfter: 1 + Math.ceil(this.waitingCount / this.places),
       });
     await new Promise<void>((resolve, reject) => {
       const queue = this.waitingOf.get(client) ?? [];
@@ -82,7 +83,7 @@ export class FairQueue {
     };
   }
 
-  /** Starts the first request of the client whose turn it is; that client goes to the end. */
+  /** Starts the first request of the client whose turn it is, and moves that client to the end. */
   private next(): void {
     const [client, queue] = this.waitingOf.entries().next().value ?? [];
     const waiting = queue?.[0];

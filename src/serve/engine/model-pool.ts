@@ -2,16 +2,16 @@ import { ApiError } from "../errors.js";
 import { FairQueue } from "./fair-queue.js";
 import type { HostedModel } from "./hosted-model.js";
 
-/** A model that can be asked for, in memory or not. */
+/** A model that can be requested, in memory or not. */
 export interface ModelSource {
-  /** What the API calls it. */
+  /** Its name in the API. */
   readonly name: string;
-  /** Bytes that it will take, about. */
+  /** Bytes that it will take, roughly; 0 where that is known only after it was loaded. */
   readonly expectedBytes: () => number;
   readonly open: () => Promise<HostedModel>;
 }
 
-/** A model in memory, and who waits for it. */
+/** A model in memory, with its queue. */
 export interface LoadedModel {
   readonly name: string;
   readonly model: HostedModel;
@@ -21,7 +21,7 @@ export interface LoadedModel {
 export interface PoolOptions {
   /** Requests that a model computes together. */
   readonly slots: number;
-  /** Requests that may wait, for each model. */
+  /** Requests that may wait for each model. */
   readonly queueLimit: number;
   /** Bytes that models may take together. */
   readonly memoryLimit: number;
@@ -33,11 +33,11 @@ interface Entry {
   loading: Promise<LoadedModel> | undefined;
   users: number;
   lastUsed: number;
-  /** Bytes that it took when it was loaded last. */
+  /** Bytes that it took when it was last loaded. */
   bytes: number | undefined;
 }
 
-/** Models that are loaded when they are asked for; the one that was not used for longest makes room for another. */
+/** Loads models when they are requested. The one used least recently makes room for another. */
 export class ModelPool {
   private readonly entries: ReadonlyMap<string, Entry>;
   private readonly first: Entry;
@@ -47,7 +47,7 @@ export class ModelPool {
   private freed: (() => void)[] = [];
   private closed = false;
 
-  /** @param sources the first of them is meant where none is named */
+  /** @param sources the first one serves requests that name no model */
   constructor(
     sources: readonly [ModelSource, ...ModelSource[]],
     private readonly options: PoolOptions,
@@ -63,7 +63,7 @@ export class ModelPool {
     return [...this.entries.keys()];
   }
 
-  /** Those in memory. */
+  /** The models in memory. */
   get loaded(): LoadedModel[] {
     return [...this.entries.values()].flatMap(({ loaded }) => loaded ?? []);
   }
@@ -73,31 +73,31 @@ export class ModelPool {
     return this.waitingForModel;
   }
 
-  /** Requests that are computed or wait. */
+  /** Requests that run or wait. */
   get busy(): number {
     return this.loaded.reduce((sum, { queue }) => sum + queue.running + queue.waiting, this.waitingForModel);
   }
 
-  /** @throws ApiError 404 for a name that no model has */
+  /** The name of a model. @throws ApiError 404 for a name that no model has */
   resolve(name: string | undefined): string {
     return this.entry(name).source.name;
   }
 
-  /** Bytes that a model takes, about: 0 where that is known only when it was loaded. */
+  /** Bytes that a model takes, roughly; 0 where that is known only after it was loaded. */
   expectedBytes(name: string): number {
     const entry = this.entry(name);
     return entry.bytes ?? entry.source.expectedBytes();
   }
 
-  /** Whether the model that is meant where none is named is in memory. */
+  /** Whether the first model is in memory. */
   get ready(): boolean {
     return this.first.loaded !== undefined;
   }
 
   /**
-   * Lets a request use a model, which is loaded where it is not and stays in memory until the request is done.
-   * @throws ApiError 404 for a name that no model has, 429 when too many wait for models, 503 when it cannot be loaded; what the
-   *   signal was aborted with
+   * Lets a request use a model, which is loaded if necessary and stays in memory until the request is done.
+   * @throws ApiError 404 for a name that no model has, 429 when too many requests wait for models, 503 when it cannot be loaded; the
+   *   signal's reason when it is aborted
    */
   async use<T>(name: string | undefined, signal: AbortSignal, work: (model: LoadedModel) => Promise<T>): Promise<T> {
     const { model, release } = await this.lease(name, signal);
@@ -108,6 +108,7 @@ export class ModelPool {
     }
   }
 
+  /** As {@link use}, for requests that say themselves when they are done. */
   async lease(
     name: string | undefined,
     signal: AbortSignal,
@@ -137,14 +138,16 @@ export class ModelPool {
       name === undefined ? this.first : (this.entries.get(name) ?? this.entries.get(name.replace(/:latest$/, "")));
     if (entry !== undefined) return entry;
     throw new ApiError(404, `there is no model ${name} here, only ${this.names.join(", ")}`, {
-      ...{ param: "model", code: "model_not_found" },
+      param: "model",
+      code: "model_not_found",
     });
   }
 
   private async load(entry: Entry, signal: AbortSignal): Promise<LoadedModel> {
     if (this.waitingForModel >= this.options.queueLimit)
-      throw new ApiError(429, `${this.waitingForModel} requests wait for models already: ask again later`, {
-        ...{ code: "queue_full", retryAfter: 10 },
+      throw new ApiError(429, `${this.waitingForModel} requests are waiting for models already: try again later`, {
+        code: "queue_full",
+        retryAfter: 10,
       });
     this.waitingForModel++;
     try {
@@ -155,7 +158,7 @@ export class ModelPool {
     }
   }
 
-  /** One is loaded after the other: each must know what memory the others take. */
+  /** Loads one model after the other: each must know how much memory the others take. */
   private inTurn<T>(work: () => Promise<T>): Promise<T> {
     const result = this.turn.then(work);
     this.turn = result.catch(() => {});
@@ -165,13 +168,13 @@ export class ModelPool {
   private async loadNow(entry: Entry): Promise<LoadedModel> {
     try {
       await this.makeRoom(entry);
-      if (this.closed) throw new ApiError(503, "the service is ending");
+      if (this.closed) throw new ApiError(503, "the service is shutting down");
       const model = await entry.source.open();
       entry.bytes = model.memoryBytes;
       const { slots, queueLimit } = this.options;
       const loaded = { name: entry.source.name, model, queue: new FairQueue(slots, queueLimit) };
       entry.loaded = loaded;
-      await this.trim(); // it may take more than was expected
+      await this.trim(); // it may take more than expected
       return loaded;
     } catch (error) {
       if (error instanceof ApiError) throw error;
@@ -188,17 +191,17 @@ export class ModelPool {
     return [...this.entries.values()].filter(({ loaded }) => loaded !== undefined);
   }
 
-  /** Bytes that models take together. */
+  /** Bytes that the models in memory take together. */
   private get taken(): number {
     return this.inMemory.reduce((sum, { bytes = 0 }) => sum + bytes, 0);
   }
 
-  /** The model in memory that nobody uses, and nobody used for longest. */
+  /** The model in memory that nobody uses and that was used least recently. */
   private get idle(): Entry | undefined {
     return this.inMemory.filter(({ users }) => users === 0).sort((a, b) => a.lastUsed - b.lastUsed)[0];
   }
 
-  /** Unloads what nobody uses until the rest may stay, or one is left. */
+  /** Unloads models that nobody uses until the rest fit, or one is left. */
   private async trim(): Promise<void> {
     while (this.inMemory.length > 1 && this.taken > this.options.memoryLimit) {
       const { idle } = this;
@@ -218,7 +221,7 @@ export class ModelPool {
     }
   }
 
-  /** Unloads all. What still computes fails. */
+  /** Unloads all models. Requests that are still running fail. */
   async close(): Promise<void> {
     this.closed = true;
     for (const wake of this.freed.splice(0)) wake();
@@ -233,7 +236,7 @@ async function unload(entry: Entry): Promise<void> {
   await loaded?.model.dispose();
 }
 
-/** What a promise comes to, unless a signal is aborted before. */
+/** The result of a promise, unless a signal is aborted first. @throws the signal's reason */
 async function orAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   signal.throwIfAborted();
   let onAbort = () => {};

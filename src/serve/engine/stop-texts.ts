@@ -1,7 +1,7 @@
-/** Holds text back that may be the beginning of a text to stop at, and lets the rest through. */
+/** Lets a text through up to a stop text, holding back what may be the beginning of one. */
 export class StopTexts {
   private held = "";
-  /** The text that was met. */
+  /** The stop text that was met. */
   found: string | undefined;
   /** What came after it. */
   rest = "";
@@ -27,13 +27,13 @@ export class StopTexts {
     return all.slice(0, all.length - keep);
   }
 
-  /** Looks for them again. */
+  /** Starts looking again after a stop text was met. */
   reset(): void {
     this.found = undefined;
     this.rest = "";
   }
 
-  /** What was held back when no more text comes. */
+  /** @returns what was held back, when no more text comes */
   end(): string {
     const rest = this.held;
     this.held = "";
@@ -41,7 +41,7 @@ export class StopTexts {
   }
 }
 
-/** How much of the end of a text is the beginning of another. */
+/** Length of the longest end of a text that is a beginning of another. */
 function overlap(text: string, other: string): number {
   for (let length = Math.min(text.length, other.length - 1); length > 0; length--)
     if (text.endsWith(other.slice(0, length))) return length;

@@ -1,17 +1,18 @@
 import { randomUUID } from "node:crypto";
 import { ApiError } from "../errors.js";
-import { either, GrammarRules, jsonBody, literal } from "../grammar/index.js";
+import { either, GrammarRules, jsonBody, literal, spaceRule } from "../grammar/index.js";
 import type { Conversation, Tool, ToolCall, Turn } from "./conversation.js";
 import { StopTexts } from "./stop-texts.js";
 
-/** How a family of models writes that it calls a tool. */
-interface CallStyle {
-  /** Comes before a call, and what comes after it. */
+/** How a family of models writes calls of tools. */
+export interface CallStyle {
+  /** What comes before a call. */
   readonly open: string;
+  /** What comes after a call. */
   readonly close: string;
-  /** The name under which the arguments stand. */
+  /** The key of the arguments. */
   readonly argumentsKey: "arguments" | "parameters";
-  /** Whether calls are a list of JSON behind one opening. */
+  /** Whether calls are a JSON list behind one opening. */
   readonly listed: boolean;
 }
 
@@ -19,7 +20,7 @@ const TAGS: CallStyle = { open: "<tool_call>", close: "</tool_call>", argumentsK
 const LIST: CallStyle = { open: "[TOOL_CALLS]", close: "", argumentsKey: "arguments", listed: true };
 const BARE: CallStyle = { open: "", close: "", argumentsKey: "parameters", listed: false };
 
-/** How calls are written where a chat template is such: Mistral's list, bare JSON as Llama 3 was taught it, tags as Qwen, Hermes and others. */
+/** How a model writes calls, judged by its chat template: Mistral's list, Llama 3's bare JSON, or the tags of Qwen, Hermes and others. */
 export function callStyle(template: string | undefined): CallStyle {
   if (template?.includes("[TOOL_CALLS]")) return LIST;
   if (template?.includes("<tool_call>")) return TAGS;
@@ -28,10 +29,10 @@ export function callStyle(template: string | undefined): CallStyle {
     : TAGS;
 }
 
-/** Whether a chat template says itself which tools there are. */
+/** Whether a chat template lists the tools itself. */
 export const describesTools = (template: string | undefined): boolean => /\btools\b/.test(template ?? "");
 
-/** The tools that an answer may call. @throws ApiError 400 for one that is not there */
+/** The tools that an answer may call. @throws ApiError 400 when a chosen tool does not exist */
 export function callableTools({ tools, toolChoice }: Pick<Conversation, "tools" | "toolChoice">): readonly Tool[] {
   if (toolChoice === "none") return [];
   if (typeof toolChoice === "string") {
@@ -44,11 +45,11 @@ export function callableTools({ tools, toolChoice }: Pick<Conversation, "tools" 
   return tools.filter(({ name }) => toolChoice.names.includes(name));
 }
 
-/** What is to be written from the beginning of the first call on, as a grammar. */
+/** A grammar (GBNF) of an answer from the beginning of its first call on. */
 export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel: boolean): string {
   const rules = new GrammarRules();
-  const space = rules.add('" "? | "\\n" " "{0,16}');
-  const one = rules.add(
+  const space = spaceRule(rules);
+  const call = rules.add(
     either(
       tools.map(({ name, parameters, strict }) => {
         const options = { param: `tools.${name}.parameters`, isStrict: strict === true };
@@ -59,61 +60,61 @@ export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel:
     ),
   );
   const blank = rules.add("[ \\n]{0,2}");
-  if (style.listed) rules.add(`${blank} "[" ${one} ${parallel ? `("," ${space} ${one})*` : ""} "]"`, "root");
-  else if (style.close === "") rules.add(`${blank} ${one}`, "root");
+  if (style.listed) rules.add(`${blank} "[" ${call} ${parallel ? `("," ${space} ${call})*` : ""} "]"`, "root");
+  else if (style.close === "") rules.add(`${blank} ${call}`, "root");
   else {
-    const closed = `${one} ${blank} ${literal(style.close)}`;
+    const closed = `${call} ${blank} ${literal(style.close)}`;
     const more = parallel ? `(${blank} ${literal(style.open)} ${blank} ${closed})*` : "";
     rules.add(`${blank} ${closed} ${more}`, "root");
   }
   return rules.toString();
 }
 
-/** Arguments are an object, whatever their schema leaves open. */
+/** Arguments are an object, also where their schema does not say so. */
 const argumentsOf = (parameters: Tool["parameters"]): unknown =>
   parameters.type === undefined && parameters.$ref === undefined ? { type: "object", ...parameters } : parameters;
 
-const MOST_CALL_TEXT = 1 << 20;
-const MOST_TRIES = 64;
+const MAX_CALL_LENGTH = 1 << 20;
+const MAX_TRIES = 64;
 
-/** Some text, or a call of a tool that is complete. */
-export type Said = { readonly text: string } | { readonly call: ToolCall };
+/** Some text of an answer, or a complete call of a tool. */
+export type AnswerPart = { readonly text: string } | { readonly call: ToolCall };
 
-/** Finds calls of tools in a text as it is written. Blanks around calls are part of how calls are written, not of the text. */
+/** Finds calls of tools in a text as it is written. Blanks around calls belong to the calls, not to the text. */
 export class CallReader {
   private readonly opening: StopTexts;
   private inside: string | undefined;
-  private begun = false;
-  /** Blanks that are text if text follows. */
+  private hasBegun = false;
+  /** Blanks that belong to the text if more text follows. */
   private blanks = "";
   private afterCall = false;
 
-  /** @param tools what can be called @param within whether the text begins within a call */
+  /** @param tools that can be called @param isInside whether the text begins inside a call */
   constructor(
     private readonly tools: readonly Tool[],
     private readonly style: CallStyle,
-    within: boolean,
+    isInside: boolean,
   ) {
     this.opening = new StopTexts(style.open === "" ? [] : [style.open]);
-    if (within) this.inside = "";
+    if (isInside) this.inside = "";
   }
 
-  push(text: string): Said[] {
-    return this.settled(this.read(text));
+  push(text: string): AnswerPart[] {
+    return this.withoutBlanks(this.read(text));
   }
 
-  /** What is left at the end. @param isCut whether a limit ended it: half a call is then dropped, else shown as the text that it is */
-  end(isCut: boolean): Said[] {
-    const said = this.settled(this.unfinished(isCut));
-    if (this.blanks === "" || this.afterCall) return said;
+  /** What is left at the end. @param isCut whether a limit ended the text: an unfinished call is then dropped, otherwise shown as text */
+  end(isCut: boolean): AnswerPart[] {
+    const parts = this.withoutBlanks(this.unfinished(isCut));
+    if (this.blanks === "" || this.afterCall) return parts;
     const { blanks } = this;
     this.blanks = "";
-    return [...said, { text: blanks }];
+    return [...parts, { text: blanks }];
   }
 
-  /** Without the blanks before, between and after calls. */
-  private settled(parts: readonly Said[]): Said[] {
-    return parts.flatMap((part): Said[] => {
+  /** Drops blanks before, between and after calls. */
+  private withoutBlanks(parts: readonly AnswerPart[]): AnswerPart[] {
+    return parts.flatMap((part): AnswerPart[] => {
       if ("call" in part) {
         this.blanks = "";
         this.afterCall = true;
@@ -129,18 +130,18 @@ export class CallReader {
     });
   }
 
-  private read(text: string): Said[] {
+  private read(text: string): AnswerPart[] {
     if (this.tools.length === 0) return text === "" ? [] : [{ text }];
     if (this.style.open === "") return this.readBare(text);
     if (this.inside !== undefined) return this.collect(text);
     const shown = this.opening.push(text);
-    const said: Said[] = shown === "" ? [] : [{ text: shown }];
-    if (this.opening.found === undefined) return said;
+    const parts: AnswerPart[] = shown === "" ? [] : [{ text: shown }];
+    if (this.opening.found === undefined) return parts;
     this.inside = "";
-    return [...said, ...this.collect(this.opening.rest)];
+    return [...parts, ...this.collect(this.opening.rest)];
   }
 
-  private unfinished(isCut: boolean): Said[] {
+  private unfinished(isCut: boolean): AnswerPart[] {
     const { inside } = this;
     if (inside === undefined) {
       const rest = this.opening.end();
@@ -151,15 +152,15 @@ export class CallReader {
     if (text === "") return [];
     const calls = this.parsed(text);
     if (calls !== undefined) return calls;
-    if (isCut && this.style.listed) return this.wholeOf(text);
+    if (isCut && this.style.listed) return this.completeCalls(text);
     const isCall = this.style.open !== "" || /^\{\s*("(n(a(m(e)?)?)?)?"?\s*(:|$)|$)/.test(text);
     return isCut && isCall ? [] : [{ text: `${this.style.open}${inside}` }];
   }
 
-  /** The calls of a list of which the last is not whole. */
-  private wholeOf(list: string): Said[] {
+  /** The complete calls of a list whose last one is incomplete. */
+  private completeCalls(list: string): AnswerPart[] {
     let at = list.lastIndexOf("}");
-    for (let tries = 0; at > 0 && tries < MOST_TRIES; tries++) {
+    for (let tries = 0; at > 0 && tries < MAX_TRIES; tries++) {
       const calls = this.parsed(`${list.slice(0, at + 1)}]`);
       if (calls !== undefined) return calls;
       at = list.lastIndexOf("}", at - 1);
@@ -167,59 +168,59 @@ export class CallReader {
     return [];
   }
 
-  /** Bare JSON can only be told at the very beginning of an answer. */
-  private readBare(text: string): Said[] {
+  /** Bare JSON is recognised only at the very beginning of an answer. */
+  private readBare(text: string): AnswerPart[] {
     if (this.inside !== undefined) return this.collect(text);
-    if (this.begun) return text === "" ? [] : [{ text }];
+    if (this.hasBegun) return text === "" ? [] : [{ text }];
     const start = text.replace(/^\s*(<\|python_tag\|>)?\s*/, "");
     if (start === "") return [];
-    this.begun = true;
+    this.hasBegun = true;
     if (!start.startsWith("{")) return [{ text }];
     this.inside = "";
     return this.collect(start);
   }
 
-  private collect(text: string): Said[] {
+  private collect(text: string): AnswerPart[] {
     this.inside = (this.inside ?? "") + text;
-    if (this.inside.length > MOST_CALL_TEXT) return this.unfinished(false);
+    if (this.inside.length > MAX_CALL_LENGTH) return this.unfinished(false);
     const { close, open } = this.style;
-    const said: Said[] = [];
+    const parts: AnswerPart[] = [];
     while (close !== "" && this.inside !== undefined) {
       const at: number = this.inside.indexOf(close);
       if (at < 0) break;
-      const [own, rest]: [string, string] = [this.inside.slice(0, at), this.inside.slice(at + close.length)];
-      said.push(...(this.parsed(own.trim()) ?? [{ text: `${open}${own}${close}` }]));
+      const [call, rest]: [string, string] = [this.inside.slice(0, at), this.inside.slice(at + close.length)];
+      parts.push(...(this.parsed(call.trim()) ?? [{ text: `${open}${call}${close}` }]));
       this.inside = undefined;
       this.opening.reset();
-      said.push(...this.read(rest));
+      parts.push(...this.read(rest));
     }
-    return said;
+    return parts;
   }
 
-  private parsed(text: string): Said[] | undefined {
+  private parsed(text: string): AnswerPart[] | undefined {
     let value: unknown;
     try {
       value = JSON.parse(text);
     } catch {
       return undefined;
     }
-    const calls = (Array.isArray(value) ? value : [value]).map((one: unknown): Said | undefined => {
-      if (typeof one !== "object" || one === null) return undefined;
-      const { name, arguments: own, parameters } = one as Record<string, unknown>;
+    const calls = (Array.isArray(value) ? value : [value]).map((call: unknown): AnswerPart | undefined => {
+      if (typeof call !== "object" || call === null) return undefined;
+      const { name, arguments: args, parameters } = call as Record<string, unknown>;
       if (!this.tools.some((tool) => tool.name === name)) return undefined;
-      return { call: { id: callId(), name: `${name}`, arguments: JSON.stringify(own ?? parameters ?? {}) } };
+      return { call: { id: callId(), name: `${name}`, arguments: JSON.stringify(args ?? parameters ?? {}) } };
     });
-    return calls.length === 0 || calls.includes(undefined) ? undefined : (calls as Said[]);
+    return calls.length === 0 || calls.includes(undefined) ? undefined : (calls as AnswerPart[]);
   }
 }
 
-/** A name of a call that no other has. */
+/** A unique id of a call. */
 const callId = (): string => `call_${randomUUID().replace(/-/g, "").slice(0, 24)}`;
 
-/** Turns in the form of chat templates. */
+/** A message as chat templates take it. */
 export type TemplateMessage = Readonly<Record<string, unknown>>;
 
-/** Turns as a chat template takes them that knows of tools. */
+/** Turns as messages for a chat template that knows tools. */
 export function templateMessages(turns: readonly Turn[]): TemplateMessage[] {
   const names = new Map(
     turns.flatMap((turn) => (turn.role === "assistant" ? turn.calls : [])).map(({ id, name }) => [id, name]),
@@ -229,13 +230,16 @@ export function templateMessages(turns: readonly Turn[]): TemplateMessage[] {
       return { role: "tool", content: turn.content, tool_call_id: turn.callId, name: names.get(turn.callId) };
     if (turn.role !== "assistant") return { role: turn.role, content: turn.content };
     const calls = turn.calls.map(({ id, name, arguments: text }) => ({
-      ...{ id, type: "function", function: { name, arguments: parsedArguments(text) } },
+      id,
+      type: "function",
+      function: { name, arguments: parsedArguments(text) },
     }));
-    return { role: "assistant", content: turn.content, ...(calls.length > 0 && { tool_calls: calls }) };
+    const message = { role: "assistant", content: turn.content };
+    return calls.length > 0 ? { ...message, tool_calls: calls } : message;
   });
 }
 
-/** Turns as any template takes them: tools, calls and their results are told in words. */
+/** Turns as messages for any chat template: tools, calls and their results are written as text. */
 export function plainMessages(turns: readonly Turn[], tools: readonly Tool[]): TemplateMessage[] {
   const messages = turns.map((turn) => {
     if (turn.role === "tool") return { role: "user", content: `<tool_response>\n${turn.content}\n</tool_response>` };
@@ -248,10 +252,10 @@ export function plainMessages(turns: readonly Turn[], tools: readonly Tool[]): T
   });
   if (tools.length === 0) return messages;
   const listed = tools.map((tool) => JSON.stringify(tool)).join("\n");
-  const told = `You can call these tools:\n${listed}\nTo call one, write ${TAGS.open}{"name": its name, "arguments": its arguments}${TAGS.close}.`;
+  const instructions = `You can call these tools:\n${listed}\nTo call one, write ${TAGS.open}{"name": its name, "arguments": its arguments}${TAGS.close}.`;
   const [first] = messages;
-  if (first?.role !== "system") return [{ role: "system", content: told }, ...messages];
-  return [{ role: "system", content: `${first.content}\n\n${told}` }, ...messages.slice(1)];
+  if (first?.role !== "system") return [{ role: "system", content: instructions }, ...messages];
+  return [{ role: "system", content: `${first.content}\n\n${instructions}` }, ...messages.slice(1)];
 }
 
 const parsedArguments = (text: string): unknown => {

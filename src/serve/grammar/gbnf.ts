@@ -1,24 +1,24 @@
 import { ApiError } from "../errors.js";
 
 /**
- * The grammar language of llama.cpp: rules `name ::= body`, where a body is literals in quotes, classes of characters in brackets,
+ * A grammar in llama.cpp's language (GBNF): rules `name ::= body`, where a body has literals in quotes, character classes in brackets,
  * names, groups, `|`, and repetitions.
  */
 export class GrammarRules {
   private readonly rules = new Map<string, string>();
   private counter = 0;
 
-  /** Adds a rule, under a name of its own where none is given. @returns the name */
+  /** Adds a rule. @param name a new one by default @returns the name */
   add(body: string, name = `r${this.counter++}`): string {
     if (this.rules.size >= MOST_RULES) throw new ApiError(400, `the grammar has more than ${MOST_RULES} rules`);
     this.rules.set(name, body);
     return name;
   }
 
-  /** A rule that is written once, whoever needs it. */
+  /** Adds a rule unless it is there already. @returns its name */
   once(name: string, body: () => string): string {
     if (!this.rules.has(name)) {
-      this.rules.set(name, ""); // a rule may need itself
+      this.rules.set(name, ""); // its body may refer to it
       this.rules.set(name, body());
     }
     return name;
@@ -31,32 +31,36 @@ export class GrammarRules {
 
 const MOST_RULES = 4096;
 
-/** A text as it stands. */
+/** A body that matches a text. */
 export const literal = (text: string): string => `"${[...text].map(escaped).join("")}"`;
 
-/** One of several. */
+/** A body that matches one of several. */
 export const either = (bodies: readonly string[]): string =>
   bodies.length === 1 ? (bodies[0] ?? "") : `(${bodies.join(" | ")})`;
 
-/** So many of a body that is one element. Many are said by tens of rules that each say some. */
+/**
+ * Repeats a body that is one element. Large counts are split over rules that repeat a chunk each.
+ * @param max no limit where undefined
+ * @throws ApiError 400 for a minimum that is too large
+ */
 export function repeated(rules: GrammarRules, element: string, min: number, max: number | undefined): string {
   if (min > MOST_COUNTED)
     throw new ApiError(400, `the grammar repeats something ${min} times: at most ${MOST_COUNTED}`);
-  const most = max === undefined || max > MOST_COUNTED ? undefined : max; // no answer is as long
+  const most = max === undefined || max > MOST_COUNTED ? undefined : max; // no answer is that long
   if (most === 0) return '""';
   if (min === 0 && most === undefined) return `${element}*`;
   if (min === 1 && most === undefined) return `${element}+`;
   if (min === 1 && most === 1) return element;
   if (min === 0 && most === 1) return `${element}?`;
   if (Math.max(min, most ?? 0) <= MOST_REPETITIONS) return `${element}{${min},${most ?? ""}}`;
-  const one = /^[\w-]+$/.test(element) ? element : rules.add(element);
-  const needed = min === 0 ? [] : [exactly(rules, one, min)];
-  return [...needed, most === undefined ? `${one}*` : upTo(rules, one, most - min)]
+  const name = /^[\w-]+$/.test(element) ? element : rules.add(element);
+  const required = min === 0 ? [] : [exactly(rules, name, min)];
+  return [...required, most === undefined ? `${name}*` : upTo(rules, name, most - min)]
     .filter((part) => part !== "")
     .join(" ");
 }
 
-/** Of what is repeated more often, how many make a rule of their own. */
+/** Repetitions that a rule of their own takes together, where there are many. */
 const CHUNK = 100;
 const MOST_COUNTED = 1 << 20;
 
@@ -74,10 +78,10 @@ function upTo(rules: GrammarRules, element: string, count: number): string {
   return `(${fewer} | ${exactly(rules, chunk, whole)} ${upTo(rules, element, rest)})`;
 }
 
-/** Repetitions are written out in memory: in one go, at most so many. */
+/** Repetitions of an element at most: llama.cpp writes them out in memory. */
 export const MOST_REPETITIONS = 512;
 
-/** A character in a literal or a class. */
+/** A character as it is written in a literal or a class. */
 export function escaped(character: string): string {
   const code = character.codePointAt(0) ?? 0;
   if (/[A-Za-z0-9 _]/.test(character)) return character;

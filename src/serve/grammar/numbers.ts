@@ -1,14 +1,14 @@
 import { either, type GrammarRules } from "./gbnf.js";
 
-/** Bounds beyond this say nothing: numbers are written with at most 16 digits before the point. */
+/** Larger bounds are ignored: numbers are written with at most 16 digits before the point. */
 const MOST = 10 ** 15;
-/** Digits after the point of numbers within bounds. */
+/** Digits after the point, of numbers within bounds. */
 const MOST_DECIMALS = 20;
 /** Values that are listed rather than described. */
 const MOST_LISTED = 256;
-/** Remainders that are followed while a number is written. */
+/** Remainders to keep track of while a number is written. */
 const MOST_REMAINDERS = 64;
-/** Digits of such a number. */
+/** Digits of a number that is a multiple. */
 const MOST_DIGITS = 9;
 
 export interface NumberBounds {
@@ -18,7 +18,7 @@ export interface NumberBounds {
   readonly exclusiveMaximum?: number | undefined;
 }
 
-/** Whole numbers within bounds; undefined where there are none. */
+/** A body for whole numbers within bounds; undefined where there are none. */
 export function integerBody(bounds: NumberBounds): string | undefined {
   const { low, high } = wholeBounds(bounds, 0);
   if (low !== undefined && high !== undefined && low > high) return undefined;
@@ -26,18 +26,19 @@ export function integerBody(bounds: NumberBounds): string | undefined {
 }
 
 /**
- * Numbers within bounds, with digits after the point: one more than the bounds have, so that there is one between any two of them.
- * @returns undefined where there are none, null where a grammar cannot say them
+ * A body for numbers within bounds, with one more digit after the point than the bounds have, so that there is a number between any
+ * two of them.
+ * @returns undefined where there are none, null where a grammar cannot express them
  */
 export function numberBody(bounds: NumberBounds): string | undefined | null {
-  const given = Object.values(bounds).filter((bound) => bound !== undefined && Math.abs(bound) < MOST);
-  const isWhole = given.every(Number.isInteger);
+  const limits = Object.values(bounds).filter((bound) => bound !== undefined && Math.abs(bound) < MOST);
+  const isWhole = limits.every(Number.isInteger);
   const { exclusiveMinimum: above, exclusiveMaximum: below } = bounds;
   if (isWhole && above === undefined && below === undefined) {
     const { low, high } = wholeBounds(bounds, 0);
     return low !== undefined && high !== undefined && low > high ? undefined : numbersBetween(low, high);
   }
-  const wanted = Math.max(2, ...given.map(decimalsOf)) + 1;
+  const wanted = Math.max(2, ...limits.map(decimalsOf)) + 1;
   const decimals = Math.min(MOST_DECIMALS, wanted);
   const bodies = Array.from({ length: decimals + 1 }, (_, point) => point).flatMap((point) => {
     const scaled = wholeBounds(bounds, point);
@@ -48,8 +49,8 @@ export function numberBody(bounds: NumberBounds): string | undefined | null {
 }
 
 /**
- * Multiples of a step within bounds.
- * @returns undefined where there are none, null where a grammar cannot say them
+ * A body for multiples of a step within bounds.
+ * @returns undefined where there are none, null where a grammar cannot express them
  */
 export function multiplesBody(step: number, bounds: NumberBounds, rules: GrammarRules): string | undefined | null {
   if (!(step > 0)) return null;
@@ -63,7 +64,7 @@ export function multiplesBody(step: number, bounds: NumberBounds, rules: Grammar
   return low === 0n ? `("0" | ${positive})` : positive;
 }
 
-/** Where they are few enough. */
+/** The multiples within bounds as texts; undefined where they are too many. */
 function listedMultiples(step: number, bounds: NumberBounds): string[] | undefined {
   const { minimum, exclusiveMinimum, maximum, exclusiveMaximum } = bounds;
   const lows = [minimum, exclusiveMinimum].filter((bound) => bound !== undefined);
@@ -85,7 +86,7 @@ function listedMultiples(step: number, bounds: NumberBounds): string[] | undefin
     .filter((text) => !text.includes("e"));
 }
 
-/** A positive number whose digits leave no remainder: a rule for each remainder so far and each number of digits that may follow. */
+/** A rule for positive multiples: one rule for each remainder so far and each number of digits that may follow. */
 function remainderRule(step: number, rules: GrammarRules): string {
   return rules.once(`multiple${step}`, () => {
     const digits = (from: number, after: readonly (string | undefined)[]) =>
@@ -111,15 +112,15 @@ function remainderRule(step: number, rules: GrammarRules): string {
   });
 }
 
-interface Whole {
+interface WholeBounds {
   readonly low: bigint | undefined;
   readonly high: bigint | undefined;
 }
 
-const isEmpty = ({ low, high }: Whole): boolean => low !== undefined && high !== undefined && low > high;
+const isEmpty = ({ low, high }: WholeBounds): boolean => low !== undefined && high !== undefined && low > high;
 
-/** Bounds of a number times a power of ten. */
-function wholeBounds(bounds: NumberBounds, decimals: number): Whole {
+/** Bounds of a number times a power of ten, as whole numbers. */
+function wholeBounds(bounds: NumberBounds, decimals: number): WholeBounds {
   const scaled = (bound: number) => {
     const text = bound.toFixed(Math.min(100, decimalsOf(bound))); // the decimal number that it is written as
     const [whole = "0", fraction = ""] = text.replace("-", "").split(".");
@@ -133,11 +134,11 @@ function wholeBounds(bounds: NumberBounds, decimals: number): Whole {
   const lows: bigint[] = [];
   const highs: bigint[] = [];
   const { minimum, exclusiveMinimum: above, maximum, exclusiveMaximum: below } = bounds;
-  const says = (bound: number | undefined): bound is number => bound !== undefined && Math.abs(bound) < MOST;
-  if (says(minimum)) lows.push(scaled(minimum).ceiling);
-  if (says(maximum)) highs.push(scaled(maximum).floor);
-  if (says(above)) lows.push(scaled(above).floor + 1n);
-  if (says(below)) highs.push(scaled(below).ceiling - 1n);
+  const applies = (bound: number | undefined): bound is number => bound !== undefined && Math.abs(bound) < MOST;
+  if (applies(minimum)) lows.push(scaled(minimum).ceiling);
+  if (applies(maximum)) highs.push(scaled(maximum).floor);
+  if (applies(above)) lows.push(scaled(above).floor + 1n);
+  if (applies(below)) highs.push(scaled(below).ceiling - 1n);
   const inOrder = (all: readonly bigint[]) => [...all].sort((a, b) => (a < b ? -1 : 1));
   return { low: inOrder(lows).at(-1), high: inOrder(highs)[0] };
 }
@@ -147,7 +148,7 @@ function decimalsOf(value: number): number {
   return Math.max(0, (digits.split(".")[1] ?? "").length - Number(exponent));
 }
 
-/** Whole numbers from one to another, both included; no bound where none is given. @param point digits after the point */
+/** A body for whole numbers from low to high, both included, each unbounded where undefined. @param point digits after the point */
 function integersBetween(low: bigint | undefined, high: bigint | undefined, point = 0): string {
   const parts: string[] = [];
   if (low === undefined || low < 0n) {
@@ -176,7 +177,7 @@ function naturalsBetween(low: bigint, high: bigint | undefined, point = 0): stri
   return either(parts);
 }
 
-/** Between two numbers of as many digits, of which some come after the point. */
+/** A body for numbers between two of the same number of digits. @param point how many of these come after the point */
 function digitsBetween(from: string, to: string, point: number): string {
   const [a, b] = [from[0] ?? "", to[0] ?? ""];
   const digits = (first: string, last: string) => (first === last ? `"${first}"` : `[${first}-${last}]`);
@@ -200,7 +201,7 @@ function freeDigits(count: number, point: number): string {
   return point === 0 || point >= count ? some(count) : `${some(count - point)} "." ${some(point)}`;
 }
 
-/** Numbers between two whole ones, with digits after the point. */
+/** A body for numbers between two whole ones, with digits after the point. */
 function numbersBetween(low: bigint | undefined, high: bigint | undefined): string {
   const [fraction, zeros] = ['("." [0-9]{1,16})?', '("." "0"{1,16})?'];
   const parts: string[] = [];

@@ -1,85 +1,114 @@
 import { type AST, RegExpParser } from "@eslint-community/regexpp";
 import { ApiError } from "../errors.js";
+import { complement, DIGITS, LINE_ENDS, propertyRanges, type Range, SPACE, SURROGATES, WORD } from "./code-points.js";
 import { either, escaped, type GrammarRules, literal, MOST_REPETITIONS, repeated } from "./gbnf.js";
 
-/** What a regular expression's characters become, and what may stand around it. */
+/** How the characters of a regular expression are written, and what may surround it. */
 interface Surroundings {
-  /** A character as it is written there. */
+  /** Writes a character as a body. */
   readonly write: (character: string) => string;
-  /** Code points that cannot be written as themselves there. */
+  /** Code points that cannot be written as themselves. */
   readonly excluded: readonly Range[];
-  /** Any text, put where an expression is not anchored; none means that it is anchored. */
+  /** A rule for any character, which fills unanchored ends. Where undefined, an expression matches the whole text. */
   readonly anything?: string | undefined;
 }
 
-type Range = readonly [from: number, to: number];
+const MAX_TEXT = 4096;
+const MAX_DEPTH = 32;
+/** Properties of Unicode in one expression: each takes a pass over all code points. */
+const MAX_PROPERTIES = 8;
 
-const LAST = 0x10ffff;
-const DIGITS: Range[] = [[0x30, 0x39]];
-const WORD: Range[] = [
-  [0x30, 0x39],
-  [0x41, 0x5a],
-  [0x5f, 0x5f],
-  [0x61, 0x7a],
-];
-const SPACE: Range[] = [
-  [9, 13],
-  [0x20, 0x20],
-  [0xa0, 0xa0],
-  [0x2028, 0x2029],
-  [0x3000, 0x3000],
-  [0xfeff, 0xfeff],
-];
-const LINE_ENDS: Range[] = [
-  [10, 10],
-  [13, 13],
-  [0x2028, 0x2029],
-];
-const SURROGATES: Range = [0xd800, 0xdfff];
-const MOST_TEXT = 4096;
-const MOST_DEPTH = 32;
-/** Properties of Unicode in one expression: each takes a look at all code points. */
-const MOST_PROPERTIES = 8;
-const MOST_PROPERTIES_KNOWN = 1024;
-
-/** A whole text that an expression matches. */
+/** A whole text. */
 const PLAIN: Surroundings = { write: literal, excluded: [] };
 
-/** In a string of JSON, anywhere in it as JSON Schema has it. @param anything rule of a string's characters */
+/** A string of JSON, anywhere in it, as JSON Schema defines `pattern`. @param anything rule of a string's characters */
 export const insideJson = (anything: string): Surroundings => ({
-  ...{
-    anything,
-    excluded: [
-      [0, 0x1f],
-      [0x22, 0x22],
-      [0x5c, 0x5c],
-      [0x7f, 0x7f],
-    ],
-  },
+  anything,
+  excluded: [
+    [0, 0x1f],
+    [0x22, 0x22],
+    [0x5c, 0x5c],
+    [0x7f, 0x7f],
+  ],
   write: (character) => literal(JSON.stringify(character).slice(1, -1)),
 });
 
-/** @throws ApiError 400 for what is no regular expression of JavaScript */
+const refusal = (why: string, param: string): ApiError => new ApiError(400, `the regular expression ${why}`, { param });
+
+/** @throws ApiError 400 for a text that is not a regular expression of JavaScript */
 function parsed(source: string, param: string): AST.Pattern {
-  const refuse = (why: string) => new ApiError(400, `the regular expression ${why}`, { param });
-  if (source.length > MOST_TEXT) throw refuse(`has more than ${MOST_TEXT} characters`);
+  if (source.length > MAX_TEXT) throw refusal(`has more than ${MAX_TEXT} characters`, param);
   try {
     return new RegExpParser({ ecmaVersion: 2024 }).parsePattern(source, 0, source.length, { unicode: true });
   } catch (error) {
-    throw refuse(`cannot be read: ${error instanceof Error ? error.message : error}`);
+    throw refusal(`cannot be read: ${error instanceof Error ? error.message : error}`, param);
   }
 }
 
 /**
- * A regular expression of JavaScript (with its flag u) as the body of a grammar's rule. The text must match as a whole, unless what is around says otherwise.
- * @throws ApiError 400 for what a grammar cannot say: assertions other than ^ and $ at the ends, references back
+ * A body that matches what a regular expression of JavaScript (with its flag u) matches: as a whole text, unless the surroundings say
+ * otherwise.
+ * @param param the request's field that the expression comes from
+ * @throws ApiError 400 for what a grammar cannot express: assertions other than ^ and $ at the ends, back-references
  */
 export function regexBody(rules: GrammarRules, source: string, param: string, around: Surroundings = PLAIN): string {
-  const refuse = (why: string) => new ApiError(400, `the regular expression ${why}`, { param });
-  const pattern = parsed(source, param);
-  const properties = new Set<string>();
+  return new RegexWriter(rules, param, around).body(parsed(source, param));
+}
 
-  const rangesOf = (node: AST.CharacterClassElement | AST.CharacterSet): readonly Range[] => {
+class RegexWriter {
+  private readonly properties = new Set<string>();
+
+  constructor(
+    private readonly rules: GrammarRules,
+    private readonly param: string,
+    private readonly around: Surroundings,
+  ) {}
+
+  body({ alternatives }: AST.Pattern): string {
+    const { anything } = this.around;
+    const free = anything === undefined ? "" : `${anything}*`;
+    return either(
+      alternatives.map(({ elements }) => {
+        const [starts, ends] = [isAnchor(elements[0], "start"), isAnchor(elements.at(-1), "end")];
+        const inner = elements.slice(starts ? 1 : 0, ends ? -1 : undefined);
+        return `${starts ? "" : free} ${this.sequence(inner, 0)} ${ends ? "" : free}`.trim();
+      }),
+    );
+  }
+
+  private sequence(elements: readonly AST.Element[], depth: number): string {
+    return elements.length === 0 ? '""' : elements.map((element) => this.element(element, depth)).join(" ");
+  }
+
+  private element(node: AST.Element, depth: number): string {
+    if (depth > MAX_DEPTH) throw refusal(`nests deeper than ${MAX_DEPTH}`, this.param);
+    switch (node.type) {
+      case "Character":
+        return this.around.write(String.fromCodePoint(node.value));
+      case "CharacterSet":
+        return this.characterClass(this.rangesOf(node));
+      case "CharacterClass": {
+        const ranges = node.elements.flatMap((element) => this.rangesOf(element as AST.CharacterClassElement));
+        return this.characterClass(node.negate ? complement(ranges) : ranges);
+      }
+      case "Group":
+      case "CapturingGroup":
+        return `(${node.alternatives.map(({ elements }) => this.sequence(elements, depth + 1)).join(" | ")})`;
+      case "Quantifier":
+        return this.quantified(node, depth);
+      default:
+        throw refusal(`has ${node.raw}, which a grammar cannot express`, this.param);
+    }
+  }
+
+  private quantified(node: AST.Quantifier, depth: number): string {
+    const max = node.max === Number.POSITIVE_INFINITY ? undefined : node.max;
+    if (this.around === PLAIN && Math.max(node.min, max ?? 0) > MOST_REPETITIONS)
+      throw refusal(`repeats something ${node.raw.slice(-20)} times: at most ${MOST_REPETITIONS}`, this.param);
+    return repeated(this.rules, `(${this.element(node.element, depth + 1)})`, node.min, max);
+  }
+
+  private rangesOf(node: AST.CharacterClassElement | AST.CharacterSet): readonly Range[] {
     switch (node.type) {
       case "Character":
         return [[node.value, node.value]];
@@ -87,110 +116,47 @@ export function regexBody(rules: GrammarRules, source: string, param: string, ar
         return [[node.min.value, node.max.value]];
       case "CharacterSet": {
         if (node.kind === "any") return complement(LINE_ENDS);
-        if (node.kind === "property") {
-          properties.add(node.raw);
-          if (properties.size > MOST_PROPERTIES) throw refuse(`has more than ${MOST_PROPERTIES} properties of Unicode`);
-          return propertyRanges(node.raw);
-        }
+        if (node.kind === "property") return this.propertyRanges(node.raw);
         const ranges = { digit: DIGITS, word: WORD, space: SPACE }[node.kind];
         return node.negate ? complement(ranges) : ranges;
       }
       default:
-        throw refuse("has a class within a class");
+        throw refusal("has a class within a class", this.param);
     }
-  };
-  const oneOf = (ranges: readonly Range[]): string => {
-    const left = complement([...complement(ranges), ...around.excluded, SURROGATES]);
-    if (left.length === 0) throw refuse("has a class of characters that cannot be written here");
-    const parts = left.map(([from, to]) => {
+  }
+
+  private propertyRanges(raw: string): readonly Range[] {
+    this.properties.add(raw);
+    if (this.properties.size > MAX_PROPERTIES)
+      throw refusal(`has more than ${MAX_PROPERTIES} properties of Unicode`, this.param);
+    return propertyRanges(raw);
+  }
+
+  private characterClass(ranges: readonly Range[]): string {
+    const writable = complement([...complement(ranges), ...this.around.excluded, SURROGATES]);
+    if (writable.length === 0) throw refusal("has a class of characters that cannot be written here", this.param);
+    const parts = writable.map(([from, to]) => {
       const [first, last] = [from, to].map((code) => escaped(String.fromCodePoint(code)));
       return from === to ? first : `${first}-${last}`;
     });
     return `[${parts.join("")}]`;
-  };
-  const element = (node: AST.Element, depth: number): string => {
-    if (depth > MOST_DEPTH) throw refuse(`nests deeper than ${MOST_DEPTH}`);
-    switch (node.type) {
-      case "Character":
-        return around.write(String.fromCodePoint(node.value));
-      case "CharacterSet":
-        return oneOf(rangesOf(node));
-      case "CharacterClass": {
-        const ranges = node.elements.flatMap((one) => rangesOf(one as AST.CharacterClassElement));
-        return oneOf(node.negate ? complement(ranges) : ranges);
-      }
-      case "Group":
-      case "CapturingGroup":
-        return `(${node.alternatives.map((one) => sequence(one.elements, depth + 1)).join(" | ")})`;
-      case "Quantifier": {
-        const max = node.max === Number.POSITIVE_INFINITY ? undefined : node.max;
-        if (around === PLAIN && Math.max(node.min, max ?? 0) > MOST_REPETITIONS)
-          throw refuse(`repeats something ${node.raw.slice(-20)} times: at most ${MOST_REPETITIONS}`);
-        return repeated(rules, `(${element(node.element, depth + 1)})`, node.min, max);
-      }
-      case "Assertion":
-        throw refuse(`has ${node.raw}, which a grammar cannot say`);
-      default:
-        throw refuse(`has ${node.raw}, which a grammar cannot say`);
-    }
-  };
-  const sequence = (elements: readonly AST.Element[], depth: number): string =>
-    elements.length === 0 ? '""' : elements.map((one) => element(one, depth)).join(" ");
-
-  const isAnchor = (node: AST.Element | undefined, kind: "start" | "end") =>
-    node?.type === "Assertion" && node.kind === kind;
-  return either(
-    pattern.alternatives.map(({ elements }) => {
-      const [starts, ends] = [isAnchor(elements[0], "start"), isAnchor(elements.at(-1), "end")];
-      const inner = elements.slice(starts ? 1 : 0, ends ? -1 : undefined);
-      const free = around.anything === undefined ? "" : `${around.anything}*`;
-      return `${starts ? "" : free} ${sequence(inner, 0)} ${ends ? "" : free}`.trim();
-    }),
-  );
+  }
 }
 
-const propertiesKnown = new Map<string, readonly Range[]>();
-const BEFORE_SURROGATES = 0xd800;
-/** Code points of the basic plane that are letters: all but the surrogates. */
-const BASIC = 0x10000 - 0x800;
-let everything: string | undefined;
+const isAnchor = (node: AST.Element | undefined, kind: "start" | "end"): boolean =>
+  node?.type === "Assertion" && node.kind === kind;
 
-/** All code points in their order. */
-function everyLetter(): string {
-  const parts: string[] = [];
-  for (let code = 0; code <= LAST; code++)
-    if (code < SURROGATES[0] || code > SURROGATES[1]) parts.push(String.fromCodePoint(code));
-  return parts.join("");
-}
-
-/** The code points of which a property of Unicode holds (`\\p{Letter}`, `\\P{Letter}`): JavaScript knows them. */
-function propertyRanges(raw: string): readonly Range[] {
-  const known = propertiesKnown.get(raw);
-  if (known !== undefined) return known;
-  everything ??= everyLetter();
-  const codeAt = (index: number): number => {
-    if (index < BEFORE_SURROGATES) return index;
-    return index < BASIC ? index + 0x800 : 0x10000 + ((index - BASIC) >> 1);
-  };
-  const ranges = [...everything.matchAll(new RegExp(`${raw}+`, "gu"))].map(
-    ({ 0: run, index }): Range => [codeAt(index), codeAt(index + run.length - 1)],
-  );
-  if (propertiesKnown.size >= MOST_PROPERTIES_KNOWN) propertiesKnown.clear();
-  propertiesKnown.set(raw, ranges);
-  return ranges;
-}
-
+/** Characters that a text has. */
 interface Lengths {
   readonly min: number;
   readonly max: number;
 }
 
-/** How many characters texts have in which an expression is found. */
+/** The lengths of texts that an expression matches. */
 export function regexLengths(source: string, param: string): Lengths {
   const { alternatives } = parsed(source, param);
   const isWhole = alternatives.every(({ elements }) => {
-    const [first, last] = [elements[0], elements.at(-1)];
-    return first?.type === "Assertion" && first.kind === "start" && last?.type === "Assertion" && last.kind === "end";
+    return isAnchor(elements[0], "start") && isAnchor(elements.at(-1), "end");
   });
   const { min, max } = lengthsOfAll(alternatives);
   return { min, max: isWhole ? max : Number.POSITIVE_INFINITY };
@@ -198,8 +164,8 @@ export function regexLengths(source: string, param: string): Lengths {
 
 const lengthsOfAll = (alternatives: readonly AST.Alternative[]): Lengths => {
   const all = alternatives.map(({ elements }) => {
-    const each = elements.map(lengthsOf);
-    const sum = (of: (one: { min: number; max: number }) => number) => each.reduce((total, one) => total + of(one), 0);
+    const lengths = elements.map(lengthsOf);
+    const sum = (bound: (of: Lengths) => number) => lengths.reduce((total, of) => total + bound(of), 0);
     return { min: sum(({ min }) => min), max: sum(({ max }) => max) };
   });
   return { min: Math.min(...all.map(({ min }) => min)), max: Math.max(...all.map(({ max }) => max)) };
@@ -221,27 +187,14 @@ function lengthsOf(node: AST.Element): Lengths {
   }
 }
 
-/** An expression of the same characters, as many as are asked for: `^[a-z]+$` with from 2 to 5 is `^[a-z]{2,5}$`; undefined for others. */
+/** An expression with its lengths limited: `^[a-z]+$` from 2 to 5 is `^[a-z]{2,5}$`; undefined where it is not of such a form. */
 export function withLengths(source: string, min: number, max: number | undefined, param: string): string | undefined {
   const { alternatives } = parsed(source, param);
   const [start, quantifier, end, ...more] = alternatives[0]?.elements ?? [];
   if (alternatives.length > 1 || more.length > 0 || quantifier?.type !== "Quantifier") return undefined;
-  if (start?.type !== "Assertion" || start.kind !== "start" || end?.type !== "Assertion" || end.kind !== "end")
-    return undefined;
+  if (!isAnchor(start, "start") || !isAnchor(end, "end")) return undefined;
   const { element } = quantifier;
   if (!["Character", "CharacterClass", "CharacterSet"].includes(element.type)) return undefined;
   const [least, most] = [Math.max(min, quantifier.min), Math.min(max ?? Number.POSITIVE_INFINITY, quantifier.max)];
   return least > most ? undefined : `^${element.raw}{${least},${Number.isFinite(most) ? most : ""}}$`;
-}
-
-/** All other code points. */
-function complement(ranges: readonly Range[]): Range[] {
-  const result: Range[] = [];
-  let next = 0;
-  for (const [from, to] of [...ranges].sort((a, b) => a[0] - b[0])) {
-    if (from > next) result.push([next, from - 1]);
-    next = Math.max(next, to + 1);
-  }
-  if (next <= LAST) result.push([next, LAST]);
-  return result;
 }

@@ -1,9 +1,9 @@
-import { matches, type Reporter, type Schema } from "./flatten.js";
 import { GrammarRules, repeated } from "./gbnf.js";
 import { insideJson, regexBody, regexLengths, withLengths } from "./regex.js";
+import { countKeyword, matches, type Reporter, type Schema } from "./schema.js";
 
-/** A form of strings, and strings of that form: a pattern that takes them all is taken for the same form in other words. */
-interface StringForm {
+/** A format of strings, with examples: a pattern that matches them all is taken for the same format in other words. */
+interface StringFormat {
   readonly pattern: string;
   readonly examples: readonly string[];
 }
@@ -12,12 +12,12 @@ const DATE = "(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[1
 const TIME = "([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+\\-]([01]\\d|2[0-3]):[0-5]\\d)";
 const OCTET = "(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)";
 const LABEL = "[A-Za-z0-9]([A-Za-z0-9\\-]{0,61}[A-Za-z0-9])?";
-/** Of a host: ends in a letter, or it could be taken for an address. */
+/** A label of a host in a URI, which ends in a letter, lest it be taken for an address. */
 const NAME = "[a-z]([a-z0-9]{0,20}[a-z])?(-[a-z]{1,20}){0,2}";
 const IPV6 = "([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|([0-9a-f]{1,4}:){1,5}(:[0-9a-f]{1,4}){1,2}|::([0-9a-f]{1,4})?";
 
-/** Forms that strings can be held to, of RFC 3339, 4122, 5321, 3986, 2673 and ISO 8601, each a part of what they allow. */
-const FORMS: Readonly<Record<string, StringForm>> = {
+/** Formats that can be enforced: each pattern is a subset of RFC 3339, 4122, 5321, 3986, 2673 or ISO 8601. */
+const FORMATS: Readonly<Record<string, StringFormat>> = {
   date: { pattern: `^\\d{4}-(${DATE})$`, examples: ["2024-02-28", "1999-12-31"] },
   time: { pattern: `^${TIME}$`, examples: ["23:59:59Z"] },
   "date-time": { pattern: `^\\d{4}-(${DATE})T${TIME}$`, examples: ["2024-02-28T23:59:59Z"] },
@@ -45,7 +45,8 @@ const FORMS: Readonly<Record<string, StringForm>> = {
   "json-pointer": { pattern: "^(/[A-Za-z0-9._\\-]*)*$", examples: ["/a/0"] },
   regex: { pattern: "^[A-Za-z0-9 ]*$", examples: ["abc"] },
 };
-const SAME: Readonly<Record<string, string>> = {
+/** Other names of formats. */
+const ALIASES: Readonly<Record<string, string>> = {
   "idn-email": "email",
   "idn-hostname": "hostname",
   "iso-date": "date",
@@ -61,12 +62,12 @@ const SAME: Readonly<Record<string, string>> = {
   uuidv4: "uuid",
   byte: "base64",
 };
-/** Say something to programs, nothing about which strings there are. */
+/** Formats that mean something to programs, and allow any string. */
 const OPEN_FORMATS = new Set(
   "int32 int64 float double decimal password binary text textarea string color file path".split(" "),
 );
 
-/** Strings of JSON as the bodies of rules. */
+/** Writes bodies for strings of JSON. */
 export class StringWriter {
   constructor(
     private readonly rules: GrammarRules,
@@ -74,15 +75,18 @@ export class StringWriter {
     private readonly param: string,
   ) {}
 
-  /** Any string. */
+  /** A rule for any string. */
   any(): string {
     const character = this.character();
     return this.rules.once("string", () => `"\\"" ${character}* "\\""`);
   }
 
-  /** Strings that a schema takes; undefined where there are none. */
+  /** A body for the strings that a schema accepts; undefined where there are none. */
   body(schema: Schema, at: string): string | undefined {
-    const [min, max] = [this.count(schema, "minLength", at) ?? 0, this.count(schema, "maxLength", at)];
+    const [min, max] = [
+      countKeyword(schema, "minLength", at, this.reporter) ?? 0,
+      countKeyword(schema, "maxLength", at, this.reporter),
+    ];
     if (max !== undefined && max < min) return undefined;
     const pattern = this.patternOf(schema, at, min, max);
     if (pattern !== undefined) return pattern;
@@ -90,26 +94,27 @@ export class StringWriter {
     return `"\\"" ${repeated(this.rules, this.character(), min, max)} "\\""`;
   }
 
-  /** By a pattern or a format; undefined where there is none that a grammar can say. */
+  /** A body for a schema's pattern or format; undefined where it has none that a grammar can express. */
   private patternOf(schema: Schema, at: string, min: number, max: number | undefined): string | undefined {
     const { pattern, format } = schema;
-    const form = typeof format === "string" ? FORMS[SAME[format] ?? format] : undefined;
-    if (format !== undefined && form === undefined && !OPEN_FORMATS.has(`${format}`) && pattern === undefined)
-      this.reporter.leave(`${at}/format`, `is not supported: ${JSON.stringify(format)?.slice(0, 100)}`);
-    if (pattern === undefined) return form && this.held(form.pattern, `${at}/format`, min, max);
-    if (typeof pattern !== "string") throw this.reporter.refuse(`${at}/pattern`, "must be a text");
-    const isSame = form?.examples.every((example) => matches(pattern, example)) === true;
-    const refused = this.whyNot(pattern, at);
+    const known = typeof format === "string" ? FORMATS[ALIASES[format] ?? format] : undefined;
+    if (format !== undefined && known === undefined && !OPEN_FORMATS.has(`${format}`) && pattern === undefined)
+      this.reporter.leaveToModel(`${at}/format`, `is not supported: ${JSON.stringify(format)?.slice(0, 100)}`);
+    if (pattern === undefined) return known && this.matching(known.pattern, `${at}/format`, min, max);
+    if (typeof pattern !== "string") throw this.reporter.refuse(`${at}/pattern`, "must be a string");
+    const isSame = known?.examples.every((example) => matches(pattern, example)) === true;
+    const refused = this.refusalOf(pattern, at);
     if (refused === undefined) {
-      if (form !== undefined && !isSame) this.reporter.leave(`${at}/format`, "stands beside another pattern");
-      return this.held(pattern, `${at}/pattern`, min, max);
+      if (known !== undefined && !isSame)
+        this.reporter.leaveToModel(`${at}/format`, "cannot be combined with another pattern");
+      return this.matching(pattern, `${at}/pattern`, min, max);
     }
-    if (!isSame) this.reporter.leave(`${at}/pattern`, refused);
-    return form && this.held(form.pattern, `${at}/format`, min, max);
+    if (!isSame) this.reporter.leaveToModel(`${at}/pattern`, refused);
+    return known && this.matching(known.pattern, `${at}/format`, min, max);
   }
 
-  /** Why an expression cannot be said. */
-  private whyNot(pattern: string, at: string): string | undefined {
+  /** Why a grammar cannot express a pattern; undefined where it can. */
+  private refusalOf(pattern: string, at: string): string | undefined {
     try {
       regexBody(new GrammarRules(), pattern, `${this.param}${at}/pattern`, insideJson("char"));
       return undefined;
@@ -118,32 +123,27 @@ export class StringWriter {
     }
   }
 
-  /** Strings that match a pattern and are not shorter or longer than they may be. */
-  private held(pattern: string, at: string, min: number, max: number | undefined): string {
+  /** A body for strings that match a pattern, of a length within bounds. */
+  private matching(pattern: string, at: string, min: number, max: number | undefined): string {
     const where = `${this.param}${at}`;
     const lengths = regexLengths(pattern, where);
     const isWithin = lengths.min >= min && lengths.max <= (max ?? Number.POSITIVE_INFINITY);
     const source = isWithin ? pattern : withLengths(pattern, min, max, where);
     if (source === undefined)
-      this.reporter.leave(at.replace(/\w+$/, lengths.min < min ? "minLength" : "maxLength"), "stands beside a pattern");
+      this.reporter.leaveToModel(
+        at.replace(/\w+$/, lengths.min < min ? "minLength" : "maxLength"),
+        "cannot be combined with a pattern",
+      );
     const around = insideJson(this.character());
     return this.rules.add(`"\\"" ${regexBody(this.rules, source ?? pattern, where, around)} "\\""`);
   }
 
-  /** A letter of a string. None is written as half a letter (`\ud83d`), which would count as one. */
+  /** A rule for a character of a string. Half a character (`\ud83d`) cannot be written: it would count as one. */
   private character(): string {
     const plain = '[^"\\\\\\x7f\\x00-\\x1f]';
     return this.rules.once(
       "char",
       () => `${plain} | "\\\\" (["\\\\/bfnrt] | "u" ([0-9a-ce-fA-CE-F] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))`,
     );
-  }
-
-  private count(schema: Schema, key: string, at: string): number | undefined {
-    const value = schema[key];
-    if (value === undefined) return undefined;
-    if (typeof value !== "number" || !Number.isInteger(value) || value < 0)
-      throw this.reporter.refuse(`${at}/${key}`, "must be a whole number from 0");
-    return value;
   }
 }

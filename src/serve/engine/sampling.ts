@@ -1,0 +1,55 @@
+import { type LlamaContextSequenceRepeatPenalty, type LlamaModel, type Token, TokenBias } from "node-llama-cpp";
+import type { Sampling } from "./conversation.js";
+import { defined } from "./defined.js";
+import { checkTokenIds } from "./token-ids.js";
+
+/** Below, the most probable token is taken: dividing logits by less overflows. */
+const MIN_TEMPERATURE = 1e-4;
+
+/** The text whose tokens are drawn. */
+export interface SampledText {
+  readonly model: LlamaModel;
+  readonly vocabSize: number;
+  /** Its tokens, which grow while it is written. */
+  readonly tokens: Token[];
+  /** Tokens that it may have. */
+  readonly limit: number;
+}
+
+/** How tokens are drawn, as options of llama.cpp. @throws ApiError 400 for a biased token that does not exist */
+export function samplingOptions(sampling: Sampling, text: SampledText) {
+  const { topP = 1, topK = 0, minP = 0, seed } = sampling;
+  return defined({
+    temperature: sampling.temperature < MIN_TEMPERATURE ? 0 : sampling.temperature,
+    topP,
+    topK,
+    minP,
+    seed,
+    tokenBias: tokenBias(sampling, text),
+    repeatPenalty: repeatPenalty(sampling, text),
+  });
+}
+
+function tokenBias({ logitBias }: Sampling, { model, vocabSize }: SampledText): TokenBias | undefined {
+  if (logitBias === undefined) return undefined;
+  const bias = new TokenBias(model.tokenizer);
+  for (const token of checkTokenIds(Object.keys(logitBias).map(Number), vocabSize, "logit_bias"))
+    bias.set(token, { logit: logitBias[token] ?? 0 });
+  return bias;
+}
+
+function repeatPenalty(
+  { presencePenalty, frequencyPenalty, repetitionPenalty = 1, penaltyWindow }: Sampling,
+  { tokens, limit }: SampledText,
+): LlamaContextSequenceRepeatPenalty | undefined {
+  const window = penaltyWindow ?? limit;
+  const isWanted = presencePenalty !== undefined || frequencyPenalty !== undefined || repetitionPenalty !== 1;
+  if (!isWanted || window <= 0) return undefined;
+  return defined({
+    punishTokens: () => tokens,
+    maxPunishTokens: Math.max(1, window),
+    penalty: repetitionPenalty,
+    presencePenalty,
+    frequencyPenalty,
+  });
+}
