@@ -13,6 +13,7 @@ import type { JobSpec } from "../../src/foundry/specification.js";
 import { Jobs } from "../../src/foundry/store/jobs.js";
 import { Tenants } from "../../src/foundry/store/tenants.js";
 import { temporaryDirectory } from "../temporary.js";
+import { until } from "../waiting.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
 const evaluation = (): JobSpec => ({ kind: "evaluate", model: randomUUID(), tasks: [] });
@@ -40,7 +41,7 @@ for (const { name, missing, start } of DATABASES)
       );
       await Promise.all(
         clients.map(async (client, own) => {
-          // statements of the same form: a mix-up would not even be an error
+          // statements that differ only in their values: a mix-up would cause no error
           const sql = `select ${own} as statement, $1::int as value`;
           for (let value = 0; value < 150; value++)
             expect((await client.query(sql, [value])).rows).toEqual([{ statement: own, value }]);
@@ -49,7 +50,7 @@ for (const { name, missing, start } of DATABASES)
       await Promise.all(clients.map((client) => client.end()));
     });
 
-    it("does several things or none, whatever others do meanwhile", async () => {
+    it("commits all of a transaction or nothing, whatever others do meanwhile", async () => {
       await db.pool.query("create table public.counted (n int)");
       const insertTwo = (fails: boolean) =>
         db.transaction(async (client) => {
@@ -62,7 +63,7 @@ for (const { name, missing, start } of DATABASES)
       expect((await db.pool.query("select count(*)::int as count from public.counted")).rows).toEqual([{ count: 60 }]);
     });
 
-    it("has no tenants whose names would not do for a directory", async () => {
+    it("refuses tenant names that are no directory names", async () => {
       const tenants = new Tenants(db, new Secrets("x"), { max_bytes: null, max_jobs: null, max_tokens: null });
       for (const name of ["../up", "a/b", ".", "", "Anna", "a".repeat(42)])
         await expect(tenants.addKey(name, "laptop", "user"), name).rejects.toThrow("is not a tenant name");
@@ -126,7 +127,7 @@ describe("a worker that does not react", () => {
     expect(await jobs.recoverFromDeadWorkers(60)).toBe(0); // it is alive
     await jobs.cancel("anna", job.id);
     expect((await exit)[1]).toBe("SIGKILL");
-    await expect.poll(() => jobs.recoverFromDeadWorkers(1)).toBe(1);
+    await until(() => jobs.recoverFromDeadWorkers(1)).toBe(1);
     expect(await jobs.get("anna", job.id)).toMatchObject({ state: "cancelled", error: null });
     await db.close();
   });
