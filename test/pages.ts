@@ -56,6 +56,7 @@ export async function openPage(serverUrl: string): Promise<OpenedPage> {
 export async function lookAt(page: Page, name: string): Promise<void> {
   const file = path.join(pictures, `${name}.png`);
   mkdirSync(path.dirname(file), { recursive: true });
+  await page.evaluate(axe);
   for (const [size, viewport] of Object.entries(SIZES))
     for (const colorScheme of ["light", "dark"] as const) {
       await page.emulateMedia({ colorScheme });
@@ -63,7 +64,6 @@ export async function lookAt(page: Page, name: string): Promise<void> {
       const where = `${name}, ${size}, ${colorScheme}`;
       const width = () => page.evaluate("document.documentElement.scrollWidth");
       await until(width, { message: `${where}: width` }).toBeLessThanOrEqual(viewport.width);
-      await page.evaluate(axe);
       const { violations } = (await page.evaluate("axe.run()")) as { violations: readonly Violation[] };
       const broken = violations.map(
         ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ target }) => target).join(" | ")}`,

@@ -63,7 +63,7 @@ for (const { name, missing, start } of DATABASES)
       expect((await db.pool.query("select count(*)::int as count from public.counted")).rows).toEqual([{ count: 60 }]);
     });
 
-    it("refuses tenant names that are no directory names", async () => {
+    it("refuses tenant names that cannot be directory names", async () => {
       const tenants = new Tenants(db, new Secrets("x"), { max_bytes: null, max_jobs: null, max_tokens: null });
       for (const name of ["../up", "a/b", ".", "", "Anna", "a".repeat(42)])
         await expect(tenants.addKey(name, "laptop", "user"), name).rejects.toThrow("is not a tenant name");

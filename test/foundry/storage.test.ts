@@ -45,7 +45,7 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
     await server?.close();
   });
 
-  it("come back as they were stored, whole and in part, and go when they are removed", async () => {
+  it("can be read in whole and in part, and removed", async () => {
     const storage = await open();
     const content = Buffer.from("0123456789".repeat(1000));
     const stored = await storage.put("tenants/a/x.bin", Readable.from([content.subarray(0, 7), content.subarray(7)]));

@@ -31,9 +31,9 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await page.getByLabel("Temperature").fill("0");
     await page.getByLabel("Max tokens").fill("20");
     await page.getByLabel("Message").fill("Tell me about a kite.");
-    const asked = page.waitForRequest((request) => request.method() === "POST");
+    const request = page.waitForRequest((request) => request.method() === "POST");
     await page.getByLabel("Message").press("Enter");
-    expect((await asked).postDataJSON()).toMatchObject({ temperature: 0, max_tokens: 20, stream: true });
+    expect((await request).postDataJSON()).toMatchObject({ temperature: 0, max_tokens: 20, stream: true });
     await until(() => page.getByRole("status").textContent()).toMatch(
       /^20 tokens, [\d.]+ tokens\/s, first token after/,
     );
@@ -79,9 +79,9 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     // stopped while the answer is awaited, however fast the model is
     await page.route("**/v1/chat/completions", () => {});
     await page.getByLabel("Message").fill("Something short");
-    const asked = page.waitForRequest((request) => request.method() === "POST");
+    const request = page.waitForRequest((request) => request.method() === "POST");
     await page.getByLabel("Message").press("Enter");
-    expect((await asked).postDataJSON().messages).toEqual([{ role: "user", content: "Something short" }]);
+    expect((await request).postDataJSON().messages).toEqual([{ role: "user", content: "Something short" }]);
     await page.keyboard.press("Escape");
     await until(() => page.getByRole("status").textContent()).toBe("Stopped.");
     // a new chat, started while an answer is awaited, stays empty
@@ -129,9 +129,9 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     expect(await page.getByLabel("Message").inputValue()).toBe("Show me <i>all</i>");
     expect(await page.locator("article").count()).toBe(0);
     await page.getByLabel("Message").fill("Once upon a time");
-    const asked = page.waitForRequest((request) => request.method() === "POST");
+    const request = page.waitForRequest((request) => request.method() === "POST");
     await page.getByRole("button", { name: "Send" }).click();
-    expect((await asked).postDataJSON().messages).toEqual([{ role: "user", content: "Once upon a time" }]);
+    expect((await request).postDataJSON().messages).toEqual([{ role: "user", content: "Once upon a time" }]);
     await until(() => page.getByRole("button", { name: "Retry" }).count()).toBe(1);
     await page.reload();
     await until(() => page.locator("article").count()).toBe(2);

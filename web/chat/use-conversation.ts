@@ -24,18 +24,18 @@ export function useConversation({ stored, model, settings, key }: ConversationOp
   }, [running]);
   /** The request whose answer is shown. A new chat leaves the old one unseen. */
   const shown = useRef<AbortController>();
-  /** Asks for the answer to the last turn, which is the user's. */
-  const ask = async (asked: readonly Turn[]) => {
+  /** Requests the answer to the last turn, which is the user's. */
+  const ask = async (history: readonly Turn[]) => {
     const abort = new AbortController();
     shown.current = abort;
     setRunning(abort);
     const isShown = () => shown.current === abort;
     const show = (content: string, error?: string) =>
-      isShown() && setTurns([...asked, { role: "assistant", content, error }]);
+      isShown() && setTurns([...history, { role: "assistant", content, error }]);
     show("");
     let text = "";
     try {
-      const answer = streamAnswer({ turns: asked, model, settings, key, signal: abort.signal });
+      const answer = streamAnswer({ turns: history, model, settings, key, signal: abort.signal });
       const speed = await timed(answer, (part) => {
         text += part;
         show(text);

@@ -9,6 +9,12 @@ function scale(values: readonly number[], length: number, isLogarithmic = false)
   return (value: number): number => (high === low ? length / 2 : ((map(value) - low) / (high - low)) * length);
 }
 
+export interface CandidatesProps {
+  readonly candidates: readonly Candidate[];
+  readonly chosen: Candidate | null;
+  readonly onChoose: (candidate: Candidate) => void;
+}
+
 /** How near to a point a click must be: about a finger's width on a phone. */
 const CLICK_RADIUS = 40;
 const distanceTo = ({ cx, cy }: { cx: number; cy: number }, x: number, y: number): number => Math.hypot(cx - x, cy - y);
@@ -39,15 +45,7 @@ export const describeCandidate = (candidate: Candidate): string => {
 };
 
 /** Candidates by memory and expected loss. A click chooses one; the keyboard uses the list beside the chart. */
-export function Pareto({
-  candidates,
-  chosen,
-  onChoose,
-}: {
-  candidates: readonly Candidate[];
-  chosen: Candidate | null;
-  onChoose: (candidate: Candidate) => void;
-}) {
+export function Pareto({ candidates, chosen, onChoose }: CandidatesProps) {
   if (candidates.length === 0) return null;
   const [right, top] = [WIDTH - LEFT - 2 * PAD, HEIGHT - BOTTOM - 2 * PAD];
   const memory = candidates.map(({ memory: { totalBytes } }) => totalBytes);

@@ -1,6 +1,6 @@
 import { Problem } from "../../shared/parts.js";
 import type { Candidate, Plan } from "../api.js";
-import { candidateName, describeCandidate, lowerEnvelope, Pareto } from "../charts/pareto.js";
+import { type CandidatesProps, candidateName, describeCandidate, lowerEnvelope, Pareto } from "../charts/pareto.js";
 import { bytes } from "../format.js";
 import { Panel } from "../parts.js";
 
@@ -11,9 +11,7 @@ export function CandidateChooser({
   onChoose,
 }: {
   plan: Plan;
-  chosen: Candidate | null;
-  onChoose: (candidate: Candidate) => void;
-}) {
+} & Omit<CandidatesProps, "candidates">) {
   const fitting = plan.candidates.filter(({ fits }) => fits);
   const front = lowerEnvelope(fitting);
   const others = fitting.filter((candidate) => !front.includes(candidate));
@@ -57,15 +55,7 @@ function Choice({ candidate }: { candidate: Candidate }) {
   );
 }
 
-function Choices({
-  candidates,
-  chosen,
-  onChoose,
-}: {
-  candidates: readonly Candidate[];
-  chosen: Candidate | null;
-  onChoose: (candidate: Candidate) => void;
-}) {
+function Choices({ candidates, chosen, onChoose }: CandidatesProps) {
   return (
     <>
       {candidates

@@ -69,8 +69,8 @@ function useTurns({ engine, hasChatTemplate }: BrowserModel) {
   const write = async (content: string) => {
     if (engine === undefined) return;
     setWriting(true);
-    const asked: readonly Turn[] = [...(hasChatTemplate ? turns : []), { role: "user", content }];
-    const show = (answer: string) => setTurns([...asked, { role: "assistant", content: answer }]);
+    const history: readonly Turn[] = [...(hasChatTemplate ? turns : []), { role: "user", content }];
+    const show = (answer: string) => setTurns([...history, { role: "assistant", content: answer }]);
     show("");
     const request = abortable();
     abort.current = request.abort;
@@ -78,7 +78,7 @@ function useTurns({ engine, hasChatTemplate }: BrowserModel) {
     let [tokens, answer] = [0, ""];
     try {
       const parts = hasChatTemplate
-        ? chat(engine, asked, request.signal)
+        ? chat(engine, history, request.signal)
         : continuation(engine, content, request.signal);
       for await (const part of parts) {
         tokens++;

@@ -33,7 +33,7 @@ export function Settings() {
   );
 }
 
-/** A form with one secret, and what came of saving it. @param save returns what to say */
+/** A form for one secret, with a message when it is saved and an error when it is not. */
 function SecretForm({
   label,
   button,
@@ -43,7 +43,7 @@ function SecretForm({
   label: string;
   button: string;
   initial: string;
-  /** Returns the secret to show afterwards, and the message. */
+  /** Returns the message, and the secret that the field then has. */
   save: (secret: string) => Promise<{ readonly secret: string; readonly message: string }>;
 }) {
   const [secret, setSecret] = useState(initial);
