@@ -67,7 +67,7 @@ export class Reporter {
     return this.stages.length > before;
   }
 
-  /** New points of the loss curve: the last, some before it, and all with a validation loss. */
+  /** New points of the loss curve, evenly thinned; those with a validation loss are all kept. */
   private newMetrics(): object[] {
     const lines = this.newLines(this.file("metrics.jsonl"));
     const every = Math.ceil(lines.length / MAX_POINTS);
