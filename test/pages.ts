@@ -1,8 +1,9 @@
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
-import type { Page } from "playwright-core";
+import { type Browser, chromium, type Page } from "playwright-core";
 import { expect } from "vitest";
+import { until, WAIT_MILLISECONDS } from "./waiting.js";
 
 /** Tests of pages need a browser: `apt-get install chromium`. */
 export const browserPath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(
@@ -10,7 +11,7 @@ export const browserPath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/
 );
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-/** Where pictures of the pages are left to look at. */
+/** Directory of the screenshots. */
 const pictures = path.resolve(import.meta.dirname, "../test-results");
 
 const SIZES = { wide: { width: 1280, height: 900 }, phone: { width: 360, height: 800 } } as const;
@@ -21,27 +22,53 @@ interface Violation {
   readonly nodes: readonly { readonly target: readonly string[] }[];
 }
 
+export interface OpenedPage {
+  readonly browser: Browser;
+  readonly page: Page;
+  /** Console errors, exceptions, and requests to other places than the server. */
+  readonly problems: string[];
+}
+
+/** Opens an empty page in a new browser. @param serverUrl the only place it may send requests to */
+export async function openPage(serverUrl: string): Promise<OpenedPage> {
+  const browser = await chromium.launch({
+    executablePath: browserPath ?? "",
+    args: ["--no-sandbox"],
+    timeout: WAIT_MILLISECONDS,
+  });
+  const context = await browser.newContext({ acceptDownloads: true });
+  context.setDefaultTimeout(WAIT_MILLISECONDS);
+  const page = await context.newPage();
+  const problems: string[] = [];
+  page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+  page.on("pageerror", (error) => problems.push(`${error}`));
+  page.on("request", (request) => {
+    const url = request.url();
+    if (!url.startsWith(serverUrl) && !/^(blob|data):/.test(url)) problems.push(url);
+  });
+  return { browser, page, problems };
+}
+
 /**
- * Looks at a page as it stands: it fits a wide window and a phone, in light and dark, no rule of accessibility is broken, and a
- * picture of each is left.
+ * Checks a page as it is: it fits a wide window and a phone, in light and dark, and breaks no accessibility rule. A screenshot of each
+ * is kept.
  */
 export async function lookAt(page: Page, name: string): Promise<void> {
   const file = path.join(pictures, `${name}.png`);
   mkdirSync(path.dirname(file), { recursive: true });
+  await page.evaluate(axe);
   for (const [size, viewport] of Object.entries(SIZES))
     for (const colorScheme of ["light", "dark"] as const) {
       await page.emulateMedia({ colorScheme });
       await page.setViewportSize(viewport);
       const where = `${name}, ${size}, ${colorScheme}`;
-      await expect
-        .poll(() => page.evaluate("document.documentElement.scrollWidth"), { message: `${where}: fits` })
-        .toBeLessThanOrEqual(viewport.width);
-      await page.evaluate(axe);
+      const width = () => page.evaluate("document.documentElement.scrollWidth");
+      await until(width, { message: `${where}: width` }).toBeLessThanOrEqual(viewport.width);
       const { violations } = (await page.evaluate("axe.run()")) as { violations: readonly Violation[] };
-      const found = violations.map(
+      const broken = violations.map(
         ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ target }) => target).join(" | ")}`,
       );
-      expect(found, where).toEqual([]);
+      expect(broken, where).toEqual([]);
       await page.screenshot({ path: file.replace(/\.png$/, `-${size}-${colorScheme}.png`), fullPage: true });
     }
   await page.emulateMedia({ colorScheme: "light" });

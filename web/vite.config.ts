@@ -3,7 +3,7 @@ import { defineConfig } from "vite";
 
 const pageOf = (name: string) => path.join(import.meta.dirname, name, "index.html");
 
-/** The chat and the foundry: a page each, with what they share between them. */
+/** The chat and the foundry, each a page of its own. */
 export default defineConfig({
   root: import.meta.dirname,
   build: {

@@ -3,7 +3,7 @@ import { describeSize } from "../prune/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
 import type { JobSpec } from "./specification.js";
 
-/** What a card is written from: only what was measured or given. */
+/** What a card says: measurements, and the job's own settings. */
 export interface CardFacts {
   readonly name: string;
   readonly base: string;
@@ -29,16 +29,16 @@ export interface CardFacts {
 const row = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [row(head), row(head.map((_, i) => (i === 0 ? "---" : "---:"))), ...rows.map(row)].join("\n");
-/** Names come from people: they must not end a table or a header. */
-const plain = (text: string): string => text.replace(/[\r\n|<>`]/g, " ");
+/** Text from users, which must not end a table cell or the header. */
+const escaped = (text: string): string => text.replace(/[\r\n|<>`]/g, " ");
 
-/** The card of a model that a job made (README.md with the hub's header). */
+/** The card of a model that a job has made: README.md, with the header that the hub reads. */
 export function modelCard(facts: CardFacts): string {
   const { name, base, baseReference, licence, models, plan, scores, files, tokens, device, dataset, version } = facts;
   const header = [
     "---",
-    ...(licence === null ? [] : [`license: ${JSON.stringify(plain(licence))}`]),
-    ...(baseReference === undefined ? [] : [`base_model: ${JSON.stringify(plain(baseReference))}`]),
+    ...(licence === null ? [] : [`license: ${JSON.stringify(escaped(licence))}`]),
+    ...(baseReference === undefined ? [] : [`base_model: ${JSON.stringify(escaped(baseReference))}`]),
     "library_name: gguf",
     "tags: [pruning, distillation, coppice]",
     "---",
@@ -47,11 +47,11 @@ export function modelCard(facts: CardFacts): string {
     .map(([axis, { from, to }]) => ({ axis, from: describeSize(from), to: describeSize(to) }))
     .filter(({ from, to }) => from !== to);
   const recipe = [
-    `- Base model: ${plain(base)}${licence === null ? "" : ` (licence: ${plain(licence)}, which carries over)`}`,
-    `- Data: ${plain(dataset)}`,
-    ...(device === undefined ? [] : [`- Made for: ${device}`]),
+    `- Base model: ${escaped(base)}${licence === null ? "" : ` (licence: ${escaped(licence)}, which applies to this model too)`}`,
+    `- Data: ${escaped(dataset)}`,
+    ...(device === undefined ? [] : [`- Target device: ${device}`]),
     ...(cuts.length === 0
-      ? ["- Nothing was cut"]
+      ? ["- Cut: nothing"]
       : [`- Cut: ${cuts.map(({ axis, from, to }) => `${axis} ${from} to ${to}`).join(", ")}`]),
     ...(tokens === undefined
       ? []
@@ -61,21 +61,25 @@ export function modelCard(facts: CardFacts): string {
   ].join("\n");
   const measured = table(
     ["", "parameters", "size", "loss, nats/token", "perplexity"],
-    Object.entries(models).map(([role, one]) => [
-      ...[role, formatCount(one.parameters), formatBytes(one.bytes), one.loss.toFixed(4), one.perplexity.toFixed(3)],
+    Object.entries(models).map(([role, { parameters, bytes, loss, perplexity }]) => [
+      role,
+      formatCount(parameters),
+      formatBytes(bytes),
+      loss.toFixed(4),
+      perplexity.toFixed(3),
     ]),
   );
-  const roles = [...new Set(Object.values(scores ?? {}).flatMap((of) => Object.keys(of)))];
+  const roles = [...new Set(Object.values(scores ?? {}).flatMap((byModel) => Object.keys(byModel)))];
   const benchmarks =
     scores === undefined
       ? ""
       : `\n## Benchmarks\n\n${table(
           ["", ...roles],
-          Object.entries(scores).map(([task, of]) => [task, ...roles.map((role) => of[role] ?? "-")]),
+          Object.entries(scores).map(([task, byModel]) => [task, ...roles.map((role) => byModel[role] ?? "-")]),
         )}\n`;
   const list = table(
     ["file", "bytes", "SHA-256"],
     files.map((file) => [file.name, String(file.bytes), `\`${file.sha256}\``]),
   );
-  return `${header}\n\n# ${plain(name)}\n\n${recipe}\n\n## Measured\n\nOn held-out data.\n\n${measured}\n${benchmarks}\n## Files\n\n${list}\n\nMade with coppice ${version}.\n`;
+  return `${header}\n\n# ${escaped(name)}\n\n${recipe}\n\n## Measured\n\nOn held-out data.\n\n${measured}\n${benchmarks}\n## Files\n\n${list}\n\nMade with coppice ${version}.\n`;
 }

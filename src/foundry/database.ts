@@ -8,25 +8,25 @@ import PgBoss from "pg-boss";
 import { CoppiceError } from "../system/errors.js";
 import { MIGRATIONS } from "./schema.js";
 
-/** Something that runs SQL: a pool, or one connection within a transaction. */
+/** Runs SQL: the pool, or one connection within a transaction. */
 export type Queryable = Pick<pg.PoolClient, "query">;
 
-/** Name of the queue whose messages say that a job waits. */
+/** The queue of jobs that wait for a worker. */
 const QUEUE = "jobs";
-/** A message that a worker took and did not answer for is given to another after so many seconds. */
+/** Seconds after which a message that a worker took and did not complete goes to another worker. */
 const MESSAGE_SECONDS = 60;
-/** A message that nobody takes is kept for so many days: jobs may wait for a worker for long. */
+/** Days for which a message is kept until a worker takes it. */
 const MESSAGE_DAYS = 3650;
 
 /**
- * PostgreSQL, or PGlite within this process, behind one driver and one schema. A table of jobs says what is to be done and by whom; a
- * queue (pg-boss) wakes workers.
+ * PostgreSQL, or PGlite in this process, with the same driver and the same schema. The table of jobs holds their state; a queue
+ * (pg-boss) wakes workers.
  */
 export class Database {
   private constructor(
     readonly pool: pg.Pool,
     private readonly boss: PgBoss,
-    /** How another process reaches it. */
+    /** Connects other processes to it. */
     readonly url: string,
     private readonly closeEngine: () => Promise<void>,
   ) {}
@@ -37,17 +37,19 @@ export class Database {
     return Database.connect(engine.url, engine.close);
   }
 
-  /** Reaches one that is there. */
+  /** Connects to a running database. */
   static async connect(url: string, closeEngine: () => Promise<void> = async () => {}): Promise<Database> {
     const pool = new pg.Pool({ ...connectionOf(url), max: 8, connectionTimeoutMillis: 30_000 });
-    pool.on("error", () => {}); // a connection that idles may be ended by the server: the next query gets another
+    pool.on("error", () => {}); // the server may close an idle connection: the next query gets another
     const boss = new PgBoss({
       db: { executeSql: (text, values) => pool.query(text, values) },
-      ...{ maintenanceIntervalSeconds: 30, monitorStateIntervalSeconds: 3600, schedule: false },
+      maintenanceIntervalSeconds: 30,
+      monitorStateIntervalSeconds: 3600,
+      schedule: false,
     });
-    boss.on("error", () => {}); // what it does by itself (maintenance) is tried again
+    boss.on("error", () => {}); // its own maintenance is retried
     try {
-      await migrate(pool);
+      await withTransaction(pool, migrate);
       await boss.start();
       await boss.createQueue(QUEUE, { name: QUEUE, retryLimit: 100, expireInSeconds: MESSAGE_SECONDS });
     } catch (error) {
@@ -58,30 +60,19 @@ export class Database {
     return new Database(pool, boss, url, closeEngine);
   }
 
-  /** Does several things or none. */
-  async transaction<T>(work: (client: Queryable) => Promise<T>): Promise<T> {
-    const client = await this.pool.connect();
-    try {
-      await client.query("begin");
-      const result = await work(client);
-      await client.query("commit");
-      return result;
-    } catch (error) {
-      await client.query("rollback").catch(() => {});
-      throw error;
-    } finally {
-      client.release();
-    }
+  /** Runs SQL in one transaction, which is rolled back when the work throws. */
+  transaction<T>(work: (client: Queryable) => Promise<T>): Promise<T> {
+    return withTransaction(this.pool, work);
   }
 
-  /** Wakes a worker for a job, when the transaction is through. */
-  async announce(client: Queryable, jobId: string): Promise<void> {
+  /** Queues a job for a worker, as part of the client's transaction. */
+  async enqueue(client: Queryable, jobId: string): Promise<void> {
     const db = { executeSql: (text: string, values: unknown[]) => client.query(text, values) };
     await this.boss.send(QUEUE, { jobId }, { db, retentionDays: MESSAGE_DAYS });
   }
 
-  /** A job that waits, if there is one. `done` says that the message has served. */
-  async nextAnnounced(): Promise<{ readonly jobId: string; readonly done: () => Promise<void> } | undefined> {
+  /** A queued job, if there is one. `done` takes its message off the queue. */
+  async dequeue(): Promise<{ readonly jobId: string; readonly done: () => Promise<void> } | undefined> {
     const [message] = await this.boss.fetch<{ jobId: string }>(QUEUE);
     if (message === undefined) return undefined;
     return { jobId: message.data.jobId, done: () => this.boss.complete(QUEUE, message.id) };
@@ -94,23 +85,23 @@ export class Database {
   }
 }
 
-/** `socket:DIRECTORY` is PGlite of another process, on a socket in a directory that only its owner may enter. */
+/** `socket:DIRECTORY` is the PGlite of another process, on a socket in a directory that only its owner can enter. */
 export const connectionOf = (url: string): pg.PoolConfig =>
   url.startsWith("socket:")
     ? { host: url.slice("socket:".length), port: 5432, database: "postgres", user: "postgres" }
     : { connectionString: url };
 
-/** Starts PGlite, and lets this process and its workers reach it like any PostgreSQL. */
+/** Starts PGlite behind a socket, so that this process and its workers connect to it as to PostgreSQL. */
 async function startEmbedded(directory: string) {
   const [files, sockets] = [path.join(directory, "database"), path.join(directory, "socket")];
-  for (const one of [directory, files, sockets]) mkdirSync(one, { recursive: true, mode: 0o700 });
+  for (const folder of [directory, files, sockets]) mkdirSync(folder, { recursive: true, mode: 0o700 });
   const lock = await lockDirectory(directory);
   const { PGlite } = await import("@electric-sql/pglite");
   const { PGLiteSocketServer } = await import("@electric-sql/pglite-socket");
   const db = await PGlite.create(files);
   const socket = path.join(sockets, ".s.PGSQL.5432");
-  rmSync(socket, { force: true }); // of one that was killed: the lock says that no other uses it
-  const server = new PGLiteSocketServer({ db: turnsByQuery(db), path: socket, maxConnections: 64 });
+  rmSync(socket, { force: true }); // left by a process that was killed: the lock shows that no other uses it
+  const server = new PGLiteSocketServer({ db: isolateQueries(db), path: socket, maxConnections: 64 });
   await server.start();
   const close = async () => {
     await server.stop();
@@ -120,39 +111,39 @@ async function startEmbedded(directory: string) {
   return { url: `socket:${sockets}`, close };
 }
 
-/** Messages of PostgreSQL's extended protocol that others follow up to a Sync: Parse, Bind, Describe, Execute, Close, Flush. */
-const CONTINUED = new Set([..."PBDECH"].map((letter) => letter.charCodeAt(0)));
+/** Messages of PostgreSQL's extended protocol that are followed by others, up to a Sync: Parse, Bind, Describe, Execute, Close, Flush. */
+const BEFORE_SYNC = new Set([..."PBDECH"].map((letter) => letter.charCodeAt(0)));
 const SYNC = Uint8Array.of("S".charCodeAt(0), 0, 0, 0, 4);
 
 /**
- * Connections share PGlite's one session, and the socket's server gives them turns by message: another's Parse may come between a
- * Parse and its Bind, which then means the wrong statement. It keeps a turn for a connection within a transaction; here it also
- * counts as one until its query's Sync.
+ * Keeps the queries of several connections apart. They share PGlite's one session, and the socket server interleaves their messages:
+ * the Parse of one connection may come between another's Parse and Bind, which then binds the wrong statement. The server lets a
+ * connection finish its transaction first, so a query reports one until its Sync.
  */
-function turnsByQuery(db: PGlite): PGlite {
-  let within = false;
-  const own: Partial<PGlite> = {
-    isInTransaction: () => within || db.isInTransaction(),
+function isolateQueries(db: PGlite): PGlite {
+  let inQuery = false;
+  const overrides: Partial<PGlite> = {
+    isInTransaction: () => inQuery || db.isInTransaction(),
     execProtocolRawStream: (message, options) => {
-      within = CONTINUED.has(message[0] ?? 0);
+      inQuery = BEFORE_SYNC.has(message[0] ?? 0);
       return db.execProtocolRawStream(message, options);
     },
-    // what is done when a connection breaks off: what came of its query is ended, too
+    // the server calls this when a connection breaks off: its unfinished query ends, too
     exec: async (sql, options) => {
-      if (within) await db.execProtocolRaw(SYNC);
-      within = false;
+      if (inQuery) await db.execProtocolRaw(SYNC);
+      inQuery = false;
       return db.exec(sql, options);
     },
   };
   return new Proxy(db, {
     get: (target, name) => {
-      const value: unknown = Reflect.get(name in own ? own : target, name);
+      const value: unknown = Reflect.get(name in overrides ? overrides : target, name);
       return typeof value === "function" ? value.bind(target) : value;
     },
   });
 }
 
-/** Two processes with one PGlite would destroy it: a socket that only one can listen on tells. */
+/** Two processes with the same PGlite files would destroy them: only one can listen on the lock's socket. @throws CoppiceError */
 async function lockDirectory(directory: string) {
   const file = path.join(directory, "lock.sock");
   const listen = () =>
@@ -164,7 +155,7 @@ async function lockDirectory(directory: string) {
   try {
     return (await listen()).unref();
   } catch {
-    const alive = await Promise.race([
+    const isAlive = await Promise.race([
       new Promise<boolean>((resolve) => {
         const socket = connect(file, () => {
           socket.destroy();
@@ -174,32 +165,38 @@ async function lockDirectory(directory: string) {
       }),
       wait(2000, true),
     ]);
-    if (alive) throw new CoppiceError(`${directory} is used by another foundry: end that, or choose another --data`);
-    rmSync(file, { force: true }); // of one that was killed
+    if (isAlive)
+      throw new CoppiceError(`${directory} is used by another foundry: stop that one, or choose another --data`);
+    rmSync(file, { force: true }); // left by a process that was killed
     return (await listen()).unref();
   }
 }
 
-/** Brings the schema up to date; several processes may try at once. */
-async function migrate(pool: pg.Pool): Promise<void> {
+async function withTransaction<T>(pool: pg.Pool, work: (client: Queryable) => Promise<T>): Promise<T> {
   const client = await pool.connect();
   try {
     await client.query("begin");
-    await client.query("select pg_advisory_xact_lock(77012)");
-    await client.query("create schema if not exists foundry");
-    await client.query(
-      "create table if not exists foundry.migrations (number int primary key, at timestamptz default now())",
-    );
-    const { rows } = await client.query<{ number: number }>("select max(number) as number from foundry.migrations");
-    for (let number = (rows[0]?.number ?? 0) + 1; number <= MIGRATIONS.length; number++) {
-      await client.query(MIGRATIONS[number - 1] ?? "");
-      await client.query("insert into foundry.migrations (number) values ($1)", [number]);
-    }
+    const result = await work(client);
     await client.query("commit");
+    return result;
   } catch (error) {
     await client.query("rollback").catch(() => {});
     throw error;
   } finally {
     client.release();
+  }
+}
+
+/** Brings the schema up to date; several processes may try at once. */
+async function migrate(client: Queryable): Promise<void> {
+  await client.query("select pg_advisory_xact_lock(77012)");
+  await client.query("create schema if not exists foundry");
+  await client.query(
+    "create table if not exists foundry.migrations (number int primary key, at timestamptz default now())",
+  );
+  const { rows } = await client.query<{ number: number }>("select max(number) as number from foundry.migrations");
+  for (let number = (rows[0]?.number ?? 0) + 1; number <= MIGRATIONS.length; number++) {
+    await client.query(MIGRATIONS[number - 1] ?? "");
+    await client.query("insert into foundry.migrations (number) values ($1)", [number]);
   }
 }

@@ -1,6 +1,6 @@
 /**
- * Says every second or two that a worker lives. A thread of its own with a connection of its own: the worker's thread may compute
- * or write for minutes. When a job is to be stopped meanwhile, it ends the process.
+ * Marks a worker as alive every second or two. It has its own thread and its own connection, because the worker's thread may be busy
+ * for minutes; it kills the process when a job that is to stop does not.
  */
 import { hostname } from "node:os";
 import { setTimeout as wait } from "node:timers/promises";
@@ -8,31 +8,31 @@ import { isMainThread, Worker as Thread, workerData } from "node:worker_threads"
 import pg from "pg";
 import { connectionOf } from "./database.js";
 
-interface Beat {
+interface HeartbeatOptions {
   readonly url: string;
-  readonly id: string;
-  readonly seconds: number;
-  /** A worker that was told so long ago to stop does not hear it: its process is killed, and its job counts as cancelled. */
-  readonly deafSeconds: number;
+  readonly workerId: string;
+  readonly intervalSeconds: number;
+  /** Seconds after a request to cancel its job when a worker that has not reacted is killed; its job then counts as cancelled. */
+  readonly unresponsiveSeconds: number;
 }
 
-/** Starts the thread. @returns what ends it */
-export async function startHeartbeat(beat: Beat): Promise<() => Promise<void>> {
-  const thread = new Thread(new URL(import.meta.url), { workerData: beat });
+/** Starts the thread. @returns a function that ends it */
+export async function startHeartbeat(options: HeartbeatOptions): Promise<() => Promise<void>> {
+  const thread = new Thread(new URL(import.meta.url), { workerData: options });
   await new Promise<void>((resolve, reject) => {
     thread.once("message", () => resolve());
     thread.once("error", reject);
   });
-  thread.on("error", () => {}); // without it the worker counts as dead after a while, which it then is
+  thread.on("error", () => {}); // a worker without a heartbeat is soon taken for dead
   thread.unref();
   return async () => {
     await thread.terminate();
   };
 }
 
-async function main({ url, id, seconds, deafSeconds }: Beat): Promise<void> {
+async function main({ url, workerId, intervalSeconds, unresponsiveSeconds }: HeartbeatOptions): Promise<void> {
   const { parentPort } = await import("node:worker_threads");
-  let toldAt: number | undefined;
+  let cancelledAt: number | undefined;
   for (;;) {
     const client = new pg.Client(connectionOf(url));
     client.on("error", () => {});
@@ -41,17 +41,17 @@ async function main({ url, id, seconds, deafSeconds }: Beat): Promise<void> {
       for (;;) {
         await client.query(
           `insert into foundry.workers (id, host, pid) values ($1, $2, $3) on conflict (id) do update set seen_at = now()`,
-          [id, hostname(), process.pid],
+          [workerId, hostname(), process.pid],
         );
         parentPort?.postMessage("alive");
         const { rows } = await client.query(
           "select 1 from foundry.jobs where worker_id = $1 and state = 'running' and cancel_requested",
-          [id],
+          [workerId],
         );
-        toldAt = rows.length === 0 ? undefined : (toldAt ?? performance.now());
-        if (toldAt !== undefined && performance.now() - toldAt > 1000 * deafSeconds)
+        cancelledAt = rows.length === 0 ? undefined : (cancelledAt ?? performance.now());
+        if (cancelledAt !== undefined && performance.now() - cancelledAt > 1000 * unresponsiveSeconds)
           process.kill(process.pid, "SIGKILL");
-        await wait(1000 * seconds);
+        await wait(1000 * intervalSeconds);
       }
     } catch {
       await client.end().catch(() => {});
@@ -60,4 +60,4 @@ async function main({ url, id, seconds, deafSeconds }: Beat): Promise<void> {
   }
 }
 
-if (!isMainThread && workerData !== null && "url" in workerData) void main(workerData as Beat);
+if (!isMainThread && workerData !== null && "url" in workerData) void main(workerData as HeartbeatOptions);

@@ -3,10 +3,11 @@ import type { IncomingMessage } from "node:http";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { Readable } from "node:stream";
-import { type Context, Hono } from "hono";
+import { Hono, type Context as HonoContext } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { cors } from "hono/cors";
 import { streamSSE } from "hono/streaming";
+import type { Logger } from "pino";
 import type { z } from "zod";
 import { parseBody } from "../serve/api/index.js";
 import { ApiError } from "../serve/errors.js";
@@ -14,41 +15,67 @@ import { addPage, sendFile } from "../serve/pages.js";
 import { ROUTES, type Route } from "./api/index.js";
 import type { Events, FoundryServices, Streamed } from "./api/route.js";
 import { foundryDocs, foundryOpenApi } from "./openapi.js";
-import { version } from "./run-job.js";
 import type { Role } from "./store/roles.js";
 import { type Caller, LOCAL_TENANT } from "./store/tenants.js";
+import { version } from "./version.js";
 
 export type { FoundryServices } from "./api/route.js";
 
-interface Bindings {
+interface FoundryEnv {
   readonly Bindings: { readonly incoming: IncomingMessage };
   readonly Variables: { requestId: string };
 }
 
-const MOST_JSON_BYTES = 1 << 20;
+type Context = HonoContext<FoundryEnv>;
+/** Turns an error into the one the client sees, and logs what the client does not see. */
+type ToApiError = (error: unknown, c: Context) => ApiError;
+
+const MAX_JSON_BYTES = 1 << 20;
 const RANK: Readonly<Record<Role, number>> = { viewer: 0, user: 1, admin: 2 };
-/** Who asks where no keys are needed. */
+/** The caller where no keys are needed. */
 const LOCAL: Caller = { tenant: LOCAL_TENANT, name: "local", role: "admin" };
 
-/** Pages load nothing from elsewhere, run WebAssembly for models, and no other page may frame them. */
+/** The pages load nothing from elsewhere, may run WebAssembly, and cannot be framed by other pages. */
 const PAGE_HEADERS = {
   "content-security-policy":
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; style-src 'self' 'unsafe-inline'; connect-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
   "x-content-type-options": "nosniff",
   "referrer-policy": "no-referrer",
-  // lets WebAssembly use threads
+  // threads in WebAssembly need these two
   "cross-origin-opener-policy": "same-origin",
   "cross-origin-embedder-policy": "require-corp",
 };
 
-/** The API and the pages over HTTP. */
-export function foundryApp(services: FoundryServices): Hono<Bindings> {
-  const app = new Hono<Bindings>();
-  const { logger, tenants } = services;
+/** The service's HTTP application: its API and its pages. */
+export function foundryApp(services: FoundryServices): Hono<FoundryEnv> {
+  const app = new Hono<FoundryEnv>();
+  addRequestLog(app, services.logger);
+  if (services.corsOrigins.length > 0) app.use("/v1/*", cors({ origin: [...services.corsOrigins] }));
+  const toApiError = errorConverter(services.logger);
+  app.onError((error, c) => {
+    const apiError = toApiError(error, c);
+    const { retryAfter } = apiError.details;
+    if (retryAfter !== undefined) c.header("retry-after", `${retryAfter}`);
+    if (apiError.status === 413) c.header("connection", "close"); // the rest of the body is not read
+    return c.json(apiError.body, apiError.status);
+  });
+  app.notFound(() => {
+    throw new ApiError(404, "there is no such endpoint: see /docs");
+  });
+  addPages(app);
+  const document = foundryOpenApi(version);
+  app.get("/openapi.json", (c) => c.json(document));
+  app.get("/docs", (c) => c.html(foundryDocs(version), 200, PAGE_HEADERS));
+  const identify = authenticator(services);
+  for (const route of ROUTES) addRoute(app, route, { services, identify, toApiError });
+  return app;
+}
 
+/** Gives each request an id, and logs requests to the API. */
+function addRequestLog(app: Hono<FoundryEnv>, logger: Logger): void {
   app.use(async (c, next) => {
-    const given = c.req.header("x-request-id");
-    const requestId = given !== undefined && /^[\w-]{1,128}$/.test(given) ? given : randomUUID();
+    const clientId = c.req.header("x-request-id");
+    const requestId = clientId !== undefined && /^[\w-]{1,128}$/.test(clientId) ? clientId : randomUUID();
     c.set("requestId", requestId);
     c.header("x-request-id", requestId);
     const began = performance.now();
@@ -57,35 +84,27 @@ export function foundryApp(services: FoundryServices): Hono<Bindings> {
     if (c.req.path.startsWith("/v1/"))
       logger.info({ requestId, method: c.req.method, path: c.req.path, status: c.res.status, milliseconds });
   });
-  if (services.corsOrigins.length > 0) app.use("/v1/*", cors({ origin: [...services.corsOrigins] }));
-  const failure = (error: unknown, c: Context<Bindings>): ApiError => {
+}
+
+const errorConverter =
+  (logger: Logger): ToApiError =>
+  (error, c) => {
     if (error instanceof ApiError) return error;
     logger.error({
       requestId: c.get("requestId"),
       error: error instanceof Error ? (error.stack ?? error.message) : String(error),
     });
-    return new ApiError(500, "the request failed; the log has more");
+    return new ApiError(500, "the request failed: see the service's log");
   };
-  app.onError((error, c) => {
-    const known = failure(error, c);
-    if (known.details.retryAfter !== undefined) c.header("retry-after", `${known.details.retryAfter}`);
-    if (known.status === 413) c.header("connection", "close"); // what is left of the body is not read
-    return c.json(known.body, known.status);
-  });
-  app.notFound(() => {
-    throw new ApiError(404, "there is no such endpoint: /docs lists those that there are");
-  });
 
-  addPages(app);
-  const document = foundryOpenApi(version);
-  app.get("/openapi.json", (c) => c.json(document));
-  app.get("/docs", (c) => c.html(foundryDocs(version), 200, PAGE_HEADERS));
+type Identify = (c: Context, needs: Route["needs"]) => Promise<Caller>;
 
-  const keysNeeded = remembered(() => tenants.anyKeys());
-  /** @throws ApiError 401, 403 */
-  const identify = async (c: Context<Bindings>, needs: Route["needs"]): Promise<Caller> => {
+/** Finds out who sends a request. The function throws ApiError 401 without a valid key, 403 when the role is not enough. */
+function authenticator({ tenants, isLocal }: FoundryServices): Identify {
+  const areKeysNeeded = cachedForASecond(() => tenants.anyKeys());
+  return async (c, needs) => {
     if (needs === "anyone") return LOCAL;
-    if (!(await keysNeeded()) && services.isLocal) {
+    if (!(await areKeysNeeded()) && isLocal) {
       checkSameSite(c);
       return LOCAL;
     }
@@ -94,130 +113,142 @@ export function foundryApp(services: FoundryServices): Hono<Bindings> {
     if (caller === undefined)
       throw new ApiError(401, "a valid API key is needed (Authorization: Bearer KEY)", { code: "invalid_api_key" });
     if (RANK[caller.role] < RANK[needs])
-      throw new ApiError(403, `this needs the role ${needs}, the key has ${caller.role}`);
+      throw new ApiError(403, `this needs the role ${needs}; the key has the role ${caller.role}`);
     return caller;
   };
-
-  const limited = bodyLimit({
-    maxSize: MOST_JSON_BYTES,
-    onError: () => {
-      throw new ApiError(413, `the body has more than ${MOST_JSON_BYTES} bytes`);
-    },
-  });
-  for (const route of ROUTES) {
-    const isJson = route.body !== undefined && !("upload" in route.body);
-    const at = route.path.replace(/\{(\w+)\}/g, ":$1");
-    if (isJson) app.use(at, limited);
-    app.on(route.method, [at], async (c) => {
-      const caller = await identify(c, route.needs);
-      const parameters = route.parameters.safeParse(c.req.param());
-      if (!parameters.success) throw new ApiError(404, "there is no such thing");
-      const abort = new AbortController();
-      const request = {
-        parameters: parameters.data,
-        query: parseBody(route.query, c.req.query()),
-        body: isJson ? parseBody(route.body as z.ZodType, await jsonOf(c)) : undefined,
-        ...{ caller, signal: abort.signal, header: (name: string) => c.req.header(name) },
-        content: () => Readable.from(wholeBody(c)),
-      };
-      const answer = await route.answer(request as never, services);
-      if (answer !== null && typeof answer === "object" && "events" in answer)
-        return sendEvents(c, answer as Events, { abort, ending: services.ending }, failure);
-      if (answer !== null && typeof answer === "object" && "stream" in answer) return sendStream(answer as Streamed);
-      return route.status === 204 ? c.body(null, 204) : c.json(answer as object, route.status);
-    });
-  }
-  return app;
 }
 
-/** A page of another site must not use what needs no key: its requests tell where they come from, or whom they mean. */
-function checkSameSite(c: Context<Bindings>): void {
+const limitedJson = bodyLimit({
+  maxSize: MAX_JSON_BYTES,
+  onError: () => {
+    throw new ApiError(413, `the body has more than ${MAX_JSON_BYTES} bytes`);
+  },
+});
+
+interface RouteContext {
+  readonly services: FoundryServices;
+  readonly identify: Identify;
+  readonly toApiError: ToApiError;
+}
+
+function addRoute(app: Hono<FoundryEnv>, route: Route, { services, identify, toApiError }: RouteContext): void {
+  const isJson = route.body !== undefined && !("upload" in route.body);
+  const honoPath = route.path.replace(/\{(\w+)\}/g, ":$1");
+  if (isJson) app.use(honoPath, limitedJson);
+  app.on(route.method, [honoPath], async (c) => {
+    const caller = await identify(c, route.needs);
+    const parameters = route.parameters.safeParse(c.req.param());
+    if (!parameters.success) throw new ApiError(404, "it does not exist");
+    const abort = new AbortController();
+    const request = {
+      parameters: parameters.data,
+      query: parseBody(route.query, c.req.query()),
+      body: isJson ? parseBody(route.body as z.ZodType, await jsonOf(c)) : undefined,
+      caller,
+      signal: abort.signal,
+      header: (name: string) => c.req.header(name),
+      content: () => Readable.from(wholeBody(c)),
+    };
+    const answer = await route.answer(request as never, services);
+    if (answer !== null && typeof answer === "object" && "events" in answer)
+      return sendEvents(c, answer as Events, { abort, ending: services.ending, toApiError });
+    if (answer !== null && typeof answer === "object" && "stream" in answer) return sendStream(answer as Streamed);
+    return route.status === 204 ? c.body(null, 204) : c.json(answer as object, route.status);
+  });
+}
+
+/** Refuses other sites' pages where no key is needed: requests say where they come from and which host they mean. */
+function checkSameSite(c: Context): void {
   const host = c.req.header("host") ?? "";
   const name = host.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
   const origin = c.req.header("origin");
-  const isHere = name === "localhost" || name === "::1" || /^127\.\d+\.\d+\.\d+$/.test(name);
-  if (!isHere || (origin !== undefined && origin.replace(/^https?:\/\//, "") !== host))
-    throw new ApiError(403, "without keys only pages and programs of this machine may ask");
+  const isThisMachine = name === "localhost" || name === "::1" || /^127\.\d+\.\d+\.\d+$/.test(name);
+  if (!isThisMachine || (origin !== undefined && origin.replace(/^https?:\/\//, "") !== host))
+    throw new ApiError(403, "without API keys, only this service's own pages and programs on this machine have access");
 }
 
-/** What is looked up at most once a second. */
-function remembered<T>(look: () => Promise<T>): () => Promise<T> {
-  let [value, at]: [Promise<T> | undefined, number] = [undefined, 0];
+function cachedForASecond<T>(load: () => Promise<T>): () => Promise<T> {
+  let cached: { readonly value: Promise<T>; readonly at: number } | undefined;
   return () => {
-    if (value === undefined || performance.now() - at > 1000) [value, at] = [look(), performance.now()];
-    return value;
+    if (cached === undefined || performance.now() - cached.at > 1000) cached = { value: load(), at: performance.now() };
+    return cached.value;
   };
 }
 
-async function jsonOf(c: Context<Bindings>): Promise<unknown> {
+async function jsonOf(c: Context): Promise<unknown> {
   const bytes = await c.req.arrayBuffer().catch((error: unknown) => {
-    throw error instanceof ApiError ? error : new ApiError(408, "the body did not come whole");
+    throw error instanceof ApiError ? error : new ApiError(408, "the body is incomplete");
   });
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), withoutZeros);
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), refuseZeros);
   } catch (error) {
-    throw new ApiError(400, `the body is no JSON in UTF-8: ${error instanceof Error ? error.message : error}`);
+    throw new ApiError(400, `the body is not JSON in UTF-8: ${error instanceof Error ? error.message : error}`);
   }
 }
 
-/** PostgreSQL's texts have no character 0. */
-function withoutZeros(key: string, value: unknown): unknown {
+/** Refuses the character U+0000, which PostgreSQL cannot store. */
+function refuseZeros(key: string, value: unknown): unknown {
   if (key.includes("\0") || (typeof value === "string" && value.includes("\0")))
-    throw new Error("a text has the character 0");
+    throw new Error("it contains the character U+0000");
   return value;
 }
 
-/** A body as it comes. @throws ApiError 408 when it breaks off */
-async function* wholeBody(c: Context<Bindings>): AsyncGenerator<Uint8Array> {
+/** The body as it arrives. @throws ApiError 408 when it breaks off */
+async function* wholeBody(c: Context): AsyncGenerator<Uint8Array> {
   if (c.req.raw.body !== null) yield* c.req.raw.body;
-  // one that broke off before it was read ends like a whole one
-  if (!c.env.incoming.complete) throw new ApiError(408, "the upload did not come whole");
+  // a body that broke off before it was read ends like a complete one
+  if (!c.env.incoming.complete) throw new ApiError(408, "the upload is incomplete");
 }
 
 const sendStream = ({ stream, status = 200, headers }: Streamed): Response =>
   new Response(Readable.toWeb(stream) as ReadableStream, { status, headers: { ...headers } });
 
 async function sendEvents(
-  c: Context<Bindings>,
+  c: Context,
   { events }: Events,
-  { abort, ending }: { readonly abort: AbortController; readonly ending: AbortSignal },
-  failure: (error: unknown, c: Context<Bindings>) => ApiError,
+  {
+    abort,
+    ending,
+    toApiError,
+  }: { readonly abort: AbortController; readonly ending: AbortSignal; readonly toApiError: ToApiError },
 ): Promise<Response> {
-  // listeners are taken off again: one that stays keeps its request in memory (undici holds on to the signal of a request with a body)
-  const left = () => abort.abort(new ApiError(408, "the client left"));
-  const end = () => abort.abort(ending.reason);
+  // listeners are removed at the end: undici keeps the signal of a request with a body, and with it all its listeners
+  const onClientLeft = () => abort.abort(new ApiError(408, "the client left"));
+  const onEnding = () => abort.abort(ending.reason);
   const { signal } = c.req.raw;
-  signal.addEventListener("abort", left, { once: true });
-  ending.addEventListener("abort", end, { once: true });
-  const forget = async () => {
-    signal.removeEventListener("abort", left);
-    ending.removeEventListener("abort", end);
+  signal.addEventListener("abort", onClientLeft, { once: true });
+  ending.addEventListener("abort", onEnding, { once: true });
+  const close = async () => {
+    signal.removeEventListener("abort", onClientLeft);
+    ending.removeEventListener("abort", onEnding);
     await events.return(undefined);
   };
   let first: Awaited<ReturnType<typeof events.next>>;
   try {
-    first = await events.next(); // what is wrong from the start is answered with its status
+    first = await events.next(); // an error before the first event is answered with its own status
   } catch (error) {
-    await forget();
+    await close();
     throw error;
   }
   return streamSSE(c, async (sse) => {
-    sse.onAbort(left);
+    sse.onAbort(onClientLeft);
     try {
       for (let next = first; next.done !== true; next = await events.next()) {
         const { event, id, data } = next.value;
-        await sse.writeSSE({ event, ...(id !== undefined && { id }), data: JSON.stringify(data) });
+        const text = JSON.stringify(data);
+        await sse.writeSSE(id === undefined ? { event, data: text } : { event, id, data: text });
       }
     } catch (error) {
-      if (!abort.signal.aborted) await sse.writeSSE({ event: "error", data: JSON.stringify(failure(error, c).body) });
+      if (!abort.signal.aborted)
+        await sse.writeSSE({ event: "error", data: JSON.stringify(toApiError(error, c).body) });
     } finally {
-      await forget();
+      await close();
     }
   });
 }
 
-/** The pages, and WebAssembly's llama.cpp. */
-function addPages(app: Hono<Bindings>): void {
+/** The pages, and llama.cpp as WebAssembly. */
+function addPages(app: Hono<FoundryEnv>): void {
   addPage(app, "foundry", PAGE_HEADERS);
   const wllama = path.dirname(createRequire(import.meta.url).resolve("@wllama/wllama"));
   app.get("/wllama/wllama.wasm", (c) => sendFile(c, path.join(wllama, "wasm/wllama.wasm"), PAGE_HEADERS));

@@ -1,11 +1,6 @@
-export {
-  defaultDataDirectory,
-  type FoundryOptions,
-  isLoopback,
-  type RunningFoundry,
-  runWorker,
-  startFoundry,
-  withTenants,
-} from "./foundry.js";
+export { isLoopback, type RunningFoundry, startFoundry, withTenants } from "./foundry.js";
 export { foundryOpenApi } from "./openapi.js";
+export type { FoundryOptions } from "./options.js";
+export { runWorker } from "./run-worker.js";
+export { defaultDataDirectory } from "./state.js";
 export { ROLES, type Role } from "./store/roles.js";

@@ -1,39 +1,39 @@
 import type { Logger } from "pino";
 import type { Reporter } from "./reporter.js";
 import type { Workspace } from "./storage.js";
-import type { Job, Jobs } from "./store/jobs.js";
+import type { Job, Jobs, LeaseState } from "./store/jobs.js";
 
 const TICK_MILLISECONDS = 1000;
-/** A job that was told to stop and did not is left, and the process with it. */
+/** Seconds that a job has to stop, before its process exits. */
 export const STOP_SECONDS = 20;
-/** How often what was done is kept where other machines find it, within a stage. */
+/** Seconds between saves of the workspace within a stage. */
 const SAVE_SECONDS = 10;
 
-/** Whether a job is still this worker's to do. */
-export type Standing = "held" | "cancelled" | "lost";
+export interface WatchOptions {
+  readonly job: Job;
+  readonly jobs: Jobs;
+  readonly workspace: Workspace;
+  readonly reporter: Reporter;
+  readonly logger: Logger;
+  /** Aborted when the worker is to stop. */
+  readonly workerSignal: AbortSignal;
+}
 
-/** Watches a job under way: reports what it does, saves its work from time to time, and stops it when it is not this worker's any more. */
+/** Watches a running job: reports its progress, saves its workspace, and stops it when it is cancelled or another worker has it. */
 export class JobWatch {
-  standing: Standing = "held";
+  lease: LeaseState = "held";
   private readonly abort = new AbortController();
   private readonly timer: NodeJS.Timeout;
   private ticking: Promise<void> | undefined;
   private saving: Promise<void> | undefined;
   private lastSave = performance.now();
   private stageEnded = false;
-  private stopAsked = 0;
+  private stopRequestedAt: number | undefined;
 
-  constructor(
-    private readonly job: Job,
-    private readonly jobs: Jobs,
-    private readonly workspace: Workspace,
-    private readonly reporter: Reporter,
-    private readonly logger: Logger,
-    /** Told to stop: the worker ends. */
-    private readonly ending: AbortSignal,
-  ) {
-    if (ending.aborted) this.abort.abort();
-    ending.addEventListener("abort", this.stop, { once: true });
+  constructor(private readonly options: WatchOptions) {
+    const { workerSignal } = options;
+    if (workerSignal.aborted) this.abort.abort();
+    workerSignal.addEventListener("abort", this.stop, { once: true });
     this.timer = setInterval(() => {
       this.ticking ??= this.tick().finally(() => {
         this.ticking = undefined;
@@ -41,7 +41,7 @@ export class JobWatch {
     }, TICK_MILLISECONDS);
   }
 
-  /** Stops the job. */
+  /** Aborted when the job is to stop. */
   get signal(): AbortSignal {
     return this.abort.signal;
   }
@@ -49,43 +49,44 @@ export class JobWatch {
   private readonly stop = (): void => this.abort.abort();
 
   private async tick(): Promise<void> {
-    const { job, jobs, reporter, logger } = this;
+    const { job, jobs, reporter, logger } = this.options;
     try {
       this.stageEnded = (await reporter.report()) || this.stageEnded;
-      this.standing = await jobs.standing(job);
-      if (this.standing !== "held") this.stop();
+      this.lease = await jobs.leaseState(job);
+      if (this.lease !== "held") this.stop();
       const isDue = this.stageEnded || performance.now() - this.lastSave > 1000 * SAVE_SECONDS;
-      if (isDue && this.standing === "held" && this.saving === undefined) this.save();
+      if (isDue && this.lease === "held" && this.saving === undefined) this.save();
       if (!this.signal.aborted) return;
-      this.stopAsked ||= performance.now();
-      if (performance.now() - this.stopAsked > 1000 * STOP_SECONDS) await this.abandon();
+      this.stopRequestedAt ??= performance.now();
+      if (performance.now() - this.stopRequestedAt > 1000 * STOP_SECONDS) await this.abandon();
     } catch (error) {
-      logger.error({ job: job.id, error: String(error) }, "cannot report");
+      logger.error({ job: job.id, error: String(error) }, "could not report progress");
     }
   }
 
-  /** May take minutes: not waited for while the job runs, so that it hears of its end in seconds. */
+  /** Saves the workspace in the background: it may take minutes, and a job is to stop within seconds. */
   private save(): void {
-    const { job, workspace, logger } = this;
+    const { job, workspace, logger } = this.options;
     this.stageEnded = false;
     this.saving = workspace
       .save()
-      .catch((error: unknown) => logger.error({ job: job.id, error: String(error) }, "cannot save"))
+      .catch((error: unknown) => logger.error({ job: job.id, error: String(error) }, "could not save the workspace"))
       .finally(() => {
         this.lastSave = performance.now();
         this.saving = undefined;
       });
   }
 
-  /** Ends the process: what computes there cannot be stopped otherwise. */
+  /** Exits the process: a computation that does not stop by itself cannot be stopped otherwise. */
   private async abandon(): Promise<void> {
-    if (this.standing === "cancelled") await this.jobs.finish(this.job, { state: "cancelled" });
-    else if (this.standing === "held") await this.jobs.giveBack(this.job);
+    const { job, jobs } = this.options;
+    if (this.lease === "cancelled") await jobs.finish(job, { state: "cancelled" });
+    else if (this.lease === "held") await jobs.release(job);
     process.exit(75);
   }
 
-  /** Nothing is reported or saved any more once this has come to its end. */
-  async settled(): Promise<void> {
+  /** Stops reporting and saving, and waits for what is under way. */
+  async settle(): Promise<void> {
     clearInterval(this.timer);
     await this.ticking;
     await this.saving;
@@ -93,6 +94,6 @@ export class JobWatch {
 
   close(): void {
     clearInterval(this.timer);
-    this.ending.removeEventListener("abort", this.stop);
+    this.options.workerSignal.removeEventListener("abort", this.stop);
   }
 }

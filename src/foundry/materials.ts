@@ -11,22 +11,22 @@ import type { Storage } from "./storage.js";
 import type { Dataset, Library, ModelFacts, ModelRow } from "./store/library.js";
 import { LOCAL_TENANT, type Tenants } from "./store/tenants.js";
 
-/** Where what a tenant has lies in the store. */
+/** Keys of the store. */
 export const keys = {
-  dataset: (tenant: string, id: string, ending: string) => `tenants/${tenant}/datasets/${id}${ending}`,
+  dataset: (tenant: string, id: string, extension: string) => `tenants/${tenant}/datasets/${id}${extension}`,
   model: (tenant: string, id: string) => `tenants/${tenant}/models/${id}`,
   results: (tenant: string, jobId: string) => `tenants/${tenant}/jobs/${jobId}`,
-  /** Of one attempt: none writes into another's. */
+  /** The results of one attempt, which no other attempt writes to. */
   result: (tenant: string, jobId: string, lease: string) => `${keys.results(tenant, jobId)}/${lease.slice(0, 8)}`,
   workspace: (jobId: string) => `workspaces/${jobId}`,
 };
 
-/** Embedded models and data lie in the package. */
-const EMBEDDED = (name: string): string => path.join(packageRoot, "examples", name);
+/** A model or data set that comes with the package. */
+const embeddedPath = (name: string): string => path.join(packageRoot, "examples", name);
 
-/** What jobs work on, as this machine can open it. */
+/** Finds models and data sets on this machine and on the hub. */
 export class Materials {
-  /** @param hubCache where what comes from the hub lies */
+  /** @param hubCache directory for downloads by tenants with keys */
   constructor(
     private readonly storage: Storage,
     private readonly tenants: Tenants,
@@ -34,11 +34,11 @@ export class Materials {
     private readonly hubCache: string,
   ) {}
 
-  /** What a job calls a model: a directory, a .gguf file or a hub id, which is never a path. */
+  /** A model's reference for jobs: a directory, a .gguf file, or a hub id with a prefix that no path has. */
   async model(model: ModelRow): Promise<string> {
     switch (model.source.kind) {
       case "embedded":
-        return EMBEDDED(model.source.path);
+        return embeddedPath(model.source.path);
       case "hub":
         return HUB_PREFIX + model.source.id;
       default: {
@@ -51,14 +51,15 @@ export class Materials {
     }
   }
 
-  dataset(dataset: Dataset | undefined): Promise<string> | string {
-    if (dataset === undefined || dataset.tenant === null) return EMBEDDED("corpus/stories.txt.gz");
+  /** A data set's file; the built-in stories without a data set. */
+  async dataset(dataset: Dataset | undefined): Promise<string> {
+    if (dataset === undefined || dataset.tenant === null) return embeddedPath("corpus/stories.txt.gz");
     return this.storage.local(dataset.storageKey);
   }
 
   /**
-   * How a tenant reaches the hub. Whoever runs the service does so as its environment says; others with their own token or none, and
-   * what came by a token is only for who has it.
+   * A tenant's token and cache for the hub. The local tenant uses the service's environment; others use their own token or none, and
+   * what one tenant downloads with a token is out of reach for the others.
    */
   async hub(tenant: string): Promise<HubOptions> {
     const token = await this.tenants.hubToken(tenant);
@@ -66,48 +67,48 @@ export class Materials {
     return { token: token ?? "", cacheDir: path.join(this.hubCache, token === undefined ? "public" : `of-${tenant}`) };
   }
 
-  /** A text without where things lie on this machine. */
-  withoutPlaces(text: string): string {
-    const places = [this.storage.root, this.hubCache, cacheDirectory(), homedir(), packageRoot];
-    return places.reduce((left, place) => left.replaceAll(place + path.sep, ""), text);
+  /** A message without this machine's paths. */
+  withoutPaths(text: string): string {
+    const directories = [this.storage.root, this.hubCache, cacheDirectory(), homedir(), packageRoot];
+    return directories.reduce((result, directory) => result.replaceAll(directory + path.sep, ""), text);
   }
 
   /**
-   * What is known of a model, where its configuration is still to be had from the hub.
-   * @throws CoppiceError when it cannot be had, or is none that is known
+   * A model's facts; those of a new hub model are read from the hub.
+   * @throws CoppiceError when its configuration cannot be read or is not supported
    */
   async facts(tenant: string, model: ModelRow): Promise<ModelFacts> {
     if (model.facts !== null || model.source.kind !== "hub") return model.facts as ModelFacts;
     const directory = await resolveConfig(await this.model(model), await this.hub(tenant));
     const facts = factsOf(directory);
-    await this.library.learn(model.id, { facts });
+    await this.library.addFacts(model.id, { facts });
     return facts;
   }
 }
 
-/** Where a model's files lie: an uploaded one's own place, or that of the job that made it. */
-export function modelKey(model: ModelRow): string {
+/** Where a model's files are in the store: at its own key, or with the job that made it. */
+function modelKey(model: ModelRow): string {
   if (model.tenant === null) throw new Error("an embedded model is not in the store");
   return model.source.kind === "job" ? model.source.key : keys.model(model.tenant, model.id);
 }
 
-/** What a directory or file says of a model. @throws FormatError when it is none that is known */
-export function factsOf(at: string): ModelFacts {
-  const config = existsSync(path.join(at, "config.json"))
-    ? readJsonObject(path.join(at, "config.json"))
-    : openCheckpoint(at).config;
+/** Facts of a model directory or file. @throws FormatError when it is not a supported model */
+export function factsOf(location: string): ModelFacts {
+  const config = existsSync(path.join(location, "config.json"))
+    ? readJsonObject(path.join(location, "config.json"))
+    : openCheckpoint(location).config;
   const model = modelFromConfig(config);
   const parameters = countParameters(model.parameters, model.sizes);
   return { architecture: model.architecture, parameters, contextLength: model.maxPositions, config };
 }
 
-const MOST_CARD_BYTES = 1 << 20;
+const MAX_CARD_BYTES = 1 << 20;
 
-/** A model's licence, as its card's header or its licence file says. */
+/** A model's licence, from its card's header or else the first line of its licence file; null where there is neither. */
 export function licenceOf(directory: string): string | null {
   const read = (name: string) => {
     const file = path.join(directory, name);
-    return existsSync(file) ? readFileSync(file).subarray(0, MOST_CARD_BYTES).toString("utf8") : "";
+    return existsSync(file) ? readFileSync(file).subarray(0, MAX_CARD_BYTES).toString("utf8") : "";
   };
   const named = /^---\n[\s\S]*?^license:\s*["']?([\w. -]{1,60})["']?\s*$[\s\S]*?^---$/m.exec(read("README.md"))?.[1];
   if (named !== undefined) return named.trim();

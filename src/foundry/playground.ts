@@ -6,21 +6,20 @@ import { HostedModel, type HostOptions } from "../serve/engine/hosted-model.js";
 import { ApiError } from "../serve/errors.js";
 import { formatBytes } from "../system/format.js";
 
-export interface PlayRequest {
+export interface CompletionRequest {
   readonly prompt: string;
   readonly maxTokens: number;
   readonly temperature: number;
   readonly seed: number | undefined;
 }
 
-/** A model to be tried. */
-export interface TriedModel {
-  /** What it is kept under. */
+/** A model to run. */
+export interface PlaygroundModel {
   readonly id: string;
-  /** Where it is. */
+  /** A directory, a .gguf file or a hub id. */
   readonly reference: string;
   readonly hub: HubOptions;
-  /** About so many its weights take. */
+  /** Approximate bytes of its weights. */
   readonly bytes: number;
 }
 
@@ -31,38 +30,44 @@ interface Entry {
   lastUsed: number;
 }
 
-/** Models that are kept in memory, to be asked again. */
-const MOST_MODELS = 3;
-const [SLOTS, WAITING] = [2, 16];
-/** Of the memory that is free, what a model may take: the service goes on beside it. */
+/** How many models are kept in memory. */
+const MAX_MODELS = 3;
+/** Requests to a model that run at once. */
+const SLOTS = 2;
+/** Requests to a model that may wait. */
+const MAX_WAITING = 16;
+/** The share of the free memory that a model may take. */
 const MEMORY_SHARE = 0.5;
 
-/** Lets people try models: a few are kept in memory, the one that was not asked for longest makes room. */
+/** Runs models for people to try. A few stay in memory; the least recently used makes room. */
 export class Playground {
   private readonly entries = new Map<string, Entry>();
   private clock = 0;
 
   constructor(private readonly options: Pick<HostOptions, "device" | "threads">) {}
 
-  /** @throws ApiError 409 for a model that is too large, 429 when too many wait; CoppiceError for one that cannot be had or run */
+  /**
+   * Completes a prompt, or answers it where the model has a chat template, part by part.
+   * @throws ApiError 409 for a model that is too large, 429 when too many requests wait; CoppiceError when it cannot be loaded
+   */
   async *write(
-    tried: TriedModel,
-    { prompt, maxTokens, temperature, seed }: PlayRequest,
+    model: PlaygroundModel,
+    { prompt, maxTokens, temperature, seed }: CompletionRequest,
     client: string,
     signal: AbortSignal,
   ): AsyncGenerator<string> {
-    const entry = this.entry(tried);
+    const entry = this.entry(model);
     entry.users++;
     try {
       const leave = await entry.queue.enter(client, signal);
       try {
-        const model = await entry.model;
+        const hosted = await entry.model;
         const tokens =
-          model.templateSource === undefined
-            ? model.promptOf(prompt)
-            : model.chatPrompt([{ role: "user", content: prompt }]);
+          hosted.templateSource === undefined
+            ? hosted.promptOf(prompt)
+            : hosted.chatPrompt([{ role: "user", content: prompt }]);
         const request = { prompt: tokens, maxTokens, temperature, seed, stops: [], signal };
-        for await (const { text } of model.write(request)) if (text !== "") yield text;
+        for await (const { text } of hosted.write(request)) if (text !== "") yield text;
       } finally {
         leave();
       }
@@ -72,29 +77,30 @@ export class Playground {
     }
   }
 
-  private entry({ id, reference, hub, bytes }: TriedModel): Entry {
+  private entry({ id, reference, hub, bytes }: PlaygroundModel): Entry {
     const known = this.entries.get(id);
     if (known !== undefined) return known;
     const { device, threads } = this.options;
     const load = async () => {
       await this.makeRoom();
-      const most = MEMORY_SHARE * freemem();
-      if (bytes > most)
+      const maxBytes = MEMORY_SHARE * freemem();
+      if (bytes > maxBytes)
         throw new ApiError(
           409,
-          `the model takes about ${formatBytes(bytes)}, and ${formatBytes(most)} are free here: download it, and run it elsewhere`,
+          `the model needs about ${formatBytes(bytes)}, and ${formatBytes(maxBytes)} are free here: download it to run it elsewhere`,
         );
       const file = await runnableGguf(reference, { hub });
       return HostedModel.open(file, { device, threads, slots: SLOTS });
     };
-    const entry: Entry = { model: load(), queue: new FairQueue(SLOTS, WAITING), users: 0, lastUsed: ++this.clock };
+    const entry: Entry = { model: load(), queue: new FairQueue(SLOTS, MAX_WAITING), users: 0, lastUsed: ++this.clock };
     this.entries.set(id, entry);
-    entry.model.catch(() => this.entries.delete(id)); // is tried again when it is asked for again
+    entry.model.catch(() => this.entries.delete(id)); // the next request tries again
     return entry;
   }
 
+  /** Unloads the least recently used models that nobody uses now. */
   private async makeRoom(): Promise<void> {
-    while (this.entries.size > MOST_MODELS) {
+    while (this.entries.size > MAX_MODELS) {
       const idle = [...this.entries]
         .filter(([, { users }]) => users === 0)
         .sort(([, a], [, b]) => a.lastUsed - b.lastUsed);

@@ -4,13 +4,18 @@ import type { ProgressEvent } from "../jobs/index.js";
 import type { Workspace } from "./storage.js";
 import type { Job, JobProgress, Jobs, StageSummary } from "./store/jobs.js";
 
-/** Tells the database what a job does: its stage and progress, and the lines of metrics since the last time. */
+/** At most so many points of the loss curve are recorded at once: a tiny model takes thousands of steps a second. */
+const MAX_POINTS = 20;
+/** Bytes of metrics that are read at once. */
+const MAX_BYTES = 4 << 20;
+
+/** Records a running job in the database: its stage and progress, its log, and its new metrics. */
 export class Reporter {
   private stage: string | null = null;
   private stageBegan = 0;
   private latest: JobProgress | null = null;
   private logs: object[] = [];
-  private begun: object[] = [];
+  private startedStages: object[] = [];
   private metricsRead: number;
   private stagesStamp = "";
   private stages: readonly StageSummary[];
@@ -22,7 +27,7 @@ export class Reporter {
   ) {
     this.stages = job.stages;
     const { size = 0 } = statSync(this.file("metrics.jsonl"), { throwIfNoEntry: false }) ?? {};
-    this.metricsRead = size; // what was there before was told by who was there before
+    this.metricsRead = size; // earlier attempts have recorded what is there already
   }
 
   private file(name: string): string {
@@ -37,59 +42,50 @@ export class Reporter {
     if (stage !== this.stage) {
       this.stage = stage;
       this.stageBegan = performance.now();
-      this.begun.push({ stage });
+      this.startedStages.push({ stage });
     }
     const seconds = (performance.now() - this.stageBegan) / 1000;
     const secondsLeft = done > 0 && seconds > 1 ? (seconds * (total - done)) / done : undefined;
     this.latest = { stage, done, total, unit, detail, secondsLeft };
   }
 
-  /** @returns whether a stage was finished since the last time */
+  /** Records what has happened since the last report. @returns whether a stage has finished since */
   async report(): Promise<boolean> {
     const before = this.stages.length;
     const stamp = statSync(this.file("stages.json"), { throwIfNoEntry: false })?.mtimeMs;
     if (stamp !== undefined && `${stamp}` !== this.stagesStamp) {
       this.stagesStamp = `${stamp}`;
       const all = JSON.parse(readFileSync(this.file("stages.json"), "utf8")) as StageSummary[];
-      if (all.length > this.stages.length) await this.jobs.survived(this.job);
+      if (all.length > this.stages.length) await this.jobs.resetDeaths(this.job);
       this.stages = all.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
     }
     const { job, jobs } = this;
     await jobs.report(job, { stage: this.stage, progress: this.latest, stages: this.stages });
-    await jobs.note(job, "stage", this.begun.splice(0));
-    await jobs.note(job, "log", this.logs.splice(0));
-    await jobs.note(job, "metrics", this.newMetrics());
+    await jobs.addEvents(job, "stage", this.startedStages.splice(0));
+    await jobs.addEvents(job, "log", this.logs.splice(0));
+    await jobs.addEvents(job, "metrics", this.newMetrics());
     return this.stages.length > before;
   }
 
-  /** At most so many points at once: a tiny model takes thousands of steps in a second. */
+  /** New points of the loss curve, evenly thinned; those with a validation loss are all kept. */
   private newMetrics(): object[] {
     const lines = this.newLines(this.file("metrics.jsonl"));
-    const every = Math.ceil(lines.length / MOST_POINTS);
+    const every = Math.ceil(lines.length / MAX_POINTS);
     return lines
       .filter((line, i) => i % every === every - 1 || line.includes('"validationLoss"'))
       .map((line) => {
-        const { step, tokens, loss, learningRate, tokensPerSecond, validationLoss } = JSON.parse(line) as Record<
-          string,
-          number
-        >;
-        return {
-          step,
-          tokens,
-          loss,
-          learningRate,
-          tokensPerSecond,
-          validationLoss,
-        };
+        const metrics = JSON.parse(line) as Record<string, number>;
+        const { step, tokens, loss, learningRate, tokensPerSecond, validationLoss } = metrics;
+        return { step, tokens, loss, learningRate, tokensPerSecond, validationLoss };
       });
   }
 
-  /** Whole lines since the last time: the file may be long. */
+  /** Complete lines since the last report, read in parts: the file may be long. */
   private newLines(file: string): string[] {
     const { size } = statSync(file, { throwIfNoEntry: false }) ?? {};
     if (size === undefined) return [];
-    if (size < this.metricsRead) this.metricsRead = 0; // cut back to a checkpoint
-    const bytes = Buffer.alloc(Math.min(size - this.metricsRead, MOST_BYTES));
+    if (size < this.metricsRead) this.metricsRead = 0; // the job went back to a checkpoint
+    const bytes = Buffer.alloc(Math.min(size - this.metricsRead, MAX_BYTES));
     const fd = openSync(file, "r");
     try {
       const read = readSync(fd, bytes, 0, bytes.length, this.metricsRead);
@@ -101,7 +97,3 @@ export class Reporter {
     }
   }
 }
-
-const MOST_POINTS = 20;
-/** What is read at once of the lines that a job wrote. */
-const MOST_BYTES = 4 << 20;

@@ -1,4 +1,4 @@
-/** What changes the schema from one version to the next, in order. One that was released stays as it is. */
+/** Steps from each version of the schema to the next, in order. A released step never changes. */
 export const MIGRATIONS: readonly string[] = [
   `
   create table foundry.keys (

@@ -4,25 +4,25 @@ import path from "node:path";
 import { CoppiceError } from "../system/errors.js";
 import { temporaryBeside } from "../system/files.js";
 
-/** Keeps secrets at rest: AES-256-GCM, bound to whose they are. */
+/** Encrypts secrets at rest (AES-256-GCM); each can be read only for its own owner. */
 export class Secrets {
   private readonly key: Buffer;
 
-  /** @param secret any text; all processes of a foundry need the same */
+  /** @param secret any text, the same in all processes of a foundry */
   constructor(secret: string) {
     this.key = createHash("sha256").update(`coppice foundry\n${secret}`).digest();
   }
 
-  /** The one of COPPICE_FOUNDRY_SECRET, or one that is made in a file that only its owner reads. */
+  /** Uses COPPICE_FOUNDRY_SECRET, or a random secret kept in a file of the directory that only its owner can read. */
   static open(directory: string): Secrets {
-    const given = process.env.COPPICE_FOUNDRY_SECRET;
-    if (given !== undefined && given !== "") return new Secrets(given);
+    const configured = process.env.COPPICE_FOUNDRY_SECRET;
+    if (configured !== undefined && configured !== "") return new Secrets(configured);
     const file = path.join(directory, "secret");
     if (!existsSync(file)) {
       const temporary = temporaryBeside(file);
       writeFileSync(temporary, randomBytes(32).toString("hex"), { mode: 0o600, flush: true });
       try {
-        linkSync(temporary, file); // unless another process was faster
+        linkSync(temporary, file); // fails where another process was faster
       } catch (error) {
         if (!existsSync(file)) throw error;
       } finally {
@@ -39,7 +39,7 @@ export class Secrets {
     return Buffer.concat([nonce, cipher.getAuthTag(), sealed]).toString("base64");
   }
 
-  /** @throws CoppiceError when it was sealed with another key, for another owner, or changed */
+  /** @throws CoppiceError when it was sealed with another key or for another owner, or was changed */
   unseal(sealed: string, owner: string): string {
     try {
       const bytes = Buffer.from(sealed, "base64");

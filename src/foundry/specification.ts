@@ -3,39 +3,42 @@ import { DEVICES, THIS_MACHINE } from "../devices/index.js";
 import { isBenchmark } from "../jobs/index.js";
 import { FILE_KINDS } from "../quantize/index.js";
 
-/** What a job may be asked for. Every field is named here; one that is not is refused. */
+/** What jobs can do. Unknown fields are refused. */
 
-const MOST_TOKENS = 1e12;
+const MAX_TOKENS = 1e12;
 const id = z.uuid();
 export const fileKind = z.enum(FILE_KINDS as [string, ...string[]]);
 export const deviceId = z.enum([THIS_MACHINE, ...DEVICES.map((device) => device.id)]);
-const name = z.string().min(1).max(120);
-/** Never a file: those that the library takes, too, may be programs. */
+/** The name that a user gives to a job, model or data set. */
+export const displayName = z.string().min(1).max(120);
+/** Tokens of prompt and answer on a device. */
+export const contextLength = z
+  .number()
+  .int()
+  .min(16)
+  .max(1 << 20);
+/** Names only: the library also takes task files, which can be programs. */
 const benchmark = z
   .string()
-  .regex(/^[\w.-]{1,64}(:\d{1,3})?$/, "is no benchmark")
-  .refine(isBenchmark, "is no benchmark: known are minitron, mmlu, arc_easy, piqa and so on, also NAME:EXAMPLES");
+  .regex(/^[\w.-]{1,64}(:\d{1,3})?$/, "is not a benchmark")
+  .refine(isBenchmark, "is not a benchmark: choose minitron, mmlu, arc_easy, piqa and so on, also as NAME:EXAMPLES");
 const tasks = z.array(benchmark).min(1).max(80);
 
 const evaluation = z.strictObject({
-  tasks: tasks.describe("benchmarks or groups of them, for example minitron"),
-  limit: z.number().gt(0).max(1e6).optional().describe("documents of each, or that share of them where below 1"),
+  tasks: tasks.describe("benchmarks or groups, for example minitron"),
+  limit: z.number().gt(0).max(1e6).optional().describe("documents of each benchmark; below 1, that share of them"),
 });
 
-/** Makes a smaller model of a model. */
+/** Makes a model smaller. */
 export const compressSpec = z.strictObject({
   kind: z.literal("compress").default("compress"),
-  name: name.optional(),
-  model: id.describe("which model is made smaller"),
-  dataset: id.optional().describe("what the smaller model learns from; little stories where it is left out"),
-  device: deviceId.optional().describe("what it must fit: architecture and type are chosen where they are not given"),
-  context_length: z
-    .number()
-    .int()
-    .min(16)
-    .max(1 << 20)
+  name: displayName.optional(),
+  model: id.describe("the model to make smaller"),
+  dataset: id.optional().describe("the data to distill on; the built-in stories by default"),
+  device: deviceId
     .optional()
-    .describe("tokens of prompt and answer on the device"),
+    .describe("the device to fit; it decides on target and quantization where they are left out"),
+  context_length: contextLength.optional().describe("tokens of prompt and answer on the device"),
   target: z
     .string()
     .regex(/^[\w.=,/]{1,2000}$/)
@@ -46,8 +49,8 @@ export const compressSpec = z.strictObject({
     .min(1)
     .max(6)
     .optional()
-    .describe("types of GGUF files; what suits the device, or q8_0"),
-  tokens: z.number().int().min(1).max(MOST_TOKENS).default(2_000_000).describe("tokens to distil on"),
+    .describe("types of the GGUF files; by default what suits the device, or q8_0"),
+  tokens: z.number().int().min(1).max(MAX_TOKENS).default(2_000_000).describe("tokens to distill on"),
   sequence_length: z
     .number()
     .int()
@@ -68,8 +71,8 @@ export const compressSpec = z.strictObject({
     .min(1)
     .max(1 << 20)
     .optional(),
-  candidates: z.number().int().min(1).max(100).optional().describe("architectures that are measured at most"),
-  teacher_correction: z.boolean().optional().describe("adapt the teacher to the data first"),
+  candidates: z.number().int().min(1).max(100).optional().describe("how many architectures to measure at most"),
+  teacher_correction: z.boolean().optional().describe("adapt the teacher to the data before distillation"),
   evaluate: evaluation.optional().describe("benchmarks for teacher, pruned model and student"),
 });
 export type CompressSpec = z.infer<typeof compressSpec>;
@@ -77,7 +80,7 @@ export type CompressSpec = z.infer<typeof compressSpec>;
 /** Measures a model on benchmarks. */
 export const evaluateSpec = z.strictObject({
   kind: z.literal("evaluate"),
-  name: name.optional(),
+  name: displayName.optional(),
   model: id,
   ...evaluation.shape,
 });

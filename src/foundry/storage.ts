@@ -27,43 +27,48 @@ import { moveIntoPlace, temporaryBeside } from "../system/files.js";
 import { LOCK_FILE } from "../system/lock.js";
 import { RUN_FILE } from "../system/run-files.js";
 
-/** What was stored. */
+/** A stored file. */
 export interface StoredFile {
   readonly bytes: number;
   readonly sha256: string;
 }
 
 /**
- * Where files are kept: a directory that all processes see, or an S3-compatible store. Keys are made by us, of ids and names that were
- * checked; none is taken from a request.
+ * Keeps files in a directory that all processes share, or in an S3-compatible store. Keys consist of ids and of names that were
+ * checked, never of unchecked text from a request.
  */
 export interface Storage {
-  /** Below it is all that is on this machine. */
+  /** The directory of all its files on this machine. */
   readonly root: string;
-  /** Stores what a stream brings, whole or not at all. */
+  /** Stores a stream, completely or not at all. */
   put(key: string, content: Readable): Promise<StoredFile>;
-  /** @param range first and last byte */
-  read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable>;
-  /** Deletes all whose keys begin so. */
+  read(key: string, range?: ByteRange): Promise<Readable>;
+  /** Deletes the file with this key, and all files below it. */
   remove(prefix: string): Promise<void>;
-  /** A path on this machine with the files below a key: the store's own, or a copy that is made once. */
+  /** A path on this machine with the file or files at a key: the store's own, or a copy. @throws CoppiceError where there is none */
   local(key: string): Promise<string>;
   /**
-   * A directory for a job's work, with what earlier attempts saved. Each attempt has its own: a worker that was taken for dead and
-   * wakes up finds its directory gone, and what it still saves is looked at by nobody.
+   * A directory for an attempt at a job, with what earlier attempts have saved. A worker that was taken for dead and wakes up no longer
+   * has its directory, and what it saves then is ignored.
    */
   workspace(key: string, attempt: number): Promise<Workspace>;
 }
 
+/** The first and the last byte of a part of a file. */
+export interface ByteRange {
+  readonly start: number;
+  readonly end: number;
+}
+
 export interface Workspace {
   readonly path: string;
-  /** Keeps what changed since the last time. */
+  /** Stores what has changed since the last save. */
   save(): Promise<void>;
-  /** Deletes it everywhere. */
+  /** Deletes it here and in the store. */
   discard(): Promise<void>;
 }
 
-/** @param location a directory, or `s3://bucket/prefix` @param cache where copies of S3's files go */
+/** @param location a directory, or `s3://bucket/prefix` @param cache directory for copies of files in S3 */
 export async function openStorage(location: string, cache: string): Promise<Storage> {
   const s3 = /^s3:\/\/([\w.-]+)(?:\/(.*))?$/.exec(location);
   if (s3 === null) return new DiskStorage(path.resolve(location));
@@ -73,11 +78,11 @@ export async function openStorage(location: string, cache: string): Promise<Stor
 
 const checkKey = (key: string): string => {
   if (!/^[\w][\w./-]*$/.test(key) || key.split("/").some((part) => part === "" || part.startsWith(".")))
-    throw new CoppiceError(`"${key}" is no key of the store`);
+    throw new CoppiceError(`"${key}" is not a valid key`);
   return key;
 };
 
-/** Counts and hashes what passes. */
+/** Counts and hashes the bytes that pass through it. */
 function meter(): { readonly through: Transform; readonly result: () => StoredFile } {
   const hash = createHash("sha256");
   let bytes = 0;
@@ -91,11 +96,11 @@ function meter(): { readonly through: Transform; readonly result: () => StoredFi
   return { through, result: () => ({ bytes, sha256: hash.digest("hex") }) };
 }
 
-/** Writes a file of what passes, whole or not at all. */
-async function writeWhole(file: string, content: Readable, through: Transform): Promise<void> {
+/** Writes a stream to a file, completely or not at all. */
+async function writeAtomic(file: string, content: Readable, through: Transform): Promise<void> {
   mkdirSync(path.dirname(file), { recursive: true });
   const temporary = temporaryBeside(file);
-  const fd = openSync(temporary, "wx"); // a stream opens its file later: after it was removed, where its source had failed at once
+  const fd = openSync(temporary, "wx"); // here, because a stream opens its file late: possibly after its source has failed and the file was removed
   try {
     await pipeline(content, through, createWriteStream(temporary, { fd, flush: true }));
     moveIntoPlace(temporary, file);
@@ -116,11 +121,11 @@ class DiskStorage implements Storage {
 
   async put(key: string, content: Readable): Promise<StoredFile> {
     const { through, result } = meter();
-    await writeWhole(this.at(key), content, through);
+    await writeAtomic(this.at(key), content, through);
     return result();
   }
 
-  async read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable> {
+  async read(key: string, range?: ByteRange): Promise<Readable> {
     return createReadStream(this.at(key), range);
   }
 
@@ -135,24 +140,33 @@ class DiskStorage implements Storage {
   }
 
   async workspace(key: string, attempt: number): Promise<Workspace> {
-    const all = this.at(key);
-    const directory = path.join(all, attemptName(attempt));
-    mkdirSync(all, { recursive: true });
-    const [latest, ...older] = attemptsUpTo(attempt, readdirSync(all));
-    for (const name of older) rmSync(path.join(all, name), { recursive: true, force: true });
+    const attempts = this.at(key);
+    const directory = path.join(attempts, attemptName(attempt));
+    mkdirSync(attempts, { recursive: true });
+    const [latest, ...older] = attemptsUpTo(attempt, readdirSync(attempts));
+    for (const name of older) rmSync(path.join(attempts, name), { recursive: true, force: true });
     if (latest === undefined) mkdirSync(directory);
-    else renameSync(path.join(all, latest), directory);
-    rmSync(path.join(directory, LOCK_FILE), { force: true }); // of an attempt that is over, maybe on another machine
+    else renameSync(path.join(attempts, latest), directory);
+    rmSync(path.join(directory, LOCK_FILE), { force: true }); // of an earlier attempt, perhaps on another machine
     return { path: directory, save: async () => {}, discard: () => this.remove(key) };
   }
 }
 
 const attemptName = (attempt: number): string => `attempt-${attempt}`;
-/** Names of an attempt and those before it, the latest first. What a later one has is not touched by who wakes up late. */
+/** The names of an attempt and of earlier ones, latest first. Later attempts are left alone: a worker may wake up late. */
 const attemptsUpTo = (attempt: number, names: readonly string[]): string[] =>
   Array.from({ length: attempt }, (_, i) => attemptName(attempt - i)).filter((name) => names.includes(name));
-/** Says that an attempt's files are all there, those of the attempts before as well. */
+/** Marks an attempt of which all files are stored, including those of earlier attempts. */
 const COMPLETE = "complete";
+
+interface StoredObject {
+  /** With the store's prefix. */
+  readonly key: string;
+  readonly bytes: number;
+}
+
+/** Objects that one request can delete. */
+const MAX_DELETED = 1000;
 
 class S3Storage implements Storage {
   private constructor(
@@ -162,14 +176,16 @@ class S3Storage implements Storage {
     readonly root: string,
   ) {}
 
-  /** Region, keys and endpoint are found as by Amazon's own tools: AWS_REGION, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ... */
+  /** Region, keys and endpoint come from the variables of Amazon's own tools: AWS_REGION, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ... */
   static async open(bucket: string, prefix: string, cache: string): Promise<S3Storage> {
     const endpoint = process.env.AWS_ENDPOINT_URL_S3 ?? process.env.AWS_ENDPOINT_URL;
+    // stores other than Amazon's have no subdomain per bucket
+    const custom = endpoint === undefined ? {} : { endpoint, forcePathStyle: true };
     const client = new S3Client({
       region: process.env.AWS_REGION ?? process.env.AWS_DEFAULT_REGION ?? "us-east-1",
-      // other stores than Amazon's are addressed by path
-      ...(endpoint !== undefined && { endpoint, forcePathStyle: true }),
-      ...{ requestChecksumCalculation: "WHEN_REQUIRED", responseChecksumValidation: "WHEN_REQUIRED" },
+      ...custom,
+      requestChecksumCalculation: "WHEN_REQUIRED",
+      responseChecksumValidation: "WHEN_REQUIRED",
     });
     await client.send(new HeadBucketCommand({ Bucket: bucket })).catch((error: unknown) => {
       throw new UsageError(`the bucket ${bucket} cannot be used: ${error instanceof Error ? error.name : error}`);
@@ -192,115 +208,122 @@ class S3Storage implements Storage {
     return result();
   }
 
-  async read(key: string, range?: { readonly start: number; readonly end: number }): Promise<Readable> {
+  async read(key: string, range?: ByteRange): Promise<Readable> {
     const { Body } = await this.client.send(
       new GetObjectCommand({
-        ...{ Bucket: this.bucket, Key: this.at(key) },
-        ...(range && { Range: `bytes=${range.start}-${range.end}` }),
+        Bucket: this.bucket,
+        Key: this.at(key),
+        Range: range && `bytes=${range.start}-${range.end}`,
       }),
     );
     if (!(Body instanceof Readable)) throw new CoppiceError(`the store has no ${key}`);
     return Body;
   }
 
-  private async list(prefix: string): Promise<{ key: string; bytes: number }[]> {
-    const found: { key: string; bytes: number }[] = [];
+  private async list(prefix: string): Promise<StoredObject[]> {
+    const objects: StoredObject[] = [];
     let token: string | undefined;
     do {
       const page = await this.client.send(
-        new ListObjectsV2Command({ Bucket: this.bucket, Prefix: prefix, ...(token && { ContinuationToken: token }) }),
+        new ListObjectsV2Command({ Bucket: this.bucket, Prefix: prefix, ContinuationToken: token }),
       );
       for (const { Key = "", Size = 0 } of page.Contents ?? [])
-        if (Key === prefix || Key.startsWith(`${prefix}/`)) found.push({ key: Key, bytes: Size });
+        if (Key === prefix || Key.startsWith(`${prefix}/`)) objects.push({ key: Key, bytes: Size });
       token = page.NextContinuationToken;
     } while (token !== undefined);
-    return found;
+    return objects;
   }
 
   private async removeKeys(keys: readonly string[]): Promise<void> {
-    for (let at = 0; at < keys.length; at += 1000)
+    for (let i = 0; i < keys.length; i += MAX_DELETED) {
+      const objects = keys.slice(i, i + MAX_DELETED).map((Key) => ({ Key }));
       await this.client.send(
-        new DeleteObjectsCommand({
-          ...{
-            Bucket: this.bucket,
-            Delete: { Objects: keys.slice(at, at + 1000).map((Key) => ({ Key })), Quiet: true },
-          },
-        }),
+        new DeleteObjectsCommand({ Bucket: this.bucket, Delete: { Objects: objects, Quiet: true } }),
       );
+    }
   }
 
   async remove(prefix: string): Promise<void> {
     await this.removeKeys((await this.list(this.at(prefix))).map(({ key }) => key));
   }
 
-  private async fetchTo(key: string, file: string): Promise<void> {
-    const own = this.prefix === "" ? key : key.slice(this.prefix.length + 1);
-    await writeWhole(file, await this.read(own), new PassThrough());
+  /** Copies an object to a file. @param objectKey with the store's prefix */
+  private async download(objectKey: string, file: string): Promise<void> {
+    const key = this.prefix === "" ? objectKey : objectKey.slice(this.prefix.length + 1);
+    await writeAtomic(file, await this.read(key), new PassThrough());
   }
 
-  /** Files do not change once they are stored: a copy of the right length is good. */
+  /** Stored files never change: a copy of the right length is good. */
   async local(key: string): Promise<string> {
     const base = this.at(key);
     const files = await this.list(base);
     if (files.length === 0) throw new CoppiceError(`the store has no ${key}`);
     const target = path.join(this.root, ...key.split("/"));
-    for (const { key: one, bytes } of files) {
-      const file = path.join(target, ...one.slice(base.length).split("/"));
-      if (!existsSync(file) || statSync(file).size !== bytes) await this.fetchTo(one, file);
+    for (const { key: objectKey, bytes } of files) {
+      const file = path.join(target, ...objectKey.slice(base.length).split("/"));
+      if (!existsSync(file) || statSync(file).size !== bytes) await this.download(objectKey, file);
     }
     return target;
   }
 
   async workspace(key: string, attempt: number): Promise<Workspace> {
-    const all = this.at(key);
-    const own = `${key}/${attemptName(attempt)}`;
-    const directory = path.join(this.root, "workspaces", ...own.split("/"));
-    const copies = path.dirname(directory);
+    const base = this.at(key);
+    const copies = path.join(this.root, "workspaces", ...key.split("/"));
+    const directory = path.join(copies, attemptName(attempt));
     for (const name of attemptsUpTo(attempt, existsSync(copies) ? readdirSync(copies) : []))
-      rmSync(path.join(copies, name), { recursive: true, force: true }); // another worker may have gone on since
+      rmSync(path.join(copies, name), { recursive: true, force: true }); // another worker may have changed it since
     mkdirSync(directory, { recursive: true });
-    const stored = (await this.list(all)).map(({ key: one }) => one.slice(all.length + 1));
-    const whole = stored.filter((name) => name.endsWith(`/${COMPLETE}`)).map((name) => path.posix.dirname(name));
-    const [latest] = attemptsUpTo(attempt, whole);
+    const stored = (await this.list(base)).map((object) => object.key.slice(base.length + 1));
+    const complete = stored.filter((name) => name.endsWith(`/${COMPLETE}`)).map((name) => path.posix.dirname(name));
+    const [latest] = attemptsUpTo(attempt, complete);
     for (const name of stored)
       if (latest !== undefined && name.startsWith(`${latest}/`) && name !== `${latest}/${COMPLETE}`)
-        await this.fetchTo(`${all}/${name}`, path.join(directory, ...name.split("/").slice(1)));
+        await this.download(`${base}/${name}`, path.join(directory, ...name.split("/").slice(1)));
+    const earlier = attemptsUpTo(attempt - 1, stored.map(attemptOf));
+    const obsolete = stored.filter((name) => earlier.includes(attemptOf(name))).map((name) => `${base}/${name}`);
+    return {
+      path: directory,
+      save: this.saver(directory, `${key}/${attemptName(attempt)}`, obsolete),
+      discard: async () => {
+        rmSync(copies, { recursive: true, force: true });
+        await this.remove(key);
+      },
+    };
+  }
+
+  /**
+   * A function that uploads what has changed in a directory since its last call.
+   * @param obsolete objects to delete once all files have been uploaded
+   */
+  private saver(directory: string, key: string, obsolete: readonly string[]): () => Promise<void> {
     const saved = new Map<string, string>();
-    let complete = false;
-    const save = async () => {
-      const names = filesBelow(directory);
-      // a checkpoint before what says that it is there, and last the list of all that the run wrote
-      const rank = (name: string) => (name.includes("/") ? 0 : name === RUN_FILE ? 2 : 1);
-      const ordered = names.sort((a, b) => rank(a) - rank(b));
-      for (const name of ordered) {
+    let isComplete = false;
+    // a checkpoint before the file that announces it, and last the list of all files of the run
+    const rank = (name: string) => (name.includes("/") ? 0 : name === RUN_FILE ? 2 : 1);
+    return async () => {
+      const names = filesBelow(directory).sort((a, b) => rank(a) - rank(b));
+      for (const name of names) {
         const file = path.join(directory, ...name.split("/"));
         const { size, mtimeMs } = statSync(file, { throwIfNoEntry: false }) ?? {};
         if (size === undefined || saved.get(name) === `${size} ${mtimeMs}`) continue;
-        await this.put(`${own}/${name}`, createReadStream(file));
+        await this.put(`${key}/${name}`, createReadStream(file));
         saved.set(name, `${size} ${mtimeMs}`);
       }
-      const gone = [...saved.keys()].filter((name) => !names.includes(name));
-      await this.removeKeys(gone.map((name) => `${this.at(own)}/${name}`));
-      for (const name of gone) saved.delete(name);
-      if (complete) return;
-      await this.put(`${own}/${COMPLETE}`, Readable.from([Buffer.from("\n")]));
-      complete = true;
-      const earlier = attemptsUpTo(
-        attempt - 1,
-        stored.map((name) => name.split("/")[0] ?? ""),
-      );
-      const before = stored.filter((name) => earlier.includes(name.split("/")[0] ?? ""));
-      await this.removeKeys(before.map((name) => `${all}/${name}`));
+      const deleted = [...saved.keys()].filter((name) => !names.includes(name));
+      await this.removeKeys(deleted.map((name) => `${this.at(key)}/${name}`));
+      for (const name of deleted) saved.delete(name);
+      if (isComplete) return;
+      await this.put(`${key}/${COMPLETE}`, Readable.from([Buffer.from("\n")]));
+      isComplete = true;
+      await this.removeKeys(obsolete);
     };
-    const discard = async () => {
-      rmSync(copies, { recursive: true, force: true });
-      await this.remove(key);
-    };
-    return { path: directory, save, discard };
   }
 }
 
-/** Names of a directory's files, those of its folders too, without what is being written and who writes. */
+/** The attempt that a file of a job's workspaces belongs to. */
+const attemptOf = (name: string): string => name.split("/")[0] ?? "";
+
+/** Names of the files in a directory and its folders, without unfinished files and the lock. */
 const filesBelow = (directory: string): string[] =>
   readdirSync(directory, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile() && !entry.name.includes(".partial-") && entry.name !== LOCK_FILE)

@@ -5,127 +5,144 @@ import { CoppiceError } from "../system/errors.js";
 import type { FoundryServices } from "./api/route.js";
 import type { StoredFile } from "./storage.js";
 
-/** What an upload may begin with. */
-export type UploadForm = "text" | "gzip" | "parquet" | "safetensors" | "gguf" | "json";
+/** Formats of uploads, told apart by how they begin. */
+export type UploadFormat = "text" | "gzip" | "parquet" | "safetensors" | "gguf" | "json";
 
+/** How many bytes decide on the format. */
 const SNIFFED_BYTES = 64;
 
-/** @throws ApiError 400 for what is not of the form that its name says; pickles among them */
-function checkBeginning(bytes: Buffer, form: UploadForm, name: string): void {
-  const refuse = (what: string) => new ApiError(400, `${name} ${what}`, { param: "name", code: "invalid_file" });
+/** @throws ApiError 400 when the first bytes are not of the format that the name promises, or are those of a pickle */
+function checkBeginning(bytes: Buffer, format: UploadFormat, name: string): void {
+  const refusal = (what: string) => new ApiError(400, `${name} ${what}`, { param: "name", code: "invalid_file" });
   const magic = bytes.subarray(0, 4).toString("latin1");
   const isPickle = bytes[0] === 0x80 && (bytes[1] ?? 0) <= 5;
   if (isPickle || magic === "PK\u0003\u0004")
-    throw refuse("is a pickle or an archive, which could run code when it is read: send safetensors or GGUF");
-  if (form === "gguf" && magic !== "GGUF") throw refuse("is no GGUF file");
-  if (form === "parquet" && magic !== "PAR1") throw refuse("is no Parquet file");
-  if (form === "gzip" && !(bytes[0] === 0x1f && bytes[1] === 0x8b)) throw refuse("is not compressed by gzip");
-  if (form === "safetensors" && (bytes.length < 9 || bytes[8] !== 0x7b || bytes.readBigUInt64LE(0) > 100_000_000n))
-    throw refuse("is no safetensors file");
-  if (form === "text" || form === "json") {
-    if (bytes.includes(0)) throw refuse("has bytes of value 0: it is no text");
+    throw refusal("is a pickle or an archive, which can run code when it is read: send safetensors or GGUF");
+  if (format === "gguf" && magic !== "GGUF") throw refusal("is not a GGUF file");
+  if (format === "parquet" && magic !== "PAR1") throw refusal("is not a Parquet file");
+  if (format === "gzip" && !(bytes[0] === 0x1f && bytes[1] === 0x8b)) throw refusal("is not compressed with gzip");
+  if (format === "safetensors" && (bytes.length < 9 || bytes[8] !== 0x7b || bytes.readBigUInt64LE(0) > 100_000_000n))
+    throw refusal("is not a safetensors file");
+  if (format === "text" || format === "json") {
+    if (bytes.includes(0)) throw refusal("is not text: it has bytes of value 0");
     try {
-      new TextDecoder("utf-8", { fatal: true }).decode(bytes, { stream: true }); // the last letter may be cut
+      new TextDecoder("utf-8", { fatal: true }).decode(bytes, { stream: true }); // the last character may be cut off
     } catch {
-      throw refuse("is no text in UTF-8");
+      throw refusal("is not text in UTF-8");
     }
   }
 }
 
+export interface UploadOptions {
+  readonly tenant: string;
+  readonly key: string;
+  /** The file's name, for messages. */
+  readonly name: string;
+  readonly format: UploadFormat;
+  /** Starts to read the upload. */
+  readonly content: () => Readable;
+  /** The service's own limit applies as well. */
+  readonly maxBytes?: number | undefined;
+}
+
 /**
- * Stores what a client sends, if it is of the form that its name says and not more than is allowed.
- * @throws ApiError 400, 403 for more than the tenant may keep, 413 for more than one upload may have
+ * Stores an upload, if it has the format that its name promises and is not too large.
+ * @throws ApiError 400 for another format, 403 beyond the tenant's quota, 408 when it breaks off, 413 beyond the limit of one upload
  */
-export async function storeUpload(
-  services: FoundryServices,
-  {
-    tenant,
-    key,
-    name,
-    form,
-    content,
-    most = services.maxUploadBytes,
-  }: {
-    tenant: string;
-    key: string;
-    name: string;
-    form: UploadForm;
-    /** Begins to read what comes. */
-    content: () => Readable;
-    most?: number | undefined;
-  },
-): Promise<StoredFile> {
-  const { storage, tenants, library } = services;
-  const { max_bytes: quota } = await tenants.quota(tenant);
-  const left = quota === null ? Number.POSITIVE_INFINITY : quota - (await library.bytesOf(tenant));
-  let bytes = 0;
-  let beginning: Buffer | undefined = Buffer.alloc(0);
-  const checked = new Transform({
-    transform(chunk: Buffer, _, done) {
-      bytes += chunk.length;
-      if (bytes > most) return done(new ApiError(413, `${name} has more than ${most} bytes`));
-      if (bytes > left)
-        return done(
-          new ApiError(403, `${quota} bytes may be kept here: delete something first`, { code: "quota_exceeded" }),
-        );
-      if (beginning !== undefined) {
-        beginning = Buffer.concat([beginning, chunk]);
-        if (beginning.length >= SNIFFED_BYTES) {
-          try {
-            checkBeginning(beginning, form, name);
-          } catch (error) {
-            return done(error as Error);
-          }
-          beginning = undefined;
-        }
-      }
-      done(null, chunk);
-    },
-    flush(done) {
-      try {
-        if (bytes === 0) throw new ApiError(400, `${name} is empty`, { param: "name", code: "invalid_file" });
-        if (beginning !== undefined) checkBeginning(beginning, form, name);
-        done();
-      } catch (error) {
-        done(error as Error);
-      }
-    },
+export async function storeUpload(services: FoundryServices, upload: UploadOptions): Promise<StoredFile> {
+  const { storage, tenants, library, maxUploadBytes } = services;
+  const { tenant, key, name, content } = upload;
+  const { max_bytes: quotaBytes } = await tenants.quota(tenant);
+  const freeBytes = quotaBytes === null ? Number.POSITIVE_INFINITY : quotaBytes - (await library.bytesOf(tenant));
+  const maxBytes = Math.min(upload.maxBytes ?? maxUploadBytes, maxUploadBytes);
+  const checked = checkingStream(upload, (bytes) => {
+    if (bytes > maxBytes) throw new ApiError(413, `${name} has more than ${maxBytes} bytes`);
+    if (bytes > freeBytes)
+      throw new ApiError(403, `the quota of ${quotaBytes} bytes is used up: delete something first`, {
+        code: "quota_exceeded",
+      });
   });
-  // a stream that has ended before it is listened to says nothing more: it is opened only here
+  // only now: a stream that ends before anybody listens does not report it later
   const source = content();
-  const broken = (error?: unknown) =>
-    checked.destroy(error instanceof ApiError ? error : new ApiError(408, "the upload did not come whole"));
-  source.on("error", broken);
-  source.on("close", () => source.readableEnded || broken());
+  const fail = (error?: unknown) =>
+    checked.destroy(error instanceof ApiError ? error : new ApiError(408, "the upload is incomplete"));
+  source.on("error", fail);
+  source.on("close", () => source.readableEnded || fail());
   return storage.put(key, source.pipe(checked));
 }
 
-/** Documents that are read of a new data set, to see whether it is one. */
-const TRIED_DOCUMENTS = 3;
-const DOCUMENT_ENDINGS: Readonly<Record<string, UploadForm>> = {
-  ...{ ".txt": "text", ".jsonl": "text", ".json": "text", ".parquet": "parquet" },
-  ...{ ".txt.gz": "gzip", ".jsonl.gz": "gzip" },
-};
-
-/** The ending of a data set's name, and what it must be. @throws ApiError 400 for others */
-export function dataForm(name: string): { readonly ending: string; readonly form: UploadForm } {
-  const ending = /\.(?:txt|jsonl|json|parquet)(?:\.gz)?$/.exec(name.toLowerCase())?.[0] ?? "";
-  const form = DOCUMENT_ENDINGS[ending];
-  if (form === undefined)
-    throw new ApiError(400, `data are .txt, .jsonl, .json or .parquet, also .txt.gz and .jsonl.gz, not "${name}"`, {
-      param: "name",
-    });
-  return { ending, form };
+/** Passes an upload through, and fails when it is empty, too large or of another format. */
+function checkingStream(
+  { name, format }: Pick<UploadOptions, "name" | "format">,
+  checkSize: (bytes: number) => void,
+): Transform {
+  let bytes = 0;
+  /** The first bytes, until they have been checked. */
+  let beginning: Buffer | undefined = Buffer.alloc(0);
+  const check = (chunk: Buffer): void => {
+    bytes += chunk.length;
+    checkSize(bytes);
+    if (beginning === undefined) return;
+    beginning = Buffer.concat([beginning, chunk]);
+    if (beginning.length < SNIFFED_BYTES) return;
+    checkBeginning(beginning, format, name);
+    beginning = undefined;
+  };
+  const checkEnd = (): void => {
+    if (bytes === 0) throw new ApiError(400, `${name} is empty`, { param: "name", code: "invalid_file" });
+    if (beginning !== undefined) checkBeginning(beginning, format, name);
+  };
+  return new Transform({
+    transform: (chunk: Buffer, _, done) =>
+      done(
+        errorOf(() => check(chunk)),
+        chunk,
+      ),
+    flush: (done) => done(errorOf(checkEnd)),
+  });
 }
 
-/** @throws ApiError 400 for what has no documents */
+function errorOf(check: () => void): Error | null {
+  try {
+    check();
+    return null;
+  } catch (error) {
+    return error as Error;
+  }
+}
+
+/** How many documents of a new data set are read to check it. */
+const CHECKED_DOCUMENTS = 3;
+const DATASET_FORMATS: Readonly<Record<string, UploadFormat>> = {
+  ".txt": "text",
+  ".jsonl": "text",
+  ".json": "text",
+  ".parquet": "parquet",
+  ".txt.gz": "gzip",
+  ".jsonl.gz": "gzip",
+};
+
+/** The extension of a data set's name, and the format it promises. @throws ApiError 400 for other extensions */
+export function datasetFormat(name: string): { readonly extension: string; readonly format: UploadFormat } {
+  const extension = /\.(?:txt|jsonl|json|parquet)(?:\.gz)?$/.exec(name.toLowerCase())?.[0] ?? "";
+  const format = DATASET_FORMATS[extension];
+  if (format === undefined)
+    throw new ApiError(
+      400,
+      `a data set is a .txt, .jsonl, .json or .parquet file, or .txt.gz or .jsonl.gz, not "${name}"`,
+      { param: "name" },
+    );
+  return { extension, format };
+}
+
+/** @throws ApiError 400 when the file has no documents or cannot be read */
 export async function checkDocuments(file: string): Promise<void> {
   let count = 0;
   try {
-    for await (const _ of readDocuments(file, DOCUMENT_DEFAULTS)) if (++count >= TRIED_DOCUMENTS) break;
+    for await (const _ of readDocuments(file, DOCUMENT_DEFAULTS)) if (++count >= CHECKED_DOCUMENTS) break;
   } catch (error) {
     if (!(error instanceof CoppiceError)) throw new ApiError(400, "the data cannot be read", { code: "invalid_file" });
     throw new ApiError(400, error.message.replaceAll(file, "the data"), { code: "invalid_file" });
   }
-  if (count === 0) throw new ApiError(400, "the data have no documents", { code: "invalid_file" });
+  if (count === 0) throw new ApiError(400, "the data set has no documents", { code: "invalid_file" });
 }

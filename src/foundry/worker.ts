@@ -10,7 +10,7 @@ import { Reporter } from "./reporter.js";
 import { type JobOutcome, runJob } from "./run-job.js";
 import type { Storage, Workspace } from "./storage.js";
 import { type Job, Jobs } from "./store/jobs.js";
-import type { Library, ModelRow } from "./store/library.js";
+import type { Library } from "./store/library.js";
 
 export interface WorkerOptions {
   readonly db: Database;
@@ -18,23 +18,23 @@ export interface WorkerOptions {
   readonly library: Library;
   readonly materials: Materials;
   readonly logger: Logger;
-  /** Where and how jobs compute. */
+  /** The device and threads of jobs. */
   readonly compute: Pick<JobOptions, "device" | "threads">;
-  /** A worker that was not heard of for so many seconds is dead. */
+  /** Seconds without a heartbeat after which a worker counts as dead. */
   readonly deadAfterSeconds: number;
 }
 
 const IDLE_MILLISECONDS = 500;
 
-/** A job under way, and who looks after it. */
-interface UnderWay {
+/** A job that runs here. */
+interface RunningJob {
   readonly job: Job;
   readonly watch: JobWatch;
   readonly workspace: Workspace;
   readonly reporter: Reporter;
 }
 
-/** Takes jobs and does them, one at a time, until it is told to stop. */
+/** Runs jobs from the queue, one at a time. */
 export class Worker {
   readonly id = randomUUID();
   private readonly jobs: Jobs;
@@ -43,7 +43,7 @@ export class Worker {
     this.jobs = new Jobs(options.db);
   }
 
-  /** @param signal to stop: a job that runs is given back, for another worker to go on with */
+  /** Runs jobs until the signal; a job that is running then goes back to the queue. */
   async run(signal: AbortSignal): Promise<void> {
     const { db, logger, deadAfterSeconds } = this.options;
     let lastSweep = 0;
@@ -51,10 +51,10 @@ export class Worker {
       try {
         if (performance.now() - lastSweep > 500 * deadAfterSeconds) {
           lastSweep = performance.now();
-          const taken = await this.jobs.takeFromTheDead(deadAfterSeconds);
-          if (taken > 0) logger.info({ jobs: taken }, "took jobs from dead workers");
+          const requeued = await this.jobs.recoverFromDeadWorkers(deadAfterSeconds);
+          if (requeued > 0) logger.info({ jobs: requeued }, "recovered jobs from dead workers");
         }
-        const message = await db.nextAnnounced();
+        const message = await db.dequeue();
         if (message === undefined) {
           await wait(IDLE_MILLISECONDS * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
           continue;
@@ -63,7 +63,7 @@ export class Worker {
         await message.done();
         if (job !== undefined) await this.work(job, signal);
       } catch (error) {
-        logger.error({ error: String(error) }, "the worker could not go on");
+        logger.error({ error: String(error) }, "worker error");
         await wait(2000, undefined, { signal }).catch(() => {});
       }
     }
@@ -72,14 +72,20 @@ export class Worker {
   private async work(job: Job, signal: AbortSignal): Promise<void> {
     const { logger, storage, library, materials } = this.options;
     const started = performance.now();
-    logger.info({ job: job.id, attempt: job.attempts }, "job begins");
+    logger.info({ job: job.id, attempt: job.attempts }, "job started");
     const workspace = await storage.workspace(keys.workspace(job.id), job.attempts);
     const reporter = new Reporter(this.jobs, job, workspace);
-    const watch = new JobWatch(job, this.jobs, workspace, reporter, logger, signal);
+    const watch = new JobWatch({ job, jobs: this.jobs, workspace, reporter, logger, workerSignal: signal });
     try {
       const { model, dataset } = await this.inputs(job);
       const outcome = await runJob({
-        ...{ job, model, dataset, storage, workspace, library, materials },
+        job,
+        model,
+        dataset,
+        storage,
+        workspace,
+        library,
+        materials,
         options: {
           ...this.options.compute,
           signal: watch.signal,
@@ -89,57 +95,61 @@ export class Worker {
         log: (text) => reporter.log(text),
       });
       await reporter.report();
-      const counted = await this.finish(job, outcome);
-      await watch.settled();
-      if (counted) await workspace.discard();
-      logger.info({ job: job.id, seconds: (performance.now() - started) / 1000, counted }, "job done");
+      const wasHeld = await this.finish(job, outcome);
+      await watch.settle();
+      if (wasHeld) await workspace.discard();
+      logger.info({ job: job.id, seconds: (performance.now() - started) / 1000, wasHeld }, "job done");
     } catch (error) {
-      if (!watch.signal.aborted) watch.standing = await this.jobs.standing(job);
-      await this.leave({ job, watch, workspace, reporter }, error, signal.aborted);
-      const said = error instanceof CoppiceError ? error.message : String(error);
-      logger.info({ job: job.id, standing: watch.standing, error: said }, "job ended");
+      if (!watch.signal.aborted) watch.lease = await this.jobs.leaseState(job);
+      await this.endUnfinished({ job, watch, workspace, reporter }, error, signal.aborted);
+      const message = error instanceof CoppiceError ? error.message : String(error);
+      logger.info({ job: job.id, lease: watch.lease, error: message }, "job ended");
     } finally {
       watch.close();
     }
   }
 
-  /** Records what a job came to. @returns whether it was still this worker's */
-  private finish(job: Job, { result, artifacts, made }: JobOutcome): Promise<boolean> {
+  /** Records the outcome of a job. @returns whether this worker still held its lease */
+  private finish(job: Job, { result, artifacts, model }: JobOutcome): Promise<boolean> {
     return this.jobs.finish(job, { state: "done", result, artifacts }, async (client) => {
-      if (made === undefined) return;
-      const { name, facts, licence, bytes, key } = made;
+      if (model === undefined) return;
+      const { name, facts, licence, bytes, key } = model;
       const source = { kind: "job", key } as const;
       const row = { tenant: job.tenant, name, source, state: "ready", facts, licence, bytes, job_id: job.id } as const;
       await this.options.library.addModel(row, client);
     });
   }
 
-  /** Of a job that did not come to its end: cancelled, given back where the worker ends, or failed. */
-  private async leave({ job, watch, workspace, reporter }: UnderWay, error: unknown, isEnding: boolean): Promise<void> {
-    if (watch.standing === "cancelled") await this.jobs.finish(job, { state: "cancelled" });
-    if (watch.standing !== "held") return;
-    await watch.settled();
-    if (isEnding) {
+  /** Records a job that did not finish: it was cancelled, goes back to the queue because the worker stops, or failed. */
+  private async endUnfinished(
+    { job, watch, workspace, reporter }: RunningJob,
+    error: unknown,
+    isWorkerStopping: boolean,
+  ): Promise<void> {
+    if (watch.lease === "cancelled") await this.jobs.finish(job, { state: "cancelled" });
+    if (watch.lease !== "held") return;
+    await watch.settle();
+    if (isWorkerStopping) {
       await workspace.save();
-      await this.jobs.giveBack(job);
+      await this.jobs.release(job);
       return;
     }
     await reporter.report().catch(() => {});
-    await workspace.save().catch(() => {}); // for when it is tried again
-    const said = (error instanceof Error ? error.message : String(error)).replaceAll(
+    await workspace.save().catch(() => {}); // for a retry
+    const message = (error instanceof Error ? error.message : String(error)).replaceAll(
       workspace.path,
       "the job's directory",
     );
-    await this.jobs.finish(job, { state: "failed", error: this.options.materials.withoutPlaces(said) });
+    await this.jobs.finish(job, { state: "failed", error: this.options.materials.withoutPaths(message) });
   }
 
   private async inputs({ tenant, spec }: Job) {
     const { library } = this.options;
     const model = await library.model(tenant, spec.model);
-    if (model === undefined) throw new CoppiceError("the job's model is no longer there");
-    const wanted = spec.kind === "compress" ? spec.dataset : undefined;
-    const dataset = wanted === undefined ? undefined : await library.dataset(tenant, wanted);
-    if (wanted !== undefined && dataset === undefined) throw new CoppiceError("the job's data is no longer there");
-    return { model: model as ModelRow, dataset };
+    if (model === undefined) throw new CoppiceError("the job's model has been deleted");
+    const datasetId = spec.kind === "compress" ? spec.dataset : undefined;
+    const dataset = datasetId === undefined ? undefined : await library.dataset(tenant, datasetId);
+    if (datasetId !== undefined && dataset === undefined) throw new CoppiceError("the job's data set has been deleted");
+    return { model, dataset };
   }
 }

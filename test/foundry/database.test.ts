@@ -1,18 +1,22 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { once } from "node:events";
+import { type EventEmitter, once } from "node:events";
 import { writeFileSync } from "node:fs";
+import type { Socket } from "node:net";
 import path from "node:path";
-import { setTimeout as wait } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { connectionOf, Database } from "../../src/foundry/database.js";
 import { Secrets } from "../../src/foundry/secrets.js";
+import type { JobSpec } from "../../src/foundry/specification.js";
 import { Jobs } from "../../src/foundry/store/jobs.js";
 import { Tenants } from "../../src/foundry/store/tenants.js";
 import { temporaryDirectory } from "../temporary.js";
+import { until } from "../waiting.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
+
+const evaluation = (): JobSpec => ({ kind: "evaluate", model: randomUUID(), tasks: [] });
 
 for (const { name, missing, start } of DATABASES)
   describe.skipIf(missing)(`${name}, reached by several connections`, () => {
@@ -37,7 +41,7 @@ for (const { name, missing, start } of DATABASES)
       );
       await Promise.all(
         clients.map(async (client, own) => {
-          // statements of the same form: a mix-up would not even be an error
+          // statements that differ only in their values: a mix-up would cause no error
           const sql = `select ${own} as statement, $1::int as value`;
           for (let value = 0; value < 150; value++)
             expect((await client.query(sql, [value])).rows).toEqual([{ statement: own, value }]);
@@ -46,23 +50,23 @@ for (const { name, missing, start } of DATABASES)
       await Promise.all(clients.map((client) => client.end()));
     });
 
-    it("does several things or none, whatever others do meanwhile", async () => {
+    it("commits all of a transaction or nothing, whatever others do meanwhile", async () => {
       await db.pool.query("create table public.counted (n int)");
-      const once = (fails: boolean) =>
+      const insertTwo = (fails: boolean) =>
         db.transaction(async (client) => {
           await client.query("insert into public.counted values ($1)", [1]);
           if (fails) await client.query("select $1::int / 0", [1]);
           await client.query("insert into public.counted values ($1)", [1]);
         });
-      const all = await Promise.allSettled(Array.from({ length: 40 }, (_, i) => once(i % 4 === 0)));
+      const all = await Promise.allSettled(Array.from({ length: 40 }, (_, i) => insertTwo(i % 4 === 0)));
       expect(all.filter(({ status }) => status === "rejected")).toHaveLength(10);
       expect((await db.pool.query("select count(*)::int as count from public.counted")).rows).toEqual([{ count: 60 }]);
     });
 
-    it("has no tenants whose names would not do for a directory", async () => {
+    it("refuses tenant names that cannot be directory names", async () => {
       const tenants = new Tenants(db, new Secrets("x"), { max_bytes: null, max_jobs: null, max_tokens: null });
       for (const name of ["../up", "a/b", ".", "", "Anna", "a".repeat(42)])
-        await expect(tenants.addKey(name, "laptop", "user"), name).rejects.toThrow("is no tenant's name");
+        await expect(tenants.addKey(name, "laptop", "user"), name).rejects.toThrow("is not a tenant name");
       expect(await tenants.anyKeys()).toBe(false);
       const { key } = await tenants.addKey("anna-2", "laptop", "user");
       expect(await tenants.callerOf(key)).toEqual({ tenant: "anna-2", name: "laptop", role: "user" });
@@ -70,16 +74,11 @@ for (const { name, missing, start } of DATABASES)
 
     it("thins a long curve, and keeps its end", async () => {
       const jobs = new Jobs(db);
-      const { job } = await jobs.create(
-        "anna",
-        "long",
-        { kind: "evaluate", model: randomUUID(), tasks: [] },
-        undefined,
-      );
+      const { job } = await jobs.create({ tenant: "anna", name: "long", spec: evaluation() });
       const held = (await jobs.claim(job.id, randomUUID()))!;
       const points = Array.from({ length: 95 }, (_, step) => ({ step, loss: 1 / (1 + step) }));
-      await jobs.note(held, "metrics", points.slice(0, 50));
-      await jobs.note(held, "metrics", points.slice(50));
+      await jobs.addEvents(held, "metrics", points.slice(0, 50));
+      await jobs.addEvents(held, "metrics", points.slice(50));
       expect(await jobs.metrics(job.id)).toEqual(points);
       const some = await jobs.metrics(job.id, 10);
       expect(some).toHaveLength(10);
@@ -91,33 +90,33 @@ for (const { name, missing, start } of DATABASES)
       const client = new pg.Client(connectionOf(db.url));
       client.on("error", () => {});
       await client.connect();
-      const { stream } = (
-        client as unknown as { connection: { stream: { write(bytes: Buffer): void; destroy(): void } } }
-      ).connection;
+      const { connection } = client as unknown as { connection: EventEmitter & { stream: Socket } };
       const text = Buffer.from("\0select nonsense from nowhere\0\0\0"); // a Parse that fails, and no Sync after it
       const head = Buffer.alloc(5);
       head.write("P");
       head.writeInt32BE(text.length + 4, 1);
-      stream.write(Buffer.concat([head, text]));
-      await new Promise((resolve) => setTimeout(resolve, 100));
-      stream.destroy();
+      // the error comes back: the message has arrived
+      const refused = once(connection, "errorMessage");
+      connection.stream.write(Buffer.concat([head, text]));
+      await refused;
+      connection.stream.destroy();
       expect((await db.pool.query("select $1::int as value", [7])).rows).toEqual([{ value: 7 }]);
     });
   });
 
-describe("a worker that computes and hears nothing", () => {
-  it("is killed when its job is to be stopped, and its job is then taken for cancelled", async () => {
+describe("a worker that does not react", () => {
+  it("is killed when its job is cancelled, and the job then counts as cancelled", async () => {
     const directory = temporaryDirectory();
     const db = await Database.open(undefined, directory);
     const jobs = new Jobs(db);
-    const { job } = await jobs.create("anna", "long", { kind: "evaluate", model: randomUUID(), tasks: [] }, undefined);
+    const { job } = await jobs.create({ tenant: "anna", name: "long", spec: evaluation() });
     const id = randomUUID();
     const module = pathToFileURL(path.resolve(import.meta.dirname, "../../dist/foundry/heartbeat.js"));
-    const beat = { url: db.url, id, seconds: 0.1, deafSeconds: 0.5 };
+    const options = { url: db.url, workerId: id, intervalSeconds: 0.1, unresponsiveSeconds: 0.5 };
     const script = `
       const { startHeartbeat } = await import(${JSON.stringify(module.href)});
-      await startHeartbeat(${JSON.stringify(beat)});
-      console.log("lives");
+      await startHeartbeat(${JSON.stringify(options)});
+      console.log("alive");
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60_000);`;
     const file = path.join(directory, "worker.mjs");
     writeFileSync(file, script);
@@ -125,11 +124,10 @@ describe("a worker that computes and hears nothing", () => {
     const exit = once(child, "exit");
     await once(child.stdout, "data");
     await jobs.claim(job.id, id);
-    expect(await jobs.takeFromTheDead(1)).toBe(0); // it lives
+    expect(await jobs.recoverFromDeadWorkers(60)).toBe(0); // it is alive
     await jobs.cancel("anna", job.id);
     expect((await exit)[1]).toBe("SIGKILL");
-    await wait(1100);
-    expect(await jobs.takeFromTheDead(1)).toBe(1);
+    await until(() => jobs.recoverFromDeadWorkers(1)).toBe(1);
     expect(await jobs.get("anna", job.id)).toMatchObject({ state: "cancelled", error: null });
     await db.close();
   });

@@ -10,14 +10,14 @@ export interface TestDatabase {
   stop(): Promise<void>;
 }
 
-/** Debian keeps PostgreSQL's programs by version. */
+/** The directory of PostgreSQL's programs, which Debian has by version. */
 function postgresBinaries(): string | undefined {
   const debian = "/usr/lib/postgresql";
-  const found = existsSync(debian) ? readdirSync(debian).map((version) => path.join(debian, version, "bin")) : [];
-  return found.find((directory) => existsSync(path.join(directory, "postgres")));
+  const candidates = existsSync(debian) ? readdirSync(debian).map((version) => path.join(debian, version, "bin")) : [];
+  return candidates.find((directory) => existsSync(path.join(directory, "postgres")));
 }
 
-/** A PostgreSQL of its own on a socket, started for a test. It does not run as root. */
+/** Starts PostgreSQL on a socket, as the user postgres: it does not run as root. */
 async function startPostgres(binaries: string): Promise<TestDatabase> {
   const directory = mkdtempSync(path.join(tmpdir(), "coppice-postgres-"));
   const isRoot = process.getuid?.() === 0;
@@ -28,7 +28,10 @@ async function startPostgres(binaries: string): Promise<TestDatabase> {
   const run = { ...user, cwd: directory, stdio: "ignore" as const };
   execFileSync(path.join(binaries, "initdb"), ["-D", files, "-U", "postgres", "-A", "trust", "-N"], run);
   const server = spawn(path.join(binaries, "postgres"), ["-D", files, "-k", directory, "-h", "", "-F"], run);
-  for (let i = 0; i < 200 && !existsSync(path.join(directory, ".s.PGSQL.5432")); i++) await wait(50);
+  while (!existsSync(path.join(directory, ".s.PGSQL.5432"))) {
+    if (server.exitCode !== null) throw new Error(`PostgreSQL ended with ${server.exitCode}`);
+    await wait(50);
+  }
   return {
     url: `postgres://postgres@/postgres?host=${encodeURIComponent(directory)}`,
     stop: async () => {

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
 import { filesOf, startHub, type TestHub } from "../hub.js";
 import { temporaryDirectory } from "../temporary.js";
+import "../waiting.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const TOKEN = `hf_${"anna".repeat(8)}`;
@@ -52,8 +53,9 @@ describe("the foundry with a hub", () => {
 
   const send = (who: keyof typeof keys, method: string, at: string, body?: object) =>
     fetch(foundry.url + at, {
-      ...{ method, headers: { authorization: `Bearer ${keys[who]}` } },
-      ...(body && { body: JSON.stringify(body) }),
+      method,
+      headers: { authorization: `Bearer ${keys[who]}` },
+      body: body === undefined ? null : JSON.stringify(body),
     });
   const ask = async (who: keyof typeof keys, method: string, at: string, body?: object): Promise<Json> =>
     (await send(who, method, at, body)).json() as Promise<Json>;
@@ -67,7 +69,7 @@ describe("the foundry with a hub", () => {
   const textOf = async (who: keyof typeof keys, job: string, name: string): Promise<string> =>
     (await send(who, "GET", `/v1/jobs/${job}/artifacts/${name}`)).text();
 
-  it("plans for a model of it before its weights are here, makes it smaller, and carries its licence over", async () => {
+  it("plans for a hub model before it is downloaded, makes it smaller, and keeps its licence", async () => {
     const { id: model } = await ask("anna", "POST", "/v1/models", { hub_id: "org/tiny" });
     const plan = await ask("anna", "POST", "/v1/plans", { model, device: "phone-4gb" });
     expect(plan.best.share).toBe(1);
@@ -82,13 +84,13 @@ describe("the foundry with a hub", () => {
     const files = (await ask("anna", "GET", `/v1/jobs/${job.id}/artifacts`)).data.map(({ name }) => name);
     expect(files).toContain("org-tiny-for-phone-4gb-q8_0.gguf");
     const models = (await ask("anna", "GET", "/v1/models")).data;
-    expect(models.find(({ job_id: made }) => made === job.id)).toMatchObject({ name: job.name, licence: "mit" });
+    expect(models.find(({ job_id: jobId }) => jobId === job.id)).toMatchObject({ name: job.name, licence: "mit" });
   });
 
-  it("measures a model on its benchmarks, and tells nothing of where things lie here", async () => {
+  it("measures a model on the hub's benchmarks, and reveals no paths of this machine", async () => {
     const model = (await ask("anna", "GET", "/v1/models")).data.find(({ name }) => name === "Tiny teacher")!.id;
-    const asked = await ask("anna", "POST", "/v1/evaluations", { model, tasks: ["piqa:1"], limit: 8 });
-    const job = await ended("anna", asked.id);
+    const created = await ask("anna", "POST", "/v1/evaluations", { model, tasks: ["piqa:1"], limit: 8 });
+    const job = await ended("anna", created.id);
     expect(job).toMatchObject({ state: "done", error: null });
     expect(Object.keys(job.result.scores)).toEqual(["piqa"]);
     expect(job.result.scores.piqa?.["Tiny teacher"]).toMatch(/^\d/);
@@ -103,7 +105,7 @@ describe("the foundry with a hub", () => {
     expect(JSON.parse(await textOf("anna", job.id, "results.json")).models[0].model).toBe("Tiny teacher");
   });
 
-  it("takes only benchmarks for tasks, and ids for models: files are never looked at", async () => {
+  it("takes only benchmarks for tasks and ids for models, never files", async () => {
     const model = (await ask("anna", "GET", "/v1/models")).data.at(-1)!.id;
     for (const task of [
       "package.json",
@@ -115,9 +117,9 @@ describe("the foundry with a hub", () => {
     ]) {
       const refused = await send("anna", "POST", "/v1/evaluations", { model, tasks: [task] });
       expect(refused.status, task).toBe(400);
-      expect(((await refused.json()) as Json).error?.message).toContain("is no benchmark");
+      expect(((await refused.json()) as Json).error?.message).toContain("is not a benchmark");
     }
-    // a directory of ours; the hub has no such model
+    // a directory of this machine, not a model of the hub
     const { id } = await ask("anna", "POST", "/v1/models", { hub_id: "examples/tiny-teacher" });
     expect((await ask("anna", "POST", "/v1/plans", { model: id, device: "phone-4gb" })).error?.message).toContain(
       "has no model examples/tiny-teacher",
@@ -126,7 +128,7 @@ describe("the foundry with a hub", () => {
       expect((await send("anna", "POST", "/v1/models", { hub_id: id })).status, id).toBe(400);
   });
 
-  it("gives what a tenant's token opened to no other tenant", async () => {
+  it("keeps what one tenant's token opens from other tenants", async () => {
     const plan = async (who: keyof typeof keys) => {
       const { id: model } = await ask(who, "POST", "/v1/models", { hub_id: "org/gated" });
       return send(who, "POST", "/v1/plans", { model, device: "phone-4gb" });

@@ -8,7 +8,7 @@ import { temporaryDirectory } from "../temporary.js";
 describe("a secret", () => {
   const secrets = new Secrets("one");
 
-  it("is only read again by its owner, with the same key, unchanged", () => {
+  it("can be read only for its owner, with the same key and unchanged", () => {
     fc.assert(
       fc.property(fc.string(), fc.string(), fc.nat(), (text, owner, at) => {
         const sealed = secrets.seal(text, owner);
@@ -22,7 +22,7 @@ describe("a secret", () => {
     );
   });
 
-  it("that nobody gave is made once, in a file that only its owner reads", () => {
+  it("is generated once where none is configured, in a file that only its owner can read", () => {
     const directory = temporaryDirectory();
     const sealed = Secrets.open(directory).seal("x", "a");
     expect(Secrets.open(directory).unseal(sealed, "a")).toBe("x");
@@ -30,7 +30,7 @@ describe("a secret", () => {
     expect(statSync(path.join(directory, "secret")).mode & 0o777).toBe(0o600);
   });
 
-  it("looks different each time", () => {
+  it("is encrypted differently each time", () => {
     expect(secrets.seal("x", "a")).not.toBe(secrets.seal("x", "a"));
   });
 });

@@ -10,13 +10,14 @@ import { connectionOf } from "../../src/foundry/database.js";
 import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
 import { requestsOf } from "../openapi-requests.js";
 import { temporaryDirectory } from "../temporary.js";
+import "../waiting.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
 const corpus = path.resolve(import.meta.dirname, "../../examples/corpus/stories.txt.gz");
-/** A job of seconds. */
+/** A short job. */
 const QUICK = { tokens: 5000, sequence_length: 32, calibration_samples: 8, target: "hidden=96,ffn=320" };
 
-/** What is read of answers. */
+/** The fields of answers that tests read. */
 interface Json {
   readonly [name: string]: unknown;
   readonly id: string;
@@ -70,10 +71,10 @@ for (const { name: engine, missing, start } of DATABASES)
       headers = {},
     ) => {
       const response = await fetch(foundry.url + at, {
-        ...{ method, headers: { ...(who && { authorization: `Bearer ${keys[who]}` }), ...headers } },
-        ...(body !== undefined && {
-          body: typeof body === "string" || body instanceof Uint8Array ? (body as string) : JSON.stringify(body),
-        }),
+        method,
+        headers: who === undefined ? headers : { authorization: `Bearer ${keys[who]}`, ...headers },
+        body:
+          typeof body === "string" || body instanceof Uint8Array ? (body as string) : (JSON.stringify(body) ?? null),
       });
       const text = await response.text();
       return {
@@ -82,6 +83,11 @@ for (const { name: engine, missing, start } of DATABASES)
         text,
         headers: response.headers,
       };
+    };
+    /** A file, with the key of anna. */
+    const download = async (at: string): Promise<Buffer> => {
+      const response = await fetch(foundry.url + at, { headers: { authorization: `Bearer ${keys.anna}` } });
+      return Buffer.from(await response.arrayBuffer());
     };
     const embedded = async (): Promise<string> =>
       (await ask("anna", "GET", "/v1/models")).json.data.find(({ shared }: Json) => shared)!.id;
@@ -93,7 +99,7 @@ for (const { name: engine, missing, start } of DATABASES)
       }
     };
 
-    it("settles what suits its own machine when a job is made, and cuts nothing for 1x", async () => {
+    it("decides what suits its own machine when a job is created, and cuts nothing for 1x", async () => {
       const spec = { model: await embedded(), tokens: 2000, calibration_samples: 8, candidates: 1 };
       const here = await ask("anna", "POST", "/v1/jobs", { ...spec, device: "this-machine" });
       expect(here.status).toBe(201);
@@ -102,10 +108,10 @@ for (const { name: engine, missing, start } of DATABASES)
       expect(done).toMatchObject({ state: "done", result: { plan: null } });
       const plan = await ask("anna", "POST", "/v1/plans", { model: spec.model, device: "this-machine" });
       expect(plan.json.device).toMatchObject({ id: "this-machine", usableBytes: expect.any(Number) });
-      for (const { id } of [here.json]) await ask("anna", "DELETE", `/v1/jobs/${id}`);
+      await ask("anna", "DELETE", `/v1/jobs/${here.json.id}`);
     });
 
-    it("does a job from end to end for a client that is generated from its document", async () => {
+    it("runs a job from end to end for a client generated from its OpenAPI document", async () => {
       const definition = (await (await fetch(`${foundry.url}/openapi.json`)).json()) as never;
       const api = new OpenAPIClientAxios({
         definition,
@@ -129,28 +135,26 @@ for (const { name: engine, missing, start } of DATABASES)
       const plan = await client.postV1Plans!(null, { model: model.id, device: "phone-4gb" });
       expect(plan.data.best).toMatchObject({ share: 1, fits: true });
       const spec = { ...QUICK, model: model.id, dataset: dataset.data.id, device: "phone-4gb", name: "Smaller" };
-      const made = await client.postV1Jobs!(null, spec, { headers: { "idempotency-key": "one" } });
-      expect(made.status).toBe(201);
+      const created = await client.postV1Jobs!(null, spec, { headers: { "idempotency-key": "one" } });
+      expect(created.status).toBe(201);
       expect((await client.postV1Jobs!(null, spec, { headers: { "idempotency-key": "one" } })).data.id).toBe(
-        made.data.id,
+        created.data.id,
       );
       expect(
         (await ask("anna", "POST", "/v1/jobs", { ...spec, tokens: 6000 }, { "idempotency-key": "one" })).status,
       ).toBe(409);
-      const job = await ended("anna", made.data.id);
+      const job = await ended("anna", created.data.id);
       expect(job).toMatchObject({ state: "done", error: null });
       expect(job.stages.map(({ name }: Json) => name)).toEqual([
-        ...[
-          "measure teacher",
-          "calibrate",
-          "search",
-          "prune",
-          "measure pruned",
-          "distill",
-          "measure student",
-          "gguf q8_0",
-          "measure q8_0",
-        ],
+        "measure teacher",
+        "calibrate",
+        "search",
+        "prune",
+        "measure pruned",
+        "distill",
+        "measure student",
+        "gguf q8_0",
+        "measure q8_0",
       ]);
       const { teacher, pruned, student } = job.result.models;
       expect(student.parameters).toBeLessThan(teacher.parameters);
@@ -161,13 +165,7 @@ for (const { name: engine, missing, start } of DATABASES)
         expect.arrayContaining(["README.md", "Smaller-q8_0.gguf", "model.safetensors", "report.html"]),
       );
       for (const { name, sha256 } of files) {
-        const bytes = Buffer.from(
-          await (
-            await fetch(`${foundry.url}/v1/jobs/${job.id}/artifacts/${name}`, {
-              headers: { authorization: `Bearer ${keys.anna}` },
-            })
-          ).arrayBuffer(),
-        );
+        const bytes = await download(`/v1/jobs/${job.id}/artifacts/${name}`);
         expect(createHash("sha256").update(bytes).digest("hex"), name).toBe(sha256);
       }
       const card = await ask("anna", "GET", `/v1/jobs/${job.id}/artifacts/README.md`);
@@ -198,13 +196,10 @@ for (const { name: engine, missing, start } of DATABASES)
       expect(curve.length).toBeGreaterThan(1);
       expect(curve.map(({ step }) => step)).toEqual(curve.map(({ step }) => step).sort((a, b) => a - b));
 
-      // what it made is called as it is, and tells nothing of where things lie here
+      // the files have the job's name, and reveal no paths of this machine
       const gguf = path.join(temporaryDirectory(), "smaller.gguf");
       const all = `/v1/jobs/${job.id}/artifacts`;
-      const bytes = await fetch(`${foundry.url}${all}/Smaller-q8_0.gguf`, {
-        headers: { authorization: `Bearer ${keys.anna}` },
-      });
-      writeFileSync(gguf, Buffer.from(await bytes.arrayBuffer()));
+      writeFileSync(gguf, await download(`${all}/Smaller-q8_0.gguf`));
       expect(openGguf(gguf).metadata.get("general.name")?.value).toBe("Smaller");
       for (const name of ["report.html", "report.json", "README.md", "metrics.jsonl"])
         expect((await ask("anna", "GET", `${all}/${name}`)).text, name).not.toContain(data);
@@ -218,7 +213,7 @@ for (const { name: engine, missing, start } of DATABASES)
       expect((await ask("anna", "GET", "/v1/me")).json.used_bytes).toBe(content.length);
     });
 
-    it("forgets a job only when it has ended", async () => {
+    it("deletes a job only when it has ended", async () => {
       const spec = { ...QUICK, tokens: 50_000_000, model: await embedded() };
       const { id } = (await ask("anna", "POST", "/v1/jobs", spec)).json;
       expect((await ask("anna", "DELETE", `/v1/jobs/${id}`)).status).toBe(409);
@@ -267,19 +262,19 @@ for (const { name: engine, missing, start } of DATABASES)
       expect((await ask("anna", "DELETE", `/v1/models/${model}`)).status).toBe(403);
     });
 
-    it("lets each role do what it may", async () => {
+    it("allows each role only what it may do", async () => {
       expect((await ask(undefined, "GET", "/v1/jobs")).status).toBe(401);
       expect((await ask(undefined, "GET", "/v1/health/ready")).status).toBe(200);
       expect((await ask("viewer", "GET", "/v1/jobs")).status).toBe(200);
       expect((await ask("viewer", "POST", "/v1/models", { name: "x" })).status).toBe(403);
       expect((await ask("anna", "GET", "/v1/keys")).status).toBe(403);
-      const made = await ask("boss", "POST", "/v1/keys", { tenant: "carl", name: "phone", role: "viewer" });
-      expect(made.status).toBe(201);
+      const created = await ask("boss", "POST", "/v1/keys", { tenant: "carl", name: "phone", role: "viewer" });
+      expect(created.status).toBe(201);
       const listed = await ask("boss", "GET", "/v1/keys");
-      expect(listed.text).not.toContain(made.json.key);
-      const me = () => fetch(`${foundry.url}/v1/me`, { headers: { authorization: `Bearer ${made.json.key}` } });
+      expect(listed.text).not.toContain(created.json.key);
+      const me = () => fetch(`${foundry.url}/v1/me`, { headers: { authorization: `Bearer ${created.json.key}` } });
       expect(await (await me()).json()).toMatchObject({ tenant: "carl", role: "viewer" });
-      expect((await ask("boss", "DELETE", `/v1/keys/${made.json.id}`)).status).toBe(204);
+      expect((await ask("boss", "DELETE", `/v1/keys/${created.json.id}`)).status).toBe(204);
       expect((await me()).status).toBe(401);
     });
 
@@ -300,7 +295,7 @@ for (const { name: engine, missing, start } of DATABASES)
       await set({});
     });
 
-    it("refuses uploads that are not what they say, and keeps nothing of them", async () => {
+    it("refuses uploads that are not what their names say, and keeps nothing of them", async () => {
       const send = (name: string, body: string | Uint8Array) =>
         ask("bert", "POST", `/v1/datasets?name=${encodeURIComponent(name)}`, body);
       const pickle = Buffer.from("80049500", "hex");
@@ -344,7 +339,7 @@ for (const { name: engine, missing, start } of DATABASES)
       expect((await ask("bert", "GET", "/v1/me")).json.used_bytes).toBe(0);
     });
 
-    it("takes a model that is sent, file by file", async () => {
+    it("takes an uploaded model, file by file", async () => {
       const directory = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
       await ask("boss", "PUT", "/v1/quotas/bert", { max_bytes: null, max_jobs: null, max_tokens: null });
       const model = (await ask("bert", "POST", "/v1/models", { name: "Sent" })).json.id;
@@ -358,7 +353,7 @@ for (const { name: engine, missing, start } of DATABASES)
       await ask("bert", "DELETE", `/v1/models/${model}`);
     });
 
-    it("keeps a hub token sealed", async () => {
+    it("keeps a hub token encrypted", async () => {
       const token = `hf_${"s3cret".repeat(5)}`;
       expect((await ask("anna", "PUT", "/v1/hub-token", { token })).status).toBe(204);
       expect((await ask("anna", "GET", "/v1/me")).json.hub_token).toBe(true);
@@ -373,14 +368,15 @@ for (const { name: engine, missing, start } of DATABASES)
       expect((await ask("anna", "DELETE", "/v1/hub-token")).status).toBe(204);
     });
 
-    it("answers requests that its document allows, or nearly, and never with 500", async () => {
+    it("never answers with 500, neither valid requests nor nearly valid ones", async () => {
       const document = (await (await fetch(`${foundry.url}/openapi.json`)).json()) as Json;
       const model = await embedded();
       const some = fc.constantFrom(model, randomUUID());
       const known = {
         id: some,
         model: fc.constant(model),
-        ...{ tokens: fc.constant(1000), max_tokens: fc.constant(2) },
+        tokens: fc.constant(1000),
+        max_tokens: fc.constant(2),
         hub_id: fc.constant("a/b"),
         name: fc.constantFrom("a.txt", "README.md", "config.json"),
       };

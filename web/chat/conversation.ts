@@ -1,15 +1,15 @@
 import { eventsOf } from "../shared/events.js";
 
-/** A conversation with the service that this page came from, by its own API. */
+/** A conversation with the service of this page, through its API. */
 
 export interface Turn {
   readonly role: "user" | "assistant";
   readonly content: string;
-  /** What went wrong in place of an answer, or at its end. */
+  /** Why the answer is missing or incomplete. */
   readonly error?: string | undefined;
 }
 
-/** Fields of a request, as they were typed: empty ones are left to the service. */
+/** Fields of a request, as they were typed: the service decides on empty ones. */
 export interface Settings {
   readonly temperature: string;
   readonly top_p: string;
@@ -36,53 +36,54 @@ interface Chunk {
   readonly error?: { readonly message: string };
 }
 
-const headersOf = (key: string): Record<string, string> => ({
-  "content-type": "application/json",
-  ...(key !== "" && { authorization: `Bearer ${key}` }),
-});
+const headersOf = (key: string): Record<string, string> => {
+  const type = { "content-type": "application/json" };
+  return key === "" ? type : { ...type, authorization: `Bearer ${key}` };
+};
 
-async function reasonOf(response: Response): Promise<string> {
+async function errorMessageOf(response: Response): Promise<string> {
   const body = (await response.json().catch(() => ({}))) as Chunk;
   return body.error?.message ?? `the service answered ${response.status}`;
 }
 
 export async function listModels(key: string): Promise<string[]> {
   const response = await fetch("/v1/models", { headers: headersOf(key) });
-  if (!response.ok) throw new Error(await reasonOf(response));
+  if (!response.ok) throw new Error(await errorMessageOf(response));
   const { data } = (await response.json()) as { readonly data: readonly { readonly id: string }[] };
   return data.map(({ id }) => id);
 }
 
-/** What comes of an answer: a part of its text, or how many tokens there are by now. */
-export interface Part {
+export interface AnswerRequest {
+  /** Ends with a turn of the user. */
+  readonly turns: readonly Turn[];
+  readonly model: string;
+  readonly settings: Settings;
+  /** The API key; empty for none. */
+  readonly key: string;
+  readonly signal: AbortSignal;
+}
+
+/** New text of an answer, and the number of tokens so far. */
+export interface AnswerPart {
   readonly text: string;
   readonly tokens: number;
 }
 
-/** An answer to the turns so far, as it comes. @throws Error with the service's own words */
-export async function* answer(
-  turns: readonly Turn[],
-  model: string,
-  { system, ...numbers }: Settings,
-  key: string,
-  signal: AbortSignal,
-): AsyncGenerator<Part> {
-  // a question that got no answer is not said again with the next
-  const failed = (turn: Turn | undefined) => turn?.error !== undefined && turn.content === "";
-  const said = turns.filter((turn, i) => !failed(turn) && !failed(turns[i + 1]));
-  const body = {
-    ...Object.fromEntries(Object.entries(numbers).flatMap(([name, value]) => (value === "" ? [] : [[name, +value]]))),
-    model,
-    messages: [
-      ...(system === "" ? [] : [{ role: "system", content: system }]),
-      ...said.map(({ role, content }) => ({ role, content })),
-    ],
-    stream: true,
-    stream_options: { include_usage: true },
-  };
-  const request = { method: "POST", headers: headersOf(key), body: JSON.stringify(body), signal };
-  const response = await fetch("/v1/chat/completions", request);
-  if (!response.ok) throw new Error(await reasonOf(response));
+/** Streams an answer. @throws Error with the service's message */
+export async function* streamAnswer({
+  turns,
+  model,
+  settings,
+  key,
+  signal,
+}: AnswerRequest): AsyncGenerator<AnswerPart> {
+  const response = await fetch("/v1/chat/completions", {
+    method: "POST",
+    headers: headersOf(key),
+    body: JSON.stringify(requestBody(turns, model, settings)),
+    signal,
+  });
+  if (!response.ok) throw new Error(await errorMessageOf(response));
   let tokens = 0;
   for await (const { data } of eventsOf(response)) {
     if (data === "[DONE]" || data === "") continue;
@@ -95,22 +96,41 @@ export async function* answer(
   }
 }
 
-const KEPT = "coppice-chat";
+function requestBody(turns: readonly Turn[], model: string, { system, ...numbers }: Settings): object {
+  // a question without an answer is left out of later requests
+  const hasFailed = (turn: Turn | undefined) => turn?.error !== undefined && turn.content === "";
+  const messages = turns
+    .filter((turn, i) => !hasFailed(turn) && !hasFailed(turns[i + 1]))
+    .map(({ role, content }) => ({ role, content }));
+  const parameters = Object.entries(numbers).filter(([, value]) => value !== "");
+  return {
+    ...Object.fromEntries(parameters.map(([name, value]) => [name, Number(value)])),
+    model,
+    messages: system === "" ? messages : [{ role: "system", content: system }, ...messages],
+    stream: true,
+    stream_options: { include_usage: true },
+  };
+}
 
-/** What this tab remembers of an earlier visit. */
-export function remembered(): { readonly turns: readonly Turn[]; readonly settings: Settings } {
+const STORAGE_KEY = "coppice-chat";
+
+/** The conversation and settings that this tab has stored. */
+export function loadConversation(): { readonly turns: readonly Turn[]; readonly settings: Settings } {
   try {
-    const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}") as { turns?: Turn[]; settings?: Partial<Settings> };
-    return { turns: kept.turns ?? [], settings: { ...DEFAULT_SETTINGS, ...kept.settings } };
+    const stored = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "{}") as {
+      turns?: Turn[];
+      settings?: Partial<Settings>;
+    };
+    return { turns: stored.turns ?? [], settings: { ...DEFAULT_SETTINGS, ...stored.settings } };
   } catch {
     return { turns: [], settings: DEFAULT_SETTINGS };
   }
 }
 
-export function remember(turns: readonly Turn[], settings: Settings): void {
+export function saveConversation(turns: readonly Turn[], settings: Settings): void {
   try {
-    sessionStorage.setItem(KEPT, JSON.stringify({ turns, settings }));
+    sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ turns, settings }));
   } catch {
-    // full, or not allowed: then this tab forgets
+    // storage is full or not allowed: the conversation lasts until the tab is reloaded
   }
 }

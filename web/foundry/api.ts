@@ -1,6 +1,6 @@
 import { eventsOf } from "../shared/events.js";
 
-/** The foundry's API, as the pages use it. */
+/** The part of the foundry's API that its pages use. */
 
 export interface Model {
   readonly id: string;
@@ -24,12 +24,12 @@ export interface Dataset {
 export interface Device {
   readonly id: string;
   readonly name: string;
-  /** Of this machine known once it was planned for. */
+  /** Unknown for the service's own machine until the first plan for it. */
   readonly usableBytes?: number;
   readonly contextLength: number;
 }
 
-/** One size for all layers, or one for each. */
+/** One size for all layers, or one for each layer. */
 export type AxisSize = number | readonly number[];
 
 export interface Candidate {
@@ -60,7 +60,8 @@ export interface Me {
   readonly quota: { readonly max_bytes: number | null; readonly max_jobs: number | null };
 }
 
-export interface Measured {
+/** What was measured of a model or file. */
+export interface Measurement {
   readonly parameters: number;
   readonly bytes: number;
   readonly loss: number;
@@ -68,16 +69,16 @@ export interface Measured {
 }
 
 export interface JobResult {
-  readonly models?: Readonly<Record<string, Measured>>;
+  readonly models?: Readonly<Record<string, Measurement>>;
   readonly plan?: Readonly<Record<string, { readonly from: AxisSize; readonly to: AxisSize }>> | null;
-  /** Layers of the original that stayed. */
+  /** Indices of the original's layers that were kept. */
   readonly keptLayers?: readonly number[] | null;
   readonly tokens?: number;
   readonly scores?: Readonly<Record<string, Readonly<Record<string, string>>>> | null;
   readonly sentence?: string;
-  /** What its first file takes on the device, predicted. */
+  /** Predicted memory of the first file on the device. */
   readonly memory?: { readonly totalBytes: number };
-  /** Tokens per second there, predicted. */
+  /** Predicted tokens per second on the device. */
   readonly speed?: number | null;
 }
 
@@ -126,11 +127,12 @@ export interface Point {
   readonly validationLoss?: number;
 }
 
-const KEY = "coppice-key";
-export const storedKey = (): string => sessionStorage.getItem(KEY) ?? "";
-export const storeKey = (key: string): void => sessionStorage.setItem(KEY, key);
+const STORAGE_KEY = "coppice-key";
+export const storedKey = (): string => sessionStorage.getItem(STORAGE_KEY) ?? "";
+export const storeKey = (key: string): void => sessionStorage.setItem(STORAGE_KEY, key);
 
-export class Refused extends Error {
+/** An error that the service answered with. */
+export class ServiceError extends Error {
   constructor(
     readonly status: number,
     message: string,
@@ -139,19 +141,17 @@ export class Refused extends Error {
   }
 }
 
-async function ask(path: string, init: RequestInit = {}): Promise<Response> {
+async function request(path: string, init: RequestInit = {}): Promise<Response> {
+  const headers = new Headers(init.headers);
   const key = storedKey();
-  const headers = {
-    ...(key !== "" && { authorization: `Bearer ${key}` }),
-    ...(init.headers as Record<string, string>),
-  };
+  if (key !== "") headers.set("authorization", `Bearer ${key}`);
   const response = await fetch(path, { ...init, headers });
   if (response.ok) return response;
-  const said = (await response.json().catch(() => undefined)) as { error?: { message?: string } } | undefined;
-  throw new Refused(response.status, said?.error?.message ?? `the service answered ${response.status}`);
+  const body = (await response.json().catch(() => undefined)) as { error?: { message?: string } } | undefined;
+  throw new ServiceError(response.status, body?.error?.message ?? `the service answered ${response.status}`);
 }
 
-export const get = async <T>(path: string): Promise<T> => (await ask(path)).json() as Promise<T>;
+export const get = async <T>(path: string): Promise<T> => (await request(path)).json() as Promise<T>;
 export const list = async <T>(path: string): Promise<readonly T[]> => (await get<{ data: readonly T[] }>(path)).data;
 
 export async function send<T>(
@@ -160,49 +160,50 @@ export async function send<T>(
   body?: unknown,
   headers: Record<string, string> = {},
 ): Promise<T> {
-  const response = await ask(path, {
-    ...{ method, headers: { "content-type": "application/json", ...headers } },
-    ...(body !== undefined && { body: JSON.stringify(body) }),
+  const response = await request(path, {
+    method,
+    headers: { "content-type": "application/json", ...headers },
+    body: body === undefined ? null : JSON.stringify(body),
   });
   return (response.status === 204 ? undefined : await response.json()) as T;
 }
 
-/** Sends a file as it is. */
+/** Uploads a file. */
 export async function upload<T>(method: "POST" | "PUT", path: string, file: Blob): Promise<T> {
-  const response = await ask(path, { method, body: file, headers: { "content-type": "application/octet-stream" } });
+  const response = await request(path, { method, body: file, headers: { "content-type": "application/octet-stream" } });
   return response.json() as Promise<T>;
 }
 
-/** What a stream tells, by the event's name. */
+/** The data of a stream's events, by their names. */
 export type ServerEvents = Readonly<Record<string, unknown>>;
 
 export type ServerEvent<Events extends ServerEvents> = {
   readonly [Name in keyof Events & string]: {
     readonly event: Name;
-    /** Where the stream can be resumed from; empty where it cannot. */
+    /** The id to resume the stream from; empty where there is none. */
     readonly id: string;
     readonly data: Events[Name];
   };
 }[keyof Events & string];
 
-/** Server-sent events of a request, also one with a body and a key, which EventSource cannot make. */
+/** Sends a request whose response is server-sent events. */
 export async function* events<Events extends ServerEvents>(
   path: string,
   init: RequestInit,
 ): AsyncGenerator<ServerEvent<Events>> {
-  for await (const { event, id, data } of eventsOf(await ask(path, init)))
+  for await (const { event, id, data } of eventsOf(await request(path, init)))
     yield { event, id, data: JSON.parse(data) } as ServerEvent<Events>;
 }
 
-/** A file of a job, whole. */
-export async function fileOf(jobId: string, name: string, signal?: AbortSignal): Promise<Blob> {
-  const init = signal === undefined ? {} : { signal };
-  return (await ask(`/v1/jobs/${jobId}/artifacts/${encodeURIComponent(name)}`, init)).blob();
+/** Downloads a job's file into memory. */
+export async function fetchArtifact(jobId: string, name: string, signal?: AbortSignal): Promise<Blob> {
+  const path = `/v1/jobs/${jobId}/artifacts/${encodeURIComponent(name)}`;
+  return (await request(path, { signal: signal ?? null })).blob();
 }
 
-/** Lets the browser save a file of a job. */
-export async function save(jobId: string, name: string): Promise<void> {
-  const url = URL.createObjectURL(await fileOf(jobId, name));
+/** Lets the browser save a job's file. */
+export async function saveArtifact(jobId: string, name: string): Promise<void> {
+  const url = URL.createObjectURL(await fetchArtifact(jobId, name));
   const link = Object.assign(document.createElement("a"), { href: url, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);

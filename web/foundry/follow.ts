@@ -1,8 +1,8 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { messageOf } from "../shared/use.js";
-import { events, type JobStatus, type Point, Refused } from "./api.js";
+import { events, type JobStatus, type Point, ServiceError } from "./api.js";
 
-/** What happens to a job. */
+/** A job's events. */
 type JobEvents = {
   readonly status: JobStatus;
   readonly state: { readonly state: string; readonly error?: string };
@@ -12,69 +12,70 @@ type JobEvents = {
   readonly end: { readonly state: string };
 };
 
-/** Milliseconds before a stream that broke off is asked for again. */
-const RETRY_MS = 2000;
-/** What comes within so many milliseconds is drawn together. */
-const REDRAW_MS = 250;
-/** Lines of the log that are shown: the last ones. */
-const MOST_LINES = 2000;
+/** Milliseconds until a stream that broke off is opened again. */
+const RETRY_MILLISECONDS = 2000;
+/** Events that arrive within so many milliseconds are drawn together. */
+const REDRAW_MILLISECONDS = 250;
+/** Only so many lines of the log are shown: the last ones. */
+const MAX_LINES = 2000;
 
-/** What was heard of a job so far. */
-export interface Followed {
+/** What a job's events have shown so far. */
+export interface JobFeed {
   readonly status: JobStatus | undefined;
   readonly points: readonly Point[];
   readonly logs: readonly string[];
   readonly problem: string;
 }
 
-/** Follows what happens to a job, from its beginning on. A stream that breaks off is gone on with. */
-export function useFollowed(id: string, isRunning: boolean, onEnd: () => void): Followed {
+/** Follows a job's events from the first one on, and opens the stream again when it breaks off. */
+export function useJobFeed(id: string, isRunning: boolean, onEnd: () => void): JobFeed {
   const [status, setStatus] = useState<JobStatus>();
   const [points, setPoints] = useState<readonly Point[]>([]);
   const [logs, setLogs] = useState<readonly string[]>([]);
   const [problem, setProblem] = useState("");
-  const known = useRef({ last: 0, curve: new Map<number, Point>(), lines: [] as string[] });
+  const received = useRef({ lastId: 0, curve: new Map<number, Point>(), lines: [] as string[] });
 
   useEffect(() => {
-    const stop = new AbortController();
-    const { signal } = stop;
-    let isDue = false;
+    const abort = new AbortController();
+    const { signal } = abort;
+    let isDrawDue = false;
     const draw = () => {
-      isDue = false;
+      isDrawDue = false;
       if (signal.aborted) return;
-      const { curve, lines } = known.current;
+      const { curve, lines } = received.current;
       setPoints([...curve.values()].sort((a, b) => a.step - b.step));
-      setLogs(lines.slice(-MOST_LINES));
+      setLogs(lines.slice(-MAX_LINES));
     };
     const drawSoon = () => {
-      if (!isDue) setTimeout(draw, REDRAW_MS);
-      isDue = true;
+      if (!isDrawDue) setTimeout(draw, REDRAW_MILLISECONDS);
+      isDrawDue = true;
     };
     const follow = async () => {
-      const all = events<JobEvents>(`/v1/jobs/${id}/events?after=${known.current.last}`, { signal });
-      for await (const { event, id: at, data } of all) {
-        if (at !== "") known.current.last = Number(at);
+      const { current } = received;
+      const stream = events<JobEvents>(`/v1/jobs/${id}/events?after=${current.lastId}`, { signal });
+      for await (const { event, id: eventId, data } of stream) {
+        if (eventId !== "") current.lastId = Number(eventId);
         if (event === "status") setStatus(data);
-        if (event === "metrics") known.current.curve.set(data.step, data);
-        if (event === "log") known.current.lines.push(data.text);
-        if (event === "state") known.current.lines.push(`${data.state}${data.error ? `: ${data.error}` : ""}`);
+        if (event === "metrics") current.curve.set(data.step, data);
+        if (event === "log") current.lines.push(data.text);
+        if (event === "state") current.lines.push(`${data.state}${data.error ? `: ${data.error}` : ""}`);
         drawSoon();
         if (event === "end") return onEnd();
       }
-      throw new Error("the service ended the connection");
+      throw new Error("the service closed the connection");
     };
-    const keepOn = async () => {
+    const followAndRetry = async () => {
       for (;;)
         try {
           return await follow();
-        } catch (failed) {
+        } catch (error) {
           if (signal.aborted) return;
-          if (failed instanceof Refused) return setProblem(messageOf(failed));
-          await new Promise((resolve) => setTimeout(resolve, RETRY_MS)); // the service may come back
+          if (error instanceof ServiceError) return setProblem(messageOf(error));
+          await new Promise((resolve) => setTimeout(resolve, RETRY_MILLISECONDS)); // the service may come back
         }
     };
-    void keepOn();
-    return () => stop.abort();
+    void followAndRetry();
+    return () => abort.abort();
   }, [id, isRunning]);
   return { status, points, logs, problem };
 }

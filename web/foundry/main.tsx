@@ -18,7 +18,7 @@ const MENU = [
   { path: "settings", name: "Settings" },
 ] as const;
 
-/** What a place in the address shows, and what its tab is called. */
+/** The content and title of a page, by the parts of its address. */
 function pageAt([page = "", first, second, ...more]: readonly string[]): { title: string; content: ComponentChildren } {
   if (more.length === 0) {
     if (page === "" && first === undefined) return { title: "New job", content: <NewJob /> };
@@ -35,48 +35,49 @@ function pageAt([page = "", first, second, ...more]: readonly string[]): { title
     title: "Not found",
     content: (
       <section>
-        <h1>There is no such page</h1>
+        <h1>Page not found</h1>
         <p>
-          <a href="#/">Begin a job</a>, or look at <a href="#/jobs">those that there are</a>.
+          <a href="#/">Start a job</a> or see <a href="#/jobs">all jobs</a>.
         </p>
       </section>
     ),
   };
 }
 
-const placeOf = (): string[] => {
+/** The parts of the address after `#/`. */
+const routeParts = (): string[] => {
   const parts = location.hash.replace(/^#\/?/, "").split("/");
   try {
     return parts.map(decodeURIComponent);
   } catch {
-    return parts; // not of our making: there is no such page
+    return parts; // malformed: no page has this address
   }
 };
 
 function App() {
-  const [place, setPlace] = useState(placeOf());
+  const [route, setRoute] = useState(routeParts());
   useEffect(() => {
-    const moved = () => {
-      setPlace(placeOf());
+    const onChange = () => {
+      setRoute(routeParts());
       window.scrollTo(0, 0);
     };
-    addEventListener("hashchange", moved);
-    return () => removeEventListener("hashchange", moved);
+    addEventListener("hashchange", onChange);
+    return () => removeEventListener("hashchange", onChange);
   }, []);
-  const { title, content } = pageAt(place);
+  const { title, content } = pageAt(route);
   useEffect(() => {
     document.title = `${title} · Coppice foundry`;
   }, [title]);
   return (
     <>
       <button type="button" class="skip" onClick={() => document.getElementById("main")?.focus()}>
-        Skip to the content
+        Skip to content
       </button>
       <header class="bar">
         <strong>Coppice foundry</strong>
         <nav aria-label="Pages">
           {MENU.map(({ path, name }) => (
-            <a key={path} href={`#/${path}`} aria-current={place[0] === path ? "page" : undefined}>
+            <a key={path} href={`#/${path}`} aria-current={route[0] === path ? "page" : undefined}>
               {name}
             </a>
           ))}

@@ -1,17 +1,7 @@
 import type { ComponentChildren } from "preact";
 import { Scrollable } from "../shared/scrollable.js";
 
-/** What went wrong, where it did. */
-export function Problem({ children }: { children: ComponentChildren }) {
-  if (children === undefined || children === null || children === "") return null;
-  return (
-    <p class="error" role="alert">
-      {children}
-    </p>
-  );
-}
-
-/** A part of a page with a heading of its own. */
+/** A section with a heading. */
 export function Panel({ title, children }: { title: string; children: ComponentChildren }) {
   const id = `panel-${title.toLowerCase().replace(/\W+/g, "-")}`;
   return (
@@ -22,7 +12,7 @@ export function Panel({ title, children }: { title: string; children: ComponentC
   );
 }
 
-/** A table that scrolls within its place, also by keys. */
+/** A table that scrolls by itself, also by keyboard. The first cell of each row is its header. */
 export function Table({
   label,
   head,
@@ -52,8 +42,8 @@ export function Table({
           {rows.map(([first, ...others], i) => (
             <tr key={i}>
               <th scope="row">{first}</th>
-              {others.map((cell, at) => (
-                <td key={at}>{cell}</td>
+              {others.map((cell, column) => (
+                <td key={column}>{cell}</td>
               ))}
             </tr>
           ))}

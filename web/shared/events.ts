@@ -1,15 +1,15 @@
-/** One event of a stream of server-sent events. */
+/** A server-sent event. */
 export interface StreamEvent {
-  /** Empty where it has no name. */
+  /** Its name; empty where it has none. */
   readonly event: string;
-  /** Where the stream can be resumed from; empty where it cannot. */
+  /** The id to resume the stream from; empty where there is none. */
   readonly id: string;
   readonly data: string;
 }
 
-/** What a stream of server-sent events says, as it comes: also one of a request with a body, which EventSource cannot make. */
+/** Reads server-sent events from the response to any request; EventSource can send neither a body nor a key. */
 export async function* eventsOf(response: Response): AsyncGenerator<StreamEvent> {
-  // not every browser iterates over streams
+  // not every browser can iterate over streams
   const reader = response.body?.pipeThrough(new TextDecoderStream()).getReader();
   if (reader === undefined) return;
   let text = "";

@@ -1,8 +1,8 @@
 import MarkdownIt from "markdown-it";
 import { useEffect, useMemo, useRef } from "preact/hooks";
-import { copyText, sayCopied } from "./browser.js";
+import { copyText, showCopied } from "./browser.js";
 
-// HTML of the model's is shown as text, and links that could run something are none (markdown-it's own checks)
+// a model's HTML is shown as text, and markdown-it makes no links that could run scripts
 const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true });
 const { escapeHtml } = markdown.utils;
 
@@ -16,28 +16,28 @@ markdown.renderer.rules.link_open = (tokens, at, options, _, self) => {
   tokens[at]?.attrSet("rel", "noopener noreferrer");
   return self.renderToken(tokens, at, options);
 };
-// pictures from elsewhere would tell others what is talked about
+// an image from elsewhere would reveal the conversation to its server
 markdown.renderer.rules.image = (tokens, at) => {
   const { content = "" } = tokens[at] ?? {};
   return `<span class="quiet">[${escapeHtml(content || "picture")}]</span>`;
 };
 
-/** Copies the code beside the button that was pressed, and says so for a moment. */
+/** Copies the code that a pressed button belongs to. */
 function copyCode({ target }: Event): void {
   const button = target instanceof Element ? target.closest<HTMLElement>("button[data-copy]") : null;
   const code = button?.closest(".code")?.querySelector("code");
-  if (button && code) void copyText(code.textContent ?? "").then((isCopied) => sayCopied(button, isCopied));
+  if (button && code) void copyText(code.textContent ?? "").then((isCopied) => showCopied(button, isCopied));
 }
 
-/** A text in Markdown, as models write it. */
+/** Text in Markdown, as models write it. */
 export function Markdown({ text }: { text: string }) {
-  const place = useRef<HTMLDivElement>(null);
+  const element = useRef<HTMLDivElement>(null);
   const html = useMemo(() => markdown.render(text), [text]);
   useEffect(() => {
-    const at = place.current;
-    at?.addEventListener("click", copyCode); // of the buttons within
-    return () => at?.removeEventListener("click", copyCode);
+    const { current } = element;
+    current?.addEventListener("click", copyCode); // clicks on the buttons within
+    return () => current?.removeEventListener("click", copyCode);
   }, []);
-  // markdown-it escapes what it does not make itself
-  return <div class="markdown" ref={place} dangerouslySetInnerHTML={{ __html: html }} />;
+  // markdown-it escapes all HTML that is not its own
+  return <div class="markdown" ref={element} dangerouslySetInnerHTML={{ __html: html }} />;
 }

@@ -1,21 +1,20 @@
 import { useEffect, useState } from "preact/hooks";
 
-/** What a request comes to, asked again when its dependencies change. */
+/** The result of a request, which is sent again when the dependencies change. */
 export function useLoaded<T>(
   load: () => Promise<T>,
   dependencies: readonly unknown[],
 ): { value: T | undefined; error: string | undefined; reload: () => void } {
-  const [state, setState] = useState<{ value?: T; error?: string }>({});
+  const [state, setState] = useState<{ value?: T | undefined; error?: string | undefined }>({});
   const [round, setRound] = useState(0);
   useEffect(() => {
-    let current = true;
+    let isCurrent = true;
     load().then(
-      (value) => current && setState({ value }),
-      (error: unknown) =>
-        current && setState(({ value }) => ({ ...(value !== undefined && { value }), error: messageOf(error) })),
+      (value) => isCurrent && setState({ value }),
+      (error: unknown) => isCurrent && setState(({ value }) => ({ value, error: messageOf(error) })),
     );
     return () => {
-      current = false;
+      isCurrent = false;
     };
   }, [...dependencies, round]);
   return { value: state.value, error: state.error, reload: () => setRound((n) => n + 1) };

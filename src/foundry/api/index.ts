@@ -1,13 +1,19 @@
+import { datasetRoutes } from "./datasets.js";
 import { deviceRoutes } from "./devices.js";
 import { evaluationRoutes, jobRoutes } from "./jobs.js";
-import { datasetRoutes, modelRoutes } from "./library.js";
+import { modelRoutes } from "./models.js";
 import type { Route } from "./route.js";
 import { healthRoutes, tenantRoutes } from "./tenants.js";
 
 export type { FoundryServices, Route } from "./route.js";
 
-/** All that can be asked for. */
+/** Every endpoint of the API. */
 export const ROUTES: readonly Route[] = [
-  ...[...jobRoutes, ...evaluationRoutes, ...modelRoutes, ...datasetRoutes],
-  ...[...deviceRoutes, ...tenantRoutes, ...healthRoutes],
-];
+  jobRoutes,
+  evaluationRoutes,
+  modelRoutes,
+  datasetRoutes,
+  deviceRoutes,
+  tenantRoutes,
+  healthRoutes,
+].flat();

@@ -11,7 +11,7 @@ import type { Library } from "../store/library.js";
 import type { Role } from "../store/roles.js";
 import type { Caller, Tenants } from "../store/tenants.js";
 
-/** What endpoints work with. */
+/** What the endpoints have to work with. */
 export interface FoundryServices {
   readonly db: Database;
   readonly storage: Storage;
@@ -21,12 +21,12 @@ export interface FoundryServices {
   readonly materials: Materials;
   readonly playground: Playground;
   readonly logger: Logger;
-  /** Bytes of one upload. */
+  /** The most bytes of one upload. */
   readonly maxUploadBytes: number;
   readonly corsOrigins: readonly string[];
-  /** Whether only this machine can reach it: then no keys are needed. */
+  /** Whether only this machine can reach the service: then no keys are needed. */
   readonly isLocal: boolean;
-  /** Aborted when the service ends: nobody is told of a job from there any more. */
+  /** Aborted when the service ends, which ends all event streams. */
   readonly ending: AbortSignal;
 }
 
@@ -38,17 +38,18 @@ export interface RouteRequest<Parameters, Query, Body> {
   /** Aborted when the client leaves. */
   readonly signal: AbortSignal;
   readonly header: (name: string) => string | undefined;
-  /** The body as it comes, for uploads. */
+  /** The body as it arrives, for uploads. */
   readonly content: () => Readable;
 }
 
-/** An answer that is not JSON. */
+/** An answer that is a file. */
 export interface Streamed {
   readonly stream: Readable;
   readonly status?: 200 | 206 | undefined;
   readonly headers: Readonly<Record<string, string>>;
 }
 
+/** An answer by server-sent events. */
 export interface Events {
   readonly events: AsyncGenerator<{ readonly event: string; readonly id?: string | undefined; readonly data: unknown }>;
 }
@@ -59,14 +60,14 @@ export interface Route {
   readonly path: string;
   readonly tag: string;
   readonly summary: string;
-  /** Who may ask; nobody needs to be known for `anyone`. */
+  /** The least role that may call it; no key is needed for `anyone`. */
   readonly needs: Role | "anyone";
   readonly parameters: z.ZodObject;
   readonly query: z.ZodObject;
-  /** JSON; or bytes of such a type, as they come. */
+  /** A JSON schema, or the media type of an upload. */
   readonly body: z.ZodType | { readonly upload: string } | undefined;
   readonly status: 200 | 201 | 202 | 204;
-  /** What is answered; or bytes of such a type. */
+  /** A JSON schema, or the media type of a stream. */
   readonly reply: z.ZodType | { readonly media: string } | undefined;
   answer(request: RouteRequest<never, never, never>, services: FoundryServices): Promise<unknown>;
 }
@@ -87,28 +88,37 @@ interface Definition<Parameters extends z.ZodObject, Query extends z.ZodObject, 
   ) => Promise<unknown>;
 }
 
-/** Keeps the types of what is asked together with what answers it. @param at method and path, `GET /v1/jobs/{id}` */
+/** Defines an endpoint, whose `answer` has the types of its schemas. @param endpoint method and path, `GET /v1/jobs/{id}` */
 export function route<
   Parameters extends z.ZodObject = typeof NOTHING,
   Query extends z.ZodObject = typeof NOTHING,
   Body extends z.ZodType = z.ZodUndefined,
->(tag: string, at: `${Route["method"]} /${string}`, definition: Definition<Parameters, Query, Body>): Route {
-  const [method, path] = at.split(" ") as [Route["method"], string];
+>(tag: string, endpoint: `${Route["method"]} /${string}`, definition: Definition<Parameters, Query, Body>): Route {
+  const [method, path] = endpoint.split(" ") as [Route["method"], string];
   const { parameters = NOTHING, query = NOTHING, body, status = 200, reply, needs, summary, answer } = definition;
   return {
-    ...{ method, path, tag, summary, needs, parameters, query, body, status, reply },
+    method,
+    path,
+    tag,
+    summary,
+    needs,
+    parameters,
+    query,
+    body,
+    status,
+    reply,
     answer: answer as unknown as Route["answer"],
   };
 }
 
 export const idParameter = z.strictObject({ id: z.uuid() });
 
-/** @throws ApiError 404 for what is not there, or is another's */
-export function found<T>(value: T | undefined, what: string): T {
+/** The value. @throws ApiError 404 where there is none, or it belongs to another tenant */
+export function orNotFound<T>(value: T | undefined, what: string): T {
   if (value === undefined) throw new ApiError(404, `there is no such ${what}`);
   return value;
 }
 
-/** A time as JSON has it. */
+/** A time as ISO 8601 text. */
 export const time = z.iso.datetime().nullable();
 export const listOf = <T extends z.ZodType>(item: T) => z.object({ data: z.array(item) });

@@ -58,40 +58,69 @@ export interface Artifact extends StoredFile {
   readonly storageKey: string;
 }
 
-/** A job whose workers died so often at the same stage is taken for what kills workers. */
-const MOST_DEATHS = 5;
+/** Whether a worker still holds a job, a user has cancelled it, or another worker has it. */
+export type LeaseState = "held" | "cancelled" | "lost";
 
-export const EVENTS_AT_ONCE = 1000;
+export interface NewJob {
+  readonly tenant: string;
+  readonly name: string;
+  readonly spec: JobSpec;
+  /** A second job with the same key is not created. */
+  readonly idempotencyKey?: string | undefined;
+}
+
+export interface JobFilter {
+  readonly state?: JobState | undefined;
+  readonly kind?: string | undefined;
+  /** Only jobs with a smaller number: older ones. */
+  readonly before?: number | undefined;
+  readonly limit?: number | undefined;
+}
+
+/** How a job ended, and what it left. */
+export interface JobEnd {
+  readonly state: "done" | "failed" | "cancelled";
+  readonly error?: string | undefined;
+  readonly result?: object | undefined;
+  readonly artifacts?: readonly Omit<Artifact, "id">[] | undefined;
+}
+
+/** A job fails when this many workers have died at the same stage. */
+const MAX_DEATHS = 5;
+
+/** The most events that are read at once. */
+export const MAX_EVENTS = 1000;
 
 const jobOf = (row: Job & { number: unknown }): Job => ({ ...row, number: Number(row.number) });
 
-/** The table of jobs. What a worker writes counts only while it holds the job's lease. */
+/** The table of jobs. A worker can change a job only while it holds the job's lease. */
 export class Jobs {
   constructor(private readonly db: Database) {}
 
-  /** @returns the job, and whether it was there already under its key */
-  async create(
-    tenant: string,
-    name: string,
-    spec: JobSpec,
-    idempotencyKey: string | undefined,
-  ): Promise<{ readonly job: Job; readonly existed: boolean }> {
+  /** Queues a job. @returns the job, or the one that has its idempotency key already */
+  async create({
+    tenant,
+    name,
+    spec,
+    idempotencyKey,
+  }: NewJob): Promise<{ readonly job: Job; readonly existed: boolean }> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
         `insert into foundry.jobs (tenant, name, spec, state, idempotency_key) values ($1, $2, $3, 'queued', $4)
          on conflict (tenant, idempotency_key) do nothing returning *`,
         [tenant, name, JSON.stringify(spec), idempotencyKey ?? null],
       );
-      const [made] = rows;
-      if (made !== undefined) {
-        await event(client, made.id, "state", { state: "queued" });
-        await this.db.announce(client, made.id);
-        return { job: jobOf(made), existed: false };
+      const [created] = rows;
+      if (created !== undefined) {
+        await addEvent(client, created.id, "state", { state: "queued" });
+        await this.db.enqueue(client, created.id);
+        return { job: jobOf(created), existed: false };
       }
-      const before = await client.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
-        ...[tenant, idempotencyKey],
+      const existing = await client.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
+        tenant,
+        idempotencyKey,
       ]);
-      return { job: jobOf(before.rows[0]), existed: true };
+      return { job: jobOf(existing.rows[0]), existed: true };
     });
   }
 
@@ -100,21 +129,8 @@ export class Jobs {
     return rows[0] && jobOf(rows[0]);
   }
 
-  /** Newest first. @param before a job's number: those that are older */
-  async list(
-    tenant: string,
-    {
-      state,
-      kind,
-      before,
-      limit = 50,
-    }: {
-      state?: JobState | undefined;
-      kind?: string | undefined;
-      before?: number | undefined;
-      limit?: number | undefined;
-    },
-  ): Promise<Job[]> {
+  /** Newest first, 50 by default. */
+  async list(tenant: string, { state, kind, before, limit = 50 }: JobFilter): Promise<Job[]> {
     const { rows } = await this.db.pool.query(
       `select * from foundry.jobs where tenant = $1 and ($2::text is null or state = $2) and ($3::text is null or spec->>'kind' = $3)
        and ($4::bigint is null or number < $4) order by number desc limit $5`,
@@ -123,7 +139,7 @@ export class Jobs {
     return rows.map(jobOf);
   }
 
-  /** Jobs that wait or run. */
+  /** How many of a tenant's jobs wait or run. */
   async unfinished(tenant: string): Promise<number> {
     const { rows } = await this.db.pool.query(
       "select count(*)::int as count from foundry.jobs where tenant = $1 and state in ('queued', 'running')",
@@ -132,7 +148,7 @@ export class Jobs {
     return rows[0].count;
   }
 
-  /** Ends a job that waits, and asks the worker of one that runs. Nothing happens to one that has ended. */
+  /** Cancels a job: at once while it waits, by its worker while it runs. Nothing happens to a job that has ended. */
   async cancel(tenant: string, id: string): Promise<void> {
     await this.db.transaction(async (client) => {
       const { rows } = await client.query(
@@ -140,7 +156,7 @@ export class Jobs {
          where tenant = $1 and id = $2 and state = 'queued' returning id`,
         [tenant, id],
       );
-      if (rows.length > 0) await event(client, id, "state", { state: "cancelled" });
+      if (rows.length > 0) await addEvent(client, id, "state", { state: "cancelled" });
       else
         await client.query(
           "update foundry.jobs set cancel_requested = true where tenant = $1 and id = $2 and state = 'running'",
@@ -149,7 +165,7 @@ export class Jobs {
     });
   }
 
-  /** Lets a job that failed or was cancelled go on from where it was. @returns whether it was one */
+  /** Queues a failed or cancelled job again, to resume where it was. @returns whether it was failed or cancelled */
   async retry(tenant: string, id: string): Promise<boolean> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
@@ -158,13 +174,13 @@ export class Jobs {
         [tenant, id],
       );
       if (rows.length === 0) return false;
-      await event(client, id, "state", { state: "queued" });
-      await this.db.announce(client, id);
+      await addEvent(client, id, "state", { state: "queued" });
+      await this.db.enqueue(client, id);
       return true;
     });
   }
 
-  /** Forgets a job that has ended, what it told, and the model that it made. @returns whether it had ended */
+  /** Deletes a job that has ended, its events and its model. @returns whether it had ended */
   async remove(tenant: string, id: string): Promise<boolean> {
     return this.db.transaction(async (client) => {
       const { rowCount } = await client.query(
@@ -177,7 +193,7 @@ export class Jobs {
     });
   }
 
-  /** Gives a waiting job to a worker; undefined when it no longer waits. */
+  /** Gives a waiting job to a worker, with a new lease; undefined when it no longer waits. */
   async claim(id: string, workerId: string): Promise<Job | undefined> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
@@ -186,13 +202,12 @@ export class Jobs {
         [id, randomUUID(), workerId],
       );
       if (rows[0] === undefined) return undefined;
-      await event(client, id, "state", { state: "running", attempt: rows[0].attempts });
+      await addEvent(client, id, "state", { state: "running", attempt: rows[0].attempts });
       return jobOf(rows[0]);
     });
   }
 
-  /** Whether a worker may go on. */
-  async standing({ id, lease }: Job): Promise<"held" | "cancelled" | "lost"> {
+  async leaseState({ id, lease }: Job): Promise<LeaseState> {
     const { rows } = await this.db.pool.query(
       "select lease = $2 as held, cancel_requested from foundry.jobs where id = $1 and state = 'running'",
       [id, lease],
@@ -201,6 +216,7 @@ export class Jobs {
     return row?.held !== true ? "lost" : row.cancel_requested ? "cancelled" : "held";
   }
 
+  /** Records a running job's stage and progress. */
   async report(
     { id, lease }: Job,
     {
@@ -215,29 +231,25 @@ export class Jobs {
     );
   }
 
-  /** Notes what happened, while the lease is held. */
-  async note({ id, lease }: Job, kind: EventKind, all: readonly object[]): Promise<void> {
-    if (all.length === 0) return;
+  /** Records events of a running job. */
+  async addEvents({ id, lease }: Job, kind: EventKind, events: readonly object[]): Promise<void> {
+    if (events.length === 0) return;
     await this.db.pool.query(
       `insert into foundry.events (job_id, kind, data) select $1, $3, value from jsonb_array_elements($4::jsonb)
        where exists (select from foundry.jobs where id = $1 and lease = $2 and state = 'running')`,
-      [id, lease, kind, JSON.stringify(all)],
+      [id, lease, kind, JSON.stringify(events)],
     );
   }
 
   /**
-   * Ends a job, with what it made: once, and only by who holds its lease. @param more what belongs to the same transaction
-   * @returns whether it counted
+   * Ends a job, if the worker still holds its lease.
+   * @param inTransaction more work of the same transaction
+   * @returns whether the lease was held
    */
   async finish(
     job: Job,
-    end: {
-      state: "done" | "failed" | "cancelled";
-      error?: string | undefined;
-      result?: object | undefined;
-      artifacts?: readonly Omit<Artifact, "id">[] | undefined;
-    },
-    more: (client: Queryable) => Promise<void> = async () => {},
+    end: JobEnd,
+    inTransaction: (client: Queryable) => Promise<void> = async () => {},
   ): Promise<boolean> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
@@ -252,27 +264,27 @@ export class Jobs {
            values ($1, $2, $3, $4, $5, $6, $7)`,
           [job.id, job.tenant, name, mediaType, bytes, sha256, storageKey],
         );
-      await more(client);
-      await event(client, job.id, "state", { state: end.state, error: end.error });
+      await inTransaction(client);
+      await addEvent(client, job.id, "state", { state: end.state, error: end.error });
       return true;
     });
   }
 
-  /** Gives a job back that a worker cannot go on with now. */
-  async giveBack(job: Job): Promise<void> {
+  /** Puts a job back in the queue. */
+  async release(job: Job): Promise<void> {
     await this.db.transaction(async (client) => {
       const { rows } = await client.query(
         "update foundry.jobs set state = 'queued', lease = null where id = $1 and lease = $2 and state = 'running' returning id",
         [job.id, job.lease],
       );
       if (rows.length === 0) return;
-      await event(client, job.id, "state", { state: "queued" });
-      await this.db.announce(client, job.id);
+      await addEvent(client, job.id, "state", { state: "queued" });
+      await this.db.enqueue(client, job.id);
     });
   }
 
-  /** Takes jobs from workers that were not heard of for so long, for others to go on with. @returns how many */
-  async takeFromTheDead(seconds: number): Promise<number> {
+  /** Puts jobs whose workers have sent no heartbeat for so many seconds back in the queue. @returns how many jobs there were */
+  async recoverFromDeadWorkers(seconds: number): Promise<number> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
         `select j.id, j.deaths, j.cancel_requested from foundry.jobs j left join foundry.workers w on w.id = j.worker_id
@@ -281,42 +293,42 @@ export class Jobs {
         [seconds],
       );
       for (const { id, deaths, cancel_requested: cancelled } of rows) {
-        const hopeless = deaths + 1 >= MOST_DEATHS;
-        const state = cancelled ? "cancelled" : hopeless ? "failed" : "queued";
+        const isHopeless = deaths + 1 >= MAX_DEATHS;
+        const state = cancelled ? "cancelled" : isHopeless ? "failed" : "queued";
         const error =
-          state === "failed" ? `its worker died ${deaths + 1} times: it may need more memory than there is` : null;
+          state === "failed" ? `its worker died ${deaths + 1} times: it may need more memory than there is` : undefined;
         await client.query(
           `update foundry.jobs set state = $2, lease = null, deaths = deaths + 1, error = $3,
            finished_at = case when $2 = 'queued' then null else now() end where id = $1`,
-          [id, state, error],
+          [id, state, error ?? null],
         );
-        await event(client, id, "state", { state, ...(error !== null && { error }), workerDied: true });
-        if (state === "queued") await this.db.announce(client, id);
+        await addEvent(client, id, "state", { state, error, workerDied: true });
+        if (state === "queued") await this.db.enqueue(client, id);
       }
       await client.query("delete from foundry.workers where seen_at < now() - interval '1 hour'");
       return rows.length;
     });
   }
 
-  /** A job that came further does not kill its workers. */
-  async survived({ id, lease }: Job): Promise<void> {
+  /** Forgets earlier deaths of workers: a job that gets further does not kill them. */
+  async resetDeaths({ id, lease }: Job): Promise<void> {
     await this.db.pool.query("update foundry.jobs set deaths = 0 where id = $1 and lease = $2", [id, lease]);
   }
 
-  /** What the job told of its training, in order of the steps; of more points than `most`, every so many-th. */
-  async metrics(id: string, most = 2000): Promise<Readonly<Record<string, unknown>>[]> {
+  /** Points of a job's loss curve, in the order of their steps, evenly thinned to at most `limit`. */
+  async metrics(id: string, limit = 2000): Promise<Readonly<Record<string, unknown>>[]> {
     const { rows } = await this.db.pool.query(
       `select data from (
          select data, row_number() over (order by (data->>'step')::int desc, id desc) - 1 as place, count(*) over () as count
          from foundry.events where job_id = $1 and kind = 'metrics') as points
        where place % ceil(count / $2::numeric) = 0 order by place desc`,
-      [id, most],
+      [id, limit],
     );
     return rows.map(({ data }) => data);
   }
 
-  /** In order, `EVENTS_AT_ONCE` at most. */
-  async events(id: string, after: number, limit = EVENTS_AT_ONCE): Promise<JobEvent[]> {
+  /** Events after one of them, in order. */
+  async events(id: string, after: number, limit = MAX_EVENTS): Promise<JobEvent[]> {
     const { rows } = await this.db.pool.query(
       "select id, at, kind, data from foundry.events where job_id = $1 and id > $2 order by id limit $3",
       [id, after, limit],
@@ -327,13 +339,17 @@ export class Jobs {
   async artifacts(id: string): Promise<Artifact[]> {
     const { rows } = await this.db.pool.query("select * from foundry.artifacts where job_id = $1 order by name", [id]);
     return rows.map((row) => ({
-      ...{ id: row.id, name: row.name, mediaType: row.media_type, bytes: Number(row.bytes), sha256: row.sha256 },
+      id: row.id,
+      name: row.name,
+      mediaType: row.media_type,
+      bytes: Number(row.bytes),
+      sha256: row.sha256,
       storageKey: row.storage_key,
     }));
   }
 }
 
-const event = (client: Queryable, jobId: string, kind: EventKind, data: object) =>
+const addEvent = (client: Queryable, jobId: string, kind: EventKind, data: object) =>
   client.query("insert into foundry.events (job_id, kind, data) values ($1, $2, $3)", [
     jobId,
     kind,

@@ -8,7 +8,7 @@ export type ModelSource =
   | { readonly kind: "upload" }
   | { readonly kind: "job"; readonly key: string };
 
-/** What is known of a model's architecture. */
+/** A model's architecture and size. */
 export interface ModelFacts {
   readonly architecture: string;
   readonly parameters: number;
@@ -18,7 +18,7 @@ export interface ModelFacts {
 
 export interface ModelRow {
   readonly id: string;
-  /** Null for what all may use. */
+  /** Null for a model that is shared by all tenants. */
   readonly tenant: string | null;
   readonly name: string;
   readonly source: ModelSource;
@@ -48,7 +48,7 @@ const modelOf = (row: ModelRow): ModelRow => ({ ...row, bytes: Number(row.bytes)
 const datasetOf = (row: Record<string, unknown>): Dataset =>
   ({ ...row, bytes: Number(row.bytes), storageKey: row.storage_key }) as unknown as Dataset;
 
-/** Models and data sets. A tenant sees its own and those of nobody. */
+/** Models and data sets. A tenant sees its own and the shared ones. */
 export class Library {
   constructor(private readonly db: Database) {}
 
@@ -77,18 +77,20 @@ export class Library {
       `insert into foundry.models (tenant, name, source, state, facts, licence, bytes, job_id)
        values ($1, $2, $3, $4, $5, $6, $7, $8) returning *`,
       [
-        ...[model.tenant, model.name, JSON.stringify(model.source), model.state],
-        ...[
-          model.facts ? JSON.stringify(model.facts) : null,
-          model.licence ?? null,
-          model.bytes ?? 0,
-          model.job_id ?? null,
-        ],
+        model.tenant,
+        model.name,
+        JSON.stringify(model.source),
+        model.state,
+        model.facts ? JSON.stringify(model.facts) : null,
+        model.licence ?? null,
+        model.bytes ?? 0,
+        model.job_id ?? null,
       ],
     );
     return modelOf(rows[0]);
   }
 
+  /** Marks an uploaded model as complete. */
   async modelReady(id: string, facts: ModelFacts, licence: string | null, bytes: number): Promise<void> {
     await this.db.pool.query(
       "update foundry.models set state = 'ready', facts = $2, licence = $3, bytes = $4 where id = $1",
@@ -96,8 +98,8 @@ export class Library {
     );
   }
 
-  /** Notes what was found out about a hub's model. */
-  async learn(
+  /** Records the facts of a hub model, and its licence if it is known. */
+  async addFacts(
     id: string,
     { facts, licence = null }: { facts: ModelFacts; licence?: string | null | undefined },
   ): Promise<void> {
@@ -112,7 +114,10 @@ export class Library {
       id,
     ]);
     return rows.map((row) => ({
-      ...{ name: row.name, bytes: Number(row.bytes), sha256: row.sha256, storageKey: row.storage_key },
+      name: row.name,
+      bytes: Number(row.bytes),
+      sha256: row.sha256,
+      storageKey: row.storage_key,
     }));
   }
 
@@ -166,7 +171,7 @@ export class Library {
     return rowCount === 1;
   }
 
-  /** Bytes that a tenant's uploads and results take. */
+  /** Bytes of a tenant's uploads and results. */
   async bytesOf(tenant: string): Promise<number> {
     const { rows } = await this.db.pool.query(
       `select (select coalesce(sum(bytes), 0) from foundry.datasets where tenant = $1)

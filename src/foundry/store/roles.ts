@@ -1,3 +1,3 @@
 export const ROLES = ["viewer", "user", "admin"] as const;
-/** A viewer looks, a user also makes and deletes, an admin also gives keys and quotas, of any tenant. */
+/** A viewer reads; a user also creates and deletes; an admin also manages the keys and quotas of all tenants. */
 export type Role = (typeof ROLES)[number];

@@ -5,13 +5,13 @@ import type { Database } from "../database.js";
 import type { Secrets } from "../secrets.js";
 import type { Role } from "./roles.js";
 
-/** Whoever runs the service: asks without a key where none are needed. */
+/** The tenant of callers without a key, where none is needed. */
 export const LOCAL_TENANT = "local";
 
-/** What tenants are called: it becomes part of paths. */
-export const TENANT = /^[a-z0-9][a-z0-9-]{0,40}$/;
+/** A tenant's name, which becomes part of paths. */
+export const TENANT_NAME = /^[a-z0-9][a-z0-9-]{0,40}$/;
 
-/** Who asks. */
+/** Who sent a request. */
 export interface Caller {
   readonly tenant: string;
   readonly name: string;
@@ -26,17 +26,17 @@ export interface KeyRow {
   readonly created_at: Date;
 }
 
-/** What a tenant may take; no limit where it is null. */
+/** A tenant's limits; null for none. */
 export interface Quota {
-  /** Bytes stored. */
+  /** Bytes of uploads and results. */
   readonly max_bytes: number | null;
   /** Jobs that wait or run. */
   readonly max_jobs: number | null;
-  /** Tokens of a job. */
+  /** Tokens of one job. */
   readonly max_tokens: number | null;
 }
 
-/** Keys, quotas and secrets. */
+/** Keys, quotas and hub tokens. */
 export class Tenants {
   constructor(
     private readonly db: Database,
@@ -44,16 +44,18 @@ export class Tenants {
     private readonly defaults: Quota,
   ) {}
 
-  /** Whether anybody needs a key. */
+  /** Whether there are keys: then every caller needs one. */
   async anyKeys(): Promise<boolean> {
     const { rows } = await this.db.pool.query("select exists (select from foundry.keys) as any");
     return rows[0].any;
   }
 
-  /** @returns the key itself, which is kept nowhere @throws UsageError for a name that no tenant may have */
+  /** Creates a key. @returns the key itself, of which only a hash is stored @throws UsageError for an invalid tenant name */
   async addKey(tenant: string, name: string, role: Role): Promise<{ readonly key: string; readonly row: KeyRow }> {
-    if (!TENANT.test(tenant))
-      throw new UsageError(`"${tenant}" is no tenant's name: up to 41 small letters, digits and hyphens`);
+    if (!TENANT_NAME.test(tenant))
+      throw new UsageError(
+        `"${tenant}" is not a tenant name: use up to 41 lower-case letters, digits and hyphens, a letter or digit first`,
+      );
     const key = `cpk_${randomBytes(32).toString("base64url")}`;
     const { rows } = await this.db.pool.query(
       "insert into foundry.keys (tenant, name, role, hash) values ($1, $2, $3, $4) returning id, tenant, name, role, created_at",
@@ -62,7 +64,7 @@ export class Tenants {
     return { key, row: rows[0] };
   }
 
-  /** Looked up by its hash: how long that takes tells nothing of the key. */
+  /** Finds the owner of a key by its hash, so that timing reveals nothing about the key. */
   async callerOf(key: string): Promise<Caller | undefined> {
     const { rows } = await this.db.pool.query("select tenant, name, role from foundry.keys where hash = $1", [
       hashKey(key),

@@ -1,61 +1,52 @@
 import { useState } from "preact/hooks";
+import { Problem } from "../../shared/parts.js";
 import { Scrollable } from "../../shared/scrollable.js";
 import { messageOf, useLoaded } from "../../shared/use.js";
-import { type Artifact, get, type Job, type JobStatus, list, type Model, save, send } from "../api.js";
+import { type Artifact, get, type Job, type JobStatus, list, type Model, saveArtifact, send } from "../api.js";
 import { CutDrawing } from "../charts/cut-drawing.js";
 import { LossCurve } from "../charts/loss-curve.js";
-import { useFollowed } from "../follow.js";
+import { useJobFeed } from "../follow.js";
 import { bytes, count, inOrder, seconds } from "../format.js";
-import { Panel, Problem, Table } from "../parts.js";
+import { Panel, Table } from "../parts.js";
 import { SideBySide } from "./compare.js";
 
-/** A job as a story: what the model was, what was cut, how it learnt, what came out. */
+/** A job from its original model over cuts and training to its results. */
 export function JobPage({ id }: { id: string }) {
   const { value: job, error, reload } = useLoaded(() => get<Job>(`/v1/jobs/${id}`), [id]);
   const models = useLoaded(() => list<Model>("/v1/models"), [job?.state]);
   const artifacts = useLoaded(() => list<Artifact>(`/v1/jobs/${id}/artifacts`), [id, job?.state]);
   const isRunning = job?.state === "queued" || job?.state === "running";
-  const { status, points, logs, problem } = useFollowed(id, isRunning, reload);
+  const { status, points, logs, problem } = useJobFeed(id, isRunning, reload);
   if (job === undefined) return <section>{error ? <Problem>{error}</Problem> : <p>…</p>}</section>;
-  const now = { ...job, ...status };
+  const current = { ...job, ...status };
   const { result } = job;
   const base = models.value?.find((model) => model.id === job.spec.model);
-  const made = models.value?.find((model) => model.job_id === job.id);
+  const smaller = models.value?.find((model) => model.job_id === job.id);
   return (
     <article>
-      <Head job={job} status={now} problem={problem} reload={reload} />
-      <Panel title="What it was">
-        <Facts
-          facts={[
-            ["model", base?.name ?? "forgotten since"],
-            ["parameters", base?.parameters ? count(base.parameters) : "–"],
-            ["made for", job.spec.device ?? job.spec.target ?? "–"],
-            ...(job.spec.kind === "compress"
-              ? ([["distilled on", `${count(job.spec.tokens ?? 0)} tokens`]] as const)
-              : []),
-            ["types", job.spec.quantization?.join(", ") ?? "what suits the device"],
-          ]}
-        />
+      <Head job={job} status={current} problem={problem} reload={reload} />
+      <Panel title="Task">
+        <Facts facts={factsOf(job, base)} />
       </Panel>
       {result?.plan && (
-        <Panel title="What was cut">
+        <Panel title="Cuts">
           <CutDrawing plan={result.plan} keptLayers={result.keptLayers} />
         </Panel>
       )}
       {job.spec.kind === "compress" && (isRunning || points.length > 1) && (
-        <Panel title="How it learnt">
+        <Panel title="Training">
           <LossCurve points={points} teacherLoss={result?.models?.teacher?.loss} />
         </Panel>
       )}
       {result && <Outcome result={result} />}
-      {base && made && job.state === "done" && (
-        <Panel title="Answers side by side">
-          <SideBySide ids={[base.id, made.id]} names={[base.name, made.name]} />
+      {base && smaller && job.state === "done" && (
+        <Panel title="Side by side">
+          <SideBySide ids={[base.id, smaller.id]} names={[base.name, smaller.name]} />
         </Panel>
       )}
       <Files id={id} files={artifacts.value ?? []} />
-      <Panel title="How it went">
-        <Stages status={now} isRunning={isRunning} />
+      <Panel title="Stages">
+        <Stages status={current} isRunning={isRunning} />
         <details>
           <summary>Log</summary>
           <Scrollable class="log" aria-label="Log">
@@ -67,15 +58,27 @@ export function JobPage({ id }: { id: string }) {
   );
 }
 
-/** What it is called, how it stands, and what can be done with it. */
+/** A job's task as names and values. */
+function factsOf({ spec }: Job, base: Model | undefined): [string, string][] {
+  const facts: [string, string][] = [
+    ["original model", base?.name ?? "deleted"],
+    ["parameters", base?.parameters ? count(base.parameters) : "–"],
+    ["target", spec.device ?? spec.target ?? "–"],
+  ];
+  if (spec.kind === "compress") facts.push(["distilled on", `${count(spec.tokens ?? 0)} tokens`]);
+  facts.push(["file types", spec.quantization?.join(", ") ?? "what suits the device"]);
+  return facts;
+}
+
+/** A job's name, state and progress, and buttons for what can be done with it. */
 function Head({ job, status, problem, reload }: { job: Job; status: JobStatus; problem: string; reload: () => void }) {
   const [refusal, setRefusal] = useState("");
   const { state, progress } = status;
   const isRunning = state === "queued" || state === "running";
-  const refused = (failed: unknown) => setRefusal(messageOf(failed));
-  const act = (what: "cancel" | "retry") => send("POST", `/v1/jobs/${job.id}/${what}`).then(reload, refused);
-  const forget = () =>
-    confirm(`Forget ${job.name}, its files and the model that it made?`) &&
+  const refused = (error: unknown) => setRefusal(messageOf(error));
+  const change = (action: "cancel" | "retry") => send("POST", `/v1/jobs/${job.id}/${action}`).then(reload, refused);
+  const remove = () =>
+    confirm(`Delete ${job.name}, with its files and its model?`) &&
     send("DELETE", `/v1/jobs/${job.id}`).then(() => {
       location.hash = "#/jobs";
     }, refused);
@@ -87,18 +90,18 @@ function Head({ job, status, problem, reload }: { job: Job; status: JobStatus; p
           {state}
         </span>
         {isRunning && (
-          <button type="button" onClick={() => act("cancel")}>
+          <button type="button" onClick={() => change("cancel")}>
             Stop
           </button>
         )}
         {(state === "failed" || state === "cancelled") && (
-          <button type="button" class="primary" onClick={() => act("retry")}>
-            Go on
+          <button type="button" class="primary" onClick={() => change("retry")}>
+            Resume
           </button>
         )}
         {!isRunning && (
-          <button type="button" onClick={forget}>
-            Forget
+          <button type="button" onClick={remove}>
+            Delete
           </button>
         )}
       </div>
@@ -134,37 +137,40 @@ function Facts({ facts }: { facts: readonly (readonly [string, string])[] }) {
   );
 }
 
-/** What was measured of each model and file, and what the smaller one writes. */
+/** Measurements of each model and file, and a sentence by the smaller model. */
 function Outcome({ result: { models, scores, sentence, memory, speed } }: { result: NonNullable<Job["result"]> }) {
   const measured = inOrder(models ?? {});
-  const largest = Math.max(...measured.map(([, one]) => one.bytes), 1);
-  const roles = [...new Set(Object.values(scores ?? {}).flatMap((of) => Object.keys(of)))];
+  const largest = Math.max(...measured.map(([, { bytes: size }]) => size), 1);
+  const roles = [...new Set(Object.values(scores ?? {}).flatMap((byModel) => Object.keys(byModel)))];
   return (
-    <Panel title="What came out">
+    <Panel title="Results">
       {measured.length > 0 && (
         <Table
           label="Models and files, measured"
-          head={["", "parameters", "size", "loss", "perplexity", "of the original"]}
-          rows={measured.map(([role, one]) => [
+          head={["", "parameters", "size", "loss", "perplexity", "relative size"]}
+          rows={measured.map(([role, { parameters, bytes: size, loss, perplexity }]) => [
             role,
-            count(one.parameters),
-            bytes(one.bytes),
-            one.loss.toFixed(4),
-            one.perplexity.toFixed(3),
-            <meter max={largest} value={one.bytes} aria-label={`size of ${role}`} />,
+            count(parameters),
+            bytes(size),
+            loss.toFixed(4),
+            perplexity.toFixed(3),
+            <meter max={largest} value={size} aria-label={`size of ${role}`} />,
           ])}
         />
       )}
       {memory && (
         <p class="quiet">
-          {`On the device the file takes ${bytes(memory.totalBytes)} of memory${speed ? ` and writes about ${Math.round(speed)} tokens a second` : ""}, as predicted.`}
+          {`Predicted on the device: ${bytes(memory.totalBytes)} of memory${speed ? `, about ${Math.round(speed)} tokens/s` : ""}.`}
         </p>
       )}
       {roles.length > 0 && (
         <Table
           label="Benchmarks"
           head={["", ...roles]}
-          rows={Object.entries(scores ?? {}).map(([task, of]) => [task, ...roles.map((role) => of[role] ?? "–")])}
+          rows={Object.entries(scores ?? {}).map(([task, byModel]) => [
+            task,
+            ...roles.map((role) => byModel[role] ?? "–"),
+          ])}
         />
       )}
       {sentence && <blockquote>{sentence}</blockquote>}
@@ -181,9 +187,9 @@ function Files({ id, files }: { id: string; files: readonly Artifact[] }) {
       {gguf && (
         <p>
           <a class="button primary" href={`#/run/${id}/${encodeURIComponent(gguf.name)}`}>
-            Run it here
+            Run in the browser
           </a>{" "}
-          <span class="quiet">in this tab: nothing that you write leaves the device</span>
+          <span class="quiet">What you write stays on this device.</span>
         </p>
       )}
       <Problem>{problem}</Problem>
@@ -192,7 +198,7 @@ function Files({ id, files }: { id: string; files: readonly Artifact[] }) {
           <li key={file.name}>
             <button
               type="button"
-              onClick={() => save(id, file.name).catch((failed: unknown) => setProblem(messageOf(failed)))}
+              onClick={() => saveArtifact(id, file.name).catch((error: unknown) => setProblem(messageOf(error)))}
             >
               {file.name}
             </button>
@@ -210,11 +216,11 @@ function Files({ id, files }: { id: string; files: readonly Artifact[] }) {
 function Stages({ status, isRunning }: { status: JobStatus; isRunning: boolean }) {
   return (
     <ol class="stages">
-      {status.stages.map((one) => (
-        <li key={one.name}>
-          {one.name}{" "}
+      {status.stages.map(({ name, seconds: duration, peakMemoryBytes }) => (
+        <li key={name}>
+          {name}{" "}
           <span class="quiet">
-            {seconds(one.seconds)}, {bytes(one.peakMemoryBytes)}
+            {seconds(duration)}, {bytes(peakMemoryBytes)}
           </span>
         </li>
       ))}

@@ -1,15 +1,15 @@
 import { useEffect } from "preact/hooks";
+import { Problem } from "../../shared/parts.js";
 import { useLoaded } from "../../shared/use.js";
 import { type Job, list } from "../api.js";
-import { Problem } from "../parts.js";
 
-const REFRESH = 2000;
+const REFRESH_MILLISECONDS = 2000;
 
 export function Jobs() {
   const { value: jobs, error, reload } = useLoaded(() => list<Job>("/v1/jobs"), []);
-  // again some time after each answer, however long it took
+  // counted from each answer, however long it takes
   useEffect(() => {
-    const timer = setTimeout(reload, REFRESH);
+    const timer = setTimeout(reload, REFRESH_MILLISECONDS);
     return () => clearTimeout(timer);
   }, [jobs, error]);
   return (
@@ -18,7 +18,7 @@ export function Jobs() {
       <Problem>{error}</Problem>
       {jobs?.length === 0 && (
         <p>
-          There are none yet: <a href="#/">begin one</a>.
+          No jobs yet. <a href="#/">Start one</a>.
         </p>
       )}
       <ul class="cards">

@@ -1,20 +1,20 @@
 import { useState } from "preact/hooks";
+import { Problem, Select } from "../../shared/parts.js";
 import { messageOf, useLoaded } from "../../shared/use.js";
 import { type Dataset, list, type Model, send, upload } from "../api.js";
 import { bytes, count } from "../format.js";
-import { Problem } from "../parts.js";
 
-/** Something that takes time, and what is said of it meanwhile and when it fails. @param onBusy whether it is under way */
-function useWork(onBusy: (isBusy: boolean) => void) {
+/** One task at a time, such as an upload: what is under way, and why the last one failed. */
+function useTask(onBusy: (isBusy: boolean) => void) {
   const [busy, setBusy] = useState("");
   const [problem, setProblem] = useState("");
-  const doing = async (what: string, work: () => Promise<void>) => {
+  const run = async (label: string, task: () => Promise<void>) => {
     if (busy !== "") return;
-    setBusy(what);
+    setBusy(label);
     onBusy(true);
     setProblem("");
     try {
-      await work();
+      await task();
     } catch (error) {
       setProblem(messageOf(error));
     } finally {
@@ -22,13 +22,13 @@ function useWork(onBusy: (isBusy: boolean) => void) {
       onBusy(false);
     }
   };
-  return { busy, problem, doing };
+  return { busy, problem, run };
 }
 
-/** Sends the files of a model. Of one that is refused nothing stays. */
-async function sendModel(files: readonly File[]): Promise<Model> {
-  const named = files.find((file) => file.name.endsWith(".gguf"))?.name ?? files[0]?.webkitRelativePath.split("/")[0];
-  const model = await send<Model>("POST", "/v1/models", { name: named || "Model" });
+/** Uploads the files of a model. A model that is refused is deleted again. */
+async function uploadModel(files: readonly File[]): Promise<Model> {
+  const name = files.find((file) => file.name.endsWith(".gguf"))?.name ?? files[0]?.webkitRelativePath.split("/")[0];
+  const model = await send<Model>("POST", "/v1/models", { name: name || "Model" });
   try {
     for (const file of files)
       await upload("PUT", `/v1/models/${model.id}/files/${encodeURIComponent(file.name)}`, file);
@@ -40,7 +40,7 @@ async function sendModel(files: readonly File[]): Promise<Model> {
   }
 }
 
-/** Which model: of the library, sent from here, or fetched from the hub. */
+/** Chooses a model of the library, or adds one by upload or from the hub. */
 export function ModelField({
   models,
   selected,
@@ -54,7 +54,7 @@ export function ModelField({
   onAdded: () => void;
   onBusy: (isBusy: boolean) => void;
 }) {
-  const { busy, problem, doing } = useWork(onBusy);
+  const { busy, problem, run } = useTask(onBusy);
   const [hubId, setHubId] = useState<string>();
   const added = ({ id }: Model) => {
     onAdded();
@@ -62,35 +62,34 @@ export function ModelField({
   };
   const addFromHub = async () => {
     if (hubId === undefined || hubId.trim() === "") return;
-    await doing("Adding …", async () => {
+    await run("Adding…", async () => {
       added(await send<Model>("POST", "/v1/models", { hub_id: hubId.trim() }));
       setHubId(undefined);
     });
   };
   return (
     <>
-      <label>
-        Model
-        <select value={selected} onChange={(event) => onSelect(event.currentTarget.value)}>
-          {models.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name} {one.parameters === null ? "" : `(${count(one.parameters)})`}
-            </option>
-          ))}
-        </select>
-      </label>
+      <Select
+        label="Model"
+        value={selected}
+        choices={models.map(({ id, name, parameters }) => ({
+          value: id,
+          name: parameters === null ? name : `${name} (${count(parameters)})`,
+        }))}
+        onSelect={onSelect}
+      />
       <div class="row">
         <label class="button">
-          Send a model
+          Upload a model
           <input
             type="file"
             multiple
             class="hidden"
-            aria-label="Send a model"
+            aria-label="Upload a model"
             onChange={({ currentTarget }) => {
               const files = [...(currentTarget.files ?? [])];
-              currentTarget.value = ""; // the same file, mended, is chosen anew
-              if (files.length > 0) void doing("Sending the model …", async () => added(await sendModel(files)));
+              currentTarget.value = ""; // so that the same file can be chosen again
+              if (files.length > 0) void run("Uploading the model…", async () => added(await uploadModel(files)));
             }}
           />
         </label>
@@ -113,7 +112,7 @@ export function ModelField({
               onInput={(event) => setHubId(event.currentTarget.value)}
               onKeyDown={(event) => {
                 if (event.key !== "Enter") return;
-                event.preventDefault(); // of the form that this stands in
+                event.preventDefault(); // or it would submit the whole form
                 void addFromHub();
               }}
             />
@@ -131,7 +130,7 @@ export function ModelField({
   );
 }
 
-/** What the smaller model learns from. */
+/** Chooses the data to distill on, or uploads some. */
 export function DataField({
   selected,
   onSelect,
@@ -142,38 +141,37 @@ export function DataField({
   onBusy: (isBusy: boolean) => void;
 }) {
   const datasets = useLoaded(() => list<Dataset>("/v1/datasets"), []);
-  const { busy, problem, doing } = useWork(onBusy);
-  const sendData = (file: File) =>
-    doing(`Sending ${file.name} …`, async () => {
-      const made = await upload<Dataset>("POST", `/v1/datasets?name=${encodeURIComponent(file.name)}`, file);
+  const { busy, problem, run } = useTask(onBusy);
+  const uploadData = (file: File) =>
+    run(`Uploading ${file.name}…`, async () => {
+      const { id } = await upload<Dataset>("POST", `/v1/datasets?name=${encodeURIComponent(file.name)}`, file);
       datasets.reload();
-      onSelect(made.id);
+      onSelect(id);
     });
+  const choices = (datasets.value ?? []).map(({ id, name, bytes: size }) => ({
+    value: id,
+    name: `${name} (${bytes(size)})`,
+  }));
   return (
     <>
-      <label>
-        Data
-        <select value={selected} onChange={(event) => onSelect(event.currentTarget.value)}>
-          <option value="">Embedded stories</option>
-          {(datasets.value ?? []).map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name} ({bytes(one.bytes)})
-            </option>
-          ))}
-        </select>
-      </label>
+      <Select
+        label="Data"
+        value={selected}
+        choices={[{ value: "", name: "Built-in stories" }, ...choices]}
+        onSelect={onSelect}
+      />
       <div class="row">
         <label class="button">
-          Send data
+          Upload data
           <input
             type="file"
             class="hidden"
-            aria-label="Send data"
+            aria-label="Upload data"
             accept=".txt,.jsonl,.json,.parquet,.gz"
             onChange={({ currentTarget }) => {
               const file = currentTarget.files?.[0];
               currentTarget.value = "";
-              if (file !== undefined) void sendData(file);
+              if (file !== undefined) void uploadData(file);
             }}
           />
         </label>

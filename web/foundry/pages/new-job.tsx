@@ -1,101 +1,69 @@
 import { useEffect, useState } from "preact/hooks";
-import { randomName } from "../../shared/browser.js";
+import { uniqueName } from "../../shared/browser.js";
+import { Form, Problem, Select } from "../../shared/parts.js";
 import { messageOf, useLoaded } from "../../shared/use.js";
 import { type Candidate, type Device, type Job, list, type Model, type Plan, send } from "../api.js";
-import { describeCandidate, lowest, Pareto } from "../charts/pareto.js";
-import { bytes, count } from "../format.js";
-import { Panel, Problem } from "../parts.js";
+import { Panel } from "../parts.js";
+import { CandidateChooser } from "./candidates.js";
 import { DataField, ModelField } from "./materials.js";
 
-/** What a job is asked for beside its model, data and device. */
-interface More {
+/** Options of a job beside its model, data and device. */
+interface MoreOptions {
   readonly tokens: string;
   readonly tasks: string;
   readonly correction: boolean;
 }
 
-/** A model, data and a device: with a live plan, and what follows from it. */
+/** What a job is started with, as the form has it. */
+interface JobFields {
+  readonly model: string | undefined;
+  /** Empty for the built-in stories. */
+  readonly dataset: string;
+  readonly device: string;
+  /** Empty for the device's own context length. */
+  readonly context: string;
+  readonly chosen: Candidate | null;
+  readonly more: MoreOptions;
+}
+
+/** A form to start a job, with a plan that follows each change. */
 export function NewJob() {
   const models = useLoaded(() => list<Model>("/v1/models"), []);
   const devices = useLoaded(() => list<Device>("/v1/devices"), []);
-  const [model, setModel] = useState("");
+  const [selected, setModel] = useState("");
   const [dataset, setDataset] = useState("");
   const [device, setDevice] = useState("phone-4gb");
   const [context, setContext] = useState("");
-  const [more, setMore] = useState<More>({ tokens: "2000000", tasks: "", correction: false });
-  const ready = (models.value ?? []).filter((one) => one.state === "ready");
-  const selected = model === "" ? (ready.find((one) => one.shared) ?? ready[0])?.id : model;
-  const { plan, chosen, setChosen, problem } = usePlan(selected, device, context, () => {
-    if (ready.find((one) => one.id === selected)?.parameters === null) models.reload(); // it was read for the plan
+  const [more, setMore] = useState<MoreOptions>({ tokens: "2000000", tasks: "", correction: false });
+  const ready = (models.value ?? []).filter(({ state }) => state === "ready");
+  const model = selected === "" ? (ready.find(({ shared }) => shared) ?? ready[0])?.id : selected;
+  const { plan, chosen, setChosen, problem } = usePlan(model, device, context, () => {
+    if (ready.find(({ id }) => id === model)?.parameters === null) models.reload(); // the plan has read its size
   });
-  /** Uploads under way. */
-  const [sending, setSending] = useState(0);
-  const onBusy = (isBusy: boolean) => setSending((n) => n + (isBusy ? 1 : -1));
-  const [starting, setStarting] = useState(false);
-  const [refusal, setRefusal] = useState("");
-
-  const start = async () => {
-    setStarting(true);
-    setRefusal("");
-    const isCut = chosen !== null && chosen.share < 1;
-    const sizes = isCut && Object.entries(chosen.sizes).map(([axis, size]) => `${axis}=${[size].flat().join("/")}`);
-    const tasks = more.tasks.split(",").flatMap((task) => (task.trim() === "" ? [] : [task.trim()]));
-    const body = {
-      model: selected,
-      device,
-      tokens: Number(more.tokens),
-      ...(dataset !== "" && { dataset }),
-      ...(context !== "" && { context_length: Number(context) }),
-      target: sizes ? sizes.join(",") : "1x",
-      ...(chosen && { quantization: [chosen.kind] }),
-      ...(more.correction && { teacher_correction: true }),
-      ...(tasks.length > 0 && { evaluate: { tasks, limit: 100 } }),
-    };
-    try {
-      const job = await send<Job>("POST", "/v1/jobs", body, { "idempotency-key": randomName() });
-      location.hash = `#/jobs/${job.id}`;
-    } catch (error) {
-      setRefusal(messageOf(error));
-      setStarting(false);
-    }
-  };
-
+  const [uploads, setUploads] = useState(0);
+  const onBusy = (isBusy: boolean) => setUploads((n) => n + (isBusy ? 1 : -1));
+  const { isStarting, refusal, start } = useStart({ model, dataset, device, context, chosen, more });
   return (
     <section>
       <h1>New job</h1>
-      <p class="quiet">Give a model and a device, get back a model that fits.</p>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          void start();
-        }}
-      >
+      <p class="quiet">Choose a model and a device to get a model that fits.</p>
+      <Form onSubmit={() => void start()}>
         <div class="panels">
-          <Panel title="From">
-            <ModelField
-              models={ready}
-              selected={selected}
-              onSelect={setModel}
-              onAdded={models.reload}
-              onBusy={onBusy}
-            />
+          <Panel title="Source">
+            <ModelField models={ready} selected={model} onSelect={setModel} onAdded={models.reload} onBusy={onBusy} />
             <Problem>{models.error}</Problem>
             <DataField selected={dataset} onSelect={setDataset} onBusy={onBusy} />
           </Panel>
-          <Panel title="For">
-            <label>
-              Device
-              <select value={device} onChange={(event) => setDevice(event.currentTarget.value)}>
-                {(devices.value ?? []).map((one) => (
-                  <option key={one.id} value={one.id}>
-                    {one.name}
-                  </option>
-                ))}
-              </select>
-            </label>
+          <Panel title="Target">
+            <Select
+              label="Device"
+              value={device}
+              choices={(devices.value ?? []).map(({ id, name }) => ({ value: id, name }))}
+              onSelect={setDevice}
+            />
             <Problem>{devices.error}</Problem>
             <label>
-              Context, tokens
+              Context length, tokens
               <input
                 type="number"
                 min="16"
@@ -110,111 +78,95 @@ export function NewJob() {
         {plan !== undefined && <CandidateChooser plan={plan} chosen={chosen} onChoose={setChosen} />}
         <MoreFields more={more} onChange={setMore} />
         <div class="row">
-          <button type="submit" class="primary" disabled={starting || sending > 0 || chosen === null}>
-            {starting ? "Starting …" : "Start"}
+          <button type="submit" class="primary" disabled={isStarting || uploads > 0 || chosen === null}>
+            {isStarting ? "Starting…" : "Start"}
           </button>
         </div>
         <Problem>{refusal}</Problem>
-      </form>
+      </Form>
     </section>
   );
 }
 
-/** What can become of a model on a device, asked for when one of them changes. The best is chosen at first. */
+/** Plans for a model on a device, again when one of them changes. The best candidate is chosen at first. */
 function usePlan(model: string | undefined, device: string, context: string, onPlanned: () => void) {
   const [plan, setPlan] = useState<Plan>();
   const [chosen, setChosen] = useState<Candidate | null>(null);
   const [problem, setProblem] = useState("");
   useEffect(() => {
-    setPlan(undefined); // one of other inputs is not this one's
+    setPlan(undefined); // the old plan is for other inputs
     setChosen(null);
     setProblem("");
     if (model === undefined) return;
-    let current = true;
-    const body = { model, device, ...(context !== "" && { context_length: Number(context) }) };
+    let isCurrent = true;
+    const body = { model, device, context_length: numberOf(context) };
     send<Plan>("POST", "/v1/plans", body).then(
-      (made) => {
-        if (!current) return;
-        setPlan(made);
+      (newPlan) => {
+        if (!isCurrent) return;
+        const { candidates, best } = newPlan;
+        setPlan(newPlan);
         onPlanned();
-        const isBest = (one: Candidate) => one.kind === made.best?.kind && one.parameters === made.best.parameters;
-        setChosen(made.candidates.find(isBest) ?? null);
+        setChosen(
+          candidates.find(({ kind, parameters }) => kind === best?.kind && parameters === best.parameters) ?? null,
+        );
       },
-      (error: unknown) => {
-        if (!current) return;
-        setProblem(messageOf(error));
-      },
+      (error: unknown) => isCurrent && setProblem(messageOf(error)),
     );
     return () => {
-      current = false;
+      isCurrent = false;
     };
   }, [model, device, context]);
   return { plan, chosen, setChosen, problem };
 }
 
-/** What the model may become: a chart to click, and the same as a list. */
-function CandidateChooser({
-  plan,
-  chosen,
-  onChoose,
-}: {
-  plan: Plan;
-  chosen: Candidate | null;
-  onChoose: (candidate: Candidate) => void;
-}) {
-  const fitting = plan.candidates.filter(({ fits }) => fits);
-  const front = lowest(fitting);
-  const others = fitting.filter((one) => !front.includes(one));
-  const choices = (candidates: readonly Candidate[]) =>
-    candidates
-      .toSorted((a, b) => a.expectedLoss - b.expectedLoss)
-      .map((one) => (
-        <label key={`${one.kind} ${one.parameters}`} class="check">
-          <input type="radio" name="candidate" checked={one === chosen} onChange={() => onChoose(one)} />
-          {describeCandidate(one)}
-        </label>
-      ));
-  return (
-    <Panel title="What it becomes">
-      {plan.best === null && <Problem>Nothing that was weighed fits this device.</Problem>}
-      <div class="panels">
-        <figure>
-          <Pareto candidates={plan.candidates} chosen={chosen} onChoose={onChoose} />
-          <figcaption>
-            {`${plan.device.name}: ${bytes(plan.device.usableBytes ?? 0)} usable. Each point is a cut in a type; the line joins those that nothing beats.`}
-          </figcaption>
-        </figure>
-        <div>
-          {chosen !== null && (
-            <p class="choice" aria-live="polite">
-              <strong>{`${count(chosen.parameters)} parameters (${Math.round(100 * chosen.share)} %) as ${chosen.kind}`}</strong>
-              {`: ${bytes(chosen.memory.totalBytes)} of memory (${bytes(chosen.memory.weightBytes)} weights, ${bytes(chosen.memory.cacheBytes)} cache), about ${Math.round(chosen.tokensPerSecond)} tokens/s, expected to lose ${chosen.expectedLoss.toPrecision(2)} nats a token.`}
-              {chosen.share === 1 && " Nothing needs to be cut: it is quantized only."}
-            </p>
-          )}
-          <fieldset class="choices">
-            <legend>Those that nothing beats, least loss first</legend>
-            {choices(front)}
-            {others.length > 0 && (
-              <details open={chosen !== null && others.includes(chosen)}>
-                <summary>All others that fit</summary>
-                {choices(others)}
-              </details>
-            )}
-          </fieldset>
-        </div>
-      </div>
-    </Panel>
-  );
+/** The number in a field; undefined for an empty one. */
+const numberOf = (text: string): number | undefined => (text === "" ? undefined : Number(text));
+
+/** Starts a job and shows its page. */
+function useStart(fields: JobFields) {
+  const [isStarting, setStarting] = useState(false);
+  const [refusal, setRefusal] = useState("");
+  const start = async () => {
+    setStarting(true);
+    setRefusal("");
+    try {
+      const job = await send<Job>("POST", "/v1/jobs", jobSpec(fields), { "idempotency-key": uniqueName() });
+      location.hash = `#/jobs/${job.id}`;
+    } catch (error) {
+      setRefusal(messageOf(error));
+      setStarting(false);
+    }
+  };
+  return { isStarting, refusal, start };
 }
 
-function MoreFields({ more, onChange }: { more: More; onChange: (more: More) => void }) {
+/** The request that starts a job. JSON has no fields that are undefined. */
+function jobSpec({ model, dataset, device, context, chosen, more }: JobFields): object {
+  const tasks = more.tasks
+    .split(",")
+    .map((task) => task.trim())
+    .filter((task) => task !== "");
+  const sizes = Object.entries(chosen?.sizes ?? {}).map(([axis, size]) => `${axis}=${[size].flat().join("/")}`);
+  return {
+    model,
+    device,
+    tokens: Number(more.tokens),
+    dataset: dataset === "" ? undefined : dataset,
+    context_length: numberOf(context),
+    target: chosen !== null && chosen.share < 1 ? sizes.join(",") : "1x",
+    quantization: chosen === null ? undefined : [chosen.kind],
+    teacher_correction: more.correction || undefined,
+    evaluate: tasks.length === 0 ? undefined : { tasks, limit: 100 },
+  };
+}
+
+function MoreFields({ more, onChange }: { more: MoreOptions; onChange: (more: MoreOptions) => void }) {
   return (
     <details class="panel">
-      <summary>More</summary>
+      <summary>More options</summary>
       <div class="fields">
         <label>
-          Tokens to distil on
+          Tokens to distill on
           <input
             type="number"
             min="1"
@@ -237,7 +189,7 @@ function MoreFields({ more, onChange }: { more: More; onChange: (more: More) => 
             checked={more.correction}
             onChange={(event) => onChange({ ...more, correction: event.currentTarget.checked })}
           />
-          Correct the teacher on the data first
+          Adapt the teacher to the data first
         </label>
       </div>
     </details>

@@ -1,151 +1,183 @@
 import { Wllama } from "@wllama/wllama";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Markdown } from "../../shared/markdown.js";
+import { Form } from "../../shared/parts.js";
 import { messageOf } from "../../shared/use.js";
-import { fileOf } from "../api.js";
+import { fetchArtifact } from "../api.js";
 
 interface Turn {
   readonly role: "user" | "assistant";
   readonly content: string;
 }
 
-/** Tokens of prompt and answer, and those that it may write at once. */
-const [CONTEXT, MOST_TOKENS] = [2048, 256];
+/** Tokens of prompt and answer. */
+const CONTEXT_LENGTH = 2048;
+/** Tokens of one answer. */
+const MAX_TOKENS = 256;
+const FIRST_PROMPT = "Tom had a";
+const LOGGER = { debug: () => {}, log: () => {}, warn: () => {}, error: console.error };
 
-/**
- * A finished file runs in this tab, by WebAssembly: nothing that is written here leaves the device. One that has a template for
- * chats is talked with; others go on with a text.
- */
-export function RunHere({ jobId, name }: { jobId: string; name: string }) {
-  const [state, setState] = useState("Loading the file …");
-  const [chats, setChats] = useState(false);
-  const [text, setText] = useState("Tom had a");
-  const [turns, setTurns] = useState<readonly Turn[]>([]);
-  const [busy, setBusy] = useState(true);
-  const engine = useRef<Wllama | undefined>(undefined);
-  const abort = useRef<AbortController | undefined>(undefined);
+interface BrowserModel {
+  /** Undefined until it can be used. */
+  readonly engine: Wllama | undefined;
+  readonly hasChatTemplate: boolean;
+  /** How loading goes, for the user. */
+  readonly loadStatus: string;
+}
 
+/** Loads a job's file into this tab, by WebAssembly. */
+function useBrowserModel(jobId: string, name: string): BrowserModel {
+  const [model, setModel] = useState<BrowserModel>(loading("Downloading the file…"));
   useEffect(() => {
-    const own = new Wllama({ default: "/wllama/wllama.wasm" }, { logger: quiet });
-    const left = new AbortController();
+    const engine = new Wllama({ default: "/wllama/wllama.wasm" }, { logger: LOGGER });
+    const { signal, abort } = abortable();
     const load = async () => {
-      const file = await fileOf(jobId, name, left.signal);
-      setState("Starting the model …");
-      await own.loadModel([file], { n_gpu_layers: 0, n_ctx: CONTEXT });
-      if (left.signal.aborted) return own.exit();
-      engine.current = own;
-      if (own.getChatTemplate()) {
-        setChats(true);
-        setText("");
-      }
-      setBusy(false);
-      setState(`Ready, on ${own.getNumThreads()} thread${own.getNumThreads() === 1 ? "" : "s"} of this device.`);
+      const file = await fetchArtifact(jobId, name, signal);
+      setModel(loading("Loading the model…"));
+      await engine.loadModel([file], { n_gpu_layers: 0, n_ctx: CONTEXT_LENGTH });
+      if (signal.aborted) return engine.exit();
+      const threads = engine.getNumThreads();
+      const loadStatus = `Ready, on ${threads} thread${threads === 1 ? "" : "s"}.`;
+      setModel({ engine, hasChatTemplate: Boolean(engine.getChatTemplate()), loadStatus });
     };
-    load().catch((error: unknown) => left.signal.aborted || setState(`It cannot run here: ${messageOf(error)}`));
+    load().catch(
+      (error: unknown) => signal.aborted || setModel(loading(`It cannot run in this browser: ${messageOf(error)}`)),
+    );
     return () => {
-      left.abort();
-      abort.current?.abort();
-      engine.current = undefined;
-      own.exit().catch(() => {});
+      abort();
+      engine.exit().catch(() => {});
     };
   }, [jobId, name]);
+  return model;
+}
 
-  const write = async () => {
-    const own = engine.current;
-    if (own === undefined) return;
-    setBusy(true);
-    const asked = [...(chats ? turns : []), { role: "user", content: text } as const];
-    const put = (content: string) => setTurns([...asked, { role: "assistant", content }]);
-    put("");
-    if (chats) setText("");
-    const stop = new AbortController();
-    abort.current = stop;
+const loading = (loadStatus: string): BrowserModel => ({ engine: undefined, hasChatTemplate: false, loadStatus });
+
+function abortable() {
+  const controller = new AbortController();
+  return { signal: controller.signal, abort: () => controller.abort() };
+}
+
+/** The turns of a conversation with a model in this tab. A model without a chat template continues each text by itself. */
+function useTurns({ engine, hasChatTemplate }: BrowserModel) {
+  const [turns, setTurns] = useState<readonly Turn[]>([]);
+  const [isWriting, setWriting] = useState(false);
+  const [status, setStatus] = useState("");
+  const abort = useRef<() => void>();
+  useEffect(() => () => abort.current?.(), [engine]);
+
+  const write = async (content: string) => {
+    if (engine === undefined) return;
+    setWriting(true);
+    const history: readonly Turn[] = [...(hasChatTemplate ? turns : []), { role: "user", content }];
+    const show = (answer: string) => setTurns([...history, { role: "assistant", content: answer }]);
+    show("");
+    const request = abortable();
+    abort.current = request.abort;
     const began = performance.now();
     let [tokens, answer] = [0, ""];
     try {
-      for await (const part of partsOf(own, asked, chats, stop.signal)) {
+      const parts = hasChatTemplate
+        ? chat(engine, history, request.signal)
+        : continuation(engine, content, request.signal);
+      for await (const part of parts) {
         tokens++;
         answer += part;
-        put(answer);
+        show(answer);
       }
-      setState(
-        `${tokens} tokens, ${((1000 * tokens) / (performance.now() - began)).toFixed(1)} tokens/s on this device.`,
-      );
+      const seconds = (performance.now() - began) / 1000;
+      setStatus(`${tokens} tokens, ${(tokens / seconds).toFixed(1)} tokens/s on this device.`);
     } catch (error) {
-      setState(stop.signal.aborted ? "Stopped." : messageOf(error));
+      setStatus(request.signal.aborted ? "Stopped." : messageOf(error));
     } finally {
-      setBusy(false);
+      setWriting(false);
     }
   };
+  return { turns, isWriting, status, write, stop: () => abort.current?.(), startOver: () => setTurns([]) };
+}
 
+const SAMPLING = { max_tokens: MAX_TOKENS, temperature: 0.7, stream: true } as const;
+
+/** The answer to the last turn, as it is written. */
+async function* chat(engine: Wllama, turns: readonly Turn[], abortSignal: AbortSignal): AsyncGenerator<string> {
+  for await (const { choices } of await engine.createChatCompletion({ ...SAMPLING, abortSignal, messages: [...turns] }))
+    if (choices[0]?.delta.content) yield choices[0].delta.content;
+}
+
+/** The continuation of a text, as it is written. */
+async function* continuation(engine: Wllama, prompt: string, abortSignal: AbortSignal): AsyncGenerator<string> {
+  for await (const { choices } of await engine.createCompletion({ ...SAMPLING, abortSignal, prompt }))
+    yield choices[0]?.text ?? "";
+}
+
+/** Runs a finished file in this tab: nothing that is written here leaves the device. */
+export function RunHere({ jobId, name }: { jobId: string; name: string }) {
+  const model = useBrowserModel(jobId, name);
+  const { turns, isWriting, status, write, stop, startOver } = useTurns(model);
+  const { hasChatTemplate } = model;
+  const [typed, setTyped] = useState<string>();
+  const text = typed ?? (hasChatTemplate ? "" : FIRST_PROMPT);
+  const isBusy = model.engine === undefined || isWriting;
+  const submit = () => {
+    void write(text);
+    if (hasChatTemplate) setTyped("");
+  };
   return (
     <section>
-      <h1>Run it here</h1>
+      <h1>Run in the browser</h1>
       <p>
         <code>{name}</code> runs in this tab. What you write stays on this device.{" "}
         <a href={`#/jobs/${jobId}`}>Back to the job</a>
       </p>
-      <div data-testid="answer" aria-live="polite" aria-busy={busy}>
-        {chats
-          ? turns.map(({ role, content }, i) => (
-              <div key={i} class={`answer ${role}`}>
-                <span class="quiet">{role === "user" ? "You" : "The model"}: </span>
-                {role === "user" ? content : <Markdown text={content} />}
-              </div>
-            ))
-          : turns.length > 0 && (
-              <p class="answer">
-                <span class="quiet">{turns[0]?.content}</span>
-                {turns[1]?.content}
-              </p>
-            )}
+      <div data-testid="answer" aria-live="polite" aria-busy={isBusy}>
+        {hasChatTemplate ? <Conversation turns={turns} /> : <Continuation turns={turns} />}
       </div>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          void write();
-        }}
-      >
+      <Form onSubmit={submit}>
         <label>
-          {chats ? "Message" : "Text to go on with"}
-          <textarea rows={3} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+          {hasChatTemplate ? "Message" : "Text to continue"}
+          <textarea rows={3} value={text} onInput={(event) => setTyped(event.currentTarget.value)} />
         </label>
         <div class="row">
-          <button type="submit" class="primary" disabled={busy || text === ""}>
-            {chats ? "Send" : "Write"}
+          <button type="submit" class="primary" disabled={isBusy || text === ""}>
+            {hasChatTemplate ? "Send" : "Continue"}
           </button>
-          <button type="button" disabled={!busy || abort.current === undefined} onClick={() => abort.current?.abort()}>
+          <button type="button" disabled={!isWriting} onClick={stop}>
             Stop
           </button>
-          {chats && (
-            <button type="button" disabled={busy || turns.length === 0} onClick={() => setTurns([])}>
-              Begin anew
+          {hasChatTemplate && (
+            <button type="button" disabled={isBusy || turns.length === 0} onClick={startOver}>
+              New chat
             </button>
           )}
         </div>
-      </form>
+      </Form>
       <p role="status" data-testid="engine">
-        {state}
+        {status || model.loadStatus}
       </p>
     </section>
   );
 }
 
-/** What a model says to the turns before, or how it goes on with the only one, as it comes. */
-async function* partsOf(
-  model: Wllama,
-  turns: readonly Turn[],
-  chats: boolean,
-  abortSignal: AbortSignal,
-): AsyncGenerator<string> {
-  const common = { max_tokens: MOST_TOKENS, temperature: 0.7, stream: true, abortSignal } as const;
-  if (chats) {
-    for await (const { choices } of await model.createChatCompletion({ ...common, messages: [...turns] }))
-      if (choices[0]?.delta.content) yield choices[0].delta.content;
-  } else {
-    for await (const { choices } of await model.createCompletion({ ...common, prompt: turns[0]?.content ?? "" }))
-      yield choices[0]?.text ?? "";
-  }
+function Conversation({ turns }: { turns: readonly Turn[] }) {
+  return (
+    <>
+      {turns.map(({ role, content }, i) => (
+        <div key={i} class={`answer ${role}`}>
+          <span class="quiet">{role === "user" ? "You" : "Model"}: </span>
+          {role === "user" ? content : <Markdown text={content} />}
+        </div>
+      ))}
+    </>
+  );
 }
 
-const quiet = { debug: () => {}, log: () => {}, warn: () => {}, error: console.error };
+/** A prompt and the text that follows it. */
+function Continuation({ turns: [prompt, answer] }: { turns: readonly Turn[] }) {
+  if (prompt === undefined) return null;
+  return (
+    <p class="answer">
+      <span class="quiet">{prompt.content}</span>
+      {answer?.content}
+    </p>
+  );
+}

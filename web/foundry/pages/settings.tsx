@@ -1,114 +1,112 @@
 import { useState } from "preact/hooks";
+import { Form, Problem } from "../../shared/parts.js";
 import { messageOf, useLoaded } from "../../shared/use.js";
-import { get, type Me, Refused, send, storedKey, storeKey } from "../api.js";
+import { get, type Me, ServiceError, send, storedKey, storeKey } from "../api.js";
 import { bytes } from "../format.js";
-import { Panel, Problem } from "../parts.js";
+import { Panel } from "../parts.js";
 
 export function Settings() {
   const { value: me, error, reload } = useLoaded(() => get<Me>("/v1/me"), []);
   return (
     <section>
       <h1>Settings</h1>
-      <Panel title="Who you are here">
+      <Panel title="Account">
         {me ? (
           <p>
-            {me.name} of {me.tenant}, {me.role}; {bytes(me.used_bytes)} kept
-            {me.quota.max_bytes === null ? "" : ` of ${bytes(me.quota.max_bytes)}`}.
+            {me.name} of {me.tenant}, role {me.role}. {bytes(me.used_bytes)}
+            {me.quota.max_bytes === null ? "" : ` of ${bytes(me.quota.max_bytes)}`} stored.
           </p>
         ) : (
           <Problem>{error}</Problem>
         )}
-        <KeyForm onKept={reload} />
+        <KeyForm onSaved={reload} />
       </Panel>
       {me && (
-        <Panel title="The hub">
-          <TokenForm isKept={me.hub_token} onKept={reload} />
+        <Panel title="Hub">
+          <TokenForm isStored={me.hub_token} onSaved={reload} />
         </Panel>
       )}
       <p>
-        <a href="/docs">The API</a>
+        <a href="/docs">API</a>
       </p>
     </section>
   );
 }
 
-/** A key is tried before it is kept. */
-function KeyForm({ onKept }: { onKept: () => void }) {
-  const [key, setKey] = useState(storedKey());
-  const [said, setSaid] = useState("");
+/** A form for one secret, with a message when it is saved and an error when it is not. */
+function SecretForm({
+  label,
+  button,
+  initial,
+  save,
+}: {
+  label: string;
+  button: string;
+  initial: string;
+  /** Returns the message, and the secret that the field then has. */
+  save: (secret: string) => Promise<{ readonly secret: string; readonly message: string }>;
+}) {
+  const [secret, setSecret] = useState(initial);
+  const [message, setMessage] = useState("");
   const [problem, setProblem] = useState("");
-  const use = async () => {
-    const before = storedKey();
-    storeKey(key.trim());
-    setSaid("");
+  const submit = async () => {
+    setMessage("");
     setProblem("");
     try {
-      const me = await get<Me>("/v1/me");
-      setSaid(key.trim() === "" ? "This tab has no key now." : `You are ${me.name} of ${me.tenant}.`);
-      onKept();
-    } catch (failed) {
-      storeKey(before);
-      setProblem(
-        failed instanceof Refused && failed.status === 401 && key.trim() !== ""
-          ? "That key is not known here: coppice foundry keys add NAME makes one."
-          : messageOf(failed),
-      );
+      const saved = await save(secret.trim());
+      setSecret(saved.secret);
+      setMessage(saved.message);
+    } catch (error) {
+      setProblem(messageOf(error));
     }
   };
   return (
-    <form
-      onSubmit={(event) => {
-        event.preventDefault();
-        void use();
-      }}
-    >
+    <Form onSubmit={() => void submit()}>
       <label>
-        API key (for this tab)
-        <input type="password" autocomplete="off" value={key} onInput={(event) => setKey(event.currentTarget.value)} />
-      </label>
-      <button type="submit">Use</button>
-      <p role="status">{said}</p>
-      <Problem>{problem}</Problem>
-    </form>
-  );
-}
-
-function TokenForm({ isKept, onKept }: { isKept: boolean; onKept: () => void }) {
-  const [token, setToken] = useState("");
-  const [said, setSaid] = useState("");
-  const [problem, setProblem] = useState("");
-  const keep = () =>
-    send(token === "" ? "DELETE" : "PUT", "/v1/hub-token", token === "" ? undefined : { token }).then(
-      () => {
-        setToken("");
-        setProblem("");
-        setSaid(token === "" ? "Forgotten." : "Kept, encrypted.");
-        onKept();
-      },
-      (failed: unknown) => {
-        setSaid("");
-        setProblem(messageOf(failed));
-      },
-    );
-  return (
-    <form
-      onSubmit={(event) => {
-        event.preventDefault();
-        void keep();
-      }}
-    >
-      <label>
-        Token of the hub{isKept ? " (one is kept; empty forgets it)" : ""}
+        {label}
         <input
           type="password"
           autocomplete="off"
-          value={token}
-          onInput={(event) => setToken(event.currentTarget.value)}
+          value={secret}
+          onInput={(event) => setSecret(event.currentTarget.value)}
         />
       </label>
-      <button type="submit">Keep</button>
-      <p role="status">{said}</p>
+      <button type="submit">{button}</button>
+      <p role="status">{message}</p>
       <Problem>{problem}</Problem>
-    </form>
+    </Form>
   );
+}
+
+/** A key is kept only if the service accepts it. */
+function KeyForm({ onSaved }: { onSaved: () => void }) {
+  const save = async (key: string) => {
+    const previous = storedKey();
+    storeKey(key);
+    try {
+      const me = await get<Me>("/v1/me");
+      onSaved();
+      return {
+        secret: key,
+        message: key === "" ? "This tab uses no key." : `Signed in as ${me.name} of ${me.tenant}.`,
+      };
+    } catch (error) {
+      storeKey(previous);
+      if (error instanceof ServiceError && error.status === 401 && key !== "")
+        throw new Error("Unknown key. To create one: coppice foundry keys add NAME");
+      throw error;
+    }
+  };
+  return <SecretForm label="API key (for this tab)" button="Use" initial={storedKey()} save={save} />;
+}
+
+function TokenForm({ isStored, onSaved }: { isStored: boolean; onSaved: () => void }) {
+  const save = async (token: string) => {
+    if (token === "") await send("DELETE", "/v1/hub-token");
+    else await send("PUT", "/v1/hub-token", { token });
+    onSaved();
+    return { secret: "", message: token === "" ? "Deleted." : "Saved, encrypted." };
+  };
+  const label = isStored ? "Hub token (one is stored; save an empty one to delete it)" : "Hub token";
+  return <SecretForm label={label} button="Save" initial="" save={save} />;
 }

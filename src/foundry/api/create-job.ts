@@ -1,0 +1,79 @@
+import { isDeepStrictEqual } from "node:util";
+import { THIS_MACHINE } from "../../devices/index.js";
+import { ApiError } from "../../serve/errors.js";
+import { CoppiceError } from "../../system/errors.js";
+import type { CompressSpec, JobSpec } from "../specification.js";
+import type { Job } from "../store/jobs.js";
+import type { ModelRow } from "../store/library.js";
+import type { Caller } from "../store/tenants.js";
+import { resolveTarget, UNCUT } from "../target.js";
+import type { FoundryServices } from "./route.js";
+
+/**
+ * Checks a job against the tenant's models, data and quotas, and queues it. The same idempotency key creates one job.
+ * @throws ApiError 400 when nothing fits the device, 403 beyond a quota, 404 for an unknown model or data set, 409 for a model that is
+ * not complete or a key that another job has
+ */
+export async function createJob(
+  requested: JobSpec,
+  { tenant }: Caller,
+  services: FoundryServices,
+  idempotencyKey: string | undefined,
+): Promise<Job> {
+  const { library, jobs, tenants } = services;
+  const model = await library.model(tenant, requested.model);
+  if (model === undefined) throw new ApiError(404, "there is no such model", { param: "model" });
+  if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet", { param: "model" });
+  const quota = await tenants.quota(tenant);
+  let spec = requested;
+  if (spec.kind === "compress") {
+    if (spec.dataset !== undefined && (await library.dataset(tenant, spec.dataset)) === undefined)
+      throw new ApiError(404, "there is no such data set", { param: "dataset" });
+    spec = await withCheckedTarget(spec, model, tenant, services);
+    if (quota.max_tokens !== null && spec.tokens > quota.max_tokens)
+      throw new ApiError(403, `the quota allows at most ${quota.max_tokens} tokens per job`, {
+        param: "tokens",
+        code: "quota_exceeded",
+      });
+  }
+  if (quota.max_jobs !== null && (await jobs.unfinished(tenant)) >= quota.max_jobs)
+    throw new ApiError(403, `the quota allows at most ${quota.max_jobs} jobs that wait or run`, {
+      code: "quota_exceeded",
+    });
+  const name = (spec.name ?? defaultName(spec, model)).slice(0, 120);
+  const { job, existed } = await jobs.create({ tenant, name, spec, idempotencyKey });
+  // a stored specification has been through JSON
+  if (existed && !isDeepStrictEqual(job.spec, JSON.parse(JSON.stringify(spec))))
+    throw new ApiError(409, "another job has this idempotency key", { code: "idempotency_conflict" });
+  return job;
+}
+
+const defaultName = (spec: JobSpec, model: ModelRow): string =>
+  spec.kind === "compress" ? `${model.name} for ${spec.device ?? spec.target}` : `${model.name}, measured`;
+
+/**
+ * A specification whose target can be met, as far as that is known before the job runs. A target for the service's own machine is
+ * settled here: workers may run elsewhere, and may start more than once.
+ * @throws ApiError 400 when nothing fits the device
+ */
+async function withCheckedTarget(
+  spec: CompressSpec,
+  model: ModelRow,
+  tenant: string,
+  { materials }: FoundryServices,
+): Promise<CompressSpec> {
+  const storedBytes = model.bytes || undefined;
+  try {
+    if (spec.device === THIS_MACHINE && spec.target === undefined) {
+      const { config } = await materials.facts(tenant, model);
+      const { target = UNCUT, kinds } = await resolveTarget(spec, config, storedBytes);
+      return { ...spec, target, quantization: [...kinds] };
+    }
+    if (model.facts !== null) await resolveTarget(spec, model.facts.config, storedBytes);
+    else if (spec.device === undefined && spec.target === undefined) await resolveTarget(spec, {});
+    return spec;
+  } catch (error) {
+    if (error instanceof CoppiceError) throw new ApiError(400, error.message, { param: "device" });
+    throw error;
+  }
+}
