@@ -62,7 +62,7 @@ export async function openRunnable(file: string): Promise<Runnable> {
     await tryInLlamaCpp(runnable.file, openGguf(file).files);
   } catch (error) {
     if (!(error instanceof FormatError)) throw error;
-    const isRead = unknown && knownGgufArchitectures.includes(runnable.architecture);
+    const isRead = unknown && knownGgufArchitectures().includes(runnable.architecture);
     throw new FormatError(isRead ? `${doubt}; ${error.message}` : `${file}: ${error.message}`);
   }
   return runnable;
