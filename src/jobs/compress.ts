@@ -106,6 +106,21 @@ const CORRECTION_RATE_SHARE = 0.2;
 /**
  * Makes a smaller model of a model: measure, correct the teacher if asked, calibrate, search, prune, distil, measure. The `out`
  * directory ends as a model directory with a report; killed at any moment, the same call goes on where it was.
+ * @example
+ * ```ts
+ * import { compress } from "coppice";
+ *
+ * const { teacher, pruned, student } = await compress({
+ *   model: "./model", // a directory, a .gguf file or a hub id
+ *   target: "0.67x", // or "8.4B", "4GiB", "phone-8gb"
+ *   data: ["corpus.jsonl"],
+ *   settings: { tokens: 100e6 },
+ *   gguf: ["q4_k_m"],
+ *   out: "./smaller",
+ *   onProgress: ({ stage, done, total }) => console.error(stage, done / total),
+ * });
+ * console.log(teacher.loss, pruned.loss, student.loss); // nats per token of held-out text
+ * ```
  */
 export async function compress(given: CompressJob): Promise<CompressOutcome> {
   const teacher = await openModel(given.model, given);

@@ -133,7 +133,24 @@ const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide =
   vocabSize: model.vocabSize,
 });
 
-/** Distils one model into another of the same tokenizer. @throws UsageError with the first difference between them */
+/**
+ * Distils one model into another of the same tokenizer. @throws UsageError with the first difference between them
+ * @example
+ * ```ts
+ * import { distill, pruneModel } from "coppice";
+ *
+ * await pruneModel({ model: "./model", target: "0.67x", data: ["corpus.jsonl"], out: "./pruned" });
+ * const { before, validation } = await distill({
+ *   teacher: "./model",
+ *   student: "./pruned",
+ *   data: ["corpus.jsonl"],
+ *   settings: { tokens: 100e6 },
+ *   distillation: { divergence: "forward-kl", temperature: 1 },
+ *   out: "./smaller",
+ * });
+ * console.log(before.loss, validation.loss);
+ * ```
+ */
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
   const teacher = await openModel(job.teacher, job);
   const student = await openModel(job.student, job);

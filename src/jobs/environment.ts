@@ -97,7 +97,16 @@ export async function findModel(reference: string, options: JobOptions = {}): Pr
 export const RUN_ONLY =
   "GGUF files of any architecture that llama.cpp loads can be run and converted: generate, chat, serve, inspect, quantize --type, export to .gguf, evaluate --engine llama.cpp";
 
-/** Finds a MODEL argument that our own engine is to compute. @throws FormatError when it does not know the model */
+/**
+ * Finds a MODEL argument that our own engine is to compute. @throws FormatError when it does not know the model
+ * @example
+ * ```ts
+ * import { openModel } from "coppice";
+ *
+ * const { model, parameters } = await openModel("./model");
+ * console.log(model.architecture, parameters, model.sizes.hidden);
+ * ```
+ */
 export async function openModel(reference: string, options: JobOptions = {}): Promise<OpenModel> {
   const found = await findModel(reference, options);
   if (found.checkpoint === undefined) throw new FormatError(`${found.reason}. ${RUN_ONLY}`);

@@ -21,7 +21,22 @@ import { folderName, harnessFile, harnessResults, harnessSample } from "./harnes
 import { claim, fileInput, inRun } from "./output.js";
 import { plannedTasks } from "./task-names.js";
 
-/** Measures models on benchmarks. What was answered is kept on disk, so that a stopped evaluation goes on. */
+/**
+ * Measures models on benchmarks. What was answered is kept on disk, so that a stopped evaluation goes on.
+ * @example
+ * ```ts
+ * import { evaluate, headlines } from "coppice";
+ *
+ * const { models } = await evaluate({
+ *   models: ["./model", "./smaller"],
+ *   tasks: ["arc_easy", "hellaswag:5", "./capitals.json"], // `:5` asks with five worked examples
+ *   limit: 200,
+ *   out: "./scores",
+ * });
+ * for (const model of models)
+ *   for (const { name, metric, value } of headlines(model)) console.log(model.model, name, metric.name, value);
+ * ```
+ */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   const planned = await plannedTasks(job.tasks ?? ["minitron"], job.fewShot);
   const { out } = job;

@@ -42,7 +42,16 @@ export interface ExportOutcome extends WrittenModel {
   readonly seconds: number;
 }
 
-/** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
+/**
+ * Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory.
+ * @example
+ * ```ts
+ * import { exportModel } from "coppice";
+ *
+ * const { files, bytes } = await exportModel({ model: "./smaller", out: "./smaller.gguf", dtype: "f16" });
+ * console.log(files, bytes);
+ * ```
+ */
 export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   const started = performance.now();
   const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
@@ -113,6 +122,13 @@ async function asDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkp
 /**
  * The GGUF file of a MODEL that llama.cpp is to run: the file itself, or one exported to the cache once.
  * @param kind the type to export to; as stored by default
+ * @example
+ * ```ts
+ * import { runnableGguf } from "coppice";
+ *
+ * const file = await runnableGguf("./smaller", { kind: "q8_0" });
+ * console.log(file); // ready for any program that is built on llama.cpp
+ * ```
  */
 export async function runnableGguf(
   reference: string,

@@ -19,7 +19,17 @@ export interface PlanOutcome {
   readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
 }
 
-/** Lists the architectures that meet a target. With data they are measured; without, a config.json is enough. */
+/**
+ * Lists the architectures that meet a target. With data they are measured; without, a config.json is enough.
+ * @example
+ * ```ts
+ * import { plan } from "coppice";
+ *
+ * const { parameters, candidates } = await plan({ model: "./model", target: "0.5x" });
+ * console.log(parameters);
+ * for (const { sizes, parameters: smaller } of candidates.slice(0, 5)) console.log(sizes, smaller);
+ * ```
+ */
 export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
     const model = await modelOnly(job.model, job);

@@ -51,7 +51,22 @@ async function startOf(job: PretrainJob): Promise<Start> {
   return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
 }
 
-/** Trains a model on the next token of data: from scratch, or going on from its weights. */
+/**
+ * Trains a model on the next token of data: from scratch, or going on from its weights.
+ * @example
+ * ```ts
+ * import { pretrain } from "coppice";
+ *
+ * const { validation, tokensPerSecond } = await pretrain({
+ *   model: "./configuration", // config.json and a tokenizer
+ *   fromScratch: true,
+ *   data: ["stories.txt"],
+ *   settings: { tokens: 6e6, sequenceLength: 128, batchSize: 32, learningRate: 3e-3 },
+ *   out: "./model",
+ * });
+ * console.log(validation.perplexity, tokensPerSecond);
+ * ```
+ */
 export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   const start = await startOf(job);
   const { checkpoint, directory } = start;

@@ -104,7 +104,23 @@ const [SPEED_PROMPT, SPEED_GENERATED] = [256, 64];
 /** Up to this size weights are tried in f32, above in f16. */
 const F32_LIMIT_BYTES = 4e9;
 
-/** Quantizes a model, to kinds of files, to a size, or both. */
+/**
+ * Quantizes a model, to kinds of files, to a size, or both.
+ * @example
+ * ```ts
+ * import { quantize } from "coppice";
+ *
+ * const { files } = await quantize({
+ *   model: "./smaller",
+ *   types: ["q8_0"],
+ *   sizeBytes: 4 * 2 ** 30, // and one more file, with the best type of each tensor for 4 GiB
+ *   data: ["corpus.jsonl"],
+ *   report: true,
+ *   out: "./gguf",
+ * });
+ * for (const { name, fileBytes, report } of files) console.log(name, fileBytes, report?.perplexity);
+ * ```
+ */
 export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   const { sizeBytes } = job;
   const types = [...new Set(job.types)];

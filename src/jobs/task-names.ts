@@ -28,7 +28,15 @@ function nameAndShots(
   return { name, fewShot: own };
 }
 
-/** Whether a name means a task, group or suite that is brought along: no file is looked at. */
+/**
+ * Whether a name means a task, group or suite that is brought along: no file is looked at.
+ * @example
+ * ```ts
+ * import { isBenchmark } from "coppice";
+ *
+ * console.log(isBenchmark("mmlu"), isBenchmark("hellaswag:5"), isBenchmark("./capitals.json")); // true true false
+ * ```
+ */
 export function isBenchmark(given: string): boolean {
   const { name } = nameAndShots(given);
   return Object.hasOwn(SUITES, name) || [...TASK_GROUPS, ...TASKS].some((known) => known.name === name);
