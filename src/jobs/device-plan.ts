@@ -34,7 +34,7 @@ export interface DevicePlan extends DeviceFit {
  *
  * const { best } = await planForDevice({ model: "./model", forDevice: "phone-8gb" });
  * if (best === undefined) console.log("no cut of this model fits");
- * else console.log(best.sizes, best.memory.totalBytes, best.speed.tokensPerSecond);
+ * else console.log(best.sizes, best.kind, best.tokensPerSecond);
  * ```
  */
 export async function planForDevice(job: DevicePlanJob): Promise<DevicePlan> {

@@ -140,7 +140,7 @@ const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide =
  * import { distill, pruneModel } from "coppice";
  *
  * await pruneModel({ model: "./model", target: "0.67x", data: ["corpus.jsonl"], out: "./pruned" });
- * const { before, validation } = await distill({
+ * const { before, student } = await distill({
  *   teacher: "./model",
  *   student: "./pruned",
  *   data: ["corpus.jsonl"],
@@ -148,7 +148,7 @@ const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide =
  *   distillation: { divergence: "forward-kl", temperature: 1 },
  *   out: "./smaller",
  * });
- * console.log(before.loss, validation.loss);
+ * console.log(before.loss, student.loss);
  * ```
  */
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {

@@ -57,14 +57,14 @@ async function startOf(job: PretrainJob): Promise<Start> {
  * ```ts
  * import { pretrain } from "coppice";
  *
- * const { validation, tokensPerSecond } = await pretrain({
+ * const { student, tokensPerSecond } = await pretrain({
  *   model: "./configuration", // config.json and a tokenizer
  *   fromScratch: true,
  *   data: ["stories.txt"],
  *   settings: { tokens: 6e6, sequenceLength: 128, batchSize: 32, learningRate: 3e-3 },
  *   out: "./model",
  * });
- * console.log(validation.perplexity, tokensPerSecond);
+ * console.log(student.perplexity, tokensPerSecond);
  * ```
  */
 export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
