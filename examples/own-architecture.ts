@@ -6,7 +6,7 @@
  *     npx tsx examples/own-architecture.ts
  *     NODE_OPTIONS="--import ./my-architecture.js" npx coppice inspect MODEL    # the command line knows it, too
  */
-import { copyFileSync, mkdtempSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -36,16 +36,16 @@ models.registerArchitecture(parallelLlama);
 
 const here = (name: string) => fileURLToPath(new URL(name, import.meta.url));
 const work = mkdtempSync(path.join(tmpdir(), "own-architecture-"));
+const [start, model, smaller] = [path.join(work, "start"), path.join(work, "model"), path.join(work, "smaller")];
 for (const name of ["tokenizer.json", "tokenizer_config.json"])
-  copyFileSync(path.join(here("tiny-config"), name), path.join(work, name));
+  cpSync(path.join(here("tiny-config"), name), path.join(start, name));
 const sizes = { hidden_size: 64, intermediate_size: 192, num_hidden_layers: 3, num_attention_heads: 4 };
 const config = { model_type: "parallel_llama", vocab_size: 512, max_position_embeddings: 256, ...sizes };
-writeFileSync(path.join(work, "config.json"), JSON.stringify(config));
+writeFileSync(path.join(start, "config.json"), JSON.stringify(config));
 
 const [data, validation] = [[here("corpus/stories.txt.gz")], [here("corpus/held-out.txt")]];
-const [model, smaller] = [path.join(work, "model"), path.join(work, "smaller")];
 const settings = { tokens: 40_000, sequenceLength: 64, batchSize: 16, learningRate: 5e-3 };
-const { student } = await pretrain({ model: work, fromScratch: true, data, validation, settings, out: model });
+const { student } = await pretrain({ model: start, fromScratch: true, data, validation, settings, out: model });
 console.log(`trained: ${student.parameters} parameters, loss ${student.loss.toFixed(3)}`);
 
 const { parameters } = await pruneModel({ model, target: "ffn=128", data, calibrationSamples: 16, out: smaller });

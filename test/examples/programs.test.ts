@@ -73,9 +73,9 @@ describe("the examples", () => {
       models: { tasks: { task: string; metrics: { value: number }[]; documents: { measured: number } }[] }[];
     };
     const [result] = models[0]?.tasks ?? [];
-    expect(result).toMatchObject({ task: "whom_to_thank", documents: { measured: 20 } });
+    expect(result).toMatchObject({ task: "lost_thing", documents: { measured: 20 } });
     // the teacher was trained on such stories; who guesses is right in a third of them
-    expect(result?.metrics[0]?.value).toBeGreaterThan(0.6);
+    expect(result?.metrics[0]?.value).toBeGreaterThan(0.9);
   });
 
   it("serve a model within an Express application", async () => {
