@@ -62,7 +62,7 @@ export async function openRunnable(file: string): Promise<Runnable> {
     await tryInLlamaCpp(runnable.file, openGguf(file).files);
   } catch (error) {
     if (!(error instanceof FormatError)) throw error;
-    const isBroken = !isKnown && knownGgufArchitectures.includes(runnable.architecture);
+    const isBroken = !isKnown && knownGgufArchitectures().includes(runnable.architecture);
     throw new FormatError(isBroken ? `${doubt}; ${error.message}` : `${file}: ${error.message}`);
   }
   return runnable;

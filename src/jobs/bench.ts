@@ -115,7 +115,20 @@ export async function prepareBench(backend: Backend, job: BenchJob): Promise<Pre
   };
 }
 
-/** Times steps of work on random weights and tokens. @throws UsageError for sizes that are not understood */
+/**
+ * Times steps of work on random weights and tokens. @throws UsageError for sizes that are not understood
+ * @example
+ * ```ts
+ * import { bench } from "coppice";
+ *
+ * const { tokensPerSecond, kernels, share } = await bench({
+ *   model: "hidden=288,ffn=768,layers=6,heads=6,kvHeads=6,vocab=32000",
+ *   work: "distill",
+ *   batchSize: 4,
+ * });
+ * console.log(`${Math.round(tokensPerSecond)} tokens/s on ${kernels}, ${Math.round(100 * share)} % of the peak`);
+ * ```
+ */
 export function bench(job: BenchJob): Promise<BenchOutcome> {
   return onDevice(job, async (backend) => {
     const { settings } = await withDefaults(job);

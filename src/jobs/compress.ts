@@ -19,6 +19,21 @@ const DEFAULT_TOKENS = 2e6;
  * Makes a model smaller: measures it, corrects the teacher if requested, calibrates, searches, prunes, distills and measures again.
  * `out` becomes a model directory with a report. If the process is killed at any moment, the same call continues where it stopped.
  * @throws UsageError for a target that cannot be met, and for settings or places that do not fit
+ * @example
+ * ```ts
+ * import { compress } from "coppice";
+ *
+ * const { teacher, pruned, student } = await compress({
+ *   model: "./model", // a directory, a .gguf file or a hub id
+ *   target: "0.67x", // or "8.4B", "4GiB", "phone-8gb"
+ *   data: ["corpus.jsonl"],
+ *   settings: { tokens: 100e6 },
+ *   gguf: ["q4_k_m"],
+ *   out: "./smaller",
+ *   onProgress: ({ stage, done, total }) => console.error(stage, done / total),
+ * });
+ * console.log(teacher.loss, pruned.loss, student.loss); // nats per token of held-out text
+ * ```
  */
 export async function compress(requested: CompressJob): Promise<CompressOutcome> {
   const original = await openModel(requested.model, requested);

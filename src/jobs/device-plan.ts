@@ -26,7 +26,17 @@ export interface DevicePlan extends DeviceFit {
   readonly parameters: number;
 }
 
-/** Weighs pruning against quantization for a device. Of the model, config.json is enough. */
+/**
+ * Weighs pruning against quantization for a device. Of the model, config.json is enough.
+ * @example
+ * ```ts
+ * import { planForDevice } from "coppice";
+ *
+ * const { best } = await planForDevice({ model: "./model", forDevice: "phone-8gb" });
+ * if (best === undefined) console.log("no cut of this model fits");
+ * else console.log(best.sizes, best.kind, best.tokensPerSecond);
+ * ```
+ */
 export async function planForDevice(job: DevicePlanJob): Promise<DevicePlan> {
   const model = await openArchitecture(job.model, job);
   const { device, threads } = job;

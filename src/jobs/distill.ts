@@ -160,6 +160,21 @@ const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide =
 /**
  * Distills one model into another with the same tokenizer.
  * @throws UsageError naming the first difference between the tokenizers, and for settings or places that do not fit
+ * @example
+ * ```ts
+ * import { distill, pruneModel } from "coppice";
+ *
+ * await pruneModel({ model: "./model", target: "0.67x", data: ["corpus.jsonl"], out: "./pruned" });
+ * const { before, student } = await distill({
+ *   teacher: "./model",
+ *   student: "./pruned",
+ *   data: ["corpus.jsonl"],
+ *   settings: { tokens: 100e6 },
+ *   distillation: { divergence: "forward-kl", temperature: 1 },
+ *   out: "./smaller",
+ * });
+ * console.log(before.loss, student.loss);
+ * ```
  */
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
   const teacher = await openModel(job.teacher, job);

@@ -61,7 +61,16 @@ export async function findModel(reference: string, options: JobOptions = {}): Pr
 export const RUN_ONLY =
   "GGUF files of any architecture that llama.cpp loads can be run and converted: generate, chat, serve, inspect, quantize --type, export to .gguf, evaluate --engine llama.cpp";
 
-/** Opens a MODEL argument for our own engine. @throws FormatError when the engine does not support it */
+/**
+ * Opens a MODEL argument for our own engine. @throws FormatError when the engine does not support it
+ * @example
+ * ```ts
+ * import { openModel } from "coppice";
+ *
+ * const { model, parameters } = await openModel("./model");
+ * console.log(model.architecture, parameters, model.sizes.hidden);
+ * ```
+ */
 export async function openModel(reference: string, options: JobOptions = {}): Promise<OpenModel> {
   const found = await findModel(reference, options);
   if (found.checkpoint === undefined) throw new FormatError(`${found.reason}. ${RUN_ONLY}`);

@@ -22,7 +22,22 @@ import { fileInput } from "./inputs.js";
 import { claim, inRun } from "./output.js";
 import { plannedTasks } from "./task-names.js";
 
-/** Evaluates models on benchmarks. Answers are kept on disk, so that an interrupted evaluation continues. */
+/**
+ * Evaluates models on benchmarks. Answers are kept on disk, so that an interrupted evaluation continues.
+ * @example
+ * ```ts
+ * import { evaluate, headlines } from "coppice";
+ *
+ * const { models } = await evaluate({
+ *   models: ["./model", "./smaller"],
+ *   tasks: ["arc_easy", "hellaswag:5", "./capitals.json"], // `:5` asks with five worked examples
+ *   limit: 200,
+ *   out: "./scores",
+ * });
+ * for (const model of models)
+ *   for (const { name, metric, value } of headlines(model)) console.log(model.model, name, metric.name, value);
+ * ```
+ */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
   const planned = await plannedTasks(job.tasks ?? ["minitron"], job.fewShot);
   const { out } = job;

@@ -56,7 +56,17 @@ export function resultLines({ tasks, groups }: ModelEvaluation): ResultLine[] {
   return [...lines.values()];
 }
 
-/** The score that represents each line of a model's results. */
+/**
+ * The score that represents each line of a model's results.
+ * @example
+ * ```ts
+ * import { evaluate, headlines } from "coppice";
+ *
+ * const { models } = await evaluate({ models: ["./model"], tasks: ["piqa"] });
+ * for (const model of models)
+ *   for (const { name, value, standardError } of headlines(model)) console.log(name, value, standardError);
+ * ```
+ */
 export const headlines = (model: ModelEvaluation): Headline[] =>
   resultLines(model).flatMap(({ name, fewShot, metrics }) => {
     const score = quoted(metrics);

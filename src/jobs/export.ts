@@ -29,7 +29,16 @@ export interface ExportOutcome extends WrittenModel {
   readonly seconds: number;
 }
 
-/** Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory. */
+/**
+ * Writes a model in the other format: GGUF for llama.cpp and what is built on it, or a Hugging Face directory.
+ * @example
+ * ```ts
+ * import { exportModel } from "coppice";
+ *
+ * const { files, bytes } = await exportModel({ model: "./smaller", out: "./smaller.gguf", dtype: "f16" });
+ * console.log(files, bytes);
+ * ```
+ */
 export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   const started = performance.now();
   const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
@@ -103,7 +112,16 @@ interface RunnableOptions extends JobOptions {
   readonly kind?: FileKind | undefined;
 }
 
-/** The GGUF file of a MODEL for llama.cpp to run: the model itself if it is one, else a file exported to the cache. */
+/**
+ * The GGUF file of a MODEL for llama.cpp to run: the model itself if it is one, else a file exported to the cache.
+ * @example
+ * ```ts
+ * import { runnableGguf } from "coppice";
+ *
+ * const file = await runnableGguf("./smaller", { kind: "q8_0" });
+ * console.log(file); // ready for any program that is built on llama.cpp
+ * ```
+ */
 export async function runnableGguf(reference: string, job: RunnableOptions): Promise<string> {
   const found = await findModel(reference, job);
   if (found.file !== undefined && job.kind === undefined) return found.file.path;

@@ -11,7 +11,21 @@ export interface OpenEngineJob extends JobOptions, Omit<EngineOptions, "device" 
   readonly kind?: FileKind | undefined;
 }
 
-/** Loads a MODEL for generating, exporting it to the cache first if it is not a GGUF file. */
+/**
+ * Loads a MODEL for generating, exporting it to the cache first if it is not a GGUF file.
+ * @example
+ * ```ts
+ * import { openEngine } from "coppice";
+ *
+ * const engine = await openEngine({ model: "./smaller.gguf", contextSize: 4096 });
+ * try {
+ *   const { text, tokensPerSecond } = await engine.complete("Once upon a time", { maxTokens: 64, temperature: 0.8 });
+ *   console.log(text, tokensPerSecond);
+ * } finally {
+ *   await engine.dispose();
+ * }
+ * ```
+ */
 export async function openEngine(job: OpenEngineJob): Promise<Engine> {
   const file = await runnableGguf(job.model, job);
   const draft = job.draftModel === undefined ? undefined : await runnableGguf(job.draftModel, job);
@@ -31,7 +45,21 @@ export interface GenerateOutcome extends GeneratedText {
 
 const DEFAULT_TOKENS = 256;
 
-/** Continues a text. With a draft model the text is generated again without it, to measure what it gains. */
+/**
+ * Continues a text. With a draft model the text is generated again without it, to measure what it gains.
+ * @example
+ * ```ts
+ * import { generate } from "coppice";
+ *
+ * const { text, withoutDraft } = await generate({
+ *   model: "./model.gguf",
+ *   draftModel: "./smaller.gguf",
+ *   prompt: "Once upon a time",
+ *   sampling: { maxTokens: 64 },
+ * });
+ * console.log(text, withoutDraft?.speedUp);
+ * ```
+ */
 export async function generate(job: GenerateJob): Promise<GenerateOutcome> {
   const signal = job.signal ?? job.sampling?.signal;
   const sampling: CompletionOptions = { maxTokens: DEFAULT_TOKENS, ...job.sampling, signal };

@@ -43,7 +43,16 @@ export interface Inspection {
   readonly notes: readonly string[];
 }
 
-/** Describes a model without reading its weights. */
+/**
+ * Describes a model without reading its weights.
+ * @example
+ * ```ts
+ * import { inspect } from "coppice";
+ *
+ * const { architecture, parameters, dimensions, memoryBytes } = await inspect("mistralai/Mistral-Nemo-Base-2407");
+ * console.log(architecture, parameters, dimensions.hidden, memoryBytes);
+ * ```
+ */
 export async function inspect(reference: string, options: JobOptions = {}): Promise<Inspection> {
   const found = await findModel(reference, options);
   return found.checkpoint === undefined ? inspectFile(found) : inspectKnown(found);
@@ -142,7 +151,16 @@ export interface PerplexityJob extends JobOptions, MeasureOptions, Omit<DataOpti
   readonly model: string;
 }
 
-/** Loss and perplexity of a model on data. */
+/**
+ * Loss and perplexity of a model on data.
+ * @example
+ * ```ts
+ * import { measurePerplexity } from "coppice";
+ *
+ * const { loss, perplexity, tokens } = await measurePerplexity({ model: "./smaller", data: ["held-out.txt"] });
+ * console.log(loss, perplexity, tokens); // loss in nats per token
+ * ```
+ */
 export async function measurePerplexity(job: PerplexityJob): Promise<Perplexity> {
   const { checkpoint, model } = await openModel(job.model, job);
   checkLength(job.sequenceLength, model);

@@ -21,7 +21,17 @@ export interface PlanOutcome {
   readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
 }
 
-/** Lists the architectures that meet a target. With data they are measured; without, config.json is all that is needed of the model. */
+/**
+ * Lists the architectures that meet a target. With data they are measured; without, config.json is all that is needed of the model.
+ * @example
+ * ```ts
+ * import { plan } from "coppice";
+ *
+ * const { parameters, candidates } = await plan({ model: "./model", target: "0.5x" });
+ * console.log(parameters);
+ * for (const { sizes, parameters: smaller } of candidates.slice(0, 5)) console.log(sizes, smaller);
+ * ```
+ */
 export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
     const model = await openArchitecture(job.model, job);

@@ -53,7 +53,22 @@ async function startOf(job: PretrainJob): Promise<Start> {
   return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
 }
 
-/** Trains a model to predict the next token, from scratch or from its weights. */
+/**
+ * Trains a model to predict the next token, from scratch or from its weights.
+ * @example
+ * ```ts
+ * import { pretrain } from "coppice";
+ *
+ * const { student, tokensPerSecond } = await pretrain({
+ *   model: "./configuration", // config.json and a tokenizer
+ *   fromScratch: true,
+ *   data: ["stories.txt"],
+ *   settings: { tokens: 6e6, sequenceLength: 128, batchSize: 32, learningRate: 3e-3 },
+ *   out: "./model",
+ * });
+ * console.log(student.perplexity, tokensPerSecond);
+ * ```
+ */
 export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
   const start = await startOf(job);
   const { checkpoint, directory } = start;

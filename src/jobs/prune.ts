@@ -43,7 +43,22 @@ interface RecordedResult {
   readonly scores: string | null;
 }
 
-/** Prunes a model to a target and writes it. */
+/**
+ * Prunes a model to a target and writes it.
+ * @example
+ * ```ts
+ * import { pruneModel } from "coppice";
+ *
+ * const { parameters, plan } = await pruneModel({
+ *   model: "./model",
+ *   target: "hidden=3072,ffn=11520", // or a share, a number of parameters or bytes
+ *   data: ["corpus.jsonl"],
+ *   calibrationSamples: 512,
+ *   out: "./pruned",
+ * });
+ * console.log(parameters.from, parameters.to, plan);
+ * ```
+ */
 export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
   const opened = await openModel(job.model, job);
   const data = await dataInputs(job);

@@ -98,7 +98,23 @@ const [SPEED_PROMPT, SPEED_GENERATED] = [256, 64];
 /** Models up to this size are loaded in f32, larger ones in f16. */
 const F32_LIMIT_BYTES = 4e9;
 
-/** A mix of types for a size is named so among the kinds of files. */
+/**
+ * A mix of types for a size is named so among the kinds of files.
+ * @example
+ * ```ts
+ * import { quantize } from "coppice";
+ *
+ * const { files } = await quantize({
+ *   model: "./smaller",
+ *   types: ["q8_0"],
+ *   sizeBytes: 4 * 2 ** 30, // and one more file, with the best type of each tensor for 4 GiB
+ *   data: ["corpus.jsonl"],
+ *   report: true,
+ *   out: "./gguf",
+ * });
+ * for (const { name, fileBytes, report } of files) console.log(name, fileBytes, report?.perplexity);
+ * ```
+ */
 const MIX = "mix";
 
 /**

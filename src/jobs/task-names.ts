@@ -24,7 +24,15 @@ function splitShots(text: string): { readonly name: string; readonly shots: numb
   return { name, shots: shots === undefined ? undefined : Number(shots) };
 }
 
-/** Whether a name is that of a built-in task, group or suite. */
+/**
+ * Whether a name is that of a built-in task, group or suite.
+ * @example
+ * ```ts
+ * import { isBenchmark } from "coppice";
+ *
+ * console.log(isBenchmark("mmlu"), isBenchmark("hellaswag:5"), isBenchmark("./capitals.json")); // true true false
+ * ```
+ */
 export function isBenchmark(text: string): boolean {
   const { name } = splitShots(text);
   return Object.hasOwn(SUITES, name) || [...TASK_GROUPS, ...TASKS].some((known) => known.name === name);

@@ -1,6 +1,7 @@
 export type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+export { attention, type Block, gatedFeedForward, layerNorm, plainFeedForward, rmsNorm } from "./blocks/index.js";
 export type { Checkpoint, ModelTensors } from "./checkpoint.js";
-export type { ConfigJson } from "./config.js";
+export { type ConfigJson, choice, flag, positive, size } from "./config.js";
 export { activeWeights, cacheBytes, forwardFlopsPerToken, largestSize, sizesOfAxis } from "./cost.js";
 export {
   type Axis,
@@ -16,8 +17,10 @@ export {
   sizeOf,
   splitLayer,
 } from "./dimensions.js";
+export { architecture, BASE_SIZES, baseSchema, headsOf, rotaryOf, wholeRotaryOf } from "./family.js";
 export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
 export { type GgufSummary, summariseGguf } from "./gguf-summary.js";
+export { postNormDecoder, preNormDecoder, rmsNorms, sandwichDecoder } from "./layers.js";
 export {
   type GgufModel,
   openCheckpoint,
@@ -25,5 +28,12 @@ export {
   storedSource,
   writeModel,
 } from "./open.js";
-export { ARCHITECTURES, configFromGguf, knownGgufArchitectures, knownModelTypes, modelFromConfig } from "./registry.js";
+export {
+  ARCHITECTURES,
+  configFromGguf,
+  knownGgufArchitectures,
+  knownModelTypes,
+  modelFromConfig,
+  registerArchitecture,
+} from "./registry.js";
 export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

@@ -1,5 +1,5 @@
 import type { GgufFile } from "../checkpoint/gguf.js";
-import { FormatError } from "../system/errors.js";
+import { FormatError, UsageError } from "../system/errors.js";
 import type { Architecture, Model } from "./architecture.js";
 import { apertus } from "./architectures/apertus.js";
 import { arcee } from "./architectures/arcee.js";
@@ -24,8 +24,8 @@ import { decoderModel } from "./decoder.js";
 import { GgufConfig } from "./gguf-config.js";
 import { languageConfig, wrapperTypes } from "./wrappers.js";
 
-/** Every architecture. To add one, write its file and list it here. */
-export const ARCHITECTURES: readonly Architecture[] = [
+/** To add an architecture, write its file and list it here. */
+const registered: Architecture[] = [
   llama,
   qwen3,
   qwen2,
@@ -49,11 +49,35 @@ export const ARCHITECTURES: readonly Architecture[] = [
   gpt2,
 ];
 
-/** The supported `model_type` values of `config.json`. */
-export const knownModelTypes: readonly string[] = [
+/** Every architecture there is, those of {@link registerArchitecture} included. */
+export const ARCHITECTURES: readonly Architecture[] = registered;
+
+/** The `model_type` values that are supported. */
+export const knownModelTypes = (): readonly string[] => [
   ...ARCHITECTURES.flatMap(({ modelTypes }) => modelTypes),
   ...wrapperTypes,
 ];
+
+/** Values of `general.architecture` that are known. */
+export const knownGgufArchitectures = (): readonly string[] => ARCHITECTURES.flatMap(({ gguf }) => gguf.architectures);
+
+/**
+ * Adds an architecture of your own to this process: from then on every function opens its models. To have the command
+ * line know it too, register it in a module that Node loads first: `NODE_OPTIONS="--import ./mine.js" coppice ...`.
+ * @throws UsageError when another architecture already has its name, a model type or a GGUF architecture
+ */
+export function registerArchitecture(own: Architecture): void {
+  for (const { name, modelTypes, gguf } of ARCHITECTURES) {
+    const taken = [
+      ...[own.name].filter((one) => one === name),
+      ...own.modelTypes.filter((one) => modelTypes.includes(one)),
+      ...own.gguf.architectures.filter((one) => gguf.architectures.includes(one)),
+    ];
+    if (taken.length > 0)
+      throw new UsageError(`the architecture ${own.name} cannot be registered: ${name} already has ${taken[0]}`);
+  }
+  registered.push(own);
+}
 
 /**
  * Builds a model from a parsed `config.json`.
@@ -65,13 +89,10 @@ export function modelFromConfig(config: ConfigJson): Model {
   const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.some((known) => known === type));
   if (architecture === undefined)
     throw new FormatError(
-      `config.json: model_type ${JSON.stringify(type)} is not supported; supported are ${knownModelTypes.join(", ")}`,
+      `config.json: model_type ${JSON.stringify(type)} is not supported; supported are ${knownModelTypes().join(", ")}`,
     );
   return decoderModel(architecture, config, architecture.decoder(language), modelFromConfig);
 }
-
-/** The supported values of `general.architecture`. */
-export const knownGgufArchitectures: readonly string[] = ARCHITECTURES.flatMap(({ gguf }) => gguf.architectures);
 
 /**
  * The configuration that a GGUF file describes, in the form of a `config.json`.
@@ -82,7 +103,7 @@ export function configFromGguf(file: GgufFile): ConfigJson {
   const architecture = ARCHITECTURES.find(({ gguf }) => gguf.architectures.includes(read.architecture));
   if (architecture === undefined)
     throw new FormatError(
-      `${file.path}: the architecture ${JSON.stringify(read.architecture)} is not supported; supported are ${knownGgufArchitectures.join(", ")}`,
+      `${file.path}: the architecture ${JSON.stringify(read.architecture)} is not supported; supported are ${knownGgufArchitectures().join(", ")}`,
     );
   return architecture.gguf.configOf(read);
 }

@@ -1,4 +1,6 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { setTimeout as wait } from "node:timers/promises";
+import { getRequestListener } from "@hono/node-server";
 import { pino } from "pino";
 import type { ServiceInfo } from "./api/index.js";
 import { ModelPool, type ModelSource, type PoolOptions } from "./engine/model-pool.js";
@@ -24,6 +26,8 @@ export interface ServerOptions
 /** A service that is listening. */
 export interface RunningServer {
   readonly url: string;
+  /** Answers the same requests in a server of your own: `app.use("/llm", server.handler)` in Express, before bodies are parsed. */
+  readonly handler: (request: IncomingMessage, response: ServerResponse) => void;
   /** Resolves when the first model is in memory; rejects when it cannot be loaded. Requests that come before wait for it. */
   readonly ready: Promise<void>;
   /** Accepts no more requests, answers those that are running, and ends. */
@@ -47,6 +51,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   ready.catch(() => {}); // whoever awaits it gets the error
   return {
     url,
+    handler: getRequestListener(app.fetch),
     ready,
     close: async () => {
       taking = false;

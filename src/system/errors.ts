@@ -1,6 +1,17 @@
 /**
  * An error for the person who ran the command: its message says what was wrong, with the value and where it came from, and what
  * to do. The command line prints the message without a stack trace and exits with code 1.
+ * @example
+ * ```ts
+ * import { CoppiceError, inspect } from "coppice";
+ *
+ * try {
+ *   console.log(await inspect("./model"));
+ * } catch (error) {
+ *   if (!(error instanceof CoppiceError)) throw error;
+ *   console.error(error.message); // says what was wrong and what to do
+ * }
+ * ```
  */
 export class CoppiceError extends Error {
   override readonly name: string = "CoppiceError";
