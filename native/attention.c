@@ -92,7 +92,7 @@ static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
     const int32_t *ends = s->ends + run.from, *positions = s->positions + run.from;
     const int32_t place = (int32_t)query, before = s->positions[query] - (int32_t)s->window, last = place - (int32_t)run.from;
     for (int32_t j = 0; j < n; j++)
-      row[j] = (j <= last) & (ends[j] > place) & (positions[j] > before) ? row[j] : -INFINITY;
+      row[j] = ((j <= last) & (ends[j] > place) & (positions[j] > before)) ? row[j] : -INFINITY;
     return n;
   }
   const int64_t first = query - s->window + 1, lo = first > run.from ? first - run.from : 0, hi = query + 1 - run.from;

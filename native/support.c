@@ -1,9 +1,11 @@
 // What needs no special processor: the memory of each thread, which variants can run, and whether ggml is the expected one.
+#include "platform.h"
 #include "tensor.h"
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -17,16 +19,19 @@ typedef struct {
 } Scratch;
 
 static _Thread_local Scratch *scratch;
-static pthread_key_t key;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static ThreadKey key;
 
-static void release(void *value) {
+static void AT_THREAD_END release(void *value) {
   Scratch *held = value;
-  for (int i = 0; i < SCRATCH_SLOTS; i++) free(held->memory[i]);
+  if (held == NULL) return;
+  for (int i = 0; i < SCRATCH_SLOTS; i++) free_aligned(held->memory[i]);
   free(held);
 }
 
-static void create_key(void) { pthread_key_create(&key, release); }
+__attribute__((constructor)) static void at_load(void) {
+  key = create_thread_key(release);
+  never_unload((void *)release);
+}
 
 static void *out_of_memory(size_t bytes) {
   fprintf(stderr, "coppice: no memory for %zu bytes of a kernel's scratch space\n", bytes);
@@ -35,30 +40,64 @@ static void *out_of_memory(size_t bytes) {
 
 void *coppice_scratch(int slot, size_t bytes) {
   if (scratch == NULL) {
-    pthread_once(&once, create_key);
     scratch = calloc(1, sizeof(Scratch));
     if (scratch == NULL) return out_of_memory(sizeof(Scratch));
-    pthread_setspecific(key, scratch);
+    set_thread_value(key, scratch);
   }
   if (scratch->bytes[slot] < bytes) {
-    free(scratch->memory[slot]);
+    free_aligned(scratch->memory[slot]);
     const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    if (posix_memalign(&scratch->memory[slot], 64, rounded) != 0) return out_of_memory(rounded);
+    scratch->memory[slot] = allocate_aligned(rounded, 64);
+    if (scratch->memory[slot] == NULL) return out_of_memory(rounded);
     scratch->bytes[slot] = rounded;
   }
   return scratch->memory[slot];
 }
 
+#if defined(__x86_64__)
+// Instruction sets by CPUID (Intel's manual, volume 2A) rather than by __builtin_cpu_supports, whose tables not every linker has.
+typedef struct {
+  int avx2, avx512, avx512bf16;
+} Sets;
+
+// Which registers the operating system saves: bits of XCR0.
+static uint64_t saved_registers(void) {
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+
+static Sets instruction_sets(void) {
+  enum { FMA = 1 << 12, XSAVE = 1 << 27, F16C = 1 << 29 };                               // leaf 1, ecx
+  enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };     // leaf 7, ebx
+  const uint32_t avx512vl = 1u << 31, bf16 = 1 << 5;                                     // leaf 7, ebx; leaf 7.1, eax
+  const uint64_t vectors = 0x6, wide_vectors = 0xe6;                                     // XCR0
+  Sets sets = {0};
+  uint32_t a, b, c, d;
+  const uint32_t base = FMA | XSAVE | F16C;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & base) != base) return sets;
+  const uint64_t saved = saved_registers();
+  if ((saved & vectors) != vectors || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return sets;
+  sets.avx2 = (b & AVX2) != 0;
+#if defined(__APPLE__)
+  const int saves_wide = 1; // from a thread's first use of them; XCR0 does not say so before
+#else
+  const int saves_wide = (saved & wide_vectors) == wide_vectors;
+#endif
+  const uint32_t wide = AVX512F | AVX512DQ | AVX512BW | avx512vl;
+  sets.avx512 = sets.avx2 && saves_wide && (b & wide) == wide;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) sets.avx512bf16 = sets.avx512 && (a & bf16) != 0;
+  return sets;
+}
+#endif
+
 // Whether this processor has what a variant was compiled for.
 int coppice_supports(const char *variant) {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); // f16c came before avx2
-  const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (strcmp(variant, "avx2") == 0) return avx2;
-  if (strcmp(variant, "avx512") == 0) return avx512;
-  if (strcmp(variant, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+  const Sets sets = instruction_sets();
+  if (strcmp(variant, "avx2") == 0) return sets.avx2;
+  if (strcmp(variant, "avx512") == 0) return sets.avx512;
+  if (strcmp(variant, "avx512bf16") == 0) return sets.avx512bf16;
 #elif defined(__aarch64__)
   if (strcmp(variant, "neon") == 0) return 1;
   if (strcmp(variant, "neonbf16") == 0) {

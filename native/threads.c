@@ -1,9 +1,8 @@
 // Threads that live as long as the CPU backend that they compute for. llama.cpp takes a pool from its caller, and sets it (or that
 // there is none) before every graph; Node's binding gives it none, so ggml starts threads for every token. Both calls go through
 // the registry of ggml's CPU backends, where these functions take their places.
-#include <pthread.h>
+#include "platform.h"
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 // What is known here of ggml's records (ggml-backend-impl.h, interface 2; ggml.h).
@@ -42,7 +41,7 @@ typedef struct Kept {
   struct Kept *next;
 } Kept;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static Lock of_all = UNLOCKED;
 static Kept *all;
 static void *(*function_of)(Registry *, const char *);
 static void *(*new_pool)(PoolSettings *);
@@ -57,12 +56,12 @@ static Kept *find(const Backend *backend) {
 }
 
 static void free_backend(Backend *backend) {
-  pthread_mutex_lock(&lock);
+  lock(&of_all);
   Kept **place = &all;
   while (*place != NULL && (*place)->backend != backend) place = &(*place)->next;
   Kept *kept = *place;
   if (kept != NULL) *place = kept->next;
-  pthread_mutex_unlock(&lock);
+  unlock(&of_all);
   if (kept == NULL) return; // not reached: only backends in the list are freed by this
   kept->free_backend(backend);
   if (kept->pool != NULL) free_pool(kept->pool);
@@ -80,7 +79,7 @@ static Kept *keep(Backend *backend) {
 
 static void set_pool_or_keep(Backend *backend, void *pool) {
   if (pool == NULL) {
-    pthread_mutex_lock(&lock);
+    lock(&of_all);
     Kept *kept = find(backend);
     if (kept == NULL) kept = keep(backend);
     if (kept != NULL && kept->pool == NULL && kept->threads > 1) {
@@ -89,14 +88,14 @@ static void set_pool_or_keep(Backend *backend, void *pool) {
       kept->pool = new_pool(&settings);
     }
     if (kept != NULL) pool = kept->pool;
-    pthread_mutex_unlock(&lock);
+    unlock(&of_all);
   }
   set_pool(backend, pool);
 }
 
 // llama.cpp calls this after the other: a pool that became too small is replaced before the next graph but one.
 static void set_threads_and_remember(Backend *backend, int threads) {
-  pthread_mutex_lock(&lock);
+  lock(&of_all);
   Kept *kept = find(backend);
   void *outgrown = NULL;
   if (kept != NULL) {
@@ -106,7 +105,7 @@ static void set_threads_and_remember(Backend *backend, int threads) {
     }
     if (threads > kept->threads) kept->threads = threads;
   }
-  pthread_mutex_unlock(&lock);
+  unlock(&of_all);
   if (outgrown != NULL) {
     set_pool(backend, NULL);
     free_pool(outgrown);

@@ -10,6 +10,19 @@ interface Flags extends CommonFlags {
   readonly build?: boolean | undefined;
 }
 
+/** Which kernels are in use and where they lie, or why none are. */
+function kernelsRow({
+  inUse,
+  file,
+  reason,
+}: {
+  inUse: string | null;
+  file?: string | undefined;
+  reason?: string;
+}): string {
+  return inUse === null ? `ggml's own are in use; ours are ${reason}` : `${inUse}, from ${file}`;
+}
+
 export const doctorCommand = example(
   addCommon(new Command("doctor").description("Say what hardware and libraries were found and what is in use"))
     .option("--build", "compile the kernels for this processor first (needs a C compiler)")
@@ -18,13 +31,14 @@ export const doctorCommand = example(
         const { availableKernels, Backend, buildKernels, libraryDirectories, listDevices, loadKernels, loadLibrary } =
           await import("../ggml/index.js");
         if (flags.build === true) {
-          const { file, compiler } = await buildKernels();
-          process.stderr.write(`built by ${compiler}: ${file}\n`);
+          const built = await buildKernels();
+          process.stderr.write(`built by ${built.compiler}: ${built.file}\n`);
         }
         const library = loadLibrary(flags.device);
         const backend = Backend.open(flags);
         const chosen = backend.device.name;
         const inUse = backend.kernels?.variant ?? null;
+        const file = backend.kernels?.file;
         backend.free();
         const status = loadKernels(library.functions);
         const result = {
@@ -45,6 +59,7 @@ export const doctorCommand = example(
           chosenDevice: chosen,
           kernels: {
             inUse,
+            file,
             available: availableKernels(library.functions),
             ...(inUse === null && { reason: status.kernels === undefined ? status.reason : `${chosen} has its own` }),
           },
@@ -59,7 +74,7 @@ export const doctorCommand = example(
                 ["processor", `${r.cpu.trim()}, ${r.cores} cores`],
                 ["memory", `${formatBytes(r.memoryBytes)}, ${formatBytes(r.freeMemoryBytes)} free`],
                 ["ggml", `${r.ggml.version} (${r.ggml.commit})`],
-                ["kernels", r.kernels.inUse ?? `ggml's own are in use; ours are ${r.kernels.reason}`],
+                ["kernels", kernelsRow(r.kernels)],
                 ["cache", `${r.cache}${existsSync(r.cache) ? "" : " (empty)"}`],
               ],
             ),

@@ -1,15 +1,18 @@
 import { execFile } from "node:child_process";
-import { mkdtempSync, renameSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import path from "node:path";
 import { promisify } from "node:util";
 import { CoppiceError } from "../system/errors.js";
 import { packageRoot } from "../system/package-root.js";
-import { kernelFileName, VARIANTS, writableKernelDirectory } from "./kernels.js";
+import { type KernelTarget, kernelFileName, VARIANTS, writableKernelDirectory } from "./kernels.js";
 
 const execute = promisify(execFile);
 
 /** Compilers to try, in order. The environment variable CC comes first. */
 const COMPILERS = ["cc", "clang", "gcc"];
+/** On Windows: mingw's gcc does not align vectors on the stack (GCC bug 54412), and Microsoft's compiler lacks vector extensions. */
+const WINDOWS_COMPILERS = ["zig cc", "python -m ziglang cc"];
+
 const COMMON_FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast"];
 
 /** A library of kernels that was built. */
@@ -23,76 +26,97 @@ export interface KernelBuild {
  * @throws CoppiceError when there is no compiler, or it fails, with what it said
  */
 export async function buildKernels(): Promise<KernelBuild> {
-  const variants = VARIANTS[process.arch];
-  if (variants === undefined || process.platform === "win32")
-    throw new CoppiceError(`there are no kernels for ${process.platform} on ${process.arch}; ggml's own are used`);
+  if (VARIANTS[process.arch] === undefined)
+    throw new CoppiceError(`there are no kernels for ${process.arch}; ggml's own are used`);
   const compiler = await findCompiler();
-  const directory = writableKernelDirectory();
-  const source = (name: string) => path.join(packageRoot, "native", name);
+  const file = await compileKernels({
+    compiler,
+    target: process,
+    directory: writableKernelDirectory(),
+  });
+  return { file, compiler };
+}
+
+/** How to compile the kernels for a system. */
+export interface KernelCompilation {
+  /** A command, with its first arguments. */
+  readonly compiler: string;
+  readonly target: KernelTarget;
+  /** Where the library is to lie. */
+  readonly directory: string;
+  /** For every call of the compiler, for example the system that it compiles for. */
+  readonly flags?: readonly string[] | undefined;
+  /** Refuses a compiler that does not know all variants, rather than leaving those out. */
+  readonly everyVariant?: boolean | undefined;
+}
+
+/**
+ * Compiles the kernels for a system.
+ * @returns the library's file
+ * @throws CoppiceError when the compiler fails, with what it said
+ */
+export async function compileKernels(options: KernelCompilation): Promise<string> {
+  const { compiler, target, directory, flags = [], everyVariant = false } = options;
+  const source = (name: string) => path.join(packageRoot, "native", `${name}.c`);
+  mkdirSync(directory, { recursive: true });
   const scratch = mkdtempSync(path.join(directory, "build-"));
+  const compile = async (name: string, file: string, variantFlags: readonly string[] = []): Promise<string> => {
+    const object = path.join(scratch, `${name}.o`);
+    await run(compiler, [...flags, ...COMMON_FLAGS, ...variantFlags, "-c", source(file), "-o", object]);
+    return object;
+  };
   try {
     const objects: string[] = [];
-    const failures: CoppiceError[] = [];
-    for (const { name, flags } of variants) {
-      const object = path.join(scratch, `${name}.o`);
+    const failures: unknown[] = [];
+    for (const variant of VARIANTS[target.arch] ?? []) {
       try {
-        await compile(compiler, [
-          ...COMMON_FLAGS,
-          ...flags,
-          `-DVARIANT=${name}`,
-          "-c",
-          source("variant.c"),
-          "-o",
-          object,
-        ]);
-        objects.push(object);
+        objects.push(await compile(variant.name, "variant", [...variant.flags, `-DVARIANT=${variant.name}`]));
       } catch (error) {
-        failures.push(error as CoppiceError); // an old compiler does not know the newest instructions
+        failures.push(error); // an old compiler does not know the newest instructions
       }
     }
-    if (objects.length === 0 && failures[0] !== undefined) throw failures[0];
-    for (const name of ["support", "threads"]) {
-      const object = path.join(scratch, `${name}.o`);
-      await compile(compiler, [...COMMON_FLAGS, "-c", source(`${name}.c`), "-o", object]);
-      objects.push(object);
-    }
-    const built = path.join(scratch, "kernels.so");
-    // never unloaded: threads may end after the process has closed its libraries, and their memory is freed by code of ours
-    await compile(compiler, [
-      "-shared",
-      ...(process.platform === "linux" ? ["-Wl,-z,nodelete"] : []),
-      "-o",
-      built,
-      ...objects,
-      "-lm",
-      "-lpthread",
-    ]);
-    const file = path.join(directory, kernelFileName());
-    renameSync(built, file);
-    return { file, compiler };
+    if (failures.length > 0 && (objects.length === 0 || everyVariant)) throw failures[0];
+    objects.push(await compile("support", "support"), await compile("threads", "threads"));
+    const linked = path.join(scratch, "kernels");
+    await run(compiler, [...flags, "-shared", ...linkFlags(target), "-o", linked, ...objects]);
+    const file = path.join(directory, kernelFileName(target));
+    renameSync(linked, file);
+    return file;
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
 }
 
+function linkFlags({ platform }: KernelTarget): string[] {
+  if (platform === "win32") return ["-s"];
+  // never unloaded: threads may end after the process has closed its libraries, and their memory is freed by code of ours
+  if (platform === "linux") return ["-s", "-Wl,-z,nodelete", "-lm", "-lpthread"];
+  return ["-lm", "-lpthread"];
+}
+
 async function findCompiler(): Promise<string> {
-  const candidates = [...(process.env.CC ? [process.env.CC] : []), ...COMPILERS];
+  const known = process.platform === "win32" ? WINDOWS_COMPILERS : COMPILERS;
+  const candidates = process.env.CC ? [process.env.CC, ...known] : known;
   for (const candidate of candidates) {
     try {
-      await execute(candidate, ["--version"]);
+      await run(candidate, ["--version"]);
       return candidate;
     } catch {}
   }
-  throw new CoppiceError(
-    `no C compiler was found (tried ${candidates.join(", ")}): install one (Debian: apt-get install gcc libc6-dev; macOS: xcode-select --install) or name it in CC`,
-  );
+  const advice =
+    process.platform === "win32"
+      ? "install zig's (pip install ziglang)"
+      : "install one (Debian: apt-get install gcc libc6-dev; macOS: xcode-select --install)";
+  throw new CoppiceError(`no C compiler was found (tried ${candidates.join(", ")}): ${advice} or name it in CC`);
 }
 
-async function compile(compiler: string, args: readonly string[]): Promise<void> {
+/** Runs a compiler, which may be a command with arguments, as in make's CC. */
+async function run(compiler: string, args: readonly string[]): Promise<void> {
+  const [command = compiler, ...first] = compiler.split(" ");
   try {
-    await execute(compiler, [...args]);
+    await execute(command, [...first, ...args]);
   } catch (error) {
-    const said = (error as { stderr?: string | undefined }).stderr ?? String(error);
-    throw new CoppiceError(`${compiler} ${args.join(" ")} failed:\n${said.slice(0, 4000)}`);
+    const output = (error as { stderr?: string | undefined }).stderr ?? String(error);
+    throw new CoppiceError(`${compiler} ${args.join(" ")} failed:\n${output.slice(0, 4000)}`);
   }
 }

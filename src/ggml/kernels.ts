@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import path from "node:path";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
@@ -15,54 +16,98 @@ import type { Functions, Pointer } from "./functions.js";
 export interface Kernels {
   /** Which instruction set they use. */
   readonly variant: Variant;
+  /** The file of the library that they come from. */
+  readonly file: string;
   /** The address of a kernel, for `ggml_custom_4d`. */
   readonly address: (name: KernelName) => Pointer;
 }
 
 /** The functions of `native/`, without prefix. */
 export const KERNEL_NAMES = [
-  ...(["matmul", "attention", "attention_back"] as const),
-  ...(["divergence", "divergence_back", "cross_entropy", "cross_entropy_back"] as const),
-  ...(["norm", "norm_back", "rope", "concat_last"] as const),
-  ...(["gelu", "gelu_back", "gated", "gated_back", "soft_cap", "soft_cap_back"] as const),
-  ...(["xielu", "xielu_back"] as const),
-  ...(["squared_means", "cosines"] as const),
-  ...(["adamw", "add_rows", "sum_squares"] as const),
+  "matmul",
+  "attention",
+  "attention_back",
+  "divergence",
+  "divergence_back",
+  "cross_entropy",
+  "cross_entropy_back",
+  "norm",
+  "norm_back",
+  "rope",
+  "concat_last",
+  "gelu",
+  "gelu_back",
+  "gated",
+  "gated_back",
+  "soft_cap",
+  "soft_cap_back",
+  "xielu",
+  "xielu_back",
+  "squared_means",
+  "cosines",
+  "adamw",
+  "add_rows",
+  "sum_squares",
 ] as const;
 export type KernelName = (typeof KERNEL_NAMES)[number];
+
+const AVX2 = ["-mavx2", "-mfma", "-mf16c"];
+const AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"];
 
 /** Instruction sets that kernels are compiled for, best first, and the compiler's flags for each. */
 export const VARIANTS: Readonly<
   Record<string, readonly { readonly name: string; readonly flags: readonly string[] }[]>
 > = {
   x64: [
-    { name: "avx512bf16", flags: [..."f bw dq vl bf16".split(" ").map((set) => `-mavx512${set}`), "-mfma", "-mf16c"] },
-    { name: "avx512", flags: [..."f bw dq vl".split(" ").map((set) => `-mavx512${set}`), "-mfma", "-mf16c"] },
-    { name: "avx2", flags: ["-mavx2", "-mfma", "-mf16c"] },
+    { name: "avx512bf16", flags: [...AVX512, "-mavx512bf16"] },
+    { name: "avx512", flags: AVX512 },
+    { name: "avx2", flags: AVX2 },
   ],
   arm64: [
-    { name: "neonbf16", flags: ["-march=armv8.6-a"] },
+    { name: "neonbf16", flags: ["-mcpu=generic+bf16"] },
     { name: "neon", flags: [] },
   ],
 };
 export type Variant = string;
 
+/** A system that a library of kernels is for, in Node's words. */
+export interface KernelTarget {
+  readonly platform: string;
+  readonly arch: string;
+}
+
+/** The package that carries the kernels built for a system. */
+export const kernelPackage = ({ platform, arch }: KernelTarget = process): string =>
+  `@coppice/kernels-${platform}-${arch}`;
+
 /** Where their source lies. */
 const sourceDirectory = path.join(packageRoot, "native");
 
+const EXTENSIONS: Readonly<Record<string, string>> = { darwin: "dylib", win32: "dll" };
+
 /** The library's file name carries a digest of what it is built from: another source or flag, another file. */
-export function kernelFileName(): string {
-  const hash = createHash("sha256").update(JSON.stringify(VARIANTS[process.arch] ?? []));
+export function kernelFileName({ platform, arch }: KernelTarget = process): string {
+  const hash = createHash("sha256").update(JSON.stringify(VARIANTS[arch] ?? []));
   for (const file of readdirSync(sourceDirectory).sort())
     if (/\.[ch]$/.test(file)) hash.update(`\0${file}\0`).update(readFileSync(path.join(sourceDirectory, file)));
-  return `kernels-${process.platform}-${process.arch}-${hash.digest("hex").slice(0, 12)}.so`;
+  const digest = hash.digest("hex").slice(0, 12);
+  return `kernels-${platform}-${arch}-${digest}.${EXTENSIONS[platform] ?? "so"}`;
 }
 
-/** Folders in which a built library may lie: the package's own, and the user's where that cannot be written. */
+/** Folders in which a library built on this machine may lie: the package's own, and the user's where that cannot be written. */
 export const kernelDirectories = (): string[] => [
   path.join(sourceDirectory, "build"),
   path.join(cacheDirectory(), "kernels"),
 ];
+
+/** The folder of the installed package of kernels, if there is one. */
+function prebuiltDirectory(): string | undefined {
+  try {
+    return path.dirname(createRequire(import.meta.url).resolve(`${kernelPackage()}/package.json`));
+  } catch {
+    return undefined;
+  }
+}
 
 /** The first of the folders that can be written. */
 export function writableKernelDirectory(): string {
@@ -79,8 +124,14 @@ export function writableKernelDirectory(): string {
 /** Whether kernels are in use, and if not, why and what to do. */
 export type KernelStatus = { readonly kernels: Kernels } | { readonly kernels: undefined; readonly reason: string };
 
-const NOT_BUILT =
-  "not built: `coppice doctor --build` makes them, and training several times faster (a C compiler is needed)";
+/** Why there is no library, and what to do. */
+function missing(): string {
+  const found =
+    prebuiltDirectory() === undefined
+      ? `not installed (${kernelPackage()} is an optional dependency)`
+      : `of another version in ${kernelPackage()}`;
+  return `${found} and not built: \`coppice doctor --build\` makes them, and training several times faster (a C compiler is needed)`;
+}
 
 /**
  * Loads the kernels for this processor.
@@ -116,16 +167,18 @@ export function availableKernels(functions: Functions): Variant[] {
 type Opened = { readonly variants: readonly Kernels[] } | { readonly kernels: undefined; readonly reason: string };
 const openedFiles = new Map<string, Opened>();
 
-/** Our native library, where it is built from the source as it is. */
-export const builtLibrary = (): string | undefined =>
-  kernelDirectories()
+/** Our native library for the source as it is: from the installed package, or else built on this machine. */
+export function builtLibrary(): string | undefined {
+  const prebuilt = prebuiltDirectory();
+  return [...(prebuilt === undefined ? [] : [prebuilt]), ...kernelDirectories()]
     .map((directory) => path.join(directory, kernelFileName()))
     .find((candidate) => existsSync(candidate));
+}
 
 function open(functions: Functions): Opened {
   if (VARIANTS[process.arch] === undefined) return { kernels: undefined, reason: `there are none for ${process.arch}` };
   const file = builtLibrary();
-  if (file === undefined) return { kernels: undefined, reason: NOT_BUILT };
+  if (file === undefined) return { kernels: undefined, reason: missing() };
   const before = openedFiles.get(file);
   if (before !== undefined) return before;
   const opened = openFile(functions, file);
@@ -146,7 +199,7 @@ function openFile(functions: Functions, file: string): Opened {
         const addresses = new Map(
           KERNEL_NAMES.map((name) => [name, BigInt(library.symbol(`coppice_${variant}_${name}`) as bigint) as Pointer]),
         );
-        return [{ variant, address: (name) => addresses.get(name) as Pointer }];
+        return [{ variant, file, address: (name) => addresses.get(name) as Pointer }];
       } catch {
         return []; // the compiler that built the library did not know this instruction set
       }
