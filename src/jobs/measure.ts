@@ -53,7 +53,7 @@ function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection 
   const bytes = sourceBytes(checkpoint.source);
   const dimensions: Record<DimensionName, number | number[]> = {};
   for (const [name, size] of Object.entries(model.sizes)) {
-    const short = name.replace(/^layers\.\d+\./, "");
+    const short = model.layerDimensions.get(name)?.name ?? name;
     const before = dimensions[short];
     dimensions[short] = before === undefined ? size : [before, size].flat();
   }

@@ -9,6 +9,7 @@ export {
   type DimensionName,
   describeAxis,
   dimensionsOf,
+  type LayerDimension,
   layerDimension,
   type ParameterSpec,
   type Sizes,
