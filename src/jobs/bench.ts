@@ -7,7 +7,14 @@ import {
   Trainer,
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, forwardFlopsPerToken, initialise, type Model, modelFromConfig } from "../models/index.js";
+import {
+  countParameters,
+  forwardFlopsPerToken,
+  initialise,
+  type Model,
+  modelFromConfig,
+  sizeOf,
+} from "../models/index.js";
 import { calibrate } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { PeakMemory } from "../system/memory.js";
@@ -202,7 +209,7 @@ function trainingTask(backend: Backend, model: Model, settings: Settings, distil
     teacher === undefined
       ? crossEntropyObjective
       : distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
-  const defaults = defaultTrainOptions(model.sizes.hidden ?? 1, 1e6, sequenceLength, batchSize);
+  const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), 1e6, sequenceLength, batchSize);
   const sequences = randomSequences(model, sequenceLength, 4 * batchSize);
   const options = { ...defaults, computeType, recompute };
   const trainer = new Trainer({ backend, student, objective, sequences, options });

@@ -10,7 +10,7 @@ import {
 } from "../distill/index.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, type Model, type ModelWeights } from "../models/index.js";
+import { countParameters, type Model, type ModelWeights, sizeOf } from "../models/index.js";
 import type { DataOptions, JobOptions } from "./environment.js";
 import { forecast } from "./forecast.js";
 import { type Measurement, measure } from "./measure.js";
@@ -29,7 +29,7 @@ export function trainOptionsFor(model: Model, settings: TrainSettings): TrainOpt
   const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
   const sequenceLength = settings.sequenceLength ?? Math.min(256, defaultSequenceLength(model));
   const batchSize = settings.batchSize ?? Math.max(1, Math.round(DEFAULT_BATCH_TOKENS / sequenceLength));
-  const defaults = defaultTrainOptions(model.sizes.hidden ?? 1, settings.tokens, sequenceLength, batchSize);
+  const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), settings.tokens, sequenceLength, batchSize);
   const learningRate = settings.learningRate ?? defaults.learningRate;
   const options = { ...defaults, minimumLearningRate: learningRate / 10, ...given };
   checkTrainOptions(options);

@@ -22,6 +22,13 @@ export const sameShape = (a: Shape, b: Shape): boolean => a.length === b.length 
 
 export const describe = (tensor: Tensor): string => `${tensor.name} ${tensor.dtype} [${tensor.shape.join(", ")}]`;
 
+/** The size of an axis, counted from the outermost. @throws ShapeError when the tensor has fewer axes */
+export function sizeAt(tensor: Tensor, axis: number): number {
+  const size = tensor.shape[axis];
+  if (size === undefined) throw new ShapeError(`${describe(tensor)} has no axis ${axis}`);
+  return size;
+}
+
 /** The last `n`-th axis' size (n = 1 is the innermost); 1 where the tensor has fewer axes. */
 export const axisFromEnd = (shape: Shape, n: number): number => shape[shape.length - n] ?? 1;
 

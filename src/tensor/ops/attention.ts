@@ -1,7 +1,7 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type Op } from "../op.js";
-import { describe, elementCount, type Shape, type Tensor } from "../tensor.js";
+import { describe, elementCount, type Shape, sizeAt, type Tensor } from "../tensor.js";
 import { softCap as limited } from "./activations.js";
 import { add, scale as scaled, sumRows } from "./elementwise.js";
 import { type Forest, forestMask, maskOf } from "./forest.js";
@@ -128,7 +128,7 @@ const fusedAttentionBack = (more: number): Op<readonly [dy: Tensor, ...Sources],
 /** From other ops. The heads of a group are folded into the sequence axis, so keys and values are never repeated. */
 function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes: AttentionAttributes): Tensor {
   const [batch = 0, seq = 0, heads = 0, headDim = 0] = q.shape;
-  const kvHeads = k.shape[2] ?? 0;
+  const kvHeads = sizeAt(k, 2);
   const group = heads / kvHeads;
   const headsFirst = (x: Tensor) => permute(g, x, { order: [0, 2, 1, 3] });
   const folded = reshape(g, headsFirst(q), { to: [batch, kvHeads, group * seq, headDim] });

@@ -1,7 +1,7 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { ANY, defineOp, type Native, type Op, reshaped, shapeOnly } from "../op.js";
-import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
+import { axisFromEnd, describe, elementCount, type Shape, sameShape, sizeAt, type Tensor } from "../tensor.js";
 
 /** b must equal a, or be 1, on every axis (numpy's rule, broadcasting only b). The result has a's shape. */
 function broadcastShape([a, b]: readonly [Tensor, Tensor]): Shape {
@@ -154,10 +154,10 @@ export const dotLast: Op<[a: Tensor, b: Tensor]> = defineOp("dotLast", 2, {
   shape: ([a, b]) => {
     if (a.shape.length !== 2 || !sameShape(a.shape, b.shape))
       throw new ShapeError(`${describe(a)} and ${describe(b)} are not rows of the same length`);
-    return [a.shape[0] ?? 1, 1];
+    return [sizeAt(a, 0), 1];
   },
   build: (native, [a, b]) => {
-    const [rows, n] = [a.shape[0] ?? 1, a.shape[1] ?? 1];
+    const [rows, n] = [sizeAt(a, 0), sizeAt(a, 1)];
     const single = (x: Tensor) => reshaped(native, x.handle, [rows, 1, n]); // a batch of products of one row each
     const products = native.f.ggml_mul_mat(native.context, single(a), single(b));
     native.f.ggml_mul_mat_set_prec(products, PRECISION_F32);

@@ -1,5 +1,5 @@
 import type { Graph } from "../graph.js";
-import type { Tensor } from "../tensor.js";
+import { sizeAt, type Tensor } from "../tensor.js";
 import { add, scale, step, sub } from "./elementwise.js";
 import { embedding } from "./lookup.js";
 import { reshape, zeros } from "./shape.js";
@@ -52,7 +52,7 @@ export function forestMask(g: Graph, { positions, visibility }: Forest, window: 
   if (window === undefined) return visibility;
   return g.memo(visibility, `window ${window}`, () =>
     g.withoutGradient(() => {
-      const places = positions.shape[0] ?? 1;
+      const places = sizeAt(positions, 0);
       const numbers = Float32Array.from({ length: places }, (_, i) => i);
       const depths = embedding(g, g.constant(`numbers ${places}`, "f32", [places, 1], numbers), positions);
       const queries = add(g, zeros(g, [places, places]), depths);

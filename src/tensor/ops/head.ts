@@ -1,6 +1,6 @@
 import { backpropagate, chained, GradientSums, leavesOf } from "../autodiff.js";
 import type { Graph } from "../graph.js";
-import type { Tensor } from "../tensor.js";
+import { sizeAt, type Tensor } from "../tensor.js";
 import { add, scale } from "./elementwise.js";
 import { concatRows, rowsOf } from "./shape.js";
 
@@ -48,7 +48,7 @@ export function mapHeadRows(
   vocab: number,
   of: (hidden: Tensor, range: RowRange) => Tensor,
 ): Tensor {
-  const parts = [...rowRanges(hidden.shape[0] ?? 1, vocab)].map((range) => of(rowsOf(g, hidden, range), range));
+  const parts = [...rowRanges(sizeAt(hidden, 0), vocab)].map((range) => of(rowsOf(g, hidden, range), range));
   return concatRows(g, parts);
 }
 
@@ -78,7 +78,7 @@ export function headLoss(
   const hiddenGradients: Tensor[] = [];
   const totals: Tensor[] = [];
   let loss: Tensor | undefined;
-  for (const range of rowRanges(hidden.shape[0] ?? 1, vocab)) {
+  for (const range of rowRanges(sizeAt(hidden, 0), vocab)) {
     const part = { ...rowsOf(g, hidden, range), requiresGrad: hidden.requiresGrad };
     const compute = () => {
       const logits = logitsOf(part);

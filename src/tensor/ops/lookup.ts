@@ -1,6 +1,6 @@
 import { ShapeError } from "../../system/errors.js";
 import { defineOp, FLOATS, INDICES, type Op, reshaped, WEIGHTS } from "../op.js";
-import { describe, elementCount, type Tensor } from "../tensor.js";
+import { describe, elementCount, sizeAt, type Tensor } from "../tensor.js";
 
 /** Rows of a table: table [rows, width], ids i32 [n] -> [n, width]. The ids must be in range. */
 export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding", 2, {
@@ -8,7 +8,7 @@ export const embedding: Op<[table: Tensor, ids: Tensor]> = defineOp("embedding",
   shape: ([table, ids]) => {
     if (table.shape.length !== 2 || ids.dtype !== "i32" || ids.shape.length !== 1)
       throw new ShapeError(`${describe(ids)} cannot look up rows of ${describe(table)}`);
-    return [elementCount(ids.shape), table.shape[1] ?? 1];
+    return [elementCount(ids.shape), sizeAt(table, 1)];
   },
   build: ({ f, context }, [table, ids]) => f.ggml_get_rows(context, table.handle, ids.handle),
   vjp: (g, dy, { inputs: [table, ids] }) => [
@@ -65,9 +65,9 @@ const scatter: Op<[dy: Tensor, indices: Tensor, like: Tensor]> = defineOp("scatt
 /** Indices of the k largest elements of each row, largest first: [rows, width] -> i32 [rows, k]. No gradient. */
 export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("topKIndices", 1, {
   shape: ([x], { k }) => {
-    if (x.shape.length !== 2 || !(k >= 1 && k <= (x.shape[1] ?? 0)))
+    if (x.shape.length !== 2 || !(k >= 1 && k <= sizeAt(x, 1)))
       throw new ShapeError(`the ${k} largest of each row of ${describe(x)} cannot be taken`);
-    return [x.shape[0] ?? 1, k];
+    return [sizeAt(x, 0), k];
   },
   dtype: () => "i32",
   build: ({ f, context }, [x], { k }) => f.ggml_cont(context, f.ggml_argsort_top_k(context, x.handle, k)),
@@ -77,10 +77,10 @@ export const topKIndices: Op<[x: Tensor], { readonly k: number }> = defineOp("to
 export const argmax: Op<[x: Tensor]> = defineOp("argmax", 1, {
   shape: ([x]) => {
     if (x.shape.length !== 2) throw new ShapeError(`${describe(x)} is not rows to find the largest element of`);
-    return [x.shape[0] ?? 1, 1];
+    return [sizeAt(x, 0), 1];
   },
   dtype: () => "i32",
-  build: (native, [x]) => reshaped(native, native.f.ggml_argmax(native.context, x.handle), [x.shape[0] ?? 1, 1]),
+  build: (native, [x]) => reshaped(native, native.f.ggml_argmax(native.context, x.handle), [sizeAt(x, 0), 1]),
 });
 
 /** The elements that each row's indices name: x [rows, width], indices i32 [rows, k] -> [rows, k]. No gradient. */
@@ -97,7 +97,7 @@ export const takeAlongRows: Op<[x: Tensor, indices: Tensor]> = defineOp("takeAlo
     return indices.shape;
   },
   build: (native, [x, indices]) => {
-    const columns = reshaped(native, x.handle, [x.shape[0] ?? 1, x.shape[1] ?? 1, 1]);
+    const columns = reshaped(native, x.handle, [sizeAt(x, 0), sizeAt(x, 1), 1]);
     return reshaped(native, native.f.ggml_get_rows(native.context, columns, indices.handle), indices.shape);
   },
 });

@@ -1,7 +1,7 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type KernelUse, type Native, type Op, reshaped } from "../op.js";
-import { describe, type Shape, sameShape, type Tensor } from "../tensor.js";
+import { describe, type Shape, sameShape, sizeAt, type Tensor } from "../tensor.js";
 import { add, clamp, dotLast, log, mul, scale, sub, sum } from "./elementwise.js";
 import { argmax, gather, takeAlongRows } from "./lookup.js";
 import { logSoftmax, softmax } from "./transformer.js";
@@ -13,14 +13,14 @@ const overLogits = (g: Graph, logits: Tensor): Partial<KernelUse> => (g.isSpent(
 
 /** The first of the numbers that a kernel gives for each row. */
 const firstOfRows = ({ f, context }: Native, stats: Tensor) =>
-  f.ggml_view_4d(context, stats.handle, 1, stats.shape[0] ?? 1, 1, 1, 4 * (stats.shape[1] ?? 1), 0, 0, 0);
+  f.ggml_view_4d(context, stats.handle, 1, sizeAt(stats, 0), 1, 1, 4 * sizeAt(stats, 1), 0, 0, 0);
 
 // --- cross-entropy with a target token
 
 function rowsAndIndices([logits, indices]: readonly [Tensor, Tensor, ...Tensor[]]): number {
   if (logits.shape.length !== 2 || indices.shape.length !== 1 || indices.shape[0] !== logits.shape[0])
     throw new ShapeError(`${describe(indices)} does not name a target for each row of ${describe(logits)}`);
-  return indices.shape[0] ?? 1;
+  return sizeAt(indices, 0);
 }
 
 /** Each row's loss, and the logarithm of its sum that the gradient needs: [n, 2]. */
@@ -65,9 +65,9 @@ export function crossEntropy(g: Graph, logits: Tensor, indices: Tensor): Tensor 
 }
 
 const firstColumn: Op<[stats: Tensor]> = defineOp("firstColumn", 1, {
-  shape: ([stats]) => [stats.shape[0] ?? 1],
+  shape: ([stats]) => [sizeAt(stats, 0)],
   build: (native, [stats]) =>
-    reshaped(native, native.f.ggml_cont(native.context, firstOfRows(native, stats)), [stats.shape[0] ?? 1]),
+    reshaped(native, native.f.ggml_cont(native.context, firstOfRows(native, stats)), [sizeAt(stats, 0)]),
 });
 
 /** The same for each row, [n]. No gradient. */

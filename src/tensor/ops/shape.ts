@@ -3,7 +3,16 @@ import { ShapeError } from "../../system/errors.js";
 import type { Gradient } from "../gradient.js";
 import type { Graph } from "../graph.js";
 import { ANY, defineOp, FLOATS, type Op, reshaped } from "../op.js";
-import { axisFromEnd, describe, elementCount, nativeSizes, type Shape, sameShape, type Tensor } from "../tensor.js";
+import {
+  axisFromEnd,
+  describe,
+  elementCount,
+  nativeSizes,
+  type Shape,
+  sameShape,
+  sizeAt,
+  type Tensor,
+} from "../tensor.js";
 
 /** The same elements in another shape. */
 export const reshape: Op<[x: Tensor], { readonly to: Shape }> = defineOp("reshape", 1, {
@@ -24,7 +33,7 @@ export const permute: Op<[x: Tensor], { readonly order: readonly number[] }> = d
   shape: ([x], { order }) => {
     if (order.length !== x.shape.length || [...order].sort().some((axis, i) => axis !== i))
       throw new ShapeError(`${describe(x)}: [${order.join(", ")}] is no order of its axes`);
-    return order.map((axis) => x.shape[axis] ?? 1);
+    return order.map((axis) => sizeAt(x, axis));
   },
   dtype: ([x]) => x.dtype,
   build: ({ f, context }, [x], { order }) =>
@@ -84,7 +93,7 @@ const concatTwo: Op<[a: Tensor, b: Tensor]> = defineOp("concatRows", 2, {
   shape: ([a, b]) => {
     if (!sameShape(a.shape.slice(1), b.shape.slice(1)) || a.dtype !== b.dtype)
       throw new ShapeError(`${describe(b)} cannot follow ${describe(a)}`);
-    return [(a.shape[0] ?? 0) + (b.shape[0] ?? 0), ...a.shape.slice(1)];
+    return [sizeAt(a, 0) + sizeAt(b, 0), ...a.shape.slice(1)];
   },
   dtype: ([a]) => a.dtype,
   build: ({ f, context }, [a, b]) => f.ggml_concat(context, a.handle, b.handle, a.shape.length - 1),

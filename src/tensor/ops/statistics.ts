@@ -1,7 +1,7 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, type Op } from "../op.js";
-import { describe, elementCount, sameShape, type Tensor } from "../tensor.js";
+import { describe, elementCount, sameShape, sizeAt, type Tensor } from "../tensor.js";
 import { abs, add, assign, div, mul, scale, sqrt, square, sum, sumLast, sumRows } from "./elementwise.js";
 import { addRows } from "./lookup.js";
 import { reshape } from "./shape.js";
@@ -11,14 +11,14 @@ import { reshape } from "./shape.js";
 /** For each sequence (mean_s ‖a[s, i]‖)², a[s, i] being run i of the channels at position s: [batch, size]. */
 const squaredMeans: Op<[x: Tensor], { readonly batch: number; readonly size: number }> = defineOp("squaredMeans", 1, {
   shape: ([x], { batch, size }) => {
-    if (x.shape.length !== 2 || (x.shape[0] ?? 0) % batch !== 0 || (x.shape[1] ?? 0) % size !== 0)
+    if (x.shape.length !== 2 || sizeAt(x, 0) % batch !== 0 || sizeAt(x, 1) % size !== 0)
       throw new ShapeError(`${describe(x)} is not ${batch} sequences of ${size} runs of channels`);
     return [batch, size];
   },
-  kernel: ([x], { batch }) => ({ name: "squared_means", flags: (x.shape[0] ?? 0) / batch }),
+  kernel: ([x], { batch }) => ({ name: "squared_means", flags: sizeAt(x, 0) / batch }),
   composed: (g, [x], { batch, size }) => {
-    const rows = x.shape[0] ?? 0;
-    const channels = (x.shape[1] ?? 0) / size;
+    const rows = sizeAt(x, 0);
+    const channels = sizeAt(x, 1) / size;
     const runs = channels === 1 ? undefined : reshape(g, x, { to: [rows, size, channels] });
     const magnitudes = runs === undefined ? abs(g, x) : sqrt(g, sumLast(g, square(g, runs)));
     const perSample = reshape(g, magnitudes, { to: [batch, rows / batch, size] });
@@ -56,5 +56,5 @@ export function meanCosine(g: Graph, x: Tensor, y: Tensor): Tensor {
   if (x.shape.length !== 2 || !sameShape(x.shape, y.shape))
     throw new ShapeError(`${describe(x)} and ${describe(y)} are not rows of the same length`);
   const cosines = g.backend.kernels === undefined ? composedCosines(g, x, y) : partialCosines(g, x, y);
-  return scale(g, sum(g, cosines), { factor: 1 / (x.shape[0] ?? 1) });
+  return scale(g, sum(g, cosines), { factor: 1 / sizeAt(x, 0) });
 }

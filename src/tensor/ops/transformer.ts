@@ -1,7 +1,7 @@
 import { ShapeError } from "../../system/errors.js";
 import type { Graph } from "../graph.js";
 import { defineOp, type Op } from "../op.js";
-import { axisFromEnd, describe, sameShape, type Tensor } from "../tensor.js";
+import { axisFromEnd, describe, sameShape, sizeAt, type Tensor } from "../tensor.js";
 import { add, div, mul, scale, sub, sumLast, sumRows } from "./elementwise.js";
 import { reshape, rowsOf } from "./shape.js";
 
@@ -48,7 +48,7 @@ const fusedNorm: Op<[x: Tensor, gain: Tensor], NormAttributes> = defineOp("norm"
 
 /** The gradient of x, and below it parts of the sum that is the gain's. */
 const fusedNormBack: Op<[dy: Tensor, x: Tensor, gain: Tensor], NormAttributes> = defineOp("normBack", 3, {
-  shape: ([, x]) => [(x.shape[0] ?? 1) + GAIN_PARTS, x.shape[1] ?? 1],
+  shape: ([, x]) => [sizeAt(x, 0) + GAIN_PARTS, sizeAt(x, 1)],
   kernel: (_, attributes) => ({ name: "norm_back", ...normSettings(attributes) }),
 });
 
