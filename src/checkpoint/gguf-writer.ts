@@ -140,28 +140,38 @@ async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {
   }
 }
 
-/** Collects the values of a header. */
+/** Writes the values of a header one after another, into a buffer that grows. */
 class Encoder {
-  private readonly parts: Uint8Array[] = [];
+  private buffer = Buffer.alloc(1 << 16);
+  private length = 0;
 
-  private number(bytes: number, set: (view: DataView) => void): void {
-    const part = new Uint8Array(bytes);
-    set(new DataView(part.buffer));
-    this.parts.push(part);
+  /** Makes room for `count` more bytes. @returns where they begin */
+  private reserve(count: number): number {
+    const start = this.length;
+    this.length += count;
+    if (this.length > this.buffer.byteLength) {
+      const larger = Buffer.alloc(Math.max(this.length, 2 * this.buffer.byteLength));
+      larger.set(this.buffer);
+      this.buffer = larger;
+    }
+    return start;
   }
 
   uint32(value: number): void {
-    this.number(4, (view) => view.setUint32(0, value, true));
+    const at = this.reserve(4);
+    this.buffer.writeUInt32LE(value, at);
   }
 
   uint64(value: number | bigint): void {
-    this.number(8, (view) => view.setBigUint64(0, BigInt(value), true));
+    const at = this.reserve(8);
+    this.buffer.writeBigUInt64LE(BigInt(value), at);
   }
 
   string(value: string): void {
-    const bytes = Buffer.from(value, "utf8");
-    this.uint64(bytes.byteLength);
-    this.parts.push(bytes);
+    const count = Buffer.byteLength(value);
+    this.uint64(count);
+    const at = this.reserve(count);
+    this.buffer.write(value, at);
   }
 
   scalar(kind: GgufKind, value: GgufScalar): void {
@@ -169,18 +179,18 @@ class Encoder {
       this.string(String(value));
       return;
     }
-    this.number(KIND_BYTES[kind], (view) => {
-      if (kind === "uint64" || kind === "int64") view.setBigInt64(0, BigInt.asIntN(64, BigInt(value)), true);
-      else if (kind === "float64") view.setFloat64(0, Number(value), true);
-      else if (kind === "float32") view.setFloat32(0, Number(value), true);
-      else if (KIND_BYTES[kind] === 4) view.setInt32(0, Number(value) | 0, true);
-      else if (KIND_BYTES[kind] === 2) view.setInt16(0, Number(value), true);
-      else view.setInt8(0, Number(value));
-    });
+    const at = this.reserve(KIND_BYTES[kind]);
+    const view = new DataView(this.buffer.buffer, this.buffer.byteOffset + at, KIND_BYTES[kind]);
+    if (kind === "uint64" || kind === "int64") view.setBigInt64(0, BigInt.asIntN(64, BigInt(value)), true);
+    else if (kind === "float64") view.setFloat64(0, Number(value), true);
+    else if (kind === "float32") view.setFloat32(0, Number(value), true);
+    else if (KIND_BYTES[kind] === 4) view.setInt32(0, Number(value) | 0, true);
+    else if (KIND_BYTES[kind] === 2) view.setInt16(0, Number(value), true);
+    else view.setInt8(0, Number(value));
   }
 
   get bytes(): Uint8Array {
-    return Buffer.concat(this.parts);
+    return this.buffer.subarray(0, this.length);
   }
 }
 

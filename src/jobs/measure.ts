@@ -62,9 +62,9 @@ function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection 
   const bytes = sourceBytes(checkpoint.source);
   const dimensions: Record<DimensionName, number | number[]> = {};
   for (const [name, size] of Object.entries(model.sizes)) {
-    const dimension = splitLayer(name)?.name ?? name;
-    const before = dimensions[dimension];
-    dimensions[dimension] = before === undefined ? size : [before, size].flat();
+    const short = model.layerDimensions.get(name)?.name ?? name;
+    const before = dimensions[short];
+    dimensions[short] = before === undefined ? size : [before, size].flat();
   }
   return {
     architecture: model.architecture,

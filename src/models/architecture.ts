@@ -1,7 +1,7 @@
 import type { Graph, ops, Tensor } from "../tensor/index.js";
 import type { ContextCost } from "./blocks/block.js";
 import type { ConfigJson } from "./config.js";
-import type { DimensionName, ParameterSpec, Sizes } from "./dimensions.js";
+import type { DimensionName, LayerDimension, ParameterSpec, Sizes } from "./dimensions.js";
 import type { GgufConfig } from "./gguf-config.js";
 import type { GgufLayout } from "./gguf-layout.js";
 import type { DecoderSpec } from "./spec.js";
@@ -48,6 +48,8 @@ export interface Model {
   readonly config: ConfigJson;
   /** The size of every dimension, including `layers` (their number). */
   readonly sizes: Sizes;
+  /** The layer and the local name of every dimension of a layer. */
+  readonly layerDimensions: ReadonlyMap<DimensionName, LayerDimension>;
   readonly parameters: readonly ParameterSpec[];
   readonly layerCount: number;
   readonly vocabSize: number;

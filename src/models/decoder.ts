@@ -25,6 +25,7 @@ export function decoderModel(
     architecture: architecture.name,
     config,
     sizes,
+    layerDimensions: dimensionsByName(spec),
     parameters: parameters.map(({ gguf: _, ...parameter }) => parameter),
     layerCount: spec.layers.length,
     vocabSize: spec.vocab,
@@ -51,6 +52,13 @@ function totalCost(spec: DecoderSpec, context: number): ContextCost {
     FREE,
   );
 }
+
+const dimensionsByName = (spec: DecoderSpec): Model["layerDimensions"] =>
+  new Map(
+    spec.layers.flatMap((layer, i) =>
+      Object.keys(layerDimensions(layer)).map((name) => [layerDimension(i, name), { layer: i, name }] as const),
+    ),
+  );
 
 function sizesOf(spec: DecoderSpec): Sizes {
   const sizes: Record<string, number> = { vocab: spec.vocab, hidden: spec.hidden, layers: spec.layers.length };

@@ -6,6 +6,12 @@ import { CoppiceError } from "../system/errors.js";
  */
 export type DimensionName = string;
 
+/** The place of a dimension in its layer: `layers.3.ffn` is `ffn` in layer 3. */
+export interface LayerDimension {
+  readonly layer: number;
+  readonly name: string;
+}
+
 /** The size of each dimension. */
 export type Sizes = Readonly<Record<DimensionName, number>>;
 
@@ -81,8 +87,8 @@ export const countParameters = (specs: readonly ParameterSpec[], sizes: Sizes): 
 /** The dimension of a layer: `layerDimension(3, "ffn")` is `layers.3.ffn`. */
 export const layerDimension = (layer: number, name: string): DimensionName => `layers.${layer}.${name}`;
 
-/** Splits `layers.3.ffn` into its layer and the name within it; undefined for a dimension of the whole model. */
-export function splitLayer(name: DimensionName): { readonly layer: number; readonly name: string } | undefined {
+/** Parses `layers.3.ffn` as a user or a file may write it; undefined for a dimension of the whole model. */
+export function splitLayer(name: DimensionName): LayerDimension | undefined {
   const match = /^layers\.(\d+)\.(.+)$/.exec(name);
   return match === null ? undefined : { layer: Number(match[1]), name: match[2] as string };
 }

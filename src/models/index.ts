@@ -10,6 +10,7 @@ export {
   type DimensionName,
   describeAxis,
   dimensionsOf,
+  type LayerDimension,
   layerDimension,
   type ParameterSpec,
   type Sizes,

@@ -11,7 +11,7 @@ import { cacheDirectory, hashBytes, writeJson } from "../system/files.js";
 import type { Model } from "./architecture.js";
 import type { Checkpoint, ModelTensors } from "./checkpoint.js";
 import type { ConfigJson } from "./config.js";
-import { shapeOf, splitLayer } from "./dimensions.js";
+import { shapeOf, sizeOf } from "./dimensions.js";
 import { exactNumbers } from "./gguf-config.js";
 import type { GgufParameter } from "./gguf-layout.js";
 import { mergeAdapters } from "./lora.js";
@@ -251,12 +251,10 @@ export function writeModel(
 }
 
 /** The names of sizes that differ between layers. */
-function differingSizes({ sizes }: Model): string[] {
+function differingSizes({ sizes, layerDimensions }: Model): string[] {
   const found = new Map<string, Set<number>>();
-  for (const [dimension, size] of Object.entries(sizes)) {
-    const name = splitLayer(dimension)?.name;
-    if (name !== undefined) found.set(name, (found.get(name) ?? new Set()).add(size));
-  }
+  for (const [dimension, { name }] of layerDimensions)
+    found.set(name, (found.get(name) ?? new Set()).add(sizeOf(dimension, sizes)));
   return [...found].filter(([, values]) => values.size > 1).map(([name]) => name);
 }
 

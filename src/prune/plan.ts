@@ -39,11 +39,11 @@ export function planWithLayers(model: Model, wanted: AxisSizes, keptLayers: read
   const smaller = wantedSizes(model, wanted);
   const sizes: Record<DimensionName, number> = {};
   for (const [name, size] of Object.entries(model.sizes))
-    if (splitLayer(name) === undefined) sizes[name] = smaller.get(name) ?? size;
+    if (!model.layerDimensions.has(name)) sizes[name] = smaller.get(name) ?? size;
   sizes.layers = keptLayers.length;
   keptLayers.forEach((from, to) => {
     for (const [name, size] of Object.entries(model.sizes)) {
-      const layered = splitLayer(name);
+      const layered = model.layerDimensions.get(name);
       if (layered?.layer === from) sizes[layerDimension(to, layered.name)] = smaller.get(name) ?? size;
     }
   });
@@ -117,7 +117,7 @@ export function checkPlan(model: Model, plan: PrunePlan): void {
     const maxPerGroup = sizeOf(originalDimension(plan, name), model.sizes) / sizeOf(groupedBy, model.sizes);
     if (size % groupCount !== 0 || size / groupCount > maxPerGroup)
       throw new UsageError(
-        `${name}=${size} cannot be shared by ${splitLayer(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${maxPerGroup} times it`,
+        `${name}=${size} cannot be shared by ${model.layerDimensions.get(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${maxPerGroup} times it`,
       );
   }
 }
