@@ -1,12 +1,12 @@
-// Activations: alone, and of a gate times something else (Shazeer 2020, section 2). Their number is the low part of an op's flags.
+// Activations, alone and as gates (Shazeer 2020, section 2). An op's flags are the number of its activation.
 #include "rows.h"
 
 enum { SILU, GELU_TANH, GELU }; // x sigmoid(x); x normal_cdf(x) by tanh; the same by the error function
 
 static inline vf sigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
 
-// The share of the normal distribution below x, within 2e-7, and below 0 within 4e-6 of itself. The complementary error function
-// is that of Press et al. 1992, section 6.2 (erfcc).
+// The cumulative normal distribution at x, with an absolute error of 2e-7 and, below 0, a relative error of 4e-6. By the
+// complementary error function of Press et al. 1992, section 6.2 (erfcc).
 static inline vf normal_cdf(vf x) {
   const vf z = vabs(x) * 0.707106781f, t = 1.0f / (1.0f + 0.5f * z);
   vf p = t * 0.17087277f - 0.82215223f;
@@ -22,7 +22,7 @@ static inline vf normal_cdf(vf x) {
   return where_positive(x, 1.0f - tail, tail);
 }
 
-// What x is multiplied by, and the slope of the whole.
+// The factor of x in the activation, and the activation's slope.
 static inline __attribute__((always_inline)) vf activation(const int kind, vf x, vf *slope) {
   if (kind == SILU) {
     const vf s = sigmoid(x);
@@ -93,7 +93,7 @@ void KERNEL(gelu_back)(Tensor *dst, int ith, int nth, void *data) { activate_bac
 // src: gate, up -> activation(gate) up
 void KERNEL(gated)(Tensor *dst, int ith, int nth, void *data) { activate(dst, ith, nth, data, dst->src[0], dst->src[1]); }
 
-// src: gradient of the result, gate, up -> the gradients of gate and up, one after the other
+// src: gradient of the result, gate, up -> the gradients of gate and up, concatenated
 void KERNEL(gated_back)(Tensor *dst, int ith, int nth, void *data) { activate_back(dst, ith, nth, data, dst->src[2]); }
 
 // src: x -> cap tanh(x / cap)
@@ -115,10 +115,10 @@ void KERNEL(soft_cap_back)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// In how many parts the gradients of what xIELU is shaped by are summed, whatever the number of threads.
+// The number of partial sums of the gradients of xIELU's parameters, independent of the number of threads.
 enum { XIELU_PARTS = 64 };
 
-// xIELU (Huang & Schlag 2024) without its linear term: what `rising` and `falling` are multiplied by. Slopes are of these.
+// xIELU (Huang & Schlag 2024) without its linear term: the factors of `rising` and `falling`, and their slopes.
 static inline void xielu_curves(vf x, float epsilon, vf *rise, vf *fall, vf *rise_slope, vf *fall_slope) {
   const vf none = (vf){0}, limited = vmin(splat(epsilon), x), power = vexp(limited);
   const vf less_one = vtanh(limited * 0.5f) * (power + 1.0f); // e^x - 1, accurate near 0
@@ -144,8 +144,8 @@ void KERNEL(xielu)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// src: gradient of the result, and what it was made from -> the gradient of x, and parts of the sums that are those of rising and
-// of falling
+// src: gradient of the result, and the sources of xielu -> the gradient of x, then partial sums of the gradients of rising and of
+// falling
 void KERNEL(xielu_back)(Tensor *dst, int ith, int nth, void *data) {
   (void)data;
   const float *dy = dst->src[0]->data, *x = dst->src[1]->data, *settings = dst->src[4]->data;
@@ -156,7 +156,7 @@ void KERNEL(xielu_back)(Tensor *dst, int ith, int nth, void *data) {
     int64_t i, to;
     span_of(n, part, XIELU_PARTS, &i, &to);
     double risen = 0, fallen = 0;
-    while (i < to) { // in f32 over a bounded run, in f64 beyond
+    while (i < to) { // in f32 over a bounded span, in f64 beyond
       const int64_t end = i + 16384 < to ? i + 16384 : to;
       vf risen_here = (vf){0}, fallen_here = (vf){0};
       for (; i < end; i += VL) {

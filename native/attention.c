@@ -2,14 +2,14 @@
 // queries at a time only; the backward pass computes them again instead of keeping them (Dao et al. 2022, section 3.1).
 // All of q, k, v and their gradients are [batch, sequence, heads, headDim].
 //
-// Forwards, a sequence may be a forest of token sequences that share their beginnings, written in depth-first order: ends[j] is
-// the place after the last token below token j, so that query i reads key j where j <= i < ends[j]. A window counts positions,
-// which in a forest are given.
+// Forwards, a sequence may be a forest of token sequences that share their beginnings, in depth-first order: ends[j] is the place
+// after the last descendant of token j, so that query i reads key j where j <= i < ends[j]. A window counts positions, which a
+// forest brings along.
 #include "gemm.h"
 #include "rows.h"
 
-// Flags, of which the last three say which sources follow q, k and v, in this order: the ends and the positions of a forest; what
-// scores are limited to (Gemma 2 report, section 2); a logit per head that counts in the softmax's denominator only (gpt-oss).
+// Flags. The last three say which sources follow q, k and v, in this order: the ends and the positions of a forest; the limit of
+// scores (Gemma 2 report, section 2); a logit per head that is only in the softmax's denominator (gpt-oss).
 enum { ATTENTION_BF16 = 1, ATTENTION_FOREST = 2, ATTENTION_SOFT_CAP = 4, ATTENTION_SINKS = 8, WINDOW_SHIFT = 4 };
 
 #define SCORE_BYTES (256 << 10) // scores of a block of queries stay in the second-level cache
@@ -17,7 +17,7 @@ enum { ATTENTION_BF16 = 1, ATTENTION_FOREST = 2, ATTENTION_SOFT_CAP = 4, ATTENTI
 
 typedef struct {
   int64_t batch, length, heads, kv_heads, dim;
-  int64_t window; // how many keys a query reads, itself included
+  int64_t window; // how many keys a query reads, including its own
   float scale;
   int pairs;
   int queries; // in a block
@@ -26,7 +26,7 @@ typedef struct {
   const float *sinks;              // one per head; NULL for none
 } Shape;
 
-// A stretch of keys. Stretches begin at panels' edges; all but the last end there.
+// A range of keys. Ranges begin at panels' edges; all but the last end there.
 typedef struct {
   int64_t from, to;
 } Run;
@@ -56,13 +56,13 @@ static Operand head_of(const Tensor *x, int64_t batch, int64_t head, int64_t at,
   return transposed ? (Operand){data, x->type, x->nb[0], x->nb[2]} : (Operand){data, x->type, x->nb[2], x->nb[0]};
 }
 
-// The keys of one sequence that the queries [q0, q1) read: from a panel's edge before the first, to after the last.
+// The keys of one sequence that the queries [q0, q1) read, from the edge of the first key's panel.
 static Run keys_of(const Shape *s, int64_t q0, int64_t q1) {
   const int64_t first = q0 - s->window + 1;
   return (Run){first > 0 ? first / MR * MR : 0, q1};
 }
 
-// The same as runs, without the panels that no query of the block reads. @returns how many
+// The same as several runs, without panels that no query of the block reads. @returns the number of runs
 static int runs_of(const Shape *s, int64_t q0, int64_t q1, Run *runs) {
   if (s->ends == NULL) {
     runs[0] = keys_of(s, q0, q1);
@@ -85,7 +85,7 @@ static int runs_of(const Shape *s, int64_t q0, int64_t q1, Run *runs) {
   return count;
 }
 
-// Minus infinity where a query must not look, for the keys of a run. @returns how many keys from the run's first on to look at
+// Sets the scores of a run's keys that a query must not read to minus infinity. @returns how many keys from the first on to look at
 static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
   const int64_t n = run.to - run.from;
   if (s->ends != NULL) {
@@ -101,8 +101,8 @@ static int64_t hide(const Shape *s, float *row, int64_t query, Run run) {
   return hi;
 }
 
-// Scores into scaled ones limited smoothly, cap tanh(score scale / cap), for rows of n. Where `slopes` is not NULL it takes the
-// slopes of that, 1 - tanh^2.
+// Turns rows of n scores into smoothly limited ones, cap tanh(score scale / cap). Where `slopes` is not NULL it receives the
+// slopes, 1 - tanh^2.
 static void limit(const Shape *s, float *scores, int64_t ld, int rows, int64_t n, float *slopes) {
   const float ratio = s->scale / s->cap;
   for (int r = 0; r < rows; r++) {
@@ -115,8 +115,8 @@ static void limit(const Shape *s, float *scores, int64_t ld, int rows, int64_t n
   }
 }
 
-// Scores into the numerators of probabilities, row by row, zero where a query must not look. Row r is query q0 + r of a head over
-// the n keys of the runs, one after the other. sums[r] is what to divide by, and sunk[r] the sink's numerator, 0 without one.
+// Turns scores into the numerators of probabilities, row by row, zero for keys that a query must not read. Row r is query q0 + r
+// of a head over the keys of all runs. sums[r] receives the denominator, and sunk[r] the sink's numerator, 0 without sinks.
 static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t head, int64_t q0, int rows, const Run *runs, int count,
                          float *sums, float *sunk) {
   const float factor = s->cap > 0 ? 1 : s->scale; // limited scores are scaled already
@@ -172,7 +172,7 @@ static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t f
                   out, row, add);
 }
 
-// src: q, k, v, and what the flags say -> [batch, sequence, heads, headDim]
+// src: q, k, v, and the sources that the flags name -> [batch, sequence, heads, headDim]
 void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
   const Shape s = shape_of(q, k, dst->src + 3, data);
@@ -212,8 +212,8 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// The gradient of probabilities into that of scores, for one row of n: with p = e / sum, p (dp - sum of p dp) scale, times the
-// slopes of limited scores where there are some. e turns into p. @returns the sum of p dp
+// Turns the gradient of probabilities into that of scores, for one row of n: with p = e / sum, p (dp - sum of p dp) scale, times
+// the slopes of limited scores unless NULL. e becomes p. @returns the sum of p dp
 static float score_gradient(const Shape *s, float *e, float *d, const float *slopes, int64_t n, float inverse) {
   vf total = (vf){0};
   for (int64_t j = 0; j < n; j += VL) {
@@ -230,8 +230,8 @@ static float score_gradient(const Shape *s, float *e, float *d, const float *slo
   return sum;
 }
 
-// src: gradient of the result, q, k, v, and what the flags say, no forest -> the gradients of q, k and v, one after the other, and
-// where there are sinks theirs for each sequence, [batch, heads]
+// src: gradient of the result, q, k, v, and the sources that the flags name, without a forest -> the gradients of q, k and v,
+// concatenated, and with sinks then theirs for each sequence, [batch, heads]
 void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *dy = dst->src[0], *q = dst->src[1], *k = dst->src[2], *v = dst->src[3];
   const Shape s = shape_of(q, k, dst->src + 4, data);

@@ -1,4 +1,4 @@
-// What is limited by memory: each kernel reads and writes every number once.
+// Kernels limited by memory bandwidth: each reads and writes every number once.
 #include "rows.h"
 
 // AdamW (Loshchilov & Hutter 2019, algorithm 2) on a scaled gradient. In place on the weight.
@@ -35,7 +35,7 @@ void KERNEL(sum_squares)(Tensor *dst, int ith, int nth, void *data) {
     int64_t i, to;
     span_of(n, part, 64, &i, &to);
     double sum = 0;
-    while (i < to) { // in f32 over a bounded run, in f64 beyond
+    while (i < to) { // in f32 over a bounded span, in f64 beyond
       const int64_t end = i + 16384 < to ? i + 16384 : to;
       vf total[4] = {{0}};
       for (; i + 4 * VL <= end; i += 4 * VL)
@@ -56,7 +56,7 @@ void KERNEL(add_rows)(Tensor *dst, int ith, int nth, void *data) {
   (void)data;
   const Tensor *x = dst->src[1], *ids = dst->src[2];
   int64_t from, to;
-  span_of(dst->ne[0], ith, nth, &from, &to); // each thread has columns of its own: an id may come twice
+  span_of(dst->ne[0], ith, nth, &from, &to); // each thread has columns of its own, because ids may repeat
   for (int64_t r = 0; r < x->ne[1]; r++) {
     const float *row = (const float *)((const char *)x->data + r * x->nb[1]);
     float *out = (float *)dst->data + (int64_t)((const int32_t *)ids->data)[r] * dst->ne[0];
@@ -66,7 +66,7 @@ void KERNEL(add_rows)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// src: tensors whose rows stand side by side in the result's
+// src: tensors, whose rows are concatenated
 void KERNEL(concat_last)(Tensor *dst, int ith, int nth, void *data) {
   (void)data;
   int64_t from, to;

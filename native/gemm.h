@@ -6,10 +6,10 @@
 #define MR (MV * VL) // rows of the vectorised operand
 #define NR (VL == 4 ? 8 : VL / 2)
 
-// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: how much of the tile is there.
+// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: the size of a partial tile.
 static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
                                                        float *c, int64_t ldc, int m, int n, int add) {
-  (void)pairs; // without products of pairs there is one way only
+  (void)pairs; // unused without products of pairs
   vf total[NR][MV];
   for (int j = 0; j < NR; j++)
     for (int i = 0; i < MV; i++) total[j][i] = (vf){0};
@@ -45,7 +45,7 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
     }
 }
 
-// All tiles of packed a (m rows) and b (n rows). Panels of a lie `a_words` words apart, which may be more than are multiplied.
+// All tiles of packed a (m rows) and b (n rows). Panels of a are `a_words` words apart, which may be more than `words`.
 static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
                             int64_t ldc, int add) {
   (void)pairs;

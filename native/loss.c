@@ -37,7 +37,7 @@ static inline vf log_ratio_to_mixture(vf own, vf other) {
   return splat(0.693147181f) - vmax(d, (vf){0}) - series * z;
 }
 
-// Sum over a row of the terms of reverse KL or Jensen-Shannon. ls, lt: what to take from the scaled logits for log-probabilities.
+// Sum over a row of the terms of reverse KL or Jensen-Shannon. ls, lt: the logs of sums to subtract from scaled logits.
 static float row_loss(int kind, const float *student, const float *teacher, int64_t n, float scale, float ls, float lt) {
   const vf factor = splat(scale), vs = splat(ls), vt = splat(lt);
   double sum = 0;
@@ -57,7 +57,7 @@ static float row_loss(int kind, const float *student, const float *teacher, int6
   return (float)sum;
 }
 
-// Numbers of a row that are in the first-level cache at once.
+// How many numbers of a row stay in the first-level cache.
 enum { BLOCK = 2048 };
 
 // The same for forward KL and both logarithms of sums in one pass over memory: sums are kept relative to the largest number so
@@ -164,7 +164,8 @@ void KERNEL(divergence_back)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// src: logits [n, vocab], where each row's target lies in them, i32 [n]: row * vocab + id -> [n, 2]: each row's negative log-likelihood, and its log of sums
+// src: logits [n, vocab], the index of each row's target in them, i32 [n]: row * vocab + id -> [n, 2]: each row's negative
+// log-likelihood and log of sums
 void KERNEL(cross_entropy)(Tensor *dst, int ith, int nth, void *data) {
   (void)data;
   const Tensor *logits = dst->src[0], *targets = dst->src[1];

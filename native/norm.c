@@ -1,5 +1,5 @@
-// Normalisation of rows with a gain: by the root mean square (Zhang & Sennrich 2019, eq. 4), or, where flags are 1, by the mean and
-// the standard deviation (layer normalisation, Ba et al. 2016, eq. 4), which is the former of what is left without the mean.
+// Normalization of rows with a gain: by the root mean square (Zhang & Sennrich 2019, eq. 4), or, where flags are 1, after
+// subtracting the mean (layer normalization, Ba et al. 2016, eq. 4).
 #include "rows.h"
 
 static float mean_of(const float *x, int64_t n) {
@@ -42,10 +42,10 @@ void KERNEL(norm)(Tensor *dst, int ith, int nth, void *data) {
   }
 }
 
-// In how many parts the gain's gradient is summed, whatever the number of threads.
+// The number of partial sums of the gain's gradient, independent of the number of threads.
 enum { GAIN_PARTS = 16 };
 
-// src: gradient of the result, x, gain -> [rows + GAIN_PARTS, n]: the gradient of x, and parts of the sum that is the gain's
+// src: gradient of the result, x, gain -> [rows + GAIN_PARTS, n]: the gradient of x, then partial sums of the gain's
 void KERNEL(norm_back)(Tensor *dst, int ith, int nth, void *data) {
   const Settings s = {.pointer = data};
   const float *gain = dst->src[2]->data;
@@ -73,7 +73,8 @@ void KERNEL(norm_back)(Tensor *dst, int ith, int nth, void *data) {
         slope += dy[i] * gain[i];
         gain_sum[i] += dy[i] * (x[i] - mean) * inverse;
       }
-      // with z = (x - mean) / rms: dx = (gain dy - mean(gain dy) - z mean(gain dy z)) / rms; without a mean, without its term
+      // with z = (x - mean) / rms: dx = (gain dy - mean(gain dy) - z mean(gain dy z)) / rms; without mean(gain dy) where x keeps its
+      // mean
       const float along = product / (float)n * inverse * inverse, level = s.flags ? slope / (float)n : 0;
       for (i = 0; i + VL <= n; i += VL)
         store(dx + i, (load(dy + i) * load(gain + i) - level - (load(x + i) - mean) * along) * inverse);

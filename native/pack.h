@@ -1,5 +1,5 @@
-// Packing: operands of a product are copied, panel by panel, into the order in which the inner loop reads them, and converted
-// on the way. Any layout goes in.
+// Packing: operands of a product are copied, panel by panel, into the order in which the inner loop reads them, and converted at
+// the same time. Operands may have any layout.
 #pragma once
 #include "simd.h"
 #include "tensor.h"
@@ -31,7 +31,7 @@ static inline void widen_all(const char *p, int32_t type, size_t stride, int n, 
   for (int i = 0; i < n; i++) out[i] = widen(p + i * stride, type);
 }
 
-// VL numbers that lie side by side.
+// VL adjacent numbers.
 static inline __attribute__((always_inline)) vf numbers_at(const char *p, const int32_t type) {
   if (type == TYPE_F32) return load((const float *)p);
 #if VL == 16
@@ -45,7 +45,7 @@ static inline __attribute__((always_inline)) vf numbers_at(const char *p, const 
 #endif
 }
 
-// The same of which only the first `valid` are there; zeros for the others.
+// The same where only the first `valid` exist; the others are zeros.
 static inline vf some_numbers_at(const char *p, int32_t type, int valid) {
   if (valid <= 0) return (vf){0};
   if (valid >= VL) return numbers_at(p, type);
@@ -64,7 +64,7 @@ static inline __attribute__((always_inline)) vu words_at(const char *p, const in
   return pairs_of(values);
 }
 
-// The same of which only `left` numbers are there.
+// The same where only `left` numbers exist.
 static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t left) {
   if (left >= (pairs ? 2 : 1) * VL) return words_at(p, type, pairs);
   if (!pairs) return (vu)some_numbers_at(p, type, (int)left);
@@ -73,12 +73,12 @@ static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t l
   return pairs_of(values);
 }
 
-// How many words a panel has for kc terms.
+// The number of words in a panel for kc terms.
 static inline int words_for(int kc, int pairs) { return pairs ? (kc + 1) / 2 : kc; }
 
 static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// Where a strip of rows goes: it is a part of a panel, or spans several.
+// The address of a strip of rows, which is part of a panel or spans several.
 static inline uint32_t *strip_at(uint32_t *out, int s, int words, int width) {
   return width >= VL ? out + (size_t)(s / width) * words * width + s % width : out + (size_t)s * words;
 }
@@ -91,16 +91,16 @@ static inline __attribute__((always_inline)) void put_strip(uint32_t *strip, int
       memcpy(strip + ((size_t)h * words + q) * width, (uint32_t *)&v + h * width, 4 * width);
 }
 
-// Rows this far apart are not read together: the cache would hold few of them.
+// The next rows are not prefetched when rows are this far apart: the cache would hold few of them.
 #define LONG_ROW (16 << 10)
 
-// How many words ahead strips that lie side by side are fetched.
+// How many words ahead adjacent strips are prefetched.
 #define AHEAD 8
 
-// Strips packed together where the rows lie side by side in memory, so that whole cache lines are used.
+// How many strips are packed together where rows are adjacent in memory, so that whole cache lines are used.
 #define GROUP 4
 
-// Rows whose terms lie side by side: blocks of VL rows by VL words, turned.
+// Packs rows with adjacent terms: transposes blocks of VL rows by VL words.
 static inline __attribute__((always_inline)) void pack_along_terms(const Operand *x, const char *corner, int rows, int kc,
                                                                    const int32_t type, const int width, const int pairs,
                                                                    uint32_t *out) {
@@ -132,7 +132,7 @@ static inline __attribute__((always_inline)) void pack_along_terms(const Operand
   }
 }
 
-// Rows that lie side by side, term by term.
+// Packs adjacent rows, term by term.
 static inline __attribute__((always_inline)) void pack_across_terms(const Operand *x, const char *corner, int rows, int kc,
                                                                     const int32_t type, const int width, const int pairs,
                                                                     uint32_t *out) {
@@ -159,7 +159,7 @@ static inline __attribute__((always_inline)) void pack_across_terms(const Operan
     }
 }
 
-// Neither: number by number.
+// Packs any other layout, number by number.
 static inline __attribute__((always_inline)) void pack_strided(const Operand *x, const char *corner, int rows, int kc,
                                                                const int width, const int pairs, uint32_t *out) {
   const int words = words_for(kc, pairs), step = pairs ? 2 : 1;
@@ -175,7 +175,7 @@ static inline __attribute__((always_inline)) void pack_strided(const Operand *x,
 }
 
 // Rows from r0 on, terms k0 .. k0 + kc, into panels of `width` rows: word q of row r of panel p at
-// out[(p * words + q) * width + r]. Rows that are not there are zeros. Writes whole strips of VL rows.
+// out[(p * words + q) * width + r]. Missing rows are zeros. Writes whole strips of VL rows.
 static inline __attribute__((always_inline)) void pack(const Operand *x, int64_t r0, int rows, int64_t k0, int kc,
                                                        const int width, const int pairs, uint32_t *out) {
   const char *const corner = x->data + r0 * x->row_stride + k0 * x->k_stride;

@@ -1,4 +1,4 @@
-// Reading and writing rows of f32 by vectors, and sharing them among threads.
+// Vector reads and writes of rows of f32, and their division among threads.
 #pragma once
 #include "simd.h"
 #include "tensor.h"
@@ -15,7 +15,7 @@ static inline void put_row(float *row, int64_t j, int64_t n, vf v) {
     store_part(row + j, v, n - j);
 }
 
-// The contiguous part of n numbers that is a thread's, in whole cache lines.
+// A thread's contiguous share of n numbers, in whole cache lines.
 static inline void span_of(int64_t n, int ith, int nth, int64_t *from, int64_t *to) {
   share_of((n + 15) / 16, ith, nth, from, to);
   *from = *from * 16 < n ? *from * 16 : n;

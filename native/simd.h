@@ -1,5 +1,5 @@
-// Vectors of the instruction set that this file is compiled for. GCC's and clang's vector extensions cover arithmetic; what
-// they lack is here, once per instruction set.
+// Vectors of the instruction set that this file is compiled for. GCC's and clang's vector extensions cover arithmetic; this file
+// adds what they lack, for each instruction set.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -34,7 +34,7 @@ static inline vf load(const float *p) { return *(const vf_unaligned *)p; }
 static inline void store(float *p, vf v) { *(vf_unaligned *)p = v; }
 static inline vu load_words(const void *p) { return *(const vu_unaligned *)p; }
 static inline void store_words(void *p, vu v) { *(vu_unaligned *)p = v; }
-// The first n (at most VL) of VL numbers; `fill` for the others, which are not read.
+// Reads the first n (at most VL) numbers; the others are `fill`.
 static inline vf load_part(const float *p, int64_t n, float fill) {
 #if VL == 16
   return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);

@@ -1,4 +1,4 @@
-// What calibration takes from activations, in one pass over them.
+// Statistics of activations for calibration, in one pass over memory.
 #include "rows.h"
 
 // src: x [batch * seq, size * channels] -> [batch, size]: for each sequence the square of the mean, over its positions, of the L2
@@ -7,7 +7,7 @@ void KERNEL(squared_means)(Tensor *dst, int ith, int nth, void *data) {
   const Tensor *x = dst->src[0];
   const int64_t length = ((Settings){.pointer = data}).flags, size = dst->ne[0], batch = dst->ne[1];
   const int64_t channels = x->ne[0] / size;
-  // a thread takes whole sequences, which are likely in its own cache, or where there are too few, columns
+  // a thread takes whole sequences, which are likely in its own cache, or columns where there are too few sequences
   const int by_sequence = batch >= nth;
   int64_t from = 0, to = size;
   if (!by_sequence) span_of(size, ith, nth, &from, &to);

@@ -1,4 +1,4 @@
-// What needs no special processor: the memory of each thread, which variants can run, and whether ggml is the expected one.
+// Code for any processor: each thread's memory, which variants can run, and whether ggml's records are as expected.
 #include "platform.h"
 #include "tensor.h"
 #include <stdio.h>
@@ -114,7 +114,7 @@ int coppice_supports(const char *variant) {
   return 0;
 }
 
-// What the kernels read from a tensor, for comparison with what ggml says of it: sizes, strides, first source, data.
+// Reports what the kernels read from a tensor, for comparison with ggml's own values: type, sizes, strides, first source, data.
 void coppice_describe(const Tensor *t, int64_t out[11]) {
   out[0] = t->type;
   for (int i = 0; i < 4; i++) {

@@ -1,4 +1,4 @@
-// What the kernels know of ggml: the head of its tensor record, and the types they read.
+// The parts of ggml that the kernels know: the head of its tensor record, and the types they read.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -30,11 +30,11 @@ typedef union {
   };
 } Settings;
 
-// Memory of a thread, kept from op to op and freed with the thread. At least so many bytes, aligned to 64.
+// A thread's memory of at least so many bytes, aligned to 64; kept between ops and freed with the thread.
 void *coppice_scratch(int slot, size_t bytes);
 enum { SCRATCH_A, SCRATCH_B, SCRATCH_1, SCRATCH_2, SCRATCH_3, SCRATCH_4, SCRATCH_5, SCRATCH_6, SCRATCH_7, SCRATCH_SLOTS };
 
-// The part of n items that is a thread's.
+// A thread's share of n items.
 static inline void share_of(int64_t n, int ith, int nth, int64_t *from, int64_t *to) {
   *from = n * ith / nth;
   *to = n * (ith + 1) / nth;

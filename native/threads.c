@@ -1,11 +1,11 @@
-// Threads that live as long as the CPU backend that they compute for. llama.cpp takes a pool from its caller, and sets it (or that
-// there is none) before every graph; Node's binding gives it none, so ggml starts threads for every token. Both calls go through
-// the registry of ggml's CPU backends, where these functions take their places.
+// Threads that live as long as their CPU backend. llama.cpp sets the thread pool of its caller, or none, before every graph; Node's
+// binding has none, so ggml would start threads for every token. llama.cpp finds the functions that it calls in the registry of
+// ggml's CPU backends, where the functions here take their places.
 #include "platform.h"
 #include <stdint.h>
 #include <string.h>
 
-// What is known here of ggml's records (ggml-backend-impl.h, interface 2; ggml.h).
+// ggml's records as far as they are used here (ggml-backend-impl.h, interface 2; ggml.h).
 enum { INTERFACE = 2 };
 
 typedef struct Registry {
@@ -32,7 +32,7 @@ typedef struct {
   _Bool paused;
 } PoolSettings;
 
-// A backend that was told that it has no pool, and the pool that it has.
+// A backend that llama.cpp left without a pool, and the pool that it has instead.
 typedef struct Kept {
   Backend *backend;
   void (*free_backend)(Backend *);
@@ -83,7 +83,7 @@ static void set_pool_or_keep(Backend *backend, void *pool) {
     Kept *kept = find(backend);
     if (kept == NULL) kept = keep(backend);
     if (kept != NULL && kept->pool == NULL && kept->threads > 1) {
-      // asleep between tokens: awake they would take the processor from who makes the next one ready
+      // threads sleep between tokens: polling would take the processor from whatever prepares the next one
       PoolSettings settings = {.threads = kept->threads, .polling = 0};
       kept->pool = new_pool(&settings);
     }
@@ -93,7 +93,7 @@ static void set_pool_or_keep(Backend *backend, void *pool) {
   set_pool(backend, pool);
 }
 
-// llama.cpp calls this after the other: a pool that became too small is replaced before the next graph but one.
+// llama.cpp calls this after setting the pool, so a pool that became too small is replaced one graph later.
 static void set_threads_and_remember(Backend *backend, int threads) {
   lock(&of_all);
   Kept *kept = find(backend);
@@ -119,8 +119,8 @@ static void *function_or_ours(Registry *registry, const char *name) {
   return function_of(registry, name);
 }
 
-// Has the backends of ggml's CPU registry keep their threads. 1 when they do, 0 when this release is not the expected one.
-// Called by one thread, before any computes.
+// Makes the backends of ggml's CPU registry keep their threads. Returns 1, or 0 when this release of ggml is not the expected one.
+// Call it from one thread, before any computation.
 int coppice_keep_threads(Registry *registry) {
   if (registry->version != INTERFACE) return 0;
   if (registry->function == function_or_ours) return 1;
