@@ -12,7 +12,6 @@ import {
   summariseGguf,
   writeModel,
 } from "../models/index.js";
-
 import { CoppiceError, FormatError } from "../system/errors.js";
 import type { JobOptions } from "./job.js";
 import { noteOverlap } from "./sanity.js";

@@ -1,7 +1,6 @@
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
-
 import { adapterScales, isGguf, type TensorSource } from "../checkpoint/index.js";
 import { storedType } from "../checkpoint/stored-type.js";
 import type { RunDirectory } from "../distill/index.js";

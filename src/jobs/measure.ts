@@ -12,7 +12,6 @@ import {
   summariseGguf,
 } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
-
 import {
   type DataOptions,
   findModel,

@@ -1,8 +1,6 @@
 import { existsSync, statSync } from "node:fs";
 import path from "node:path";
-
 import { isGguf, openGguf } from "../checkpoint/index.js";
-
 import { Sequences } from "../data/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
