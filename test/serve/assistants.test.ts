@@ -279,11 +279,11 @@ describe.each(MODELS)("with $name, a coding assistant", ({ file, skip }) => {
     const base = { model, temperature: 0, tools, max_completion_tokens: 150, parallel_tool_calls: false };
     const choice = { type: "function" as const, function: { name: "read_file" } };
     const first = await openai.chat.completions.create({ ...base, messages, tool_choice: choice });
-    const said = first.choices[0]!.message;
-    for (const call of said.tool_calls ?? []) {
+    const answer = first.choices[0]!.message;
+    for (const call of answer.tool_calls ?? []) {
       if (call.type === "function" && first.choices[0]?.finish_reason === "tool_calls")
         expect(ajv.validate(read, JSON.parse(call.function.arguments))).toBe(true);
-      messages.push(said, { role: "tool", tool_call_id: call.id, content: [{ type: "text", text: "text" }] });
+      messages.push(answer, { role: "tool", tool_call_id: call.id, content: [{ type: "text", text: "text" }] });
     }
     const picked = await openai.chat.completions.create({
       ...base,

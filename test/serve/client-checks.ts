@@ -1,15 +1,15 @@
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import Anthropic from "@anthropic-ai/sdk";
-import { embed, generateObject, generateText, jsonSchema, streamText, tool } from "ai";
+import { embed, generateObject, generateText, jsonSchema, type LanguageModel, streamText, tool } from "ai";
 import { Ollama } from "ollama";
 import OpenAI from "openai";
 
-/** What can be wanted of a service: the columns of the table. */
+/** What a client may want of a service: the columns of the table. */
 export const WANTS = ["answers", "streams", "tools", "forms", "log-probabilities", "embeddings", "models"] as const;
 export type Want = (typeof WANTS)[number];
 
-/** A client, and how it does each thing. A check says whether what came is what was asked for; what it has no call for is left out. */
+/** A client, and how it does each thing. A check says whether it got what it asked for; what it has no call for is left out. */
 export interface ClientChecks {
   readonly client: string;
   /** The package that it is, by npm's name. */
@@ -36,7 +36,7 @@ const compatible = (url: string) =>
   createOpenAICompatible({ name: "coppice", baseURL: `${url}/v1`, supportsStructuredOutputs: true });
 const aiAnthropic = (url: string) => createAnthropic({ baseURL: `${url}/v1`, apiKey: "none" });
 
-/** The pieces of a stream: there are several, and they are no empty text. */
+/** The chunks of a stream: there are several, and together they are not empty. */
 async function isStream<T>(stream: AsyncIterable<T>, textOf: (part: T) => string | null | undefined): Promise<boolean> {
   const texts: string[] = [];
   for await (const part of stream) texts.push(textOf(part) ?? "");
@@ -172,32 +172,44 @@ const weather = tool({
   execute: async ({ city }) => `rain in ${city}`,
 });
 
-const aiChats: ClientChecks = {
-  client: "ai with @ai-sdk/openai-compatible",
-  packageName: "ai",
-  api: "/v1/chat/completions",
-  checks: {
-    answers: async (url, model) =>
-      (await generateText({ model: compatible(url)(model), prompt: "Once", maxOutputTokens: 8 })).text !== "",
+type ToolOptions = Parameters<typeof generateText>[0]["providerOptions"];
+
+/** Checks of the AI SDK with one of its providers. @param toolOptions what makes the provider call one tool only */
+function aiChecks(
+  modelOf: (url: string, model: string) => LanguageModel,
+  toolOptions: NonNullable<ToolOptions>,
+): ClientChecks["checks"] {
+  const requestOf = (url: string, model: string) => ({
+    model: modelOf(url, model),
+    prompt: "Once",
+    maxOutputTokens: 200,
+  });
+  return {
+    answers: async (url, model) => (await generateText({ ...requestOf(url, model), maxOutputTokens: 8 })).text !== "",
     streams: (url, model) =>
-      isStream(
-        streamText({ model: compatible(url)(model), prompt: "Once", maxOutputTokens: 8 }).textStream,
-        (one) => one,
-      ),
+      isStream(streamText({ ...requestOf(url, model), maxOutputTokens: 8 }).textStream, (text) => text),
     tools: async (url, model) => {
       const { toolCalls } = await generateText({
-        model: compatible(url)(model),
-        prompt: "Once",
+        ...requestOf(url, model),
         tools: { weather },
         toolChoice: "required",
-        providerOptions: { coppice: { parallel_tool_calls: false } },
+        providerOptions: toolOptions,
       });
       return isCity(toolCalls[0]?.input);
     },
     forms: async (url, model) => {
       const schema = jsonSchema<{ city: string }>(parameters);
-      return isCity((await generateObject({ model: compatible(url)(model), prompt: "Once", schema })).object);
+      return isCity((await generateObject({ ...requestOf(url, model), schema })).object);
     },
+  };
+}
+
+const aiChats: ClientChecks = {
+  client: "ai with @ai-sdk/openai-compatible",
+  packageName: "ai",
+  api: "/v1/chat/completions",
+  checks: {
+    ...aiChecks((url, model) => compatible(url)(model), { coppice: { parallel_tool_calls: false } }),
     embeddings: async (url, model) =>
       (await embed({ model: compatible(url).embeddingModel(model), value: "a kite" })).embedding.length === 128,
   },
@@ -207,31 +219,7 @@ const aiMessages: ClientChecks = {
   client: "ai with @ai-sdk/anthropic",
   packageName: "ai",
   api: "/v1/messages",
-  checks: {
-    answers: async (url, model) =>
-      (await generateText({ model: aiAnthropic(url)(model), prompt: "Once", maxOutputTokens: 8 })).text !== "",
-    streams: (url, model) =>
-      isStream(
-        streamText({ model: aiAnthropic(url)(model), prompt: "Once", maxOutputTokens: 8 }).textStream,
-        (one) => one,
-      ),
-    tools: async (url, model) => {
-      const { toolCalls } = await generateText({
-        model: aiAnthropic(url)(model),
-        prompt: "Once",
-        tools: { weather },
-        toolChoice: "required",
-        maxOutputTokens: 200,
-        providerOptions: { anthropic: { disableParallelToolUse: true } },
-      });
-      return isCity(toolCalls[0]?.input);
-    },
-    forms: async (url, model) => {
-      const schema = jsonSchema<{ city: string }>(parameters);
-      const request = { model: aiAnthropic(url)(model), prompt: "Once", schema, maxOutputTokens: 200 };
-      return isCity((await generateObject(request)).object);
-    },
-  },
+  checks: aiChecks((url, model) => aiAnthropic(url)(model), { anthropic: { disableParallelToolUse: true } }),
 };
 
 const ollama: ClientChecks = {

@@ -3,18 +3,15 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { markdownTable } from "../../scripts/markdown.js";
 import { HINTS } from "../../src/serve/api/hints.js";
-import { type RunningServer, serve } from "../../src/serve/index.js";
-import { temporaryDirectory } from "../temporary.js";
+import type { RunningServer } from "../../src/serve/index.js";
 import { CLIENTS, WANTS } from "./client-checks.js";
+import { model, serveTiny } from "./tiny-server.js";
 
-const model = "tiny-teacher";
 const root = path.resolve(import.meta.dirname, "../..");
-process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
 
 let server: RunningServer;
 beforeAll(async () => {
-  const options = { device: "cpu", threads: 1, logLevel: "silent", slots: 2, contextSize: 1024 } as const;
-  server = await serve({ models: [path.join(root, "examples", model)], port: 0, ...options });
+  server = await serveTiny({ contextSize: 1024 });
 });
 afterAll(() => server.close());
 

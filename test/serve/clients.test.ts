@@ -1,23 +1,17 @@
-import path from "node:path";
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import Anthropic from "@anthropic-ai/sdk";
 import { embedMany, generateObject, generateText, jsonSchema, stepCountIs, streamText, tool } from "ai";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type RunningServer, serve } from "../../src/serve/index.js";
-import { temporaryDirectory } from "../temporary.js";
-
-const model = "tiny-teacher";
-process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
+import type { RunningServer } from "../../src/serve/index.js";
+import { model, serveTiny } from "./tiny-server.js";
 
 let server: RunningServer;
 let openai: OpenAI;
 let anthropic: Anthropic;
 beforeAll(async () => {
-  const directory = path.resolve(import.meta.dirname, "../../examples", model);
-  const options = { device: "cpu", threads: 1, logLevel: "silent", slots: 2, contextSize: 1024 } as const;
-  server = await serve({ models: [directory], port: 0, ...options });
+  server = await serveTiny({ contextSize: 1024 });
   openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
   anthropic = new Anthropic({ baseURL: server.url, apiKey: "none", maxRetries: 0 });
 });
@@ -195,7 +189,7 @@ describe("the official Anthropic client", () => {
     expect(answer.content[0]?.type).toBe("text");
   });
 
-  it("is told what is wrong in its own form", async () => {
+  it("gets errors in the form of its own API", async () => {
     const bad = (more: object) => anthropic.messages.create({ ...base, ...more });
     await expect(bad({ model: "other" })).rejects.toBeInstanceOf(Anthropic.NotFoundError);
     await expect(bad({ temperature: 3 })).rejects.toMatchObject({

@@ -1,20 +1,14 @@
-import path from "node:path";
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type RunningServer, serve } from "../../src/serve/index.js";
-import { temporaryDirectory } from "../temporary.js";
-
-const model = "tiny-teacher";
-process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
+import type { RunningServer } from "../../src/serve/index.js";
+import { model, serveTiny } from "./tiny-server.js";
 
 let server: RunningServer;
 let openai: OpenAI;
 let anthropic: Anthropic;
 beforeAll(async () => {
-  const directory = path.resolve(import.meta.dirname, "../../examples", model);
-  const options = { device: "cpu", threads: 1, logLevel: "silent", slots: 2, contextSize: 1024 } as const;
-  server = await serve({ models: [directory], port: 0, ...options });
+  server = await serveTiny({ contextSize: 1024 });
   openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "none", maxRetries: 0 });
   anthropic = new Anthropic({ baseURL: server.url, apiKey: "none", maxRetries: 0 });
 });

@@ -31,16 +31,16 @@ interface Answer {
   readonly text: string;
 }
 
-/** Asks with headers that fetch does not let one set. */
+/** Sends a request with headers that fetch does not allow to set. */
 const ask = (
   endpoint: string,
   headers: Record<string, string> = {},
-  given: { readonly method?: string; readonly body?: string | Uint8Array; readonly url?: string } = {},
+  options: { readonly method?: string; readonly body?: string | Uint8Array; readonly url?: string } = {},
 ): Promise<Answer> =>
   new Promise((resolve, reject) => {
-    const { hostname, port } = new URL(given.url ?? server.url);
-    const method = given.method ?? (given.body === undefined ? "GET" : "POST");
-    const asked = request({ hostname, port, path: endpoint, method, headers }, (response) => {
+    const { hostname, port } = new URL(options.url ?? server.url);
+    const method = options.method ?? (options.body === undefined ? "GET" : "POST");
+    const sent = request({ hostname, port, path: endpoint, method, headers }, (response) => {
       const parts: Buffer[] = [];
       response.on("data", (part: Buffer) => parts.push(part));
       response.on("end", () =>
@@ -51,8 +51,8 @@ const ask = (
         }),
       );
     });
-    asked.on("error", reject);
-    asked.end(given.body);
+    sent.on("error", reject);
+    sent.end(options.body);
   });
 
 /** All that comes back on a connection until the other side closes it. */
@@ -76,8 +76,8 @@ describe("a service without keys", () => {
       expect((await ask("/v1/models", { host: name })).status, name).toBe(200);
     for (const name of [host, `${host}:${port}`, "localhost.evil.example", "127.0.0.1.evil.example", "8.8.8.8", "box"])
       for (const endpoint of ["/v1/models", "/", "/docs", "/v1/completions", "/v1/nothing"]) {
-        const given = endpoint === "/v1/completions" ? { body } : {};
-        const { status, text } = await ask(endpoint, { host: name }, given);
+        const options = endpoint === "/v1/completions" ? { body } : {};
+        const { status, text } = await ask(endpoint, { host: name }, options);
         expect([status, JSON.parse(text)], name + endpoint).toMatchObject([403, { error: { code: "foreign_site" } }]);
       }
     expect((await ask("/v1/health/live", { host })).status).toBe(200); // probes
@@ -96,7 +96,7 @@ describe("a service without keys", () => {
     expect((await ask("/", { "sec-fetch-site": "cross-site" })).status).toBe(200); // somebody follows a link
   });
 
-  it("takes the names and origins that it was told of", async () => {
+  it("accepts the names and origins that its options list", async () => {
     const known = await start({
       allowedHosts: ["llm.example.org", ".lan"],
       corsOrigins: ["https://chat.example.org"],
@@ -114,7 +114,7 @@ describe("a service without keys", () => {
     await known.close();
   });
 
-  it("that listens for a network answers to what are names there", async () => {
+  it("that listens on a network answers to the names that it has there", async () => {
     const open = await start({ host: "0.0.0.0" });
     const url = open.url.replace("0.0.0.0", "127.0.0.1");
     for (const name of ["10.0.0.7:8000", "[fd00::1]", "coppice", "box.local", "host.docker.internal"])
@@ -126,7 +126,7 @@ describe("a service without keys", () => {
 });
 
 describe("a service with keys", () => {
-  it("asks for them and for no names, in whichever case Bearer is written", async () => {
+  it("asks for keys rather than for names, in whichever case Bearer is written", async () => {
     const keysFile = path.join(directory, "keys");
     writeFileSync(keysFile, hashKey("secret"));
     const { url, close } = await start({ keysFile });
@@ -151,7 +151,7 @@ function zstdFrame(blocks: readonly (Uint8Array | number)[]): Uint8Array {
   return Buffer.concat([head, ...parts.map((part) => Buffer.from(part as Uint8Array))]);
 }
 
-describe("a body that comes packed", () => {
+describe("a compressed body", () => {
   const send = (packed: Uint8Array, encoding: string) =>
     ask("/v1/completions", { "content-encoding": encoding, "content-type": "application/json" }, { body: packed });
   /** Made by zstd 1.5. */
@@ -175,7 +175,7 @@ describe("a body that comes packed", () => {
     expect(JSON.parse(text)).toMatchObject({ usage: { completion_tokens: 3 } });
   });
 
-  it("is bounded after it was unpacked", async () => {
+  it("is bounded after decompression too", async () => {
     const large = Buffer.alloc(4 << 20, 0x20);
     const bombs = [
       ["gzip", gzipSync(large)],
@@ -190,7 +190,7 @@ describe("a body that comes packed", () => {
     }
   });
 
-  it("in another way than it says, or in one that is unknown, is refused", async () => {
+  it("of another encoding than it says, or of an unknown one, is refused", async () => {
     for (const encoding of ["gzip", "deflate", "br", "zstd"])
       expect((await send(Buffer.from(body), encoding)).status, encoding).toBe(400);
     expect((await send(zstdFrame([Buffer.from(body)]).subarray(0, 20), "zstd")).status).toBeGreaterThanOrEqual(400);
@@ -223,7 +223,7 @@ describe("over HTTP", () => {
     await close();
   });
 
-  it("another method than an endpoint has is told from no endpoint", async () => {
+  it("a wrong method is answered otherwise than an unknown endpoint", async () => {
     for (const [method, endpoint, allow] of [
       ["GET", "/v1/chat/completions", "POST"],
       ["DELETE", "/v1/models", "GET, HEAD"],

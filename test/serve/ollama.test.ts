@@ -3,18 +3,13 @@ import { type Message, Ollama, type Tool } from "ollama";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openCheckpoint } from "../../src/models/index.js";
-import { type RunningServer, serve } from "../../src/serve/index.js";
-import { temporaryDirectory } from "../temporary.js";
-
-const model = "tiny-teacher";
-process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
+import type { RunningServer } from "../../src/serve/index.js";
+import { model, serveTiny } from "./tiny-server.js";
 
 let server: RunningServer;
 let ollama: Ollama;
 beforeAll(async () => {
-  const directory = path.resolve(import.meta.dirname, "../../examples", model);
-  const options = { device: "cpu", threads: 1, logLevel: "silent", slots: 2, contextSize: 512 } as const;
-  server = await serve({ models: [directory], port: 0, ...options });
+  server = await serveTiny({ contextSize: 512 });
   ollama = new Ollama({ host: server.url });
 });
 afterAll(() => server.close());
@@ -172,7 +167,7 @@ describe("Ollama's client", () => {
     ]);
   });
 
-  it("is told what is wrong in its own form", async () => {
+  it("gets errors in the form of its own API", async () => {
     await expect(ollama.chat({ model: "other", messages })).rejects.toMatchObject({
       status_code: 404,
       error: expect.stringContaining("not found"),

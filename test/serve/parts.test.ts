@@ -7,22 +7,22 @@ import { StopTexts } from "../../src/serve/engine/stop-texts.js";
 import { ApiKeys, hashKey } from "../../src/serve/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
-describe("texts to stop at", () => {
+describe("stop texts", () => {
   const letters = fc.string({ unit: fc.constantFrom("a", "b", "c"), minLength: 1, maxLength: 4 });
 
-  it("end a text before the first of them, however it comes in pieces", () => {
-    const given = fc.tuple(fc.array(letters, { maxLength: 12 }), fc.array(letters, { maxLength: 3 }));
+  it("end a text before the first of them, however the text is cut into chunks", () => {
+    const chunksAndStops = fc.tuple(fc.array(letters, { maxLength: 12 }), fc.array(letters, { maxLength: 3 }));
     fc.assert(
-      fc.property(given, ([pieces, stops]) => {
-        const all = pieces.join("");
+      fc.property(chunksAndStops, ([chunks, stops]) => {
+        const all = chunks.join("");
         const shown = new StopTexts(stops);
         let text = "";
-        for (const piece of pieces) {
-          text += shown.push(piece);
+        for (const chunk of chunks) {
+          text += shown.push(chunk);
           expect(all.startsWith(text)).toBe(true);
         }
         text += shown.end();
-        // the earliest place at which a text to stop at is complete
+        // the first place at which a stop text is complete
         const ends = stops.map((stop) => [all.indexOf(stop), stop] as const).filter(([at]) => at >= 0);
         if (ends.length === 0) expect(text).toBe(all);
         else {
@@ -86,7 +86,7 @@ describe("a queue", () => {
     );
   });
 
-  it("that is full says when to ask again", async () => {
+  it("that is full says when to try again", async () => {
     const queue = new FairQueue(1, 1);
     const leave = await queue.enter("a", never);
     const waiting = queue.enter("a", never);
@@ -113,7 +113,7 @@ describe("keys", () => {
   it.each([
     ["one\n", /keys:1 is not a SHA-256/],
     ["# nobody\n", /has no keys/],
-  ])("that are none are refused: %j", (content, message) => {
+  ])("that are not hashes are refused: %j", (content, message) => {
     writeFileSync(file, content);
     expect(() => ApiKeys.read(file)).toThrow(message);
     expect(() => ApiKeys.read(`${file}-none`)).toThrow(/no file of keys/);

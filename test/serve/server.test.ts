@@ -144,7 +144,7 @@ describe("the official OpenAI client", () => {
     expect(Number.isInteger(value.count)).toBe(true);
   });
 
-  it("is told what is wrong, by name", async () => {
+  it("gets errors that name what is wrong", async () => {
     const bad = (changes: object) => client.chat.completions.create({ ...ask, ...changes });
     await expect(bad({ model: "gpt-5" })).rejects.toMatchObject({ status: 404, code: "model_not_found" });
     await expect(bad({ length_penalty: 2 })).rejects.toMatchObject({
@@ -191,7 +191,7 @@ describe("a service", () => {
     expect(text).toEqual({ prompt: "a little – kite" });
   });
 
-  it("reads special tokens that are written out as such, unless told otherwise", async () => {
+  it("reads special tokens that are written out as such, unless asked not to", async () => {
     const tokenizer = await Tokenizer.load(model);
     const rendered = "<|begin|>Tom had a kite.<|end|><|begin|>It";
     const [begin, end] = (await tokenizer.encode(["<|begin|>", "<|end|>"], false)).map(([id]) => id);

@@ -11,7 +11,7 @@ import { customAsTool, customCall, customFormat, customInput } from "./custom-to
 import { allowedTokens, endpoint, now, replyStreamed, replyWhole, type ServerEvent, type Service } from "./endpoint.js";
 import { answerHints, partHints } from "./hints.js";
 import { tokenLogprobs } from "./logprobs.js";
-import { countOf, guidedFormat, jsonSchema, sampling, samplingOf, text, tokenCount } from "./schemas.js";
+import { countOf, guidedFormat, jsonSchema, namedSchema, sampling, samplingOf, text, tokenCount } from "./schemas.js";
 import { checkTools, leaveOut, NO_PARAMETERS, serverTool, toolDescription, toolList, toolName } from "./tools.js";
 import { openAiUsage, usageSchema } from "./usage.js";
 
@@ -80,12 +80,7 @@ const schema = z.strictObject({
       z.strictObject({ type: z.literal("json_object") }),
       z.strictObject({
         type: z.literal("json_schema"),
-        json_schema: z.strictObject({
-          name: z.string().max(64),
-          description: z.string().max(4096).optional(),
-          strict: z.boolean().nullish(),
-          schema: jsonSchema,
-        }),
+        json_schema: z.strictObject(namedSchema),
       }),
     ])
     .nullish(),

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { content } from "./content.js";
 import { customFormat } from "./custom-tools.js";
 import { answerHints, responsesHints, textConfigHints } from "./hints.js";
-import { jsonSchema, modelName, text, tokenCount } from "./schemas.js";
+import { jsonSchema, modelName, namedSchema, text, tokenCount } from "./schemas.js";
 import { serverTool, toolDescription, toolList, toolName } from "./tools.js";
 
 /** Bodies of OpenAI's responses. */
@@ -101,10 +101,7 @@ export const responseBody = z.strictObject({
           z.strictObject({ type: z.literal("json_object") }),
           z.strictObject({
             type: z.literal("json_schema"),
-            name: z.string().max(64),
-            schema: jsonSchema,
-            description: z.string().max(4096).optional(),
-            strict: z.boolean().nullish(),
+            ...namedSchema,
           }),
         ])
         .optional(),

@@ -43,6 +43,14 @@ export const countOf = (count: number | null | undefined): number | undefined =>
 /** Any JSON Schema. What a grammar cannot express is refused when the schema becomes one. */
 export const jsonSchema = z.record(z.string(), z.unknown());
 
+/** Fields of a JSON Schema that an answer must match, in OpenAI's chats and responses. */
+export const namedSchema = {
+  name: z.string().max(64),
+  description: z.string().max(4096).optional(),
+  strict: z.boolean().nullish(),
+  schema: jsonSchema,
+};
+
 const guided = {
   guided_json: z.union([jsonSchema, text]).nullish().describe("a JSON Schema that the text must match"),
   guided_regex: z.string().nullish().describe("a regular expression that the whole text must match"),
@@ -158,7 +166,7 @@ export function guidedFormat(body: SamplingBody, format?: Format): Format | unde
   const formats = [body, renamed, nvext].flatMap((from): Format[] => {
     const { guided_json: json, guided_regex: regex, guided_choice: choice, guided_grammar: grammar } = from ?? {};
     const found: Format[] = [];
-    if (json) found.push({ kind: "json", schema: schemaOf(json), param: "guided_json", isStrict: true });
+    if (json) found.push({ kind: "json", schema: parsedSchema(json), param: "guided_json", isStrict: true });
     if (regex) found.push({ kind: "regex", pattern: regex, param: "guided_regex" });
     if (choice) found.push({ kind: "choice", options: choice });
     if (grammar) found.push({ kind: "grammar", text: grammar, param: "guided_grammar" });
@@ -169,7 +177,7 @@ export function guidedFormat(body: SamplingBody, format?: Format): Format | unde
   return all[0];
 }
 
-function schemaOf(schema: string | Readonly<Record<string, unknown>>): unknown {
+function parsedSchema(schema: string | Readonly<Record<string, unknown>>): unknown {
   if (typeof schema !== "string") return schema;
   try {
     return JSON.parse(schema);

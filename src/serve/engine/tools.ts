@@ -168,7 +168,7 @@ export class CallReader {
     return [];
   }
 
-  /** Bare JSON is recognised only at the very beginning of an answer. */
+  /** Bare JSON is recognized only at the very beginning of an answer. */
   private readBare(text: string): AnswerPart[] {
     if (this.inside !== undefined) return this.collect(text);
     if (this.hasBegun) return text === "" ? [] : [{ text }];

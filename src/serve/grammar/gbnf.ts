@@ -10,7 +10,7 @@ export class GrammarRules {
 
   /** Adds a rule. @param name a new one by default @returns the name */
   add(body: string, name = `r${this.counter++}`): string {
-    if (this.rules.size >= MOST_RULES) throw new ApiError(400, `the grammar has more than ${MOST_RULES} rules`);
+    if (this.rules.size >= MAX_RULES) throw new ApiError(400, `the grammar has more than ${MAX_RULES} rules`);
     this.rules.set(name, body);
     return name;
   }
@@ -29,7 +29,7 @@ export class GrammarRules {
   }
 }
 
-const MOST_RULES = 4096;
+const MAX_RULES = 4096;
 
 /** A body that matches a text. */
 export const literal = (text: string): string => `"${[...text].map(escaped).join("")}"`;
@@ -44,15 +44,14 @@ export const either = (bodies: readonly string[]): string =>
  * @throws ApiError 400 for a minimum that is too large
  */
 export function repeated(rules: GrammarRules, element: string, min: number, max: number | undefined): string {
-  if (min > MOST_COUNTED)
-    throw new ApiError(400, `the grammar repeats something ${min} times: at most ${MOST_COUNTED}`);
-  const most = max === undefined || max > MOST_COUNTED ? undefined : max; // no answer is that long
+  if (min > MAX_COUNTED) throw new ApiError(400, `the grammar repeats something ${min} times: at most ${MAX_COUNTED}`);
+  const most = max === undefined || max > MAX_COUNTED ? undefined : max; // no answer is that long
   if (most === 0) return '""';
   if (min === 0 && most === undefined) return `${element}*`;
   if (min === 1 && most === undefined) return `${element}+`;
   if (min === 1 && most === 1) return element;
   if (min === 0 && most === 1) return `${element}?`;
-  if (Math.max(min, most ?? 0) <= MOST_REPETITIONS) return `${element}{${min},${most ?? ""}}`;
+  if (Math.max(min, most ?? 0) <= MAX_REPETITIONS) return `${element}{${min},${most ?? ""}}`;
   const name = /^[\w-]+$/.test(element) ? element : rules.add(element);
   const required = min === 0 ? [] : [exactly(rules, name, min)];
   return [...required, most === undefined ? `${name}*` : upTo(rules, name, most - min)]
@@ -62,16 +61,16 @@ export function repeated(rules: GrammarRules, element: string, min: number, max:
 
 /** Repetitions that a rule of their own takes together, where there are many. */
 const CHUNK = 100;
-const MOST_COUNTED = 1 << 20;
+const MAX_COUNTED = 1 << 20;
 
 function exactly(rules: GrammarRules, element: string, count: number): string {
-  if (count <= MOST_REPETITIONS) return count === 0 ? "" : `${element}{${count}}`;
+  if (count <= MAX_REPETITIONS) return count === 0 ? "" : `${element}{${count}}`;
   const chunk = rules.once(`${element}-x${CHUNK}`, () => `${element}{${CHUNK}}`);
   return `${exactly(rules, chunk, Math.floor(count / CHUNK))} ${exactly(rules, element, count % CHUNK)}`.trim();
 }
 
 function upTo(rules: GrammarRules, element: string, count: number): string {
-  if (count <= MOST_REPETITIONS) return count === 0 ? "" : `${element}{0,${count}}`;
+  if (count <= MAX_REPETITIONS) return count === 0 ? "" : `${element}{0,${count}}`;
   const chunk = rules.once(`${element}-x${CHUNK}`, () => `${element}{${CHUNK}}`);
   const [whole, rest] = [Math.floor(count / CHUNK), count % CHUNK];
   const fewer = `${upTo(rules, chunk, whole - 1)} ${element}{0,${CHUNK - 1}}`;
@@ -79,7 +78,7 @@ function upTo(rules: GrammarRules, element: string, count: number): string {
 }
 
 /** Repetitions of an element at most: llama.cpp writes them out in memory. */
-export const MOST_REPETITIONS = 512;
+export const MAX_REPETITIONS = 512;
 
 /** A character as it is written in a literal or a class. */
 export function escaped(character: string): string {

@@ -1,15 +1,15 @@
 import { either, type GrammarRules } from "./gbnf.js";
 
 /** Larger bounds are ignored: numbers are written with at most 16 digits before the point. */
-const MOST = 10 ** 15;
+const MAX_BOUND = 10 ** 15;
 /** Digits after the point, of numbers within bounds. */
-const MOST_DECIMALS = 20;
+const MAX_DECIMALS = 20;
 /** Values that are listed rather than described. */
-const MOST_LISTED = 256;
+const MAX_LISTED = 256;
 /** Remainders to keep track of while a number is written. */
-const MOST_REMAINDERS = 64;
+const MAX_REMAINDERS = 64;
 /** Digits of a number that is a multiple. */
-const MOST_DIGITS = 9;
+const MAX_DIGITS = 9;
 
 export interface NumberBounds {
   readonly minimum?: number | undefined;
@@ -31,7 +31,7 @@ export function integerBody(bounds: NumberBounds): string | undefined {
  * @returns undefined where there are none, null where a grammar cannot express them
  */
 export function numberBody(bounds: NumberBounds): string | undefined | null {
-  const limits = Object.values(bounds).filter((bound) => bound !== undefined && Math.abs(bound) < MOST);
+  const limits = Object.values(bounds).filter((bound) => bound !== undefined && Math.abs(bound) < MAX_BOUND);
   const isWhole = limits.every(Number.isInteger);
   const { exclusiveMinimum: above, exclusiveMaximum: below } = bounds;
   if (isWhole && above === undefined && below === undefined) {
@@ -39,7 +39,7 @@ export function numberBody(bounds: NumberBounds): string | undefined | null {
     return low !== undefined && high !== undefined && low > high ? undefined : numbersBetween(low, high);
   }
   const wanted = Math.max(2, ...limits.map(decimalsOf)) + 1;
-  const decimals = Math.min(MOST_DECIMALS, wanted);
+  const decimals = Math.min(MAX_DECIMALS, wanted);
   const bodies = Array.from({ length: decimals + 1 }, (_, point) => point).flatMap((point) => {
     const scaled = wholeBounds(bounds, point);
     return isEmpty(scaled) ? [] : [integersBetween(scaled.low, scaled.high, point)];
@@ -56,7 +56,7 @@ export function multiplesBody(step: number, bounds: NumberBounds, rules: Grammar
   if (!(step > 0)) return null;
   const values = listedMultiples(step, bounds);
   if (values !== undefined) return values.length === 0 ? undefined : either(values.map((value) => `"${value}"`));
-  if (!Number.isInteger(step) || step > MOST_REMAINDERS) return null;
+  if (!Number.isInteger(step) || step > MAX_REMAINDERS) return null;
   const { low, high } = wholeBounds(bounds, 0);
   if (high !== undefined || (low !== undefined && (low < 0n || low > BigInt(step)))) return null;
   const positive = remainderRule(step, rules);
@@ -71,7 +71,7 @@ function listedMultiples(step: number, bounds: NumberBounds): string[] | undefin
   const highs = [maximum, exclusiveMaximum].filter((bound) => bound !== undefined);
   if (lows.length === 0 || highs.length === 0) return undefined;
   const [first, last] = [Math.ceil(Math.max(...lows) / step), Math.floor(Math.min(...highs) / step)];
-  if (last - first > MOST_LISTED) return undefined;
+  if (last - first > MAX_LISTED) return undefined;
   const decimals = decimalsOf(step);
   return Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => Number(((first + i) * step).toFixed(decimals)))
     .filter(
@@ -97,7 +97,7 @@ function remainderRule(step: number, rules: GrammarRules): string {
     let after = Array.from({ length: step }, (_, remainder): string | undefined =>
       remainder === 0 ? '""' : undefined,
     );
-    for (let left = 1; left < MOST_DIGITS; left++) {
+    for (let left = 1; left < MAX_DIGITS; left++) {
       const next = after;
       after = next.map((_, remainder) => {
         const bodies = digits(remainder, next).filter((body) => body !== undefined);
@@ -134,7 +134,7 @@ function wholeBounds(bounds: NumberBounds, decimals: number): WholeBounds {
   const lows: bigint[] = [];
   const highs: bigint[] = [];
   const { minimum, exclusiveMinimum: above, maximum, exclusiveMaximum: below } = bounds;
-  const applies = (bound: number | undefined): bound is number => bound !== undefined && Math.abs(bound) < MOST;
+  const applies = (bound: number | undefined): bound is number => bound !== undefined && Math.abs(bound) < MAX_BOUND;
   if (applies(minimum)) lows.push(scaled(minimum).ceiling);
   if (applies(maximum)) highs.push(scaled(maximum).floor);
   if (applies(above)) lows.push(scaled(above).floor + 1n);

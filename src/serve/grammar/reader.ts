@@ -1,5 +1,5 @@
 import { ApiError } from "../errors.js";
-import { MOST_REPETITIONS } from "./gbnf.js";
+import { MAX_REPETITIONS } from "./gbnf.js";
 
 const MAX_DEPTH = 64;
 
@@ -95,8 +95,8 @@ export class GrammarReader {
       open === undefined ? Number(least) : most === undefined ? Number.POSITIVE_INFINITY : Number(most),
     ];
     if (!(min <= max) || max === 0) throw this.refuse(`repeats something ${sign} times`, at);
-    if (min > MOST_REPETITIONS || (max > MOST_REPETITIONS && Number.isFinite(max)))
-      throw this.refuse(`repeats something ${sign} times: at most ${MOST_REPETITIONS}`, at);
+    if (min > MAX_REPETITIONS || (max > MAX_REPETITIONS && Number.isFinite(max)))
+      throw this.refuse(`repeats something ${sign} times: at most ${MAX_REPETITIONS}`, at);
     if (this.match(/[*+?{]/y) !== undefined) throw this.refuse("repeats a repetition: put it in parentheses", at);
     return { kind: "repeat", node, min, max };
   }

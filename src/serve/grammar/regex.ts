@@ -1,7 +1,7 @@
 import { type AST, RegExpParser } from "@eslint-community/regexpp";
 import { ApiError } from "../errors.js";
 import { complement, DIGITS, LINE_ENDS, propertyRanges, type Range, SPACE, SURROGATES, WORD } from "./code-points.js";
-import { either, escaped, type GrammarRules, literal, MOST_REPETITIONS, repeated } from "./gbnf.js";
+import { either, escaped, type GrammarRules, literal, MAX_REPETITIONS, repeated } from "./gbnf.js";
 
 /** How the characters of a regular expression are written, and what may surround it. */
 interface Surroundings {
@@ -103,8 +103,8 @@ class RegexWriter {
 
   private quantified(node: AST.Quantifier, depth: number): string {
     const max = node.max === Number.POSITIVE_INFINITY ? undefined : node.max;
-    if (this.around === PLAIN && Math.max(node.min, max ?? 0) > MOST_REPETITIONS)
-      throw refusal(`repeats something ${node.raw.slice(-20)} times: at most ${MOST_REPETITIONS}`, this.param);
+    if (this.around === PLAIN && Math.max(node.min, max ?? 0) > MAX_REPETITIONS)
+      throw refusal(`repeats something ${node.raw.slice(-20)} times: at most ${MAX_REPETITIONS}`, this.param);
     return repeated(this.rules, `(${this.element(node.element, depth + 1)})`, node.min, max);
   }
 

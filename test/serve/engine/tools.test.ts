@@ -17,21 +17,21 @@ const written: Readonly<Record<Kind, (cities: readonly string[], blank: string) 
   bare: ([city = "Lima"]) => call(city),
 };
 
-/** What a reader says of a text that comes in pieces: texts joined, calls by their cities. */
-function read(kind: Kind, pieces: readonly string[], isCut: boolean): string[] {
+/** What a reader finds in a text that comes in chunks: joined texts, and calls by their cities. */
+function read(kind: Kind, chunks: readonly string[], isCut: boolean): string[] {
   const reader = new CallReader(tools, callStyle(templates[kind]), false);
-  const said: string[] = [];
+  const found: string[] = [];
   let isText = false;
-  for (const part of [...pieces.flatMap((piece) => reader.push(piece)), ...reader.end(isCut)]) {
-    if ("call" in part) said.push(`call ${(JSON.parse(part.call.arguments) as { city: string }).city}`);
-    else if (isText) said.push(`${said.pop()}${part.text}`);
-    else said.push(part.text);
+  for (const part of [...chunks.flatMap((chunk) => reader.push(chunk)), ...reader.end(isCut)]) {
+    if ("call" in part) found.push(`call ${(JSON.parse(part.call.arguments) as { city: string }).city}`);
+    else if (isText) found.push(`${found.pop()}${part.text}`);
+    else found.push(part.text);
     isText = !("call" in part);
   }
-  return said;
+  return found;
 }
 
-const pieces = (text: string, at: readonly number[]): string[] => {
+const chunksOf = (text: string, at: readonly number[]): string[] => {
   const cuts = [...new Set(at.map((one) => one % (text.length + 1)))].sort((a, b) => a - b);
   return [...cuts, text.length].map((end, i) => text.slice(i === 0 ? 0 : cuts[i - 1], end));
 };
@@ -40,14 +40,14 @@ const cities = fc.array(fc.constantFrom("Lima", "Oslo", "São Paulo", "a < b"), 
 const splits = fc.array(fc.nat(500), { maxLength: 12 });
 
 describe("calls of tools in a text", () => {
-  it("are found, and no blanks around them are text, however they come in pieces", () => {
+  it("are found, and no blanks around them are text, however the text is cut into chunks", () => {
     const kinds = fc.constantFrom<Kind>("tags", "list");
     const words = fc.constantFrom("", "I look.", "a <b> c");
     fc.assert(
       fc.property(kinds, words, blanks, cities, blanks, splits, (kind, before, blank, all, end, at) => {
         const text = before + blank + written[kind](all, blank) + end;
         const wanted = [...(before === "" ? [] : [before]), ...all.map((city) => `call ${city}`)];
-        expect(read(kind, pieces(text, at), false)).toEqual(wanted);
+        expect(read(kind, chunksOf(text, at), false)).toEqual(wanted);
       }),
       { numRuns: 500 },
     );
@@ -58,7 +58,7 @@ describe("calls of tools in a text", () => {
     const text = `One.\n${written.tags(["Lima"], "\n")}\n\nTwo. ${written.tags(["Oslo"], "")} Three.`;
     fc.assert(
       fc.property(splits, (at) => {
-        expect(read("tags", pieces(text, at), false)).toEqual(["One.", "call Lima", "Two.", "call Oslo", "Three."]);
+        expect(read("tags", chunksOf(text, at), false)).toEqual(["One.", "call Lima", "Two.", "call Oslo", "Three."]);
       }),
     );
   });
@@ -68,7 +68,7 @@ describe("calls of tools in a text", () => {
       fc.property(fc.constantFrom<Kind>("tags", "list", "bare"), cities, fc.nat(), splits, (kind, all, length, at) => {
         const text = written[kind](all, "\n");
         const cut = text.slice(0, length % text.length);
-        for (const said of read(kind, pieces(cut, at), true)) expect(said).toMatch(/^call /);
+        for (const part of read(kind, chunksOf(cut, at), true)) expect(part).toMatch(/^call /);
       }),
       { numRuns: 500 },
     );
@@ -78,7 +78,7 @@ describe("calls of tools in a text", () => {
     for (const text of ["<tool_call> is a tag", "<tool", " a \n\n", "<tool_call>{}</tool_call>", "{}", "\n"])
       fc.assert(
         fc.property(splits, (at) => {
-          expect(read("tags", pieces(text, at), false)).toEqual([text]);
+          expect(read("tags", chunksOf(text, at), false)).toEqual([text]);
         }),
       );
     expect(read("bare", ["{", '"a": 1', "}\n"], true)).toEqual(['{"a": 1}\n']);

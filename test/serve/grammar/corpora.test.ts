@@ -17,10 +17,10 @@ const ajv = new Ajv2020({ strict: false, validateFormats: false, logger: false }
 
 /** Texts that a grammar lets through; llama.cpp reads it as we do. */
 async function samples(grammar: string, count: number): Promise<string[]> {
-  const made = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
+  const compiled = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
   const [drawn, random] = [new GrammarSamples(grammar), new Random(1)];
   const texts = Array.from({ length: count }, (_, i) => drawn.draw(random, i % 2 === 0 ? 12 : 4));
-  for (const text of texts) expect(made._testText(text), text).toBe(true);
+  for (const text of texts) expect(compiled._testText(text), text).toBe(true);
   return texts;
 }
 
@@ -83,9 +83,9 @@ describe("the JSON Schema Test Suite", () => {
       const grammar = compiled(schema, true);
       if (typeof grammar !== "string") continue;
       strict++;
-      const made = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
+      const parsed = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
       for (const { data, valid, description: what } of tests)
-        if (!valid) expect(made._testText(JSON.stringify(data)), `${description}: ${what}`).toBe(false);
+        if (!valid) expect(parsed._testText(JSON.stringify(data)), `${description}: ${what}`).toBe(false);
     }
     expect(groups.length).toBeGreaterThan(70);
     expect(strict / groups.length).toBeGreaterThan(0.7);

@@ -12,8 +12,8 @@ beforeAll(async () => {
 /** Whether llama.cpp takes texts by a grammar. */
 async function takes(grammar: string): Promise<(text: string) => boolean> {
   checkGrammar(grammar, "grammar");
-  const made = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
-  return (text) => made._testText(text);
+  const compiled = (await llama.createGrammar({ grammar })) as unknown as { _testText(text: string): boolean };
+  return (text) => compiled._testText(text);
 }
 
 const strict = { param: "schema", isStrict: true };
@@ -64,7 +64,7 @@ const cases = fc.letrec<{ any: Case; leaf: Case; object: Case; array: Case; eith
         name: fc.constantFrom("a", "ab", "b", "", 'q"', "é"),
         of: tie("any"),
         required: fc.boolean(),
-        given: fc.boolean(),
+        present: fc.boolean(),
       }),
       { maxLength: 4 },
     )
@@ -73,7 +73,7 @@ const cases = fc.letrec<{ any: Case; leaf: Case; object: Case; array: Case; eith
         .constantFrom({}, { additionalProperties: false }, { additionalProperties: { type: "integer" } })
         .map((more) => {
           const named = [...new Map(list.map((one) => [one.name, one])).values()];
-          const given = named.filter((one) => one.required || one.given);
+          const present = named.filter((one) => one.required || one.present);
           const extra = "additionalProperties" in more && more.additionalProperties !== false ? [["abc", 7]] : [];
           return {
             schema: {
@@ -82,7 +82,7 @@ const cases = fc.letrec<{ any: Case; leaf: Case; object: Case; array: Case; eith
               required: named.filter(({ required }) => required).map(({ name }) => name),
               ...more,
             },
-            value: Object.fromEntries([...given.map(({ name, of }) => [name, of.value]), ...extra] as [
+            value: Object.fromEntries([...present.map(({ name, of }) => [name, of.value]), ...extra] as [
               string,
               unknown,
             ][]),
@@ -100,7 +100,7 @@ const cases = fc.letrec<{ any: Case; leaf: Case; object: Case; array: Case; eith
   any: fc.oneof({ depthSize: "small" }, tie("leaf"), tie("object"), tie("array"), tie("either")),
 }));
 
-describe("a grammar made of a JSON Schema", () => {
+describe("a grammar for a JSON Schema", () => {
   const ajv = new Ajv({ strict: false, validateFormats: false });
 
   it("takes what the schema takes, and nothing that it does not", async () => {
@@ -180,7 +180,7 @@ describe("a grammar made of a JSON Schema", () => {
       $ref: "#/$defs/node",
     };
     expect(() => checkGrammar(jsonGrammar(endless, strict), "schema")).toThrow("never ends");
-    // alternatives that hold the whole again are told apart once
+    // alternatives that contain the whole schema again are compared once
     const nested = {
       $defs: {
         tree: {
@@ -208,7 +208,7 @@ describe("a grammar made of a JSON Schema", () => {
     checkGrammar(jsonGrammar({ oneOf: [{ type: "null" }, apart("a"), apart("b")] }, strict), "schema");
   });
 
-  it("says what names of properties must be beside their patterns", async () => {
+  it("combines the names of properties with their patterns", async () => {
     const schema = {
       type: "object",
       propertyNames: { pattern: "^[0-9]+$" },
@@ -229,7 +229,7 @@ describe("a grammar made of a JSON Schema", () => {
     expect(() => jsonGrammar(narrower, strict)).toThrow("cannot be combined with propertyNames");
   });
 
-  it("finds a number between any two, and says where they are too close for it", async () => {
+  it("finds a number between any two, and reports bounds that are too close", async () => {
     for (const [from, to, between] of [
       [0, 1, "0.5"],
       [0, 0.01, "0.003"],
@@ -251,7 +251,7 @@ describe("a grammar made of a JSON Schema", () => {
     );
   });
 
-  it("says what several schemas say together", async () => {
+  it("is as strict as several schemas together", async () => {
     const schema = {
       $defs: { named: { type: "object", properties: { name: { type: "string", maxLength: 3 } }, required: ["name"] } },
       allOf: [{ $ref: "#/$defs/named" }, { properties: { name: { minLength: 2 }, age: { type: "number" } } }],
@@ -285,7 +285,7 @@ describe("a grammar made of a JSON Schema", () => {
     { if: { properties: { a: { const: 1 } } }, type: "object", properties: { a: { type: "integer" } } },
     { type: "object", properties: { a: { $ref: "https://example.org/schema" } } },
     { oneOf: [{ type: "number" }, { type: "integer" }] },
-  ])("leaves to the model what a grammar cannot say, where it is not strict: %j", (schema) => {
+  ])("leaves to the model what a grammar cannot express, unless it is strict: %j", (schema) => {
     expect(() => jsonGrammar(schema, strict)).toThrow(/schema\//);
     checkGrammar(jsonGrammar(schema, { param: "schema", isStrict: false }), "schema");
   });
@@ -307,12 +307,12 @@ describe("a grammar made of a JSON Schema", () => {
     [{ allOf: [{ type: "string" }, { type: "null" }] }, "no value can match"],
     [{ $ref: "#" }, "no value can match"],
     [false, "no value can match"],
-  ])("is refused where a grammar cannot say it: %j", (schema, named) => {
+  ])("is refused where a grammar cannot express it: %j", (schema, named) => {
     expect(() => jsonGrammar(schema, strict)).toThrow(named);
   });
 });
 
-describe("a grammar made of a regular expression", () => {
+describe("a grammar for a regular expression", () => {
   it("takes what JavaScript takes as a whole", async () => {
     const sources = [
       "[a-c]+x?",
@@ -343,7 +343,7 @@ describe("a grammar made of a regular expression", () => {
   );
 });
 
-describe("somebody's grammar", () => {
+describe("a client's grammar", () => {
   it.each([
     ['root ::= "a"{5,2}', "repeats something {5,2} times"],
     ['root ::= "a"{99999999999}', "at most 512"],
@@ -357,7 +357,7 @@ describe("somebody's grammar", () => {
     ["root ::= <[5]>", "should be"],
     ['root ::= "a"\nroot ::= "b"', "two rules root"],
     ['root ::= ""*', "empty text"],
-  ])("that llama.cpp could not bear is refused: %s", (text, why) => {
+  ])("that would harm llama.cpp is refused: %s", (text, why) => {
     expect(() => checkGrammar(text, "guided_grammar")).toThrow(why);
   });
 
