@@ -101,7 +101,7 @@ describe.skipIf(postgres?.missing ?? true)("a foundry on several machines with P
     await ask("POST", `/v1/models/${model}/complete`);
     const text = "Tom had a red kite. The kite flew high over the park and Tom laughed.\n".repeat(400);
     const { id: dataset } = await ask<{ id: string }>("POST", "/v1/datasets?name=kites.txt", text);
-    const spec = { model, dataset, tokens: 400_000, sequence_length: 32, calibration_samples: 8 };
+    const spec = { model, dataset, tokens: 200_000, sequence_length: 32, calibration_samples: 8 };
     const { id } = await ask<Job>("POST", "/v1/jobs", JSON.stringify({ ...spec, target: "hidden=96,ffn=320" }));
     const first = start("one", ["worker"]);
     await until(id, ({ stage }) => stage === "distill");
