@@ -68,6 +68,7 @@ export async function prebuild(target: PrebuiltTarget, zig: string): Promise<str
     version,
     description: `Coppice's compute kernels for ${description}.`,
     license,
+    type: "commonjs",
     os: [platform],
     cpu: [arch],
     libc: libc === undefined ? undefined : [libc],

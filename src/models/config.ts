@@ -15,7 +15,7 @@ export const layerCount = z.number().int().positive().max(4096);
 export const positive = z.number().positive();
 export const flag = (unset: boolean) => z.boolean().default(unset);
 /** One of the values that are supported; the first where the field is absent or null. */
-export const choice = <T extends string>(...known: readonly [T, ...T[]]) =>
+export const choice = <T extends string>(...known: readonly [T, ...T[]]): z.ZodType<T> =>
   z
     .enum(known)
     .nullish()

@@ -1,0 +1,26 @@
+// Runs quick tests on each version of Node that is supported; npm's package `node` brings them. Slow tests and tests of what
+// no version of Node changes are left to `npm test`.
+import { spawnSync } from "node:child_process";
+import path from "node:path";
+import process from "node:process";
+
+const VERSIONS = ["20.20", "22", "24"];
+/** Native libraries and their memory, files and locks, tokenizers, the models' files, HTTP. */
+const QUICK = ["test/system", "test/checkpoint", "test/data", "test/ggml/loading.test.ts"];
+
+const root = path.resolve(import.meta.dirname, "..");
+const vitest = path.join(root, "node_modules/vitest/vitest.mjs");
+const failed = [];
+for (const version of VERSIONS) {
+  console.error(`> quick tests on Node ${version}`);
+  const { status } = spawnSync(
+    "npx",
+    ["--yes", "--package", `node@${version}`, "--", "node", vitest, "run", ...QUICK],
+    { cwd: root, stdio: "inherit", shell: process.platform === "win32" },
+  );
+  if (status !== 0) failed.push(version);
+}
+if (failed.length > 0) {
+  console.error(`quick tests failed on Node ${failed.join(", ")}`);
+  process.exit(1);
+}
