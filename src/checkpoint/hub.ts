@@ -5,7 +5,10 @@ import { downloadFileToCacheDir, type ListFileEntry, listFiles } from "@huggingf
 import picomatch from "picomatch";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { writeFileAtomic } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
+
+const log = logOf("hub");
 
 /** How to reach a hub. Defaults come from the environment, under the names that huggingface_hub uses. */
 export interface HubOptions {
@@ -101,6 +104,7 @@ export async function downloadRepo(
   if (!isRevision(options.revision)) throw new UsageError(`${options.revision} is no branch, tag or commit`);
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
+  log.debug("repository asked for", { repo, type, revision: options.revision, offline: options.offline, storage });
   if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
   try {
     const commit = await resolveCommit(type, repo, options);
@@ -131,6 +135,7 @@ export async function downloadRepo(
       given.onProgress?.({ file: file.path, doneBytes, totalBytes });
     }
     writeFileAtomic(reference, commit);
+    log.debug("repository ready", { repo, commit, files: files.length, bytes: totalBytes });
     return { directory: path.join(storage, "snapshots", commit), commit };
   } catch (error) {
     if (error instanceof CoppiceError) throw error;

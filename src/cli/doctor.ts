@@ -1,83 +1,51 @@
-import { existsSync } from "node:fs";
-import { availableParallelism, cpus, freemem, totalmem } from "node:os";
-import { Command } from "commander";
-import { cacheDirectory } from "../system/files.js";
+import type { Diagnosis } from "../jobs/diagnosis.js";
 import { formatBytes } from "../system/format.js";
-import { action, example, table } from "./command.js";
-import { addCommon, type CommonFlags } from "./options.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
+import { type CommonFlags, common } from "./options.js";
+import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
   readonly build?: boolean | undefined;
 }
 
-export const doctorCommand = example(
-  addCommon(new Command("doctor").description("Say what hardware and libraries were found and what is in use"))
-    .option("--build", "compile the kernels for this processor first (needs a C compiler)")
-    .action(
-      action(async ({ print }, flags: Flags) => {
-        const { availableKernels, Backend, buildKernels, libraryDirectories, listDevices, loadKernels, loadLibrary } =
-          await import("../ggml/index.js");
-        if (flags.build === true) {
-          const { file, compiler } = await buildKernels();
-          process.stderr.write(`built by ${compiler}: ${file}\n`);
-        }
-        const library = loadLibrary(flags.device);
-        const backend = Backend.open(flags);
-        const chosen = backend.device.name;
-        const inUse = backend.kernels?.variant ?? null;
-        backend.free();
-        const status = loadKernels(library.functions);
-        const result = {
-          node: process.version,
-          platform: `${process.platform} ${process.arch}`,
-          cpu: cpus()[0]?.model ?? "unknown",
-          cores: availableParallelism(),
-          memoryBytes: totalmem(),
-          freeMemoryBytes: freemem(),
-          ggml: { version: library.version, commit: library.commit, directory: library.directory },
-          installed: libraryDirectories("auto"),
-          devices: listDevices(library).map(({ kind, name, description, memoryTotalBytes }) => ({
-            kind,
-            name,
-            description,
-            memoryTotalBytes,
-          })),
-          chosenDevice: chosen,
-          kernels: {
-            inUse,
-            available: availableKernels(library.functions),
-            ...(inUse === null && { reason: status.kernels === undefined ? status.reason : `${chosen} has its own` }),
-          },
-          cache: cacheDirectory(),
-        };
-        print(result, (r) =>
-          [
-            table(
-              ["", ""],
-              [
-                ["Node", `${r.node} on ${r.platform}`],
-                ["processor", `${r.cpu.trim()}, ${r.cores} cores`],
-                ["memory", `${formatBytes(r.memoryBytes)}, ${formatBytes(r.freeMemoryBytes)} free`],
-                ["ggml", `${r.ggml.version} (${r.ggml.commit})`],
-                ["kernels", r.kernels.inUse ?? `ggml's own are in use; ours are ${r.kernels.reason}`],
-                ["cache", `${r.cache}${existsSync(r.cache) ? "" : " (empty)"}`],
-              ],
-            ),
-            table(
-              ["device", "", "memory"],
-              r.devices.map((d) => [
-                `${d.name}${d.name === r.chosenDevice ? " (in use)" : ""}`,
-                d.description,
-                formatBytes(d.memoryTotalBytes),
-              ]),
-            ),
-            ...(r.devices.some((d) => d.kind !== "cpu")
-              ? []
-              : ["No GPU was found. For NVIDIA: install its driver, and the CUDA 13 runtime with cuBLAS."]),
-          ].join("\n"),
-        );
-      }),
-    ),
-  "coppice doctor --json",
-  "coppice doctor --build",
-);
+export const doctorCommand = command("doctor", "Show which hardware and libraries were found and which are in use")
+  .with(common)
+  .option("--build", "compile the kernels for this processor first (needs a C compiler)")
+  .examples("coppice doctor --json", "coppice doctor --build")
+  .action(
+    action(async ({ job, print }, flags: Flags) => {
+      if (flags.build === true) {
+        const { buildKernels } = await import("../ggml/index.js");
+        const { file, compiler } = await buildKernels();
+        process.stderr.write(`built by ${compiler}: ${file}\n`);
+      }
+      const { diagnose } = await import("../jobs/diagnosis.js");
+      print(diagnose(job), render);
+    }),
+  );
+
+const NO_GPU = "No GPU was found. For NVIDIA: install its driver, and the CUDA 13 runtime with cuBLAS.";
+
+function render(d: Diagnosis): string {
+  const machine = table(
+    ["", ""],
+    [
+      ["Node", `${d.node} on ${d.platform}`],
+      ["processor", `${d.cpu}, ${d.cores} cores`],
+      ["memory", `${formatBytes(d.memoryBytes)}, ${formatBytes(d.freeMemoryBytes)} free`],
+      ["ggml", `${d.ggml.version} (${d.ggml.commit})`],
+      ["kernels", d.kernels.inUse ?? `ggml's own are in use; ours are ${d.kernels.reason}`],
+      ["cache", `${d.cache}${d.cacheExists ? "" : " (empty)"}`],
+    ],
+  );
+  const devices = table(
+    ["device", "", "memory"],
+    d.devices.map(({ name, description, memoryTotalBytes }) => [
+      `${name}${name === d.chosenDevice ? " (in use)" : ""}`,
+      description,
+      formatBytes(memoryTotalBytes),
+    ]),
+  );
+  return [machine, devices, ...(d.devices.some(({ kind }) => kind !== "cpu") ? [] : [NO_GPU])].join("\n");
+}

@@ -10,6 +10,7 @@ import type { FloatDType } from "../ggml/index.js";
 import { type Checkpoint, openCheckpoint } from "../models/index.js";
 import { exportGguf, type FileKind, type GgufOrigin, nameOf, type WrittenModel } from "../quantize/index.js";
 import { cacheDirectory, hashBytes } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { checkApart } from "../system/places.js";
 import {
   findModel,
@@ -29,6 +30,8 @@ import {
   type OverwriteOptions,
   type RunJob,
 } from "./output.js";
+
+const log = logOf("jobs");
 
 export interface ExportJob extends RunJob, OverwriteOptions, Omit<WriteOptions, "run"> {
   readonly model: string;
@@ -129,7 +132,9 @@ export async function runnableGguf(
   );
   const file = path.join(folder, `${nameOf(origin)}-${kind}.gguf`);
   const whole = { shardBytes: Number.POSITIVE_INFINITY }; // one name to look for
-  if (existsSync(file)) return file;
+  const cached = existsSync(file);
+  log.debug(cached ? "export cached" : "export not cached", { model: reference, file });
+  if (cached) return file;
   await checkConvertible(found);
   await exportGguf(file, origin, { kind, ...writeOptions(job, `export ${kind}`), ...whole });
   return file;

@@ -1,0 +1,24 @@
+import { distance } from "fastest-levenshtein";
+
+/** Of more differences than this share of a name's characters it is another name, not a slip. */
+const MOST_DIFFERENT = 0.4;
+
+/** The names that someone may have meant, most similar first; three at most. Upper and lower case count as the same. */
+export function similar(name: string, known: readonly string[]): string[] {
+  const lower = name.toLowerCase();
+  const near = [...new Set(known)]
+    .map((one) => ({ one, edits: distance(lower, one.toLowerCase()) }))
+    .filter(({ one, edits }) => edits <= Math.ceil(MOST_DIFFERENT * Math.min(one.length, name.length)))
+    .sort((a, b) => a.edits - b.edits);
+  const [best] = near;
+  return near
+    .filter(({ edits }) => edits <= (best?.edits ?? 0) + 1)
+    .slice(0, 3)
+    .map(({ one }) => one);
+}
+
+/** For the end of a message about an unknown name: ` Did you mean q4_k_m?`, or nothing where none is similar. */
+export function didYouMean(name: string, known: readonly string[]): string {
+  const names = similar(name, known);
+  return names.length === 0 ? "" : ` Did you mean ${names.join(" or ")}?`;
+}
