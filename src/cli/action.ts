@@ -2,8 +2,13 @@ import type { Command } from "commander";
 import { withAdapters } from "../checkpoint/adapters.js";
 import type { JobOptions } from "../jobs/index.js";
 import { UsageError } from "../system/errors.js";
+import { logOf, setLogLevels } from "../system/log.js";
+import { packageVersion } from "../system/package-version.js";
+import { invocationOf } from "./invocation.js";
 import { type CommonFlags, commonJobOptions } from "./options.js";
 import { ProgressDisplay } from "./progress.js";
+
+const log = logOf("cli");
 
 /** What a command's action gets beside its arguments. */
 export interface Session {
@@ -23,21 +28,29 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
   return async (...all) => {
     const command = all.at(-1) as Command;
     const flags = command.opts() as Flags;
+    if (flags.verbose === true) setLogLevels("debug");
     const display = new ProgressDisplay();
     const { signal, unwatch } = watchForStop(stopping);
     const print: Session["print"] = (result, render) => {
       display.end();
       process.stdout.write(flags.json === true ? `${JSON.stringify(result)}\n` : `${render(result)}\n`);
     };
+    const invocation = invocationOf(command);
+    const job = { ...commonJobOptions(flags, display), signal, invocation };
+    const started = performance.now();
+    log.debug("command begun", { command: command.name(), version: packageVersion(), node: process.version });
     try {
-      const args = withLora(all.slice(0, -2), flags.lora) as Arguments;
-      await run({ job: commonJobOptions(flags, display, signal), print }, flags, ...args);
+      await run({ job, print }, flags, ...(withLora(all.slice(0, -2), flags.lora) as Arguments));
     } finally {
+      const seconds = (performance.now() - started) / 1000;
+      log.debug("command ended", { command: command.name(), seconds, peakMemoryBytes: peakMemoryBytes() });
       display.end();
       unwatch();
     }
   };
 }
+
+const peakMemoryBytes = (): number => process.resourceUsage().maxRSS * 1024;
 
 /** The signal is aborted by the first Ctrl-C, SIGTERM, or end of npm; a second Ctrl-C ends the process. */
 function watchForStop(stopping: string): { readonly signal: AbortSignal; readonly unwatch: () => void } {

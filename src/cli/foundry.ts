@@ -3,7 +3,7 @@ import { ROLES, type Role } from "../foundry/store/roles.js";
 import { DEVICE_KINDS } from "../ggml/device-kinds.js";
 import { action, SERVICE_ENDS, stopped } from "./action.js";
 import { command, environment, type OptionGroup, option } from "./command.js";
-import { type CommonFlags, defined } from "./options.js";
+import { type CommonFlags, defined, output } from "./options.js";
 import { parseAtLeastOne, parseBytes, parseCount, parseNames, parsePositive, parseWhole } from "./parse.js";
 import { table } from "./table.js";
 
@@ -52,8 +52,6 @@ const compute: OptionGroup = (command) =>
       parsePositive,
     );
 
-const json: OptionGroup = (command) => command.option("--json", "print the result as JSON");
-
 const placesOf = ({ data, database, storage, logLevel }: Flags): FoundryOptions => ({
   data,
   databaseUrl: database,
@@ -68,7 +66,7 @@ const computeOf = ({ device, threads, deadAfter }: Flags): FoundryOptions => ({
 });
 
 const workerCommand = command("worker", "Only do jobs: start as many, on as many machines, as you want")
-  .with(places, compute, fromEnvironment, json)
+  .with(places, compute, fromEnvironment, output)
   .addOption(option("--attached", "end with the process that started it").hideHelp())
   .examples("DATABASE_URL=postgres://db/foundry coppice foundry worker --storage s3://models/foundry")
   .action(
@@ -80,7 +78,7 @@ const workerCommand = command("worker", "Only do jobs: start as many, on as many
   );
 
 const addKeyCommand = command("add", "Make a key, and show it once")
-  .with(places, fromEnvironment, json)
+  .with(places, fromEnvironment, output)
   .argument("<name>", "what the key is called")
   .option("--tenant <tenant>", "whose jobs, data and models it sees", "local")
   .addOption(option("--role <role>", "what it is allowed to do").choices(ROLES).default("user"))
@@ -95,7 +93,7 @@ const addKeyCommand = command("add", "Make a key, and show it once")
   );
 
 const listKeysCommand = command("list", "List keys, without their secrets")
-  .with(places, fromEnvironment, json)
+  .with(places, fromEnvironment, output)
   .examples("coppice foundry keys list")
   .action(
     action(async ({ print }, flags: Flags) => {
@@ -110,7 +108,7 @@ const listKeysCommand = command("list", "List keys, without their secrets")
   );
 
 const removeKeyCommand = command("remove", "Revoke a key")
-  .with(places, fromEnvironment, json)
+  .with(places, fromEnvironment, output)
   .argument("<id>", "as list shows it")
   .examples("coppice foundry keys remove 0b6c5e0e-3c1c-4f6e-9a53-6d9b2f9c1a11")
   .action(
@@ -139,8 +137,7 @@ export const foundryCommand = command(
   .option("--max-jobs <n>", "jobs of a tenant that wait or run (default: 1000)", parseAtLeastOne)
   .option("--max-tokens <n>", "tokens of a job (default: no limit)", parseCount)
   .option("--cors <origins>", "origins whose web pages may ask, comma-separated", parseNames)
-  .with(fromEnvironment)
-  .option("--json", "print the address as JSON")
+  .with(fromEnvironment, output)
   .examples(
     "coppice foundry",
     "DATABASE_URL=postgres://db/foundry coppice foundry --workers 0 --host 0.0.0.0 --storage s3://models/foundry",

@@ -30,10 +30,17 @@ export interface CommonFlags {
   readonly device: DeviceKind | "auto";
   readonly threads?: number | undefined;
   readonly json?: boolean | undefined;
+  readonly verbose?: boolean | undefined;
   readonly offline?: boolean | undefined;
   readonly revision?: string | undefined;
   readonly lora?: string[] | undefined;
 }
+
+/** How a command's result is printed, and how much else is. */
+export const output: OptionGroup = (command) =>
+  command
+    .option("--json", "print the result as JSON on standard output, and nothing else there")
+    .option("--verbose", "log what is done as lines of JSON on standard error (COPPICE_LOG=debug does, too)");
 
 export const common: OptionGroup = (command) =>
   command
@@ -45,7 +52,7 @@ export const common: OptionGroup = (command) =>
     .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseAtLeastOne)
     .option("--revision <name>", "branch, tag or commit of a hub id")
     .option("--offline", "use only what was downloaded before")
-    .option("--json", "print the result as JSON on standard output, and nothing else there");
+    .with(output);
 
 /** For commands that take one model, or several. */
 export const adapters: OptionGroup = (command) =>
@@ -55,9 +62,9 @@ export const adapters: OptionGroup = (command) =>
   );
 
 /** Job options from the common ones. */
-export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay, signal: AbortSignal): JobOptions {
+export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay): JobOptions {
   const { device, threads, offline, revision } = flags;
-  return { device, threads, hub: { offline, revision }, onProgress: display.update, onNote: display.note, signal };
+  return { device, threads, hub: { offline, revision }, onProgress: display.update, onNote: display.note };
 }
 
 export interface DataFlags {

@@ -1,8 +1,6 @@
-import { readFileSync } from "node:fs";
-import path from "node:path";
 import { type Command, CommanderError } from "commander";
 import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
-import { packageRoot } from "../system/package-root.js";
+import { packageVersion } from "../system/package-version.js";
 import { CliCommand } from "./command.js";
 
 /**
@@ -26,6 +24,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   foundry: async () => (await import("./foundry.js")).foundryCommand,
   bench: async () => (await import("./bench.js")).benchCommand,
   doctor: async () => (await import("./doctor.js")).doctorCommand,
+  explain: async () => (await import("./explain.js")).explainCommand,
 };
 
 /** The named command, or all of them where there is none of that name: for the help, and to guess what was meant. */
@@ -33,9 +32,6 @@ function loadCommands(name: string | undefined): Promise<Command[]> {
   const named = name !== undefined && Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   return Promise.all((named === undefined ? Object.values(COMMANDS) : [named]).map((load) => load()));
 }
-
-const packageVersion = (): string =>
-  (JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string }).version;
 
 /** The program with the command of that name, or with all commands. */
 export async function programFor(name: string | undefined): Promise<CliCommand> {

@@ -5,9 +5,12 @@ import { openSafetensors, readTensor, type TensorToWrite, writeSafetensors } fro
 import { readJsonObject } from "../checkpoint/json.js";
 import { FormatError } from "../system/errors.js";
 import { checkSpace, writeFileAtomic, writeJson, writingError } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { RunFiles } from "../system/run-files.js";
 import { complaint } from "../system/schema.js";
 import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
+
+const log = logOf("training");
 
 /** One line of `metrics.jsonl`. */
 export interface MetricsRecord {
@@ -26,6 +29,17 @@ export interface MetricsRecord {
   /** Mean nats per token on the validation data, where it was measured. */
   readonly validationLoss?: number | undefined;
 }
+
+/** The lines of a `metrics.jsonl`. One that was cut short by a kill is left out. */
+export const parseMetrics = (text: string): MetricsRecord[] =>
+  text.split("\n").flatMap((line) => {
+    try {
+      const record = JSON.parse(line) as MetricsRecord | null;
+      return typeof record?.step === "number" && typeof record.loss === "number" ? [record] : [];
+    } catch {
+      return [];
+    }
+  });
 
 const stateSchema = z.object({ step: z.number().int().min(0), seconds: z.number().min(0) });
 
@@ -90,8 +104,8 @@ export class RunDirectory {
    * Claims the directory for a configuration: writes `run.json`, or checks the one that is there.
    * @throws UsageError naming what differs when it belongs to another job
    */
-  claim(configuration: Readonly<Record<string, unknown>>): void {
-    this.files.claim(configuration);
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown): void {
+    this.files.claim(configuration, origin);
   }
 
   /** Whether the run came to its end. */
@@ -123,16 +137,7 @@ export class RunDirectory {
   readMetrics(): MetricsRecord[] {
     const file = this.file(METRICS);
     if (!existsSync(file)) return [];
-    return readFileSync(file, "utf8")
-      .split("\n")
-      .flatMap((line) => {
-        try {
-          const record = JSON.parse(line) as MetricsRecord | null;
-          return typeof record?.step === "number" && typeof record.loss === "number" ? [record] : [];
-        } catch {
-          return [];
-        }
-      });
+    return parseMetrics(readFileSync(file, "utf8"));
   }
 
   appendMetrics(record: MetricsRecord): void {
@@ -183,6 +188,7 @@ export class RunDirectory {
     const tensors = stores.flatMap((store) => [...store].map((tensor) => storedTensor(store, tensor)));
     writeSafetensors(tensorsFile, tensors);
     writeJson(stateFile, state); // says that it is whole
+    log.debug("checkpoint saved", { file: tensorsFile, step: state.step });
     for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS)) this.removeCheckpoint(old);
   }
 
@@ -214,6 +220,7 @@ export class RunDirectory {
     const state = stateSchema.safeParse(stored);
     if (!state.success) throw new FormatError(`${stateFile} ${complaint(state.error, stored)}`);
     const source = openSafetensors(path.join(directory, STATE[0]));
+    log.debug("checkpoint restored", { directory, step: state.data.step });
     for (const store of stores)
       for (const tensor of store) {
         const bytes = readTensor(source, tensor.name);

@@ -38,7 +38,7 @@ import { type PlanSummary, summarisePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
 import { writeReport } from "./report.js";
 import { noteTraining } from "./sanity.js";
-import { scoresFor, search } from "./search.js";
+import { RANKING_FILE, scoresFor, search } from "./search.js";
 import { Stages } from "./stages.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { runTraining, type TrainingJob, type TrainSettings, trainOptionsFor } from "./training.js";
@@ -365,6 +365,7 @@ class Compression {
         .then((identity) => this.sameScores(identity));
       const ranked = await search({
         ...{ backend, original, weights, scores, validation, options, computeType: settings.computeType },
+        rankingFile: this.directory.own(RANKING_FILE),
         ...(job.searchTokens !== undefined && {
           distill: (pruned: PrunedModel) =>
             distilBriefly(

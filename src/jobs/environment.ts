@@ -21,6 +21,7 @@ import {
 } from "../models/index.js";
 
 import { CoppiceError, FormatError } from "../system/errors.js";
+import type { Invocation } from "./invocation.js";
 import { noteOverlap } from "./sanity.js";
 
 /** Something that goes on and takes a while. */
@@ -52,6 +53,8 @@ export interface JobOptions extends BackendOptions {
   readonly onNote?: ((note: string) => void) | undefined;
   /** Asks the job to stop as soon as its state is safe. */
   readonly signal?: AbortSignal | undefined;
+  /** The command line that started the job, for the record of a run. */
+  readonly invocation?: Invocation | undefined;
 }
 
 /** A model that a job works on. */

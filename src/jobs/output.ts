@@ -7,8 +7,13 @@ import type { Checkpoint } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, hashFile } from "../system/files.js";
 import { contentIdentity } from "../system/identity.js";
+import { logOf } from "../system/log.js";
+import { packageVersion } from "../system/package-version.js";
 import { checkApart, checkWritable, type Input, liesInside, realPath, statOf } from "../system/places.js";
 import type { DataOptions, JobOptions } from "./environment.js";
+import type { Origin } from "./invocation.js";
+
+const log = logOf("jobs");
 
 /** Files beside a model's weights that say what it is. */
 export const DESCRIBING = [
@@ -125,7 +130,10 @@ export async function inRun<T>(
  */
 export function claim(run: RunDirectory, job: RunJob, configuration: Readonly<Record<string, unknown>>): void {
   if (job.restart === true) run.discard();
-  run.claim(configuration);
+  const { invocation } = job;
+  const startedAt = new Date().toISOString();
+  run.claim(configuration, { version: packageVersion(), startedAt, invocation } satisfies Origin);
+  log.debug("run claimed", { directory: run.path, finished: run.finished });
   if (run.finished) job.onNote?.(`${job.out}: this run is finished already; --restart runs it again`);
 }
 

@@ -30,7 +30,7 @@ import {
   scoresIdentity,
 } from "./output.js";
 import { type PlanSummary, summarisePlan } from "./plan-summary.js";
-import { briefDistiller, SEARCH_SEQUENCES, scoresFor, search } from "./search.js";
+import { briefDistiller, RANKING_FILE, SEARCH_SEQUENCES, scoresFor, search } from "./search.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
 export interface PruneJob extends RunJob, TargetOptions, Partial<DataOptions> {
@@ -103,7 +103,7 @@ async function pruneInto(
   place: (name: string) => string,
 ): Promise<Omit<PruneOutcome, "out">> {
   const { chosen, scores } = await onDevice(job, (backend) =>
-    choose(backend, checkpoint, model, candidates, job, job.computeType ?? "bf16"),
+    choose(backend, checkpoint, model, candidates, job, job.computeType ?? "bf16", place),
   );
   const pruned = prune(checkpoint, chosen, keptIndices(model, chosen, scores));
   writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
@@ -119,6 +119,7 @@ async function choose(
   candidates: readonly Candidate[],
   job: PruneJob,
   computeType: ComputeType,
+  place: (name: string) => string,
 ): Promise<{ readonly chosen: PrunePlan; readonly scores: Scores }> {
   const { directory, source } = checkpoint;
   const identity = await modelIdentity(checkpoint, job.cacheDir);
@@ -152,6 +153,7 @@ async function choose(
       const [best] = await search({
         ...{ backend, original: checkpoint, weights, scores, validation, options: job, computeType },
         ...briefDistiller(backend, weights, train, validation, job, computeType),
+        rankingFile: place(RANKING_FILE),
       });
       if (best === undefined) throw new CoppiceError("no candidate was measured");
       return { chosen: best.plan, scores };

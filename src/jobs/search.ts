@@ -12,6 +12,7 @@ import {
   type Scores,
   saveScores,
 } from "../prune/index.js";
+import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { distilBriefly } from "./distill.js";
 import type { JobOptions } from "./environment.js";
@@ -57,9 +58,22 @@ export interface SearchStage {
   readonly validation: TokenStream;
   readonly options: TargetOptions & JobOptions;
   readonly computeType: ComputeType;
-  /** Distils a candidate briefly; see `rankCandidates`. */
+  /** Where the ranking is recorded. */
+  readonly rankingFile?: string | undefined;
+  /** Distills a candidate briefly; see `rankCandidates`. */
   readonly distill?: ((pruned: PrunedModel) => Promise<number>) | undefined;
 }
+
+/** The record of a search in a run's directory, best first. */
+export const RANKING_FILE = "search.json";
+
+const summaryOf = ({ sizes, parameters, plan, loss, distilledLoss }: RankedCandidate) => ({
+  sizes,
+  parameters,
+  keptLayers: plan.keptLayers,
+  loss,
+  distilledLoss,
+});
 
 /** Ranks the architectures that meet a target, best first. */
 export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
@@ -73,12 +87,14 @@ export async function search(stage: SearchStage): Promise<RankedCandidate[]> {
     sequenceLength: Math.min(256, defaultSequenceLength(model)),
     maxSequences: SEARCH_SEQUENCES,
   };
-  return rankCandidates(backend, original, weights, candidates, scores, validation, {
+  const ranked = await rankCandidates(backend, original, weights, candidates, scores, validation, {
     ...common,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
     distill: stage.distill,
   });
+  if (stage.rankingFile !== undefined) writeJson(stage.rankingFile, ranked.map(summaryOf));
+  return ranked;
 }
 
 /** How candidates are distilled briefly, where that was asked for. */
