@@ -1,5 +1,9 @@
+import type { BugReport } from "../jobs/bug-report.js";
 import type { Diagnosis } from "../jobs/diagnosis.js";
+import { UsageError } from "../system/errors.js";
+import { writeJson } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
+import { checkWritable, statOf } from "../system/places.js";
 import { action } from "./action.js";
 import { command } from "./command.js";
 import { type CommonFlags, common } from "./options.js";
@@ -7,12 +11,17 @@ import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
   readonly build?: boolean | undefined;
+  readonly bundle?: string | undefined;
 }
 
 export const doctorCommand = command("doctor", "Show which hardware and libraries were found and which are in use")
   .with(common)
   .option("--build", "compile the kernels for this processor first (needs a C compiler)")
-  .examples("coppice doctor --json", "coppice doctor --build")
+  .option(
+    "--bundle <file>",
+    "also write what a bug report needs: versions, hardware, settings; no data, no secrets, ~ for your home",
+  )
+  .examples("coppice doctor --json", "coppice doctor --build", "coppice doctor --bundle coppice-report.json")
   .action(
     action(async ({ job, print }, flags: Flags) => {
       if (flags.build === true) {
@@ -21,9 +30,22 @@ export const doctorCommand = command("doctor", "Show which hardware and librarie
         process.stderr.write(`built by ${compiler}: ${file}\n`);
       }
       const { diagnose } = await import("../jobs/diagnosis.js");
-      print(diagnose(job), render);
+      const diagnosis = diagnose(job);
+      if (flags.bundle === undefined) return print(diagnosis, render);
+      const report = await writeBundle(flags.bundle, diagnosis);
+      print(report, () => `${JSON.stringify(report, null, 2)}\nwritten to ${flags.bundle}: read it before you send it`);
     }),
   );
+
+/** Writes what a bug report needs. @throws UsageError when the file is there already */
+async function writeBundle(file: string, diagnosis: Diagnosis): Promise<BugReport> {
+  const { bugReport } = await import("../jobs/bug-report.js");
+  checkWritable(file, "--bundle");
+  if (statOf(file) !== undefined) throw new UsageError(`${file} is there already: choose another --bundle`);
+  const report = bugReport(diagnosis);
+  writeJson(file, report);
+  return report;
+}
 
 const NO_GPU = "No GPU was found. For NVIDIA: install its driver, and the CUDA 13 runtime with cuBLAS.";
 

@@ -35,7 +35,7 @@ function render(e: Explanation): string {
       "Files",
       e.files.map(({ name, bytes }) => `${name} (${bytes === undefined ? "gone" : formatBytes(bytes)})`),
     ),
-    section("Next", [e.next]),
+    section("Next", e.next),
   ];
   return sections
     .filter((lines) => lines.length > 0)

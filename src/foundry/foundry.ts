@@ -3,10 +3,11 @@ import { setMaxListeners } from "node:events";
 import { mkdirSync, readdirSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
-import { type Logger, pino } from "pino";
+import type { Logger } from "pino";
 import type { JobOptions } from "../jobs/index.js";
 import { type Listening, listen } from "../serve/listen.js";
 import { UsageError } from "../system/errors.js";
+import { serviceLogger } from "../system/log.js";
 import { packageRoot } from "../system/package-root.js";
 import { checkWritable, statOf } from "../system/places.js";
 import { Database } from "./database.js";
@@ -61,8 +62,7 @@ const UPLOAD_SECONDS = 6 * 3600;
 export const defaultDataDirectory = (): string =>
   path.join(process.env.XDG_DATA_HOME ?? path.join(homedir(), ".local", "share"), "coppice", "foundry");
 
-const newLogger = (level: FoundryOptions["logLevel"]): Logger =>
-  pino({ level: level ?? "info", base: null }, pino.destination(2));
+const newLogger = (level: FoundryOptions["logLevel"]): Logger => serviceLogger("foundry", level ?? "info");
 
 interface Common {
   readonly db: Database;

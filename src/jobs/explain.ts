@@ -36,7 +36,7 @@ export interface Explanation {
   readonly stages: readonly z.infer<typeof stageSchema>[];
   readonly files: readonly ExplainedFile[];
   /** What to do next. */
-  readonly next: string;
+  readonly next: readonly string[];
 }
 
 export interface ExplainedTraining {
@@ -110,7 +110,7 @@ export function explain(directory: string): Explanation {
     training: trainingOf(at("metrics.jsonl")),
     stages: readJson(at("stages.json"), z.array(stageSchema)) ?? [],
     files: record.files.map((name) => ({ name, bytes: statSync(at(name), { throwIfNoEntry: false })?.size })),
-    next: nextStep(state, directory, commandLine),
+    next: nextSteps(state, directory, commandLine),
   };
 }
 
@@ -156,12 +156,11 @@ const quoted = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word :
 const shellLine = ({ words, directory }: Invocation): string =>
   `cd ${quoted(directory)} && coppice ${words.map(quoted).join(" ")}`;
 
-function nextStep(state: Explanation["state"], directory: string, commandLine: string | undefined): string {
-  if (state === "running") return "the run is going on, or its process was killed: the same command goes on with it";
+function nextSteps(state: Explanation["state"], directory: string, commandLine: string | undefined): string[] {
   const command = commandLine ?? "the call that started it";
-  if (state === "unfinished") return `to go on where it stopped: ${command}`;
+  if (state === "running") return [`the run is going on; if it was killed, this continues it: ${command}`];
+  if (state === "unfinished") return [`to continue where it stopped: ${command}`];
   const again = `to run it again: ${command}${commandLine === undefined ? " with restart" : " --restart"}`;
-  return existsSync(path.join(directory, "config.json"))
-    ? `to try the model: coppice chat ${quoted(directory)}; ${again}`
-    : again;
+  const isModel = existsSync(path.join(directory, "config.json"));
+  return isModel ? [`to try the model: coppice chat ${quoted(directory)}`, again] : [again];
 }

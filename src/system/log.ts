@@ -84,6 +84,6 @@ export function serviceLogger(component: string, level: LogLevel): Logger {
       timestamp: newLogger.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    newLogger.destination(2),
+    newLogger.destination({ dest: 2, sync: true }), // in order, and nothing is lost when the process ends
   );
 }
