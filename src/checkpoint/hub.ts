@@ -6,6 +6,7 @@ import picomatch from "picomatch";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { writeFileAtomic } from "../system/files.js";
 import { logOf } from "../system/log.js";
+import { didYouMeanPath } from "../system/suggest.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
 
 const log = logOf("hub");
@@ -207,12 +208,15 @@ async function resolve(given: string, patterns: readonly string[], options: HubO
     return path.join(directory, file);
   }
   const [repo = "", revision] = model.split("@");
-  if (!isRepoName(repo)) throw new UsageError(`there is no model ${model}, and it is no hub id (organisation/name)`);
-  const { directory } = await downloadRepo(
-    "model",
-    repo,
-    patterns,
-    revision === undefined ? options : { ...options, revision },
-  );
-  return directory;
+  if (!isRepoName(repo))
+    throw new UsageError(
+      `there is no model ${model}, and it is no hub id (organisation/name).${didYouMeanPath(model)}`,
+    );
+  try {
+    const asked = revision === undefined ? options : { ...options, revision };
+    return (await downloadRepo("model", repo, patterns, asked)).directory;
+  } catch (error) {
+    const meant = model === given ? didYouMeanPath(model) : "";
+    throw meant !== "" && error instanceof CoppiceError ? new CoppiceError(`${error.message}.${meant}`) : error;
+  }
 }

@@ -1,15 +1,18 @@
-import { Command, InvalidArgumentError, Option } from "commander";
+import { Command, InvalidArgumentError, Option, type ParseOptionsResult } from "commander";
+import { didYouMean } from "../system/suggest.js";
 
 /** Options that several commands share: declares them on a command. */
 export type OptionGroup = (command: CliCommand) => void;
 
 /** A command of ours: composed of groups of options, and with examples in its help. */
 export class CliCommand extends Command {
+  private readonly afterOptions: ((operands: string[]) => void)[] = [];
+
   override createCommand(name?: string): CliCommand {
     return new CliCommand(name);
   }
 
-  override createOption(flags: string, description?: string): Option {
+  override createOption(flags: string, description?: string): CliOption {
     return new CliOption(flags, description);
   }
 
@@ -23,24 +26,53 @@ export class CliCommand extends Command {
   examples(...lines: readonly string[]): this {
     return this.addHelpText("after", `\nExample:\n${lines.map((line) => `  ${line}`).join("\n")}`);
   }
+
+  /** Calls back when the options of a command line are read, before it is checked what is missing. @param read may add operands */
+  onOptions(read: (operands: string[]) => void): this {
+    this.afterOptions.push(read);
+    return this;
+  }
+
+  override parseOptions(args: string[]): ParseOptionsResult {
+    const parsed = super.parseOptions(args);
+    for (const read of this.afterOptions) read(parsed.operands);
+    return parsed;
+  }
 }
 
-/** An option of ours: `choices` lists what is allowed, as commander does. */
+/** The values that completion offers for an option. */
+export interface Completion {
+  readonly values: () => readonly string[] | Promise<readonly string[]>;
+  /** Whether the option takes several, separated by commas. */
+  readonly list: boolean;
+}
+
+/** An option of ours: it suggests what was meant, and completes in shells. */
 export class CliOption extends Option {
+  /** Undefined where the choices say it all, or the name of the value: that of a path is completed from files. */
+  completion: Completion | undefined;
+
   override choices(values: readonly string[]): this {
     super.choices([...values]);
     const parse = this.parseArg;
     return this.argParser((value: string, previous: unknown) => {
-      if (!values.includes(value)) throw new InvalidArgumentError(`Allowed choices are ${values.join(", ")}.`);
+      if (!values.includes(value))
+        throw new InvalidArgumentError(`Allowed choices are ${values.join(", ")}.${didYouMean(value, values)}`);
       return parse === undefined ? value : parse(value, previous);
     });
+  }
+
+  /** Offers values in shells, for options whose values are not a fixed set. */
+  completes(values: Completion["values"], { list = false } = {}): this {
+    this.completion = { values, list };
+    return this;
   }
 }
 
 /** Declares a command. */
 export const command = (name: string, description: string): CliCommand => new CliCommand(name).description(description);
 
-/** Declares an option for `addOption`, where choices or a default need more than `.option()` takes. */
+/** Declares an option for `addOption`, where choices, a default or completion need more than `.option()` takes. */
 export const option = (flags: string, description: string): CliOption => new CliOption(flags, description);
 
 /** Lets environment variables give every option declared so far: `--max-body` is `PREFIX_MAX_BODY`. */

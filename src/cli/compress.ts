@@ -1,6 +1,7 @@
-import type { FileKind } from "../quantize/index.js";
+import { FILE_KINDS, type FileKind } from "../quantize/recipes.js";
 import { action } from "./action.js";
-import { command } from "./command.js";
+import { command, option } from "./command.js";
+import { taskNames } from "./evaluate.js";
 import {
   adapters,
   type CommonFlags,
@@ -22,6 +23,7 @@ import {
 } from "./options.js";
 import { parseCount, parseNames, parsePositive } from "./parse.js";
 import { parseFileKinds } from "./quantize.js";
+import { recipe } from "./recipe.js";
 import { renderCompression } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
@@ -39,7 +41,7 @@ export const compressCommand = command(
   "compress",
   "Make a smaller model of a model: calibrate, search, prune, distill, report",
 )
-  .with(data, validation, target, training, loss, common, adapters)
+  .with(recipe, data, validation, target, training, loss, common, adapters)
   .argument("<model>", MODEL)
   .requiredOption("--out <dir>", "the run's directory; becomes the smaller model")
   .option(
@@ -47,16 +49,23 @@ export const compressCommand = command(
     "adapt the teacher to the data first (default: on a third of the tokens)",
     parseCount,
   )
-  .option("--gguf <kinds>", "also quantize the result, for example q4_k_m,q8_0", parseFileKinds)
-  .option(
-    "--evaluate <tasks>",
-    "measure teacher, pruned model and student on benchmarks, for example minitron",
-    parseNames,
+  .addOption(
+    option("--gguf <kinds>", "also quantize the result, for example q4_k_m,q8_0")
+      .argParser(parseFileKinds)
+      .completes(() => FILE_KINDS, { list: true }),
+  )
+  .addOption(
+    option("--evaluate <tasks>", "measure teacher, pruned model and student on benchmarks, for example minitron")
+      .argParser(parseNames)
+      .completes(taskNames, { list: true }),
   )
   .option("--evaluate-limit <n>", "documents of each benchmark, or that share of them where below 1", parsePositive)
   .option("--benchmark-data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")
   .option("--intermediate", "match intermediate states too; for deep cuts")
-  .examples("coppice compress ./model --target 0.67x --data corpus.jsonl --tokens 100M --out ./smaller")
+  .examples(
+    "coppice compress ./model --target 0.67x --data corpus.jsonl --tokens 100M --out ./smaller",
+    "coppice compress --recipe recipe.yaml",
+  )
   .action(
     action(async ({ job, print }, flags: Flags, model: string) => {
       const { out, teacherCorrection, intermediate, gguf, restart } = flags;

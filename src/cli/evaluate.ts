@@ -34,13 +34,21 @@ function parseSamples(text: string): number {
 const TASKS = "tasks, groups, suites, task files, comma-separated; name:N takes N worked examples";
 const ENGINES = "what computes likelihoods; llama.cpp for .gguf files only (default: coppice)";
 
+/** Names of tasks, groups and suites, for completion. */
+export const taskNames = async (): Promise<readonly string[]> => (await import("../jobs/task-names.js")).TASK_NAMES;
+
 export const evaluateCommand = command(
   "evaluate",
   "Measure models on benchmarks, as lm-evaluation-harness defines them",
 )
   .with(common, adapters)
   .argument("<models...>", `${MODEL}, or http://host/v1[#name] of an OpenAI-compatible server`)
-  .addOption(option("--tasks <names>", TASKS).argParser(parseNames).default(["minitron"], "minitron"))
+  .addOption(
+    option("--tasks <names>", TASKS)
+      .argParser(parseNames)
+      .default(["minitron"], "minitron")
+      .completes(taskNames, { list: true }),
+  )
   .option("--limit <n>", "documents of each task at most, or that share of them where below 1", parsePositive)
   .option("--num-fewshot <n>", "worked examples before each question (default: the task's)", parseWhole)
   .option("--max-length <n>", "longest sequence in tokens (default: the model's)", parseAtLeastOne)

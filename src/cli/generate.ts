@@ -1,9 +1,9 @@
 import { readFileSync } from "node:fs";
 import type { SamplingOptions } from "../generate/index.js";
 import type { GenerateOutcome } from "../jobs/index.js";
-import { type FileKind, parseFileKind } from "../quantize/recipes.js";
+import { FILE_KINDS, type FileKind, parseFileKind } from "../quantize/recipes.js";
 import { action } from "./action.js";
-import { command, type OptionGroup } from "./command.js";
+import { command, type OptionGroup, option } from "./command.js";
 import { adapters, type CommonFlags, common, defined, MODEL } from "./options.js";
 import { parseAtLeastOne, parseNonNegative, parsePositive, parseWhole } from "./parse.js";
 
@@ -36,10 +36,10 @@ export const sampling: OptionGroup = (command) =>
     .option("--repeat-penalty <x>", "make recent tokens less probable (default: 1, not at all)", parsePositive)
     .option("--seed <n>", "same seed, same text", parseWhole)
     .option("--stop <texts...>", "texts to stop at")
-    .option(
-      "--type <kind>",
-      "what to export a directory to first, for example q8_0 (default: as stored)",
-      parseFileKind,
+    .addOption(
+      option("--type <kind>", "what to export a directory to first, for example q8_0 (default: as stored)")
+        .argParser(parseFileKind)
+        .completes(() => FILE_KINDS),
     )
     .option(
       "--context-size <n>",

@@ -1,3 +1,4 @@
+import { DEVICES } from "../devices/profiles.js";
 import { DIVERGENCES, type Divergence } from "../distill/divergences.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
@@ -117,7 +118,11 @@ const addTarget = (mandatory: boolean): OptionGroup => {
   const depths = "how layers to cut are chosen (default: contiguous-loss)";
   return (command) =>
     command
-      .addOption(option("--target <target>", forms).makeOptionMandatory(mandatory))
+      .addOption(
+        option("--target <target>", forms)
+          .makeOptionMandatory(mandatory)
+          .completes(() => DEVICES.map(({ id }) => id)),
+      )
       .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
       .option(
         "--axes <list>",

@@ -8,6 +8,7 @@ import { CliCommand } from "./command.js";
  * options only, and loads what it needs when it runs.
  */
 const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  init: async () => (await import("./init.js")).initCommand,
   inspect: async () => (await import("./inspect.js")).inspectCommand,
   plan: async () => (await import("./plan.js")).planCommand,
   prune: async () => (await import("./prune.js")).pruneCommand,
@@ -25,11 +26,13 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   bench: async () => (await import("./bench.js")).benchCommand,
   doctor: async () => (await import("./doctor.js")).doctorCommand,
   explain: async () => (await import("./explain.js")).explainCommand,
+  completion: async () => (await import("./completion.js")).completionCommand,
 };
 
-/** The named command, or all of them where there is none of that name: for the help, and to guess what was meant. */
+/** The named command. All of them where there is none of that name, for the help and to guess what was meant, and to complete. */
 function loadCommands(name: string | undefined): Promise<Command[]> {
-  const named = name !== undefined && Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  const named =
+    name !== undefined && name !== "completion" && Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   return Promise.all((named === undefined ? Object.values(COMMANDS) : [named]).map((load) => load()));
 }
 

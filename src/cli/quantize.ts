@@ -3,8 +3,9 @@ import type { QuantizeOutcome } from "../jobs/index.js";
 import { FILE_KINDS, type FileKind, parseFileKind } from "../quantize/recipes.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
+import { didYouMean } from "../system/suggest.js";
 import { action } from "./action.js";
-import { command } from "./command.js";
+import { command, option } from "./command.js";
 import { writing } from "./export.js";
 import {
   adapters,
@@ -42,7 +43,9 @@ const parseTypes = (text: string): QuantizedDType[] =>
   text.split(",").map((name) => {
     const dtype = name.trim().toLowerCase();
     if (!isQuantized(dtype as DType))
-      throw new UsageError(`there is no type ${name}; there are ${QUANTIZED_DTYPES.join(", ")}`);
+      throw new UsageError(
+        `there is no type ${name}; there are ${QUANTIZED_DTYPES.join(", ")}.${didYouMean(name, QUANTIZED_DTYPES)}`,
+      );
     return dtype as QuantizedDType;
   });
 
@@ -53,9 +56,17 @@ export const quantizeCommand = command(
   .with(optionalData, validation, writing, common, adapters)
   .argument("<model>", MODEL)
   .requiredOption("--out <path>", "a .gguf file, or a directory for several")
-  .option("--type <list>", `kinds of files: ${FILE_KINDS.join(", ")}`, parseFileKinds)
+  .addOption(
+    option("--type <list>", `kinds of files: ${FILE_KINDS.join(", ")}`)
+      .argParser(parseFileKinds)
+      .completes(() => FILE_KINDS, { list: true }),
+  )
   .option("--size <size>", "a file of at most this size, with the best type for each tensor: 4GiB", parseBytes)
-  .option("--candidates <types>", "types that --size may choose from (default: those worth it)", parseTypes)
+  .addOption(
+    option("--candidates <types>", "types that --size may choose from (default: those worth it)")
+      .argParser(parseTypes)
+      .completes(() => QUANTIZED_DTYPES, { list: true }),
+  )
   .option("--probe", "measure one type of each tensor for --size and estimate the rest: faster, less exact")
   .option("--imatrix <file>", "importances to use, or where to keep them (default: measured on --data)")
   .option("--samples <n>", "calibration sequences for importances (default: 128)", parseAtLeastOne)

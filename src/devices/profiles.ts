@@ -1,5 +1,6 @@
 import type { StoredDType } from "../ggml/index.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 
 /** What a model is to run on. Rates are the hardware's own; predictions say what of them an engine reaches. */
 export interface DeviceProfile {
@@ -82,7 +83,7 @@ export function deviceProfile(id: string): DeviceProfile {
   const found = DEVICES.find((device) => device.id === id);
   if (found === undefined)
     throw new UsageError(
-      `there is no device ${id}; there are: ${DEVICES.map((device) => device.id).join(", ")}, and ${THIS_MACHINE}`,
+      `there is no device ${id}; there are: ${DEVICES.map((device) => device.id).join(", ")}, and ${THIS_MACHINE}.${didYouMean(id, [...DEVICES.map((device) => device.id), THIS_MACHINE])}`,
     );
   return found;
 }

@@ -49,6 +49,7 @@ const withoutPassword = (value: string): string => value.replace(/(\w+:\/\/)[^/@
 
 /** The same value with `~` for the user's home in every text. */
 function withoutHome<T>(value: T, home: string): T {
+  if (home.length < 2) return value; // a container without a home has /
   const replaced = (_: string, one: unknown) => (typeof one === "string" ? one.replaceAll(home, "~") : one);
   return JSON.parse(JSON.stringify(value, replaced)) as T;
 }

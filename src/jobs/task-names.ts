@@ -1,6 +1,12 @@
 import { loadTaskFile, SUITES, TASK_GROUPS, TASKS } from "../evaluate/index.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 import type { PlannedTask } from "./evaluation.js";
+
+/** Names of all suites, groups and tasks that are built in. */
+export const TASK_NAMES: readonly string[] = [
+  ...new Set([...Object.keys(SUITES), ...TASK_GROUPS.map(({ name }) => name), ...TASKS.map(({ name }) => name)]),
+];
 
 /** Tasks by the names of tasks, groups, suites and files, each once. @throws UsageError for a name that means nothing */
 export async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
@@ -44,8 +50,8 @@ async function tasksOf(given: string, fewShot: number | undefined): Promise<Omit
   if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, own)))).flat();
   const task = TASKS.find((known) => known.name === name) ?? (await loadTaskFile(name));
   if (task !== undefined) return [{ task, fewShot: own }];
-  const known = [...Object.keys(SUITES), "mmlu", ...TASKS.map((one) => one.name)].filter((one) => !/^mmlu_/.test(one));
+  const known = TASK_NAMES.filter((one) => !/^mmlu_/.test(one));
   throw new UsageError(
-    `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts)`,
+    `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts).${didYouMean(name, TASK_NAMES)}`,
   );
 }

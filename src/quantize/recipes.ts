@@ -1,5 +1,6 @@
 import { blockSize, isQuantized, type QuantizedDType, type StoredDType } from "../ggml/dtype.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 
 /**
  * Which type each tensor gets in a file of a given kind. The mixtures are llama.cpp's, so that a file of a name is here what it is
@@ -193,7 +194,10 @@ export const FILE_KINDS = Object.keys(RECIPES) as readonly FileKind[];
 /** Reads the name of a kind of file, in either case. @throws UsageError listing what there is */
 export function parseFileKind(text: string): FileKind {
   const kind = FILE_KINDS.find((known) => known === text.toLowerCase());
-  if (kind === undefined) throw new UsageError(`there is no type ${text}; there are ${FILE_KINDS.join(", ")}`);
+  if (kind === undefined)
+    throw new UsageError(
+      `there is no type ${text}; there are ${FILE_KINDS.join(", ")}.${didYouMean(text, FILE_KINDS)}`,
+    );
   return kind;
 }
 

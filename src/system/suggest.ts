@@ -1,3 +1,5 @@
+import { readdirSync } from "node:fs";
+import path from "node:path";
 import { distance } from "fastest-levenshtein";
 
 /** Of more differences than this share of a name's characters it is another name, not a slip. */
@@ -21,4 +23,20 @@ export function similar(name: string, known: readonly string[]): string[] {
 export function didYouMean(name: string, known: readonly string[]): string {
   const names = similar(name, known);
   return names.length === 0 ? "" : ` Did you mean ${names.join(" or ")}?`;
+}
+
+/** The same for a path that is not there: what lies beside where it would be. */
+export function didYouMeanPath(file: string): string {
+  const folder = path.dirname(file);
+  let found: string[];
+  try {
+    found = readdirSync(folder);
+  } catch {
+    return "";
+  }
+  const names = similar(path.basename(file), found);
+  const shown = file.startsWith(`.${path.sep}`) && folder === "." ? `.${path.sep}` : "";
+  return names.length === 0
+    ? ""
+    : ` Did you mean ${names.map((name) => shown + path.join(folder, name)).join(" or ")}?`;
 }

@@ -80,7 +80,7 @@ describe("coppice evaluate", () => {
     const data = path.join(directory, "many");
     const folder = path.join(data, "baber/piqa/default");
     mkdirSync(folder, { recursive: true });
-    const rows = Array.from({ length: 1200 }, (_, i) => ({
+    const rows = Array.from({ length: 400 }, (_, i) => ({
       ...{ goal: `How are ${i} apples kept? `.repeat(4), sol1: `in ${i} boxes`, sol2: "not at all", label: i % 2 },
     }));
     writeFileSync(path.join(folder, "validation.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
@@ -100,7 +100,7 @@ describe("coppice evaluate", () => {
     const resumed = await json(...args, ...own);
     const cached = resumed.models[0]?.tasks[0]?.cached ?? 0;
     expect(cached).toBeGreaterThan(0);
-    expect(cached).toBeLessThan(2400);
+    expect(cached).toBeLessThan(800);
     const fresh = path.join(directory, "fresh");
     const { stdout } = spawnSync(process.execPath, [main, "evaluate", ...args, ...own, "--device", "cpu", "--json"], {
       env: { ...process.env, COPPICE_CACHE: fresh },

@@ -4,6 +4,7 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
 import type { CompressOutcome } from "../../src/index.js";
+import type { Explanation } from "../../src/jobs/explain.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 import { coppice, json } from "./command-line.js";
@@ -82,6 +83,30 @@ describe("coppice compress", () => {
     );
     expect(Math.abs(measured.loss - result.student.loss)).toBeLessThan(0.15);
     expect((await json<{ parameters: number }>("inspect", out)).parameters).toBe(result.student.parameters);
+  });
+
+  it("is explained: what was asked for, what was cut and why, what was won back, how to repeat it", async () => {
+    const explained = await json<Explanation>("explain", out);
+    const report = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8"));
+    expect(explained).toMatchObject({ command: "compress", state: "finished", report: { models: report.models } });
+    const sourceOf = (name: string) => explained.settings.find((one) => one.name === name)?.source;
+    expect(["tokens", "saveEverySteps", "maxCandidates"].map(sourceOf)).toEqual(Array(3).fill("command line"));
+    expect(["learningRate", "seed"].map(sourceOf)).toEqual(["default", "default"]);
+    const losses = explained.candidates.map(({ loss }) => loss);
+    expect(losses).toHaveLength(3);
+    expect(losses).toEqual([...losses].sort((a, b) => a - b));
+    expect(explained.candidates[0]?.parameters).toBe(report.models.student.parameters);
+    expect(explained.files.every(({ bytes }) => bytes !== undefined)).toBe(true);
+    expect(Object.keys(explained.inputs)).toEqual(["model", "data", "validation"]);
+
+    // the command that it tells is the one that was given: its run is finished already
+    const [, words = ""] = / && coppice (.*)$/.exec(explained.commandLine ?? "") ?? [];
+    const again = await coppice(...words.split(" "));
+    expect(again).toMatchObject({ status: 0, stderr: expect.stringMatching(/is finished already/) });
+
+    const { stdout } = await coppice("explain", out);
+    expect(stdout).toMatch(/3 candidates were measured.*is the smallest; the next best has \d/);
+    expect(stdout).toMatch(/distillation won back \d+ %/);
   });
 
   it("killed again and again, ends with the same bits as a run that was never stopped", async () => {
@@ -213,6 +238,16 @@ describe("other commands", () => {
     expect(existsSync(path.join(directory, "corrected", "corrected-teacher", "config.json"))).toBe(true);
   });
 
+  it("doctor writes what a bug report needs, once", async () => {
+    const file = path.join(directory, "report.json");
+    const { status, stdout } = await coppice("doctor", "--bundle", file);
+    expect({ status, stdout }).toEqual({ status: 0, stdout: expect.stringContaining(`written to ${file}`) });
+    const report = JSON.parse(readFileSync(file, "utf8"));
+    expect(report).toMatchObject({ coppice: expect.any(String), diagnosis: { devices: expect.any(Array) } });
+    expect(stdout).toContain(JSON.stringify(report, null, 2)); // nothing that is not shown
+    expect(await coppice("doctor", "--bundle", file)).toMatchObject({ status: 2 });
+  });
+
   it("doctor says what is in use", async () => {
     const found = await json<{ devices: { kind: string }[]; ggml: { version: string } }>("doctor");
     expect(found.devices.map(({ kind }) => kind)).toContain("cpu");
@@ -220,7 +255,17 @@ describe("other commands", () => {
   });
 
   it("each explain themselves with an example", async () => {
-    for (const command of ["inspect", "plan", "prune", "distill", "pretrain", "compress", "perplexity", "doctor"]) {
+    for (const command of [
+      "init",
+      "inspect",
+      "plan",
+      "prune",
+      "distill",
+      "compress",
+      "explain",
+      "completion",
+      "doctor",
+    ]) {
       const { stdout, status } = await coppice(command, "--help");
       expect(status).toBe(0);
       expect(stdout).toContain(`Example:\n  coppice ${command}`);
@@ -259,6 +304,14 @@ describe("mistakes", () => {
     ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
     ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
+    ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb\?/],
+    ["a command that nearly is", ["compres"], 2, /Did you mean compress\?/],
+    ["an option that nearly is", ["inspect", teacher, "--jsn"], 2, /Did you mean --json\?/],
+    ["a choice that nearly is", ["inspect", teacher, "--device", "cpi"], 2, /Allowed choices.*Did you mean cpu/],
+    ["a kind that nearly is", ["quantize", teacher, "--type", "q4_km", "--out", "x"], 2, /Did you mean q4_k_m/],
+    ["a task that nearly is", ["evaluate", teacher, "--tasks", "helaswag"], 2, /Did you mean hellaswag\?/],
+    ["a model that nearly is", ["inspect", `${teacher}s`], 2, /Did you mean .*tiny-teacher\?/],
+    ["what is no run", ["explain", empty], 2, /is not a run of coppice: it has no run\.json/],
     ["a target out of reach", ["plan", teacher, "--target", "0.1x"], 2, /no architecture has/],
     ["a directory without a model", ["inspect", empty], 1, /is no model directory: it has no config.json/],
     ["a model that is nowhere", ["inspect", "/nowhere/at/all"], 2, /there is no model /],
