@@ -88,7 +88,9 @@ describe("coppice compress", () => {
   it("is explained: what was asked for, what was cut and why, what was won back, how to repeat it", async () => {
     const explained = await json<Explanation>("explain", out);
     const report = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8"));
-    expect(explained).toMatchObject({ command: "compress", state: "finished", report: { models: report.models } });
+    expect(explained).toMatchObject({ command: "compress", state: "finished" });
+    expect(explained.report?.models.student?.loss).toBe(report.models.student.loss);
+    expect(explained.report?.recoveredShare).toBe(report.recoveredShare);
     const sourceOf = (name: string) => explained.settings.find((one) => one.name === name)?.source;
     expect(["tokens", "saveEverySteps", "maxCandidates"].map(sourceOf)).toEqual(Array(3).fill("command line"));
     expect(["learningRate", "seed"].map(sourceOf)).toEqual(["default", "default"]);
@@ -304,7 +306,7 @@ describe("mistakes", () => {
     ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
     ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
-    ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb\?/],
+    ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb or/],
     ["a command that nearly is", ["compres"], 2, /Did you mean compress\?/],
     ["an option that nearly is", ["inspect", teacher, "--jsn"], 2, /Did you mean --json\?/],
     ["a choice that nearly is", ["inspect", teacher, "--device", "cpi"], 2, /Allowed choices.*Did you mean cpu/],
