@@ -19,10 +19,12 @@ export function similar(name: string, known: readonly string[]): string[] {
     .map(({ one }) => one);
 }
 
+const question = (names: readonly string[]): string =>
+  names.length === 0 ? "" : ` Did you mean ${new Intl.ListFormat("en", { type: "disjunction" }).format(names)}?`;
+
 /** For the end of a message about an unknown name: ` Did you mean q4_k_m?`, or nothing where none is similar. */
 export function didYouMean(name: string, known: readonly string[]): string {
-  const names = similar(name, known);
-  return names.length === 0 ? "" : ` Did you mean ${names.join(" or ")}?`;
+  return question(similar(name, known));
 }
 
 /** The same for a path that is not there: what lies beside where it would be. */
@@ -36,7 +38,5 @@ export function didYouMeanPath(file: string): string {
   }
   const names = similar(path.basename(file), found);
   const shown = file.startsWith(`.${path.sep}`) && folder === "." ? `.${path.sep}` : "";
-  return names.length === 0
-    ? ""
-    : ` Did you mean ${names.map((name) => shown + path.join(folder, name)).join(" or ")}?`;
+  return question(names.map((name) => shown + path.join(folder, name)));
 }

@@ -306,7 +306,7 @@ describe("mistakes", () => {
     ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
     ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
-    ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb or/],
+    ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb, phone-4gb, or/],
     ["a command that nearly is", ["compres"], 2, /Did you mean compress\?/],
     ["an option that nearly is", ["inspect", teacher, "--jsn"], 2, /Did you mean --json\?/],
     ["a choice that nearly is", ["inspect", teacher, "--device", "cpi"], 2, /Allowed choices.*Did you mean cpu/],
