@@ -1,7 +1,9 @@
 import { spawnSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { isLogging, setLogLevels } from "../../src/system/log.js";
+import { temporaryDirectory } from "../temporary.js";
 
 const main = path.resolve(import.meta.dirname, "../../bin/coppice.cjs");
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
@@ -46,6 +48,28 @@ describe("the log", () => {
       }),
     );
     expect(lines.at(-1)).toMatchObject({ message: "command ended", peakMemoryBytes: expect.any(Number) });
+  });
+
+  it("tells the device and its kernels, and whether the cache was of use", () => {
+    const directory = temporaryDirectory();
+    const data = path.join(directory, "stories.txt");
+    writeFileSync(data, "One evening a kite flew over the hill. ".repeat(40));
+    const args = [main, "perplexity", teacher, "--data", data, "--device", "cpu", "--threads", "1", "--verbose"];
+    const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), COPPICE_KERNELS: "none" };
+    const logged = () => {
+      const { stderr } = spawnSync(process.execPath, args, { env, encoding: "utf8" });
+      return linesOf(
+        stderr
+          .split("\n")
+          .filter((line) => line.startsWith("{"))
+          .join("\n"),
+      );
+    };
+    const [first, second] = [logged(), logged()];
+    const device = { message: "device opened", component: "engine", kind: "cpu", threads: 1, kernels: "ggml" };
+    expect(first).toContainEqual(expect.objectContaining(device));
+    expect(first.map(({ message }) => message)).toContain("tokens not cached");
+    expect(second.map(({ message }) => message)).toContain("tokens cached");
   });
 
   it("has levels for components", () => {
