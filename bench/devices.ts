@@ -9,7 +9,7 @@ import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Token } from "node-llama-cpp";
-import { table } from "../src/cli/command.js";
+import { table } from "../src/cli/table.js";
 import { measureThisMachine, predictMemory, predictSpeed } from "../src/devices/index.js";
 import { fastestThreads, loadModel } from "../src/generate/index.js";
 import { quantize } from "../src/jobs/index.js";

@@ -40,7 +40,7 @@ describe("docs/environment.md", () => {
   });
 
   it("names no other", () => {
-    const elsewhere = ["NO_COLOR", "DATABASE_URL"]; // libraries and options read them
+    const elsewhere = ["NO_COLOR", "FORCE_COLOR", "DATABASE_URL"]; // libraries and options read them
     const options = [...ofOptions(serveCommand), ...ofOptions(foundryCommand)];
     const isRead = (name: string) =>
       name.endsWith("*")

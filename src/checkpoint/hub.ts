@@ -5,7 +5,11 @@ import { downloadFileToCacheDir, type ListFileEntry, listFiles } from "@huggingf
 import picomatch from "picomatch";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { writeFileAtomic } from "../system/files.js";
+import { logOf } from "../system/log.js";
+import { didYouMeanPath } from "../system/suggest.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
+
+const log = logOf("hub");
 
 /** How to reach a hub. Defaults come from the environment, under the names that huggingface_hub uses. */
 export interface HubOptions {
@@ -101,6 +105,7 @@ export async function downloadRepo(
   if (!isRevision(options.revision)) throw new UsageError(`${options.revision} is not a branch, tag or commit`);
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
+  log.debug("repository asked for", { repo, type, revision: options.revision, offline: options.offline, storage });
   if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
   try {
     const commit = await resolveCommit(type, repo, options);
@@ -131,6 +136,7 @@ export async function downloadRepo(
       onProgress?.({ file: file.path, doneBytes, totalBytes });
     }
     writeFileAtomic(reference, commit);
+    log.debug("repository ready", { repo, commit, files: files.length, bytes: totalBytes });
     return { directory: path.join(storage, "snapshots", commit), commit };
   } catch (error) {
     if (error instanceof CoppiceError) throw error;
@@ -213,8 +219,17 @@ async function resolve(reference: string, patterns: readonly string[], options: 
     return path.join(directory, file);
   }
   const [repo = "", revision] = model.split("@");
-  if (!isRepoName(repo)) throw new UsageError(`there is no model ${model}, and it is not a hub id (organization/name)`);
+  if (!isRepoName(repo))
+    throw new UsageError(
+      `there is no model ${model}, and it is not a hub id (organization/name).${didYouMeanPath(model)}`,
+    );
   const revised = revision === undefined ? options : { ...options, revision };
-  const { directory } = await downloadRepo("model", repo, patterns, revised);
-  return directory;
+  try {
+    return (await downloadRepo("model", repo, patterns, revised)).directory;
+  } catch (error) {
+    const suggestion = isHubReference ? "" : didYouMeanPath(model);
+    throw suggestion !== "" && error instanceof CoppiceError
+      ? new CoppiceError(`${error.message}.${suggestion}`)
+      : error;
+  }
 }

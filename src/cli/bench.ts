@@ -1,9 +1,11 @@
-import { Command, Option } from "commander";
 import { BENCH_WORK, type BenchWork } from "../jobs/bench-work.js";
 import type { BenchOutcome } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
-import { action, example, table } from "./command.js";
-import { addCommon, type CommonFlags, parseAtLeastOne } from "./options.js";
+import { action } from "./action.js";
+import { command, option } from "./command.js";
+import { adapters, type CommonFlags, common } from "./options.js";
+import { parseAtLeastOne } from "./parse.js";
+import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
   readonly work: BenchWork;
@@ -15,39 +17,38 @@ interface Flags extends CommonFlags {
   readonly profile?: boolean | undefined;
 }
 
-export const benchCommand = example(
-  addCommon(new Command("bench").description("Time training, calibration or a forward pass on this machine"))
-    .argument("<model>", "a model whose sizes to take, or sizes: hidden=288,ffn=768,layers=6,heads=6,vocab=32000")
-    .addOption(new Option("--work <kind>", "what to time").choices(BENCH_WORK).default("distill"))
-    .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
-    .option("--batch-size <n>", "sequences per step (default: 4)", parseAtLeastOne)
-    .option("--steps <n>", "timed steps; the median counts (default: 5)", parseAtLeastOne)
-    .addOption(
-      new Option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("bf16"),
-    )
-    .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
-    .option("--profile", "say how long each kind of operation takes")
-    .action(
-      action(async ({ job, print }, flags: Flags, model: string) => {
-        const { work, sequenceLength, batchSize, steps, compute, recompute, profile } = flags;
-        const { bench } = await import("../jobs/bench.js");
-        const outcome = await bench({
-          ...job,
-          model,
-          work,
-          computeType: compute,
-          sequenceLength,
-          batchSize,
-          steps,
-          ...(recompute === true && { recompute }),
-          ...(profile === true && { profile }),
-        });
-        print(outcome, render);
-      }),
-    ),
-  "coppice bench hidden=288,ffn=768,layers=6,heads=6,vocab=32000 --profile",
-  "coppice bench ./model --work calibrate",
-);
+export const benchCommand = command("bench", "Time training, calibration or a forward pass on this machine")
+  .with(common, adapters)
+  .argument("<model>", "a model whose sizes to take, or sizes: hidden=288,ffn=768,layers=6,heads=6,vocab=32000")
+  .addOption(option("--work <kind>", "what to time").choices(BENCH_WORK).default("distill"))
+  .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
+  .option("--batch-size <n>", "sequences per step (default: 4)", parseAtLeastOne)
+  .option("--steps <n>", "timed steps; the median counts (default: 5)", parseAtLeastOne)
+  .addOption(option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("bf16"))
+  .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
+  .option("--profile", "print how long each kind of operation takes")
+  .examples(
+    "coppice bench hidden=288,ffn=768,layers=6,heads=6,vocab=32000 --profile",
+    "coppice bench ./model --work calibrate",
+  )
+  .action(
+    action(async ({ job, print }, flags: Flags, model: string) => {
+      const { work, sequenceLength, batchSize, steps, compute: computeType, recompute, profile } = flags;
+      const { bench } = await import("../jobs/bench.js");
+      const outcome = await bench({
+        ...job,
+        model,
+        work,
+        computeType,
+        sequenceLength,
+        batchSize,
+        steps,
+        recompute,
+        profile,
+      });
+      print(outcome, render);
+    }),
+  );
 
 const rate = (flops: number): string => `${(flops / 1e9).toFixed(0)} GFLOP/s`;
 

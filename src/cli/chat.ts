@@ -1,59 +1,68 @@
-import { createInterface } from "node:readline/promises";
-import { Command } from "commander";
-import { action, example } from "./command.js";
-import { addSampling, engineOptions, type SamplingFlags, samplingOptions } from "./generate.js";
-import { addCommon, MODEL } from "./options.js";
+import { createInterface, type Interface } from "node:readline/promises";
+import type { Chat } from "../generate/index.js";
+import type { JobOptions } from "../jobs/index.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
+import { engineOptions, type SamplingFlags, sampling, samplingOptions } from "./generate.js";
+import { adapters, common, MODEL } from "./options.js";
 
 interface Flags extends SamplingFlags {
   readonly system?: string | undefined;
 }
 
+/** A question and its answer. */
+interface Turn {
+  readonly user: string;
+  readonly model: string;
+}
+
 const HELP = "/reset forgets the conversation, /exit ends it (or Ctrl-D); Ctrl-C stops an answer";
 
-export const chatCommand = example(
-  addCommon(addSampling(new Command("chat").description("Talk to a model in the terminal")))
-    .argument("<model>", MODEL)
-    .option("--system <text>", "what the model is told before the conversation")
-    .action(
-      action(async ({ job, print }, flags: Flags, model: string) => {
-        const { openEngine } = await import("../jobs/generate.js");
-        const engine = await openEngine({ ...job, ...engineOptions(flags), model });
-        const terminal = process.stdin.isTTY === true;
-        const lines = createInterface({
-          input: process.stdin,
-          ...(terminal && { output: process.stderr, prompt: "> " }),
-        });
-        const turns: { readonly user: string; readonly model: string }[] = [];
-        let answer: AbortController | undefined;
-        // in a terminal readline gets Ctrl-C: it stops the answer, or ends the conversation where there is none
-        lines.on("SIGINT", () => (answer === undefined ? lines.close() : answer.abort()));
-        job.signal?.addEventListener("abort", () => lines.close());
-        try {
-          const chat = engine.chat(flags.system);
-          if (terminal) process.stderr.write(`${HELP}\n`);
-          lines.prompt();
-          for await (const line of lines) {
-            if (line.trim() === "/exit") break;
-            if (line.trim() === "/reset") chat.reset();
-            else if (line.trim() !== "") {
-              answer = new AbortController();
-              const { text } = await chat.say(line, {
-                ...samplingOptions(flags),
-                signal: job.signal ? AbortSignal.any([job.signal, answer.signal]) : answer.signal,
-                ...(flags.json !== true && { onText: (piece: string) => void process.stdout.write(piece) }),
-              });
-              answer = undefined;
-              turns.push({ user: line, model: text });
-              if (flags.json !== true) process.stdout.write("\n");
-            }
-            lines.prompt();
-          }
-          if (flags.json === true) print(turns, () => "");
-        } finally {
-          lines.close();
-          await engine.dispose();
-        }
-      }),
-    ),
-  'coppice chat ./model --system "You are a patient teacher."',
-);
+export const chatCommand = command("chat", "Talk to a model in the terminal")
+  .with(sampling, common, adapters)
+  .argument("<model>", MODEL)
+  .option("--system <text>", "instructions for the model, before the conversation")
+  .examples('coppice chat ./model --system "You are a patient teacher."')
+  .action(
+    action(async ({ job, print }, flags: Flags, model: string) => {
+      const { openEngine } = await import("../jobs/generate.js");
+      const engine = await openEngine({ ...job, ...engineOptions(flags), model });
+      const terminal = process.stdin.isTTY === true;
+      const lines = terminal
+        ? createInterface({ input: process.stdin, output: process.stderr, prompt: "> " })
+        : createInterface({ input: process.stdin });
+      try {
+        if (terminal) process.stderr.write(`${HELP}\n`);
+        const turns = await converse(engine.chat(flags.system), lines, job, flags);
+        if (flags.json === true) print(turns, () => "");
+      } finally {
+        lines.close();
+        await engine.dispose();
+      }
+    }),
+  );
+
+/** Answers line by line, until the input ends. @returns all turns */
+async function converse(chat: Chat, lines: Interface, job: JobOptions, flags: Flags): Promise<Turn[]> {
+  const turns: Turn[] = [];
+  let answer: AbortController | undefined;
+  // in a terminal readline gets Ctrl-C: it stops the answer, or ends the conversation where there is none
+  lines.on("SIGINT", () => (answer === undefined ? lines.close() : answer.abort()));
+  job.signal?.addEventListener("abort", () => lines.close());
+  const onText = flags.json === true ? undefined : (text: string) => process.stdout.write(text);
+  lines.prompt();
+  for await (const line of lines) {
+    if (line.trim() === "/exit") break;
+    if (line.trim() === "/reset") chat.reset();
+    else if (line.trim() !== "") {
+      answer = new AbortController();
+      const signal = job.signal ? AbortSignal.any([job.signal, answer.signal]) : answer.signal;
+      const { text } = await chat.say(line, { ...samplingOptions(flags), signal, onText });
+      answer = undefined;
+      turns.push({ user: line, model: text });
+      onText?.("\n");
+    }
+    lines.prompt();
+  }
+  return turns;
+}

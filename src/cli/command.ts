@@ -1,102 +1,84 @@
-import Table from "cli-table3";
-import type { Command } from "commander";
-import { withAdapters } from "../checkpoint/adapters.js";
-import type { JobOptions } from "../jobs/index.js";
-import { UsageError } from "../system/errors.js";
-import { type CommonFlags, commonJobOptions } from "./options.js";
-import { ProgressDisplay } from "./progress.js";
+import { Command, InvalidArgumentError, Option, type ParseOptionsResult } from "commander";
+import { didYouMean } from "../system/suggest.js";
 
-/** What a command's action is given beside its arguments. */
-export interface Session {
-  readonly job: JobOptions;
-  /** Prints the result: as JSON with --json, else what `render` makes of it. */
-  readonly print: <T>(result: T, render: (result: T) => string) => void;
+/** Options that several commands share: declares them on a command. */
+export type OptionGroup = (command: CliCommand) => void;
+
+/** A command of ours: composed of groups of options, and with examples in its help. */
+export class CliCommand extends Command {
+  private readonly afterOptions: ((operands: string[]) => void)[] = [];
+
+  override createCommand(name?: string): CliCommand {
+    return new CliCommand(name);
+  }
+
+  override createOption(flags: string, description?: string): CliOption {
+    return new CliOption(flags, description);
+  }
+
+  /** Adds groups of options, in the order in which the help lists them. */
+  with(...groups: readonly OptionGroup[]): this {
+    for (const group of groups) group(this);
+    return this;
+  }
+
+  /** Examples for the end of the help, a line each. */
+  examples(...lines: readonly string[]): this {
+    return this.addHelpText("after", `\nExample:\n${lines.map((line) => `  ${line}`).join("\n")}`);
+  }
+
+  /** Calls back when the options of a command line are read, before it is checked what is missing. @param read may add operands */
+  onOptions(read: (operands: string[]) => void): this {
+    this.afterOptions.push(read);
+    return this;
+  }
+
+  override parseOptions(args: string[]): ParseOptionsResult {
+    const parsed = super.parseOptions(args);
+    for (const read of this.afterOptions) read(parsed.operands);
+    return parsed;
+  }
 }
 
-/** What a service says when it is told to stop. */
-export const SERVICE_ENDS = "finishing what is under way";
+/** The values that completion offers for an option. */
+export interface Completion {
+  readonly values: () => readonly string[] | Promise<readonly string[]>;
+  /** Whether the option takes several, separated by commas. */
+  readonly list: boolean;
+}
 
-/** Wraps an action: progress, Ctrl-C, and where the result goes. @param ending what is said when it is told to stop */
-export function action<Arguments extends unknown[], Flags extends CommonFlags>(
-  run: (session: Session, flags: Flags, ...args: Arguments) => Promise<void>,
-  ending = "stopping after this step",
-): (...all: unknown[]) => Promise<void> {
-  return async (...all) => {
-    const command = all.at(-1) as Command;
-    const flags = command.opts() as Flags;
-    const display = new ProgressDisplay();
-    const abort = new AbortController();
-    const interrupt = () => {
-      if (abort.signal.aborted) process.exit(130);
-      process.stderr.write(`\n${ending}; press Ctrl-C again to stop at once\n`);
-      abort.abort();
-    };
-    process.on("SIGINT", interrupt);
-    process.on("SIGTERM", interrupt);
-    const unwatch = onOrphaned(() => {
-      if (!abort.signal.aborted) interrupt();
+/** An option of ours: it suggests what was meant, and completes in shells. */
+export class CliOption extends Option {
+  /** Undefined where the choices say it all, or the name of the value: that of a path is completed from files. */
+  completion: Completion | undefined;
+
+  override choices(values: readonly string[]): this {
+    super.choices([...values]);
+    const parse = this.parseArg;
+    return this.argParser((value: string, previous: unknown) => {
+      if (!values.includes(value))
+        throw new InvalidArgumentError(`Allowed choices are ${values.join(", ")}.${didYouMean(value, values)}`);
+      return parse === undefined ? value : parse(value, previous);
     });
-    try {
-      const print: Session["print"] = (result, render) => {
-        display.end();
-        process.stdout.write(flags.json === true ? `${JSON.stringify(result)}\n` : `${render(result)}\n`);
-      };
-      await run(
-        { job: commonJobOptions(flags, display, abort.signal), print },
-        flags,
-        ...(adapted(all.slice(0, -2), flags.lora) as Arguments),
-      );
-    } finally {
-      display.end();
-      process.off("SIGINT", interrupt);
-      process.off("SIGTERM", interrupt);
-      unwatch();
-    }
+  }
+
+  /** Offers values in shells, for options whose values are not a fixed set. */
+  completes(values: Completion["values"], { list = false } = {}): this {
+    this.completion = { values, list };
+    return this;
+  }
+}
+
+/** Declares a command. */
+export const command = (name: string, description: string): CliCommand => new CliCommand(name).description(description);
+
+/** Declares an option for `addOption`, where choices, a default or completion need more than `.option()` takes. */
+export const option = (flags: string, description: string): CliOption => new CliOption(flags, description);
+
+/** Lets environment variables give every option declared so far: `--max-body` is `PREFIX_MAX_BODY`. */
+export const environment =
+  (prefix: string): OptionGroup =>
+  (command) => {
+    for (const one of command.options)
+      if (one.envVar === undefined) one.env(`${prefix}_${one.attributeName().replace(/[A-Z]/g, "_$&").toUpperCase()}`);
   };
-}
-
-/** A command's arguments, the model among them with the adapters that are to be merged into it. */
-function adapted([model, ...others]: readonly unknown[], lora: readonly string[] | undefined): unknown[] {
-  if (lora === undefined) return [model, ...others];
-  const several = Array.isArray(model);
-  if (several && model.length > 1)
-    throw new UsageError("--lora is for one model; of several, each names its own: MODEL+lora:ADAPTER");
-  const name = withAdapters(String(several ? model[0] : model), lora);
-  return [several ? [name] : name, ...others];
-}
-
-const PARENT_MILLISECONDS = 200;
-
-/**
- * npm (`npx coppice`, `npm run`) starts a shell that starts this process, and hands signals on to the shell only. One that does not
- * hand them on in its turn, as dash does not, just ends: then this process has another parent.
- * @returns what ends the watch
- */
-function onOrphaned(told: () => void): () => void {
-  if (process.env.npm_lifecycle_event === undefined) return () => {};
-  const parent = process.ppid;
-  const timer = setInterval(() => {
-    if (process.ppid === parent) return;
-    clearInterval(timer);
-    told();
-  }, PARENT_MILLISECONDS).unref();
-  return () => clearInterval(timer);
-}
-
-/** A table for the terminal. Columns after the first are right-aligned. */
-export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const made = new Table({
-    head: [...head],
-    colAligns: head.map((_, i) => (i === 0 ? "left" : "right")),
-    style: { head: [], border: [] },
-  });
-  for (const row of rows) made.push([...row]);
-  return made.toString();
-}
-
-/** An example at the end of a command's help. */
-export const example = (command: Command, ...lines: string[]): Command =>
-  command.addHelpText("after", `\nExample:\n${lines.map((line) => `  ${line}`).join("\n")}`);
-
-/** Where llama.cpp will do something else than the model says. */
-export const renderNotes = (notes: readonly string[]): string[] => notes.map((note) => `note: ${note}`);

@@ -1,28 +1,29 @@
-import { Command } from "commander";
-import type { FileKind } from "../quantize/index.js";
-import { action, example } from "./command.js";
+import { FILE_KINDS, type FileKind } from "../quantize/recipes.js";
+import { action } from "./action.js";
+import { command, option } from "./command.js";
+import { taskNames } from "./evaluate.js";
 import {
-  addCommon,
-  addData,
-  addLoss,
-  addTarget,
-  addTraining,
-  addValidation,
+  adapters,
   type CommonFlags,
+  common,
   type DataFlags,
+  data,
   dataOptions,
   type LossFlags,
+  loss,
   lossOptions,
   MODEL,
-  parseCount,
-  parseNames,
-  parsePositive,
   type TargetFlags,
   type TrainFlags,
+  target,
   targetOptions,
+  training,
   trainSettings,
+  validation,
 } from "./options.js";
+import { parseCount, parseNames, parsePositive } from "./parse.js";
 import { parseFileKinds } from "./quantize.js";
+import { recipe } from "./recipe.js";
 import { renderCompression } from "./render.js";
 
 interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
@@ -36,61 +37,54 @@ interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFla
   readonly benchmarkData?: string | undefined;
 }
 
-export const compressCommand = example(
-  addCommon(
-    addLoss(
-      addTraining(
-        addTarget(
-          addValidation(
-            addData(
-              new Command("compress").description(
-                "Make a smaller model of a model: calibrate, search, prune, distil, report",
-              ),
-              true,
-            ),
-          ),
-        ),
-        "2M",
-      ),
-    ),
+export const compressCommand = command(
+  "compress",
+  "Make a smaller model of a model: calibrate, search, prune, distill, report",
+)
+  .with(recipe, data, validation, target, training, loss, common, adapters)
+  .argument("<model>", MODEL)
+  .requiredOption("--out <dir>", "the run's directory; becomes the smaller model")
+  .option(
+    "--teacher-correction [tokens]",
+    "adapt the teacher to the data first (default: on a third of the tokens)",
+    parseCount,
   )
-    .argument("<model>", MODEL)
-    .requiredOption("--out <dir>", "the run's directory; ends as the smaller model")
-    .option(
-      "--teacher-correction [tokens]",
-      "adapt the teacher to the data first (default: on a third of the tokens)",
-      parseCount,
-    )
-    .option("--gguf <kinds>", "also quantize the result, for example q4_k_m,q8_0", parseFileKinds)
-    .option(
-      "--evaluate <tasks>",
-      "measure teacher, pruned model and student on benchmarks, for example minitron",
-      parseNames,
-    )
-    .option("--evaluate-limit <n>", "documents of each benchmark, or that share of them where below 1", parsePositive)
-    .option("--benchmark-data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")
-    .option("--intermediate", "match intermediate states too; for deep cuts")
-    .action(
-      action(async ({ job, print }, flags: Flags, model: string) => {
-        const { compress } = await import("../jobs/compress.js");
-        const outcome = await compress({
-          ...job,
-          ...dataOptions(flags),
-          ...targetOptions(flags),
-          ...lossOptions(flags),
-          model,
-          out: flags.out,
-          settings: trainSettings(flags),
-          teacherCorrection: flags.teacherCorrection,
-          ...(flags.intermediate === true && { intermediate: true }),
-          ...(flags.gguf && { gguf: flags.gguf }),
-          ...(flags.evaluate && {
-            evaluate: { tasks: flags.evaluate, limit: flags.evaluateLimit, data: flags.benchmarkData },
-          }),
-          ...(flags.restart === true && { restart: true }),
-        });
-        print(outcome, renderCompression);
-      }),
-    ),
-  "coppice compress ./model --target 0.67x --data corpus.jsonl --tokens 100M --out ./smaller",
-);
+  .addOption(
+    option("--gguf <kinds>", "also quantize the result, for example q4_k_m,q8_0")
+      .argParser(parseFileKinds)
+      .completes(() => FILE_KINDS, { list: true }),
+  )
+  .addOption(
+    option("--evaluate <tasks>", "measure teacher, pruned model and student on benchmarks, for example minitron")
+      .argParser(parseNames)
+      .completes(taskNames, { list: true }),
+  )
+  .option("--evaluate-limit <n>", "documents of each benchmark, or that share of them where below 1", parsePositive)
+  .option("--benchmark-data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")
+  .option("--intermediate", "match intermediate states too; for deep cuts")
+  .examples(
+    "coppice compress ./model --target 0.67x --data corpus.jsonl --tokens 100M --out ./smaller",
+    "coppice compress --recipe recipe.yaml",
+  )
+  .action(
+    action(async ({ job, print }, flags: Flags, model: string) => {
+      const { out, teacherCorrection, intermediate, gguf, restart } = flags;
+      const { evaluate: tasks, evaluateLimit: limit, benchmarkData } = flags;
+      const { compress } = await import("../jobs/compress.js");
+      const outcome = await compress({
+        ...job,
+        ...dataOptions(flags),
+        ...targetOptions(flags),
+        ...lossOptions(flags),
+        model,
+        out,
+        settings: trainSettings(flags),
+        teacherCorrection,
+        intermediate,
+        gguf,
+        evaluate: tasks && { tasks, limit, data: benchmarkData },
+        restart,
+      });
+      print(outcome, renderCompression);
+    }),
+  );

@@ -1,20 +1,22 @@
-import { Command } from "commander";
 import { withAdapters } from "../checkpoint/adapters.js";
-import { action, example } from "./command.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
 import {
-  addCommon,
-  addData,
-  addLoss,
-  addTraining,
-  addValidation,
+  adapters,
   type CommonFlags,
+  common,
   type DataFlags,
+  DEFAULT_TOKENS,
+  data,
   dataOptions,
   type LossFlags,
+  loss,
   lossOptions,
   MODEL,
   type TrainFlags,
+  training,
   trainSettings,
+  validation,
 } from "./options.js";
 import { renderTraining } from "./render.js";
 
@@ -25,36 +27,26 @@ interface Flags extends CommonFlags, DataFlags, LossFlags, TrainFlags {
   readonly restart?: boolean | undefined;
 }
 
-export const distillCommand = example(
-  addCommon(
-    addLoss(
-      addTraining(
-        addValidation(
-          addData(new Command("distill").description("Train a smaller model to answer as a larger one"), true),
-        ),
-        "2M",
-      ),
-    ),
-  )
-    .argument("<student>", MODEL)
-    .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
-    .option("--teacher-lora <adapters...>", "LoRA adapters to merge into the teacher")
-    .requiredOption("--out <dir>", "the run's directory; ends as the trained model")
-    .action(
-      action(async ({ job, print }, flags: Flags, student: string) => {
-        const { distill } = await import("../jobs/distill.js");
-        const outcome = await distill({
-          ...job,
-          ...dataOptions(flags),
-          ...lossOptions(flags),
-          student,
-          teacher: withAdapters(flags.teacher, flags.teacherLora),
-          out: flags.out,
-          settings: { tokens: 2e6, ...trainSettings(flags) },
-          ...(flags.restart === true && { restart: true }),
-        });
-        print(outcome, (result) => `loss before: ${result.before.loss.toFixed(4)}\n${renderTraining(result)}`);
-      }),
-    ),
-  "coppice distill ./smaller --teacher ./model --data corpus.jsonl --tokens 100M --out ./student",
-);
+export const distillCommand = command("distill", "Train a smaller model to answer as a larger one")
+  .with(data, validation, training, loss, common, adapters)
+  .argument("<student>", MODEL)
+  .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
+  .option("--teacher-lora <adapters...>", "LoRA adapters to merge into the teacher")
+  .requiredOption("--out <dir>", "the run's directory; becomes the trained model")
+  .examples("coppice distill ./smaller --teacher ./model --data corpus.jsonl --tokens 100M --out ./student")
+  .action(
+    action(async ({ job, print }, flags: Flags, student: string) => {
+      const { distill } = await import("../jobs/distill.js");
+      const outcome = await distill({
+        ...job,
+        ...dataOptions(flags),
+        ...lossOptions(flags),
+        student,
+        teacher: withAdapters(flags.teacher, flags.teacherLora),
+        out: flags.out,
+        settings: { tokens: DEFAULT_TOKENS, ...trainSettings(flags) },
+        restart: flags.restart,
+      });
+      print(outcome, (result) => `loss before: ${result.before.loss.toFixed(4)}\n${renderTraining(result)}`);
+    }),
+  );

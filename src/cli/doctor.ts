@@ -1,98 +1,76 @@
-import { existsSync } from "node:fs";
-import { availableParallelism, cpus, freemem, totalmem } from "node:os";
-import { Command } from "commander";
-import { cacheDirectory } from "../system/files.js";
+import type { BugReport } from "../jobs/bug-report.js";
+import type { Diagnosis } from "../jobs/diagnosis.js";
+import { UsageError } from "../system/errors.js";
+import { writeJson } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
-import { action, example, table } from "./command.js";
-import { addCommon, type CommonFlags } from "./options.js";
+import { checkWritable, statOf } from "../system/places.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
+import { type CommonFlags, common } from "./options.js";
+import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
   readonly build?: boolean | undefined;
+  readonly bundle?: string | undefined;
 }
 
-/** Which kernels are in use and where they lie, or why none are. */
-function kernelsRow({
-  inUse,
-  file,
-  reason,
-}: {
-  inUse: string | null;
-  file?: string | undefined;
-  reason?: string;
-}): string {
-  return inUse === null ? `ggml's own are in use; ours are ${reason}` : `${inUse}, from ${file}`;
+export const doctorCommand = command("doctor", "Show which hardware and libraries were found and which are in use")
+  .with(common)
+  .option("--build", "compile the kernels for this processor first (needs a C compiler)")
+  .option(
+    "--bundle <file>",
+    "also write what a bug report needs: versions, hardware, settings; no data, no secrets, ~ for your home",
+  )
+  .examples("coppice doctor --json", "coppice doctor --build", "coppice doctor --bundle coppice-report.json")
+  .action(
+    action(async ({ job, print }, flags: Flags) => {
+      if (flags.build === true) {
+        const { buildKernels } = await import("../ggml/index.js");
+        const { file, compiler } = await buildKernels();
+        process.stderr.write(`built by ${compiler}: ${file}\n`);
+      }
+      const { diagnose } = await import("../jobs/diagnosis.js");
+      const diagnosis = diagnose(job);
+      if (flags.bundle === undefined) return print(diagnosis, render);
+      const report = await writeBundle(flags.bundle, diagnosis);
+      print(report, () => `${JSON.stringify(report, null, 2)}\nwritten to ${flags.bundle}: read it before you send it`);
+    }),
+  );
+
+/** Writes what a bug report needs. @throws UsageError when the file is there already */
+async function writeBundle(file: string, diagnosis: Diagnosis): Promise<BugReport> {
+  const { bugReport } = await import("../jobs/bug-report.js");
+  checkWritable(file, "--bundle");
+  if (statOf(file) !== undefined) throw new UsageError(`${file} is there already: choose another --bundle`);
+  const report = bugReport(diagnosis);
+  writeJson(file, report);
+  return report;
 }
 
-export const doctorCommand = example(
-  addCommon(new Command("doctor").description("Say what hardware and libraries were found and what is in use"))
-    .option("--build", "compile the kernels for this processor first (needs a C compiler)")
-    .action(
-      action(async ({ print }, flags: Flags) => {
-        const { availableKernels, Backend, buildKernels, libraryDirectories, listDevices, loadKernels, loadLibrary } =
-          await import("../ggml/index.js");
-        if (flags.build === true) {
-          const built = await buildKernels();
-          process.stderr.write(`built by ${built.compiler}: ${built.file}\n`);
-        }
-        const library = loadLibrary(flags.device);
-        const backend = Backend.open(flags);
-        const chosen = backend.device.name;
-        const inUse = backend.kernels?.variant ?? null;
-        const file = backend.kernels?.file;
-        backend.free();
-        const status = loadKernels(library.functions);
-        const result = {
-          node: process.version,
-          platform: `${process.platform} ${process.arch}`,
-          cpu: cpus()[0]?.model ?? "unknown",
-          cores: availableParallelism(),
-          memoryBytes: totalmem(),
-          freeMemoryBytes: freemem(),
-          ggml: { version: library.version, commit: library.commit, directory: library.directory },
-          installed: libraryDirectories("auto"),
-          devices: listDevices(library).map(({ kind, name, description, memoryTotalBytes }) => ({
-            kind,
-            name,
-            description,
-            memoryTotalBytes,
-          })),
-          chosenDevice: chosen,
-          kernels: {
-            inUse,
-            file,
-            available: availableKernels(library.functions),
-            ...(inUse === null && { reason: status.kernels === undefined ? status.reason : `${chosen} has its own` }),
-          },
-          cache: cacheDirectory(),
-        };
-        print(result, (r) =>
-          [
-            table(
-              ["", ""],
-              [
-                ["Node", `${r.node} on ${r.platform}`],
-                ["processor", `${r.cpu.trim()}, ${r.cores} cores`],
-                ["memory", `${formatBytes(r.memoryBytes)}, ${formatBytes(r.freeMemoryBytes)} free`],
-                ["ggml", `${r.ggml.version} (${r.ggml.commit})`],
-                ["kernels", kernelsRow(r.kernels)],
-                ["cache", `${r.cache}${existsSync(r.cache) ? "" : " (empty)"}`],
-              ],
-            ),
-            table(
-              ["device", "", "memory"],
-              r.devices.map((d) => [
-                `${d.name}${d.name === r.chosenDevice ? " (in use)" : ""}`,
-                d.description,
-                formatBytes(d.memoryTotalBytes),
-              ]),
-            ),
-            ...(r.devices.some((d) => d.kind !== "cpu")
-              ? []
-              : ["No GPU was found. For NVIDIA: install its driver, and the CUDA 13 runtime with cuBLAS."]),
-          ].join("\n"),
-        );
-      }),
-    ),
-  "coppice doctor --json",
-  "coppice doctor --build",
-);
+const NO_GPU = "No GPU was found. For NVIDIA: install its driver, and the CUDA 13 runtime with cuBLAS.";
+
+const kernelsRow = ({ inUse, file, reason }: Diagnosis["kernels"]): string =>
+  inUse === null ? `ggml's own are in use; ours are ${reason}` : `${inUse}, from ${file}`;
+
+function render(d: Diagnosis): string {
+  const machine = table(
+    ["", ""],
+    [
+      ["Node", `${d.node} on ${d.platform}`],
+      ["processor", `${d.cpu}, ${d.cores} cores`],
+      ["memory", `${formatBytes(d.memoryBytes)}, ${formatBytes(d.freeMemoryBytes)} free`],
+      ["ggml", `${d.ggml.version} (${d.ggml.commit})`],
+      ["kernels", kernelsRow(d.kernels)],
+      ["cache", `${d.cache}${d.cacheExists ? "" : " (empty)"}`],
+    ],
+  );
+  const devices = table(
+    ["device", "", "memory"],
+    d.devices.map(({ name, description, memoryTotalBytes }) => [
+      `${name}${name === d.chosenDevice ? " (in use)" : ""}`,
+      description,
+      formatBytes(memoryTotalBytes),
+    ]),
+  );
+  return [machine, devices, ...(d.devices.some(({ kind }) => kind !== "cpu") ? [] : [NO_GPU])].join("\n");
+}

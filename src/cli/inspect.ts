@@ -1,20 +1,20 @@
-import { Command } from "commander";
 import type { Inspection } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
-import { action, example, renderNotes, table } from "./command.js";
-import { addCommon, MODEL } from "./options.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
+import { adapters, common, MODEL } from "./options.js";
+import { renderNotes, table } from "./table.js";
 
-export const inspectCommand = example(
-  addCommon(new Command("inspect").description("Describe a model: architecture, parameters, sizes, memory"))
-    .argument("<model>", MODEL)
-    .action(
-      action(async ({ job, print }, _flags, model: string) => {
-        const { inspect } = await import("../jobs/measure.js");
-        print(await inspect(model, job), render);
-      }),
-    ),
-  "coppice inspect mistralai/Mistral-Nemo-Base-2407",
-);
+export const inspectCommand = command("inspect", "Describe a model: architecture, parameters, sizes, memory")
+  .with(common, adapters)
+  .argument("<model>", MODEL)
+  .examples("coppice inspect mistralai/Mistral-Nemo-Base-2407")
+  .action(
+    action(async ({ job, print }, _flags, model: string) => {
+      const { inspect } = await import("../jobs/measure.js");
+      print(await inspect(model, job), render);
+    }),
+  );
 
 function render(result: Inspection): string {
   const types = Object.entries(result.types).map(([dtype, count]) => `${count} ${dtype}`);

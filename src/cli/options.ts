@@ -1,109 +1,71 @@
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { DEVICES } from "../devices/profiles.js";
 import { DIVERGENCES, type Divergence } from "../distill/divergences.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
 import { DEPTH_METHODS, type DepthMethod } from "../prune/depth-methods.js";
 import { largestOf, parseSizes } from "../prune/sizes.js";
 import { UsageError } from "../system/errors.js";
-import { byteCount } from "../system/units.js";
+import { type OptionGroup, option } from "./command.js";
+import {
+  parseAtLeastOne,
+  parseCount,
+  parseNames,
+  parseNonNegative,
+  parsePositive,
+  parseShare,
+  parseWhole,
+} from "./parse.js";
 import type { ProgressDisplay } from "./progress.js";
-
-/** A positive number, with the units K, M, B, T. */
-export function parseCount(text: string): number {
-  const match = /^(\d+(?:\.\d+)?(?:e\d+)?)([kmbt]?)$/i.exec(text);
-  const value = Number(match?.[1]) * ({ k: 1e3, m: 1e6, b: 1e9, t: 1e12 }[match?.[2]?.toLowerCase() ?? ""] ?? 1);
-  if (!(value > 0 && value <= Number.MAX_SAFE_INTEGER))
-    throw new InvalidArgumentError("a positive number is needed, for example 2M.");
-  return value;
-}
-
-/** A number of bytes, with or without a unit. */
-export function parseBytes(text: string): number {
-  const value = byteCount(text) ?? (/^\d+$/.test(text) ? Number(text) : 0);
-  if (!(value >= 1 && value <= Number.MAX_SAFE_INTEGER))
-    throw new InvalidArgumentError("a size is needed, for example 4GiB or 500MB.");
-  return Math.floor(value);
-}
-
-export function parsePositive(text: string): number {
-  const value = Number(text);
-  if (!(value > 0 && Number.isFinite(value))) throw new InvalidArgumentError("a positive number is needed.");
-  return value;
-}
-
-/** A number from 0 up. */
-export function parseNonNegative(text: string): number {
-  const value = text.trim() === "" ? Number.NaN : Number(text);
-  if (!(value >= 0 && Number.isFinite(value))) throw new InvalidArgumentError("a number from 0 up is needed.");
-  return value;
-}
-
-/** A part of something: more than 0, less than 1. */
-export function parseShare(text: string): number {
-  const value = Number(text);
-  if (!(value > 0 && value < 1)) throw new InvalidArgumentError("a share between 0 and 1 is needed, for example 0.4.");
-  return value;
-}
-
-export function parseWhole(text: string): number {
-  if (!/^\d+$/.test(text) || !Number.isSafeInteger(Number(text)))
-    throw new InvalidArgumentError("a whole number is needed.");
-  return Number(text);
-}
-
-/** A whole number of things of which there must be one. */
-export function parseAtLeastOne(text: string): number {
-  const value = parseWhole(text);
-  if (value < 1) throw new InvalidArgumentError("a whole number from 1 up is needed.");
-  return value;
-}
-
-/** Names, comma-separated. */
-export const parseNames = (text: string): string[] => text.split(",").map((name) => name.trim());
 
 /** The MODEL argument, as every command describes it. */
 export const MODEL = "model directory, .gguf file or hub id (org/name)";
+
+type Defined<T> = { [Name in keyof T]: Exclude<T[Name], undefined> };
+
+/** The options that have a value, for what tells an absent one from an undefined one. */
+export const defined = <T extends object>(options: T): Partial<Defined<T>> =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Partial<Defined<T>>;
 
 /** Options that every command has. */
 export interface CommonFlags {
   readonly device: DeviceKind | "auto";
   readonly threads?: number | undefined;
   readonly json?: boolean | undefined;
+  readonly verbose?: boolean | undefined;
   readonly offline?: boolean | undefined;
   readonly revision?: string | undefined;
   readonly lora?: string[] | undefined;
 }
 
-/** Commands that take no model, or adapters of their own. */
-const WITHOUT_LORA = ["serve", "doctor", "foundry"];
-
-export const addCommon = (command: Command): Command => {
+/** How a command's result is printed, and how much else is. */
+export const output: OptionGroup = (command) =>
   command
-    .addOption(new Option("--device <kind>", "where to compute").choices(["auto", ...DEVICE_KINDS]).default("auto"))
+    .option("--json", "print the result as JSON on standard output, and nothing else there")
+    .option("--verbose", "log what is done as lines of JSON on standard error (COPPICE_LOG=debug does, too)");
+
+export const common: OptionGroup = (command) =>
+  command
+    .addOption(
+      option("--device <kind>", "where to compute")
+        .choices(["auto", ...DEVICE_KINDS])
+        .default("auto"),
+    )
     .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseAtLeastOne)
     .option("--revision <name>", "branch, tag or commit of a hub id")
     .option("--offline", "use only what was downloaded before")
-    .option("--json", "print the result as JSON on standard output, and nothing else there");
-  if (WITHOUT_LORA.includes(command.name())) return command;
-  return command.option(
+    .with(output);
+
+/** For commands that take one model, or several. */
+export const adapters: OptionGroup = (command) =>
+  command.option(
     "--lora <adapters...>",
     "LoRA adapters to merge into the model: PEFT directories or hub ids, also ADAPTER=SCALE",
   );
-};
 
-/** What a job function takes of the common options. */
-export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay, signal: AbortSignal): JobOptions {
-  return {
-    device: flags.device,
-    ...(flags.threads !== undefined && { threads: flags.threads }),
-    hub: {
-      ...(flags.offline === true && { offline: true }),
-      ...(flags.revision !== undefined && { revision: flags.revision }),
-    },
-    onProgress: display.update,
-    onNote: display.note,
-    signal,
-  };
+/** Job options from the common ones. */
+export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay): JobOptions {
+  const { device, threads, offline, revision } = flags;
+  return { device, threads, hub: { offline, revision }, onProgress: display.update, onNote: display.note };
 }
 
 export interface DataFlags {
@@ -113,25 +75,26 @@ export interface DataFlags {
   readonly separator?: string | undefined;
 }
 
-export const addData = (command: Command, required: boolean): Command => {
-  const data = new Option(
-    "--data <paths...>",
-    "files, directories, globs or hf://datasets/org/name: text, JSON, CSV, TSV or Parquet, also by gzip or zstd",
-  );
-  return command
-    .addOption(required ? data.makeOptionMandatory() : data)
-    .option("--field <name>", "field or column with the text, or a path to it like messages.content (default: text)")
-    .option("--separator <text>", "what separates documents in plain text (default: <|endoftext|>)");
+const addData = (mandatory: boolean): OptionGroup => {
+  const paths =
+    "files, directories, globs or hf://datasets/org/name: text, JSON, CSV, TSV or Parquet, also compressed by gzip or zstd";
+  return (command) =>
+    command
+      .addOption(option("--data <paths...>", paths).makeOptionMandatory(mandatory))
+      .option("--field <name>", "field or column with the text, or a path to it like messages.content (default: text)")
+      .option("--separator <text>", "what separates documents in plain text (default: <|endoftext|>)");
 };
 
-export const addValidation = (command: Command): Command =>
+export const data = addData(true);
+export const optionalData = addData(false);
+
+export const validation: OptionGroup = (command) =>
   command.option("--validation <paths...>", "held-out data (default: 2 % of the documents)");
 
-export const dataOptions = (flags: DataFlags): DataOptions => ({
-  data: flags.data ?? [],
-  ...(flags.validation && { validation: flags.validation }),
-  ...(flags.field !== undefined && { field: flags.field }),
-  ...(flags.separator !== undefined && { separator: flags.separator }),
+export const dataOptions = ({ data = [], validation, field, separator }: DataFlags): DataOptions => ({
+  data,
+  validation,
+  ...defined({ field, separator }),
 });
 
 export interface TargetFlags {
@@ -149,48 +112,56 @@ export interface TargetFlags {
   readonly scores?: string | undefined;
 }
 
-export const addTarget = (command: Command, required = true): Command =>
-  command
-    .addOption(
-      new Option(
-        "--target <target>",
-        "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520; of each layer ffn=400/300/200, of one layers.2.ffn=128",
-      ).makeOptionMandatory(required),
-    )
-    .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
-    .option("--axes <list>", "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)", parseNames)
-    .option("--divisors <sizes>", "what sizes are multiples of, for example hidden=256,ffn=512")
-    .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parseShare)
-    .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parseShare)
-    .option("--tolerance <share>", "how far from the target (default: 0.05)", parseShare)
-    .addOption(
-      new Option("--depth <method>", "how layers to cut are chosen (default: contiguous-loss)").choices(DEPTH_METHODS),
-    )
-    .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
-    .option("--search-tokens <n>", "rank the best candidates again after distilling each on so many tokens", parseCount)
-    .option("--samples <n>", "calibration sequences (default: 1024)", parseAtLeastOne)
-    .option("--scores <file>", "importance scores to use, or where to keep them");
+const addTarget = (mandatory: boolean): OptionGroup => {
+  const forms =
+    "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520; for each layer ffn=400/300/200, for one layers.2.ffn=128";
+  const depths = "how layers to cut are chosen (default: contiguous-loss)";
+  return (command) =>
+    command
+      .addOption(
+        option("--target <target>", forms)
+          .makeOptionMandatory(mandatory)
+          .completes(() => DEVICES.map(({ id }) => id)),
+      )
+      .option("--bits <n>", "bits per weight of a target in bytes (default: 16)", parsePositive)
+      .option(
+        "--axes <list>",
+        "sizes that may change: hidden,ffn,heads,kvHeads,layers (default: hidden,ffn)",
+        parseNames,
+      )
+      .option("--divisors <sizes>", "what sizes are multiples of, for example hidden=256,ffn=512")
+      .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parseShare)
+      .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parseShare)
+      .option("--tolerance <share>", "how far from the target (default: 0.05)", parseShare)
+      .addOption(option("--depth <method>", depths).choices(DEPTH_METHODS))
+      .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
+      .option(
+        "--search-tokens <n>",
+        "rank the best candidates again after distilling each on this many tokens",
+        parseCount,
+      )
+      .option("--samples <n>", "calibration sequences (default: 1024)", parseAtLeastOne)
+      .option("--scores <file>", "importance scores to use, or where to keep them");
+};
+
+export const target = addTarget(true);
+export const optionalTarget = addTarget(false);
 
 const parseDivisors = (text: string): Record<string, number> =>
   Object.fromEntries(Object.entries(parseSizes(text)).map(([axis, size]) => [axis, largestOf(size)]));
 
 export function targetOptions(flags: TargetFlags): TargetOptions {
-  const space = {
-    ...(flags.axes && { axes: flags.axes }),
-    ...(flags.divisors !== undefined && { divisors: parseDivisors(flags.divisors) }),
-    ...(flags.maxWidthCut !== undefined && { maxWidthCut: flags.maxWidthCut }),
-    ...(flags.maxDepthCut !== undefined && { maxDepthCut: flags.maxDepthCut }),
-    ...(flags.tolerance !== undefined && { tolerance: flags.tolerance }),
-  };
+  const { axes, maxWidthCut, maxDepthCut, tolerance } = flags;
+  const divisors = flags.divisors === undefined ? undefined : parseDivisors(flags.divisors);
   return {
     target: flags.target,
-    space,
-    ...(flags.bits !== undefined && { bitsPerWeight: flags.bits }),
-    ...(flags.depth && { depthMethod: flags.depth }),
-    ...(flags.candidates !== undefined && { maxCandidates: flags.candidates }),
-    ...(flags.searchTokens !== undefined && { searchTokens: flags.searchTokens }),
-    ...(flags.samples !== undefined && { calibrationSamples: flags.samples }),
-    ...(flags.scores !== undefined && { scoresFile: flags.scores }),
+    space: defined({ axes, divisors, maxWidthCut, maxDepthCut, tolerance }),
+    bitsPerWeight: flags.bits,
+    depthMethod: flags.depth,
+    maxCandidates: flags.candidates,
+    searchTokens: flags.searchTokens,
+    calibrationSamples: flags.samples,
+    scoresFile: flags.scores,
   };
 }
 
@@ -212,16 +183,19 @@ export interface TrainFlags {
   readonly recompute?: boolean | undefined;
 }
 
-export const addTraining = (command: Command, defaultTokens: string): Command =>
+/** Tokens to train on by default. */
+export const DEFAULT_TOKENS = 2e6;
+
+export const training: OptionGroup = (command) =>
   command
-    .option("--tokens <n>", `tokens to train on (default: ${defaultTokens})`, parseCount)
+    .option("--tokens <n>", "tokens to train on (default: 2M)", parseCount)
     .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
-    .option("--batch-size <n>", "sequences per step (default: 4096 tokens' worth)", parseAtLeastOne)
+    .option("--batch-size <n>", "sequences per step (default: as many as make 4096 tokens)", parseAtLeastOne)
     .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseAtLeastOne)
     .option("--learning-rate <x>", "peak (default: 1e-4 at width 4096, more for narrower models)", parsePositive)
     .option("--minimum-learning-rate <x>", "at the end (default: a tenth of the peak)", parsePositive)
     .addOption(
-      new Option("--schedule <kind>", "how the learning rate falls (default: cosine)").choices([
+      option("--schedule <kind>", "how the learning rate falls (default: cosine)").choices([
         "cosine",
         "linear",
         "constant",
@@ -233,25 +207,30 @@ export const addTraining = (command: Command, defaultTokens: string): Command =>
     .option("--seed <n>", "order of the data and random weights (default: 0)", parseWhole)
     .option("--save-every <steps>", "steps between checkpoints (default: a twentieth of the run)", parseAtLeastOne)
     .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)
-    .addOption(
-      new Option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]),
-    )
+    .addOption(option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]))
     .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
     .option("--restart", "discard what a run in --out has done");
 
 export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
-  const { saveEvery, validateEvery, compute, recompute, ...rest } = flags;
-  const names = [
-    ...(["tokens", "sequenceLength", "batchSize", "microBatchSize", "learningRate", "minimumLearningRate"] as const),
-    ...(["schedule", "warmupSteps", "weightDecay", "clipNorm", "seed"] as const),
-  ];
-  return {
-    ...Object.fromEntries(names.flatMap((name) => (rest[name] === undefined ? [] : [[name, rest[name]]]))),
-    ...(saveEvery !== undefined && { saveEverySteps: saveEvery }),
-    ...(validateEvery !== undefined && { validateEverySteps: validateEvery }),
-    ...(compute && { computeType: compute }),
-    ...(recompute === true && { recompute }),
-  };
+  const { tokens, sequenceLength, batchSize, microBatchSize, learningRate, minimumLearningRate } = flags;
+  const { schedule, warmupSteps, weightDecay, clipNorm, seed, recompute } = flags;
+  return defined({
+    tokens,
+    sequenceLength,
+    batchSize,
+    microBatchSize,
+    learningRate,
+    minimumLearningRate,
+    schedule,
+    warmupSteps,
+    weightDecay,
+    clipNorm,
+    seed,
+    saveEverySteps: flags.saveEvery,
+    validateEverySteps: flags.validateEvery,
+    computeType: flags.compute,
+    recompute,
+  });
 }
 
 export interface LossFlags {
@@ -262,10 +241,10 @@ export interface LossFlags {
   readonly teacherCache?: boolean | undefined;
 }
 
-export const addLoss = (command: Command): Command =>
+export const loss: OptionGroup = (command) =>
   command
     .addOption(
-      new Option("--loss <kind>", "how far the student is from the teacher (default: forward-kl)").choices(DIVERGENCES),
+      option("--loss <kind>", "how far the student is from the teacher (default: forward-kl)").choices(DIVERGENCES),
     )
     .option("--temperature <x>", "softens both distributions (default: 1)", parsePositive)
     .option("--cross-entropy-weight <x>", "weight of the data's own loss beside it (default: 0)", parseNonNegative)
@@ -276,17 +255,10 @@ export const addLoss = (command: Command): Command =>
     )
     .option("--teacher-cache", "compute the teacher's logits once and keep them on disk");
 
-export function lossOptions(flags: LossFlags) {
-  if (flags.topK === 0) throw new UsageError("--top-k must be at least 1");
+export function lossOptions({ loss, temperature, crossEntropyWeight, topK, teacherCache }: LossFlags) {
+  if (topK === 0) throw new UsageError("--top-k must be at least 1");
   return {
-    distillation: {
-      ...(flags.loss && { divergence: flags.loss }),
-      ...(flags.temperature !== undefined && { temperature: flags.temperature }),
-      ...(flags.crossEntropyWeight !== undefined && { crossEntropyWeight: flags.crossEntropyWeight }),
-    },
-    teacherOptions: {
-      ...(flags.topK !== undefined && { topK: flags.topK }),
-      ...(flags.teacherCache === true && { cache: true }),
-    },
+    distillation: defined({ divergence: loss, temperature, crossEntropyWeight }),
+    teacherOptions: { topK, cache: teacherCache },
   };
 }

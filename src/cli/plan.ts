@@ -1,25 +1,26 @@
-import { Command } from "commander";
 import type { FitCandidate } from "../devices/index.js";
 import { DEVICES, THIS_MACHINE } from "../devices/profiles.js";
 import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
-import type { DevicePlan, PlanOutcome } from "../jobs/index.js";
+import type { DevicePlan, JobOptions, PlanOutcome } from "../jobs/index.js";
 import { type AxisSize, describeSize } from "../prune/sizes.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes, formatCount } from "../system/format.js";
-import { action, example, table } from "./command.js";
+import { action } from "./action.js";
+import { command, type OptionGroup } from "./command.js";
 import {
-  addCommon,
-  addData,
-  addTarget,
-  addValidation,
+  adapters,
   type CommonFlags,
+  common,
   type DataFlags,
   dataOptions,
-  parseAtLeastOne,
-  parsePositive,
+  optionalData,
+  optionalTarget,
   type TargetFlags,
   targetOptions,
+  validation,
 } from "./options.js";
+import { parseAtLeastOne, parsePositive } from "./parse.js";
+import { table } from "./table.js";
 
 interface Flags extends Omit<CommonFlags, "device">, DataFlags, Omit<TargetFlags, "target"> {
   readonly device: DeviceKind | "auto";
@@ -29,54 +30,51 @@ interface Flags extends Omit<CommonFlags, "device">, DataFlags, Omit<TargetFlags
   readonly all?: boolean | undefined;
 }
 
-const command = addCommon(
-  addTarget(
-    addValidation(
-      addData(
-        new Command("plan").description(
-          "List the smaller architectures that meet a target, ranked by loss if there is data; or weigh cuts against types for a device",
-        ),
-        false,
-      ),
-    ),
-    false,
-  ),
+const DEVICE_IDS = [THIS_MACHINE, ...DEVICES.map(({ id }) => id)];
+
+/** Lets `--device` also name what to plan for. */
+const plannedDevices: OptionGroup = (command) => {
+  for (const option of command.options)
+    if (option.long === "--device") {
+      option.choices(["auto", ...DEVICE_KINDS, ...DEVICE_IDS]);
+      option.description = `where to compute; or what to plan for: ${DEVICE_IDS.join(", ")}`;
+    }
+};
+
+export const planCommand = command(
+  "plan",
+  "List the smaller architectures that meet a target, ranked by loss if there is data; or weigh cuts against types for a device",
 )
+  .with(optionalData, validation, optionalTarget, common, plannedDevices, adapters)
   .argument("<model>", "model directory, directory with a config.json, or hub id")
   .option("--context-size <n>", "tokens of prompt and answer on the device (default: the device's)", parseAtLeastOne)
   .option("--speed <n>", "least tokens per second on the device", parsePositive)
-  .option("--all", "all that was weighed for a device, not only the best of each kind");
-const DEVICE_IDS = [THIS_MACHINE, ...DEVICES.map(({ id }) => id)];
-for (const option of command.options)
-  if (option.long === "--device") {
-    option.choices(["auto", ...DEVICE_KINDS, ...DEVICE_IDS]);
-    option.description = `where to compute; or what to plan for: ${DEVICE_IDS.join(", ")}`;
-  }
-
-export const planCommand = example(
-  command.action(
+  .option("--all", "list everything weighed for a device, not only the best of each kind")
+  .examples(
+    "coppice plan ./mistral-nemo --target 8.4B",
+    "coppice plan ./model --target 0.67x --axes hidden,ffn,layers --data corpus.jsonl",
+    "coppice plan ./model --device phone-8gb --context-size 4096",
+  )
+  .action(
     action(async ({ job, print }, flags: Flags, model: string) => {
       const forDevice = DEVICE_IDS.find((id) => id === (flags.device as string));
-      if (forDevice !== undefined) {
-        const { contextSize: contextLength, speed: tokensPerSecond } = flags;
-        const { space } = targetOptions({ ...flags, target: "" });
-        const { device: _, ...options } = job;
-        const { planForDevice } = await import("../jobs/device-plan.js");
-        const made = await planForDevice({ ...options, model, forDevice, contextLength, tokensPerSecond, space });
-        print(made, (plan) => renderDevicePlan(plan, flags.all === true));
-        return;
-      }
+      if (forDevice !== undefined)
+        return print(await planFor(forDevice, model, flags, job), (plan) => renderDevicePlan(plan, flags.all === true));
       const { target } = flags;
       if (target === undefined) throw new UsageError("plan needs a --target, or a device: --device phone-8gb");
       const { plan } = await import("../jobs/plan.js");
       const outcome = await plan({ ...job, ...dataOptions(flags), ...targetOptions({ ...flags, target }), model });
       print(outcome, renderPlan);
     }),
-  ),
-  "coppice plan ./mistral-nemo --target 8.4B",
-  "coppice plan ./model --target 0.67x --axes hidden,ffn,layers --data corpus.jsonl",
-  "coppice plan ./model --device phone-8gb --context-size 4096",
-);
+  );
+
+async function planFor(forDevice: string, model: string, flags: Flags, job: JobOptions): Promise<DevicePlan> {
+  const { contextSize: contextLength, speed: tokensPerSecond } = flags;
+  const { space } = targetOptions({ ...flags, target: "" });
+  const { device: _, ...options } = job; // it computes nothing
+  const { planForDevice } = await import("../jobs/device-plan.js");
+  return planForDevice({ ...options, model, forDevice, contextLength, tokensPerSecond, space });
+}
 
 function renderPlan({ candidates, parameters, original }: PlanOutcome): string {
   const axes = Object.keys(original);
@@ -98,39 +96,37 @@ const sizeText = (size: AxisSize | undefined): string => (size === undefined ? "
 
 /** The Pareto front, or all; the best is marked. */
 function renderDevicePlan({ device, contextLength, candidates, best, parameters }: DevicePlan, all: boolean): string {
-  const shown = candidates.filter(({ onFront }) => all || onFront);
-  const advice =
-    best === undefined
-      ? "Nothing fits: cut more (--max-width-cut), or plan for less context (--context-size)."
-      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: coppice compress MODEL --target ${device.id === THIS_MACHINE ? best.parameters : device.id} --data ...`;
+  const target = device.id === THIS_MACHINE ? best?.parameters : device.id;
+  const head = ["parameters", "of all", "hidden", "ffn", "layers", "type"];
+  const costs = ["weights", "cache", "all memory", "tokens/s", "loss added", ""];
   return [
     `${device.name}: ${formatBytes(device.usableBytes)} usable, ${(device.bandwidth / 1e9).toFixed(1)} GB/s; ${formatCount(parameters)} parameters now, a context of ${contextLength} tokens`,
     table(
-      [
-        "parameters",
-        "of all",
-        "hidden",
-        "ffn",
-        "layers",
-        "type",
-        "weights",
-        "cache",
-        "all memory",
-        "tokens/s",
-        "loss more",
-        "",
-      ],
-      shown.map((c) => [
-        ...[formatCount(c.parameters), `${Math.round(100 * c.share)} %`],
-        ...[c.sizes.hidden, c.sizes.ffn, c.sizes.layers].map(sizeText),
-        c.kind,
-        ...[c.memory.weightBytes, c.memory.cacheBytes, c.memory.totalBytes].map(formatBytes),
-        ...[c.tokensPerSecond.toPrecision(3), c.expectedLoss.toPrecision(2)],
-        c === best ? "best" : c.fits ? "fits" : "does not fit",
-      ]),
+      [...head, ...costs],
+      candidates.filter(({ onFront }) => all || onFront).map((candidate) => fitRow(candidate, best)),
     ),
-    advice,
+    best === undefined
+      ? "Nothing fits: cut more (--max-width-cut), or plan for less context (--context-size)."
+      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: coppice compress MODEL --target ${target} --data ...`,
   ].join("\n");
+}
+
+function fitRow(candidate: FitCandidate, best: FitCandidate | undefined): string[] {
+  const { parameters, share, sizes, kind, memory, tokensPerSecond, expectedLoss, fits } = candidate;
+  return [
+    formatCount(parameters),
+    `${Math.round(100 * share)} %`,
+    sizeText(sizes.hidden),
+    sizeText(sizes.ffn),
+    sizeText(sizes.layers),
+    kind,
+    formatBytes(memory.weightBytes),
+    formatBytes(memory.cacheBytes),
+    formatBytes(memory.totalBytes),
+    tokensPerSecond.toPrecision(3),
+    expectedLoss.toPrecision(2),
+    candidate === best ? "best" : fits ? "fits" : "does not fit",
+  ];
 }
 
 const describe = ({ sizes }: FitCandidate): string =>

@@ -1,16 +1,18 @@
-import { Command, Option } from "commander";
 import type { FloatDType } from "../ggml/index.js";
-import { action, example } from "./command.js";
+import { action } from "./action.js";
+import { command, option } from "./command.js";
 import {
-  addCommon,
-  addData,
-  addTraining,
-  addValidation,
+  adapters,
   type CommonFlags,
+  common,
   type DataFlags,
+  DEFAULT_TOKENS,
+  data,
   dataOptions,
   type TrainFlags,
+  training,
   trainSettings,
+  validation,
 } from "./options.js";
 import { renderTraining } from "./render.js";
 
@@ -21,40 +23,31 @@ interface Flags extends CommonFlags, DataFlags, TrainFlags {
   readonly restart?: boolean | undefined;
 }
 
-export const pretrainCommand = example(
-  addCommon(
-    addTraining(
-      addValidation(
-        addData(
-          new Command("pretrain").description("Train on the next token: from scratch, or going on from a model"),
-          true,
-        ),
-      ),
-      "2M",
-    ),
-  )
-    .argument(
-      "<model>",
-      "model directory or hub id; with --from-scratch a directory with config.json and tokenizer.json",
-    )
-    .requiredOption("--out <dir>", "the run's directory; ends as the trained model")
-    .option("--from-scratch", "start from random weights")
-    .addOption(new Option("--dtype <type>", "stored type of the weights").choices(["f32", "f16", "bf16"]))
-    .action(
-      action(async ({ job, print }, flags: Flags, model: string) => {
-        const { pretrain } = await import("../jobs/pretrain.js");
-        const outcome = await pretrain({
-          ...job,
-          ...dataOptions(flags),
-          model,
-          out: flags.out,
-          settings: { tokens: 2e6, ...trainSettings(flags) },
-          ...(flags.fromScratch === true && { fromScratch: true }),
-          ...(flags.dtype && { dtype: flags.dtype }),
-          ...(flags.restart === true && { restart: true }),
-        });
-        print(outcome, renderTraining);
-      }),
-    ),
-  "coppice pretrain ./tiny-config --from-scratch --data corpus.txt --tokens 10M --out ./tiny",
-);
+export const pretrainCommand = command(
+  "pretrain",
+  "Train on predicting the next token: from scratch, or continuing from a model",
+)
+  .with(data, validation, training, common, adapters)
+  .argument("<model>", "model directory or hub id; with --from-scratch a directory with config.json and tokenizer.json")
+  .requiredOption("--out <dir>", "the run's directory; becomes the trained model")
+  .option("--from-scratch", "start from random weights")
+  .addOption(option("--dtype <type>", "stored type of the weights").choices(["f32", "f16", "bf16"]))
+  .examples("coppice pretrain ./tiny-config --from-scratch --data corpus.txt --tokens 10M --out ./tiny")
+  .action(
+    action(async ({ job, print }, flags: Flags, model: string) => {
+      const { out, fromScratch, dtype, restart } = flags;
+      const settings = { tokens: DEFAULT_TOKENS, ...trainSettings(flags) };
+      const { pretrain } = await import("../jobs/pretrain.js");
+      const outcome = await pretrain({
+        ...job,
+        ...dataOptions(flags),
+        model,
+        out,
+        settings,
+        fromScratch,
+        dtype,
+        restart,
+      });
+      print(outcome, renderTraining);
+    }),
+  );

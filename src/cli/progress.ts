@@ -1,22 +1,26 @@
 import cliProgress from "cli-progress";
 import type { ProgressEvent } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
+import { isLogging, logOf } from "../system/log.js";
+
+const log = logOf("progress");
 
 const REPORT_EVERY_MS = 5000;
-/** What was done in less time says nothing of a rate. */
+/** In less time no rate can be measured. */
 const RATE_SECONDS = 0.2;
 
-/** Shows how a job goes on standard error: a bar per stage on a terminal, a line now and then elsewhere. */
+/** Shows a job's progress on standard error: a bar per stage on a terminal, a line now and then elsewhere. */
 export class ProgressDisplay {
   private stage: string | undefined;
-  /** When the stage was first heard of, and what was done then: of that it is not known how long it took. */
+  /** When the stage was first reported, and how much was done by then: how long that took is not known. */
   private started = 0;
   private before = 0;
   private reported = 0;
   private bar: cliProgress.SingleBar | undefined;
   private readonly noted = new Set<string>();
 
-  constructor(private readonly terminal: boolean = process.stderr.isTTY === true) {}
+  /** @param terminal whether bars are drawn: a log would run into them */
+  constructor(private readonly terminal: boolean = process.stderr.isTTY === true && !isLogging()) {}
 
   readonly update = (event: ProgressEvent): void => {
     const now = performance.now();
@@ -31,6 +35,8 @@ export class ProgressDisplay {
       amounts: `${amount(event, event.done)} of ${amount(event, event.total)}`,
     };
     const finished = event.done >= event.total;
+    log.trace("progress", { ...event });
+    if (finished) log.debug("done", { stage: event.stage, seconds, total: event.total, unit: event.unit });
     if (this.bar !== undefined) this.bar.update(event.done, text);
     else if (finished || now - this.reported > REPORT_EVERY_MS) {
       this.reported = now;
@@ -40,7 +46,7 @@ export class ProgressDisplay {
     }
   };
 
-  /** Says something once, beside the bars. */
+  /** Prints a note once, between the bars. */
   readonly note = (text: string): void => {
     if (this.noted.has(text)) return;
     this.noted.add(text);
@@ -79,7 +85,7 @@ export class ProgressDisplay {
 const amount = ({ unit }: ProgressEvent, value: number): string =>
   unit === "bytes" ? formatBytes(Math.round(value)) : `${value < 10 ? threeDigits(value) : formatCount(value)} ${unit}`;
 
-/** 3, 0.25: what is slow is not nothing. */
+/** 3, 0.25: a slow rate is not shown as 0. */
 const threeDigits = (value: number): string => String(Number(value.toPrecision(3)));
 
 function duration(seconds: number): string {

@@ -4,7 +4,7 @@ import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } f
 import { recoveredShare } from "../jobs/report.js";
 import type { FileKind } from "../quantize/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
-import { renderNotes, table } from "./command.js";
+import { renderNotes, table } from "./table.js";
 
 /** How a training run ended. */
 export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out }: TrainingOutcome): string =>

@@ -1,18 +1,12 @@
-import { Command, Option } from "commander";
-import type { Profile } from "../serve/index.js";
+import type { Profile, ServeJob } from "../serve/index.js";
 import { PROFILE_NAMES, type ProfileName } from "../serve/profile-names.js";
 import { UsageError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
-import { action, example, SERVICE_ENDS, table } from "./command.js";
-import {
-  addCommon,
-  type CommonFlags,
-  parseAtLeastOne,
-  parseBytes,
-  parseNames,
-  parsePositive,
-  parseWhole,
-} from "./options.js";
+import { action, SERVICE_ENDS, stopped } from "./action.js";
+import { command, environment, option } from "./command.js";
+import { type CommonFlags, common, defined } from "./options.js";
+import { parseAtLeastOne, parseBytes, parseNames, parsePositive, parseWhole } from "./parse.js";
+import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
   readonly models?: string[] | undefined;
@@ -43,157 +37,134 @@ interface Flags extends CommonFlags {
   readonly logPrompts?: boolean | undefined;
 }
 
-/** An environment variable that gives an option too. */
-const variable = (option: Option): Option =>
-  option.env(`COPPICE_SERVE_${option.attributeName().replace(/[A-Z]/g, "_$&").toUpperCase()}`);
-
-/** An option that an environment variable may give. */
-const option = (flags: string, description: string, parse?: (text: string) => unknown): Option => {
-  const made = variable(new Option(flags, description));
-  return parse === undefined ? made : made.argParser(parse);
-};
-
-const command = addCommon(
-  new Command("serve").description("Serve models over OpenAI's and Anthropic's API, until it is stopped"),
-)
-  .argument("[models...]", "model directories, .gguf files or hub ids; the first is meant where a request names none")
-  .addOption(option("--models <list>", "the same, comma-separated", parseNames))
-  .addOption(option("--list-profiles", "say what each profile would use here, and which suits"))
+export const serveCommand = command("serve", "Serve models over OpenAI's and Anthropic's API, until it is stopped")
+  .with(common)
+  .argument("[models...]", "model directories, .gguf files or hub ids; the first answers requests that name none")
+  .option("--models <list>", "the same, comma-separated", parseNames)
+  .option("--list-profiles", "print what each profile would use here, and which suits")
   .addOption(option("--profile <name>", "what to serve for: sets slots, context and batch").choices(PROFILE_NAMES))
-  .addOption(option("--host <address>", "address to listen on (default: 127.0.0.1)"))
-  .addOption(option("--port <n>", "port to listen on, 0 for any that is free (default: 8000)", parseWhole))
-  .addOption(option("--name <names>", "what the API calls the models (default: their files' names)", parseNames))
-  .addOption(option("--slots <n>", "requests that a model computes together (default: 4)", parseAtLeastOne))
-  .addOption(option("--queue <n>", "requests that may wait; others are answered 429 (default: 64)", parseWhole))
-  .addOption(
-    option(
-      "--context-size <n>",
-      "tokens of a prompt and its answer (default: the model's, 8192 at most)",
-      parseAtLeastOne,
-    ),
+  .option("--host <address>", "address to listen on (default: 127.0.0.1)")
+  .option("--port <n>", "port to listen on, 0 for any that is free (default: 8000)", parseWhole)
+  .option("--name <names>", "what the API calls the models (default: their files' names)", parseNames)
+  .option("--slots <n>", "requests that a model computes together (default: 4)", parseAtLeastOne)
+  .option("--queue <n>", "requests that may wait; others are answered 429 (default: 64)", parseWhole)
+  .option(
+    "--context-size <n>",
+    "tokens of a prompt and its answer (default: the model's, 8192 at most)",
+    parseAtLeastOne,
   )
-  .addOption(option("--batch-size <n>", "tokens of prompts that are computed at once (default: 512)", parseAtLeastOne))
-  .addOption(option("--max-tokens <n>", "most tokens of an answer (default: what the context leaves)", parseAtLeastOne))
+  .option("--batch-size <n>", "tokens of prompts that are computed at once (default: 512)", parseAtLeastOne)
+  .option("--max-tokens <n>", "most tokens of an answer (default: what the context leaves)", parseAtLeastOne)
   .addOption(
     option("--overflow <policy>", "what is done with a prompt that is too long (default: refuse)").choices([
-      ...["refuse", "drop-oldest"],
+      "refuse",
+      "drop-oldest",
     ]),
   )
-  .addOption(option("--draft <model>", "smaller model of the same tokenizer that guesses ahead for the first model"))
-  .addOption(
-    option(
-      "--lora <files>",
-      "LoRA adapters for the first model: .gguf files or PEFT directories, also ADAPTER=SCALE",
-      parseNames,
-    ),
+  .option("--draft <model>", "smaller model of the same tokenizer that guesses ahead for the first model")
+  .option(
+    "--lora <files>",
+    "LoRA adapters for the first model: .gguf files or PEFT directories, also ADAPTER=SCALE",
+    parseNames,
   )
-  .addOption(
-    option(
-      "--memory <size>",
-      "what models may take together; the one idle for longest makes room (default: 75 %)",
-      parseBytes,
-    ),
+  .option(
+    "--memory <size>",
+    "what models may take together; the one idle for longest makes room (default: 75 %)",
+    parseBytes,
   )
-  .addOption(option("--timeout <seconds>", "longest time of a request (default: 600)", parsePositive))
-  .addOption(
-    option("--drain <seconds>", "how long running requests may take when it is stopped (default: 30)", parsePositive),
+  .option("--timeout <seconds>", "longest time of a request (default: 600)", parsePositive)
+  .option("--drain <seconds>", "how long running requests may take when it is stopped (default: 30)", parsePositive)
+  .option("--max-body <size>", "largest request (default: 8MiB)", parseBytes)
+  .option("--api-keys <file>", "SHA-256 of each key that is accepted, a line each (default: everybody may ask)")
+  .option("--cors <origins>", "origins whose web pages may ask, comma-separated, or *", parseNames)
+  .option(
+    "--allowed-hosts <names>",
+    "more names by which it is reached without keys, comma-separated, or * (default: this machine's)",
+    parseNames,
   )
-  .addOption(option("--max-body <size>", "largest request (default: 8MiB)", parseBytes))
-  .addOption(option("--api-keys <file>", "SHA-256 of each key that may ask, a line each (default: everybody may)"))
-  .addOption(option("--cors <origins>", "origins whose web pages may ask, comma-separated, or *", parseNames))
-  .addOption(
-    option(
-      "--allowed-hosts <names>",
-      "more names by which it is reached without keys, comma-separated, or * (default: this machine's)",
-      parseNames,
-    ),
+  .option(
+    "--keep-alive <seconds>",
+    "how long an idle connection is kept for the next request (default: 65)",
+    parsePositive,
   )
-  .addOption(
-    option(
-      "--keep-alive <seconds>",
-      "how long an idle connection is kept for the next request (default: 65)",
-      parsePositive,
-    ),
-  )
-  .addOption(option("--tls-cert <file>", "certificate in PEM"))
-  .addOption(option("--tls-key <file>", "its key in PEM"))
+  .option("--tls-cert <file>", "certificate in PEM")
+  .option("--tls-key <file>", "its key in PEM")
   .addOption(
     option("--log-level <level>", "what is logged on standard error (default: info)").choices([
-      ...["silent", "error", "info"],
+      "silent",
+      "error",
+      "info",
     ]),
   )
-  .addOption(option("--log-prompts", "put what is asked and answered into the log"));
-for (const shared of command.options) if (shared.envVar === undefined) variable(shared);
-
-export const serveCommand = example(
-  command.action(
-    action(async ({ job, print }, flags: Flags, given: string[]) => {
-      const models = given.length > 0 ? given : (flags.models ?? []);
+  .option("--log-prompts", "put prompts and answers into the log")
+  .with(environment("COPPICE_SERVE"))
+  .examples(
+    "coppice serve student-Q4_K_M.gguf --port 8000",
+    "coppice serve ./student ./teacher --memory 8GiB --api-keys keys.txt",
+    "coppice serve --list-profiles ./student",
+  )
+  .action(
+    action(async ({ job, print }, flags: Flags, named: string[]) => {
+      const models = named.length > 0 ? named : (flags.models ?? []);
       const { signal, ...options } = job;
       const { listProfiles, serve } = await import("../serve/index.js");
       if (flags.listProfiles) return print(await listProfiles(models[0], options), renderProfiles);
       if (models.length === 0) throw new UsageError("serve needs a model: coppice serve MODEL");
-      const { name: names, queue: queueLimit, timeout: timeoutSeconds, drain: drainSeconds } = flags;
-      const {
-        maxBody: maxBodyBytes,
-        memory: memoryLimit,
-        apiKeys: keysFile,
-        cors: corsOrigins,
-        allowedHosts,
-        keepAlive: keepAliveSeconds,
-        draft: draftModel,
-      } = flags;
-      const { host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile } = flags;
-      const { tlsCert, tlsKey, logLevel, logPrompts } = flags;
-      const all = {
-        ...{
-          models,
-          names,
-          queueLimit,
-          timeoutSeconds,
-          drainSeconds,
-          maxBodyBytes,
-          memoryLimit,
-          keysFile,
-          corsOrigins,
-          allowedHosts,
-          keepAliveSeconds,
-        },
-        ...{ draftModel, host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile },
-        ...{ tlsCert, tlsKey, logLevel, logPrompts },
-      };
-      const set = Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
-      const server = await serve({ ...options, ...set, models });
+      const server = await serve({ ...options, ...serveOptions(flags), models });
       try {
         await Promise.race([server.ready, stopped(signal)]);
-        if (!signal?.aborted)
-          print(
-            { url: server.url },
-            ({ url }) =>
-              `listening on ${url} (chat there, API at ${url}/v1, its documentation at ${url}/docs); Ctrl-C ends it`,
-          );
+        if (!signal?.aborted) print({ url: server.url }, renderAddress);
         await stopped(signal);
       } finally {
         await server.close();
       }
     }, SERVICE_ENDS),
-  ),
-  "coppice serve student-Q4_K_M.gguf --port 8000",
-  "coppice serve ./student ./teacher --memory 8GiB --api-keys keys.txt",
-  "coppice serve --list-profiles ./student",
-);
+  );
 
-const stopped = (signal: AbortSignal | undefined): Promise<void> =>
-  new Promise((resolve) => {
-    if (signal?.aborted) resolve();
-    signal?.addEventListener("abort", () => resolve(), { once: true });
+function serveOptions(flags: Flags): Partial<ServeJob> {
+  const { host, port, slots, contextSize, batchSize, maxTokens, overflow, lora, profile } = flags;
+  const { allowedHosts, tlsCert, tlsKey, logLevel, logPrompts } = flags;
+  return defined({
+    names: flags.name,
+    queueLimit: flags.queue,
+    timeoutSeconds: flags.timeout,
+    drainSeconds: flags.drain,
+    maxBodyBytes: flags.maxBody,
+    memoryLimit: flags.memory,
+    keysFile: flags.apiKeys,
+    corsOrigins: flags.cors,
+    allowedHosts,
+    keepAliveSeconds: flags.keepAlive,
+    draftModel: flags.draft,
+    host,
+    port,
+    slots,
+    contextSize,
+    batchSize,
+    maxTokens,
+    overflow,
+    lora,
+    profile,
+    tlsCert,
+    tlsKey,
+    logLevel,
+    logPrompts,
   });
+}
+
+const renderAddress = ({ url }: { readonly url: string }): string =>
+  `listening on ${url} (chat there, API at ${url}/v1, its documentation at ${url}/docs); Ctrl-C ends it`;
 
 const renderProfiles = (profiles: readonly Profile[]): string =>
   table(
     ["profile", "device", "slots", "context", "batch", "memory", "here"],
     profiles.map(({ name, device, slots, contextSize, batchSize, memoryBytes, fits, suits }) => [
-      ...[name, device, `${slots}`, `${contextSize}`, `${batchSize}`],
-      ...[memoryBytes === undefined ? "-" : formatBytes(memoryBytes), suits ? "suits" : fits ? "fits" : "does not fit"],
+      name,
+      device,
+      `${slots}`,
+      `${contextSize}`,
+      `${batchSize}`,
+      memoryBytes === undefined ? "-" : formatBytes(memoryBytes),
+      suits ? "suits" : fits ? "fits" : "does not fit",
     ]),
   );

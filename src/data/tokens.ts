@@ -12,10 +12,13 @@ import {
   writeFileAtomic,
   writeJson,
 } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { type Document, type DocumentOptions, findDataFiles, type OnNote, readDocuments } from "./documents.js";
 import { endingOf } from "./rows.js";
 import type { Tokenizer } from "./tokenizer.js";
+
+const log = logOf("data");
 
 /** Increased when the same data would give other shards. */
 const FORMAT = 3;
@@ -222,11 +225,14 @@ export async function openCorpus(
   for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
   const key = hashBytes(JSON.stringify([FORMAT, tokenizer.hash, reading, heldOutShare, contents])).slice(0, 32);
   const directory = path.join(cache, "tokens", key);
-  if (!existsSync(path.join(directory, "index.json"))) {
+  const isCached = existsSync(path.join(directory, "index.json"));
+  log.debug(isCached ? "tokens cached" : "tokens not cached", { files, directory });
+  if (!isCached) {
     const { onProgress } = options;
     await tokenize(directory, { files, tokenizer, reading, heldOutShare, onProgress });
   }
   const index = JSON.parse(readFileSync(path.join(directory, "index.json"), "utf8")) as Index;
+  log.debug("tokens opened", { train: index.train.length, heldOut: index.heldOut.length });
   for (const note of index.notes) options.onNote?.(note);
   const stream = (part: "train" | "heldOut"): TokenStream =>
     TokenStream.open(directory, index[part], index.bytesPerToken, `${key}-${part}`);

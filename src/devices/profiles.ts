@@ -1,5 +1,6 @@
 import type { StoredDType } from "../ggml/index.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 
 /** A device to run models on. Its rates are the hardware's own, of which an engine reaches a part; see predict.ts. */
 export interface DeviceProfile {
@@ -83,11 +84,11 @@ export const THIS_MACHINE = "this-machine";
 /** @throws UsageError for an unknown id, listing the devices */
 export function deviceProfile(id: string): DeviceProfile {
   const found = DEVICES.find((device) => device.id === id);
-  if (found === undefined)
-    throw new UsageError(
-      `there is no device ${id}; there are ${DEVICES.map((device) => device.id).join(", ")}, and ${THIS_MACHINE}`,
-    );
-  return found;
+  if (found !== undefined) return found;
+  const ids = DEVICES.map((device) => device.id);
+  throw new UsageError(
+    `there is no device ${id}; there are ${ids.join(", ")}, and ${THIS_MACHINE}.${didYouMean(id, [...ids, THIS_MACHINE])}`,
+  );
 }
 
 export const isDevice = (id: string): boolean => DEVICES.some((device) => device.id === id);

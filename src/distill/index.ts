@@ -9,7 +9,7 @@ export {
   type Objective,
   type Teacher,
 } from "./objective.js";
-export { type MetricsRecord, RunDirectory } from "./run-directory.js";
+export { type MetricsRecord, parseMetrics, RunDirectory } from "./run-directory.js";
 export { TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
 export {
   checkTrainOptions,

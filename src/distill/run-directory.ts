@@ -5,9 +5,12 @@ import { openSafetensors, readTensor, type TensorToWrite, writeSafetensors } fro
 import { readJsonObject } from "../checkpoint/json.js";
 import { FormatError } from "../system/errors.js";
 import { checkSpace, writeFileAtomic, writeJson, writingError } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { RunFiles } from "../system/run-files.js";
 import { complaint } from "../system/schema.js";
 import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
+
+const log = logOf("training");
 
 /** One line of `metrics.jsonl`. */
 export interface MetricsRecord {
@@ -26,6 +29,17 @@ export interface MetricsRecord {
   /** Mean nats per token on the validation data, where it was measured. */
   readonly validationLoss?: number | undefined;
 }
+
+/** The lines of a `metrics.jsonl`. One that was cut short by a kill is left out. */
+export const parseMetrics = (text: string): MetricsRecord[] =>
+  text.split("\n").flatMap((line) => {
+    try {
+      const record = JSON.parse(line) as MetricsRecord | null;
+      return typeof record?.step === "number" && typeof record.loss === "number" ? [record] : [];
+    } catch {
+      return [];
+    }
+  });
 
 const stateSchema = z.object({ step: z.number().int().min(0), seconds: z.number().min(0) });
 
@@ -92,8 +106,8 @@ export class RunDirectory {
    * Claims the directory for a configuration: writes `run.json`, or checks the one that is there.
    * @throws UsageError naming what differs, when it belongs to another job
    */
-  claim(configuration: Readonly<Record<string, unknown>>): void {
-    this.files.claim(configuration);
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown): void {
+    this.files.claim(configuration, origin);
   }
 
   /** Whether the run has finished. */
@@ -125,16 +139,7 @@ export class RunDirectory {
   readMetrics(): MetricsRecord[] {
     const file = this.file(METRICS);
     if (!existsSync(file)) return [];
-    return readFileSync(file, "utf8")
-      .split("\n")
-      .flatMap((line) => {
-        try {
-          const record = JSON.parse(line) as MetricsRecord | null;
-          return typeof record?.step === "number" && typeof record.loss === "number" ? [record] : [];
-        } catch {
-          return [];
-        }
-      });
+    return parseMetrics(readFileSync(file, "utf8"));
   }
 
   appendMetrics(record: MetricsRecord): void {
@@ -184,8 +189,10 @@ export class RunDirectory {
     this.removeCheckpoint(name);
     this.files.own(...CHECKPOINT_FILES.map((file) => this.relative(CHECKPOINTS, name, file)));
     const tensors = stores.flatMap((store) => [...store].map((tensor) => storedTensor(store, tensor)));
-    writeSafetensors(this.file(CHECKPOINTS, name, TENSORS_FILE), tensors);
+    const tensorsFile = this.file(CHECKPOINTS, name, TENSORS_FILE);
+    writeSafetensors(tensorsFile, tensors);
     writeJson(this.file(CHECKPOINTS, name, STATE_FILE), state); // written last: it makes the checkpoint complete
+    log.debug("checkpoint saved", { file: tensorsFile, step: state.step });
     for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS)) this.removeCheckpoint(old);
   }
 
@@ -217,6 +224,7 @@ export class RunDirectory {
     const state = stateSchema.safeParse(stored);
     if (!state.success) throw new FormatError(`${stateFile} ${complaint(state.error, stored)}`);
     const source = openSafetensors(path.join(directory, TENSORS_FILE));
+    log.debug("checkpoint restored", { directory, step: state.data.step });
     for (const store of stores)
       for (const tensor of store) {
         const bytes = readTensor(source, tensor.name);

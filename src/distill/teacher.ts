@@ -8,8 +8,11 @@ import { bytesOf } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import type { ModelWeights } from "../models/index.js";
 import { checkSpace, hashBytes, writeAll, writeJson, writingError } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import type { TopKTargets } from "./losses.js";
+
+const log = logOf("training");
 
 export interface TopKTeacherOptions {
   readonly k: number;
@@ -185,6 +188,7 @@ class LogitCache {
       openSync(path.join(directory, name), existsSync(path.join(directory, name)) ? "r+" : "w+");
     this.data = open(LOGITS);
     this.present = open("present.bin");
+    log.debug(blocks > 0 ? "teacher's logits cached" : "teacher's logits not cached", { directory });
   }
 
   has(number: number): boolean {

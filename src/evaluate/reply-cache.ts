@@ -1,7 +1,10 @@
 import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { hashBytes } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import type { Reply, Request } from "./requests.js";
+
+const log = logOf("evaluate");
 
 /** How many replies are written at a time. */
 const WRITTEN_TOGETHER = 64;
@@ -40,6 +43,7 @@ export class ReplyCache {
       const reply = parseLine(line);
       if (reply !== undefined) this.replies.set(reply.key, reply.reply);
     }
+    log.debug("answers cached", { file: this.file, answers: this.replies.size });
     if (text !== "" && !text.endsWith("\n")) appendFileSync(this.file, "\n"); // completes a line that was cut off
   }
 

@@ -1,8 +1,9 @@
 import { mkdirSync, readdirSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
-import { type Logger, pino } from "pino";
+import type { Logger } from "pino";
 import { UsageError } from "../system/errors.js";
+import { serviceLogger } from "../system/log.js";
 import { checkWritable, statOf } from "../system/places.js";
 import { Database } from "./database.js";
 import { DEFAULT_QUOTA, type FoundryOptions } from "./options.js";
@@ -25,8 +26,7 @@ export interface FoundryState {
 export const defaultDataDirectory = (): string =>
   path.join(process.env.XDG_DATA_HOME ?? path.join(homedir(), ".local", "share"), "coppice", "foundry");
 
-export const newLogger = (level: FoundryOptions["logLevel"]): Logger =>
-  pino({ level: level ?? "info", base: null }, pino.destination(2));
+export const newLogger = (level: FoundryOptions["logLevel"]): Logger => serviceLogger("foundry", level ?? "info");
 
 /** Opens database, storage and secrets. @throws UsageError for a data directory that has other files */
 export async function openState(options: FoundryOptions): Promise<FoundryState> {

@@ -13,8 +13,11 @@ import {
 import { type DeviceKind, keepThreads } from "../ggml/index.js";
 import { defined } from "../system/defined.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
+import { logOf } from "../system/log.js";
 import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, openRunnable } from "./runnable.js";
+
+const log = logOf("engine");
 
 export interface EngineOptions {
   readonly device?: DeviceKind | "auto" | undefined;
@@ -241,6 +244,7 @@ export async function loadModel(
     throw new CoppiceError(`llama.cpp cannot be started on ${device} (${reason})`);
   });
   try {
+    log.debug("llama.cpp loads a model", { file, device: String(llama.gpu || "cpu"), threads: llama.maxThreads });
     return await llama.loadModel({ modelPath: file, checkTensors: true });
   } catch (error) {
     throw cannotRun(file, error);

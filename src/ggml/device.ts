@@ -1,10 +1,13 @@
 import { availableParallelism } from "node:os";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
+import { logOf } from "../system/log.js";
 import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import type { Functions, Pointer } from "./functions.js";
 import { type Kernels, loadKernels, type Variant } from "./kernels.js";
 import { type Library, loadLibrary } from "./library.js";
+
+const log = logOf("engine");
 
 /** A compute device found by ggml. */
 export interface Device {
@@ -107,6 +110,14 @@ export class Backend {
       device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
     const backend = new Backend(library, device, handle, threads, kernels);
     backend.startThreads(options.keepThreads ?? true);
+    const { name, description } = device;
+    log.debug("device opened", {
+      device: name,
+      kind: device.kind,
+      description,
+      threads,
+      kernels: kernels?.variant ?? "ggml",
+    });
     return backend;
   }
 

@@ -3,8 +3,11 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { CoppiceError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
+import { logOf } from "../system/log.js";
 import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import { bindFunctions, type Functions } from "./functions.js";
+
+const log = logOf("engine");
 
 /** The loaded ggml libraries. */
 export interface Library {
@@ -138,6 +141,7 @@ function loadFrom(directory: string): Library {
     commit: functions.ggml_commit(),
   };
   loaded.set(directory, library);
+  log.debug("ggml loaded", { directory, version: library.version, commit: library.commit });
   return library;
 }
 

@@ -26,7 +26,7 @@ import { ownIfInside } from "./output.js";
 import { summarisePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
 import { writeReport } from "./report.js";
-import { scoresFor, search } from "./search.js";
+import { RANKING_FILE, scoresFor, search } from "./search.js";
 import { Stages } from "./stages.js";
 import { runTraining, trainOptionsFor, writeTrained } from "./training.js";
 
@@ -229,7 +229,8 @@ export class Compression {
         const briefSettings = forTokens(settings, searchTokens ?? 0);
         return distillBriefly({ backend, teacher: weights, pruned, tokens, validation, settings: briefSettings });
       };
-      const [best] = await search({ ...inputs, scores }, searchTokens === undefined ? undefined : distill);
+      const rankingFile = this.inputs.directory.own(RANKING_FILE);
+      const [best] = await search({ ...inputs, scores }, searchTokens === undefined ? undefined : distill, rankingFile);
       if (best === undefined) throw new UsageError(`the target ${job.target} has no candidates`);
       return best.plan;
     } finally {

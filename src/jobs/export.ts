@@ -10,11 +10,14 @@ import { type Checkpoint, openCheckpoint } from "../models/index.js";
 import { exportGguf, type FileKind, type GgufOrigin, nameOf, type WrittenModel } from "../quantize/index.js";
 import { fileStamp } from "../system/file-stamp.js";
 import { cacheDirectory, hashBytes } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { checkApart } from "../system/places.js";
 import { findModel, type OpenModel, openModel, type RunOnlyModel, writeDirectory } from "./environment.js";
 import { modelFiles, modelIdentity, modelInput } from "./inputs.js";
 import type { JobOptions } from "./job.js";
 import { checkNewFile, claim, inRun, type OverwriteOptions, type RunJob } from "./output.js";
+
+const log = logOf("jobs");
 
 export interface ExportJob extends RunJob, OverwriteOptions, Omit<GgufFileOptions, "run"> {
   readonly model: string;
@@ -132,7 +135,9 @@ export async function runnableGguf(reference: string, job: RunnableOptions): Pro
     hashBytes(JSON.stringify([EXPORT_VERSION, fileIdentity(origin), kind])).slice(0, 32),
   );
   const file = path.join(folder, `${nameOf(origin)}-${kind}.gguf`);
-  if (existsSync(file)) return file;
+  const isCached = existsSync(file);
+  log.debug(isCached ? "export cached" : "export not cached", { model: reference, file });
+  if (isCached) return file;
   await checkConvertible(found);
   const shardBytes = Number.POSITIVE_INFINITY; // a single file, which the next call finds by its name
   await exportGguf(file, origin, { kind, ...exportOptions(job, `export ${kind}`), shardBytes });

@@ -1,5 +1,6 @@
 import type { HubOptions } from "../checkpoint/index.js";
 import { Backend, type BackendOptions } from "../ggml/index.js";
+import type { Invocation } from "./invocation.js";
 
 /** Progress of something that takes a while. */
 export interface ProgressEvent {
@@ -30,6 +31,8 @@ export interface JobOptions extends BackendOptions {
   readonly onNote?: ((note: string) => void) | undefined;
   /** Stops the job as soon as its state is safe. */
   readonly signal?: AbortSignal | undefined;
+  /** The command line that started the job, for the record of a run. */
+  readonly invocation?: Invocation | undefined;
 }
 
 /** Runs a job on a device, and frees the device afterwards. */

@@ -8,7 +8,6 @@ import {
   type DimensionName,
   loadWeights,
   openCheckpoint,
-  splitLayer,
   summariseGguf,
 } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";

@@ -3,8 +3,13 @@ import path from "node:path";
 import { isGguf } from "../checkpoint/index.js";
 import { RunDirectory } from "../distill/index.js";
 import { UsageError } from "../system/errors.js";
+import { logOf } from "../system/log.js";
+import { packageVersion } from "../system/package-version.js";
 import { checkApart, checkWritable, type Input, liesInside, realPath, statOf } from "../system/places.js";
+import type { Origin } from "./invocation.js";
 import type { JobOptions } from "./job.js";
+
+const log = logOf("jobs");
 
 /** Makes a named file one of the run's own if it is to be created in the run's directory. @returns the file */
 export function ownIfInside(run: RunDirectory, file: string): string {
@@ -52,7 +57,10 @@ export async function inRun<T>(
  */
 export function claim(run: RunDirectory, job: RunJob, configuration: Readonly<Record<string, unknown>>): void {
   if (job.restart === true) run.discard();
-  run.claim(configuration);
+  const { invocation } = job;
+  const startedAt = new Date().toISOString();
+  run.claim(configuration, { version: packageVersion(), startedAt, invocation } satisfies Origin);
+  log.debug("run claimed", { directory: run.path, finished: run.finished });
   if (run.finished) job.onNote?.(`${job.out}: this run is finished already; --restart runs it again`);
 }
 

@@ -21,7 +21,7 @@ import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scor
 import { onDevice } from "./job.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { type PlanSummary, summarisePlan } from "./plan-summary.js";
-import { briefDistiller, depthOptions, scoresFor, search } from "./search.js";
+import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
 export interface PruneJob extends RunJob, TargetOptions, Partial<DataOptions> {
@@ -113,7 +113,7 @@ async function pruneInto(
   place: (name: string) => string,
 ): Promise<Omit<PruneOutcome, "out">> {
   const { checkpoint, model, parameters } = opened;
-  const { plan, scores } = await onDevice(job, (backend) => choosePlan(backend, opened, candidates, job));
+  const { plan, scores } = await onDevice(job, (backend) => choosePlan(backend, opened, candidates, { ...job, place }));
   const pruned = prune(checkpoint, plan, keptIndices(model, plan, scores));
   writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
@@ -130,7 +130,7 @@ async function choosePlan(
   backend: Backend,
   { checkpoint, model }: OpenModel,
   candidates: readonly Candidate[],
-  job: PruneJob,
+  job: PruneJob & { readonly place: (name: string) => string },
 ): Promise<ChosenPlan> {
   const { computeType = "bf16" } = job;
   const identity = await modelIdentity(checkpoint, job.cacheDir);
@@ -146,7 +146,7 @@ async function choosePlan(
     const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
     const scores = await scoresFor(inputs, identity);
     if (only === undefined) {
-      const [best] = await search({ ...inputs, scores }, briefDistiller(inputs));
+      const [best] = await search({ ...inputs, scores }, briefDistiller(inputs), job.place(RANKING_FILE));
       if (best === undefined) throw new CoppiceError("no candidate was measured");
       return { plan: best.plan, scores };
     }

@@ -12,6 +12,7 @@ import {
   type Scores,
   saveScores,
 } from "../prune/index.js";
+import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
@@ -64,23 +65,38 @@ export const depthOptions = (model: Model, options: TargetOptions, computeType: 
   maxSequences: SEARCH_SEQUENCES,
 });
 
+/** The record of a search in a run's directory, best first. */
+export const RANKING_FILE = "search.json";
+
+const summaryOf = ({ sizes, parameters, plan, loss, distilledLoss }: RankedCandidate) => ({
+  sizes,
+  parameters,
+  keptLayers: plan.keptLayers,
+  loss,
+  distilledLoss,
+});
+
 /**
  * Ranks the architectures that meet a target, best first.
  * @param distill see `rankCandidates`
+ * @param rankingFile records the ranking
  */
-export function search(
+export async function search(
   inputs: SearchInputs & { readonly scores: Scores },
   distill: ((pruned: PrunedModel) => Promise<number>) | undefined,
+  rankingFile?: string,
 ): Promise<RankedCandidate[]> {
   const { original, options, computeType } = inputs;
   const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
-  return rankCandidates(inputs, candidatesFor(original.model, options), {
+  const ranked = await rankCandidates(inputs, candidatesFor(original.model, options), {
     ...measuring,
     depthMethod,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
     distill,
   });
+  if (rankingFile !== undefined) writeJson(rankingFile, ranked.map(summaryOf));
+  return ranked;
 }
 
 /** Distills candidates briefly, with default settings; undefined when that was not requested. */

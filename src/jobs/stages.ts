@@ -3,7 +3,10 @@ import path from "node:path";
 import { z } from "zod";
 import { FormatError } from "../system/errors.js";
 import { pathsBelow, writeJson } from "../system/files.js";
+import { logOf } from "../system/log.js";
 import { PeakMemory } from "../system/memory.js";
+
+const log = logOf("jobs");
 
 /** A finished stage of a job. */
 export interface StageRecord {
@@ -39,7 +42,11 @@ export class Stages {
   /** Runs a stage, or returns its result if it is finished already. The result must survive JSON. */
   async once<T>(name: string, work: () => Promise<T>): Promise<T> {
     const known = this.records.find((record) => record.name === name);
-    if (known !== undefined) return known.result as T;
+    if (known !== undefined) {
+      log.debug("stage known", { stage: name, file: this.file });
+      return known.result as T;
+    }
+    log.debug("stage begun", { stage: name });
     const memory = new PeakMemory();
     const started = performance.now();
     try {
@@ -47,6 +54,7 @@ export class Stages {
       const seconds = (performance.now() - started) / 1000;
       this.records = [...this.records, { name, seconds, peakMemoryBytes: memory.stop(), result: result ?? null }];
       this.write();
+      log.debug("stage ended", { stage: name, seconds, peakMemoryBytes: this.records.at(-1)?.peakMemoryBytes });
       return result;
     } finally {
       memory.stop();

@@ -1,4 +1,4 @@
-import { isDevice } from "../devices/index.js";
+import { DEVICES, isDevice } from "../devices/index.js";
 import type { Model } from "../models/index.js";
 import {
   type Candidate,
@@ -50,7 +50,8 @@ export function candidatesFor(model: Model, options: TargetOptions): Candidate[]
     const { sizes, parameters, share } = bestFit(model, options.target, options.space);
     return share === 1 ? [{ sizes, parameters }] : enumerateCandidates(model, parameters, spaceOf(model, options));
   }
-  const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS);
+  const devices = DEVICES.map(({ id }) => id);
+  const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS, devices);
   if (target.kind === "sizes") return [{ sizes: target.sizes, parameters: parametersAt(model, target.sizes) }];
   return enumerateCandidates(model, target.parameters, spaceOf(model, options));
 }

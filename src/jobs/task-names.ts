@@ -1,6 +1,12 @@
 import { loadTaskFile, SUITES, TASK_GROUPS, TASKS } from "../evaluate/index.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 import type { PlannedTask } from "./evaluation.js";
+
+/** The names of all built-in suites, groups and tasks. */
+export const TASK_NAMES: readonly string[] = [
+  ...new Set([...Object.keys(SUITES), ...TASK_GROUPS.map(({ name }) => name), ...TASKS.map(({ name }) => name)]),
+];
 
 /** The tasks that names of tasks, groups, suites and files stand for, each once. @throws UsageError for an unknown name */
 export async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
@@ -48,9 +54,8 @@ async function tasksOf(text: string, defaultShots: number | undefined): Promise<
   if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, fewShot)))).flat();
   const task = TASKS.find((known) => known.name === name) ?? (await loadTaskFile(name));
   if (task !== undefined) return [{ task, fewShot }];
-  const taskNames = TASKS.map((known) => known.name).filter((known) => !known.startsWith("mmlu_"));
-  const known = [...Object.keys(SUITES), "mmlu", ...taskNames];
+  const known = TASK_NAMES.filter((each) => !each.startsWith("mmlu_"));
   throw new UsageError(
-    `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts)`,
+    `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts).${didYouMean(name, TASK_NAMES)}`,
   );
 }

@@ -1,5 +1,6 @@
 import type { GgufFile } from "../checkpoint/gguf.js";
 import { FormatError, UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 import type { Architecture, Model } from "./architecture.js";
 import { apertus } from "./architectures/apertus.js";
 import { arcee } from "./architectures/arcee.js";
@@ -89,7 +90,7 @@ export function modelFromConfig(config: ConfigJson): Model {
   const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.some((known) => known === type));
   if (architecture === undefined)
     throw new FormatError(
-      `config.json: model_type ${JSON.stringify(type)} is not supported; supported are ${knownModelTypes().join(", ")}`,
+      `config.json: model_type ${JSON.stringify(type)} is not supported; supported are ${knownModelTypes().join(", ")}.${didYouMean(String(type), knownModelTypes())}`,
     );
   return decoderModel(architecture, config, architecture.decoder(language), modelFromConfig);
 }
@@ -103,7 +104,7 @@ export function configFromGguf(file: GgufFile): ConfigJson {
   const architecture = ARCHITECTURES.find(({ gguf }) => gguf.architectures.includes(read.architecture));
   if (architecture === undefined)
     throw new FormatError(
-      `${file.path}: the architecture ${JSON.stringify(read.architecture)} is not supported; supported are ${knownGgufArchitectures().join(", ")}`,
+      `${file.path}: the architecture ${JSON.stringify(read.architecture)} is not supported; supported are ${knownGgufArchitectures().join(", ")}.${didYouMean(read.architecture, knownGgufArchitectures())}`,
     );
   return architecture.gguf.configOf(read);
 }

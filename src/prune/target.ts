@@ -1,5 +1,6 @@
 import { countParameters, type Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 import { byteCount } from "../system/units.js";
 import { checkNames } from "./plan.js";
 import { type AxisSizes, parseSizes } from "./sizes.js";
@@ -20,9 +21,15 @@ const COUNT_UNITS: ReadonlyMap<string, number> = new Map([
 /**
  * Reads a target: `8.4B` (parameters), `0.67x` (a share of the original's), `4GiB` (memory of the weights at `bitsPerWeight`),
  * or `hidden=4096,ffn=11520` (sizes).
+ * @param alternatives other targets that the caller accepts, for suggestions
  * @throws UsageError listing what is accepted
  */
-export function parseTarget(text: string, model: Model, bitsPerWeight: number): Target {
+export function parseTarget(
+  text: string,
+  model: Model,
+  bitsPerWeight: number,
+  alternatives: readonly string[] = [],
+): Target {
   if (text.includes("=")) {
     const sizes = parseSizes(text);
     checkNames(model, sizes);
@@ -32,7 +39,7 @@ export function parseTarget(text: string, model: Model, bitsPerWeight: number): 
   const parameters = parameterCount(text, original, bitsPerWeight);
   if (!(parameters > 0))
     throw new UsageError(
-      `the target "${text}" is not understood: give parameters (8.4B), a share (0.67x), memory (4GiB) or sizes (hidden=4096,ffn=11520)`,
+      `the target "${text}" is not understood: give parameters (8.4B), a share (0.67x), memory (4GiB) or sizes (hidden=4096,ffn=11520).${didYouMean(text, alternatives)}`,
     );
   if (parameters > original)
     throw new UsageError(

@@ -1,5 +1,6 @@
 import { blockSize, type StoredDType } from "../ggml/dtype.js";
 import { UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 
 /**
  * The kinds of GGUF files and their mixtures of types. The mixtures are llama.cpp's, so that a kind means here what it means
@@ -171,7 +172,10 @@ export const FILE_KINDS = Object.keys(RECIPES) as readonly FileKind[];
 /** Reads the name of a kind of file, in either case. @throws UsageError listing the kinds */
 export function parseFileKind(text: string): FileKind {
   const kind = FILE_KINDS.find((known) => known === text.toLowerCase());
-  if (kind === undefined) throw new UsageError(`there is no type ${text}; there are ${FILE_KINDS.join(", ")}`);
+  if (kind === undefined)
+    throw new UsageError(
+      `there is no type ${text}; there are ${FILE_KINDS.join(", ")}.${didYouMean(text, FILE_KINDS)}`,
+    );
   return kind;
 }
 

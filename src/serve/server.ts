@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { setTimeout as wait } from "node:timers/promises";
 import { getRequestListener } from "@hono/node-server";
-import { pino } from "pino";
+import { serviceLogger } from "../system/log.js";
 import type { ServiceInfo } from "./api/index.js";
 import { ModelPool, type ModelSource, type PoolOptions } from "./engine/model-pool.js";
 import { type HttpOptions, httpApp } from "./http.js";
@@ -36,7 +36,7 @@ export interface RunningServer {
 
 /** Serves models until it is closed. */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
-  const logger = pino({ level: options.logLevel, base: null }, pino.destination(2));
+  const logger = serviceLogger("serve", options.logLevel);
   const metrics = new Metrics();
   const pool = new ModelPool(options.sources, options);
   addGauges(metrics, pool);

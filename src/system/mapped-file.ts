@@ -1,6 +1,9 @@
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { CoppiceError } from "./errors.js";
 import koffi from "./ffi.js";
+import { logOf } from "./log.js";
+
+const log = logOf("files");
 
 /** A file mapped into memory, whose pages the operating system loads on access. */
 export interface MappedFile {
@@ -66,6 +69,7 @@ export function mapFile(path: string): MappedFile {
     closeSync(handle);
     throw new CoppiceError(`${path} is not a regular file`);
   }
+  log.debug("file opened", { file: path, bytes: status.size });
   const native = loadLibc();
   if (status.size === 0 || native === null) return new ReadFile(path, status.size, handle);
   const address = BigInt(native.mmap(null, status.size, PROT_READ, MAP_SHARED, handle, 0));

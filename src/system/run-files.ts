@@ -1,7 +1,7 @@
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
-import { CoppiceError, UsageError } from "./errors.js";
+import { CoppiceError, FormatError, UsageError } from "./errors.js";
 import { writeJson } from "./files.js";
 import { LOCK_FILE, lockDirectory } from "./lock.js";
 import { checkWritable, liesInside, realPath, statOf } from "./places.js";
@@ -23,8 +23,10 @@ const recordSchema = z.object({
   files: z.array(z.string().refine(isOwnName)),
   finished: z.boolean(),
   result: z.unknown().optional(),
+  /** How the run was started; nothing depends on it. */
+  origin: z.unknown().optional(),
 });
-type RunRecord = z.infer<typeof recordSchema>;
+export type RunRecord = z.infer<typeof recordSchema>;
 
 const EMPTY: RunRecord = { coppice: "run", files: [], finished: false };
 
@@ -119,10 +121,10 @@ export class RunFiles {
    * Records the run's configuration, or compares it with the recorded one.
    * @throws UsageError naming the differences when the directory holds another run, or a finished one whose files are gone
    */
-  claim(configuration: Readonly<Record<string, unknown>>): void {
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown): void {
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
     if (this.record.configuration === undefined) {
-      this.write({ configuration: plain });
+      this.write({ configuration: plain, origin });
       return;
     }
     const changes = differences(this.record.configuration, plain);
@@ -166,6 +168,22 @@ export class RunFiles {
     for (let at = path.resolve(this.directory); at.startsWith(path.resolve(this.created)); at = path.dirname(at))
       if (!removeIfEmpty(at)) return;
   }
+}
+
+/**
+ * Reads what a run has recorded, without taking its directory.
+ * @throws UsageError when the directory is no run's, FormatError when its record is damaged
+ */
+export function readRun(directory: string): RunRecord {
+  const stat = statOf(directory);
+  if (stat === undefined) throw new UsageError(`there is no directory ${directory}`);
+  if (!stat.isDirectory()) throw new UsageError(`${directory} is a file: name the directory of a run (its --out)`);
+  const file = path.join(directory, RUN_FILE);
+  if (!existsSync(file))
+    throw new UsageError(`${directory} is not a run of coppice: it has no ${RUN_FILE}. Name the --out of a run`);
+  const record = readRecord(file);
+  if (record === undefined) throw new FormatError(`${file} is damaged, or was not written by coppice`);
+  return record;
 }
 
 /** The record of the run in a directory; undefined when it is empty. @throws UsageError when it is neither a run's nor empty */

@@ -5,6 +5,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { EvaluateOutcome } from "../../src/index.js";
 import { temporaryDirectory } from "../temporary.js";
+import { coppice, json as jsonOf } from "./command-line.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const main = path.join(root, "bin/coppice.cjs");
@@ -12,15 +13,12 @@ const model = path.join(root, "examples/tiny-teacher");
 const fixtures = path.join(root, "test/fixtures/benchmarks");
 const directory = temporaryDirectory();
 const cache = path.join(directory, "cache");
-const env = { ...process.env, COPPICE_CACHE: cache, HF_HUB_OFFLINE: "1", HF_HOME: path.join(directory, "hub") };
+process.env.COPPICE_CACHE = cache;
+process.env.HF_HUB_OFFLINE = "1";
+process.env.HF_HOME = path.join(directory, "hub");
 
-const coppice = (...args: string[]) =>
-  spawnSync(process.execPath, [main, "evaluate", ...args, "--device", "cpu"], { env, encoding: "utf8" });
-const json = (...args: string[]): EvaluateOutcome => {
-  const { stdout, stderr, status } = coppice(...args, "--json");
-  expect(status, stderr).toBe(0);
-  return JSON.parse(stdout) as EvaluateOutcome;
-};
+const evaluate = (...args: string[]) => coppice("evaluate", ...args, "--device", "cpu");
+const json = (...args: string[]) => jsonOf<EvaluateOutcome>("evaluate", ...args, "--device", "cpu");
 const scores = ({ models }: EvaluateOutcome) => models.map(({ tasks }) => tasks.map(({ metrics }) => metrics));
 
 describe("coppice evaluate", () => {
@@ -34,8 +32,8 @@ describe("coppice evaluate", () => {
     "8",
   ];
 
-  it("measures models and writes what the harness writes, and a report", () => {
-    const result = json(model, model, ...flags, "--out", out);
+  it("measures models and writes what the harness writes, and a report", async () => {
+    const result = await json(model, model, ...flags, "--out", out);
     expect(result.models.map((one) => one.model)).toEqual([model, model]);
     const [first, second] = scores(result);
     expect(first).toEqual(second);
@@ -70,8 +68,8 @@ describe("coppice evaluate", () => {
     expect(JSON.parse(readFileSync(path.join(out, "results.json"), "utf8"))).toEqual({ models: result.models });
   });
 
-  it("shows tables, with published figures where asked", () => {
-    const { stdout, status } = coppice(model, ...flags, "--published");
+  it("shows tables, with published figures where asked", async () => {
+    const { stdout, status } = await evaluate(model, ...flags, "--published");
     expect(status).toBe(0);
     expect(stdout).toMatch(/piqa \(0\) +│ +acc,none │ +\d+\.\d\d ± \d+\.\d\d │ +10 of 10 │ +20 │ +20 │/);
     expect(stdout).toContain("Mistral-NeMo-Minitron 8B (published)");
@@ -82,7 +80,7 @@ describe("coppice evaluate", () => {
     const data = path.join(directory, "many");
     const folder = path.join(data, "baber/piqa/default");
     mkdirSync(folder, { recursive: true });
-    const rows = Array.from({ length: 1200 }, (_, i) => ({
+    const rows = Array.from({ length: 400 }, (_, i) => ({
       ...{ goal: `How are ${i} apples kept? `.repeat(4), sol1: `in ${i} boxes`, sol2: "not at all", label: i % 2 },
     }));
     writeFileSync(path.join(folder, "validation.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
@@ -95,20 +93,18 @@ describe("coppice evaluate", () => {
         0,
       );
     const own = ["--max-length", "100"]; // answers of its own
-    const child = spawn(process.execPath, [main, "evaluate", ...args, ...own, "--threads", "1"], {
-      env,
-      stdio: "ignore",
-    });
+    const child = spawn(process.execPath, [main, "evaluate", ...args, ...own, "--threads", "1"], { stdio: "ignore" });
     while (sizeOfNew() === 0 && child.exitCode === null) await wait(10);
     child.kill("SIGKILL");
     await new Promise((resolve) => child.once("exit", resolve));
-    const resumed = json(...args, ...own);
+    const resumed = await json(...args, ...own);
     const cached = resumed.models[0]?.tasks[0]?.cached ?? 0;
     expect(cached).toBeGreaterThan(0);
-    expect(cached).toBeLessThan(2400);
+    expect(cached).toBeLessThan(800);
     const fresh = path.join(directory, "fresh");
     const { stdout } = spawnSync(process.execPath, [main, "evaluate", ...args, ...own, "--device", "cpu", "--json"], {
-      ...{ env: { ...env, COPPICE_CACHE: fresh }, encoding: "utf8" },
+      env: { ...process.env, COPPICE_CACHE: fresh },
+      encoding: "utf8",
     });
     const values = (outcome: EvaluateOutcome) => scores(outcome)[0]?.[0]?.map(({ value }) => value);
     expect(values(resumed)).toEqual(values(JSON.parse(stdout) as EvaluateOutcome));
@@ -128,8 +124,8 @@ describe("coppice evaluate", () => {
     ],
     ["a limit of nothing", [model, "--limit", "0"], 2, /positive/],
     ["a server that is not there", ["http://127.0.0.1:9/v1", "--tasks", "piqa"], 1, /cannot be reached/],
-  ])("says what to do about %s", (_, args, status, message) => {
-    const result = coppice(...args);
+  ])("says what to do about %s", async (_, args, status, message) => {
+    const result = await evaluate(...args);
     expect(result.stderr).toMatch(message);
     expect(result.status).toBe(status);
     expect(result.stdout).toBe("");

@@ -8,51 +8,44 @@ import { Backend } from "../../src/ggml/index.js";
 import type { GenerateOutcome, QuantizeOutcome } from "../../src/index.js";
 import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
+import { coppice, json as jsonOf } from "./command-line.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const teacher = path.join(root, "examples/tiny-teacher");
 const directory = temporaryDirectory();
-const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), HF_HUB_OFFLINE: "1" };
+process.env.COPPICE_CACHE = path.join(directory, "cache");
+process.env.HF_HUB_OFFLINE = "1";
+const main = path.join(root, "bin/coppice.cjs");
 const data = path.join(directory, "stories.txt");
 writeFileSync(data, corpus(5, 600));
 const at = (...names: string[]) => path.join(directory, ...names);
 
-const run = (args: readonly string[], input = "") =>
-  spawnSync(process.execPath, [path.join(root, "bin/coppice.cjs"), ...args, "--device", "cpu"], {
-    env,
-    input,
-    encoding: "utf8",
-  });
-const json = <T>(...args: string[]): T => {
-  const { stdout, stderr, status } = run([...args, "--json"]);
-  expect(status, stderr).toBe(0);
-  return JSON.parse(stdout) as T;
-};
+const run = (...args: readonly string[]) => coppice(...args, "--device", "cpu");
+const json = <T>(...args: readonly string[]) => jsonOf<T>(...args, "--device", "cpu");
 
 describe("coppice export", () => {
-  it("writes GGUF, and back a directory of the same weights", () => {
-    json("export", teacher, "--out", at("teacher.gguf"));
-    json("export", at("teacher.gguf"), "--out", at("back"));
+  it("writes GGUF, and back a directory of the same weights", async () => {
+    await json("export", teacher, "--out", at("teacher.gguf"));
+    await json("export", at("teacher.gguf"), "--out", at("back"));
     const [before, after] = [openCheckpoint(teacher), openCheckpoint(at("back"))];
     for (const [name, { shape }] of before.source.tensors)
       if (shape.length > 1)
         expect(Buffer.compare(readTensor(after.source, name), readTensor(before.source, name))).toBe(0);
     expect(existsSync(at("back", "tokenizer.json"))).toBe(true);
-    const [loss, same] = [teacher, at("back")].map(
-      (model) => json<{ loss: number }>("perplexity", model, "--data", data, "--sequence-length", "64").loss,
-    );
-    expect(same).toBe(loss);
+    const lossOf = async (model: string) =>
+      (await json<{ loss: number }>("perplexity", model, "--data", data, "--sequence-length", "64")).loss;
+    expect(await lossOf(at("back"))).toBe(await lossOf(teacher));
   });
 
-  it("splits large models into files that read as one", () => {
-    json("export", teacher, "--out", at("split", "m.gguf"), "--shard-bytes", "600KB");
+  it("splits large models into files that read as one", async () => {
+    await json("export", teacher, "--out", at("split", "m.gguf"), "--shard-bytes", "600KB");
     const files = readdirSync(at("split"));
     expect(files.length).toBeGreaterThan(1);
     const [whole, split] = [openGguf(at("teacher.gguf")), openGguf(at("split", files[0]!))];
     expect([...split.tensors.keys()].sort()).toEqual([...whole.tensors.keys()].sort());
     for (const name of whole.tensors.keys())
       expect(Buffer.compare(readTensor(split, name), readTensor(whole, name))).toBe(0);
-    const outcome = json<GenerateOutcome>(
+    const outcome = await json<GenerateOutcome>(
       "generate",
       at("split", files[0]!),
       "--prompt",
@@ -70,10 +63,10 @@ describe("coppice quantize", () => {
   const out = at("quantized");
   let outcome: QuantizeOutcome;
 
-  it("makes several kinds and one to a size, and reports what each costs", () => {
+  it("makes several kinds and one to a size, and reports what each costs", async () => {
     const types = ["--type", "q8_0,q4_0", "--size", "600KB", "--candidates", "q8_0,q5_0,q4_0"];
     const calibration = ["--data", data, "--sequence-length", "64", "--samples", "16", "--cost-samples", "4"];
-    outcome = json<QuantizeOutcome>(
+    outcome = await json<QuantizeOutcome>(
       "quantize",
       teacher,
       ...types,
@@ -102,7 +95,7 @@ describe("coppice quantize", () => {
     }
   });
 
-  it("makes models that every command takes, without expanding them", () => {
+  it("makes models that every command takes, without expanding them", async () => {
     const [file = ""] = outcome.files[1]!.files;
     const backend = Backend.open({ device: "cpu" });
     const { config, source } = openCheckpoint(file);
@@ -110,53 +103,52 @@ describe("coppice quantize", () => {
     expect(weights.store.byteLength).toBeLessThan(1.1 * outcome.files[1]!.bytes);
     weights.free();
     backend.free();
-    const perplexity = json<{ loss: number }>("perplexity", file, "--data", data, "--sequence-length", "64");
+    const perplexity = await json<{ loss: number }>("perplexity", file, "--data", data, "--sequence-length", "64");
     expect(perplexity.loss).toBeCloseTo(outcome.original!.loss, 1);
     const plan = ["--target", "0.8x", "--data", data, "--samples", "16", "--candidates", "2"];
-    json("prune", file, ...plan, "--out", at("pruned"));
+    await json("prune", file, ...plan, "--out", at("pruned"));
     const training = ["--data", data, "--tokens", "10K", "--sequence-length", "64", "--batch-size", "8"];
-    const distilled = json<{ student: { loss: number }; before: { loss: number } }>(
+    const distilled = await json<{ student: { loss: number }; before: { loss: number } }>(
       ...(["distill", at("pruned"), "--teacher", file, ...training, "--out", at("student")] as const),
     );
     expect(distilled.student.loss).toBeLessThan(distilled.before.loss - 0.01);
   });
 
-  it("says what is missing", () => {
-    const refused = (...args: string[]) => run(["quantize", teacher, "--out", at("x"), ...args]);
-    expect(refused()).toMatchObject({ status: 2, stderr: expect.stringMatching(/--type or --size/) });
-    expect(refused("--type", "q9")).toMatchObject({ status: 2, stderr: expect.stringMatching(/q4_k_m/) });
-    expect(refused("--size", "1MB")).toMatchObject({ status: 2, stderr: expect.stringMatching(/--data/) });
+  it("says what is missing", async () => {
+    const refused = (...args: string[]) => run("quantize", teacher, "--out", at("x"), ...args);
+    expect(await refused()).toMatchObject({ status: 2, stderr: expect.stringMatching(/--type or --size/) });
+    expect(await refused("--type", "q9")).toMatchObject({ status: 2, stderr: expect.stringMatching(/q4_k_m/) });
+    expect(await refused("--size", "1MB")).toMatchObject({ status: 2, stderr: expect.stringMatching(/--data/) });
     const file = at("teacher.gguf");
-    const onto = run(["quantize", file, "--type", "q8_0", "--out", file]);
+    const onto = await run("quantize", file, "--type", "q8_0", "--out", file);
     expect(onto).toMatchObject({ status: 2, stderr: expect.stringMatching(/is the model itself/) });
   });
 });
 
 describe("coppice generate and chat", () => {
-  it("continue a text the same way each time, from a directory or a file", () => {
+  it("continue a text the same way each time, from a directory or a file", async () => {
     const generation = ["--prompt", "One evening,", "--temperature", "0", "--max-tokens", "20", "--threads", "1"];
-    const [a, b] = [teacher, at("teacher.gguf")].map((model) =>
-      json<GenerateOutcome>("generate", model, ...generation),
-    );
-    expect(a!.text).toBe(b!.text);
-    expect(a!.tokens).toBe(20);
-    const { stdout, stderr } = run(["generate", teacher, ...generation]);
-    expect(stdout).toContain(`One evening,${a!.text}`);
+    const a = await json<GenerateOutcome>("generate", teacher, ...generation);
+    const b = await json<GenerateOutcome>("generate", at("teacher.gguf"), ...generation);
+    expect(a.text).toBe(b.text);
+    expect(a.tokens).toBe(20);
+    const { stdout, stderr } = await run("generate", teacher, ...generation);
+    expect(stdout).toContain(`One evening,${a.text}`);
     expect(stderr).toMatch(/20 tokens/);
   });
 
-  it("refuse a prompt that does not fit", () => {
-    const { status, stderr } = run(["generate", teacher, "--prompt", "kite ".repeat(400), "--threads", "1"]);
+  it("refuse a prompt that does not fit", async () => {
+    const { status, stderr } = await run("generate", teacher, "--prompt", "kite ".repeat(400), "--threads", "1");
     expect({ status, stderr }).toEqual({
       status: 2,
       stderr: expect.stringMatching(/the prompt has \d+ tokens, the context 512/),
     });
   });
 
-  it("with a draft write the same, and say what it guessed", () => {
+  it("with a draft write the same, and say what it guessed", async () => {
     const generation = ["--prompt", "One evening,", "--temperature", "0", "--max-tokens", "40", "--threads", "1"];
-    const plain = json<GenerateOutcome>("generate", at("teacher.gguf"), ...generation);
-    const drafted = json<GenerateOutcome>(
+    const plain = await json<GenerateOutcome>("generate", at("teacher.gguf"), ...generation);
+    const drafted = await json<GenerateOutcome>(
       "generate",
       at("teacher.gguf"),
       ...generation,
@@ -168,10 +160,11 @@ describe("coppice generate and chat", () => {
     expect(drafted.withoutDraft!.speedUp).toBeGreaterThan(0);
   });
 
-  it("hold a conversation, line by line", () => {
-    const { stdout, status } = run(
-      ["chat", teacher, "--max-tokens", "8", "--threads", "1", "--json", "--seed", "1"],
-      "Hello\n/reset\nGood day\n/exit\nlost\n",
+  it("hold a conversation, line by line", async () => {
+    const { stdout, status } = spawnSync(
+      process.execPath,
+      [main, "chat", teacher, "--max-tokens", "8", "--threads", "1", "--json", "--seed", "1", "--device", "cpu"],
+      { input: "Hello\n/reset\nGood day\n/exit\nlost\n", encoding: "utf8" },
     );
     expect(status).toBe(0);
     const turns = JSON.parse(stdout) as { user: string; model: string }[];
@@ -179,7 +172,7 @@ describe("coppice generate and chat", () => {
     expect(turns.every(({ model }) => model.length > 0)).toBe(true);
   });
 
-  it("refuse a damaged file with a reason and exit code 1, whatever is damaged", () => {
+  it("refuse a damaged file with a reason and exit code 1, whatever is damaged", async () => {
     const good = readFileSync(at("teacher.gguf"));
     const damaged = at("damaged.gguf");
     const tokens = good.indexOf("<|begin|>");
@@ -194,8 +187,8 @@ describe("coppice generate and chat", () => {
       const bytes = Buffer.from(good);
       change(bytes);
       writeFileSync(damaged, bytes);
-      const { status, stderr, signal } = run(["generate", damaged, "--prompt", "a", "--max-tokens", "2"]);
-      expect({ what, signal, status }).toEqual({ what, signal: null, status: 1 });
+      const { status, stderr } = await run("generate", damaged, "--prompt", "a", "--max-tokens", "2");
+      expect({ what, status }).toEqual({ what, status: 1 });
       expect(stderr, what).toMatch(/coppice: .*damaged/);
     }
   });

@@ -4,24 +4,21 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
 import type { CompressOutcome } from "../../src/index.js";
+import type { Explanation } from "../../src/jobs/explain.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
+import { coppice, json } from "./command-line.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const main = path.join(root, "bin/coppice.cjs");
 const teacher = path.join(root, "examples/tiny-teacher");
 const benchmarks = path.join(root, "test/fixtures/benchmarks");
 const directory = temporaryDirectory();
-const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache"), HF_HUB_OFFLINE: "1" };
+process.env.COPPICE_CACHE = path.join(directory, "cache");
+process.env.HF_HUB_OFFLINE = "1";
 const data = path.join(directory, "stories.txt");
 writeFileSync(data, corpus(5, 900));
 
-const coppice = (...args: string[]) => spawnSync(process.execPath, [main, ...args], { env, encoding: "utf8" });
-const json = <T>(...args: string[]): T => {
-  const { stdout, stderr, status } = coppice(...args, "--json");
-  expect(status, stderr).toBe(0);
-  return JSON.parse(stdout) as T;
-};
 const small = ["--sequence-length", "64", "--batch-size", "8", "--save-every", "3"];
 const compression = [
   "--target",
@@ -40,9 +37,9 @@ const compression = [
 describe("coppice compress", () => {
   const out = path.join(directory, "out");
 
-  it("makes a smaller model that is nearly as good, and reports it", () => {
+  it("makes a smaller model that is nearly as good, and reports it", async () => {
     const evaluation = ["--evaluate", "piqa,lambada_openai", "--evaluate-limit", "5", "--benchmark-data", benchmarks];
-    const result = json<CompressOutcome>("compress", teacher, ...compression, "--out", out, ...evaluation);
+    const result = await json<CompressOutcome>("compress", teacher, ...compression, "--out", out, ...evaluation);
     expect(result.evaluation?.models.map(({ model }) => model)).toEqual(["teacher", "pruned", "student"]);
     for (const { tasks } of result.evaluation?.models ?? [])
       expect(tasks.map(({ task, documents }) => [task, documents.measured])).toEqual([
@@ -76,7 +73,7 @@ describe("coppice compress", () => {
     for (const { peakMemoryBytes } of stages) expect(peakMemoryBytes).toBeGreaterThan(1e7);
 
     // what it says of the student is what one measures
-    const measured = json<{ loss: number; tokens: number }>(
+    const measured = await json<{ loss: number; tokens: number }>(
       "perplexity",
       out,
       "--data",
@@ -85,7 +82,33 @@ describe("coppice compress", () => {
       "64",
     );
     expect(Math.abs(measured.loss - result.student.loss)).toBeLessThan(0.15);
-    expect(json<{ parameters: number }>("inspect", out).parameters).toBe(result.student.parameters);
+    expect((await json<{ parameters: number }>("inspect", out)).parameters).toBe(result.student.parameters);
+  });
+
+  it("is explained: what was asked for, what was cut and why, what was won back, how to repeat it", async () => {
+    const explained = await json<Explanation>("explain", out);
+    const report = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8"));
+    expect(explained).toMatchObject({ command: "compress", state: "finished" });
+    expect(explained.report?.models.student?.loss).toBe(report.models.student.loss);
+    expect(explained.report?.recoveredShare).toBe(report.recoveredShare);
+    const sourceOf = (name: string) => explained.settings.find((one) => one.name === name)?.source;
+    expect(["tokens", "saveEverySteps", "maxCandidates"].map(sourceOf)).toEqual(Array(3).fill("command line"));
+    expect(["learningRate", "seed"].map(sourceOf)).toEqual(["default", "default"]);
+    const losses = explained.candidates.map(({ loss }) => loss);
+    expect(losses).toHaveLength(3);
+    expect(losses).toEqual([...losses].sort((a, b) => a - b));
+    expect(explained.candidates[0]?.parameters).toBe(report.models.student.parameters);
+    expect(explained.files.every(({ bytes }) => bytes !== undefined)).toBe(true);
+    expect(Object.keys(explained.inputs)).toEqual(["model", "data", "validation"]);
+
+    // the command that it tells is the one that was given: its run is finished already
+    const [, words = ""] = / && coppice (.*)$/.exec(explained.commandLine ?? "") ?? [];
+    const again = await coppice(...words.split(" "));
+    expect(again).toMatchObject({ status: 0, stderr: expect.stringMatching(/is finished already/) });
+
+    const { stdout } = await coppice("explain", out);
+    expect(stdout).toMatch(/3 candidates were measured.*is the smallest; the next best has \d/);
+    expect(stdout).toMatch(/distillation won back \d+ %/);
   });
 
   it("killed again and again, ends with the same bits as a run that was never stopped", async () => {
@@ -96,7 +119,6 @@ describe("coppice compress", () => {
     };
     for (const steps of [4, 17, 31]) {
       const child = spawn(process.execPath, [main, "compress", teacher, ...compression, "--out", killed], {
-        env,
         stdio: "ignore",
       });
       const ended = new Promise((resolve) => child.on("exit", resolve));
@@ -105,27 +127,32 @@ describe("coppice compress", () => {
       await ended;
     }
     expect(existsSync(path.join(killed, "config.json"))).toBe(false); // not finished yet
-    const result = json<CompressOutcome>("compress", teacher, ...compression, "--out", killed);
+    const result = await json<CompressOutcome>("compress", teacher, ...compression, "--out", killed);
     const weights = (where: string) => readFileSync(path.join(where, "model.safetensors"));
     expect(weights(killed).equals(weights(out))).toBe(true);
     const first = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8"));
     expect(result.student.loss).toBe(first.models.student.loss);
     // a finished run is not run again
-    expect(json<CompressOutcome>("compress", teacher, ...compression, "--out", killed)).toEqual(result);
+    expect(await json<CompressOutcome>("compress", teacher, ...compression, "--out", killed)).toEqual(result);
   });
 
-  it("refuses to go on with other settings in the same directory", () => {
-    const { status, stderr } = coppice("compress", teacher, ...compression, "--seed", "9", "--out", out);
+  it("refuses to go on with other settings in the same directory", async () => {
+    const { status, stderr } = await coppice("compress", teacher, ...compression, "--seed", "9", "--out", out);
     expect(status).toBe(2);
     expect(stderr).toMatch(/holds a run with other settings .*--restart/);
   });
 });
 
 describe("other commands", () => {
-  it("plan lists candidates, ranked by loss when there is data", () => {
-    const listed = json<{ candidates: { parameters: number; loss?: number }[] }>("plan", teacher, "--target", "0.67x");
+  it("plan lists candidates, ranked by loss when there is data", async () => {
+    const listed = await json<{ candidates: { parameters: number; loss?: number }[] }>(
+      "plan",
+      teacher,
+      "--target",
+      "0.67x",
+    );
     expect(listed.candidates.length).toBeGreaterThan(5);
-    const ranked = json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
+    const ranked = await json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
       ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
       ...["--search-tokens", "8K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
     );
@@ -136,9 +163,9 @@ describe("other commands", () => {
     expect(ranked.candidates.length).toBeGreaterThan(4); // the others are listed too
   });
 
-  it("prune, distill and pretrain do one stage each", () => {
+  it("prune, distill and pretrain do one stage each", async () => {
     const pruned = path.join(directory, "pruned");
-    const cut = json<{ parameters: { to: number } }>(
+    const cut = await json<{ parameters: { to: number } }>(
       ...[
         "prune",
         teacher,
@@ -152,21 +179,21 @@ describe("other commands", () => {
         pruned,
       ],
     );
-    expect(json<{ parameters: number }>("inspect", pruned).parameters).toBe(cut.parameters.to);
+    expect((await json<{ parameters: number }>("inspect", pruned)).parameters).toBe(cut.parameters.to);
     const student = path.join(directory, "student");
-    const distilled = json<{ before: { loss: number }; student: { loss: number } }>(
+    const distilled = await json<{ before: { loss: number }; student: { loss: number } }>(
       ...["distill", pruned, "--teacher", teacher, "--data", data, "--tokens", "10K", "--out", student, ...small],
       ...["--teacher-cache", "--top-k", "16", "--cross-entropy-weight", "0.1", "--micro-batch-size", "4"],
     );
     expect(distilled.student.loss).toBeLessThan(distilled.before.loss);
-    const trained = json<{ student: { loss: number } }>(
+    const trained = await json<{ student: { loss: number } }>(
       ...["pretrain", path.join(root, "examples/tiny-config"), "--from-scratch", "--data", data, "--tokens", "10K"],
       ...["--out", path.join(directory, "trained"), ...small],
     );
     expect(trained.student.loss).toBeLessThan(Math.log(512));
   });
 
-  it("distill refuses a student of another tokenizer before anything is measured", () => {
+  it("distill refuses a student of another tokenizer before anything is measured", async () => {
     const other = path.join(directory, "other-tokenizer");
     mkdirSync(other);
     for (const name of ["config.json", "model.safetensors", "tokenizer_config.json"])
@@ -176,15 +203,25 @@ describe("other commands", () => {
     Object.assign(definition.model.vocab, { [a]: next, [b]: id });
     writeFileSync(path.join(other, "tokenizer.json"), JSON.stringify(definition));
     const out = path.join(directory, "never");
-    const { status, stderr } = coppice("distill", other, "--teacher", teacher, "--data", data, "--out", out, ...small);
+    const { status, stderr } = await coppice(
+      "distill",
+      other,
+      "--teacher",
+      teacher,
+      "--data",
+      data,
+      "--out",
+      out,
+      ...small,
+    );
     expect(status).toBe(2);
     expect(stderr).toMatch(/different tokenizers: token \d+ is ".*" in the teacher and ".*" in the student/);
     expect(stderr).not.toMatch(/measure/);
     expect(existsSync(out)).toBe(false);
   });
 
-  it("compress corrects the teacher and searches by short distillations when asked", () => {
-    const result = json<CompressOutcome>(
+  it("compress corrects the teacher and searches by short distillations when asked", async () => {
+    const result = await json<CompressOutcome>(
       ...[
         "compress",
         teacher,
@@ -203,18 +240,61 @@ describe("other commands", () => {
     expect(existsSync(path.join(directory, "corrected", "corrected-teacher", "config.json"))).toBe(true);
   });
 
-  it("doctor says what is in use", () => {
-    const found = json<{ devices: { kind: string }[]; ggml: { version: string } }>("doctor");
+  it("doctor writes what a bug report needs, once", async () => {
+    const file = path.join(directory, "report.json");
+    const { status, stdout } = await coppice("doctor", "--bundle", file);
+    expect({ status, stdout }).toEqual({ status: 0, stdout: expect.stringContaining(`written to ${file}`) });
+    const report = JSON.parse(readFileSync(file, "utf8"));
+    expect(report).toMatchObject({ coppice: expect.any(String), diagnosis: { devices: expect.any(Array) } });
+    expect(stdout).toContain(JSON.stringify(report, null, 2)); // nothing that is not shown
+    expect(await coppice("doctor", "--bundle", file)).toMatchObject({ status: 2 });
+  });
+
+  it("doctor says what is in use", async () => {
+    const found = await json<{ devices: { kind: string }[]; ggml: { version: string } }>("doctor");
     expect(found.devices.map(({ kind }) => kind)).toContain("cpu");
     expect(found.ggml.version).toMatch(/^\d+\.\d+/);
   });
 
-  it("each explain themselves with an example", () => {
-    for (const command of ["inspect", "plan", "prune", "distill", "pretrain", "compress", "perplexity", "doctor"]) {
-      const { stdout, status } = coppice(command, "--help");
+  it("each explain themselves with an example", async () => {
+    for (const command of [
+      "init",
+      "inspect",
+      "plan",
+      "prune",
+      "distill",
+      "compress",
+      "explain",
+      "completion",
+      "doctor",
+    ]) {
+      const { stdout, status } = await coppice(command, "--help");
       expect(status).toBe(0);
       expect(stdout).toContain(`Example:\n  coppice ${command}`);
     }
+  });
+});
+
+describe("the process", () => {
+  const start = (...args: string[]) => spawnSync(process.execPath, [main, ...args], { encoding: "utf8" });
+
+  it("ends with 0, results on standard output only", () => {
+    const { status, stdout, stderr } = start("inspect", teacher, "--json");
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(JSON.parse(stdout)).toMatchObject({ architecture: "llama" });
+  });
+
+  it("ends with 2 for bad usage and with 1 for what failed, and says why on standard error only", () => {
+    const misused = start("inspect", teacher, "--fast");
+    expect(misused).toMatchObject({ status: 2, stdout: "", stderr: expect.stringMatching(/unknown option '--fast'/) });
+    const failed = start("inspect", path.join(root, "docs"));
+    expect(failed).toMatchObject({ status: 1, stdout: "", stderr: expect.stringMatching(/^coppice: .*config\.json/) });
+  });
+
+  it("minds no reader that stops reading", async () => {
+    const child = spawn(process.execPath, [main, "--help"], { stdio: ["ignore", "pipe", "pipe"] });
+    child.stdout.destroy();
+    expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(0);
   });
 });
 
@@ -226,6 +306,14 @@ describe("mistakes", () => {
     ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
     ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
+    ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb, phone-4gb, or/],
+    ["a command that nearly is", ["compres"], 2, /Did you mean compress\?/],
+    ["an option that nearly is", ["inspect", teacher, "--jsn"], 2, /Did you mean --json\?/],
+    ["a choice that nearly is", ["inspect", teacher, "--device", "cpi"], 2, /Allowed choices.*Did you mean cpu/],
+    ["a kind that nearly is", ["quantize", teacher, "--type", "q4_km", "--out", "x"], 2, /Did you mean q4_k_m/],
+    ["a task that nearly is", ["evaluate", teacher, "--tasks", "helaswag"], 2, /Did you mean hellaswag\?/],
+    ["a model that nearly is", ["inspect", `${teacher}s`], 2, /Did you mean .*tiny-teacher\?/],
+    ["what is no run", ["explain", empty], 2, /is not a run of coppice: it has no run\.json/],
     ["a target out of reach", ["plan", teacher, "--target", "0.1x"], 2, /no architecture has/],
     ["a directory without a model", ["inspect", empty], 1, /is not a model directory: it has no config.json/],
     ["a model that is nowhere", ["inspect", "/nowhere/at/all"], 2, /there is no model /],
@@ -249,8 +337,8 @@ describe("mistakes", () => {
       2,
       /is the model itself/,
     ],
-  ])("%s: says what is wrong, without a stack trace", (_, args, code, message) => {
-    const { status, stderr, stdout } = coppice(...args);
+  ])("%s: says what is wrong, without a stack trace", async (_, args, code, message) => {
+    const { status, stderr, stdout } = await coppice(...args);
     expect(stderr).toMatch(message);
     expect(stderr).not.toMatch(/\n {4}at /);
     expect(status).toBe(code);

@@ -1,4 +1,3 @@
-import { spawnSync } from "node:child_process";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import {
@@ -8,12 +7,11 @@ import {
   parseNonNegative,
   parseShare,
   parseWhole,
-} from "../../src/cli/options.js";
+} from "../../src/cli/parse.js";
+import { coppice } from "./command-line.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const teacher = path.join(root, "examples/tiny-teacher");
-const coppice = (...args: string[]) =>
-  spawnSync(process.execPath, [path.join(root, "bin/coppice.cjs"), ...args], { encoding: "utf8" });
 
 describe("sizes", () => {
   it.each([
@@ -28,9 +26,9 @@ describe("sizes", () => {
     expect(() => parseBytes(text)).toThrow(/a size is needed/);
   });
 
-  it("have the same units in every command that splits files", () => {
+  it("have the same units in every command that splits files", async () => {
     for (const command of ["prune", "export", "quantize"]) {
-      const { status, stderr } = coppice(command, teacher, "--out", "/nowhere/x", "--shard-bytes", "5B");
+      const { status, stderr } = await coppice(command, teacher, "--out", "/nowhere/x", "--shard-bytes", "5B");
       expect({ command, status }).toEqual({ command, status: 2 });
       expect(stderr).toMatch(/a size is needed, for example 4GiB/);
     }
@@ -53,7 +51,7 @@ describe("numbers", () => {
     [parseShare, "0"],
     [parseShare, "40"],
     [parseShare, "40%"],
-  ])("%s refuses %j", (parse, text) => {
+  ])("%s refuses %j", async (parse, text) => {
     expect(() => parse(text)).toThrow(/needed/);
   });
 
@@ -64,8 +62,8 @@ describe("numbers", () => {
     ["--sequence-length", "0"],
     ["--learning-rate", "0"],
     ["--threads", "0"],
-  ])("distill refuses %s %s as bad usage", (option, value) => {
-    const { status, stderr } = coppice(
+  ])("distill refuses %s %s as bad usage", async (option, value) => {
+    const { status, stderr } = await coppice(
       "distill",
       teacher,
       "--teacher",

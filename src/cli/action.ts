@@ -1,0 +1,108 @@
+import type { Command } from "commander";
+import { withAdapters } from "../checkpoint/adapters.js";
+import type { JobOptions } from "../jobs/index.js";
+import { UsageError } from "../system/errors.js";
+import { logOf, setLogLevels } from "../system/log.js";
+import { packageVersion } from "../system/package-version.js";
+import { invocationOf } from "./invocation.js";
+import { type CommonFlags, commonJobOptions } from "./options.js";
+import { ProgressDisplay } from "./progress.js";
+
+const log = logOf("cli");
+
+/** What a command's action gets beside its arguments. */
+export interface Session {
+  readonly job: JobOptions;
+  /** Prints the result: as JSON with --json, else as `render` formats it. */
+  readonly print: <T>(result: T, render: (result: T) => string) => void;
+}
+
+/** What a service prints when it is asked to stop. */
+export const SERVICE_ENDS = "finishing what is under way";
+
+/** Wraps an action: progress, Ctrl-C, and where the result goes. @param stopping printed on the first Ctrl-C */
+export function action<Arguments extends unknown[], Flags extends CommonFlags>(
+  run: (session: Session, flags: Flags, ...args: Arguments) => Promise<void>,
+  stopping = "stopping after this step",
+): (...all: unknown[]) => Promise<void> {
+  return async (...all) => {
+    const command = all.at(-1) as Command;
+    const flags = command.opts() as Flags;
+    if (flags.verbose === true) setLogLevels("debug");
+    const display = new ProgressDisplay();
+    const { signal, unwatch } = watchForStop(stopping);
+    const print: Session["print"] = (result, render) => {
+      display.end();
+      process.stdout.write(flags.json === true ? `${JSON.stringify(result)}\n` : `${render(result)}\n`);
+    };
+    const invocation = invocationOf(command);
+    const job = { ...commonJobOptions(flags, display), signal, invocation };
+    const started = performance.now();
+    log.debug("command begun", { command: command.name(), version: packageVersion(), node: process.version });
+    try {
+      await run({ job, print }, flags, ...(withLora(all.slice(0, -2), flags.lora) as Arguments));
+    } finally {
+      const seconds = (performance.now() - started) / 1000;
+      log.debug("command ended", { command: command.name(), seconds, peakMemoryBytes: peakMemoryBytes() });
+      display.end();
+      unwatch();
+    }
+  };
+}
+
+const peakMemoryBytes = (): number => process.resourceUsage().maxRSS * 1024;
+
+/** The signal is aborted by the first Ctrl-C, SIGTERM, or end of npm; a second Ctrl-C ends the process. */
+function watchForStop(stopping: string): { readonly signal: AbortSignal; readonly unwatch: () => void } {
+  const abort = new AbortController();
+  const interrupt = () => {
+    if (abort.signal.aborted) process.exit(130);
+    process.stderr.write(`\n${stopping}; press Ctrl-C again to stop at once\n`);
+    abort.abort();
+  };
+  process.on("SIGINT", interrupt);
+  process.on("SIGTERM", interrupt);
+  const unwatchParent = onOrphaned(() => {
+    if (!abort.signal.aborted) interrupt();
+  });
+  const unwatch = () => {
+    process.off("SIGINT", interrupt);
+    process.off("SIGTERM", interrupt);
+    unwatchParent();
+  };
+  return { signal: abort.signal, unwatch };
+}
+
+/** A command's arguments; the adapters that are to be merged into the model become part of its name. */
+function withLora([model, ...others]: readonly unknown[], lora: readonly string[] | undefined): unknown[] {
+  if (lora === undefined) return [model, ...others];
+  if (!Array.isArray(model)) return [withAdapters(String(model), lora), ...others];
+  if (model.length > 1)
+    throw new UsageError("--lora is for one model; of several, each names its own: MODEL+lora:ADAPTER");
+  return [[withAdapters(String(model[0]), lora)], ...others];
+}
+
+const PARENT_MILLISECONDS = 200;
+
+/**
+ * npm (`npx coppice`, `npm run`) starts a shell that starts this process, and passes signals to the shell only. A shell that does
+ * not pass them on, as dash does not, just ends: then this process has another parent.
+ * @returns a function that ends the watch
+ */
+function onOrphaned(callback: () => void): () => void {
+  if (process.env.npm_lifecycle_event === undefined) return () => {};
+  const parent = process.ppid;
+  const timer = setInterval(() => {
+    if (process.ppid === parent) return;
+    clearInterval(timer);
+    callback();
+  }, PARENT_MILLISECONDS).unref();
+  return () => clearInterval(timer);
+}
+
+/** Waits until a service is asked to stop. */
+export const stopped = (signal: AbortSignal | undefined): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal?.aborted) resolve();
+    signal?.addEventListener("abort", () => resolve(), { once: true });
+  });

@@ -1,0 +1,141 @@
+import type { ExplainedReport, ExplainedTraining, Explanation, RankedSizes } from "../jobs/explain.js";
+import { describeSize } from "../prune/sizes.js";
+import { formatBytes, formatCount } from "../system/format.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
+import { type CommonFlags, output } from "./options.js";
+import { table } from "./table.js";
+
+export const explainCommand = command("explain", "Tell what a run did and why, from the files in its directory")
+  .with(output)
+  .argument("<run>", "the directory that a command was given as --out")
+  .examples("coppice explain ./smaller", "coppice explain ./smaller --json")
+  .action(
+    action(async ({ print }, _flags: CommonFlags, run: string) => {
+      const { explain } = await import("../jobs/explain.js");
+      print(explain(run), render);
+    }),
+  );
+
+function render(e: Explanation): string {
+  const began = e.startedAt === undefined ? "" : `, begun ${e.startedAt}`;
+  const sections = [
+    [`${e.directory}: ${e.command}, ${e.state}${began}${e.version === undefined ? "" : `, by coppice ${e.version}`}`],
+    section("Command", [e.commandLine ?? "started from a program, which recorded no command line"]),
+    section("Inputs (digests of their content)", [
+      ...Object.entries(e.inputs).map(([name, digest]) => `${name}: ${digest}`),
+    ]),
+    section("Settings", [renderSettings(e)]),
+    section("Search", renderSearch(e.candidates)),
+    section("Cut", renderCut(e.report)),
+    section("Training", renderTraining(e.training)),
+    section("Models", renderModels(e.report)),
+    section("Stages", renderStages(e)),
+    section(
+      "Files",
+      e.files.map(({ name, bytes }) => `${name} (${bytes === undefined ? "gone" : formatBytes(bytes)})`),
+    ),
+    section("Next", e.next),
+  ];
+  return sections
+    .filter((lines) => lines.length > 0)
+    .map((lines) => lines.join("\n"))
+    .join("\n\n");
+}
+
+/** A heading and its lines; nothing where there are none. */
+const section = (heading: string, lines: readonly string[]): string[] =>
+  lines.some((line) => line !== "") ? [heading, ...lines] : [];
+
+const renderSettings = ({ settings }: Explanation): string =>
+  settings.length === 0
+    ? ""
+    : table(
+        ["setting", "value", "from"],
+        settings.map(({ name, value, source }) => [
+          name,
+          typeof value === "string" ? value : JSON.stringify(value),
+          source ?? "not recorded",
+        ]),
+      );
+
+const sizesText = ({ sizes }: RankedSizes): string =>
+  Object.entries(sizes)
+    .map(([axis, size]) => `${axis} ${describeSize(size)}`)
+    .join(", ");
+
+/** Why the first candidate was taken, and what the others lost. */
+function renderSearch(candidates: readonly RankedSizes[]): string[] {
+  const [best, next] = candidates;
+  if (best === undefined) return [];
+  const distilled = best.distilledLoss !== undefined;
+  const lossOf = (one: RankedSizes) => (distilled ? (one.distilledLoss ?? one.loss) : one.loss);
+  const how = distilled ? "after a brief distillation" : "as pruned";
+  const rival =
+    next === undefined ? "no other was measured" : `the next best has ${lossOf(next).toFixed(4)} (${sizesText(next)})`;
+  return [
+    `${candidates.length} candidates were measured on the validation data. Taken: ${sizesText(best)}, because its loss ${how}, ${lossOf(best).toFixed(4)}, is the smallest; ${rival}.`,
+    table(
+      ["candidate", "parameters", "loss as pruned", "distilled briefly", ""],
+      candidates.map((one) => [
+        sizesText(one),
+        formatCount(one.parameters),
+        one.loss.toFixed(4),
+        one.distilledLoss?.toFixed(4) ?? "-",
+        one === best ? "taken" : "",
+      ]),
+    ),
+  ];
+}
+
+function renderCut(report: ExplainedReport | undefined): string[] {
+  if (report?.plan === undefined) return [];
+  const cut = Object.entries(report.plan).filter(([, { from, to }]) => JSON.stringify(from) !== JSON.stringify(to));
+  const lines = cut.map(([axis, { from, to }]) => `${axis}: ${describeSize(from)} to ${describeSize(to)}`);
+  if (cut.some(([axis]) => axis === "layers") && report.keptLayers !== undefined)
+    lines.push(`layers that stayed, counted from 0: ${report.keptLayers.join(", ")}`);
+  return lines.length === 0 ? ["nothing"] : lines;
+}
+
+function renderTraining(training: ExplainedTraining | undefined): string[] {
+  if (training === undefined) return [];
+  const { steps, tokens, seconds, tokensPerSecond, losses, validation } = training;
+  const course = losses.map(({ step, loss }) => `${loss.toFixed(4)} at step ${step}`);
+  return [
+    `${steps} steps, ${formatCount(tokens)} tokens in ${seconds.toFixed(0)} s (${formatCount(tokensPerSecond)} tokens/s)`,
+    `training loss: ${course.join(", ")}`,
+    ...(validation.length === 0
+      ? []
+      : [
+          `validation loss: ${validation.map((one) => `${one.loss.toFixed(4)} at ${formatCount(one.tokens)}`).join(", ")}`,
+        ]),
+  ];
+}
+
+function renderModels(report: ExplainedReport | undefined): string[] {
+  if (report === undefined) return [];
+  const rows = Object.entries(report.models).map(([name, model]) => [
+    name,
+    formatCount(model.parameters),
+    formatBytes(model.bytes),
+    model.loss.toFixed(4),
+    model.perplexity.toFixed(3),
+  ]);
+  const { recoveredShare: share } = report;
+  return [
+    table(["", "parameters", "as stored", "loss", "perplexity"], rows),
+    ...(typeof share === "number"
+      ? [`distillation won back ${(100 * share).toFixed(0)} % of the loss that pruning cost`]
+      : []),
+  ];
+}
+
+const renderStages = ({ stages }: Explanation): string[] =>
+  stages.length === 0
+    ? []
+    : [
+        table(
+          ["stage", "seconds", "peak memory"],
+          stages.map(({ name, seconds, peakMemoryBytes }) => [name, seconds.toFixed(1), formatBytes(peakMemoryBytes)]),
+        ),
+      ];
