@@ -15,7 +15,7 @@ import { type Output, recordingSvg } from "./recording.js";
 
 const root = path.resolve(import.meta.dirname, "..");
 const pictures = path.join(root, "docs/images");
-const [COLUMNS, ROWS] = [100, 26];
+const [COLUMNS, ROWS] = [112, 26];
 
 /** Runs a command in a terminal of its own. @throws when it fails */
 function record(command: string): Output[] {
