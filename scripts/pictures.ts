@@ -37,7 +37,8 @@ function record(command: string): Output[] {
     .map((line) => {
       const [delay = 0, count = 0] = line.split(" ").map(Number);
       at += count;
-      return { delay, bytes: bytes.subarray(at - count, at) };
+      const text = bytes.toString("utf8", at - count, at);
+      return { delay, bytes: Buffer.from(text.replaceAll(`${root}/`, "")) }; // where it ran concerns nobody
     });
 }
 
