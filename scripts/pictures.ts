@@ -15,7 +15,7 @@ import { type Output, recordingSvg } from "./recording.js";
 
 const root = path.resolve(import.meta.dirname, "..");
 const pictures = path.join(root, "docs/images");
-const [COLUMNS, ROWS] = [100, 26];
+const [COLUMNS, ROWS] = [112, 26];
 
 /** Runs a command in a terminal of its own. @throws when it fails */
 function record(command: string): Output[] {
@@ -37,7 +37,8 @@ function record(command: string): Output[] {
     .map((line) => {
       const [delay = 0, count = 0] = line.split(" ").map(Number);
       at += count;
-      return { delay, bytes: bytes.subarray(at - count, at) };
+      const text = bytes.toString("utf8", at - count, at);
+      return { delay, bytes: Buffer.from(text.replaceAll(`${root}/`, "")) }; // where it ran concerns nobody
     });
 }
 

@@ -28,7 +28,7 @@ export default {
   plugin: ["typedoc-plugin-markdown", nameMainModule],
   tsconfig: "../tsconfig.build.json",
   entryPoints: ["../src/index.ts", ...subpaths.map((name) => `../src/${name}/index.ts`)],
-  out: "../docs/api",
+  out: "pages/api",
   logLevel: "Warn",
   router: "module",
   readme: "none",

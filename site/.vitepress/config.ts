@@ -2,10 +2,10 @@ import { readdirSync } from "node:fs";
 import path from "node:path";
 import { defineConfig } from "vitepress";
 
-const docs = path.resolve(import.meta.dirname, "../../docs");
+const pages = path.resolve(import.meta.dirname, "../pages");
 
 /** The API reference's pages, as typedoc wrote them: what `coppice` exports first, then its subpaths. */
-const modules = readdirSync(path.join(docs, "api"), { withFileTypes: true })
+const modules = readdirSync(path.join(pages, "api"), { withFileTypes: true })
   .map((entry) => (entry.isDirectory() ? `${entry.name}/` : entry.name.replace(/\.md$/, "")))
   .filter((name) => name !== "index" && name !== "coppice")
   .sort();
@@ -16,9 +16,8 @@ export default defineConfig({
   title: "Coppice",
   description:
     "Make language models smaller and keep them good: prune, distill, quantize and run, in TypeScript on ggml.",
-  srcDir: docs,
-  outDir: path.resolve(import.meta.dirname, "../dist"),
-  cacheDir: path.resolve(import.meta.dirname, "../node_modules/.vitepress"),
+  srcDir: "pages",
+  outDir: "dist",
   base: process.env.SITE_BASE ?? "/",
   cleanUrls: true,
   // What a page links to within the site must be there: a dead link fails the build.

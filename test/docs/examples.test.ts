@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import * as api from "../../src/index.js";
@@ -49,11 +49,10 @@ const compile = (directory: string, examples: readonly Example[]): string => {
     paths: {
       coppice: [path.join(root, "src/index.ts")],
       "coppice/*": [path.join(root, "src/*/index.ts")],
-      "*": [path.join(root, "node_modules/*"), path.join(root, "node_modules/@types/*")],
     },
-    typeRoots: [path.join(root, "node_modules/@types")],
   };
   const config = { extends: path.join(root, "tsconfig.json"), compilerOptions, include: ["*.ts"] };
+  symlinkSync(path.join(root, "node_modules"), path.join(directory, "node_modules"), "junction");
   writeFileSync(path.join(directory, "package.json"), JSON.stringify({ type: "module" }));
   writeFileSync(path.join(directory, "tsconfig.json"), JSON.stringify(config));
   examples.forEach(({ code }, i) => {
