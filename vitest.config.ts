@@ -12,9 +12,8 @@ const NEEDING_SERVICES = [
 /** Compare what devices compute; see test/devices.ts. */
 const ON_DEVICES = [
   "test/distill/losses.test.ts",
-  "test/models/{contract,gradients,llama}.test.ts",
-  "test/prune/importance.test.ts",
-  "test/tensor/*.test.ts",
+  "test/models/{gradients,llama,logits}.test.ts",
+  "test/tensor/**/*.test.ts",
 ];
 
 const onProcessor = { COPPICE_THREADS: "1", COPPICE_TEST_DEVICES: "cpu" }; // tests that compare numbers of threads set their own
