@@ -39,6 +39,7 @@ export default {
   hidePageHeader: true,
   hideBreadcrumbs: true,
   sanitizeComments: true,
+  groupOrder: ["Functions", "Classes", "*"],
   pageTitleTemplates: { module: ({ name }) => (name === "coppice" ? name : `coppice/${name}`) },
   parametersFormat: "table",
   interfacePropertiesFormat: "table",
