@@ -25,7 +25,7 @@ import { perplexity } from "../src/evaluate/index.js";
 import { Backend } from "../src/ggml/index.js";
 import {
   countParameters,
-  initialise,
+  initialize,
   loadWeights,
   type Model,
   type ModelWeights,
@@ -189,7 +189,7 @@ const topK = (k: number) => () =>
   );
 const onStories = { data: stories, validation, tokens: TOKENS };
 const pruned = () => load(widthCut.model, widthCut.source, true);
-const fresh = (seed: number) => initialise(backend, widthCut.model, seed + 100);
+const fresh = (seed: number) => initialize(backend, widthCut.model, seed + 100);
 
 console.log(
   `teacher ${(await lossOf(teacher, validation)).toFixed(4)} nats/token on the validation data; sequences of ${LENGTH}, ${BATCH} a step`,

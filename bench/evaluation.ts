@@ -16,7 +16,7 @@ import { gunzipSync } from "node:zlib";
 import { writeCheckpoint } from "../src/checkpoint/index.js";
 import { Backend } from "../src/ggml/index.js";
 import type { EvaluateOutcome } from "../src/index.js";
-import { initialise, modelFromConfig } from "../src/models/index.js";
+import { initialize, modelFromConfig } from "../src/models/index.js";
 import { median } from "../src/system/statistics.js";
 import { writeBenchmarkData } from "./benchmark-data.js";
 import { markdown } from "./lines.js";
@@ -83,7 +83,7 @@ async function writeModel(): Promise<void> {
     ...{ bos_token_id: 0, eos_token_id: 1, rms_norm_eps: 1e-5 },
   };
   const backend = Backend.open({ device: "cpu" });
-  const weights = initialise(backend, modelFromConfig(config), 1);
+  const weights = initialize(backend, modelFromConfig(config), 1);
   writeCheckpoint(model, config, weights.source());
   weights.free();
   backend.free();

@@ -16,7 +16,7 @@ const row = z.object({ story: z.string(), things: z.array(z.string()).length(3),
 export default multipleChoice({
   name: "lost_thing",
   version: 1, // counted up when scores are no longer comparable with earlier ones
-  dataset: { repo: fileURLToPath(new URL("own-task.jsonl", import.meta.url)) }, // or `organisation/name` on the hub
+  dataset: { repo: fileURLToPath(new URL("own-task.jsonl", import.meta.url)) }, // or `organization/name` on the hub
   splits: { test: "test" },
   schema: row,
   // one prompt, three continuations: the one that the model finds most probable is its choice

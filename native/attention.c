@@ -144,7 +144,7 @@ static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t head
   }
 }
 
-// Keys or values of a head as the vectorised operand: by position (panels of positions, summed over channels) or, transposed,
+// Keys or values of a head as the vectorized operand: by position (panels of positions, summed over channels) or, transposed,
 // by channel (panels of channels, summed over positions).
 static uint32_t *pack_head(int slot, const Tensor *x, int64_t batch, int64_t head, const Shape *s, int transposed) {
   const int rows = (int)(transposed ? s->dim : s->length), terms = (int)(transposed ? s->length : s->dim);

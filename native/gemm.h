@@ -3,7 +3,7 @@
 #include "pack.h"
 
 #define MV 3         // vectors of rows
-#define MR (MV * VL) // rows of the vectorised operand
+#define MR (MV * VL) // rows of the vectorized operand
 #define NR (VL == 4 ? 8 : VL / 2)
 
 // One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: the size of a partial tile.

@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { CoppiceError, FormatError } from "../system/errors.js";
-import { complaint } from "../system/schema.js";
+import { describeSchemaError } from "../system/schema.js";
 import { type GgufValue, gguf } from "./gguf-format.js";
 import { SPACE, splitMerge, TOKEN } from "./gguf-tokens.js";
 import { readJsonObject } from "./json.js";
@@ -66,7 +66,7 @@ export function tokenizerMetadata(
   const parsed = definitionSchema.safeParse(readJsonObject(file));
   if (!parsed.success)
     throw new FormatError(
-      `${file} ${complaint(parsed.error, readJsonObject(file))}; only BPE tokenizers can be written to GGUF`,
+      `${file} ${describeSchemaError(parsed.error, readJsonObject(file))}; only BPE tokenizers can be written to GGUF`,
     );
   const definition = parsed.data;
   if ((definition.model.type ?? "BPE") !== "BPE")

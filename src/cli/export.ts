@@ -19,7 +19,7 @@ interface Flags extends CommonFlags {
 export const writing: OptionGroup = (command) =>
   command
     .option("--shard-bytes <size>", "split into files of about this size, for example 4GiB (default: 48GB)", parseBytes)
-    .option("--pre-tokenizer <name>", "llama.cpp's name for how texts are split into words, where it is not recognised")
+    .option("--pre-tokenizer <name>", "llama.cpp's name for how texts are split into words, where it is not recognized")
     .option("--overwrite", "replace .gguf files that are there already");
 
 export const exportCommand = command(

@@ -103,7 +103,7 @@ const wordsOf = (text: string): string[] =>
 function complaintAboutModel(answer: string): string | undefined {
   if (answer === "") return "a model is needed";
   const isHubId = /^(hf:\/\/)?[\w.-]+\/[\w.-]+(@[\w.-]+)?$/.test(answer) && !/^\.{1,2}\//.test(answer);
-  return existsSync(answer) || isHubId ? undefined : `there is no ${answer}, and it is no hub id (organisation/name)`;
+  return existsSync(answer) || isHubId ? undefined : `there is no ${answer}, and it is no hub id (organization/name)`;
 }
 
 function complaintAboutData(answer: string): string | undefined {

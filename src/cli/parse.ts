@@ -1,5 +1,5 @@
 import { InvalidArgumentError } from "commander";
-import { byteCount } from "../system/units.js";
+import { parseByteCount } from "../system/units.js";
 
 /** A positive number, with the units K, M, B, T. */
 export function parseCount(text: string): number {
@@ -12,7 +12,7 @@ export function parseCount(text: string): number {
 
 /** A number of bytes, with or without a unit. */
 export function parseBytes(text: string): number {
-  const value = byteCount(text) ?? (/^\d+$/.test(text) ? Number(text) : 0);
+  const value = parseByteCount(text) ?? (/^\d+$/.test(text) ? Number(text) : 0);
   if (!(value >= 1 && value <= Number.MAX_SAFE_INTEGER))
     throw new InvalidArgumentError("a size is needed, for example 4GiB or 500MB.");
   return Math.floor(value);

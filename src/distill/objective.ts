@@ -23,7 +23,7 @@ export interface ObjectiveContext {
 
 /** The part of the graph that an objective built. */
 export interface BuiltObjective {
-  /** What is minimised, [1]. */
+  /** What is minimized, [1]. */
   readonly loss: Tensor;
   /** Its terms, for the metrics. */
   readonly terms: Readonly<Record<string, Tensor>>;

@@ -7,7 +7,7 @@ import { FormatError } from "../system/errors.js";
 import { checkSpace, writeFileAtomic, writeJson, writingError } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { RunFiles } from "../system/run-files.js";
-import { complaint } from "../system/schema.js";
+import { describeSchemaError } from "../system/schema.js";
 import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
 
 const log = logOf("training");
@@ -222,7 +222,7 @@ export class RunDirectory {
     const stateFile = path.join(directory, STATE_FILE);
     const stored = readJsonObject(stateFile);
     const state = stateSchema.safeParse(stored);
-    if (!state.success) throw new FormatError(`${stateFile} ${complaint(state.error, stored)}`);
+    if (!state.success) throw new FormatError(`${stateFile} ${describeSchemaError(state.error, stored)}`);
     const source = openSafetensors(path.join(directory, TENSORS_FILE));
     log.debug("checkpoint restored", { directory, step: state.data.step });
     for (const store of stores)

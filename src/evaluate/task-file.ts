@@ -5,7 +5,7 @@ import { Template } from "@huggingface/jinja";
 import { createJiti } from "jiti";
 import { z } from "zod";
 import { FormatError, UsageError } from "../system/errors.js";
-import { complaint } from "../system/schema.js";
+import { describeSchemaError } from "../system/schema.js";
 import { choices, generation, lastWord, multipleChoice, wholeText } from "./kinds.js";
 import { mean, rougeL } from "./metrics.js";
 import { countWords, trim } from "./python-text.js";
@@ -94,7 +94,7 @@ export async function loadTaskFile(file: string): Promise<Task | undefined> {
     throw new FormatError(`${file} is not valid JSON (${error instanceof Error ? error.message : error})`);
   }
   const parsed = schema.safeParse(json);
-  if (!parsed.success) throw new FormatError(`${file}: ${complaint(parsed.error, json)}`);
+  if (!parsed.success) throw new FormatError(`${file}: ${describeSchemaError(parsed.error, json)}`);
   return taskOf(parsed.data, file);
 }
 

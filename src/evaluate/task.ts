@@ -1,12 +1,12 @@
 import type { z } from "zod";
 import { FormatError } from "../system/errors.js";
-import { complaint } from "../system/schema.js";
+import { describeSchemaError } from "../system/schema.js";
 import type { Metric, MetricValue } from "./metrics.js";
 import type { Reply, Request } from "./requests.js";
 
 /** Where a benchmark's rows come from. */
 export interface DatasetReference {
-  /** `organisation/name` on the hub. */
+  /** `organization/name` on the hub. */
   readonly repo: string;
   /** Its configuration (subset); by default its only one. */
   readonly config?: string | undefined;
@@ -112,7 +112,7 @@ export function defineTask<Row>(
       const parsed = schema.safeParse(row);
       if (parsed.success) return question(parsed.data);
       const columns = typeof row === "object" && row !== null ? Object.keys(row).join(", ") : typeof row;
-      throw new FormatError(`the row ${complaint(parsed.error, row)} (it has: ${columns})`);
+      throw new FormatError(`the row ${describeSchemaError(parsed.error, row)} (it has: ${columns})`);
     },
   };
 }

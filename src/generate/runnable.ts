@@ -7,7 +7,7 @@ import {
   knownGgufArchitectures,
   type Model,
   openGgufModel,
-  summariseGguf,
+  summarizeGguf,
 } from "../models/index.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import { tryInLlamaCpp } from "./trial.js";
@@ -69,10 +69,10 @@ export async function openRunnable(file: string): Promise<Runnable> {
 }
 
 /** @throws UsageError for a context so long that llama.cpp would end the process */
-export function checkContext({ file, learntPositions }: Runnable, contextSize: number): void {
-  if (learntPositions !== undefined && contextSize > learntPositions)
+export function checkContext({ file, learnedPositions }: Runnable, contextSize: number): void {
+  if (learnedPositions !== undefined && contextSize > learnedPositions)
     throw new UsageError(
-      `${file}: the model has learnt ${learntPositions} positions and cannot read a context of ${contextSize} tokens`,
+      `${file}: the model has learnt ${learnedPositions} positions and cannot read a context of ${contextSize} tokens`,
     );
 }
 
@@ -81,7 +81,7 @@ function examine(at: string): Examination {
   const { file } = opened;
   checkTokenizer(file);
   const runnable: Runnable = {
-    ...summariseGguf(file),
+    ...summarizeGguf(file),
     file: file.files[0] ?? at,
     fileBytes: file.files.reduce((sum, part) => sum + statSync(part).size, 0),
     metadata: file.metadata,

@@ -10,7 +10,7 @@ import type { Backend } from "../ggml/index.js";
 import {
   countParameters,
   forwardFlopsPerToken,
-  initialise,
+  initialize,
   type Model,
   modelFromConfig,
   sizeOf,
@@ -196,7 +196,7 @@ const WORK: Record<BenchWork, (backend: Backend, model: Model, settings: Setting
   logits: (backend, model, settings) => forwardWork(backend, model, settings, true),
   calibrate: (backend, model, settings) => {
     const { sequenceLength, batchSize, computeType } = settings;
-    const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
+    const weights = initialize(backend, model, 1, { dtype: computeType, trainable: false });
     const sequences = randomSequences(model, sequenceLength, BATCHES * batchSize);
     const samples = BATCHES * batchSize;
     return {
@@ -219,8 +219,8 @@ function randomSequences(model: Model, length: number, count: number): Sequences
 
 function trainingWork(backend: Backend, model: Model, settings: Settings, withTeacher: boolean): RepeatedWork {
   const { sequenceLength, batchSize, computeType, recompute } = settings;
-  const student = initialise(backend, model, 1);
-  const teacher = withTeacher ? initialise(backend, model, 2, { dtype: computeType, trainable: false }) : undefined;
+  const student = initialize(backend, model, 1);
+  const teacher = withTeacher ? initialize(backend, model, 2, { dtype: computeType, trainable: false }) : undefined;
   const objective =
     teacher === undefined
       ? crossEntropyObjective
@@ -243,7 +243,7 @@ function trainingWork(backend: Backend, model: Model, settings: Settings, withTe
 
 function forwardWork(backend: Backend, model: Model, settings: Settings, withLogits: boolean): RepeatedWork {
   const { sequenceLength, batchSize, computeType } = settings;
-  const weights = initialise(backend, model, 1, { dtype: computeType, trainable: false });
+  const weights = initialize(backend, model, 1, { dtype: computeType, trainable: false });
   const sequences = randomSequences(model, sequenceLength, batchSize);
   const g = new Graph(backend, { computeType });
   const tokens = g.input("tokens", "i32", [batchSize, sequenceLength]);

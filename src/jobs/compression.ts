@@ -23,7 +23,7 @@ import { generate } from "./generate.js";
 import { modelIdentity, scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
 import { ownIfInside } from "./output.js";
-import { summarisePlan } from "./plan-summary.js";
+import { summarizePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
 import { writeReport } from "./report.js";
 import { RANKING_FILE, scoresFor, search } from "./search.js";
@@ -81,7 +81,7 @@ export class Compression {
       teacher,
       pruned,
       student,
-      plan: summarisePlan(original.model, smaller),
+      plan: summarizePlan(original.model, smaller),
       bytesByKind: bytesByKind(roles, comparedKinds(job.gguf ?? [], original.checkpoint)),
       keptLayers: plan.keptLayers,
       tokens: training.tokens,

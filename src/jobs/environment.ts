@@ -9,7 +9,7 @@ import {
   openCheckpoint,
   openGgufModel,
   storedSource,
-  summariseGguf,
+  summarizeGguf,
   writeModel,
 } from "../models/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
@@ -51,7 +51,7 @@ export async function findModel(reference: string, options: JobOptions = {}): Pr
   const { file, checkpoint } = opened;
   for (const note of checkpoint?.notes ?? []) options.onNote?.(`${reference}: ${note}`);
   if (checkpoint === undefined)
-    return { file, checkpoint, reason: opened.reason, parameters: summariseGguf(file).parameters };
+    return { file, checkpoint, reason: opened.reason, parameters: summarizeGguf(file).parameters };
   const { model } = checkpoint;
   return { file, checkpoint, model, parameters: countParameters(model.parameters, model.sizes) };
 }
@@ -135,7 +135,7 @@ export async function openTokens(
     onNote: options.onNote,
     onProgress: ({ tokens, bytes, totalBytes }) =>
       options.onProgress?.({
-        stage: "tokenise",
+        stage: "tokenize",
         done: bytes,
         total: totalBytes,
         unit: "bytes",

@@ -10,7 +10,7 @@ import {
 } from "../evaluate/index.js";
 import { LlamaCppModel } from "../generate/index.js";
 import { Backend } from "../ggml/index.js";
-import { loadWeights, summariseGguf } from "../models/index.js";
+import { loadWeights, summarizeGguf } from "../models/index.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./environment.js";
@@ -71,7 +71,7 @@ export async function openEvaluatedModel(index: number, job: EvaluateJob): Promi
 const DEFAULT_LENGTH = 2048;
 
 const longestSequence = (found: OpenModel | RunOnlyModel): number =>
-  found.checkpoint === undefined ? summariseGguf(found.file).contextLength || DEFAULT_LENGTH : found.model.maxPositions;
+  found.checkpoint === undefined ? summarizeGguf(found.file).contextLength || DEFAULT_LENGTH : found.model.maxPositions;
 
 /** Models with more parameters generate with their weights as stored, rather than in f32. */
 const EXACT_PARAMETERS = 1e9;

@@ -5,7 +5,7 @@ import { type MetricsRecord, parseMetrics } from "../distill/index.js";
 import { FormatError } from "../system/errors.js";
 import { LOCK_FILE } from "../system/lock.js";
 import { readRun } from "../system/run-files.js";
-import { complaint } from "../system/schema.js";
+import { describeSchemaError } from "../system/schema.js";
 import { type Invocation, originSchema } from "./invocation.js";
 import { RANKING_FILE } from "./search.js";
 import { type ExplainedSetting, settingsOf } from "./settings.js";
@@ -128,7 +128,7 @@ function readJson<T extends z.ZodType>(file: string, schema: T): z.infer<T> | un
 
 function checked<T extends z.ZodType>(schema: T, value: unknown, file: string): z.infer<T> {
   const parsed = schema.safeParse(value);
-  if (!parsed.success) throw new FormatError(`${file} is damaged: ${complaint(parsed.error, value)}`);
+  if (!parsed.success) throw new FormatError(`${file} is damaged: ${describeSchemaError(parsed.error, value)}`);
   return parsed.data;
 }
 

@@ -8,7 +8,7 @@ import {
   type DimensionName,
   loadWeights,
   openCheckpoint,
-  summariseGguf,
+  summarizeGguf,
 } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import {
@@ -78,7 +78,7 @@ function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection 
 
 /** Describes a model that only llama.cpp supports, from its GGUF file's metadata. */
 function inspectFile({ file, reason }: RunOnlyModel): Inspection {
-  const summary = summariseGguf(file);
+  const summary = summarizeGguf(file);
   const { architecture, parameters, bytes, layers, hidden, vocabSize: vocab, contextLength, experts } = summary;
   const dimensions: Record<DimensionName, number | number[]> = { vocab, hidden, layers, context: contextLength };
   if (summary.heads.some((count) => count > 0))

@@ -5,7 +5,7 @@ import { type AxisSize, axisSizes } from "../prune/index.js";
 export type PlanSummary = Readonly<Record<string, { readonly from: AxisSize; readonly to: AxisSize }>>;
 
 /** Compares the sizes of two models: a number where all layers agree, a list where they differ. */
-export function summarisePlan(before: Model, after: Model): PlanSummary {
+export function summarizePlan(before: Model, after: Model): PlanSummary {
   const [from, to] = [axisSizes(before), axisSizes(after)];
   return Object.fromEntries(Object.entries(from).map(([axis, size]) => [axis, { from: size, to: to[axis] ?? size }]));
 }

@@ -8,7 +8,7 @@ import type { FloatDType } from "../ggml/index.js";
 import {
   type Checkpoint,
   type ConfigJson,
-  initialise,
+  initialize,
   loadWeights,
   modelFromConfig,
   writeModel,
@@ -116,7 +116,7 @@ async function pretrainStage(
   const { backend, model, run, settings } = stage;
   const student =
     checkpoint === undefined
-      ? initialise(backend, model, settings.seed)
+      ? initialize(backend, model, settings.seed)
       : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
   try {
     const outcome = await runTraining({ ...stage, student, objective: crossEntropyObjective });

@@ -20,7 +20,7 @@ import { type DataOptions, type OpenModel, openData, openModel, writeDirectory }
 import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scoresIdentity } from "./inputs.js";
 import { onDevice } from "./job.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
-import { type PlanSummary, summarisePlan } from "./plan-summary.js";
+import { type PlanSummary, summarizePlan } from "./plan-summary.js";
 import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
@@ -117,7 +117,7 @@ async function pruneInto(
   const pruned = prune(checkpoint, plan, keptIndices(model, plan, scores));
   writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
-  return { parameters: { from: parameters, to }, plan: summarisePlan(model, pruned.model) };
+  return { parameters: { from: parameters, to }, plan: summarizePlan(model, pruned.model) };
 }
 
 interface ChosenPlan {

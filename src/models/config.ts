@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { FormatError } from "../system/errors.js";
-import { complaint } from "../system/schema.js";
+import { describeSchemaError } from "../system/schema.js";
 
 /** The parsed content of a checkpoint's `config.json`. */
 export type ConfigJson = Readonly<Record<string, unknown>>;
@@ -25,7 +25,7 @@ export const choice = <T extends string>(...known: readonly [T, ...T[]]): z.ZodT
 export function parseConfig<T extends z.ZodType>(schema: T, config: ConfigJson): z.infer<T> {
   const parsed = schema.safeParse(config);
   if (parsed.success) return parsed.data;
-  throw new FormatError(`config.json: ${complaint(parsed.error, config)}`);
+  throw new FormatError(`config.json: ${describeSchemaError(parsed.error, config)}`);
 }
 
 /** @throws FormatError when query heads cannot be divided among key-value heads */

@@ -77,7 +77,7 @@ function parametersOf(spec: DecoderSpec): PlacedParameter[] {
     name,
     local: name,
     axes,
-    initialisation: "normal" as const,
+    initialization: "normal" as const,
     gguf: { name: gguf },
     ...more,
   });
@@ -106,7 +106,7 @@ interface Placement {
 }
 
 function placed(
-  { axes, initialisation = "normal", transposed, fixed, gguf }: Parameter,
+  { axes, initialization = "normal", transposed, fixed, gguf }: Parameter,
   { name, local, layer, rename, input }: Placement,
 ): PlacedParameter {
   return {
@@ -114,7 +114,7 @@ function placed(
     local,
     layer,
     axes: axes.map((axis) => renamed(axis, rename)),
-    initialisation,
+    initialization,
     input,
     transposed,
     fixed,

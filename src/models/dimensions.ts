@@ -22,14 +22,14 @@ export type Sizes = Readonly<Record<DimensionName, number>>;
 export type Axis = DimensionName | { readonly product: readonly Axis[] } | { readonly concat: readonly Axis[] };
 
 /** The initial values of a parameter when a model is trained from scratch. */
-export type Initialisation = "normal" | "ones" | "zeros" | { readonly constant: number };
+export type Initialization = "normal" | "ones" | "zeros" | { readonly constant: number };
 
 /** A parameter of a model. Its axes are outermost first, as in PyTorch; a scalar has none. */
 export interface ParameterSpec {
   /** Its name in a Hugging Face checkpoint, without any prefix of a wrapper. */
   readonly name: string;
   readonly axes: readonly Axis[];
-  readonly initialisation: Initialisation;
+  readonly initialization: Initialization;
   /** The tapped activation that this matrix multiplies, if any. */
   readonly input?: string | undefined;
   /** Not to be trained: a constant that checkpoints store. */

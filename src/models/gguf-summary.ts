@@ -22,13 +22,13 @@ export interface GgufSummary {
   readonly kvHeads: readonly number[];
   readonly experts: number;
   /** Rows of the learned position embeddings: a longer sequence cannot be computed. */
-  readonly learntPositions: number | undefined;
+  readonly learnedPositions: number | undefined;
   /** Bytes of the keys and values (16 bits each) and states (32 bits) of one sequence of `tokens` tokens. */
   readonly cacheBytes: (tokens: number) => number;
 }
 
 /** Summarizes a GGUF file. @throws FormatError when a key that every model needs is missing */
-export function summariseGguf(file: GgufFile): GgufSummary {
+export function summarizeGguf(file: GgufFile): GgufSummary {
   const read = new GgufConfig(file);
   if (read.architecture === "") throw new FormatError(`${file.path}: the key general.architecture is missing`);
   const { layers } = read;
@@ -47,7 +47,7 @@ export function summariseGguf(file: GgufFile): GgufSummary {
     heads,
     kvHeads,
     experts: read.optional("expert_count") ?? 0,
-    learntPositions: file.tensors.get("position_embd.weight")?.shape[0],
+    learnedPositions: file.tensors.get("position_embd.weight")?.shape[0],
     cacheBytes: cacheOf(read, layers, heads, kvHeads),
   };
 }

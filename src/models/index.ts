@@ -20,7 +20,7 @@ export {
 } from "./dimensions.js";
 export { architecture, BASE_SIZES, baseSchema, headsOf, rotaryOf, wholeRotaryOf } from "./family.js";
 export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
-export { type GgufSummary, summariseGguf } from "./gguf-summary.js";
+export { type GgufSummary, summarizeGguf } from "./gguf-summary.js";
 export { postNormDecoder, preNormDecoder, rmsNorms, sandwichDecoder } from "./layers.js";
 export {
   type GgufModel,
@@ -37,4 +37,4 @@ export {
   modelFromConfig,
   registerArchitecture,
 } from "./registry.js";
-export { initialise, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";
+export { initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

@@ -6,7 +6,7 @@ import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
 import type { Model } from "./architecture.js";
-import { describeAxis, type Initialisation, shapeOf } from "./dimensions.js";
+import { describeAxis, type Initialization, shapeOf } from "./dimensions.js";
 
 /** A model's parameters on a device. */
 export class ModelWeights {
@@ -113,11 +113,11 @@ export function loadWeights(backend: Backend, model: Model, source: TensorSource
 /** Standard deviation of initial weights (GPT-2's and Llama's). */
 const INITIAL_DEVIATION = 0.02;
 
-const fillOf = (initialisation: Exclude<Initialisation, "normal">): number =>
-  typeof initialisation === "string" ? { ones: 1, zeros: 0 }[initialisation] : initialisation.constant;
+const fillOf = (initialization: Exclude<Initialization, "normal">): number =>
+  typeof initialization === "string" ? { ones: 1, zeros: 0 }[initialization] : initialization.constant;
 
 /** A model with random weights: normally distributed matrices, gains of one. The same seed gives the same weights. */
-export function initialise(
+export function initialize(
   backend: Backend,
   model: Model,
   seed: number,
@@ -133,9 +133,9 @@ export function initialise(
     // block by block: a large table would be in memory twice
     for (let from = 0; from < count; from += block.length) {
       const values = block.subarray(0, Math.min(block.length, count - from));
-      if (spec.initialisation === "normal")
+      if (spec.initialization === "normal")
         for (let i = 0; i < values.length; i++) values[i] = INITIAL_DEVIATION * random.normal();
-      else values.fill(fillOf(spec.initialisation));
+      else values.fill(fillOf(spec.initialization));
       const bytes = fromFloat32(backend.functions, values, dtype);
       backend.functions.ggml_backend_tensor_set(tensor.handle, bytes, from * DTYPE_BYTES[dtype], bytes.byteLength);
     }

@@ -1,7 +1,7 @@
 import { countParameters, type Model } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
-import { byteCount } from "../system/units.js";
+import { parseByteCount } from "../system/units.js";
 import { checkNames } from "./plan.js";
 import { type AxisSizes, parseSizes } from "./sizes.js";
 
@@ -52,7 +52,7 @@ export function parseTarget(
 function parameterCount(text: string, original: number, bitsPerWeight: number): number {
   const [, value, unit = ""] = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim()) ?? [];
   if (unit.toLowerCase() === "x") return Number(value) * original;
-  const bytes = byteCount(text);
+  const bytes = parseByteCount(text);
   if (bytes !== undefined) return (bytes * 8) / bitsPerWeight;
   return Number(value) * (COUNT_UNITS.get(unit.toLowerCase()) ?? Number.NaN);
 }

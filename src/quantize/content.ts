@@ -13,7 +13,7 @@ import {
   type Model,
   shapeOf,
   sizesOfAxis,
-  summariseGguf,
+  summarizeGguf,
 } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
 import { FormatError } from "../system/errors.js";
@@ -39,7 +39,7 @@ export interface GgufContent {
 export interface ContentOptions {
   /** `general.name`; the name of the model's directory or file by default. */
   readonly name?: string | undefined;
-  /** llama.cpp's name for the tokenizer's pre-tokenization, for tokenizers in which it is not recognised. */
+  /** llama.cpp's name for the tokenizer's pre-tokenization, for tokenizers in which it is not recognized. */
   readonly preTokenizer?: string | undefined;
 }
 
@@ -100,7 +100,7 @@ function numberOf(source: TensorSource, name: string): number {
 
 /** A file of any architecture: the tensors keep their names, and the metadata is carried over. */
 function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): GgufContent {
-  const { architecture, layers, heads, kvHeads, experts } = summariseGguf(file);
+  const { architecture, layers, heads, kvHeads, experts } = summarizeGguf(file);
   const changes: [string, GgufValue][] = [
     ["general.file_type", gguf.uint32(0)],
     ["general.quantization_version", gguf.uint32(QUANTIZATION_VERSION)],

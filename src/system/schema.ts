@@ -3,7 +3,7 @@ import type { z } from "zod";
 const shown = (value: unknown): string => JSON.stringify(value)?.slice(0, 80) ?? String(value);
 
 /** Says what is wrong with a value that a schema refused, for example `has no hidden_size` or `hidden_size is "x", not a number`. */
-export function complaint(error: z.ZodError, value: unknown): string {
+export function describeSchemaError(error: z.ZodError, value: unknown): string {
   const [issue] = error.issues;
   const path = issue?.path ?? [];
   const name = path.join(".");

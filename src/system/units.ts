@@ -10,7 +10,7 @@ const BYTE_UNITS: Readonly<Record<string, number>> = {
 };
 
 /** Parses a size such as `4GiB` or `500MB` into bytes; undefined when the text is not a size. */
-export function byteCount(text: string): number | undefined {
+export function parseByteCount(text: string): number | undefined {
   const match = /^(\d+(?:\.\d+)?)\s*([a-z]+)$/i.exec(text.trim());
   const unit = BYTE_UNITS[match?.[2]?.toLowerCase() ?? ""];
   return unit === undefined ? undefined : Number(match?.[1]) * unit;

@@ -105,7 +105,7 @@ describe("a weight beyond what f16 holds", () => {
 });
 
 describe("a model whose numbers overflow", () => {
-  // finite weights, but the products of what layer 1 normalises are beyond f32
+  // finite weights, but the products of what layer 1 normalizes are beyond f32
   const gains = Object.fromEntries(Array.from({ length: 64 }, (_, i) => [i, 3e38]));
   const directory = damaged("overflow", "model.layers.1.input_layernorm.weight", gains);
   const weights = load(directory);

@@ -229,7 +229,7 @@ describe("a tokenizer that llama.cpp does not have", () => {
     );
   });
 
-  it("with a normaliser is written with a note", async () => {
+  it("with a normalizer is written with a note", async () => {
     const { notes } = await exported((d) => (d.normalizer = { type: "NFC" }));
     expect(notes.join()).toMatch(/NFC/);
   });

@@ -32,14 +32,14 @@ describe("a corpus", () => {
     expect(await tokenizer.decode(all(train).slice(0, 40))).toMatch(/^Story 0: Mira had 0 kites\.Story 1/);
   });
 
-  it("is tokenised once, and anew when its content or the options change", async () => {
+  it("is tokenized once, and anew when its content or the options change", async () => {
     const tokenizer = await Tokenizer.load(tiny);
     const opened = () => readdirSync(path.join(cacheDir, "tokens")).length;
     const first = await openCorpus([file], tokenizer, { cacheDir });
     const before = opened();
-    let tokenised = false;
-    const again = await openCorpus([file], tokenizer, { cacheDir, onProgress: () => (tokenised = true) });
-    expect(tokenised).toBe(false);
+    let tokenized = false;
+    const again = await openCorpus([file], tokenizer, { cacheDir, onProgress: () => (tokenized = true) });
+    expect(tokenized).toBe(false);
     expect(again.train.id).toBe(first.train.id);
     await openCorpus([file], tokenizer, { cacheDir, separator: "kites" });
     const changed = path.join(directory, "changed.txt");
@@ -48,7 +48,7 @@ describe("a corpus", () => {
     expect(opened()).toBe(before + 2);
   });
 
-  it("says how many rows had no text, also when it was tokenised before, and tells CSV from text by the name", async () => {
+  it("says how many rows had no text, also when it was tokenized before, and tells CSV from text by the name", async () => {
     const tokenizer = await Tokenizer.load(tiny);
     const rows = path.join(directory, "rows.jsonl");
     writeFileSync(rows, documents.map((text, i) => JSON.stringify({ text: i % 4 === 0 ? null : text })).join("\n"));

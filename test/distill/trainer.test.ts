@@ -14,7 +14,7 @@ import {
   train,
 } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { initialise, loadWeights, type ModelWeights, modelFromConfig } from "../../src/models/index.js";
+import { initialize, loadWeights, type ModelWeights, modelFromConfig } from "../../src/models/index.js";
 import { Random } from "../../src/system/random.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
@@ -51,8 +51,8 @@ const same = (a: ModelWeights, b: ModelWeights) => {
   const [left, right] = [bytes(a), bytes(b)];
   return left.every((buffer, i) => buffer.equals(right[i]!));
 };
-const fresh = () => initialise(backend, model, 3);
-const teacher = initialise(backend, model, 4);
+const fresh = () => initialize(backend, model, 3);
+const teacher = initialize(backend, model, 4);
 const distilled: Objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
 
 describe("training", () => {

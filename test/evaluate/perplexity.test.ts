@@ -6,7 +6,7 @@ import { readJsonObject } from "../../src/checkpoint/json.js";
 import { openCorpus, Tokenizer } from "../../src/data/index.js";
 import { perplexity } from "../../src/evaluate/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { initialise, loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
+import { initialize, loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { corpora, hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
@@ -50,7 +50,7 @@ describe("perplexity", () => {
   });
 
   it("does not depend on how many sequences are computed at once, and counts a short last one", async () => {
-    const weights = initialise(backend, model, 1);
+    const weights = initialize(backend, model, 1);
     const stream = streamOf(
       Array.from({ length: 95 }, (_, i) => (i * 7) % 16),
       directory,
@@ -66,7 +66,7 @@ describe("perplexity", () => {
   });
 
   it("refuses data of another vocabulary, and data without anything to predict", async () => {
-    const weights = initialise(backend, model, 1);
+    const weights = initialize(backend, model, 1);
     const run = (ids: number[]) => perplexity(backend, model, weights, streamOf(ids, directory, `ids-${ids.length}`));
     await expect(run([1, 2, 16])).rejects.toThrow(/token id 16, the model's vocabulary ends at 15/);
     await expect(run([1])).rejects.toThrow(/fewer than two tokens/);

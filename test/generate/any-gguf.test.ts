@@ -46,7 +46,7 @@ async function changed(file: string, changes: Readonly<Record<string, GgufValue>
 describe("a file of an architecture that only llama.cpp knows", () => {
   it.each(ANY_NAMES)("%s passes", async (name) => {
     const file = await any(name);
-    const expected = { architecture: name, file, layers: 2, hidden: 64, learntPositions: undefined };
+    const expected = { architecture: name, file, layers: 2, hidden: 64, learnedPositions: undefined };
     expect(await openRunnable(file)).toMatchObject(expected);
   });
 
@@ -123,7 +123,7 @@ describe("a file of a known architecture", () => {
 
   it("with learnt positions gets no longer context than those", async () => {
     const file = await known("gpt2");
-    const { learntPositions: positions = 0 } = await openRunnable(file);
+    const { learnedPositions: positions = 0 } = await openRunnable(file);
     expect(positions).toBe(64);
     await expect(Engine.open(file, { device: "cpu", contextSize: positions + 1 })).rejects.toThrow(
       /has learnt 64 positions/,

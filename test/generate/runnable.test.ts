@@ -38,7 +38,7 @@ async function rewritten(file: string, entries: [string, GgufValue][], more: Ggu
 describe("what llama.cpp would end the process over", () => {
   it("a context longer than the learnt positions is refused; one as long is read to its end", async () => {
     const file = await exported("gpt2");
-    expect(checkRunnable(file)).toMatchObject({ contextLength: 64, learntPositions: 64 });
+    expect(checkRunnable(file)).toMatchObject({ contextLength: 64, learnedPositions: 64 });
     const options = { device: "cpu", threads: 1 } as const;
     await expect(Engine.open(file, { ...options, contextSize: 65 })).rejects.toThrow(/learnt 64 positions.*65 tokens/);
     const engine = await Engine.open(file, { ...options, contextSize: 64 });

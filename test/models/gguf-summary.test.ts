@@ -2,7 +2,7 @@ import { cpSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { gguf, openGguf } from "../../src/checkpoint/gguf.js";
-import { cacheBytes, countParameters, openCheckpoint, summariseGguf } from "../../src/models/index.js";
+import { cacheBytes, countParameters, openCheckpoint, summarizeGguf } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { writeAnyGguf } from "../any-gguf.js";
 import { writeTokenizer } from "../llama-cpp.js";
@@ -21,7 +21,7 @@ describe("what a file's header says of the run", () => {
       writeTokenizer(directory, model.vocabSize);
       const file = path.join(root, `${name}.gguf`);
       await exportGguf(file, openCheckpoint(directory), { kind: "f32" });
-      const summary = summariseGguf(openGguf(file));
+      const summary = summarizeGguf(openGguf(file));
       for (const tokens of [1, 40, 1000]) expect(summary.cacheBytes(tokens)).toBe(cacheBytes(model, tokens));
       expect(summary).toMatchObject({
         parameters: countParameters(model.parameters, model.sizes),
@@ -39,7 +39,7 @@ describe("what a file's header says of the run", () => {
   const attention = (tokens: number) => 2 * tokens * 2 * 2 * (hidden / 4); // 2 key-value heads
   it("counts states, and keys and values where a layer attends", async () => {
     const of = async (name: "mamba" | "jamba" | "falcon") =>
-      summariseGguf(openGguf(await writeAnyGguf(path.join(root, `${name}.gguf`), name)));
+      summarizeGguf(openGguf(await writeAnyGguf(path.join(root, `${name}.gguf`), name)));
     expect((await of("mamba")).cacheBytes(100)).toBe(2 * mamba);
     expect((await of("jamba")).cacheBytes(100)).toBe(mamba + attention(100));
     expect((await of("falcon")).cacheBytes(100)).toBe(2 * attention(100));
@@ -52,6 +52,6 @@ describe("what a file's header says of the run", () => {
         "attention.sliding_window_pattern": gguf.numbers("uint32", [1, 0]),
       },
     });
-    expect(summariseGguf(openGguf(file)).cacheBytes(100)).toBe(attention(10) + attention(100));
+    expect(summarizeGguf(openGguf(file)).cacheBytes(100)).toBe(attention(10) + attention(100));
   });
 });

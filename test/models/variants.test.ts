@@ -6,7 +6,7 @@ import { readJsonObject } from "../../src/checkpoint/json.js";
 import { readTensor, type TensorSource } from "../../src/checkpoint/tensor-source.js";
 import { Backend } from "../../src/ggml/index.js";
 import {
-  initialise,
+  initialize,
   loadWeights,
   modelFromConfig,
   openCheckpoint,
@@ -208,7 +208,7 @@ describe("files as hubs have them", () => {
       expect(again.tensors.get(name)?.shape, name).toEqual(source.tensors.get(name)?.shape);
       expect(Buffer.compare(readTensor(source, name), readTensor(again, name)), name).toBe(0);
     }
-    const fresh = initialise(backend, model, 1);
+    const fresh = initialize(backend, model, 1);
     const [beta] = fresh.store.read(fresh.get("model.layers.0.mlp.act_fn.beta"));
     fresh.free();
     expect(beta).toBe(0.5);

@@ -149,7 +149,7 @@ export const modelRoutes: readonly Route[] = [
     reply: modelSchema,
     answer: async ({ body: { name, hub_id: id }, caller }, { library }) => {
       if (id !== undefined && !isHubId(id))
-        throw new ApiError(400, `"${id}" is not a hub id: organisation/name, or organisation/name@revision`, {
+        throw new ApiError(400, `"${id}" is not a hub id: organization/name, or organization/name@revision`, {
           param: "hub_id",
         });
       if (id === undefined && name === undefined) throw new ApiError(400, "a model needs a name", { param: "name" });

@@ -182,7 +182,7 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
     const placement = { name: gguf, rows, factor };
     parameters[`${name}.weight`] = { axes: [axis, "hidden"], input: "input", transposed, gguf: placement };
     if (bias.qkv)
-      parameters[`${name}.bias`] = { axes: [axis], initialisation: "zeros", gguf: { ...placement, kind: "bias" } };
+      parameters[`${name}.bias`] = { axes: [axis], initialization: "zeros", gguf: { ...placement, kind: "bias" } };
   };
   if (layout === "separate") {
     const reordered = (heads: number) => (o.ggufInterleaved ? () => interleaved(heads, o.headDim) : undefined);
@@ -203,7 +203,7 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
   if (bias.output)
     parameters[`${output}.bias`] = {
       axes: ["hidden"],
-      initialisation: "zeros",
+      initialization: "zeros",
       gguf: { name: "attn_output", kind: "bias" },
     };
   for (const { name, block } of norms ?? []) Object.assign(parameters, prefixed(name, block.parameters));

@@ -1,5 +1,5 @@
 import { type Graph, ops, type Tensor } from "../../tensor/index.js";
-import type { Axis, Initialisation } from "../dimensions.js";
+import type { Axis, Initialization } from "../dimensions.js";
 
 /** A dimension of a block. Its name is local to its layer (`ffn`). */
 export interface Dimension {
@@ -27,7 +27,7 @@ export interface GgufPlacement {
 /** A parameter of a block, by local names. */
 export interface Parameter {
   readonly axes: readonly Axis[];
-  readonly initialisation?: Initialisation | undefined;
+  readonly initialization?: Initialization | undefined;
   /** The tap that this matrix multiplies, by which quantization measures importance. */
   readonly input?: string | undefined;
   /** Stored with its two axes swapped in a Hugging Face checkpoint. */

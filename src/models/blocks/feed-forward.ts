@@ -27,7 +27,7 @@ const matrix = (axes: Parameter["axes"], input: string, name: string, transposed
 });
 const biasOf = (axis: Parameter["axes"][number], name: string): Parameter => ({
   axes: [axis],
-  initialisation: "zeros",
+  initialization: "zeros",
   gguf: { name, kind: "bias" },
 });
 
@@ -93,7 +93,7 @@ export const isActivation = (name: string): name is Activation => name in ACTIVA
 /** A scalar of an activation, which GGUF files list for all layers. @param initial value, as in transformers */
 const scalar = (name: string, initial: number, axes: Parameter["axes"], fixed = false): Parameter => ({
   axes,
-  initialisation: { constant: initial },
+  initialization: { constant: initial },
   fixed,
   gguf: { name: `xielu.${name}`, kind: "listed" },
 });

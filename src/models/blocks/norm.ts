@@ -15,7 +15,7 @@ export interface NormOptions {
 /** The gain's parameter. GGUF files hold the gain itself, never less one. */
 const gainOf = (gguf: string, { plusOne = false, over = "hidden", ggufFactor }: NormOptions): Parameter => ({
   axes: [over],
-  initialisation: plusOne ? "zeros" : "ones",
+  initialization: plusOne ? "zeros" : "ones",
   gguf: { name: gguf, offset: plusOne ? 1 : undefined, factor: ggufFactor },
 });
 
@@ -47,7 +47,7 @@ export function rmsNorm(gguf: string, options: NormOptions): Block {
 export function layerNorm(gguf: string, options: NormOptions & { readonly bias: boolean }): Block {
   const { epsilon, plusOne = false, bias, over = "hidden" } = options;
   const biases: Record<string, Parameter> = bias
-    ? { bias: { axes: [over], initialisation: "zeros", gguf: { name: gguf, kind: "bias" } } }
+    ? { bias: { axes: [over], initialization: "zeros", gguf: { name: gguf, kind: "bias" } } }
     : {};
   return {
     dimensions: {},

@@ -101,7 +101,7 @@ async function createContext(
   const adapters = lora.map(({ file, scale }) => ({ filePath: checkAdapter(file), scale }));
   const heads = target.heads.reduce((a, b) => Math.max(a, b), 0);
   const scoresFit = 4 * (batchSize ?? DEFAULT_BATCH) * contextSize * heads <= MAX_SCORE_BYTES;
-  const trialFits = FLASH_TRIAL_TOKENS <= (target.learntPositions ?? FLASH_TRIAL_TOKENS);
+  const trialFits = FLASH_TRIAL_TOKENS <= (target.learnedPositions ?? FLASH_TRIAL_TOKENS);
   const mayChoose = heads > 0 && scoresFit && trialFits;
   const flashAttention = mayChoose ? await flashAttentionIsFaster(model, threads) : undefined;
   return model.createContext(

@@ -107,7 +107,7 @@ export function ModelField({
             Model on the hub
             <input
               type="text"
-              placeholder="organisation/name"
+              placeholder="organization/name"
               value={hubId}
               onInput={(event) => setHubId(event.currentTarget.value)}
               onKeyDown={(event) => {
