@@ -96,8 +96,12 @@ const [SPEED_PROMPT, SPEED_GENERATED] = [256, 64];
 /** Models up to this size are loaded in f32, larger ones in f16. */
 const F32_LIMIT_BYTES = 4e9;
 
+/** The name of the file with a mix of types, among those of kinds. */
+const MIX = "mix";
+
 /**
- * A mix of types for a size is named so among the kinds of files.
+ * Quantizes a model to kinds of files, to a size, or both.
+ * @throws UsageError for options that do not go together, and for places that cannot be written
  * @example
  * ```ts
  * import { quantize } from "coppice";
@@ -112,12 +116,6 @@ const F32_LIMIT_BYTES = 4e9;
  * });
  * for (const { name, fileBytes, report } of files) console.log(name, fileBytes, report?.perplexity);
  * ```
- */
-const MIX = "mix";
-
-/**
- * Quantizes a model to kinds of files, to a size, or both.
- * @throws UsageError for options that do not go together, and for places that cannot be written
  */
 export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   const { sizeBytes } = job;

@@ -89,7 +89,7 @@ describe("a model directory", () => {
       /lacks 9 of 30 tensors.*model.layers.2/,
     );
     expect(() => checkTensors(modelFromConfig({ ...config, intermediate_size: 40 }), source)).toThrow(
-      /gate_proj.weight has the shape \[48, 32\], config.json makes it \[40, 32\]/,
+      /gate_proj.weight has the shape \[48, 32\], by config.json it is \[40, 32\]/,
     );
   });
 });

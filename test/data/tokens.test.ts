@@ -102,7 +102,7 @@ describe("a corpus", () => {
     const note = path.join(directory, "note.txt");
     writeFileSync(note, documents.slice(0, 9).join("\n"));
     await expect(openData(reader(false), { data: [note], cacheDir }, {})).rejects.toThrow(
-      "give more, or validation data",
+      "give more data, or validation data",
     );
   });
 });

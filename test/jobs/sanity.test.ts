@@ -34,7 +34,7 @@ describe.each(Object.keys(commands))("%s", (name) => {
     ["sequences beyond the model's positions", { sequenceLength: 513 }, /513 is more than the 512 positions/],
     ["a warm-up longer than the run", { warmupSteps: 5 }, /warm-up of 5 steps is longer than the run of 4/],
     ["a learning rate of 0", { learningRate: 0 }, /learningRate must be positive, not 0/],
-    ["a learning rate that rises", { learningRate: 1e-4, minimumLearningRate: 1e-3 }, /ends at 0.001, more than/],
+    ["a learning rate that rises", { learningRate: 1e-4, minimumLearningRate: 1e-3 }, /ends at 0.001, above/],
     ["a weight decay that is not a number", { weightDecay: Number.NaN }, /weightDecay must be 0 or more/],
   ])("refuses %s before anything else", async (_, change, message) => {
     await expect(commands[name]!(change)).rejects.toThrow(message);

@@ -89,9 +89,9 @@ describe("configurations that cannot be run", () => {
     ["a missing field", { hidden_size: undefined }, /hidden_size/],
     ["a size that is no size", { hidden_size: -1 }, /hidden_size/],
     ["an absurd size", { vocab_size: 1e12 }, /vocab_size/],
-    ["heads that do not divide", { num_key_value_heads: 3 }, /4 attention heads cannot be shared by 3/],
+    ["heads that do not divide", { num_key_value_heads: 3 }, /4 attention heads cannot be divided among 3/],
     ["an unknown activation", { hidden_act: "relu" }, /hidden_act is "relu"/],
-    ["an unknown rotary scaling", { rope_scaling: { type: "magic", factor: 2 } }, /"magic" is not known/],
+    ["an unknown rotary scaling", { rope_scaling: { type: "magic", factor: 2 } }, /"magic" is not supported/],
     ["a scaling without its factor", { rope_scaling: { type: "linear" } }, /needs a "factor"/],
     ["a list of sizes of the wrong length", { intermediate_size: [48] }, /lists 1 sizes for 2 layers/],
   ])("%s is refused by name", (_, change, message) => {
