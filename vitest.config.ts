@@ -1,12 +1,14 @@
 import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
-/** Need more than Node: a browser, databases, object storage, a registry. Each says what it skips where that is missing. */
-const NEEDING_SERVICES = [
-  "test/serve/page.test.ts",
-  "test/foundry/{cluster,pages,storage}.test.ts",
+/** Whole systems: they need a browser, databases, object storage or a registry (and say what they skip without), or take long. */
+const SYSTEMS = [
+  "test/checkpoint/real-tokenizers.test.ts",
   "test/deploy/*.test.ts",
+  "test/examples/*.test.ts",
+  "test/foundry/*.test.ts",
   "test/package/*.test.ts",
+  "test/serve/page.test.ts",
 ];
 
 /** Compare what devices compute; see test/devices.ts. */
@@ -25,15 +27,16 @@ export default defineConfig({
     pool: "forks", // one process a file: the native engine is loaded once per process
     // a file a core: small models gain nothing from several threads, and those wait for each other
     maxWorkers: Math.min(8, availableParallelism()),
-    testTimeout: 120_000,
-    hookTimeout: 60_000,
-    expect: { poll: { timeout: 60_000 } }, // waits end with what they wait for, however slow the machine is
+    // one generous limit for all: waits end with what they wait for, however slow the machine is; only a hang takes so long
+    testTimeout: 900_000,
+    hookTimeout: 300_000,
+    expect: { poll: { timeout: 300_000 } },
     projects: [
       {
         extends: true,
-        test: { name: "quick", include: ["test/**/*.test.ts"], exclude: NEEDING_SERVICES, env: onProcessor },
+        test: { name: "quick", include: ["test/**/*.test.ts"], exclude: SYSTEMS, env: onProcessor },
       },
-      { extends: true, test: { name: "services", include: NEEDING_SERVICES, env: onProcessor } },
+      { extends: true, test: { name: "systems", include: SYSTEMS, env: onProcessor } },
       { extends: true, test: { name: "vulkan", include: ON_DEVICES, env: onVulkan } },
     ],
   },

@@ -3,7 +3,6 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { expect } from "vitest";
-import { until, WAIT_MILLISECONDS } from "./waiting.js";
 
 /** Tests of pages need a browser: `apt-get install chromium`. */
 export const browserPath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(
@@ -13,6 +12,9 @@ export const browserPath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 /** Directory of the screenshots. */
 const pictures = path.resolve(import.meta.dirname, "../test-results");
+
+/** As long as other tests wait (vitest.config.ts): only a hang takes so long. */
+const TIMEOUT_MILLISECONDS = 300_000;
 
 const SIZES = { wide: { width: 1280, height: 900 }, phone: { width: 360, height: 800 } } as const;
 
@@ -34,10 +36,10 @@ export async function openPage(serverUrl: string): Promise<OpenedPage> {
   const browser = await chromium.launch({
     executablePath: browserPath ?? "",
     args: ["--no-sandbox"],
-    timeout: WAIT_MILLISECONDS,
+    timeout: TIMEOUT_MILLISECONDS,
   });
   const context = await browser.newContext({ acceptDownloads: true });
-  context.setDefaultTimeout(WAIT_MILLISECONDS);
+  context.setDefaultTimeout(TIMEOUT_MILLISECONDS);
   const page = await context.newPage();
   const problems: string[] = [];
   page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
@@ -63,7 +65,7 @@ export async function lookAt(page: Page, name: string): Promise<void> {
       await page.setViewportSize(viewport);
       const where = `${name}, ${size}, ${colorScheme}`;
       const width = () => page.evaluate("document.documentElement.scrollWidth");
-      await until(width, { message: `${where}: width` }).toBeLessThanOrEqual(viewport.width);
+      await expect.poll(width, { message: `${where}: width` }).toBeLessThanOrEqual(viewport.width);
       const { violations } = (await page.evaluate("axe.run()")) as { violations: readonly Violation[] };
       const broken = violations.map(
         ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ target }) => target).join(" | ")}`,

@@ -7,7 +7,6 @@ import { setTimeout as wait } from "node:timers/promises";
 import S3rver from "s3rver";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { temporaryDirectory } from "../temporary.js";
-import { until as untilTrue } from "../waiting.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
@@ -106,12 +105,14 @@ describe.skipIf(postgres?.missing ?? true)("a foundry on several machines with P
     const first = start("one", ["worker"]);
     await until(id, ({ stage }) => stage === "distill");
     // until the stages before distillation are in the store
-    await untilTrue(() => {
-      const names = stored();
-      const stages = names.find((name) => /stages\.json/.test(name) && !/metadata/.test(name));
-      const isComplete = names.some((name) => /complete/.test(name));
-      return isComplete && stages !== undefined && /"measure pruned"/.test(read(stages));
-    }).toBe(true);
+    await expect
+      .poll(() => {
+        const names = stored();
+        const stages = names.find((name) => /stages\.json/.test(name) && !/metadata/.test(name));
+        const isComplete = names.some((name) => /complete/.test(name));
+        return isComplete && stages !== undefined && /"measure pruned"/.test(read(stages));
+      })
+      .toBe(true);
     await stop(first, "SIGKILL");
     const second = start("two", ["worker"]);
     const job = await until(id, ({ state }) => state === "done");
@@ -128,7 +129,7 @@ describe.skipIf(postgres?.missing ?? true)("a foundry on several machines with P
       expect(createHash("sha256").update(Buffer.from(content)).digest("hex"), name).toBe(sha256);
     }
     expect(existsSync(path.join(home, "api", "files"))).toBe(false); // all files are in the store
-    await untilTrue(() => stored().filter((name) => /attempt-/.test(name))).toEqual([]); // the workspace is deleted last
+    await expect.poll(() => stored().filter((name) => /attempt-/.test(name))).toEqual([]); // the workspace is deleted last
     await stop(second, "SIGTERM");
     expect(second.exitCode).toBe(0);
   });

@@ -13,7 +13,6 @@ import type { JobSpec } from "../../src/foundry/specification.js";
 import { Jobs } from "../../src/foundry/store/jobs.js";
 import { Tenants } from "../../src/foundry/store/tenants.js";
 import { temporaryDirectory } from "../temporary.js";
-import { until } from "../waiting.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
 const evaluation = (): JobSpec => ({ kind: "evaluate", model: randomUUID(), tasks: [] });
@@ -127,7 +126,7 @@ describe("a worker that does not react", () => {
     expect(await jobs.recoverFromDeadWorkers(60)).toBe(0); // it is alive
     await jobs.cancel("anna", job.id);
     expect((await exit)[1]).toBe("SIGKILL");
-    await until(() => jobs.recoverFromDeadWorkers(1)).toBe(1);
+    await expect.poll(() => jobs.recoverFromDeadWorkers(1)).toBe(1);
     expect(await jobs.get("anna", job.id)).toMatchObject({ state: "cancelled", error: null });
     await db.close();
   });

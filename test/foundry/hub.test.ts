@@ -4,7 +4,6 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
 import { filesOf, startHub, type TestHub } from "../hub.js";
 import { temporaryDirectory } from "../temporary.js";
-import "../waiting.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const TOKEN = `hf_${"anna".repeat(8)}`;

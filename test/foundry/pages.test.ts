@@ -7,7 +7,6 @@ import { openGguf } from "../../src/checkpoint/index.js";
 import { type RunningFoundry, startFoundry } from "../../src/foundry/index.js";
 import { browserPath, lookAt, openPage } from "../pages.js";
 import { temporaryDirectory } from "../temporary.js";
-import { until } from "../waiting.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 
@@ -36,40 +35,42 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
 
   it("make the embedded model smaller for a phone, and run it in the tab", async () => {
     await page.goto(foundry.url);
-    await until(selectedModel).toContain("Tiny teacher");
+    await expect.poll(selectedModel).toContain("Tiny teacher");
     const stories = gunzipSync(readFileSync(path.join(root, "examples/corpus/stories.txt.gz")));
     const corpus = path.join(temporaryDirectory(), "my stories.txt");
     writeFileSync(corpus, stories);
     await page.getByLabel("Upload data").setInputFiles(corpus);
-    await until(() => page.getByLabel(/^Data/).locator("option:checked").textContent()).toContain("my stories.txt");
+    await expect
+      .poll(() => page.getByLabel(/^Data/).locator("option:checked").textContent())
+      .toContain("my stories.txt");
     await page.getByLabel(/^Device/).selectOption("phone-4gb");
-    await until(() => page.locator(".chart .point").count()).toBeGreaterThan(20);
+    await expect.poll(() => page.locator(".chart .point").count()).toBeGreaterThan(20);
     // another candidate of the list by keyboard, then one in the chart by mouse
     const chosen = page.getByRole("radio", { checked: true });
     await chosen.focus();
     const before = await page.locator(".choice").textContent();
     await page.keyboard.press("ArrowUp");
-    await until(() => page.locator(".choice").textContent()).not.toBe(before);
+    await expect.poll(() => page.locator(".choice").textContent()).not.toBe(before);
     const cut = page.locator(".point", { hasText: /^6\d\d K parameters \(7\d%\) as q8_0/ }).first();
     const { x, y, width, height } = (await cut.boundingBox())!;
     await page.mouse.click(x + width / 2, y + height / 2);
-    await until(() => page.locator(".choice").textContent()).toMatch(/6\d\d K parameters \(7\d%\) as q8_0/);
-    await until(() => chosen.count()).toBe(1);
+    await expect.poll(() => page.locator(".choice").textContent()).toMatch(/6\d\d K parameters \(7\d%\) as q8_0/);
+    await expect.poll(() => chosen.count()).toBe(1);
     await page.getByText("More options").click();
     await page.getByLabel("Tokens to distill on").fill("20000");
     await look("1-new-job");
     await page.getByRole("button", { name: "Start" }).click();
-    await until(() => page.getByTestId("state").textContent()).toMatch(/queued|running|done/);
-    await until(() => page.getByLabel(/^Loss by tokens/).count()).toBe(1);
+    await expect.poll(() => page.getByTestId("state").textContent()).toMatch(/queued|running|done/);
+    await expect.poll(() => page.getByLabel(/^Loss by tokens/).count()).toBe(1);
     await look("2-job-running");
-    await until(() => page.getByTestId("state").textContent()).toBe("done");
-    await until(() => page.getByRole("rowheader", { name: "student" }).count()).toBe(1);
+    await expect.poll(() => page.getByTestId("state").textContent()).toBe("done");
+    await expect.poll(() => page.getByRole("rowheader", { name: "student" }).count()).toBe(1);
     expect(await page.locator("article").textContent()).toMatch(/Predicted on the device: .* about \d+ tokens\/s/);
     // the GGUF file is measured too, and the chart shows the values under the pointer
-    await until(() => page.getByRole("rowheader", { name: "q8_0" }).count()).toBe(1);
+    await expect.poll(() => page.getByRole("rowheader", { name: "q8_0" }).count()).toBe(1);
     const over = page.locator(".u-over");
     await over.hover();
-    await until(() => page.locator(".u-legend").textContent()).toMatch(/teacher's loss\s*\d\.\d{4}/);
+    await expect.poll(() => page.locator(".u-legend").textContent()).toMatch(/teacher's loss\s*\d\.\d{4}/);
     await look("3-job-done");
 
     const [download] = await Promise.all([
@@ -81,12 +82,12 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     expect(openGguf(file).tensors.size).toBeGreaterThan(10);
 
     await page.getByRole("link", { name: "Run in the browser" }).click();
-    await until(() => page.getByTestId("engine").textContent()).toMatch(/^Ready/);
+    await expect.poll(() => page.getByTestId("engine").textContent()).toMatch(/^Ready/);
     const requests: string[] = [];
     page.on("request", (request) => requests.push(request.url()));
     await page.getByLabel("Text to continue").fill("Once upon a time");
     await page.getByRole("button", { name: "Continue" }).click();
-    await until(() => page.getByTestId("engine").textContent()).toMatch(/tokens\/s on this device/);
+    await expect.poll(() => page.getByTestId("engine").textContent()).toMatch(/tokens\/s on this device/);
     expect((await page.getByTestId("answer").textContent())?.length).toBeGreaterThan("Once upon a time".length);
     expect(requests.filter((url) => url.startsWith("http"))).toEqual([]); // nothing leaves the device
     await look("4-run-here");
@@ -95,18 +96,20 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
   it("show the answers of teacher and student side by side", async () => {
     await goTo("models");
     await page.getByRole("link", { name: "Compare" }).nth(1).click();
-    await until(() =>
-      page
-        .getByLabel(/^First/)
-        .locator("option")
-        .count(),
-    ).toBe(2);
+    await expect
+      .poll(() =>
+        page
+          .getByLabel(/^First/)
+          .locator("option")
+          .count(),
+      )
+      .toBe(2);
     await page.getByRole("button", { name: "Run both" }).click();
     const answers = page.locator(".two .answer");
     const prompt = "Tom had a red";
-    await until(async () => Math.min(...(await answers.allTextContents()).map((text) => text.length))).toBeGreaterThan(
-      prompt.length + 20,
-    );
+    await expect
+      .poll(async () => Math.min(...(await answers.allTextContents()).map((text) => text.length)))
+      .toBeGreaterThan(prompt.length + 20);
     await look("5-compare");
   });
 
@@ -121,18 +124,18 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await page
       .getByLabel("Upload a model")
       .setInputFiles(readdirSync(directory).map((name) => path.join(directory, name)));
-    await until(selectedModel).toMatch(/^Model /); // until then, the plan is for the embedded model
-    await until(() => page.locator(".choice").textContent()).toContain("Nothing needs to be cut");
-    await until(() => page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
+    await expect.poll(selectedModel).toMatch(/^Model /); // until then, the plan is for the embedded model
+    await expect.poll(() => page.locator(".choice").textContent()).toContain("Nothing needs to be cut");
+    await expect.poll(() => page.getByRole("button", { name: "Start" }).isEnabled()).toBe(true);
     await page.getByRole("button", { name: "Start" }).click();
     await page.getByRole("link", { name: "Run in the browser" }).click();
-    await until(() => page.getByTestId("engine").textContent()).toMatch(/^Ready/);
+    await expect.poll(() => page.getByTestId("engine").textContent()).toMatch(/^Ready/);
     for (const message of ["Hello there", "And then"]) {
       await page.getByLabel("Message").fill(message);
       await page.getByRole("button", { name: "Send" }).click();
-      await until(() => page.locator(".answer").count()).toBe(message === "And then" ? 4 : 2);
-      await until(() => page.getByTestId("engine").textContent()).toMatch(/tokens\/s/);
-      await until(() => page.getByRole("button", { name: "New chat" }).isEnabled()).toBe(true);
+      await expect.poll(() => page.locator(".answer").count()).toBe(message === "And then" ? 4 : 2);
+      await expect.poll(() => page.getByTestId("engine").textContent()).toMatch(/tokens\/s/);
+      await expect.poll(() => page.getByRole("button", { name: "New chat" }).isEnabled()).toBe(true);
     }
     const texts = await page.locator(".answer").allTextContents();
     expect(texts).toEqual(["You: Hello there", texts[1], "You: And then", texts[3]]);
@@ -143,7 +146,7 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
 
   it("stop a job, resume it, and delete it", async () => {
     await goTo("");
-    await until(() => page.locator(".choice").count()).toBe(1);
+    await expect.poll(() => page.locator(".choice").count()).toBe(1);
     await page.getByText("More options").click();
     await page.getByLabel("Tokens to distill on").fill("20000000");
     await page
@@ -152,32 +155,32 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
       .check(); // the smallest: it is cut
     await page.getByRole("button", { name: "Start" }).click();
     const state = page.getByTestId("state");
-    await until(() => state.textContent()).toBe("running");
+    await expect.poll(() => state.textContent()).toBe("running");
     await page.getByRole("button", { name: "Stop", exact: true }).first().click();
-    await until(() => state.textContent()).toBe("cancelled");
+    await expect.poll(() => state.textContent()).toBe("cancelled");
     await look("7-job-cancelled");
     await page.getByRole("button", { name: "Resume" }).click();
-    await until(() => state.textContent()).toMatch(/queued|running/);
+    await expect.poll(() => state.textContent()).toMatch(/queued|running/);
     await page.getByRole("button", { name: "Stop", exact: true }).first().click();
-    await until(() => state.textContent()).toBe("cancelled");
+    await expect.poll(() => state.textContent()).toBe("cancelled");
     page.once("dialog", (dialog) => dialog.accept());
     await page.getByRole("button", { name: "Delete" }).click();
-    await until(heading).toBe("Jobs");
+    await expect.poll(heading).toBe("Jobs");
   });
 
   it("delete a job with its files and its model", async () => {
     await goTo("jobs");
     const link = page.getByRole("link", { name: "Tiny teacher for phone-4gb" });
-    await until(() => link.count()).toBe(1);
+    await expect.poll(() => link.count()).toBe(1);
     await look("8-jobs");
     await link.click();
     page.once("dialog", (dialog) => dialog.accept());
     await page.getByRole("button", { name: "Delete" }).click();
-    await until(heading).toBe("Jobs");
-    await until(() => link.count()).toBe(0);
+    await expect.poll(heading).toBe("Jobs");
+    await expect.poll(() => link.count()).toBe(0);
     await goTo("models");
     const names = page.locator(".cards li strong");
-    await until(() => names.allTextContents()).toEqual(["Model for phone-4gb", "Model", "Tiny teacher"]);
+    await expect.poll(() => names.allTextContents()).toEqual(["Model for phone-4gb", "Model", "Tiny teacher"]);
   });
 
   it("show errors where they occur, and keep nothing of a refused upload", async () => {
@@ -187,29 +190,31 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     writeFileSync(file, "no model at all");
     problems.length = 0;
     await page.getByLabel("Upload a model").setInputFiles(file);
-    await until(() => page.getByRole("alert").textContent()).toContain("broken.gguf is not a GGUF file");
+    await expect.poll(() => page.getByRole("alert").textContent()).toContain("broken.gguf is not a GGUF file");
     await page.getByRole("button", { name: "From the hub" }).click();
     await page.getByLabel("Model on the hub").fill("no such name");
     await page.getByLabel("Model on the hub").press("Enter");
-    await until(() => page.getByRole("alert").textContent()).toContain("is not a hub id");
+    await expect.poll(() => page.getByRole("alert").textContent()).toContain("is not a hub id");
     await page.getByLabel("Context length, tokens").fill("1000000");
     await page.getByLabel("Context length, tokens").press("Tab");
-    await until(() => page.getByRole("alert").last().textContent()).toMatch(/tokens at most/);
+    await expect.poll(() => page.getByRole("alert").last().textContent()).toMatch(/tokens at most/);
     expect(await page.getByRole("button", { name: "Start" }).isEnabled()).toBe(false);
     await look("9-new-job-refused");
     await goTo("models");
-    await until(() => page.locator(".cards li strong").count()).toBe(3);
+    await expect.poll(() => page.locator(".cards li strong").count()).toBe(3);
     expect(await page.locator(".cards").textContent()).not.toContain("broken");
     await look("10-models");
     await goTo("settings");
     await page.getByLabel(/^API key/).fill("not-a-key");
     await page.getByRole("button", { name: "Use" }).click();
-    await until(() => page.getByRole("alert").or(page.getByRole("status")).allTextContents()).toContain(
-      "Signed in as local of local.", // without keys, everyone on this machine has access
-    );
+    await expect
+      .poll(() => page.getByRole("alert").or(page.getByRole("status")).allTextContents())
+      .toContain(
+        "Signed in as local of local.", // without keys, everyone on this machine has access
+      );
     await look("11-settings");
     await goTo("bogus");
-    await until(heading).toBe("Page not found");
+    await expect.poll(heading).toBe("Page not found");
     expect(await page.title()).toBe("Not found · Coppice foundry");
     await look("12-not-found");
     expect(problems.filter((problem) => !/status of (400|404|422)/.test(problem))).toEqual([]);
@@ -220,16 +225,16 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     const pages = { "": "New job", jobs: "Jobs", models: "Models", compare: "Compare", settings: "Settings" };
     for (const [place, title] of Object.entries(pages)) {
       await goTo(place);
-      await until(heading).toBe(title);
-      await until(() => page.title()).toBe(`${title} · Coppice foundry`);
+      await expect.poll(heading).toBe(title);
+      await expect.poll(() => page.title()).toBe(`${title} · Coppice foundry`);
     }
     await goTo("");
     await page.reload();
-    await until(heading).toBe("New job");
+    await expect.poll(heading).toBe("New job");
     const focused = () => page.evaluate("document.activeElement?.textContent");
     for (let i = 0; i < 6 && (await focused()) !== "Jobs"; i++) await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
-    await until(heading).toBe("Jobs");
+    await expect.poll(heading).toBe("Jobs");
     await page.goto(`${foundry.url}/docs`);
     await look("13-docs");
     expect(problems).toEqual([]);
@@ -242,19 +247,19 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     const { key } = (await created.json()) as { key: string };
     await goTo("jobs");
     await page.reload();
-    await until(() => page.getByRole("alert").textContent()).toMatch(/key/);
+    await expect.poll(() => page.getByRole("alert").textContent()).toMatch(/key/);
     await goTo("settings");
     await page.getByLabel(/^API key/).fill("not-a-key");
     await page.getByRole("button", { name: "Use" }).click();
-    await until(() => page.getByRole("alert").allTextContents()).toContain(
-      "Unknown key. To create one: coppice foundry keys add NAME",
-    );
+    await expect
+      .poll(() => page.getByRole("alert").allTextContents())
+      .toContain("Unknown key. To create one: coppice foundry keys add NAME");
     await look("14-wrong-key");
     await page.getByLabel(/^API key/).fill(key);
     await page.getByRole("button", { name: "Use" }).click();
-    await until(() => page.getByRole("status").allTextContents()).toContain("Signed in as laptop of research.");
+    await expect.poll(() => page.getByRole("status").allTextContents()).toContain("Signed in as laptop of research.");
     await goTo("jobs");
-    await until(() => page.locator("main").textContent()).toContain("No jobs yet");
+    await expect.poll(() => page.locator("main").textContent()).toContain("No jobs yet");
     await look("15-jobs-none");
   });
 });

@@ -10,7 +10,6 @@ import { connectionOf } from "../../src/foundry/database.js";
 import { type RunningFoundry, startFoundry, withTenants } from "../../src/foundry/index.js";
 import { requestsOf } from "../openapi-requests.js";
 import { temporaryDirectory } from "../temporary.js";
-import "../waiting.js";
 import { DATABASES, type TestDatabase } from "./databases.js";
 
 const corpus = path.resolve(import.meta.dirname, "../../examples/corpus/stories.txt.gz");

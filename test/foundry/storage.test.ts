@@ -6,7 +6,6 @@ import S3rver from "s3rver";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openStorage, type Storage } from "../../src/foundry/storage.js";
 import { temporaryDirectory } from "../temporary.js";
-import { until } from "../waiting.js";
 
 const text = async (stream: Readable): Promise<string> => {
   let all = "";
@@ -78,7 +77,7 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
     await expect(storage.put("tenants/c/z.bin", atOnce)).rejects.toThrow("gone");
     await expect(storage.local("tenants/c/z.bin")).rejects.toThrow("the store has no");
     const left = () => readdirSync(root, { recursive: true }).filter((name) => `${name}`.includes("z.bin"));
-    await until(left).toEqual([]);
+    await expect.poll(left).toEqual([]);
   });
 
   it("are refused under keys that lead elsewhere", async () => {

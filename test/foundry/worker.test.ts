@@ -2,7 +2,6 @@ import { setTimeout as wait } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningFoundry, startFoundry } from "../../src/foundry/index.js";
 import { temporaryDirectory } from "../temporary.js";
-import "../waiting.js";
 
 interface Job {
   readonly id: string;

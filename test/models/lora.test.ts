@@ -1,7 +1,6 @@
-import { spawnSync } from "node:child_process";
 import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import {
   readTensor,
   resolveModel,
@@ -15,10 +14,10 @@ import { loadFunctions } from "../../src/ggml/library.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { Random } from "../../src/system/random.js";
+import { coppice, json } from "../cli/command-line.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
-const main = path.resolve(import.meta.dirname, "../../bin/coppice.cjs");
 const root = temporaryDirectory();
 const base = openCheckpoint(teacher);
 const HIDDEN = base.config.hidden_size as number;
@@ -179,26 +178,23 @@ describe("a LoRA adapter", () => {
     expect(() => openCheckpoint(withAdapters(teacher, [`${plain}=much`]))).toThrow(/much, which is not a number/);
   });
 
-  it("is merged by every command that opens a model", () => {
-    const env = { ...process.env, COPPICE_CACHE: path.join(root, "cache") };
-    const run = (...args: string[]) => spawnSync(process.execPath, [main, ...args], { encoding: "utf8", env });
+  it("is merged by every command that opens a model", async () => {
+    vi.stubEnv("COPPICE_CACHE", path.join(root, "cache"));
     const out = path.join(root, "exported");
-    expect(run("export", teacher, "--lora", plain, "--out", out).stderr).not.toMatch(/rror/);
+    expect(await coppice("export", teacher, "--lora", plain, "--out", out)).toMatchObject({ status: 0 });
     const [exported, merged] = [openCheckpoint(out), openCheckpoint(withAdapters(teacher, [plain]))];
     for (const name of base.source.tensors.keys())
       expect(Buffer.compare(readTensor(exported.source, name), readTensor(merged.source, name))).toBe(0);
     const data = path.join(root, "text.txt");
     writeFileSync(data, "Tom had a kite. ".repeat(60));
-    const loss = (...args: string[]) =>
-      JSON.parse(run("perplexity", ...args, "--data", data, "--compute", "f32", "--json").stdout).loss as number;
-    expect(loss(teacher, "--lora", plain)).toBeCloseTo(loss(out), 5);
-    expect(Math.abs(loss(teacher) - loss(out))).toBeGreaterThan(1e-3);
-    const written = (...args: string[]) =>
-      JSON.parse(
-        run("generate", ...args, "--prompt", "One", "--temperature", "0", "--max-tokens", "8", "--json").stdout,
-      );
-    expect(written(teacher, "--lora", plain).text).toBe(written(out).text);
-    expect(written(teacher, "--lora", `${plain}=0`).text).toBe(written(teacher).text); // not the export of before
-    expect(run("inspect", plain).status).toBe(1);
+    const loss = async (...args: string[]) =>
+      (await json<{ loss: number }>("perplexity", ...args, "--data", data, "--compute", "f32")).loss;
+    expect(await loss(teacher, "--lora", plain)).toBeCloseTo(await loss(out), 5);
+    expect(Math.abs((await loss(teacher)) - (await loss(out)))).toBeGreaterThan(1e-3);
+    const options = ["--prompt", "One", "--temperature", "0", "--max-tokens", "8"];
+    const generated = async (...args: string[]) => (await json<{ text: string }>("generate", ...args, ...options)).text;
+    expect(await generated(teacher, "--lora", plain)).toBe(await generated(out));
+    expect(await generated(teacher, "--lora", `${plain}=0`)).toBe(await generated(teacher)); // another export
+    expect(await coppice("inspect", plain)).toMatchObject({ status: 1 });
   });
 });

@@ -1,5 +1,5 @@
 import path from "node:path";
-import { describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it } from "vitest";
 import { quantizeWithLlamaCpp } from "../../bench/peers/llama-quantize.js";
 import { openGguf, readTensor } from "../../src/checkpoint/index.js";
 import { exportGguf, FILE_KINDS, type FileKind, parseFileKind } from "../../src/quantize/index.js";
@@ -52,8 +52,11 @@ describe.each(cases)("a file $name is llama.cpp's own, bit by bit", ({ name, mod
   const { checkpoint, importance, named } = model;
   const f32 = path.join(root, `${path.basename(checkpoint.path)}-f32.gguf`);
 
-  it.each(kinds)("%s", async (kind) => {
+  beforeAll(async () => {
     await exportGguf(f32, checkpoint, { kind: "f32" });
+  });
+
+  it.each(kinds)("%s", async (kind) => {
     const [ours, theirs] = ["ours", "theirs"].map((who) => path.join(root, `${who}-${name.length}-${kind}.gguf`)) as [
       string,
       string,

@@ -3,7 +3,7 @@ import path from "node:path";
 import Anthropic from "@anthropic-ai/sdk";
 import { Ajv } from "ajv";
 import OpenAI from "openai";
-import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningServer, serve } from "../../src/serve/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -20,7 +20,6 @@ const MODELS = [
   { name: "SmolLM2 (skipped unless COPPICE_REAL_MODELS has it)", file: real, skip: !hasReal },
 ];
 
-vi.setConfig({ testTimeout: 600_000, hookTimeout: 120_000 }); // of a real model on a busy machine
 const ajv = new Ajv({ strict: false, validateFormats: false });
 const cached = { cache_control: { type: "ephemeral" as const } };
 

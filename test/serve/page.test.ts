@@ -4,7 +4,6 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type RunningServer, serve } from "../../src/serve/index.js";
 import { browserPath, lookAt, openPage } from "../pages.js";
 import { temporaryDirectory } from "../temporary.js";
-import { until } from "../waiting.js";
 
 process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
 
@@ -26,7 +25,7 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
 
   it("streams answers, shows their speed, and keeps the conversation", async () => {
     await page.goto(server.url);
-    await until(() => page.getByLabel("Model").inputValue()).toBe("tiny-teacher");
+    await expect.poll(() => page.getByLabel("Model").inputValue()).toBe("tiny-teacher");
     await page.getByText("Parameters").click();
     await page.getByLabel("Temperature").fill("0");
     await page.getByLabel("Max tokens").fill("20");
@@ -34,9 +33,9 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     const request = page.waitForRequest((request) => request.method() === "POST");
     await page.getByLabel("Message").press("Enter");
     expect((await request).postDataJSON()).toMatchObject({ temperature: 0, max_tokens: 20, stream: true });
-    await until(() => page.getByRole("status").textContent()).toMatch(
-      /^20 tokens, [\d.]+ tokens\/s, first token after/,
-    );
+    await expect
+      .poll(() => page.getByRole("status").textContent())
+      .toMatch(/^20 tokens, [\d.]+ tokens\/s, first token after/);
     await lookAt(page, "chat/1-answered");
     const answer = await page.evaluate("JSON.parse(sessionStorage['coppice-chat']).turns[1].content");
     expect(`${answer}`.length).toBeGreaterThan(10);
@@ -49,7 +48,7 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
       { role: "user", content: "And then?" },
     ]);
     await page.getByRole("button", { name: "New chat" }).click();
-    await until(() => page.locator("article").count()).toBe(0);
+    await expect.poll(() => page.locator("article").count()).toBe(0);
   });
 
   it("stops an answer, and shows errors", async () => {
@@ -63,19 +62,19 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await page.getByLabel("Message").fill("Once");
     await page.getByLabel("Message").press("Enter");
     await page.getByRole("button", { name: "Stop" }).click();
-    await until(() => page.getByRole("status").textContent()).toBe("Stopped.");
+    await expect.poll(() => page.getByRole("status").textContent()).toBe("Stopped.");
     abort.abort();
     await Promise.all(others);
     await page.getByLabel("Message").fill("long ".repeat(2000));
     await page.getByRole("button", { name: "Send" }).click();
     const failed = page.locator("article.error").last();
-    await until(() => failed.textContent()).toMatch(/maximum context length is \d+ tokens/);
+    await expect.poll(() => failed.textContent()).toMatch(/maximum context length is \d+ tokens/);
     await lookAt(page, "chat/2-refused");
     // the failed message stays, can be retried, and is no part of the next request
     const again = page.waitForRequest((request) => request.method() === "POST");
     await page.getByRole("button", { name: "Retry" }).click();
     expect((await again).postDataJSON().messages.at(-1).content).toMatch(/^long long/);
-    await until(() => failed.textContent()).toMatch(/maximum context length/);
+    await expect.poll(() => failed.textContent()).toMatch(/maximum context length/);
     // stopped while the answer is awaited, however fast the model is
     await page.route("**/v1/chat/completions", () => {});
     await page.getByLabel("Message").fill("Something short");
@@ -83,13 +82,13 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await page.getByLabel("Message").press("Enter");
     expect((await request).postDataJSON().messages).toEqual([{ role: "user", content: "Something short" }]);
     await page.keyboard.press("Escape");
-    await until(() => page.getByRole("status").textContent()).toBe("Stopped.");
+    await expect.poll(() => page.getByRole("status").textContent()).toBe("Stopped.");
     // a new chat, started while an answer is awaited, stays empty
     await page.getByLabel("Message").fill("Something else");
     await page.getByLabel("Message").press("Enter");
-    await until(() => page.locator("article").count()).toBeGreaterThan(1);
+    await expect.poll(() => page.locator("article").count()).toBeGreaterThan(1);
     await page.getByRole("button", { name: "New chat" }).click();
-    await until(() => page.getByRole("button", { name: "Send" }).count()).toBe(1);
+    await expect.poll(() => page.getByRole("button", { name: "Send" }).count()).toBe(1);
     await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))");
     expect(await page.locator("article").count()).toBe(0);
     await page.unroute("**/v1/chat/completions");
@@ -109,7 +108,7 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await page.evaluate(`sessionStorage.setItem("coppice-chat", ${JSON.stringify(JSON.stringify({ turns }))})`);
     await page.goto(server.url);
     const answer = page.locator("article").nth(1);
-    await until(() => answer.locator("li").count()).toBe(2);
+    await expect.poll(() => answer.locator("li").count()).toBe(2);
     expect(await page.locator("article").first().textContent()).toContain("<i>all</i>");
     expect(await answer.locator("pre").textContent()).toBe("const tree = '<b>';\n");
     expect(await answer.locator("table td").allTextContents()).toEqual(["1", "2"]);
@@ -118,7 +117,7 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     await lookAt(page, "chat/3-markdown");
     await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
     await answer.locator("button", { hasText: "Copy" }).first().click();
-    await until(() => page.evaluate("navigator.clipboard.readText()")).toBe("const tree = '<b>';\n");
+    await expect.poll(() => page.evaluate("navigator.clipboard.readText()")).toBe("const tree = '<b>';\n");
     // as on a page loaded over plain HTTP from another machine
     await page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })");
     await answer.getByRole("button", { name: "Copy" }).last().click();
@@ -132,9 +131,9 @@ describe.skipIf(browserPath === undefined)("the chat page in a browser", () => {
     const request = page.waitForRequest((request) => request.method() === "POST");
     await page.getByRole("button", { name: "Send" }).click();
     expect((await request).postDataJSON().messages).toEqual([{ role: "user", content: "Once upon a time" }]);
-    await until(() => page.getByRole("button", { name: "Retry" }).count()).toBe(1);
+    await expect.poll(() => page.getByRole("button", { name: "Retry" }).count()).toBe(1);
     await page.reload();
-    await until(() => page.locator("article").count()).toBe(2);
+    await expect.poll(() => page.locator("article").count()).toBe(2);
   });
 
   it("documents the API, and loads nothing from elsewhere", async () => {
