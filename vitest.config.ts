@@ -5,10 +5,17 @@ import { defineConfig } from "vitest/config";
 const SYSTEMS = [
   "test/checkpoint/real-tokenizers.test.ts",
   "test/deploy/*.test.ts",
+  "test/evaluate/sandbox.test.ts",
   "test/examples/*.test.ts",
   "test/foundry/*.test.ts",
   "test/package/*.test.ts",
   "test/serve/page.test.ts",
+];
+
+/** Leave no traces in their process: files share one, and load the engine once. */
+const PURE = [
+  "test/{data,devices,distill,ggml,models,prune,quantize,system,tensor}/**/*.test.ts",
+  "test/serve/grammar/*.test.ts",
 ];
 
 /** Compare what devices compute; see test/devices.ts. */
@@ -24,7 +31,7 @@ const onVulkan = { COPPICE_TEST_DEVICES: "vulkan", GGML_VK_VISIBLE_DEVICES: "0",
 
 export default defineConfig({
   test: {
-    pool: "forks", // one process a file: the native engine is loaded once per process
+    pool: "forks", // a process a file: what a file does to its process ends with it
     // a file a core: small models gain nothing from several threads, and those wait for each other
     maxWorkers: Math.min(8, availableParallelism()),
     // one generous limit for all: waits end with what they wait for, however slow the machine is; only a hang takes so long
@@ -34,8 +41,9 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: "quick", include: ["test/**/*.test.ts"], exclude: SYSTEMS, env: onProcessor },
+        test: { name: "quick", include: ["test/**/*.test.ts"], exclude: [...SYSTEMS, ...PURE], env: onProcessor },
       },
+      { extends: true, test: { name: "pure", include: PURE, isolate: false, env: onProcessor } },
       { extends: true, test: { name: "systems", include: SYSTEMS, env: onProcessor } },
       { extends: true, test: { name: "vulkan", include: ON_DEVICES, env: onVulkan } },
     ],
