@@ -11,7 +11,7 @@ export const inspectCommand = command("inspect", "Describe a model: architecture
   .examples("coppice inspect mistralai/Mistral-Nemo-Base-2407")
   .action(
     action(async ({ job, print }, _flags, model: string) => {
-      const { inspect } = await import("../jobs/measure.js");
+      const { inspect } = await import("../jobs/inspect.js");
       print(await inspect(model, job), render);
     }),
   );

@@ -22,8 +22,8 @@ import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
 import { type ComputeType, Graph, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
 import type { BenchWork } from "./bench-work.js";
-import { openModel } from "./environment.js";
 import { type JobOptions, onDevice } from "./job.js";
+import { openModel } from "./open-model.js";
 
 export interface BenchJob extends JobOptions {
   /** A model whose sizes to take, or the sizes themselves: `hidden=288,ffn=768,layers=6,heads=6,kvHeads=6,vocab=32000`. */

@@ -16,12 +16,12 @@ import { UsageError } from "../system/errors.js";
 import { bytesByKind, comparedKinds } from "./bytes-by-kind.js";
 import type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
 import { distillBriefly, distillStage } from "./distill.js";
-import { type OpenModel, writeDirectory } from "./environment.js";
 import { evaluate } from "./evaluate.js";
 import type { EvaluateOutcome } from "./evaluation.js";
 import { generate } from "./generate.js";
 import { modelIdentity, scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
+import type { OpenModel } from "./open-model.js";
 import { ownIfInside } from "./output.js";
 import { summarizePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
@@ -29,6 +29,7 @@ import { writeReport } from "./report.js";
 import { RANKING_FILE, scoresFor, search } from "./search.js";
 import { Stages } from "./stages.js";
 import { runTraining, trainOptionsFor, writeTrained } from "./training.js";
+import { writeDirectory } from "./write-directory.js";
 
 /** The sample sentence: how many tokens of the validation text are its prompt, and how long it may become. */
 const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];

@@ -18,10 +18,11 @@ import { loadWeights, type Model, type ModelWeights, openCheckpoint } from "../m
 import type { PrunedModel } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
-import { type OpenModel, openData, openModel } from "./environment.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
 import { measure } from "./measure.js";
+import { openData } from "./open-data.js";
+import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";

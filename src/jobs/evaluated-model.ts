@@ -13,9 +13,9 @@ import { Backend } from "../ggml/index.js";
 import { loadWeights, summarizeGguf } from "../models/index.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
-import { findModel, type OpenModel, type RunOnlyModel } from "./environment.js";
 import type { EvaluateJob } from "./evaluation.js";
 import { fileIdentity, originOf, runnableGguf } from "./export.js";
+import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
 import { checkLength } from "./sanity.js";
 
 /** A model that is ready for evaluation. */

@@ -12,10 +12,11 @@ import { fileStamp } from "../system/file-stamp.js";
 import { cacheDirectory, hashBytes } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { checkApart } from "../system/places.js";
-import { findModel, type OpenModel, openModel, type RunOnlyModel, writeDirectory } from "./environment.js";
 import { modelFiles, modelIdentity, modelInput } from "./inputs.js";
 import type { JobOptions } from "./job.js";
+import { findModel, type OpenModel, openModel, type RunOnlyModel } from "./open-model.js";
 import { checkNewFile, claim, inRun, type OverwriteOptions, type RunJob } from "./output.js";
+import { writeDirectory } from "./write-directory.js";
 
 const log = logOf("jobs");
 

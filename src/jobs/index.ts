@@ -4,7 +4,6 @@ export { compress } from "./compress.js";
 export type { CompressJob, CompressOutcome } from "./compress-job.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
 export { type DistillJob, distill, type TeacherOptions } from "./distill.js";
-export { type DataOptions, openModel } from "./environment.js";
 export { evaluate } from "./evaluate.js";
 export {
   EVALUATION_ENGINES,
@@ -16,8 +15,11 @@ export {
 export { type Headline, headlines } from "./evaluation-table.js";
 export { type ExportJob, type ExportOutcome, exportModel, runnableGguf } from "./export.js";
 export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
+export { type Inspection, inspect } from "./inspect.js";
 export type { JobOptions, ProgressEvent } from "./job.js";
-export { type Inspection, inspect, type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";
+export { type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";
+export type { DataOptions } from "./open-data.js";
+export { openModel } from "./open-model.js";
 export { type PlanJob, type PlanOutcome, plan } from "./plan.js";
 export type { PlanSummary } from "./plan-summary.js";
 export { type PretrainJob, pretrain } from "./pretrain.js";

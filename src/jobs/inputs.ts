@@ -6,7 +6,7 @@ import type { Checkpoint } from "../models/index.js";
 import { cacheDirectory, hashBytes, hashFile } from "../system/files.js";
 import { contentIdentity } from "../system/identity.js";
 import { type Input, liesInside, realPath } from "../system/places.js";
-import type { DataOptions } from "./environment.js";
+import type { DataOptions } from "./open-data.js";
 
 /** Files beside a model's weights that describe it. */
 const DESCRIPTIVE_FILES = [

@@ -14,9 +14,10 @@ import {
   writeModel,
 } from "../models/index.js";
 import { UsageError } from "../system/errors.js";
-import { openData, openModel } from "./environment.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
+import { openData } from "./open-data.js";
+import { openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";

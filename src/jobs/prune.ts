@@ -16,13 +16,15 @@ import {
 } from "../prune/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
-import { type DataOptions, type OpenModel, openData, openModel, writeDirectory } from "./environment.js";
 import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scoresIdentity } from "./inputs.js";
 import { onDevice } from "./job.js";
+import { type DataOptions, openData } from "./open-data.js";
+import { type OpenModel, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
 import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
+import { writeDirectory } from "./write-directory.js";
 
 export interface PruneJob extends RunJob, TargetOptions, Partial<DataOptions> {
   readonly model: string;

@@ -22,7 +22,6 @@ import {
 import { FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory, hashBytes, safeFileName } from "../system/files.js";
 import { checkApart } from "../system/places.js";
-import { type DataOptions, findModel, type OpenModel, openData, type RunOnlyModel } from "./environment.js";
 import {
   checkConvertible,
   exportOptions,
@@ -33,6 +32,8 @@ import {
 } from "./export.js";
 import { dataInputs, fileInput, modelIdentity, modelInput } from "./inputs.js";
 import { type JobOptions, onDevice } from "./job.js";
+import { type DataOptions, openData } from "./open-data.js";
+import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
 import { checkCacheFile, checkNewFile, type OverwriteOptions } from "./output.js";
 import { checkLength } from "./sanity.js";
 

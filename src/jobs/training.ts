@@ -20,10 +20,10 @@ import {
   writeModel,
 } from "../models/index.js";
 import { defined } from "../system/defined.js";
-import type { DataOptions } from "./environment.js";
 import { forecast } from "./forecast.js";
 import type { JobOptions } from "./job.js";
 import { type Measurement, measure } from "./measure.js";
+import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
 import type { Stages } from "./stages.js";

@@ -5,7 +5,7 @@ import { FLOAT8, type Float8 } from "../../src/checkpoint/float8.js";
 import { openSafetensors, readTensor } from "../../src/checkpoint/index.js";
 import { Backend, toFloat32 } from "../../src/ggml/index.js";
 import { loadFunctions } from "../../src/ggml/library.js";
-import { openModel } from "../../src/jobs/environment.js";
+import { openModel } from "../../src/jobs/open-model.js";
 import { loadWeights, modelFromConfig, openCheckpoint, writeModel } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 

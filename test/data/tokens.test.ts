@@ -2,7 +2,7 @@ import { readdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { openCorpus, Sequences, Tokenizer, type TokenStream, TrainingOrder } from "../../src/data/index.js";
-import { openData } from "../../src/jobs/environment.js";
+import { openData } from "../../src/jobs/open-data.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
 

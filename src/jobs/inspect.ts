@@ -1,0 +1,92 @@
+import { sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
+import { cacheBytes, type DimensionName, summarizeGguf } from "../models/index.js";
+import type { JobOptions } from "./job.js";
+import { findModel, type OpenModel, RUN_ONLY, type RunOnlyModel } from "./open-model.js";
+
+/** A description of a model. */
+export interface Inspection {
+  readonly architecture: string;
+  readonly parameters: number;
+  /** Each dimension's size; one number where all layers agree, a list where they differ. */
+  readonly dimensions: Readonly<Record<DimensionName, number | readonly number[]>>;
+  /** Bytes of the weights as stored. */
+  readonly bytes: number;
+  /** How many tensors are stored in each type. */
+  readonly types: Readonly<Record<string, number>>;
+  /** Memory to run it: the weights as stored, and an f16 key-value cache for one sequence of full length. */
+  readonly memoryBytes: number;
+  /** Whether our own engine supports it, so that it can be pruned, distilled and measured; llama.cpp may run others. */
+  readonly known: boolean;
+  /** What in its files is not used, or not as expected; why our own engine does not support it. */
+  readonly notes: readonly string[];
+}
+
+/**
+ * Describes a model without reading its weights.
+ * @example
+ * ```ts
+ * import { inspect } from "coppice";
+ *
+ * const { architecture, parameters, dimensions, memoryBytes } = await inspect("mistralai/Mistral-Nemo-Base-2407");
+ * console.log(architecture, parameters, dimensions.hidden, memoryBytes);
+ * ```
+ */
+export async function inspect(reference: string, options: JobOptions = {}): Promise<Inspection> {
+  const found = await findModel(reference, options);
+  return found.checkpoint === undefined ? inspectFile(found) : inspectKnown(found);
+}
+
+function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection {
+  const bytes = sourceBytes(checkpoint.source);
+  const dimensions: Record<DimensionName, number | number[]> = {};
+  for (const [name, size] of Object.entries(model.sizes)) {
+    const short = model.layerDimensions.get(name)?.name ?? name;
+    const before = dimensions[short];
+    dimensions[short] = before === undefined ? size : [before, size].flat();
+  }
+  return {
+    architecture: model.architecture,
+    parameters,
+    dimensions: merged(dimensions),
+    bytes,
+    types: typesOf(checkpoint.source),
+    memoryBytes: bytes + cacheBytes(model, model.maxPositions),
+    known: true,
+    notes: checkpoint.notes,
+  };
+}
+
+/** Describes a model that only llama.cpp supports, from its GGUF file's metadata. */
+function inspectFile({ file, reason }: RunOnlyModel): Inspection {
+  const summary = summarizeGguf(file);
+  const { architecture, parameters, bytes, layers, hidden, vocabSize: vocab, contextLength, experts } = summary;
+  const dimensions: Record<DimensionName, number | number[]> = { vocab, hidden, layers, context: contextLength };
+  if (summary.heads.some((count) => count > 0))
+    Object.assign(dimensions, { heads: [...summary.heads], kvHeads: [...summary.kvHeads] });
+  if (experts > 0) dimensions.experts = experts;
+  return {
+    architecture,
+    parameters,
+    dimensions: merged(dimensions),
+    bytes,
+    types: typesOf(file),
+    memoryBytes: bytes + summary.cacheBytes(contextLength),
+    known: false,
+    notes: [`${reason}. ${RUN_ONLY}`],
+  };
+}
+
+/** Replaces lists of equal numbers by the number. */
+const merged = (dimensions: Readonly<Record<string, number | number[]>>): Record<string, number | number[]> =>
+  Object.fromEntries(
+    Object.entries(dimensions).map(([name, value]) => [
+      name,
+      Array.isArray(value) && new Set(value).size === 1 ? (value[0] ?? 0) : value,
+    ]),
+  );
+
+function typesOf({ tensors }: Pick<TensorSource, "tensors">): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { dtype } of tensors.values()) counts[dtype] = (counts[dtype] ?? 0) + 1;
+  return counts;
+}

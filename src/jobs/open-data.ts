@@ -1,0 +1,80 @@
+import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
+import type { Model } from "../models/index.js";
+import { CoppiceError } from "../system/errors.js";
+import type { JobOptions } from "./job.js";
+import { noteOverlap } from "./sanity.js";
+
+/** Where training and validation tokens come from. */
+export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" | "cacheDir"> {
+  readonly data: readonly string[];
+  /** Held-out text; by default a share of the documents, or the end of the text if there are few documents. */
+  readonly validation?: readonly string[] | undefined;
+}
+
+/** The share of the documents that is held out when there is no validation data. */
+const HELD_OUT_SHARE = 0.02;
+/** A loss on fewer tokens than this would be meaningless. */
+const MIN_VALIDATION_TOKENS = 256;
+/** The smallest share of the text to train on. */
+const MIN_TRAINED_SHARE = 0.8;
+
+/** The model that reads the data, and the directory of its tokenizer. */
+export interface Reader {
+  readonly directory: string;
+  readonly model: Pick<Model, "needsBeginToken">;
+}
+
+/** Opens training and validation tokens for a model. */
+export async function openData(
+  reader: Reader,
+  data: DataOptions,
+  options: JobOptions,
+): Promise<{ readonly train: TokenStream; readonly validation: TokenStream }> {
+  if (data.validation !== undefined && data.validation.length > 0) {
+    const train = await openTokens(data.data, reader, data, options);
+    const validation = await openTokens(data.validation, reader, data, options);
+    noteOverlap(train, validation, options);
+    return { train: train.train, validation: validation.train };
+  }
+  const { train, heldOut } = await openTokens(data.data, reader, data, options, HELD_OUT_SHARE);
+  if (heldOut.length >= MIN_VALIDATION_TOKENS) return { train, validation: heldOut };
+  // there are few documents, or only one: hold out the end of the text
+  const end = train.length - Math.max(MIN_VALIDATION_TOKENS, Math.ceil(HELD_OUT_SHARE * train.length));
+  if (end < MIN_TRAINED_SHARE * train.length)
+    throw new CoppiceError(
+      `the data has only ${train.length} tokens, of which ${MIN_VALIDATION_TOKENS} are needed for validation: give more data, or validation data (--validation)`,
+    );
+  return { train: train.part(0, end), validation: train.part(end, train.length) };
+}
+
+/** Tokenizes data, or opens it from the cache. */
+export async function openTokens(
+  inputs: readonly string[],
+  { directory, model }: Reader,
+  data: Omit<DataOptions, "data" | "validation">,
+  options: JobOptions,
+  heldOutShare = 0,
+): Promise<Corpus> {
+  const tokenizer = await Tokenizer.load(directory);
+  const corpus = await openCorpus(inputs, tokenizer, {
+    ...data,
+    heldOutShare,
+    hub: options.hub,
+    onNote: options.onNote,
+    onProgress: ({ tokens, bytes, totalBytes }) =>
+      options.onProgress?.({
+        stage: "tokenize",
+        done: bytes,
+        total: totalBytes,
+        unit: "bytes",
+        detail: `${tokens} tokens`,
+      }),
+  });
+  const { beginToken } = tokenizer;
+  if (!model.needsBeginToken || beginToken === undefined) return corpus;
+  return {
+    ...corpus,
+    train: corpus.train.beginningWith(beginToken),
+    heldOut: corpus.heldOut.beginningWith(beginToken),
+  };
+}
