@@ -76,6 +76,22 @@ describe.each(testBackends)("divergences on %s", (_, options) => {
     },
   );
 
+  it("top-k is finite, and the whole divergence, where the k tokens have all of the probability", async () => {
+    const g = new Graph(backend);
+    finished.push(g);
+    const [teacher, student] = [teacherRows[0]!, studentRows[0]!];
+    const logs = softmax(teacher, 1).map(Math.log);
+    const targets = {
+      k: VOCAB,
+      indices: g.constant("indices", "i32", [VOCAB], Int32Array.from(logs.keys())),
+      logProbabilities: g.constant("logs", "f32", [VOCAB], Float32Array.from(logs)),
+    };
+    const logits = g.constant("student", "f32", [1, VOCAB], Float32Array.from(student));
+    const loss = g.output(topKDivergence(g, logits, targets, 1));
+    await g.run();
+    expect(g.read(loss)[0]).toBeCloseTo(kl(softmax(teacher, 1), softmax(student, 1)), 4);
+  });
+
   function build(g: Graph, kind: Divergence, student: Tensor, teacher: Tensor, temperature: number): Tensor {
     if (kind !== "top-k") return ops.divergence(g, student, teacher, { kind, temperature });
     const largest = teacherRows.map(largestOf);

@@ -38,6 +38,13 @@ describe("the mix of types for a size", () => {
         expect(mix.bytes).toBeLessThanOrEqual(limit);
         const worst = Math.max(...costs.flat().map(({ loss }) => loss));
         expect(mix.expectedLoss).toBeLessThanOrEqual(best * (1 + 1e-3) + 1e-6 * worst);
+        const types = [...mix.types.values()];
+        const isMix = (choice: readonly TypeCost[]) =>
+          total(choice, "bytes") === mix.bytes &&
+          Math.abs(total(choice, "loss") - mix.expectedLoss) <= 1e-12 &&
+          choice.every(({ dtype }, i) => dtype === types[i]);
+        expect([...mix.types.keys()]).toEqual([...sensitivity.keys()]);
+        expect([...choices(costs)].some(isMix)).toBe(true);
       }),
       { numRuns: 60 },
     );
@@ -45,6 +52,25 @@ describe("the mix of types for a size", () => {
 
   it("is refused for a size that is too small, with the smallest that is possible", async () => {
     const sensitivity: Sensitivity = new Map([["t", [{ dtype: "q2_k" as const, bytes: 100, loss: 1 }]]]);
-    await expect(bestMix(sensitivity, 99)).rejects.toThrow(/100 bytes.*--size/);
+    await expect(bestMix(sensitivity, 99.5)).rejects.toThrow(/100 bytes.* only 99 are left.*--size/);
+    await expect(bestMix(sensitivity, -7)).rejects.toThrow(/only 0 are left/);
+  });
+
+  it("takes whole types where parts of them would be better", async () => {
+    const large = { dtype: "q8_0", bytes: 10, loss: 0 } as const;
+    const small = { dtype: "q2_k", bytes: 4, loss: 1e-7 } as const; // losses far below the solver's tolerance of 1e-6
+    const sensitivity: Sensitivity = new Map([
+      ["a", [large, small]],
+      ["b", [large, { ...small, loss: 2e-7 }]],
+    ]);
+    // half of each large type would fit in 17 bytes, and lose less
+    expect(await bestMix(sensitivity, 17)).toEqual({
+      types: new Map([
+        ["a", "q2_k"],
+        ["b", "q8_0"],
+      ]),
+      bytes: 14,
+      expectedLoss: 1e-7,
+    });
   });
 });
