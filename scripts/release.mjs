@@ -1,17 +1,16 @@
 /**
- * Publishes the packages: those of the workspaces first, because the main one depends on them.
+ * Publishes the packages: those of the kernels first, because the main one depends on them.
  *
- *     node scripts/release.mjs --dry-run    # says what is missing and what it would do; publishes nothing
+ *     node scripts/release.mjs --dry-run    # reports what is missing, packs, and publishes nothing
  *     node scripts/release.mjs              # in CI, where npm can sign the packages' provenance
  *
- * Before: set the version in package.json and in each workspace (`npm version 0.2.0 --workspaces --include-workspace-root
- * --no-git-tag-version`), write its section of CHANGELOG.md, commit. Run it in the repository's root.
+ * Before: set the version in package.json, date its section of CHANGELOG.md, commit. Run it in the repository's root, where zig
+ * can be found (`pip install ziglang`).
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import process from "node:process";
-import { globSync } from "tinyglobby";
 
 const isDry = process.argv.includes("--dry-run");
 const unknown = process.argv.slice(2).filter((argument) => argument !== "--dry-run");
@@ -25,36 +24,19 @@ const output = (command, ...args) => {
   const { status, stdout } = spawnSync(command, args, { encoding: "utf8", shell });
   return status === 0 ? stdout.trim() : undefined;
 };
-const readPackage = (directory) => JSON.parse(readFileSync(path.join(directory, "package.json"), "utf8"));
-
-/** Packages in the order of their publication. */
-function packagesOf() {
-  const { workspaces = [] } = readPackage(".");
-  const files = globSync(
-    workspaces.map((pattern) => `${pattern}/package.json`),
-    { ignore: ["**/node_modules/**"] },
-  );
-  return [...files.sort().map((file) => path.dirname(file)), "."]
-    .map((directory) => ({ directory, ...readPackage(directory) }))
-    .filter((one) => one.private !== true);
-}
+const { name, version, repository } = JSON.parse(readFileSync("package.json", "utf8"));
 
 /** What stands in the way of a release. */
-function problemsOf(packages, version) {
+function findProblems() {
   const problems = [];
   const changes = output("git", "status", "--porcelain");
   if (changes === undefined) problems.push("this is not a git repository");
   else if (changes !== "") problems.push(`the working tree has changes:\n${changes}`);
 
   if (output("git", "tag", "--list", `v${version}`)) problems.push(`${version} is tagged already: raise the version`);
-  for (const { name, version: own, optionalDependencies = {} } of packages) {
-    if (own !== version) problems.push(`${name} has the version ${own}, the main package ${version}`);
-    for (const other of packages.filter((one) => one.name in optionalDependencies))
-      if (optionalDependencies[other.name] !== version)
-        problems.push(`${name} asks for ${other.name} ${optionalDependencies[other.name]}, not ${version}`);
-    if (output("npm", "view", `${name}@${version}`, "version"))
-      problems.push(`${name}@${version} is published already`);
-  }
+  if (output("npm", "view", `${name}@${version}`, "version")) problems.push(`${name}@${version} is published already`);
+  if (repository === undefined)
+    problems.push("package.json names no repository, which npm compares with the one that signs the provenance");
 
   const changelog = existsSync("CHANGELOG.md") ? readFileSync("CHANGELOG.md", "utf8") : "";
   const heading = changelog.split("\n").find((line) => line.startsWith(`## ${version}`));
@@ -63,29 +45,34 @@ function problemsOf(packages, version) {
   return problems;
 }
 
-/** A step of the release; in a dry run it is only printed, unless it changes nothing. */
-function step(command, args, { cwd = ".", isHarmless = false } = {}) {
+/** The tarballs of this version that `npm run pack` left, the main package's last. */
+function packedFiles() {
+  const main = `${name}-${version}.tgz`;
+  const files = readdirSync("packages").filter((file) => file.endsWith(`-${version}.tgz`) && file !== main);
+  return [...files.sort(), main].map((file) => path.join("packages", file));
+}
+
+/** A step of the release. A dry run only prints those that change something outside. */
+function step(command, args, { isHarmless = false } = {}) {
   const skips = isDry && !isHarmless;
-  console.log(`${skips ? "would run" : "running"}: ${command} ${args.join(" ")}${cwd === "." ? "" : ` in ${cwd}`}`);
-  if (skips) return true;
-  return spawnSync(command, args, { cwd, stdio: "inherit", shell }).status === 0;
+  console.log(`${skips ? "would run" : "running"}: ${command} ${args.join(" ")}`);
+  return skips || spawnSync(command, args, { stdio: "inherit", shell }).status === 0;
 }
 
 function release() {
-  const { version } = readPackage(".");
-  const packages = packagesOf();
-  console.log(`version ${version}: ${packages.map(({ name }) => name).join(", ")}`);
-  const problems = problemsOf(packages, version);
+  console.log(`${name} ${version}`);
+  const problems = findProblems();
   for (const problem of problems) console.error(`problem: ${problem}`);
   if (problems.length > 0 && !isDry) return 1;
 
-  if (!step("npm", ["test"])) return 1;
-  for (const { directory: cwd, name } of packages) {
-    // Provenance says which commit and workflow a package was built from; npm signs it in CI only.
-    const args = ["publish", "--access", "public", ...(isDry ? ["--dry-run"] : ["--provenance"])];
-    const published = step("npm", args, { cwd, isHarmless: isDry });
-    if (published) continue;
-    console.error(`problem: ${name} could not be published; what was published before it stays`);
+  if (!step("npm", ["run", "test:all"])) return 1;
+  if (!step("npm", ["run", "build"], { isHarmless: true }) || !step("npm", ["run", "pack"], { isHarmless: true }))
+    return 1;
+  for (const file of packedFiles()) {
+    // Provenance names the commit and the workflow that a package was built from; npm signs it in CI only.
+    const args = ["publish", file, "--access", "public", ...(isDry ? ["--dry-run"] : ["--provenance"])];
+    if (step("npm", args, { isHarmless: isDry })) continue;
+    console.error(`problem: ${file} could not be published; what was published before it stays`);
     return 1;
   }
   const isTagged = step("git", ["tag", `v${version}`]) && step("git", ["push", "origin", `v${version}`]);

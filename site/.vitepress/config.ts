@@ -35,6 +35,7 @@ export default defineConfig({
         text: "Guide",
         items: [
           page("Commands and models", "commands"),
+          page("Command line", "command-line"),
           page("GGUF and quantization", "gguf"),
           page("Benchmarks", "evaluation"),
           page("Serving", "serving"),

@@ -6,23 +6,19 @@ import { temporaryDirectory } from "../temporary.js";
 
 const script = path.resolve(import.meta.dirname, "../../scripts/release.mjs");
 
-interface Repository {
-  readonly changelog: string;
-  readonly workspaceVersion: string;
-}
-
-/** A repository with a workspace. Its registry is an address where nobody answers. */
-function repository({ changelog, workspaceVersion }: Repository): string {
+/** A repository whose `npm run pack` packs a package of kernels and the main one. Its registry is an address where nobody answers. */
+function repository(changelog: string, manifest: object = {}): string {
   const directory = temporaryDirectory();
   const write = (file: string, content: string | object) => {
     const at = path.join(directory, file);
     mkdirSync(path.dirname(at), { recursive: true });
     writeFileSync(at, typeof content === "string" ? content : JSON.stringify(content));
   };
-  const [name, kernels] = ["release-test-main", "release-test-kernels"];
-  const optionalDependencies = { [kernels]: "0.2.0" };
-  write("package.json", { name, version: "0.2.0", workspaces: ["packages/*"], optionalDependencies });
-  write("packages/kernels/package.json", { name: kernels, version: workspaceVersion });
+  const version = "0.2.0";
+  const scripts = { build: "node --version", pack: "npm pack --pack-destination packages ./kernels ." };
+  write("package.json", { name: "release-test-main", version, scripts, ...manifest });
+  write("kernels/package.json", { name: "release-test-kernels", version });
+  write("packages/.gitignore", "*.tgz\n");
   write("CHANGELOG.md", changelog);
   write(".npmrc", "registry=http://127.0.0.1:9/\nfetch-retries=0\n");
   const run = (command: string, ...args: string[]) =>
@@ -40,26 +36,28 @@ function release(cwd: string, ...args: readonly string[]) {
 
 describe("a release", () => {
   it("names all that is missing, and publishes nothing", () => {
-    const directory = repository({ changelog: "# Changelog\n", workspaceVersion: "0.1.0" });
+    const directory = repository("# Changelog\n");
     writeFileSync(path.join(directory, "left-over"), "");
     const { status, stdout, problems } = release(directory);
     expect(status).toBe(1);
     expect(problems).toEqual([
       "problem: the working tree has changes:",
-      "problem: release-test-kernels has the version 0.1.0, the main package 0.2.0",
+      "problem: package.json names no repository, which npm compares with the one that signs the provenance",
       'problem: CHANGELOG.md has no section "## 0.2.0"',
     ]);
     expect(stdout).not.toContain("running");
   });
 
-  it("is tried without publishing, the workspaces first", () => {
-    const directory = repository({ changelog: "# Changelog\n\n## 0.2.0, 2026-12-01\n", workspaceVersion: "0.2.0" });
+  it("is tried without publishing, the kernels first", () => {
+    const directory = repository("# Changelog\n\n## 0.2.0, 2026-12-01\n", { repository: "example/main" });
     const { stdout, problems } = release(directory, "--dry-run");
     expect(problems.filter((one) => !one.includes("could not be published"))).toEqual([]);
     const steps = stdout.split("\n").filter((line) => /^(would run|running): /.test(line));
-    expect(steps.slice(0, 2)).toEqual([
-      "would run: npm test",
-      `running: npm publish --access public --dry-run in ${path.join("packages", "kernels")}`,
+    expect(steps.slice(0, 4)).toEqual([
+      "would run: npm run test:all",
+      "running: npm run build",
+      "running: npm run pack",
+      `running: npm publish ${path.join("packages", "release-test-kernels-0.2.0.tgz")} --access public --dry-run`,
     ]);
   });
 });
