@@ -12,9 +12,9 @@ const SYSTEMS = [
   "test/serve/page.test.ts",
 ];
 
-/** Leave no traces in their process: files share one, and load the engine once. */
+/** Leave no traces in their process (unlike `register`): files share one, and load the engine once. */
 const PURE = [
-  "test/{data,devices,distill,ggml,models,prune,quantize,system,tensor}/**/*.test.ts",
+  "test/{data,devices,distill,ggml,models,prune,quantize,system,tensor}/**/!(register).test.ts",
   "test/serve/grammar/*.test.ts",
 ];
 

@@ -22,8 +22,14 @@ async function inTerminal(
   answers: readonly (readonly [string, string])[],
   variables: NodeJS.ProcessEnv = {},
 ): Promise<{ readonly shown: string; readonly code: number | null }> {
-  const { NO_COLOR: _, FORCE_COLOR: __, ...inherited } = process.env;
-  const env = { ...inherited, TERM: "xterm", COPPICE_CACHE: path.join(directory, "cache"), ...variables };
+  const undecided = { NO_COLOR: undefined, FORCE_COLOR: undefined, CI: undefined }; // each decides about colors
+  const env = {
+    ...process.env,
+    ...undecided,
+    TERM: "xterm",
+    COPPICE_CACHE: path.join(directory, "cache"),
+    ...variables,
+  };
   const line = ["stty cols 120 rows 40;", process.execPath, main, ...args].join(" ");
   const child = spawn("script", ["-qec", line, "/dev/null"], {
     env,
