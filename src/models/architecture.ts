@@ -9,6 +9,61 @@ import type { DecoderSpec } from "./spec.js";
 /** A named activation of a forward pass, for example `layers.3.mlp.down_proj.input`, [tokens, channels]. */
 export type Tap = (name: string, activation: Tensor) => void;
 
+/** How rows are sequences: `batch` of `seq` positions each, or a forest. */
+export interface Layout {
+  readonly batch: number;
+  readonly seq: number;
+  readonly forest?: ops.Forest | undefined;
+}
+
+/** The surroundings of a part of a forward pass. */
+export interface Surroundings {
+  readonly g: Graph;
+  readonly weights: Weights;
+  readonly layout: Layout;
+  readonly tap: Tap;
+}
+
+/** The residual stream between two steps of a layer, [rows, hidden] each. */
+export interface Stream {
+  /** Before the layer's first step. */
+  readonly layerInput: Tensor;
+  /** After the steps so far. */
+  readonly sum: Tensor;
+}
+
+/** An RMS norm over the model's width. */
+export interface RmsNorm {
+  /** The name of the gain's parameter. */
+  readonly gain: string;
+  /** What is added to the stored values to get the gain: 1 where they are stored less one, else 0. */
+  readonly offset: number;
+}
+
+/**
+ * A residual step, sum + scale · after(block(norm(x))), for work that goes through a model step by step. x is the sum so far, or the
+ * layer's input where the steps of a layer are parallel.
+ */
+export interface ResidualStep {
+  readonly layer: number;
+  /** The tap that `readers` multiply. */
+  readonly input: string;
+  /** The norm before the block, where it is an RMS norm, whose gain can be moved into `readers`. */
+  readonly norm: RmsNorm | undefined;
+  /** The block's matrices that multiply the stream, [outputs, hidden]. */
+  readonly readers: readonly ParameterSpec[];
+  /** The block's matrix that writes to the stream, [hidden, inputs], and the tap that it multiplies. */
+  readonly writer: ParameterSpec & { readonly input: string };
+  readonly writerBias: ParameterSpec | undefined;
+  /** Whether the block's output is normalized before it is added. */
+  readonly isNormedAfter: boolean;
+  readonly scale: number;
+  /** All parameters of the step. */
+  readonly parameters: readonly ParameterSpec[];
+  /** The sum after the step. */
+  forward(surroundings: Surroundings, stream: Stream): Tensor;
+}
+
 /** Options of a forward pass. */
 export interface ForwardOptions {
   /** Called with every named activation. */
@@ -68,6 +123,19 @@ export interface Model {
   cost(context: number): ContextCost;
   /** tokens: i32 [batch, seq]. */
   forward(g: Graph, weights: Weights, tokens: Tensor, options?: ForwardOptions): ForwardResult;
+  /** The first part of a forward pass: the residual stream before the first layer, [rows, hidden]. tokens: i32 [batch, seq] */
+  embed(g: Graph, weights: Weights, tokens: Tensor): Tensor;
+  /** Its middle part. */
+  readonly steps: readonly ResidualStep[];
+  /** Its last part, from the residual stream after the last layer, [rows, hidden]. */
+  finish(g: Graph, weights: Weights, stream: Tensor): ForwardResult;
+  /** The norm of the last part, where it is an RMS norm. */
+  readonly finalNorm: RmsNorm | undefined;
+  /** The names of the matrices that tokens are looked up in and that logits are computed with, which may be the same. */
+  readonly embedding: string;
+  readonly head: string;
+  /** Whether learned positions are added to the embeddings. */
+  readonly hasLearnedPositions: boolean;
   /**
    * The same architecture at other sizes.
    * @param keptLayers for each layer of the result, the layer of this model it comes from; the first ones by default

@@ -1,12 +1,23 @@
 import { FormatError } from "../system/errors.js";
-import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
-import type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
-import { type ContextCost, FREE, type Parameter, type Scope } from "./blocks/block.js";
+import { type Graph, ops, recomputed, rowCount, type Tensor } from "../tensor/index.js";
+import type {
+  Architecture,
+  ForwardOptions,
+  ForwardResult,
+  Layout,
+  Model,
+  PruningAxis,
+  Surroundings,
+  Tap,
+  Weights,
+} from "./architecture.js";
+import { type ContextCost, FREE, type Parameter } from "./blocks/block.js";
 import type { ConfigJson } from "./config.js";
 import { ggufLayout, type PlacedParameter } from "./decoder-gguf.js";
 import { type Axis, type DimensionName, layerDimension, renamed, type Sizes } from "./dimensions.js";
 import { resizedConfig } from "./resize.js";
 import { type DecoderSpec, type Layer, layerDimensions, mainBlocks, type NamedBlock, namesOf } from "./spec.js";
+import { inputTap, layerForward, residualSteps, rmsNormOf, scopeOf, tapOf } from "./steps.js";
 
 /**
  * Builds a model from a decoder's description.
@@ -21,6 +32,7 @@ export function decoderModel(
 ): Model {
   const parameters = parametersOf(spec);
   const sizes = sizesOf(spec);
+  const names = namesOf(spec);
   return {
     architecture: architecture.name,
     config,
@@ -37,6 +49,13 @@ export function decoderModel(
     groups: groupsOf(spec),
     cost: (context) => totalCost(spec, context),
     forward: (g, weights, tokens, options = {}) => forward(spec, g, weights, tokens, options),
+    embed: (g, weights, tokens) => embedded(spec, g, weights, tokens, undefined),
+    steps: residualSteps(spec, parameters),
+    finish: (g, weights, stream) => finish(spec, withoutTaps(g, weights, { batch: 1, seq: rowCount(stream) }), stream),
+    finalNorm: rmsNormOf(spec.finalNorm, names.norm),
+    embedding: `${names.embedding}.weight`,
+    head: `${spec.tied ? names.embedding : names.head}.weight`,
+    hasLearnedPositions: spec.learnedPositions !== undefined,
     resized: (wanted, keptLayers) => parse(resizedConfig(architecture, config, spec, wanted, keptLayers)),
     gguf: () => ggufLayout(spec, parameters),
   };
@@ -141,12 +160,6 @@ function layerParameters(spec: DecoderSpec, layer: Layer, i: number): PlacedPara
   ]);
 }
 
-const tapOf = (layer: number, block: string): string => `layers.${layer}.${block}`;
-
-/** What a block's first matrices multiply: the output of the norm before it, or its own input. */
-const inputTap = (layer: number, norm: NamedBlock | undefined, [name]: NamedBlock): string =>
-  norm === undefined ? `${tapOf(layer, name)}.input` : `${tapOf(layer, norm[0])}.output`;
-
 function scoresOf(spec: DecoderSpec): Model["scoredBy"] {
   const layers = spec.layers.flatMap((layer, i) =>
     layer.residuals.flatMap(({ norm, block }) => [
@@ -197,34 +210,37 @@ function forward(
 ): ForwardResult {
   const [batch, seq] = tokenShape(tokens);
   const { forest } = options;
-  const names = namesOf(spec);
   const tapped = new Set<string>();
   const tap: Tap = (name, activation) => {
     if (tapped.has(name)) return; // the layer is being recomputed for its gradient
     tapped.add(name);
     options.tap?.(name, activation);
   };
-  const scope = (parameterPrefix: string, tapPrefix: string): Scope => ({
-    g,
-    batch,
-    seq,
-    // no sequence of a forest is longer than the model's positions
-    longest: forest === undefined ? seq : Math.min(seq, spec.maxPositions),
-    forest,
-    weight: (name) => weights(`${parameterPrefix}.${name}`),
-    tap: (name, activation) => tap(`${tapPrefix}.${name}`, activation),
-  });
+  const surroundings = { g, weights, layout: { batch, seq, forest }, tap };
   let x = embedded(spec, g, weights, tokens, forest); // [rows, hidden]
   tap("embed_tokens.output", x);
   for (const i of options.layers ?? spec.layers.keys()) {
     const layer = spec.layers[i];
     if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
     tap(`layers.${i}.input`, x);
-    const scopeOf = (name: string) => scope(`${names.layers}.${i}.${name}`, tapOf(i, name));
-    x = recomputed(g, x, (input) => layerForward(layer, g, scopeOf, input));
+    x = recomputed(g, x, (input) => layerForward(spec, layer, i, surroundings, input));
     tap(`layers.${i}.output`, x);
   }
-  const hidden = spec.finalNorm.forward(scope(names.norm, "norm"), x);
+  return finish(spec, surroundings, x);
+}
+
+const withoutTaps = (g: Graph, weights: Weights, layout: Layout): Surroundings => ({
+  g,
+  weights,
+  layout,
+  tap: () => {},
+});
+
+/** The final norm and the head. x: [rows, hidden] */
+function finish(spec: DecoderSpec, surroundings: Surroundings, x: Tensor): ForwardResult {
+  const { g, weights } = surroundings;
+  const scope = scopeOf(spec, surroundings, { parameters: namesOf(spec).norm, taps: "norm" });
+  const hidden = spec.finalNorm.forward(scope, x);
   return { hidden, logits: (rows = hidden) => logitsOf(spec, g, weights, rows) };
 }
 
@@ -234,18 +250,6 @@ function tokenShape({ name, shape }: Tensor): readonly [batch: number, seq: numb
   if (batch === undefined || seq === undefined)
     throw new FormatError(`${name} must be [batch, sequence], not [${shape.join(", ")}]`);
   return [batch, seq];
-}
-
-function layerForward(layer: Layer, g: Graph, scopeOf: (name: string) => Scope, input: Tensor): Tensor {
-  return layer.residuals.reduce((sum, { norm, block, after, scale }) => {
-    const x = layer.parallel ? input : sum;
-    const scope = scopeOf(block[0]);
-    const normed = norm === undefined ? x : norm[1].forward(scopeOf(norm[0]), x);
-    if (norm === undefined) scope.tap("input", x);
-    const y = block[1].forward(scope, normed);
-    const z = after === undefined ? y : after[1].forward(scopeOf(after[0]), y);
-    return ops.add(g, sum, scale === undefined ? z : ops.scale(g, z, { factor: scale }));
-  }, input);
 }
 
 function embedded(

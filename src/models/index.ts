@@ -1,4 +1,14 @@
-export type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+export type {
+  Architecture,
+  ForwardOptions,
+  ForwardResult,
+  Model,
+  PruningAxis,
+  ResidualStep,
+  RmsNorm,
+  Tap,
+  Weights,
+} from "./architecture.js";
 export { attention, type Block, gatedFeedForward, layerNorm, plainFeedForward, rmsNorm } from "./blocks/index.js";
 export type { Checkpoint, ModelTensors } from "./checkpoint.js";
 export { type ConfigJson, choice, flag, positive, size } from "./config.js";

@@ -5,4 +5,4 @@ export { defineOp, type Native, type OpDefinition, type Step } from "./op.js";
 export * as ops from "./ops/index.js";
 export { ADAMW_DEFAULTS, AdamW, type AdamWOptions, learningRateAt, type Schedule } from "./optimizer.js";
 export { TensorStore } from "./store.js";
-export { describe, elementCount, type Shape, type Tensor, type TensorData } from "./tensor.js";
+export { describe, elementCount, rowCount, type Shape, type Tensor, type TensorData } from "./tensor.js";

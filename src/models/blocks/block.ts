@@ -72,6 +72,8 @@ export interface Block {
   /** Its metadata in GGUF files, by key without the architecture. */
   readonly metadata: Readonly<Record<string, number>>;
   readonly cost: (context: number) => ContextCost;
+  /** Of an RMS norm over the model's width: what is added to the stored values to get the gain. */
+  readonly rmsGainOffset?: number | undefined;
   /** x and the result: [rows, hidden]. */
   forward(scope: Scope, x: Tensor): Tensor;
 }

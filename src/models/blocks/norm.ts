@@ -27,13 +27,14 @@ const scoresOf = ({ over = "hidden" }: NormOptions): Block["scores"] =>
 
 /** Root-mean-square normalization of rows with a gain (Zhang & Sennrich 2019, eq. 4). @param gguf its name in GGUF files */
 export function rmsNorm(gguf: string, options: NormOptions): Block {
-  const { epsilon, plusOne = false } = options;
+  const { epsilon, plusOne = false, over = "hidden" } = options;
   return {
     dimensions: {},
     parameters: { weight: gainOf(gguf, options) },
     scores: scoresOf(options),
     metadata: { "attention.layer_norm_rms_epsilon": epsilon },
     cost: () => FREE,
+    rmsGainOffset: over === "hidden" ? Number(plusOne) : undefined,
     forward: ({ g, weight, tap }, x) => {
       const gain = gainFrom(g, weight("weight"), plusOne);
       const y = ops.rmsNormGain(g, x, gain, { epsilon });
