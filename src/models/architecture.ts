@@ -58,6 +58,8 @@ export interface ResidualStep {
   /** Whether the block's output is normalized before it is added. */
   readonly isNormedAfter: boolean;
   readonly scale: number;
+  /** Whether the block reads the layer's input rather than the sum so far. */
+  readonly isParallel: boolean;
   /** All parameters of the step. */
   readonly parameters: readonly ParameterSpec[];
   /** The sum after the step. */

@@ -99,6 +99,7 @@ function residualStep(
     writerBias: own.find(({ axes }) => axes.length === 1 && axes[0] === "hidden"),
     isNormedAfter: after !== undefined,
     scale,
+    isParallel: spec.layers[layer]?.parallel ?? false,
     parameters: parameters.filter(({ local }) =>
       [norm, block, after].some((named) => named !== undefined && local.startsWith(`${named[0]}.`)),
     ),

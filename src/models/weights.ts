@@ -6,7 +6,7 @@ import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
 import type { Model } from "./architecture.js";
-import { describeAxis, type Initialization, shapeOf } from "./dimensions.js";
+import { describeAxis, type Initialization, type ParameterSpec, shapeOf } from "./dimensions.js";
 
 /** A model's parameters on a device. */
 export class ModelWeights {
@@ -53,16 +53,18 @@ export interface LoadOptions {
    */
   readonly dtype: FloatDType;
   readonly trainable: boolean;
+  /** Only these parameters, for work on a part of a model; all by default. */
+  readonly only?: readonly ParameterSpec[] | undefined;
 }
 
 function declare(
   backend: Backend,
   model: Model,
-  { dtype, trainable }: LoadOptions,
+  { dtype, trainable, only = model.parameters }: LoadOptions,
   tensors?: TensorSource["tensors"],
 ): TensorStore {
-  const store = new TensorStore(backend, model.parameters.length);
-  for (const spec of model.parameters) {
+  const store = new TensorStore(backend, only.length);
+  for (const spec of only) {
     // gains and biases stay f32: they are small, and ggml adds and multiplies only f32
     const source = trainable ? undefined : tensors?.get(spec.name)?.dtype;
     const matrixType = source !== undefined && isQuantized(source) ? source : dtype;
@@ -95,7 +97,7 @@ export function checkTensors(model: Model, source: TensorSource): void {
 
 /** Loads a model's parameters onto a device, converting block by block. @throws FormatError for missing tensors */
 export function loadWeights(backend: Backend, model: Model, source: TensorSource, options: LoadOptions): ModelWeights {
-  checkTensors(model, source);
+  if (options.only === undefined) checkTensors(model, source);
   const store = declare(backend, model, options, source.tensors);
   const f = backend.functions;
   for (const tensor of store) {

@@ -8,7 +8,6 @@ import {
   type Model,
   type ModelTensors,
   type ParameterSpec,
-  shapeOf,
   sizeOf,
 } from "../models/index.js";
 import { checkTensors } from "../models/weights.js";
@@ -28,9 +27,31 @@ export interface PrunedModel extends ModelTensors {
  */
 export function prune(original: ModelTensors, plan: PrunePlan, kept: KeptIndices): PrunedModel {
   const { model, carried, prefixes } = original;
-  const source = floatSource(original.source);
-  checkTensors(model, source);
   const smaller = model.resized(plan.sizes, plan.keptLayers);
+  return {
+    model: smaller,
+    source: cutParameters(original, smaller, plan, kept),
+    carried: carried && cutCarried(model, carried, kept),
+    prefixes,
+  };
+}
+
+/**
+ * The parameters of a smaller model before its width is cut, under its names: `hidden` axes are as long as the original's.
+ */
+export function cutWithinLayers(original: ModelTensors, plan: PrunePlan, kept: KeptIndices): TensorSource<FloatDType> {
+  const smaller = original.model.resized(plan.sizes, plan.keptLayers);
+  return cutParameters(original, smaller, plan, new Map([...kept].filter(([dimension]) => dimension !== "hidden")));
+}
+
+function cutParameters(
+  { model, source: stored }: ModelTensors,
+  smaller: Model,
+  plan: PrunePlan,
+  kept: KeptIndices,
+): PrunedSource {
+  const source = floatSource(stored);
+  checkTensors(model, source);
   const originals = new Map(model.parameters.map((spec) => [localKey(spec.layer, spec.local), spec]));
   const cuts = new Map<string, Cut>();
   const tensors = new Map<string, TensorInfo<FloatDType>>();
@@ -38,16 +59,12 @@ export function prune(original: ModelTensors, plan: PrunePlan, kept: KeptIndices
     const layer = spec.layer === undefined ? undefined : plan.keptLayers[spec.layer];
     const before = originals.get(localKey(layer, spec.local));
     if (before === undefined) throw new FormatError(`${spec.name} has no counterpart in the original`);
-    const info = tensorInfo(source, before.name);
-    cuts.set(spec.name, cutOf(before, model, kept));
-    tensors.set(spec.name, { dtype: info.dtype, shape: shapeOf(spec, smaller.sizes) });
+    const cut = cutOf(before, model, kept);
+    const { dtype, shape } = tensorInfo(source, before.name);
+    cuts.set(spec.name, cut);
+    tensors.set(spec.name, { dtype, shape: shape.map((size, i) => [cut.rows, cut.columns][i]?.length ?? size) });
   }
-  return {
-    model: smaller,
-    source: new PrunedSource(source, cuts, tensors),
-    carried: carried && cutCarried(model, carried, kept),
-    prefixes,
-  };
+  return new PrunedSource(source, cuts, tensors);
 }
 
 /** Identifies a parameter by its layer and its name within it, which is the same before and after layers are renumbered. */

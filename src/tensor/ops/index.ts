@@ -17,7 +17,7 @@ export { type Forest, type ForestLayout, forestInput, writeForest } from "./fore
 export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
 export { argmax, embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence } from "./loss.js";
-export { type LinearAttributes, linear, matmul } from "./matmul.js";
+export { addProducts, type LinearAttributes, linear, matmul } from "./matmul.js";
 export { type PositionFactors, type RotaryAttributes, rope, scaleByPosition } from "./rotary.js";
 export { cast, concatLast, concatRows, firstColumns, part, permute, reshape, rowsOf, splitLast } from "./shape.js";
 export { addMagnitudes, meanCosine } from "./statistics.js";

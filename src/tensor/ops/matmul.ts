@@ -3,8 +3,8 @@ import { ShapeError } from "../../system/errors.js";
 import type { Gradient } from "../gradient.js";
 import type { Graph } from "../graph.js";
 import { defineOp, FLOATS, type Op, WEIGHTS } from "../op.js";
-import { axisFromEnd, describe, elementCount, type Shape, sameShape, type Tensor } from "../tensor.js";
-import { PRECISION_F32 } from "./elementwise.js";
+import { axisFromEnd, describe, elementCount, type Shape, sameShape, sizesOf, type Tensor } from "../tensor.js";
+import { add, assign, PRECISION_F32 } from "./elementwise.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
 
 /** Bits of the kernel's flags. */
@@ -95,6 +95,26 @@ function product(g: Graph, a: Tensor, b: Tensor): Tensor {
   if (axisFromEnd(a.shape, 1) <= SHORT_SUM && rowwise(g, a, b)) return outerProductsTransposed(g, transpose(g, b), a);
   return dotProducts(g, a, operand(g, b));
 }
+
+/**
+ * Adds aᵀ b to a sum, in place, for statistics: products and sums are f32 whatever the graph's compute type is. Make the result an
+ * effect of the graph. a: [rows, m], b: [rows, n], sum: [m, n]
+ */
+export function addProducts(g: Graph, sum: Tensor, a: Tensor, b: Tensor): Tensor {
+  const [rows, m] = sizesOf(a, 2);
+  const [others, n] = sizesOf(b, 2);
+  if (rows !== others || !sameShape(sum.shape, [m, n]))
+    throw new ShapeError(`the transpose of ${describe(a)} times ${describe(b)} cannot be added to ${describe(sum)}`);
+  if (g.backend.kernels === undefined)
+    return assign(g, add(g, sum, dotProducts(g, transpose(g, a), transpose(g, b))), sum);
+  return preciseProductInto(g, sum, b, a);
+}
+
+/** The transpose of `row` times `column`, added to `sum` in place, with products in f32. */
+const preciseProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor]> = defineOp("matmul", 3, {
+  shape: ([sum]) => sum.shape,
+  kernel: ([sum]) => ({ name: "matmul", inPlace: sum, flags: FLAG.add | FLAG.leftTransposed | FLAG.rightTransposed }),
+});
 
 /** The kernel's attributes for a b. */
 const untransposed = (a: Tensor, b: Tensor): KernelProduct => ({

@@ -1,0 +1,219 @@
+import { checkVocabulary, type Sequences } from "../data/index.js";
+import type { Backend } from "../ggml/device.js";
+import {
+  loadWeights,
+  type ModelTensors,
+  type ModelWeights,
+  type ParameterSpec,
+  type ResidualStep,
+  sizeOf,
+  type Tap,
+  type Weights,
+} from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
+import { required } from "../system/errors.js";
+import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
+import { spreadBatches } from "./batches.js";
+import { HiddenStates } from "./hidden-states.js";
+
+/** Calibration data that goes through models step by step, with the weights of one step in memory at a time. */
+export interface Passage {
+  readonly backend: Backend;
+  readonly computeType: ComputeType;
+  /** Each batch is `batch` sequences of `seq` tokens. */
+  readonly layout: { readonly batch: number; readonly seq: number };
+  /** The token ids of each batch. */
+  readonly batches: readonly Int32Array[];
+  /** A model's hidden states are kept in memory up to so many bytes, else on disk. */
+  readonly memoryBytes: number;
+}
+
+export interface PassageOptions {
+  readonly computeType: ComputeType;
+  /** How many sequences are used at most. */
+  readonly samples: number;
+  readonly batchSize: number;
+  readonly memoryBytes: number;
+}
+
+/** Chooses sequences spread evenly over the data. @throws CoppiceError when it has tokens beyond the vocabulary */
+export function passageOf(backend: Backend, sequences: Sequences, vocabSize: number, options: PassageOptions): Passage {
+  const { computeType, samples, batchSize, memoryBytes } = options;
+  checkVocabulary(sequences.stream, vocabSize);
+  const numbers = spreadBatches(sequences, samples, batchSize);
+  return {
+    backend,
+    computeType,
+    layout: { batch: elementAt(numbers, 0).length, seq: sequences.length },
+    batches: numbers.map((batch) => sequences.batch(batch).tokens),
+    memoryBytes,
+  };
+}
+
+/** The rows of a batch. */
+export const rowsOfBatch = ({ layout }: Passage): number => layout.batch * layout.seq;
+
+/** A graph's tensor and the hidden states that it holds, batch by batch. */
+export type Wire = readonly [tensor: Tensor, states: HiddenStates];
+
+/** What a graph reads and writes for each batch. */
+export interface Wiring {
+  readonly reads: readonly Wire[];
+  readonly writes?: readonly Wire[] | undefined;
+}
+
+/** Builds a graph and runs it on every batch. */
+export async function overBatches(
+  { backend, computeType, batches }: Passage,
+  build: (g: Graph) => Wiring,
+): Promise<void> {
+  const g = new Graph(backend, { computeType });
+  try {
+    const { reads, writes = [] } = build(g);
+    for (const [tensor] of writes) g.output(tensor);
+    for (const i of batches.keys()) {
+      for (const [tensor, states] of reads) g.write(tensor, states.get(i));
+      await g.run();
+      for (const [tensor, states] of writes) states.set(i, g.read(tensor));
+    }
+  } finally {
+    g.free();
+  }
+}
+
+/** A step of a model, recorded in a graph. */
+export interface RecordedStep {
+  /** The residual stream before it and after it, [rows, hidden]. */
+  readonly before: Tensor;
+  readonly after: Tensor;
+  /** What the step's norm reads, where it has one. */
+  readonly blockInput: Tensor;
+  /** What the step's readers multiply, [rows, hidden]. */
+  readonly readersInput: Tensor;
+  /** What its writer multiplies, [rows, inputs]. */
+  readonly writerInput: Tensor;
+  readonly reads: readonly Wire[];
+}
+
+/** The residual stream of a model between two of its steps, for all batches. Free it after use. */
+export class ResidualStream {
+  private readonly all: HiddenStates[] = [];
+  private readonly spare: HiddenStates[] = [];
+  private sum: HiddenStates;
+  private layerInput: HiddenStates;
+
+  private constructor(
+    private readonly passage: Passage,
+    private readonly tensors: ModelTensors,
+  ) {
+    this.sum = this.take();
+    this.layerInput = this.sum;
+  }
+
+  /** The stream before a model's first layer. */
+  static async before(passage: Passage, tensors: ModelTensors): Promise<ResidualStream> {
+    const stream = new ResidualStream(passage, tensors);
+    const { model } = tensors;
+    const weights = stream.weightsOf(
+      model.parameters.filter(
+        ({ name, layer }) => (layer === undefined && name !== model.head) || name === model.embedding,
+      ),
+    );
+    const { batch, seq } = passage.layout;
+    const g = new Graph(passage.backend, { computeType: passage.computeType });
+    try {
+      const tokens = g.input("tokens", "i32", [batch, seq]);
+      const embedded = g.output(model.embed(g, weights.get, tokens));
+      for (const [i, ids] of passage.batches.entries()) {
+        g.write(tokens, ids);
+        await g.run();
+        stream.sum.set(i, g.read(embedded));
+      }
+      return stream;
+    } finally {
+      g.free();
+      weights.free();
+    }
+  }
+
+  /** Loads parameters onto the device, to be read only. */
+  weightsOf(only: readonly ParameterSpec[]): ModelWeights {
+    const { passage, tensors } = this;
+    return loadWeights(passage.backend, tensors.model, tensors.source, {
+      dtype: passage.computeType,
+      trainable: false,
+      only,
+    });
+  }
+
+  /** The stream as an input of a graph, [rows, hidden]. */
+  input(g: Graph, name: string): Wire {
+    return [g.input(name, "f32", [rowsOfBatch(this.passage), this.width]), this.sum];
+  }
+
+  /** Records the next step in a graph. @param name tells the graph's models apart */
+  record(g: Graph, step: ResidualStep, weights: Weights, name: string): RecordedStep {
+    const before = this.input(g, name);
+    const layerInput: Wire =
+      step.isParallel && this.layerInput !== this.sum
+        ? [g.input(`${name}, layer input`, "f32", before[0].shape), this.layerInput]
+        : before;
+    const taps = new Map<string, Tensor>();
+    const tap: Tap = (tapName, activation) => void taps.set(tapName, activation);
+    const surroundings = { g, weights, layout: this.passage.layout, tap };
+    const after = step.forward(surroundings, { layerInput: layerInput[0], sum: before[0] });
+    const tapped = (tapName: string): Tensor =>
+      required(taps.get(tapName), `${this.tensors.model.architecture} has no activation ${tapName}`);
+    return {
+      before: before[0],
+      blockInput: step.isParallel ? layerInput[0] : before[0],
+      after,
+      readersInput: tapped(step.input),
+      writerInput: tapped(step.writer.input),
+      reads: layerInput === before ? [before] : [before, layerInput],
+    };
+  }
+
+  /** States for a step's result, to be given to `advance`. */
+  take(): HiddenStates {
+    const known = this.spare.pop();
+    if (known !== undefined) return known;
+    const { batches, memoryBytes } = this.passage;
+    const states = new HiddenStates({
+      length: rowsOfBatch(this.passage) * this.width,
+      batches: batches.length,
+      memoryBytes,
+    });
+    this.all.push(states);
+    return states;
+  }
+
+  /** Goes on to what was written after a step. */
+  advance(step: ResidualStep, written: HiddenStates): void {
+    if (!step.isParallel || this.sum !== this.layerInput) this.spare.push(this.sum);
+    this.sum = written;
+    const { steps } = this.tensors.model;
+    if (steps[steps.indexOf(step) + 1]?.layer === step.layer) return;
+    if (step.isParallel) this.spare.push(this.layerInput);
+    this.layerInput = written;
+  }
+
+  /** Runs a step on its own. */
+  async run(step: ResidualStep, weights: Weights): Promise<void> {
+    const written = this.take();
+    await overBatches(this.passage, (g) => {
+      const { after, reads } = this.record(g, step, weights, "stream");
+      return { reads, writes: [[after, written]] };
+    });
+    this.advance(step, written);
+  }
+
+  /** Values of a row. */
+  get width(): number {
+    return sizeOf("hidden", this.tensors.model.sizes);
+  }
+
+  free(): void {
+    for (const states of this.all) states.free();
+  }
+}
