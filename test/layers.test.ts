@@ -7,6 +7,7 @@ const RANKS = [
   ["system"],
   ["ggml"],
   ["tensor", "checkpoint"],
+  ["linear-algebra"],
   ["models", "data"],
   ["evaluate"],
   ["prune", "distill", "quantize", "generate"],
