@@ -1,0 +1,68 @@
+import { setImmediate as rest } from "node:timers/promises";
+import type { Backend } from "../ggml/device.js";
+import { dataBytes } from "../ggml/dtype.js";
+import { defineOp, Graph, ops, type Tensor } from "../tensor/index.js";
+import type { Op } from "../tensor/op.js";
+import { nativeSizes } from "../tensor/tensor.js";
+import type { Range } from "./matrix.js";
+
+/** A view of a block of an f32 matrix. No gradient. */
+const view: Op<[x: Tensor], Range> = defineOp("block", 1, {
+  shape: (_, { rows, columns }) => [rows, columns],
+  build: ({ f, context }, [x], { row, column, rows, columns }) => {
+    const bytes = dataBytes("f32", 1);
+    const stride = nativeSizes(x.shape)[0] * bytes;
+    const offset = row * stride + column * bytes;
+    return f.ggml_view_4d(context, x.handle, columns, rows, 1, 1, stride, rows * stride, rows * stride, offset);
+  },
+});
+
+/** A block of a matrix: a view of it. */
+export const block = (g: Graph, x: Tensor, range: Range): Tensor => view(g, x, range);
+
+/** a bᵀ: [n, k] x [m, k] -> [n, m]. */
+export const timesTransposed = (g: Graph, a: Tensor, b: Tensor): Tensor => ops.matmul(g, a, b);
+
+/** a b: [n, k] x [k, m] -> [n, m]. */
+export const times = (g: Graph, a: Tensor, b: Tensor): Tensor => ops.linear(g, a, b, { transposed: true });
+
+/** x with rows and columns swapped. */
+export const transposed = (g: Graph, x: Tensor): Tensor => ops.permute(g, x, { order: [1, 0] });
+
+/** Stores a value in a block of a store's tensor when the graph runs, for the steps recorded after it. */
+export const store = (g: Graph, value: Tensor, target: Tensor, range: Range): void =>
+  g.effect(ops.assign(g, value, block(g, target, range)));
+
+/** Records a computation, runs it once, and frees it. */
+export async function runOnce<T>(backend: Backend, use: (g: Graph) => Promise<T>): Promise<T> {
+  const g = new Graph(backend);
+  try {
+    return await use(g);
+  } finally {
+    g.free();
+    await rest();
+  }
+}
+
+/** Reads the elements [from, from + into.length) of an f32 tensor. */
+export function readElements(backend: Backend, tensor: Tensor, from: number, into: Float32Array): void {
+  const bytes = new Uint8Array(into.buffer, into.byteOffset, into.byteLength);
+  backend.functions.ggml_backend_tensor_get(tensor.handle, bytes, from * Float32Array.BYTES_PER_ELEMENT, bytes.length);
+}
+
+/** Writes the elements [from, from + data.length) of an f32 tensor. */
+export function writeElements(backend: Backend, tensor: Tensor, from: number, data: Float32Array): void {
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  backend.functions.ggml_backend_tensor_set(tensor.handle, bytes, from * Float32Array.BYTES_PER_ELEMENT, bytes.length);
+}
+
+/** Elements to copy between the host and the device before the event loop gets a rest: 64 MB. */
+const COPIED_AT_ONCE = 16 << 20;
+
+/** Reads a whole f32 tensor, with rests for the event loop. */
+export async function readAll(backend: Backend, tensor: Tensor, into: Float32Array): Promise<void> {
+  for (let from = 0; from < into.length; from += COPIED_AT_ONCE) {
+    readElements(backend, tensor, from, into.subarray(from, from + COPIED_AT_ONCE));
+    await rest();
+  }
+}

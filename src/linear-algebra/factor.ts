@@ -1,0 +1,148 @@
+import type { Backend } from "../ggml/device.js";
+import { elementAt } from "../system/arrays.js";
+import { CoppiceError } from "../system/errors.js";
+import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { block, readElements, runOnce, store, timesTransposed, writeElements } from "./device.js";
+import { factorBlock, invertLower } from "./diagonal-block.js";
+import { blockOf, type Matrix } from "./matrix.js";
+
+export interface CholeskyOptions {
+  /** Is added to the diagonal; 0 by default. */
+  readonly ridge?: number | undefined;
+  /** Is called after each panel of columns. Later panels take longer, the longest are those in the middle. */
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/** A factorization on the device, panel by panel of columns. */
+export interface Factor {
+  readonly backend: Backend;
+  readonly size: number;
+  /** L below its diagonal blocks; everything else is undefined. [size, size] */
+  readonly lower: Tensor;
+  /** L_pp⁻¹ of each diagonal block. [panels · PANEL, PANEL] */
+  readonly inverses: Tensor;
+  readonly panels: readonly Panel[];
+}
+
+/** Columns [from, to) of the matrix. */
+export interface Panel {
+  readonly from: number;
+  readonly to: number;
+  readonly width: number;
+}
+
+/** Columns in a panel. Wider panels make better products, and more work for the host. */
+const PANEL = 256;
+
+/** Declares the tensors of a factorization in a store. */
+export function declareFactor(tensors: TensorStore, size: number): Factor {
+  const panels = Array.from({ length: Math.ceil(size / PANEL) }, (_, i): Panel => {
+    const from = i * PANEL;
+    const to = Math.min(from + PANEL, size);
+    return { from, to, width: to - from };
+  });
+  return {
+    backend: tensors.backend,
+    size,
+    lower: tensors.add("lower", [size, size], "f32"),
+    inverses: tensors.add("inverses", [panels.length * PANEL, PANEL], "f32"),
+    panels,
+  };
+}
+
+/** The inverse of a panel's diagonal block of L. */
+export const diagonalInverse = (g: Graph, { inverses }: Factor, { from, width }: Panel): Tensor =>
+  block(g, inverses, { row: from, column: 0, rows: width, columns: width });
+
+/** L below a panel's diagonal block. */
+export const belowPanel = (g: Graph, { lower, size }: Factor, { from, to, width }: Panel): Tensor =>
+  block(g, lower, { row: to, column: from, rows: size - to, columns: width });
+
+/** Computes the factorization of a + ridge · I. @throws CoppiceError when that is not positive definite */
+export async function factorPanels(
+  factor: Factor,
+  a: Matrix,
+  { ridge = 0, onProgress }: CholeskyOptions,
+): Promise<void> {
+  const { backend, size, panels } = factor;
+  const work = new TensorStore(backend, 1);
+  try {
+    const reduced = work.add("reduced", [size, PANEL], "f32");
+    work.allocate();
+    let previous: Panel | undefined;
+    for (const [i, panel] of panels.entries()) {
+      await reducePanel(factor, reduced, panel, { a, previous });
+      factorDiagonal(factor, reduced, panel, { a, ridge });
+      previous = panel;
+      onProgress?.(i + 1, panels.length);
+    }
+  } finally {
+    work.free();
+  }
+}
+
+/**
+ * Computes the previous panel of L below its diagonal block from its reduced columns, and then reduces this panel:
+ * A[from.., panel] − L[from.., ..from] L[panel, ..from]ᵀ, one computation for both.
+ */
+function reducePanel(
+  factor: Factor,
+  reduced: Tensor,
+  { from, width }: Panel,
+  { a, previous }: { readonly a: Matrix; readonly previous: Panel | undefined },
+): Promise<void> {
+  const { lower } = factor;
+  const rows = factor.size - from;
+  return runOnce(factor.backend, async (g) => {
+    const original = g.input("original", "f32", [rows, width]);
+    let value = original;
+    if (previous !== undefined) {
+      const range = { row: previous.width, column: 0, rows, columns: previous.width };
+      const solved = timesTransposed(g, block(g, reduced, range), diagonalInverse(g, factor, previous));
+      store(g, solved, lower, { row: from, column: previous.from, rows, columns: previous.width });
+      const done = block(g, lower, { row: from, column: 0, rows, columns: from });
+      const beside = block(g, lower, { row: from, column: 0, rows: width, columns: from });
+      value = ops.sub(g, original, timesTransposed(g, done, beside));
+    }
+    store(g, value, reduced, { row: 0, column: 0, rows, columns: width });
+    g.write(original, blockOf(a, { row: from, column: from, rows, columns: width }).data);
+    await g.run();
+  });
+}
+
+/** Factors and inverts a panel's diagonal block on the host. */
+function factorDiagonal(
+  { backend, inverses }: Factor,
+  reduced: Tensor,
+  { from, width }: Panel,
+  { a, ridge }: { readonly a: Matrix; readonly ridge: number },
+): void {
+  const rows = new Float32Array(width * PANEL);
+  readElements(backend, reduced, 0, rows);
+  const diagonal = new Float64Array(width * width);
+  for (let i = 0; i < width; i++) {
+    diagonal.set(rows.subarray(i * PANEL, i * PANEL + width), i * width);
+    diagonal[i * width + i] = elementAt(diagonal, i * width + i) + ridge;
+  }
+  const failure = factorBlock(diagonal, width);
+  if (failure !== undefined) throw notPositiveDefinite(a, ridge, from + failure.row, failure.pivot);
+  const inverse = invertLower(diagonal, width);
+  const padded = new Float32Array(PANEL * PANEL);
+  for (let i = 0; i < width; i++) padded.set(inverse.subarray(i * width, (i + 1) * width), i * PANEL);
+  writeElements(backend, inverses, from * PANEL, padded);
+}
+
+function notPositiveDefinite({ rows, data }: Matrix, ridge: number, pivot: number, value: number): CoppiceError {
+  for (let i = 0; i < rows; i++)
+    for (let j = 0; j <= i; j++) {
+      const element = elementAt(data, i * rows + j);
+      if (!Number.isFinite(element))
+        return new CoppiceError(`the matrix to factor holds ${element} in row ${i}, column ${j} (from 0)`);
+    }
+  let diagonal = 0;
+  for (let i = 0; i < rows; i++) diagonal += elementAt(data, i * rows + i) / rows;
+  return new CoppiceError(
+    `the matrix is not positive definite: pivot ${pivot} of ${rows} is ${value.toPrecision(3)} with a ridge of ${ridge}. ` +
+      `Use a larger ridge (the mean of its diagonal is ${diagonal.toPrecision(3)}; a hundredth of that is usual)`,
+  );
+}

@@ -1,0 +1,4 @@
+export { Cholesky } from "./cholesky.js";
+export type { CholeskyOptions } from "./factor.js";
+export type { Matrix } from "./matrix.js";
+export { type MultiplyOptions, multiply } from "./multiply.js";
