@@ -1,3 +1,5 @@
+import { CoppiceError } from "../system/errors.js";
+
 /** Small dense blocks on the host, in f64. */
 
 /**
@@ -44,5 +46,25 @@ export function invertLower(l: Float64Array, size: number): Float64Array {
     for (let j = 0; j < i; j++) row[j] = (row[j] ?? 0) * scale;
     row[i] = scale;
   }
+  return inverse;
+}
+
+/** The inverse of a symmetric positive definite block [size, size]. @throws CoppiceError when it is not positive definite */
+export function inverseOfBlock(a: Float64Array, size: number): Float64Array {
+  const factor = a.slice();
+  const failure = factorBlock(factor, size);
+  if (failure !== undefined)
+    throw new CoppiceError(
+      `a block of ${size} rows is not positive definite: pivot ${failure.row} is ${failure.pivot}`,
+    );
+  const lower = invertLower(factor, size);
+  const inverse = new Float64Array(size * size);
+  for (let i = 0; i < size; i++)
+    for (let j = 0; j <= i; j++) {
+      let sum = 0;
+      for (let k = i; k < size; k++) sum += (lower[k * size + i] ?? 0) * (lower[k * size + j] ?? 0);
+      inverse[i * size + j] = sum;
+      inverse[j * size + i] = sum;
+    }
   return inverse;
 }

@@ -1,4 +1,5 @@
 export { Cholesky } from "./cholesky.js";
+export { inverseOfBlock } from "./diagonal-block.js";
 export type { CholeskyOptions } from "./factor.js";
-export type { Matrix } from "./matrix.js";
+export { type Matrix, meanDiagonal, transpose } from "./matrix.js";
 export { type MultiplyOptions, multiply } from "./multiply.js";

@@ -56,3 +56,18 @@ export function setBlock(matrix: Matrix, row: number, column: number, block: Mat
     matrix.data.set(block.data.subarray(from, from + columns), (row + i) * matrix.columns + column);
   }
 }
+
+/** A matrix with rows and columns swapped. */
+export function transpose({ rows, columns, data }: Matrix): Matrix {
+  const swapped = new Float32Array(data.length);
+  for (let i = 0; i < rows; i++)
+    for (let j = 0; j < columns; j++) swapped[j * rows + i] = data[i * columns + j] as number;
+  return { rows: columns, columns: rows, data: swapped };
+}
+
+/** The mean of a square matrix's diagonal. */
+export function meanDiagonal({ rows, data }: Matrix): number {
+  let sum = 0;
+  for (let i = 0; i < rows; i++) sum += data[i * (rows + 1)] as number;
+  return sum / rows;
+}

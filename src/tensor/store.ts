@@ -1,9 +1,10 @@
 import type { Backend } from "../ggml/device.js";
-import { DTYPE_ID, type DType } from "../ggml/dtype.js";
+import { DTYPE_ID, type DType, dataBytes } from "../ggml/dtype.js";
 import type { Pointer } from "../ggml/functions.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
 import {
   checkShape,
+  elementCount,
   nativeSizes,
   readFloat32,
   type Shape,
@@ -80,6 +81,14 @@ export class TensorStore {
 
   read(tensor: Tensor): Float32Array {
     return readFloat32(this.backend.functions, tensor);
+  }
+
+  /** Reads the rows [from, to) of an f32 tensor: its first axis. */
+  readRows(tensor: Tensor, from: number, to: number): Float32Array {
+    const rowBytes = dataBytes("f32", elementCount(tensor.shape.slice(1)));
+    const bytes = new Uint8Array((to - from) * rowBytes);
+    this.backend.functions.ggml_backend_tensor_get(tensor.handle, bytes, from * rowBytes, bytes.byteLength);
+    return new Float32Array(bytes.buffer);
   }
 
   free(): void {

@@ -1,0 +1,126 @@
+import { describe, expect, it } from "vitest";
+
+import { removalLosses } from "../../src/prune/obs.js";
+import { Random } from "../../src/system/random.js";
+import { testBackends } from "../devices.js";
+import { openBackend } from "../tensor/backend.js";
+
+const random = new Random(7);
+const matrix = (rows: number, columns: number, value = () => random.normal()) => ({
+  rows,
+  columns,
+  data: Float32Array.from({ length: rows * columns }, value),
+});
+
+/** The second moments of random activations with correlated channels. */
+function momentsOf(inputs: number, samples = 4 * inputs) {
+  const mixing = matrix(inputs, inputs);
+  const sources = matrix(samples, inputs);
+  const x = matrix(samples, inputs, () => 0);
+  for (let s = 0; s < samples; s++)
+    for (let i = 0; i < inputs; i++)
+      for (let k = 0; k < inputs; k++)
+        x.data[s * inputs + i]! += (sources.data[s * inputs + k]! * mixing.data[k * inputs + i]!) / (1 + k);
+  const moments = matrix(inputs, inputs, () => 0);
+  for (let s = 0; s < samples; s++)
+    for (let i = 0; i < inputs; i++)
+      for (let j = 0; j < inputs; j++)
+        moments.data[i * inputs + j]! += x.data[s * inputs + i]! * x.data[s * inputs + j]!;
+  return moments;
+}
+
+/** Solves a x = b by Gaussian elimination with pivots, f64. a: [n, n], b: [n, m] */
+function solve(a: number[][], b: number[][]): number[][] {
+  const n = a.length;
+  const rows = a.map((row, i) => [...row, ...b[i]!]);
+  for (let k = 0; k < n; k++) {
+    const pivot = rows
+      .slice(k)
+      .reduce((best, row, i) => (Math.abs(row[k]!) > Math.abs(rows[best]![k]!) ? k + i : best), k);
+    [rows[k], rows[pivot]] = [rows[pivot]!, rows[k]!];
+    for (let i = 0; i < n; i++) {
+      if (i === k) continue;
+      const factor = rows[i]![k]! / rows[k]![k]!;
+      for (let j = k; j < rows[i]!.length; j++) rows[i]![j]! -= factor * rows[k]![j]!;
+    }
+  }
+  return rows.map((row, k) => row.slice(n).map((value) => value / row[k]!));
+}
+
+type Dense = ReturnType<typeof matrix>;
+const at = ({ columns, data }: Dense, i: number, j: number): number => data[i * columns + j]!;
+
+/**
+ * The least damped squared error with which the inputs `kept` can give the outputs that all give: the closed form of a regression,
+ * min over V of tr((W - V) H (W - V)ᵀ) with V zero outside of `kept`.
+ */
+function leastError(h: number[][], w: Dense, kept: readonly number[]): number {
+  const outputs = Array.from({ length: w.rows }, (_, o) => o);
+  const inputs = h.map((_, i) => i);
+  const right = kept.map((i) => outputs.map((o) => inputs.reduce((sum, j) => sum + h[i]![j]! * at(w, o, j), 0)));
+  const v = solve(
+    kept.map((i) => kept.map((j) => h[i]![j]!)),
+    right,
+  );
+  const difference = outputs.map((o) => {
+    const row = inputs.map((j) => at(w, o, j));
+    for (const [k, i] of kept.entries()) row[i]! -= v[k]![o]!;
+    return row;
+  });
+  return difference.reduce(
+    (sum, d) => sum + inputs.reduce((a, i) => a + inputs.reduce((b, j) => b + d[i]! * h[i]![j]! * d[j]!, 0), 0),
+    0,
+  );
+}
+
+function damped(moments: Dense): number[][] {
+  const n = moments.rows;
+  const mean = Array.from({ length: n }, (_, i) => at(moments, i, i)).reduce((a, b) => a + b, 0) / n;
+  return Array.from({ length: n }, (_, i) =>
+    Array.from({ length: n }, (__, j) => at(moments, i, j) + (i === j ? 0.01 * mean : 0)),
+  );
+}
+
+describe.each(testBackends)("removal losses on %s", (_, options) => {
+  const { backend } = openBackend(options);
+  it.each([1, 4])("are what a regression on the other inputs loses, in groups of %i", async (groupSize) => {
+    const [inputs, outputs] = [12 * groupSize, 6];
+    const moments = momentsOf(inputs);
+    const weight = matrix(outputs, inputs);
+    const losses = await removalLosses(backend, moments, weight, { groupSize });
+    const h = damped(moments);
+    const groups = Array.from({ length: inputs / groupSize }, (_unused, i) => i);
+    const without = (removed: readonly number[]) =>
+      leastError(
+        h,
+        weight,
+        h.map((_unused, i) => i).filter((i) => !removed.includes(Math.floor(i / groupSize))),
+      );
+    const first = groups.toSorted((a, b) => losses[a]! - losses[b]!)[0]!;
+    const each = groups.map((group) => without([group]));
+    expect(losses[first]).toBeCloseTo(Math.min(...each), 3);
+    expect(first).toBe(each.indexOf(Math.min(...each)));
+  });
+
+  it("take groups out in the order of what each loses beyond those before", async () => {
+    const groupSize = 2;
+    const moments = momentsOf(16);
+    const weight = matrix(5, 16);
+    const losses = await removalLosses(backend, moments, weight, { groupSize });
+    const h = damped(moments);
+    const order = [...losses.keys()].sort((a, b) => losses[a]! - losses[b]!);
+    const removed: number[] = [];
+    for (const group of order.slice(0, 6)) {
+      const left = order.filter((other) => !removed.includes(other));
+      const costs = left.map((other) =>
+        leastError(
+          h,
+          weight,
+          h.map((_unused, i) => i).filter((i) => ![...removed, other].includes(Math.floor(i / groupSize))),
+        ),
+      );
+      expect(left[costs.indexOf(Math.min(...costs))]).toBe(group);
+      removed.push(group);
+    }
+  });
+});
