@@ -115,9 +115,7 @@ export class ResidualStream {
     const stream = new ResidualStream(passage, tensors);
     const { model } = tensors;
     const weights = stream.weightsOf(
-      model.parameters.filter(
-        ({ name, layer }) => (layer === undefined && name !== model.head) || name === model.embedding,
-      ),
+      model.parameters.filter(({ name }) => name === model.embedding || name === model.positions),
     );
     const { batch, seq } = passage.layout;
     const g = new Graph(passage.backend, { computeType: passage.computeType });

@@ -136,8 +136,8 @@ export interface Model {
   /** The names of the matrices that tokens are looked up in and that logits are computed with, which may be the same. */
   readonly embedding: string;
   readonly head: string;
-  /** Whether learned positions are added to the embeddings. */
-  readonly hasLearnedPositions: boolean;
+  /** The name of the learned positions that are added to the embeddings, where there are any. */
+  readonly positions: string | undefined;
   /**
    * The same architecture at other sizes.
    * @param keptLayers for each layer of the result, the layer of this model it comes from; the first ones by default

@@ -55,7 +55,7 @@ export function decoderModel(
     finalNorm: rmsNormOf(spec.finalNorm, names.norm),
     embedding: `${names.embedding}.weight`,
     head: `${spec.tied ? names.embedding : names.head}.weight`,
-    hasLearnedPositions: spec.learnedPositions !== undefined,
+    positions: spec.learnedPositions && `${spec.learnedPositions}.weight`,
     resized: (wanted, keptLayers) => parse(resizedConfig(architecture, config, spec, wanted, keptLayers)),
     gguf: () => ggufLayout(spec, parameters),
   };

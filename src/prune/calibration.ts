@@ -103,7 +103,7 @@ const addVectors = (a: Float32Array | undefined, b: Float32Array): Float32Array 
   a === undefined ? b : a.map((value, i) => value + (b[i] as number));
 
 /** The sums of equal runs of scores, one for each group. */
-function groupSums(scores: Float32Array, groups: number): Float32Array {
+export function groupSums(scores: Float32Array, groups: number): Float32Array {
   const perGroup = scores.length / groups;
   return Float32Array.from({ length: groups }, (_, i) => total(scores.subarray(i * perGroup, (i + 1) * perGroup)));
 }
