@@ -1,4 +1,5 @@
 export { Cholesky } from "./cholesky.js";
+export { type EigenOptions, type SymmetricEigen, symmetricEigen } from "./eigen.js";
 export type { CholeskyOptions } from "./factor.js";
 export type { Matrix } from "./matrix.js";
 export { type MultiplyOptions, multiply } from "./multiply.js";
