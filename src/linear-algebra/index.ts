@@ -1,5 +1,6 @@
 export { Cholesky } from "./cholesky.js";
 export { inverseOfBlock } from "./diagonal-block.js";
+export { type EigenOptions, type SymmetricEigen, symmetricEigen } from "./eigen.js";
 export type { CholeskyOptions } from "./factor.js";
-export { type Matrix, meanDiagonal, transpose } from "./matrix.js";
+export { type Matrix, meanDiagonal, transpose, zeroMatrix } from "./matrix.js";
 export { type MultiplyOptions, multiply } from "./multiply.js";

@@ -1,4 +1,5 @@
-import { type Matrix, meanDiagonal, symmetricEigen, zeroMatrix } from "../linear-algebra/index.js";
+import type { Backend } from "../ggml/device.js";
+import { type Matrix, meanDiagonal, multiply, symmetricEigen, zeroMatrix } from "../linear-algebra/index.js";
 import type { Model } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 
@@ -8,6 +9,8 @@ export interface Basis {
   readonly write: Matrix;
   /** What reads the normalized stream is multiplied by this from the right: [hidden, narrower hidden]. Undefined where channels are only selected. */
   readonly read: Matrix | undefined;
+  /** The factor on the whole stream. */
+  readonly scale: number;
   /** So many channels, the first ones, have a negative final gain. */
   readonly negative: number;
 }
@@ -18,7 +21,7 @@ export function selectionBasis(hidden: number, kept: Uint32Array): Basis {
   kept.forEach((channel, i) => {
     write.data[channel * kept.length + i] = 1;
   });
-  return { write, read: undefined, negative: 0 };
+  return { write, read: undefined, scale: 1, negative: 0 };
 }
 
 /**
@@ -33,6 +36,7 @@ export function whyNotRotated({ steps, finalNorm, positions }: Model): string | 
 }
 
 export interface RotationInputs {
+  readonly backend: Backend;
   /** Second moments of the normalized stream, [hidden, hidden]. */
   readonly moments: Matrix;
   /** The final norm's gain. */
@@ -51,9 +55,9 @@ export interface RotationInputs {
  * @returns undefined when too few channels have a positive gain
  */
 export async function rotationBasis(inputs: RotationInputs): Promise<Basis | undefined> {
-  const { moments, gain, tied, hidden: width, embeddingGram } = inputs;
+  const { backend, moments, gain, tied, hidden: width, embeddingGram } = inputs;
   const size = gain.length;
-  const factors = tied ? gain.map((value) => Math.sqrt(Math.abs(value))) : new Float32Array(size).fill(1);
+  const factors = tied ? rootsOf(gain) : new Float32Array(size).fill(1);
   const channels = [...gain.keys()];
   const fixed = tied ? channels.filter((i) => elementAt(gain, i) <= 0) : [];
   if (fixed.length >= width) return undefined;
@@ -72,12 +76,18 @@ export async function rotationBasis(inputs: RotationInputs): Promise<Basis | und
     others.forEach((channel, j) => {
       set(channel, i, elementAt(vectors.data, (i - fixed.length) * vectors.columns + j));
     });
-  const scale = Math.sqrt(meanDiagonal(embeddingGram) / meanProjected(embeddingGram, write));
-  return { write: scaled(write, scale), read: scaled(read, 1 / scale), negative: fixed.length };
+  const projected = await multiply(backend, embeddingGram, write);
+  const meanSquare = dot(projected.data, write.data) / width; // the mean diagonal of R' E'E R
+  const scale = Math.sqrt(meanDiagonal(embeddingGram) / meanSquare);
+  return { write: scaled(write, scale), read: scaled(read, 1 / scale), scale, negative: fixed.length };
 }
 
 /** Eigenvectors of the factored moments, restricted to some channels: row by row, leading first. */
-async function principalComponents(moments: Matrix, factors: Float32Array, channels: readonly number[]): Promise<Matrix> {
+async function principalComponents(
+  moments: Matrix,
+  factors: Float32Array,
+  channels: readonly number[],
+): Promise<Matrix> {
   const size = channels.length;
   const restricted = zeroMatrix(size, size);
   channels.forEach((a, i) => {
@@ -89,16 +99,19 @@ async function principalComponents(moments: Matrix, factors: Float32Array, chann
   return (await symmetricEigen(restricted)).vectors;
 }
 
-/** The mean diagonal of r' a r. */
-function meanProjected(a: Matrix, r: Matrix): number {
-  let trace = 0;
-  for (let i = 0; i < a.rows; i++)
-    for (let j = 0; j < a.rows; j++) {
-      let dot = 0;
-      for (let k = 0; k < r.columns; k++) dot += (r.data[i * r.columns + k] as number) * (r.data[j * r.columns + k] as number);
-      trace += (a.data[i * a.columns + j] as number) * dot;
-    }
-  return trace / r.columns;
+/** Smallest factor, as a share of the mean: what reads a channel is divided by it. */
+const SMALLEST_FACTOR = 1e-3;
+
+/** √|gain|, but nowhere next to zero. */
+function rootsOf(gain: Float32Array): Float32Array {
+  const roots = gain.map((value) => Math.sqrt(Math.abs(value)));
+  const smallest = (SMALLEST_FACTOR * roots.reduce((a, b) => a + b, 0)) / roots.length;
+  return roots.map((value) => Math.max(value, smallest));
 }
 
-const scaled = (matrix: Matrix, factor: number): Matrix => ({ ...matrix, data: matrix.data.map((value) => value * factor) });
+const dot = (a: Float32Array, b: Float32Array): number => a.reduce((sum, value, i) => sum + value * elementAt(b, i), 0);
+
+const scaled = (matrix: Matrix, factor: number): Matrix => ({
+  ...matrix,
+  data: matrix.data.map((value) => value * factor),
+});

@@ -1,0 +1,117 @@
+import type { TensorSource } from "../checkpoint/index.js";
+import type { Backend } from "../ggml/device.js";
+import { type Matrix, multiply } from "../linear-algebra/index.js";
+import type { Model, ResidualStep, RmsNorm } from "../models/index.js";
+import { readMatrix } from "../prune/matrices.js";
+import { elementAt } from "../system/arrays.js";
+import { CoppiceError } from "../system/errors.js";
+import type { Basis } from "./basis.js";
+
+/** Values of parameters by name, f32. */
+export type Values = Map<string, Float32Array>;
+
+/** A cut model before its refit, part by part. */
+export interface Start {
+  /** The embeddings. */
+  embeddings(): Promise<Values>;
+  /** A step's parameters. @param scale rms of the projected, normalized stream that the step's norm reads; see `streamScale` */
+  step(step: ResidualStep, scale: number): Promise<Values>;
+  /** The final norm and the head, where that is a matrix of its own. */
+  last(scale: number): Promise<Values>;
+}
+
+/** A model with some channels of every axis cut off. @param source its tensors */
+export function cutStart(model: Model, source: TensorSource): Start {
+  const read = (names: readonly string[]): Values =>
+    new Map(names.map((name) => [name, readMatrix(source, name).data]));
+  return {
+    embeddings: async () => read(embeddingNames(model)),
+    step: async ({ parameters }) => read(parameters.map(({ name }) => name)),
+    last: async () => read(lastNames(model)),
+  };
+}
+
+export interface RotatedInputs {
+  readonly backend: Backend;
+  /** The cut model. */
+  readonly model: Model;
+  /** Its tensors before the width is cut: see `cutWithinLayers`. */
+  readonly within: TensorSource;
+  readonly basis: Basis & { readonly read: Matrix };
+}
+
+/** A model in another basis of the residual stream. */
+export function rotatedStart({ backend, model, within, basis }: RotatedInputs): Start {
+  const matrixOf = (name: string): Matrix => readMatrix(within, name);
+  /** W diag(gain) R, for what reads the stream after a norm that keeps the mean size of its gain. */
+  const reader = async (name: string, gain: Float32Array, scale: number): Promise<Float32Array> => {
+    const factors = gain.map((value) => (value * scale) / rootMeanSquare(gain));
+    return (await multiply(backend, scaledColumns(matrixOf(name), factors), basis.read)).data;
+  };
+  const gainOf = ({ gain, offset }: RmsNorm): Float32Array => matrixOf(gain).data.map((value) => value + offset);
+  const evenGain = ({ gain, offset }: RmsNorm, value: number): readonly [string, Float32Array] => [
+    gain,
+    new Float32Array(basis.write.columns).fill(value - offset),
+  ];
+  const finalNorm = normOf(model.finalNorm);
+  return {
+    embeddings: async () => {
+      const values: Values = new Map();
+      for (const name of embeddingNames(model))
+        values.set(name, (await multiply(backend, matrixOf(name), basis.write)).data);
+      return values;
+    },
+    step: async (step, scale) => {
+      const norm = normOf(step.norm);
+      const gain = gainOf(norm);
+      const values: Values = new Map([evenGain(norm, rootMeanSquare(gain))]);
+      for (const { name } of step.readers) values.set(name, await reader(name, gain, scale));
+      for (const { name } of [step.writer, step.writerBias].filter((spec) => spec !== undefined)) {
+        const isBias = name === step.writerBias?.name;
+        const written = isBias
+          ? await multiply(backend, matrixOf(name), basis.write)
+          : await multiply(backend, basis.write, matrixOf(name), { transposeA: true });
+        values.set(name, written.data);
+      }
+      for (const { name } of step.parameters) if (!values.has(name)) values.set(name, matrixOf(name).data);
+      return values;
+    },
+    last: async (scale) => {
+      const gain = gainOf(finalNorm);
+      if (!model.tiedEmbeddings)
+        return new Map([
+          evenGain(finalNorm, rootMeanSquare(gain)),
+          [model.head, await reader(model.head, gain, scale)],
+        ]);
+      // the head is the embedding E R, and both R's have the stream's factor
+      const [name, values] = evenGain(finalNorm, scale / basis.scale ** 2);
+      for (let i = 0; i < basis.negative; i++)
+        values[i] = -(elementAt(values, i) + finalNorm.offset) - finalNorm.offset;
+      return new Map([[name, values]]);
+    },
+  };
+}
+
+const embeddingNames = ({ embedding, positions }: Model): string[] =>
+  [embedding, positions].filter((name) => name !== undefined);
+
+/** The parameters outside of the layers that are not embeddings. */
+const lastNames = (model: Model): string[] =>
+  model.parameters
+    .filter(({ layer, name }) => layer === undefined && !embeddingNames(model).includes(name))
+    .map(({ name }) => name);
+
+function normOf(norm: RmsNorm | undefined): RmsNorm {
+  if (norm === undefined) throw new CoppiceError("a norm that subtracts a mean cannot be rotated");
+  return norm;
+}
+
+const rootMeanSquare = (values: Float32Array): number =>
+  Math.sqrt(values.reduce((sum, value) => sum + value * value, 0) / values.length);
+
+/** Multiplies each column by a factor. */
+function scaledColumns({ rows, columns, data }: Matrix, factors: Float32Array): Matrix {
+  const result = new Float32Array(data.length);
+  for (let i = 0; i < data.length; i++) result[i] = (data[i] as number) * (factors[i % columns] as number);
+  return { rows, columns, data: result };
+}
