@@ -149,6 +149,12 @@ export class ResidualStream {
     return [g.input(name, "f32", [rowsOfBatch(this.passage), this.width]), this.sum];
   }
 
+  /** The same where a step reads it: before the layer, if its steps are parallel. */
+  inputOf(g: Graph, step: ResidualStep, name: string): Wire {
+    const [tensor] = this.input(g, name);
+    return [tensor, step.isParallel ? this.layerInput : this.sum];
+  }
+
   /** Records the next step in a graph. @param name tells the graph's models apart */
   record(g: Graph, step: ResidualStep, weights: Weights, name: string): RecordedStep {
     const before = this.input(g, name);
@@ -184,6 +190,11 @@ export class ResidualStream {
     });
     this.all.push(states);
     return states;
+  }
+
+  /** Gives states that are not needed any more back. */
+  giveBack(states: HiddenStates): void {
+    this.spare.push(states);
   }
 
   /** Goes on to what was written after a step. */

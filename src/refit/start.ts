@@ -16,8 +16,11 @@ export interface Start {
   embeddings(): Promise<Values>;
   /** A step's parameters. @param scale rms of the projected, normalized stream that the step's norm reads; see `streamScale` */
   step(step: ResidualStep, scale: number): Promise<Values>;
-  /** The final norm and the head, where that is a matrix of its own. */
-  last(scale: number): Promise<Values>;
+  /**
+   * The final norm, and the head where that is a matrix of its own. `headMap` [hidden, narrower hidden] is what the original's head was
+   * multiplied by, unless that only selects channels.
+   */
+  last(scale: number): Promise<{ readonly values: Values; readonly headMap: Matrix | undefined }>;
 }
 
 /** A model with some channels of every axis cut off. @param source its tensors */
@@ -27,7 +30,7 @@ export function cutStart(model: Model, source: TensorSource): Start {
   return {
     embeddings: async () => read(embeddingNames(model)),
     step: async ({ parameters }) => read(parameters.map(({ name }) => name)),
-    last: async () => read(lastNames(model)),
+    last: async () => ({ values: read(lastNames(model)), headMap: undefined }),
   };
 }
 
@@ -43,11 +46,12 @@ export interface RotatedInputs {
 /** A model in another basis of the residual stream. */
 export function rotatedStart({ backend, model, within, basis }: RotatedInputs): Start {
   const matrixOf = (name: string): Matrix => readMatrix(within, name);
-  /** W diag(gain) R, for what reads the stream after a norm that keeps the mean size of its gain. */
-  const reader = async (name: string, gain: Float32Array, scale: number): Promise<Float32Array> => {
-    const factors = gain.map((value) => (value * scale) / rootMeanSquare(gain));
-    return (await multiply(backend, scaledColumns(matrixOf(name), factors), basis.read)).data;
-  };
+  /** diag(gain) R: what is to read the stream after a norm, which keeps the mean size of its gain, is multiplied by it. */
+  const readMap = (gain: Float32Array, scale: number): Matrix =>
+    scaledRows(
+      basis.read,
+      gain.map((value) => (value * scale) / rootMeanSquare(gain)),
+    );
   const gainOf = ({ gain, offset }: RmsNorm): Float32Array => matrixOf(gain).data.map((value) => value + offset);
   const evenGain = ({ gain, offset }: RmsNorm, value: number): readonly [string, Float32Array] => [
     gain,
@@ -65,7 +69,8 @@ export function rotatedStart({ backend, model, within, basis }: RotatedInputs): 
       const norm = normOf(step.norm);
       const gain = gainOf(norm);
       const values: Values = new Map([evenGain(norm, rootMeanSquare(gain))]);
-      for (const { name } of step.readers) values.set(name, await reader(name, gain, scale));
+      const map = readMap(gain, scale);
+      for (const { name } of step.readers) values.set(name, (await multiply(backend, matrixOf(name), map)).data);
       for (const { name } of [step.writer, step.writerBias].filter((spec) => spec !== undefined)) {
         const isBias = name === step.writerBias?.name;
         const written = isBias
@@ -78,16 +83,16 @@ export function rotatedStart({ backend, model, within, basis }: RotatedInputs): 
     },
     last: async (scale) => {
       const gain = gainOf(finalNorm);
-      if (!model.tiedEmbeddings)
-        return new Map([
-          evenGain(finalNorm, rootMeanSquare(gain)),
-          [model.head, await reader(model.head, gain, scale)],
-        ]);
+      if (!model.tiedEmbeddings) {
+        const headMap = readMap(gain, scale);
+        const head = await multiply(backend, matrixOf(model.head), headMap);
+        return { values: new Map([evenGain(finalNorm, rootMeanSquare(gain)), [model.head, head.data]]), headMap };
+      }
       // the head is the embedding E R, and both R's have the stream's factor
       const [name, values] = evenGain(finalNorm, scale / basis.scale ** 2);
       for (let i = 0; i < basis.negative; i++)
         values[i] = -(elementAt(values, i) + finalNorm.offset) - finalNorm.offset;
-      return new Map([[name, values]]);
+      return { values: new Map([[name, values]]), headMap: undefined };
     },
   };
 }
@@ -109,9 +114,9 @@ function normOf(norm: RmsNorm | undefined): RmsNorm {
 const rootMeanSquare = (values: Float32Array): number =>
   Math.sqrt(values.reduce((sum, value) => sum + value * value, 0) / values.length);
 
-/** Multiplies each column by a factor. */
-function scaledColumns({ rows, columns, data }: Matrix, factors: Float32Array): Matrix {
+/** Multiplies each row by a factor. */
+function scaledRows({ rows, columns, data }: Matrix, factors: Float32Array): Matrix {
   const result = new Float32Array(data.length);
-  for (let i = 0; i < data.length; i++) result[i] = (data[i] as number) * (factors[i % columns] as number);
+  for (let i = 0; i < data.length; i++) result[i] = (data[i] as number) * (factors[Math.floor(i / columns)] as number);
   return { rows, columns, data: result };
 }

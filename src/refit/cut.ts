@@ -1,0 +1,65 @@
+import type { Passage } from "../evaluate/residual-stream.js";
+import type { Matrix } from "../linear-algebra/index.js";
+import { type ModelTensors, sizeOf } from "../models/index.js";
+import { type KeptIndices, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
+import { readMatrix } from "../prune/matrices.js";
+import { cutWithinLayers } from "../prune/surgery.js";
+import { type Basis, rotationBasis, selectionBasis, whyNotRotated } from "./basis.js";
+import { refit } from "./refit.js";
+import { cutStart, rotatedStart, type Start } from "./start.js";
+import { StepFiles } from "./step-files.js";
+import { tokenMoments } from "./token-moments.js";
+
+export interface RefittedCut {
+  readonly passage: Passage;
+  readonly original: ModelTensors;
+  readonly plan: PrunePlan;
+  readonly kept: KeptIndices;
+  /** Second moments of the normalized stream, to rotate it where its width is cut; without them channels are selected. */
+  readonly streamMoments: Matrix | undefined;
+  /** The path of a file for finished parts, by its name. A cut that was stopped goes on with the files that are there. */
+  readonly place: (name: string) => string;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/** Cuts a model and mends what is left in closed form: see {@link refit}. */
+export async function cutAndRefit(inputs: RefittedCut): Promise<PrunedModel> {
+  const { passage, original, plan, kept, place, onProgress } = inputs;
+  const pruned = prune(original, plan, kept);
+  const within = cutWithinLayers(original, plan, kept);
+  const basis = await basisFor(inputs);
+  const start: Start =
+    basis?.read === undefined
+      ? cutStart(pruned.model, pruned.source)
+      : rotatedStart({ backend: passage.backend, model: pruned.model, within, basis: { ...basis, read: basis.read } });
+  const source = await refit({
+    passage,
+    dense: original,
+    student: pruned.model,
+    keptLayers: plan.keptLayers,
+    start,
+    within,
+    basis,
+    files: new StepFiles(place, pruned.model),
+    onProgress,
+  });
+  return { ...pruned, source };
+}
+
+async function basisFor({ passage, original, kept, plan, streamMoments }: RefittedCut): Promise<Basis | undefined> {
+  const channels = kept.get("hidden");
+  if (channels === undefined) return undefined;
+  const { model, source } = original;
+  const selection = selectionBasis(sizeOf("hidden", model.sizes), channels);
+  const { finalNorm } = model;
+  if (streamMoments === undefined || finalNorm === undefined || whyNotRotated(model) !== undefined) return selection;
+  const rotation = await rotationBasis({
+    backend: passage.backend,
+    moments: streamMoments,
+    gain: readMatrix(source, finalNorm.gain).data.map((value) => value + finalNorm.offset),
+    tied: model.tiedEmbeddings,
+    hidden: sizeOf("hidden", plan.sizes),
+    embeddingGram: (await tokenMoments(passage.backend, source, model.embedding)).gram,
+  });
+  return rotation ?? selection;
+}

@@ -1,0 +1,148 @@
+import { overBatches } from "../evaluate/residual-stream.js";
+import { Cholesky, type Matrix, meanDiagonal, multiply, zeroMatrix } from "../linear-algebra/index.js";
+import { type RmsNorm, shapeOf, type Weights } from "../models/index.js";
+import { readMatrix } from "../prune/matrices.js";
+import { elementAt } from "../system/arrays.js";
+import { type Tensor, TensorStore } from "../tensor/index.js";
+import { Moments } from "./moments.js";
+import type { RefitInputs, Streams } from "./refit.js";
+import { Ridge } from "./ridge.js";
+import { projectedScale } from "./scale.js";
+import type { Values } from "./start.js";
+import { tokenMoments } from "./token-moments.js";
+
+/** The weight of the final gain's starting point, as a share of the mean diagonal. */
+const GAIN_DAMPING = 0.01;
+
+/**
+ * Refits what turns the last stream into logits: the head, where it is a matrix of its own; else the final gain.
+ * @returns the values of the final norm and of the head
+ */
+export async function refitHead(inputs: RefitInputs, streams: Streams): Promise<Values> {
+  const { passage, student, basis, start } = inputs;
+  const scale = basis?.read === undefined ? 1 : await projectedScale(passage, streams.dense, undefined, basis.write);
+  const { values, headMap } = await start.last(scale);
+  const { finalNorm, tiedEmbeddings } = student;
+  if (tiedEmbeddings && finalNorm === undefined) return values; // a norm with a bias, and a head that is the embedding
+  const moments = await lastMoments(inputs, streams, values);
+  if (tiedEmbeddings && finalNorm !== undefined) {
+    values.set(finalNorm.gain, await refitGain(inputs, finalNorm, gainOf(values, finalNorm), moments));
+    return values;
+  }
+  const gained = finalNorm === undefined ? moments : withGain(moments, gainOf(values, finalNorm));
+  values.set(student.head, await refitMatrix(inputs, headMap, gained));
+  return values;
+}
+
+/** Moments of the student's last states n, before the gain where there is only a gain, and the original's h. */
+interface LastMoments {
+  /** Σ n nᵀ, [student's hidden, student's hidden]. */
+  readonly inputs: Matrix;
+  /** Σ n hᵀ, [student's hidden, hidden]. */
+  readonly targets: Matrix;
+}
+
+const gainOf = (values: Values, { gain, offset }: RmsNorm): Float32Array =>
+  (values.get(gain) as Float32Array).map((value) => value + offset);
+
+async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values): Promise<LastMoments> {
+  const { passage, dense, student } = inputs;
+  const { finalNorm } = student;
+  const isNorm = ({ layer, name }: { readonly layer?: number | undefined; readonly name: string }) =>
+    layer === undefined &&
+    name !== dense.model.head &&
+    name !== dense.model.embedding &&
+    name !== dense.model.positions;
+  const denseWeights = streams.dense.weightsOf(dense.model.parameters.filter(isNorm));
+  const norms = student.parameters.filter(isNorm);
+  const store = new TensorStore(passage.backend, norms.length);
+  for (const spec of norms) store.add(spec.name, shapeOf(spec, student.sizes), "f32");
+  store.allocate();
+  const moments = new Moments(passage.backend, streams.student.width, streams.dense.width);
+  try {
+    for (const { name } of norms) {
+      const data = values.get(name) as Float32Array;
+      // a gain of one leaves the normalized states, to which the gain is linear
+      const isGain = finalNorm?.gain === name;
+      store.write(store.get(name), isGain ? new Float32Array(data.length).fill(1 - finalNorm.offset) : data);
+    }
+    const weights: Weights = (name): Tensor => store.get(name);
+    await overBatches(passage, (g) => {
+      const [original, smaller] = [streams.dense.input(g, "original"), streams.student.input(g, "student")];
+      const { hidden } = student.finish(g, weights, smaller[0]);
+      moments.add(g, hidden, dense.model.finish(g, denseWeights.get, original[0]).hidden);
+      return { reads: [original, smaller] };
+    });
+    return { inputs: moments.inputs, targets: moments.targets };
+  } finally {
+    denseWeights.free();
+    store.free();
+    moments.free();
+  }
+}
+
+/**
+ * The final gain w whose logits are nearest to the original's: argmin Σ ‖E_c (w · n) - E h‖² + λ ‖w - w0‖², E_c the student's embeddings
+ * less their mean, because a constant on all logits changes nothing: w solves (E_cᵀE_c ∘ Σ n nᵀ + λ I) w = diag(E_cᵀE Σ h nᵀ) + λ w0.
+ * @returns the values as they are stored
+ */
+async function refitGain(
+  { passage: { backend }, dense, basis }: RefitInputs,
+  { offset }: RmsNorm,
+  gain: Float32Array,
+  { inputs, targets }: LastMoments,
+): Promise<Float32Array> {
+  const centred = (await tokenMoments(backend, dense.source, dense.model.embedding)).centred;
+  const cross = basis === undefined ? centred : await multiply(backend, basis.write, centred, { transposeA: true });
+  const gram = basis === undefined ? centred : await multiply(backend, cross, basis.write);
+  const system: Matrix = { ...inputs, data: inputs.data.map((value, i) => value * elementAt(gram.data, i)) };
+  const ridge = GAIN_DAMPING * meanDiagonal(system);
+  const right = zeroMatrix(gain.length, 1);
+  for (let i = 0; i < gain.length; i++) {
+    let sum = ridge * elementAt(gain, i);
+    for (let j = 0; j < targets.columns; j++)
+      sum += (cross.data[i * targets.columns + j] as number) * (targets.data[i * targets.columns + j] as number);
+    right.data[i] = sum;
+  }
+  const factor = await Cholesky.factor(backend, system, { ridge });
+  try {
+    return (await factor.solve(right)).data.map((value) => value - offset);
+  } finally {
+    factor.free();
+  }
+}
+
+/** The moments of w · n instead of n. */
+const withGain = ({ inputs, targets }: LastMoments, gain: Float32Array): LastMoments => ({
+  inputs: {
+    ...inputs,
+    data: inputs.data.map(
+      (value, i) => value * elementAt(gain, Math.floor(i / gain.length)) * elementAt(gain, i % gain.length),
+    ),
+  },
+  targets: {
+    ...targets,
+    data: targets.data.map((value, i) => value * elementAt(gain, Math.floor(i / targets.columns))),
+  },
+});
+
+/** The original's head times the map from the student's last states to its own that a regression finds. */
+async function refitMatrix(
+  { passage: { backend }, student, within, basis }: RefitInputs,
+  headMap: Matrix | undefined,
+  { inputs, targets }: LastMoments,
+): Promise<Float32Array> {
+  const ridge = await Ridge.of(backend, inputs);
+  try {
+    const map = await ridge.solve(targets, headMap ?? basis?.write ?? identity(targets.columns));
+    return (await multiply(backend, readMatrix(within, student.head), map)).data;
+  } finally {
+    ridge.free();
+  }
+}
+
+function identity(size: number): Matrix {
+  const matrix = zeroMatrix(size, size);
+  for (let i = 0; i < size; i++) matrix.data[i * (size + 1)] = 1;
+  return matrix;
+}

@@ -1,0 +1,2 @@
+export { whyNotRotated } from "./basis.js";
+export { cutAndRefit, type RefittedCut } from "./cut.js";

@@ -1,0 +1,98 @@
+import type { TensorSource } from "../checkpoint/index.js";
+import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
+import type { FloatDType } from "../ggml/dtype.js";
+import { type Model, type ModelTensors, type ResidualStep, shapeOf } from "../models/index.js";
+import { memorySource } from "../models/sources.js";
+import type { Basis } from "./basis.js";
+import { refitHead } from "./head.js";
+import type { Start, Values } from "./start.js";
+import type { StepFiles } from "./step-files.js";
+import { refitStep } from "./step-refit.js";
+
+export interface RefitInputs {
+  readonly passage: Passage;
+  /** The original. */
+  readonly dense: ModelTensors;
+  /** The cut model. */
+  readonly student: Model;
+  /** For each of its layers, the original's that it comes from. */
+  readonly keptLayers: readonly number[];
+  /** Its values before the refit. */
+  readonly start: Start;
+  /** Its tensors before the width is cut: see `cutWithinLayers`. */
+  readonly within: TensorSource;
+  /** Undefined where the width is not cut. */
+  readonly basis: Basis | undefined;
+  readonly files: StepFiles;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/**
+ * Mends a cut model in closed form, step by step, on calibration data. Both models go through the data side by side, the student on
+ * its own stream, so that later steps make up for the errors of earlier ones:
+ * - the matrices that read the stream are regressed, from the student's normalized stream to what the original's matrices give on its
+ *   own; a step's block then runs with them;
+ * - the matrix that writes to the stream is regressed, from what it multiplies in the student to what the student's stream lacks to the
+ *   original's after the step. Rows are divided by the rms of the original's stream, because first positions are a thousand times larger.
+ * @returns the tensors of the student
+ */
+export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDType>> {
+  const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
+  const embeddings = await files.once("embeddings", start.embeddings);
+  const streams = {
+    dense: await ResidualStream.before(passage, dense),
+    student: await ResidualStream.before(passage, { model: student, source: sourceOf(student, embeddings) }),
+  };
+  try {
+    const parts = ["embeddings"];
+    for (const [i, step] of dense.model.steps.entries()) {
+      const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step, dense.model);
+      if (counterpart === undefined) await runAlone(streams.dense, step);
+      else {
+        const part = `step-${student.steps.indexOf(counterpart)}`;
+        parts.push(part);
+        await refitStep(inputs, streams, { dense: step, student: counterpart, part });
+      }
+      onProgress?.(i + 1, dense.model.steps.length + 1);
+    }
+    parts.push("last");
+    await files.once("last", () => refitHead(inputs, streams));
+    onProgress?.(dense.model.steps.length + 1, dense.model.steps.length + 1);
+    return files.source(parts);
+  } finally {
+    streams.dense.free();
+    streams.student.free();
+  }
+}
+
+export interface Streams {
+  readonly dense: ResidualStream;
+  readonly student: ResidualStream;
+}
+
+/** The step of a layer of the student that is like a step of the original. */
+function stepOf(student: Model, layer: number, step: ResidualStep, dense: Model): ResidualStep | undefined {
+  const place = dense.steps.filter((other) => other.layer === step.layer).indexOf(step);
+  return student.steps.filter((other) => other.layer === layer)[place];
+}
+
+async function runAlone(stream: ResidualStream, step: ResidualStep): Promise<void> {
+  const weights = stream.weightsOf(step.parameters);
+  try {
+    await stream.run(step, weights.get);
+  } finally {
+    weights.free();
+  }
+}
+
+const sourceOf = (model: Model, values: Values) =>
+  memorySource(
+    new Map(
+      model.parameters
+        .filter(({ name }) => values.has(name))
+        .map((spec) => [
+          spec.name,
+          { shape: shapeOf(spec, model.sizes), values: values.get(spec.name) as Float32Array },
+        ]),
+    ),
+  );

@@ -1,0 +1,234 @@
+import type { HiddenStates } from "../evaluate/hidden-states.js";
+import { overBatches } from "../evaluate/residual-stream.js";
+import { type Matrix, multiply } from "../linear-algebra/index.js";
+import { type ParameterSpec, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
+import { readMatrix } from "../prune/matrices.js";
+import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { Moments } from "./moments.js";
+import type { RefitInputs, Streams } from "./refit.js";
+import { Ridge } from "./ridge.js";
+import { projectedScale } from "./scale.js";
+import type { Values } from "./start.js";
+
+/** A step of the original, the student's that comes from it, and the name under which its values are kept. */
+export interface StepPair {
+  readonly dense: ResidualStep;
+  readonly student: ResidualStep;
+  readonly part: string;
+}
+
+/** Refits a step, unless that is done already, and goes through it with both models. */
+export async function refitStep(inputs: RefitInputs, streams: Streams, steps: StepPair): Promise<void> {
+  const { dense, student } = streams;
+  const weights = dense.weightsOf(steps.dense.parameters);
+  const work = new StepRefit(inputs, streams, steps, weights.get);
+  try {
+    await work.run();
+    await student.run(steps.student, work.weight);
+    dense.advance(steps.dense, work.reached);
+  } finally {
+    weights.free();
+    work.free();
+  }
+}
+
+class StepRefit {
+  /** The original's stream after the step. */
+  readonly reached: HiddenStates;
+  private readonly store: TensorStore;
+  private values: Values = new Map();
+
+  constructor(
+    private readonly inputs: RefitInputs,
+    private readonly streams: Streams,
+    private readonly steps: StepPair,
+    private readonly denseWeights: Weights,
+  ) {
+    const { passage, student: model } = inputs;
+    const { parameters } = steps.student;
+    this.reached = streams.dense.take();
+    this.store = new TensorStore(passage.backend, parameters.length);
+    for (const spec of parameters)
+      this.store.add(spec.name, spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes), "f32");
+    this.store.allocate();
+  }
+
+  /** The student's weights. */
+  readonly weight: Weights = (name) => this.store.get(name);
+
+  async run(): Promise<void> {
+    const { start, basis, files, passage } = this.inputs;
+    const { part, student, dense } = this.steps;
+    const known = files.read(part);
+    if (known !== undefined) {
+      this.load(known);
+      await this.overBatches((g) => this.recordDense(g));
+      return;
+    }
+    const scale = basis?.read === undefined ? 1 : await projectedScale(passage, this.streams.dense, dense, basis.write);
+    this.load(await start.step(student, scale));
+    await this.refitReaders();
+    await this.refitWriter();
+    files.write(part, this.values);
+  }
+
+  private load(values: Values): void {
+    this.values = values;
+    for (const [name, data] of values) this.store.write(this.store.get(name), data);
+  }
+
+  private set({ name }: ParameterSpec, { data }: Matrix): void {
+    this.values.set(name, data);
+    this.store.write(this.store.get(name), data);
+  }
+
+  /** A parameter's values so far. */
+  private matrixOf(spec: ParameterSpec): Matrix {
+    const [rows, columns] = shapeOf(spec, this.inputs.student.sizes) as [number, number];
+    return { rows, columns, data: this.values.get(spec.name) as Float32Array };
+  }
+
+  private overBatches = (build: Parameters<typeof overBatches>[1]): Promise<void> =>
+    overBatches(this.inputs.passage, build);
+
+  /** The original's step, whose result is kept as `reached`. */
+  private recordDense(g: Graph) {
+    const recorded = this.streams.dense.record(g, this.steps.dense, this.denseWeights, "original");
+    return { ...recorded, writes: [[recorded.after, this.reached] as const] };
+  }
+
+  private recordStudent(g: Graph) {
+    return this.streams.student.record(g, this.steps.student, this.weight, "student");
+  }
+
+  /** Sums moments over the data, and solves for matrices. @param solve is given the moments and the regression */
+  private async regress(
+    sizes: readonly [inputs: number, targets: number],
+    build: (g: Graph, moments: Moments) => ReturnType<Parameters<typeof overBatches>[1]>,
+    solve: (targets: Matrix, ridge: Ridge) => Promise<void>,
+  ): Promise<void> {
+    const { backend } = this.inputs.passage;
+    const moments = new Moments(backend, ...sizes);
+    try {
+      await this.overBatches((g) => build(g, moments));
+      const ridge = await Ridge.of(backend, moments.inputs);
+      try {
+        await solve(moments.targets, ridge);
+      } finally {
+        ridge.free();
+      }
+    } finally {
+      moments.free();
+    }
+  }
+
+  /** From the student's normalized stream to what the original's matrices give on its own. */
+  private refitReaders(): Promise<void> {
+    const { within, passage } = this.inputs;
+    const { dense, student } = this.streams;
+    return this.regress(
+      [student.width, dense.width],
+      (g, moments) => {
+        const original = this.recordDense(g);
+        const smaller = this.recordStudent(g);
+        moments.add(g, smaller.readersInput, original.readersInput);
+        return { reads: [...original.reads, ...smaller.reads], writes: original.writes };
+      },
+      async (cross, ridge) => {
+        for (const spec of this.steps.student.readers) {
+          const targets = await multiply(passage.backend, cross, readMatrix(within, spec.name), { transposeB: true });
+          this.set(spec, await ridge.solve(targets, this.matrixOf(spec)));
+        }
+      },
+    );
+  }
+
+  private async refitWriter(): Promise<void> {
+    if (this.steps.student.isNormedAfter) return this.refitNormedWriter();
+    const { writer } = this.steps.student;
+    const [outputs, inputs] = shapeOf(writer, this.inputs.student.sizes) as [number, number];
+    const target = await this.target();
+    try {
+      await this.regress(
+        [inputs, outputs],
+        (g, moments) => {
+          const { before, writerInput, reads } = this.recordStudent(g);
+          const goal = g.input("target", "f32", before.shape);
+          const reached = g.input("reached", "f32", [before.shape[0] as number, this.streams.dense.width]);
+          const size = rowSizes(g, reached);
+          const lacking = ops.div(g, this.lacking(g, goal, before), size);
+          moments.add(g, ops.div(g, writerInput, size), lacking);
+          return { reads: [...reads, [goal, target], [reached, this.reached]] };
+        },
+        async (targets, ridge) => this.set(writer, await ridge.solve(targets, this.matrixOf(writer))),
+      );
+    } finally {
+      if (target !== this.reached) this.streams.student.giveBack(target);
+    }
+  }
+
+  /** What the writer's product should be for the student to reach a goal. */
+  private lacking(g: Graph, goal: Tensor, before: Tensor): Tensor {
+    const { scale, writerBias } = this.steps.student;
+    const difference = ops.scale(g, ops.sub(g, goal, before), { factor: 1 / scale });
+    return writerBias === undefined ? difference : ops.sub(g, difference, this.weight(writerBias.name));
+  }
+
+  /** The original's stream after the step, in the student's width. */
+  private async target(): Promise<HiddenStates> {
+    const { passage, basis } = this.inputs;
+    const { dense, student } = this.streams;
+    if (basis === undefined) return this.reached;
+    const target = student.take();
+    const { write } = basis;
+    // in f32: small differences of large numbers are regressed on
+    await overBatches({ ...passage, computeType: "f32" }, (g) => {
+      const [batch, seq] = [passage.layout.batch, passage.layout.seq];
+      const reached = g.input("reached", "f32", [batch * seq, dense.width]);
+      const matrix = g.constant("basis", "f32", [write.rows, write.columns], write.data);
+      return {
+        reads: [[reached, this.reached]],
+        writes: [[ops.linear(g, reached, matrix, { transposed: true }), target]],
+      };
+    });
+    return target;
+  }
+
+  /** Where a norm follows, from what the writer multiplies in the student to what it gives in the original. */
+  private refitNormedWriter(): Promise<void> {
+    const { dense, student, basis, passage } = this.inputs;
+    const original = this.steps.dense.writer;
+    const { writer } = this.steps.student;
+    const [, inputs] = shapeOf(writer, student.sizes) as [number, number];
+    const [, denseInputs] = shapeOf(original, dense.model.sizes) as [number, number];
+    return this.regress(
+      [inputs, denseInputs],
+      (g, moments) => {
+        const larger = this.recordDense(g);
+        const smaller = this.recordStudent(g);
+        moments.add(g, smaller.writerInput, larger.writerInput);
+        return { reads: [...larger.reads, ...smaller.reads], writes: larger.writes };
+      },
+      async (cross, ridge) => {
+        const whole = readMatrix(dense.source, original.name);
+        const kept =
+          basis === undefined ? whole : await multiply(passage.backend, basis.write, whole, { transposeA: true });
+        const targets = await multiply(passage.backend, cross, kept, { transposeB: true });
+        this.set(writer, await ridge.solve(targets, this.matrixOf(writer)));
+      },
+    );
+  }
+
+  free(): void {
+    this.store.free();
+  }
+}
+
+/** Keeps rows of zeros from being divided by zero. */
+const EPSILON = 1e-12;
+
+/** The rms of each row: [rows, 1]. */
+function rowSizes(g: Graph, x: Tensor): Tensor {
+  const columns = x.shape[1] as number;
+  return ops.sqrt(g, ops.scale(g, ops.sumLast(g, ops.square(g, x)), { factor: 1 / columns, bias: EPSILON }));
+}

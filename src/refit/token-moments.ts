@@ -1,0 +1,50 @@
+import type { TensorSource } from "../checkpoint/index.js";
+import { floatSource, rowCount, tensorInfo } from "../checkpoint/tensor-source.js";
+import { toFloat32 } from "../ggml/convert.js";
+import type { Backend } from "../ggml/device.js";
+import type { Matrix } from "../linear-algebra/index.js";
+import { Graph, ops, TensorStore } from "../tensor/index.js";
+
+/** Second moments of a model's token embeddings, [hidden, hidden]. */
+export interface TokenMoments {
+  /** EᵀE. */
+  readonly gram: Matrix;
+  /** The same of the embeddings less their mean: (E - 1μᵀ)ᵀ E. */
+  readonly centred: Matrix;
+}
+
+/** Embeddings that are on the device at a time. */
+const ROWS = 4096;
+
+/** @param name of the embedding matrix */
+export async function tokenMoments(backend: Backend, stored: TensorSource, name: string): Promise<TokenMoments> {
+  const source = floatSource(stored);
+  const info = tensorInfo(source, name);
+  const [tokens, hidden] = [rowCount(info), info.shape[1] as number];
+  const store = new TensorStore(backend, 1);
+  const sum = store.add("gram", [hidden, hidden], "f32");
+  store.allocate();
+  const total = new Float64Array(hidden);
+  const g = new Graph(backend);
+  try {
+    const rows = g.input("rows", "f32", [ROWS, hidden]);
+    g.effect(ops.addProducts(g, sum, rows, rows));
+    for (let from = 0; from < tokens; from += ROWS) {
+      const to = Math.min(tokens, from + ROWS);
+      const block = new Float32Array(ROWS * hidden);
+      block.set(toFloat32(backend.functions, source.readRows(name, from, to), info.dtype));
+      source.releaseRows(name, from, to);
+      for (let i = 0; i < block.length; i++) total[i % hidden] = (total[i % hidden] as number) + (block[i] as number);
+      g.write(rows, block);
+      await g.run();
+    }
+    const gram: Matrix = { rows: hidden, columns: hidden, data: store.read(sum) };
+    const centred = gram.data.map(
+      (value, i) => value - ((total[Math.floor(i / hidden)] as number) * (total[i % hidden] as number)) / tokens,
+    );
+    return { gram, centred: { ...gram, data: centred } };
+  } finally {
+    g.free();
+    store.free();
+  }
+}
