@@ -42,6 +42,7 @@ export async function programFor(name: string | undefined): Promise<CliCommand> 
     .description("Make language models smaller and keep them good: prune, distill, measure, quantize, run.")
     .version(packageVersion())
     .configureHelp({ helpWidth: 110 })
+    .configureOutput({ outputError: (message, write) => write(message.replace(/^error: /, "coppice: ")) })
     .enablePositionalOptions() // a subcommand's options are its own
     .exitOverride();
   for (const command of await loadCommands(name)) program.addCommand(inheriting(command, program));

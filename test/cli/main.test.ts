@@ -39,7 +39,9 @@ describe("coppice compress", () => {
 
   it("makes a smaller model that is nearly as good, and reports it", async () => {
     const evaluation = ["--evaluate", "piqa,lambada_openai", "--evaluate-limit", "5", "--benchmark-data", benchmarks];
+    const started = performance.now();
     const result = await json<CompressOutcome>("compress", teacher, ...compression, "--out", out, ...evaluation);
+    const wallSeconds = (performance.now() - started) / 1000;
     expect(result.evaluation?.models.map(({ model }) => model)).toEqual(["teacher", "pruned", "student"]);
     for (const { tasks } of result.evaluation?.models ?? [])
       expect(tasks.map(({ task, documents }) => [task, documents.measured])).toEqual([
@@ -67,9 +69,13 @@ describe("coppice compress", () => {
     expect(report).toContain("piqa (0), acc_norm");
     expect(report).not.toMatch(/(src|href)="?http/); // self-contained
     const stages = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8")).stages as {
+      name: string;
+      seconds: number;
       peakMemoryBytes: number;
     }[];
-    expect(stages.length).toBeGreaterThan(5);
+    expect(stages.map(({ name }) => name)).toEqual(expect.arrayContaining(["calibrate", "search", "prune", "distill"]));
+    expect(result.seconds).toBe(stages.reduce((sum, { seconds }) => sum + seconds, 0));
+    expect(result.seconds).toBeLessThanOrEqual(wallSeconds);
     for (const { peakMemoryBytes } of stages) expect(peakMemoryBytes).toBeGreaterThan(1e7);
 
     // what it says of the student is what one measures
@@ -302,9 +308,18 @@ describe("mistakes", () => {
   const empty = path.join(directory, "empty");
   mkdirSync(empty);
   it.each([
-    ["an unknown command", ["shrink"], 2, /unknown command 'shrink'/],
-    ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
-    ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
+    ["an unknown command", ["shrink"], 2, /^coppice: unknown command 'shrink'/],
+    ["an unknown option", ["inspect", teacher, "--fast"], 2, /^coppice: unknown option '--fast'/],
+    ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /^coppice: required option '--out/],
+    ["a required option, mistyped", ["prune", teacher, "--targt", "0.5x"], 2, /'--targt'\. Did you mean --target\?/],
+    ["a mistyped option with its value", ["prune", teacher, "--targt=0.5x"], 2, /'--targt'\. Did you mean --target\?/],
+    [
+      "an option like no other",
+      ["foundry", "keys", "add", "me", "--quickly"],
+      2,
+      /`coppice foundry keys add --help` lists/,
+    ],
+    ["a prompt as an argument", ["generate", teacher, "Once upon"], 2, /given as --prompt "Once upon"/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
     ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb, phone-4gb, or/],
     ["a command that nearly is", ["compres"], 2, /Did you mean compress\?/],
