@@ -100,10 +100,11 @@ describe("coppice compress", () => {
     const sourceOf = (name: string) => explained.settings.find((one) => one.name === name)?.source;
     expect(["tokens", "saveEverySteps", "maxCandidates"].map(sourceOf)).toEqual(Array(3).fill("command line"));
     expect(["learningRate", "seed"].map(sourceOf)).toEqual(["default", "default"]);
-    const losses = explained.candidates.map(({ loss }) => loss);
+    const { candidates = [], measuredOn } = explained.search ?? {};
+    const losses = candidates.map(({ loss }) => loss);
     expect(losses).toHaveLength(3);
     expect(losses).toEqual([...losses].sort((a, b) => a - b));
-    expect(explained.candidates[0]?.parameters).toBe(report.models.student.parameters);
+    expect(candidates[0]?.parameters).toBe(report.models.student.parameters);
     expect(explained.files.every(({ bytes }) => bytes !== undefined)).toBe(true);
     expect(Object.keys(explained.inputs)).toEqual(["model", "data", "validation"]);
 
@@ -115,6 +116,12 @@ describe("coppice compress", () => {
     const { stdout } = await coppice("explain", out);
     expect(stdout).toMatch(/3 candidates were measured.*is the smallest; the next best has \d/);
     expect(stdout).toMatch(/distillation won back \d+ %/);
+    // two losses of the pruned model, each with what it is measured on
+    expect(measuredOn).toMatchObject({ sequenceLength: 256, computeType: "bf16" });
+    expect(stdout).toContain(`of the first ${measuredOn?.tokens} tokens of the validation data, in sequences of 256 tokens`);
+    const { tokens } = report.models.pruned;
+    expect(stdout).toContain(`of all ${tokens} tokens of the validation data, in sequences of 64 tokens`);
+    expect(stdout).toMatch(/begun \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ,/);
   });
 
   it("killed again and again, ends with the same bits as a run that was never stopped", async () => {
