@@ -118,7 +118,9 @@ describe("coppice compress", () => {
     expect(stdout).toMatch(/distillation won back \d+ %/);
     // two losses of the pruned model, each with what it is measured on
     expect(measuredOn).toMatchObject({ sequenceLength: 256, computeType: "bf16" });
-    expect(stdout).toContain(`of the first ${measuredOn?.tokens} tokens of the validation data, in sequences of 256 tokens`);
+    expect(stdout).toContain(
+      `of the first ${measuredOn?.tokens} tokens of the validation data, in sequences of 256 tokens`,
+    );
     const { tokens } = report.models.pruned;
     expect(stdout).toContain(`of all ${tokens} tokens of the validation data, in sequences of 64 tokens`);
     expect(stdout).toMatch(/begun \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ,/);
