@@ -167,6 +167,10 @@ describe("other commands", () => {
       "0.67x",
     );
     expect(listed.candidates.length).toBeGreaterThan(5);
+    const { stdout } = await coppice("plan", teacher, "--target", "0.67x", "--tolerance", "0.01");
+    const shares = [...stdout.matchAll(/([\d.]+) % │/g)].map(([, share]) => Number(share));
+    expect(shares.length).toBeGreaterThan(0);
+    for (const share of shares) expect(Math.abs(share - 67)).toBeLessThanOrEqual(0.7);
     const ranked = await json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
       ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
       ...["--search-tokens", "8K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
