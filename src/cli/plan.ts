@@ -124,7 +124,7 @@ function fitRow(candidate: FitCandidate, best: FitCandidate | undefined): string
     formatBytes(memory.weightBytes),
     formatBytes(memory.cacheBytes),
     formatBytes(memory.totalBytes),
-    tokensPerSecond.toPrecision(3),
+    tokensPerSecond < 100 ? tokensPerSecond.toPrecision(3) : formatCount(tokensPerSecond),
     expectedLoss.toPrecision(2),
     candidate === best ? "best" : fits ? "fits" : "does not fit",
   ];

@@ -73,8 +73,9 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
 /** Prints an error. @returns the exit code for it */
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
-  const message = messageOf(error);
-  if (error instanceof InterruptedError || (error instanceof Error && error.name === "AbortError")) {
+  const isAborted = error instanceof Error && error.name === "AbortError";
+  const message = isAborted ? "stopped" : messageOf(error);
+  if (isAborted || error instanceof InterruptedError) {
     process.stderr.write(`${message}\n`);
     return 130;
   }
