@@ -8,7 +8,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 import { ARCHITECTURES, type Model, openCheckpoint } from "../src/models/index.js";
-import { models } from "../test/models/architectures.js";
+import { models, withoutFixture } from "../test/models/architectures.js";
 import { markdownTable } from "./markdown.js";
 
 const root = path.resolve(import.meta.dirname, "..");
@@ -99,4 +99,5 @@ if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(process.a
   writeFileSync(path.join(root, "docs/models.md"), modelsPage());
   writeFileSync(path.join(root, "docs/adding-a-model.md"), addingPage());
   writeFileSync(path.join(root, "README.md"), readmePage());
+  for (const message of withoutFixture()) console.warn(`warning: ${message}`);
 }

@@ -1,7 +1,7 @@
 """Writes a small random model of every dense architecture, with the logits that Hugging Face transformers computes for
-it (f32, eager attention), into test/fixtures/models.
+it (f32, eager attention), into test/fixtures/architectures.
 
-    python bench/peers/make_architecture_fixtures.py [test/fixtures/models] [NAME ...]
+    python bench/peers/make_architecture_fixtures.py [test/fixtures/architectures] [NAME ...]
 
 Each folder holds the model as transformers saves it, expected.json with `tokens` ([2][T]) and expected.safetensors
 with `logits` (f32 [2, T, vocab]). A fixture that would pass without one of its features is worthless, so a model is written only

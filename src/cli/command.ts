@@ -1,4 +1,5 @@
 import { Command, InvalidArgumentError, Option, type ParseOptionsResult } from "commander";
+import { UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
 
 /** Options that several commands share: declares them on a command. */
@@ -35,8 +36,25 @@ export class CliCommand extends Command {
 
   override parseOptions(args: string[]): ParseOptionsResult {
     const parsed = super.parseOptions(args);
+    if (this.commands.length === 0) this.checkUnknown(parsed.unknown);
     for (const read of this.afterOptions) read(parsed.operands);
     return parsed;
+  }
+
+  /** Commander looks for missing options first, but the one that seems to be missing may have been mistyped. */
+  private checkUnknown([first, ...others]: readonly string[]): void {
+    if (first === undefined || [first, ...others].some((one) => one === "--help" || one === "-h")) return;
+    const [flag = first] = first.split("="); // --flag=value
+    const known = this.options.filter(({ hidden }) => !hidden).flatMap(({ long }) => long ?? []);
+    const advice = didYouMean(flag, known) || ` \`${this.path} --help\` lists the options.`;
+    throw new UsageError(`unknown option '${flag}'.${advice}`);
+  }
+
+  /** How it is called: `coppice foundry keys add`. */
+  private get path(): string {
+    const names: string[] = [];
+    for (let one: Command | null = this; one !== null; one = one.parent) names.unshift(one.name());
+    return names.join(" ");
   }
 }
 

@@ -1,6 +1,6 @@
-import type { ExplainedReport, ExplainedTraining, Explanation, RankedSizes } from "../jobs/explain.js";
+import type { ExplainedReport, ExplainedSearch, ExplainedTraining, Explanation, RankedSizes } from "../jobs/explain.js";
 import { describeSize } from "../prune/sizes.js";
-import { formatBytes, formatCount } from "../system/format.js";
+import { formatBytes, formatCount, toTheSecond } from "../system/format.js";
 import { action } from "./action.js";
 import { command } from "./command.js";
 import { type CommonFlags, output } from "./options.js";
@@ -18,7 +18,7 @@ export const explainCommand = command("explain", "Tell what a run did and why, f
   );
 
 function render(e: Explanation): string {
-  const began = e.startedAt === undefined ? "" : `, begun ${e.startedAt}`;
+  const began = e.startedAt === undefined ? "" : `, begun ${toTheSecond(e.startedAt)}`;
   const sections = [
     [`${e.directory}: ${e.command}, ${e.state}${began}${e.version === undefined ? "" : `, by coppice ${e.version}`}`],
     section("Command", [e.commandLine ?? "started from a program, which recorded no command line"]),
@@ -26,10 +26,10 @@ function render(e: Explanation): string {
       ...Object.entries(e.inputs).map(([name, digest]) => `${name}: ${digest}`),
     ]),
     section("Settings", [renderSettings(e)]),
-    section("Search", renderSearch(e.candidates)),
+    section("Search", renderSearch(e.search)),
     section("Cut", renderCut(e.report)),
     section("Training", renderTraining(e.training)),
-    section("Models", renderModels(e.report)),
+    section("Models", renderModels(e)),
     section("Stages", renderStages(e)),
     section(
       "Files",
@@ -64,17 +64,20 @@ const sizesText = ({ sizes }: RankedSizes): string =>
     .map(([axis, size]) => `${axis} ${describeSize(size)}`)
     .join(", ");
 
+const sequencesText = (length: number): string => `in sequences of ${length} tokens`;
+
 /** Why the first candidate was taken, and what the others lost. */
-function renderSearch(candidates: readonly RankedSizes[]): string[] {
-  const [best, next] = candidates;
-  if (best === undefined) return [];
+function renderSearch(search: ExplainedSearch | undefined): string[] {
+  const [best, next] = search?.candidates ?? [];
+  if (search === undefined || best === undefined) return [];
+  const { candidates, measuredOn } = search;
   const distilled = best.distilledLoss !== undefined;
   const lossOf = (one: RankedSizes) => (distilled ? (one.distilledLoss ?? one.loss) : one.loss);
   const how = distilled ? "after a brief distillation" : "as pruned";
   const rival =
     next === undefined ? "no other was measured" : `the next best has ${lossOf(next).toFixed(4)} (${sizesText(next)})`;
   return [
-    `${candidates.length} candidates were measured on the validation data. Taken: ${sizesText(best)}, because its loss ${how}, ${lossOf(best).toFixed(4)}, is the smallest; ${rival}.`,
+    `${candidates.length === 1 ? "1 candidate was" : `${candidates.length} candidates were`} measured on the validation data. Taken: ${sizesText(best)}, because its loss ${how}, ${lossOf(best).toFixed(4)}, is the smallest; ${rival}.`,
     table(
       ["candidate", "parameters", "loss as pruned", "distilled briefly", ""],
       candidates.map((one) => [
@@ -85,6 +88,8 @@ function renderSearch(candidates: readonly RankedSizes[]): string[] {
         one === best ? "taken" : "",
       ]),
     ),
+    `losses as pruned: of the first ${measuredOn.tokens} tokens of the validation data, ${sequencesText(measuredOn.sequenceLength)}, computed in ${measuredOn.computeType}`,
+    ...(distilled ? ["losses after a brief distillation: of all the validation data"] : []),
   ];
 }
 
@@ -112,7 +117,7 @@ function renderTraining(training: ExplainedTraining | undefined): string[] {
   ];
 }
 
-function renderModels(report: ExplainedReport | undefined): string[] {
+function renderModels({ report, settings }: Explanation): string[] {
   if (report === undefined) return [];
   const rows = Object.entries(report.models).map(([name, model]) => [
     name,
@@ -122,8 +127,11 @@ function renderModels(report: ExplainedReport | undefined): string[] {
     model.perplexity.toFixed(3),
   ]);
   const { recoveredShare: share } = report;
+  const [first] = Object.values(report.models);
+  const length = settings.find(({ name }) => name === "sequenceLength")?.value;
   return [
     table(["", "parameters", "as stored", "loss", "perplexity"], rows),
+    `losses: of all ${first?.tokens ?? 0} tokens of the validation data${typeof length === "number" ? `, ${sequencesText(length)}` : ""}, computed in f32`,
     ...(typeof share === "number"
       ? [`distillation won back ${(100 * share).toFixed(0)} % of the loss that pruning cost`]
       : []),

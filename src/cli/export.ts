@@ -29,7 +29,13 @@ export const exportCommand = command(
   .with(writing, common, adapters)
   .argument("<model>", MODEL)
   .requiredOption("--out <path>", "a .gguf file, or a directory in Hugging Face's layout")
-  .addOption(option("--dtype <type>", "type of the matrices (default: as stored)").choices(["f32", "f16", "bf16"]))
+  .addOption(
+    option("--dtype <type>", "type of the matrices (default: as stored; coppice quantize writes others)").choices([
+      "f32",
+      "f16",
+      "bf16",
+    ]),
+  )
   .option("--restart", "discard what an earlier export has written to the directory --out")
   .examples("coppice export ./model --out model.gguf")
   .action(

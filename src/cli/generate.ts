@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import type { SamplingOptions } from "../generate/index.js";
 import type { GenerateOutcome } from "../jobs/index.js";
 import { FILE_KINDS, type FileKind, parseFileKind } from "../quantize/recipes.js";
+import { UsageError } from "../system/errors.js";
 import { action } from "./action.js";
 import { command, type OptionGroup, option } from "./command.js";
 import { adapters, type CommonFlags, common, defined, MODEL } from "./options.js";
@@ -71,6 +72,10 @@ export const generateCommand = command("generate", "Continue a text")
   .argument("<model>", MODEL)
   .option("--prompt <text>", "the text to continue (default: standard input)")
   .option("--no-parse-special", "read special tokens that are written out in the prompt as plain text")
+  .onOptions(([, text]) => {
+    if (text !== undefined)
+      throw new UsageError(`the text to continue is given as --prompt ${JSON.stringify(text)}, or on standard input`);
+  })
   .examples(
     'coppice generate ./model --prompt "Once upon a time" --temperature 0',
     'coppice generate teacher.gguf --draft student.gguf --prompt "Once upon a time"',

@@ -23,7 +23,7 @@ function render(result: Inspection): string {
       ["", ""],
       [
         ["architecture", result.architecture],
-        ["can be", result.known ? "pruned, distilled, quantized, run" : "quantized, run with llama.cpp"],
+        ["can be", possibilities(result)],
         ["parameters", `${formatCount(result.parameters)} (${result.parameters})`],
         ["weights", formatBytes(result.bytes)],
         ["tensors", types.join(", ")],
@@ -33,4 +33,9 @@ function render(result: Inspection): string {
     ),
     ...renderNotes(result.notes),
   ].join("\n");
+}
+
+function possibilities({ known, refused }: Inspection): string {
+  if (!known) return "quantized, run with llama.cpp";
+  return refused === undefined ? "pruned, distilled, measured, quantized, run" : "pruned, distilled, measured";
 }

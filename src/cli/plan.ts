@@ -81,10 +81,11 @@ function renderPlan({ candidates, parameters, original }: PlanOutcome): string {
   return [
     `${formatCount(parameters)} parameters now: ${axes.map((axis) => `${axis}=${sizeText(original[axis])}`).join(", ")}`,
     table(
-      [...axes, "parameters", "loss as pruned", "distilled briefly"],
+      [...axes, "parameters", "of all", "loss as pruned", "distilled briefly"],
       candidates.map((c) => [
         ...axes.map((axis) => sizeText(c.sizes[axis] ?? original[axis])),
         String(c.parameters),
+        `${((100 * c.parameters) / parameters).toFixed(1)} %`,
         c.loss?.toFixed(4) ?? "-",
         c.distilledLoss?.toFixed(4) ?? "-",
       ]),
@@ -123,7 +124,7 @@ function fitRow(candidate: FitCandidate, best: FitCandidate | undefined): string
     formatBytes(memory.weightBytes),
     formatBytes(memory.cacheBytes),
     formatBytes(memory.totalBytes),
-    tokensPerSecond.toPrecision(3),
+    tokensPerSecond < 100 ? tokensPerSecond.toPrecision(3) : formatCount(tokensPerSecond),
     expectedLoss.toPrecision(2),
     candidate === best ? "best" : fits ? "fits" : "does not fit",
   ];

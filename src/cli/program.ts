@@ -42,6 +42,7 @@ export async function programFor(name: string | undefined): Promise<CliCommand> 
     .description("Make language models smaller and keep them good: prune, distill, measure, quantize, run.")
     .version(packageVersion())
     .configureHelp({ helpWidth: 110 })
+    .configureOutput({ outputError: (message, write) => write(message.replace(/^error: /, "coppice: ")) })
     .enablePositionalOptions() // a subcommand's options are its own
     .exitOverride();
   for (const command of await loadCommands(name)) program.addCommand(inheriting(command, program));
@@ -72,8 +73,9 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
 /** Prints an error. @returns the exit code for it */
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
-  const message = messageOf(error);
-  if (error instanceof InterruptedError || (error instanceof Error && error.name === "AbortError")) {
+  const isAborted = error instanceof Error && error.name === "AbortError";
+  const message = isAborted ? "stopped" : messageOf(error);
+  if (isAborted || error instanceof InterruptedError) {
     process.stderr.write(`${message}\n`);
     return 130;
   }

@@ -29,10 +29,10 @@ export class ProgressDisplay {
     const rate = seconds >= RATE_SECONDS ? (event.done - this.before) / seconds : 0;
     const text = {
       stage: event.stage.padEnd(16),
-      rate: rate > 0 ? `${amount(event, rate)}/s` : "",
+      rate: rate > 0 ? `${number(event, rate)}${unitOf(event)}/s` : "",
       left: rate > 0 ? duration((event.total - event.done) / rate) : "?",
       detail: event.detail ?? "",
-      amounts: `${amount(event, event.done)} of ${amount(event, event.total)}`,
+      amounts: amounts(event),
     };
     const finished = event.done >= event.total;
     log.trace("progress", { ...event });
@@ -82,8 +82,18 @@ export class ProgressDisplay {
   }
 }
 
-const amount = ({ unit }: ProgressEvent, value: number): string =>
-  unit === "bytes" ? formatBytes(Math.round(value)) : `${value < 10 ? threeDigits(value) : formatCount(value)} ${unit}`;
+/** `8 of 120 sequences`, `1.00 MiB of 2.00 MiB`. */
+const amounts = (event: ProgressEvent): string =>
+  `${number(event, event.done)} of ${number(event, event.total)}${unitOf(event, event.total)}`;
+
+const number = ({ unit }: ProgressEvent, value: number): string => {
+  if (unit === "bytes") return formatBytes(Math.round(value));
+  return value < 10 ? threeDigits(value) : formatCount(value);
+};
+
+/** Bytes have their unit in the number. */
+const unitOf = ({ unit }: ProgressEvent, count?: number): string =>
+  unit === "bytes" ? "" : ` ${count === 1 ? unit.replace(/s$/, "") : unit}`;
 
 /** 3, 0.25: a slow rate is not shown as 0. */
 const threeDigits = (value: number): string => String(Number(value.toPrecision(3)));

@@ -20,6 +20,7 @@ export function renderCompression(outcome: CompressOutcome): string {
   const models = { teacher, pruned, student };
   const kinds = Object.keys(outcome.bytesByKind.teacher ?? {}) as FileKind[];
   const cut = Object.entries(plan).filter(([, { from, to }]) => from !== to);
+  const changes = cut.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ") || "nothing";
   return [
     table(
       ["", "parameters", "as stored", ...kinds.map((kind) => `as ${kind}`), "loss", "perplexity"],
@@ -40,13 +41,17 @@ export function renderCompression(outcome: CompressOutcome): string {
         ),
       ],
     ),
-    `cut: ${cut.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ")}`,
+    `cut: ${changes}; ${keptShare(models)} of the parameters are left`,
     `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that pruning cost, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
     ...(gguf === undefined ? [] : renderGguf(gguf)),
     ...(evaluation === undefined ? [] : [renderComparison(evaluation.models, false)]),
   ].join("\n");
 }
+
+/** How near the result is to its target. */
+const keptShare = ({ teacher, student }: Record<"teacher" | "student", Measurement>): string =>
+  `${((100 * student.parameters) / teacher.parameters).toFixed(1)} %`;
 
 const modelRow = (role: string, model: Measurement, sizes: readonly string[]): string[] => [
   role,

@@ -5,10 +5,11 @@ import { UsageError } from "../system/errors.js";
 import type { CompressJob, CompressOutcome } from "./compress-job.js";
 import { Compression } from "./compression.js";
 import { bestFit } from "./device-plan.js";
+import { planEvaluation } from "./evaluate.js";
 import { dataInputs, modelIdentity, modelInput, outsideInput } from "./inputs.js";
 import { onDevice } from "./job.js";
 import { openData } from "./open-data.js";
-import { openModel } from "./open-model.js";
+import { checkInLlamaCpp, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun } from "./output.js";
 import { noteTraining } from "./sanity.js";
 import { candidatesFor } from "./target.js";
@@ -40,7 +41,9 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   const original = await openModel(requested.model, requested);
   const { checkpoint, model } = original;
   const job = forQuantization(forDevice(requested, model), model);
+  if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
   candidatesFor(model, job); // report a target that cannot be met before anything that takes long
+  if (job.evaluate !== undefined) await planEvaluation(job.evaluate);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   const inputs = [
     ...modelInput("the model", checkpoint),

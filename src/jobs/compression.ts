@@ -21,7 +21,7 @@ import type { EvaluateOutcome } from "./evaluation.js";
 import { generate } from "./generate.js";
 import { modelIdentity, scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
-import type { OpenModel } from "./open-model.js";
+import { checkInLlamaCpp, type OpenModel } from "./open-model.js";
 import { ownIfInside } from "./output.js";
 import { summarizePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
@@ -36,6 +36,9 @@ const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];
 /** Teacher correction takes a third of the student's tokens (127 B beside 380 B) at a fifth of its learning rate. */
 const CORRECTION_SHARE = 1 / 3;
 const CORRECTION_RATE_SHARE = 0.2;
+
+/** For a pruned model that llama.cpp cannot compute, though it can compute the original. */
+const OTHER_CUTS = "Leave the width as it is (--axes ffn or ffn,layers, with --restart), or do without --gguf";
 
 /** What a compression works on. */
 export interface CompressionInputs {
@@ -70,6 +73,7 @@ export class Compression {
       const { directory: carryFrom } = original.checkpoint;
       writeDirectory(this.prune(teacherPath, plan), carryFrom, { ...job, out: prunedPath, place }, "prune");
     });
+    if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(openCheckpoint(prunedPath).model, OTHER_CUTS); // before hours of training
     const pruned = await this.measure(prunedPath, "measure pruned");
     const training = await stages.once("distill", () => this.distill(teacherPath, prunedPath, plan));
     const student = await this.measure(job.out, "measure student");

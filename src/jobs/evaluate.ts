@@ -1,4 +1,4 @@
-import { appendFileSync, mkdirSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync } from "node:fs";
 import path from "node:path";
 import type { RunDirectory } from "../distill/index.js";
 import {
@@ -12,8 +12,10 @@ import {
   type TaskResult,
   tasksOfGroup,
 } from "../evaluate/index.js";
+import { UsageError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
 import type { Input } from "../system/places.js";
+import { didYouMeanPath } from "../system/suggest.js";
 import { type OpenedModel, openEvaluatedModel } from "./evaluated-model.js";
 import type { EvaluateJob, EvaluateOutcome, ModelEvaluation, PlannedTask } from "./evaluation.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
@@ -39,7 +41,7 @@ import { plannedTasks } from "./task-names.js";
  * ```
  */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
-  const planned = await plannedTasks(job.tasks ?? ["minitron"], job.fewShot);
+  const planned = await planEvaluation(job);
   const { out } = job;
   if (out === undefined) return { models: await evaluateAll(job, planned, undefined) };
   return inRun({ ...job, out }, inputsOf(job), async (run) => {
@@ -63,6 +65,17 @@ export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
     writeEvaluationReport(run.own("report.html"), models, job.published);
     return { models, out };
   });
+}
+
+/** The tasks of an evaluation. @throws UsageError for a task that there is not, and for benchmark data that is nowhere */
+export async function planEvaluation({
+  tasks = ["minitron"],
+  fewShot,
+  data,
+}: Pick<EvaluateJob, "tasks" | "fewShot" | "data">) {
+  if (data !== undefined && !existsSync(data))
+    throw new UsageError(`the benchmark data ${data} is not there.${didYouMeanPath(data)}`);
+  return plannedTasks(tasks, fewShot);
 }
 
 /** What an evaluation reads on this machine. */

@@ -29,8 +29,7 @@ export interface Explanation {
   /** The digest of each input's content. */
   readonly inputs: Readonly<Record<string, string>>;
   readonly settings: readonly ExplainedSetting[];
-  /** The candidates that were measured, best first: the first was taken. */
-  readonly candidates: readonly RankedSizes[];
+  readonly search: ExplainedSearch | undefined;
   readonly report: ExplainedReport | undefined;
   readonly training: ExplainedTraining | undefined;
   readonly stages: readonly z.infer<typeof stageSchema>[];
@@ -51,23 +50,36 @@ export interface ExplainedTraining {
 
 const size = z.union([z.number(), z.array(z.number())]);
 
-const rankingSchema = z.array(
-  z.object({
-    sizes: z.record(z.string(), size),
-    parameters: z.number(),
-    keptLayers: z.array(z.number()),
-    loss: z.number(),
-    distilledLoss: z.number().optional(),
-  }),
-);
-export type RankedSizes = z.infer<typeof rankingSchema>[number];
+const candidateSchema = z.object({
+  sizes: z.record(z.string(), size),
+  parameters: z.number(),
+  keptLayers: z.array(z.number()),
+  loss: z.number(),
+  distilledLoss: z.number().optional(),
+});
+export type RankedSizes = z.infer<typeof candidateSchema>;
+
+const rankingSchema = z.object({
+  /** The beginning of the validation data, on which candidates are measured as pruned. */
+  measuredOn: z.object({ tokens: z.number(), sequenceLength: z.number(), computeType: z.string() }),
+  /** Best first: the first was taken. */
+  candidates: z.array(candidateSchema),
+});
+export type ExplainedSearch = z.infer<typeof rankingSchema>;
 
 const stageSchema = z.object({ name: z.string(), seconds: z.number(), peakMemoryBytes: z.number() });
 
 const reportSchema = z.object({
   models: z.record(
     z.string(),
-    z.object({ parameters: z.number(), bytes: z.number(), loss: z.number(), perplexity: z.number() }),
+    z.object({
+      parameters: z.number(),
+      bytes: z.number(),
+      loss: z.number(),
+      perplexity: z.number(),
+      /** How many tokens were predicted. */
+      tokens: z.number(),
+    }),
   ),
   plan: z.record(z.string(), z.object({ from: size, to: size })).optional(),
   keptLayers: z.array(z.number()).optional(),
@@ -105,7 +117,7 @@ export function explain(directory: string): Explanation {
     commandLine,
     inputs: configuration.inputs,
     settings: settingsOf(configuration, invocation),
-    candidates: readJson(at(RANKING_FILE), rankingSchema) ?? [],
+    search: readJson(at(RANKING_FILE), rankingSchema),
     report: readJson(at("report.json"), reportSchema),
     training: trainingOf(at("metrics.jsonl")),
     stages: readJson(at("stages.json"), z.array(stageSchema)) ?? [],

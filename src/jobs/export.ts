@@ -14,7 +14,7 @@ import { logOf } from "../system/log.js";
 import { checkApart } from "../system/places.js";
 import { modelFiles, modelIdentity, modelInput } from "./inputs.js";
 import type { JobOptions } from "./job.js";
-import { findModel, type OpenModel, openModel, type RunOnlyModel } from "./open-model.js";
+import { checkInLlamaCpp, findModel, type OpenModel, openModel, type RunOnlyModel } from "./open-model.js";
 import { checkNewFile, claim, inRun, type OverwriteOptions, type RunJob } from "./output.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -65,9 +65,10 @@ export const originOf = (found: OpenModel | RunOnlyModel): GgufOrigin =>
 
 const sourceOf = (origin: GgufOrigin): TensorSource => ("model" in origin ? origin.source : origin);
 
-/** @throws FormatError for a file that neither our own engine nor llama.cpp can load */
-export async function checkConvertible({ checkpoint, file }: OpenModel | RunOnlyModel): Promise<void> {
-  if (checkpoint === undefined) await openRunnable(file.path);
+/** @throws FormatError for a file that neither our own engine nor llama.cpp can load, and for a directory's model that llama.cpp cannot compute */
+export async function checkConvertible(found: OpenModel | RunOnlyModel): Promise<void> {
+  if (found.checkpoint === undefined) await openRunnable(found.file.path);
+  else if (found.file === undefined) checkInLlamaCpp(found.model);
 }
 
 /** Options of jobs that write GGUF files. */

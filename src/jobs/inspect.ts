@@ -1,7 +1,7 @@
 import { sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
 import { cacheBytes, type DimensionName, summarizeGguf } from "../models/index.js";
 import type { JobOptions } from "./job.js";
-import { findModel, type OpenModel, RUN_ONLY, type RunOnlyModel } from "./open-model.js";
+import { findModel, NOT_IN_LLAMA_CPP, type OpenModel, RUN_ONLY, type RunOnlyModel, refusalOf } from "./open-model.js";
 
 /** A description of a model. */
 export interface Inspection {
@@ -17,6 +17,8 @@ export interface Inspection {
   readonly memoryBytes: number;
   /** Whether our own engine supports it, so that it can be pruned, distilled and measured; llama.cpp may run others. */
   readonly known: boolean;
+  /** Why llama.cpp cannot compute a known model, so that it can be neither exported to GGUF nor run; undefined where it can. */
+  readonly refused?: string | undefined;
   /** What in its files is not used, or not as expected; why our own engine does not support it. */
   readonly notes: readonly string[];
 }
@@ -36,7 +38,8 @@ export async function inspect(reference: string, options: JobOptions = {}): Prom
   return found.checkpoint === undefined ? inspectFile(found) : inspectKnown(found);
 }
 
-function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection {
+function inspectKnown({ checkpoint, model, parameters, file }: OpenModel): Inspection {
+  const refused = file === undefined ? refusalOf(model) : undefined; // a GGUF file is itself what llama.cpp is given
   const bytes = sourceBytes(checkpoint.source);
   const dimensions: Record<DimensionName, number | number[]> = {};
   for (const [name, size] of Object.entries(model.sizes)) {
@@ -52,7 +55,8 @@ function inspectKnown({ checkpoint, model, parameters }: OpenModel): Inspection 
     types: typesOf(checkpoint.source),
     memoryBytes: bytes + cacheBytes(model, model.maxPositions),
     known: true,
-    notes: checkpoint.notes,
+    refused,
+    notes: [...checkpoint.notes, ...(refused === undefined ? [] : [`${refused}. ${NOT_IN_LLAMA_CPP}`])],
   };
 }
 

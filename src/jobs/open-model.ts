@@ -54,6 +54,27 @@ export async function findModel(reference: string, options: JobOptions = {}): Pr
 export const RUN_ONLY =
   "GGUF files of any architecture that llama.cpp loads can be run and converted: generate, chat, serve, inspect, quantize --type, export to .gguf, evaluate --engine llama.cpp";
 
+/** What can be done with a model that llama.cpp cannot compute. */
+export const NOT_IN_LLAMA_CPP =
+  "It can be pruned, distilled and measured (compress without --gguf, evaluate, perplexity), and its directories are for transformers";
+
+/** Why llama.cpp cannot compute a model that our own engine supports; undefined where it can. */
+export function refusalOf(model: Model): string | undefined {
+  try {
+    model.gguf();
+    return undefined;
+  } catch (error) {
+    if (error instanceof FormatError) return error.message;
+    throw error;
+  }
+}
+
+/** @throws FormatError for a model that llama.cpp cannot compute, so that no GGUF file can be made of it */
+export function checkInLlamaCpp(model: Model, advice: string = NOT_IN_LLAMA_CPP): void {
+  const refusal = refusalOf(model);
+  if (refusal !== undefined) throw new FormatError(`${refusal}. ${advice}`);
+}
+
 /**
  * Opens a MODEL argument for our own engine. @throws FormatError when the engine does not support it
  * @example

@@ -65,7 +65,7 @@ export const depthOptions = (model: Model, options: TargetOptions, computeType: 
   maxSequences: SEARCH_SEQUENCES,
 });
 
-/** The record of a search in a run's directory, best first. */
+/** The record of a search in a run's directory: what candidates were measured on, and the candidates, best first. */
 export const RANKING_FILE = "search.json";
 
 const summaryOf = ({ sizes, parameters, plan, loss, distilledLoss }: RankedCandidate) => ({
@@ -95,7 +95,13 @@ export async function search(
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
     distill,
   });
-  if (rankingFile !== undefined) writeJson(rankingFile, ranked.map(summaryOf));
+  if (rankingFile !== undefined) {
+    const available = inputs.validation.length - 1;
+    const sequenceLength = Math.min(measuring.sequenceLength, available);
+    const tokens = Math.min(measuring.maxSequences * sequenceLength, available);
+    const measuredOn = { tokens, sequenceLength, computeType };
+    writeJson(rankingFile, { measuredOn, candidates: ranked.map(summaryOf) });
+  }
   return ranked;
 }
 

@@ -11,6 +11,7 @@ const log = logOf("jobs");
 /** A finished stage of a job. */
 export interface StageRecord {
   readonly name: string;
+  /** Without those of stages that ran within it, so that the seconds of all stages add up to the job's. */
   readonly seconds: number;
   /** Peak resident memory of the process during the stage. */
   readonly peakMemoryBytes: number;
@@ -27,6 +28,8 @@ const HERE = "\0here/";
 export class Stages {
   private records: StageRecord[];
   private readonly directory: string;
+  /** How long the stages within the present one have taken. */
+  private innerSeconds = 0;
 
   constructor(private readonly file: string) {
     this.directory = path.dirname(file);
@@ -49,9 +52,13 @@ export class Stages {
     log.debug("stage begun", { stage: name });
     const memory = new PeakMemory();
     const started = performance.now();
+    const earlierSeconds = this.innerSeconds;
+    this.innerSeconds = 0;
     try {
       const result = await work();
-      const seconds = (performance.now() - started) / 1000;
+      const elapsedSeconds = (performance.now() - started) / 1000;
+      const seconds = elapsedSeconds - this.innerSeconds;
+      this.innerSeconds = earlierSeconds + elapsedSeconds;
       this.records = [...this.records, { name, seconds, peakMemoryBytes: memory.stop(), result: result ?? null }];
       this.write();
       log.debug("stage ended", { stage: name, seconds, peakMemoryBytes: this.records.at(-1)?.peakMemoryBytes });

@@ -4,6 +4,7 @@ import { getRequestListener } from "@hono/node-server";
 import { serviceLogger } from "../system/log.js";
 import type { ServiceInfo } from "./api/index.js";
 import { ModelPool, type ModelSource, type PoolOptions } from "./engine/model-pool.js";
+import { ApiError } from "./errors.js";
 import { type HttpOptions, httpApp } from "./http.js";
 import { listen } from "./listen.js";
 import { Metrics } from "./metrics.js";
@@ -28,7 +29,7 @@ export interface RunningServer {
   readonly url: string;
   /** Answers the same requests in a server of your own: `app.use("/llm", server.handler)` in Express, before bodies are parsed. */
   readonly handler: (request: IncomingMessage, response: ServerResponse) => void;
-  /** Resolves when the first model is in memory; rejects when it cannot be loaded. Requests that come before wait for it. */
+  /** Resolves when the first model is in memory; rejects with the reason when it cannot be loaded. Requests that come before wait for it. */
   readonly ready: Promise<void>;
   /** Accepts no more requests, answers those that are running, and ends. */
   close(): Promise<void>;
@@ -47,7 +48,12 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const { url } = listening;
   logger.info({ url }, "listening");
   const never = new AbortController().signal;
-  const ready = pool.use(undefined, never, async () => {});
+  const ready = pool
+    .use(undefined, never, async () => {})
+    .catch((error) => {
+      // who started the server is told why; clients are told only that it is so
+      throw error instanceof ApiError && error.details.cause !== undefined ? error.details.cause : error;
+    });
   ready.catch(() => {}); // whoever awaits it gets the error
   return {
     url,

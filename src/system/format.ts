@@ -21,3 +21,6 @@ export const formatBytes = (bytes: number): string => {
     if (bytes >= size) return `${threeDigits(bytes / size)} ${unit}`;
   return `${bytes} B`;
 };
+
+/** A time in ISO 8601 for people to read: without the milliseconds that `Date.toISOString` writes. */
+export const toTheSecond = (time: string): string => time.replace(/\.\d+Z$/, "Z");

@@ -4,6 +4,7 @@ import { hostname } from "node:os";
 import path from "node:path";
 import { CoppiceError } from "./errors.js";
 import { temporaryBeside } from "./files.js";
+import { toTheSecond } from "./format.js";
 
 /** The file that says which process writes in a directory. */
 export const LOCK_FILE = "run.lock";
@@ -150,6 +151,6 @@ function lockedError(directory: string, file: string, holder: Holder | undefined
   const { pid, host, since } = holder;
   const elsewhere = host === hostname() ? "" : `; if that process no longer runs there, delete ${file}`;
   return new CoppiceError(
-    `${directory} is in use by another run: process ${pid} on ${host}, since ${since}; wait until it ends, or choose another --out${elsewhere}`,
+    `${directory} is in use by another run: process ${pid} on ${host}, since ${toTheSecond(since)}; wait until it ends, or choose another --out${elsewhere}`,
   );
 }

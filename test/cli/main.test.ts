@@ -39,7 +39,9 @@ describe("coppice compress", () => {
 
   it("makes a smaller model that is nearly as good, and reports it", async () => {
     const evaluation = ["--evaluate", "piqa,lambada_openai", "--evaluate-limit", "5", "--benchmark-data", benchmarks];
+    const started = performance.now();
     const result = await json<CompressOutcome>("compress", teacher, ...compression, "--out", out, ...evaluation);
+    const wallSeconds = (performance.now() - started) / 1000;
     expect(result.evaluation?.models.map(({ model }) => model)).toEqual(["teacher", "pruned", "student"]);
     for (const { tasks } of result.evaluation?.models ?? [])
       expect(tasks.map(({ task, documents }) => [task, documents.measured])).toEqual([
@@ -67,9 +69,13 @@ describe("coppice compress", () => {
     expect(report).toContain("piqa (0), acc_norm");
     expect(report).not.toMatch(/(src|href)="?http/); // self-contained
     const stages = JSON.parse(readFileSync(path.join(out, "report.json"), "utf8")).stages as {
+      name: string;
+      seconds: number;
       peakMemoryBytes: number;
     }[];
-    expect(stages.length).toBeGreaterThan(5);
+    expect(stages.map(({ name }) => name)).toEqual(expect.arrayContaining(["calibrate", "search", "prune", "distill"]));
+    expect(result.seconds).toBe(stages.reduce((sum, { seconds }) => sum + seconds, 0));
+    expect(result.seconds).toBeLessThanOrEqual(wallSeconds);
     for (const { peakMemoryBytes } of stages) expect(peakMemoryBytes).toBeGreaterThan(1e7);
 
     // what it says of the student is what one measures
@@ -94,10 +100,11 @@ describe("coppice compress", () => {
     const sourceOf = (name: string) => explained.settings.find((one) => one.name === name)?.source;
     expect(["tokens", "saveEverySteps", "maxCandidates"].map(sourceOf)).toEqual(Array(3).fill("command line"));
     expect(["learningRate", "seed"].map(sourceOf)).toEqual(["default", "default"]);
-    const losses = explained.candidates.map(({ loss }) => loss);
+    const { candidates = [], measuredOn } = explained.search ?? {};
+    const losses = candidates.map(({ loss }) => loss);
     expect(losses).toHaveLength(3);
     expect(losses).toEqual([...losses].sort((a, b) => a - b));
-    expect(explained.candidates[0]?.parameters).toBe(report.models.student.parameters);
+    expect(candidates[0]?.parameters).toBe(report.models.student.parameters);
     expect(explained.files.every(({ bytes }) => bytes !== undefined)).toBe(true);
     expect(Object.keys(explained.inputs)).toEqual(["model", "data", "validation"]);
 
@@ -109,6 +116,14 @@ describe("coppice compress", () => {
     const { stdout } = await coppice("explain", out);
     expect(stdout).toMatch(/3 candidates were measured.*is the smallest; the next best has \d/);
     expect(stdout).toMatch(/distillation won back \d+ %/);
+    // two losses of the pruned model, each with what it is measured on
+    expect(measuredOn).toMatchObject({ sequenceLength: 256, computeType: "bf16" });
+    expect(stdout).toContain(
+      `of the first ${measuredOn?.tokens} tokens of the validation data, in sequences of 256 tokens`,
+    );
+    const { tokens } = report.models.pruned;
+    expect(stdout).toContain(`of all ${tokens} tokens of the validation data, in sequences of 64 tokens`);
+    expect(stdout).toMatch(/begun \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ,/);
   });
 
   it("killed again and again, ends with the same bits as a run that was never stopped", async () => {
@@ -152,6 +167,10 @@ describe("other commands", () => {
       "0.67x",
     );
     expect(listed.candidates.length).toBeGreaterThan(5);
+    const { stdout } = await coppice("plan", teacher, "--target", "0.67x", "--tolerance", "0.01");
+    const shares = [...stdout.matchAll(/([\d.]+) % │/g)].map(([, share]) => Number(share));
+    expect(shares.length).toBeGreaterThan(0);
+    for (const share of shares) expect(Math.abs(share - 67)).toBeLessThanOrEqual(0.7);
     const ranked = await json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
       ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
       ...["--search-tokens", "8K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
@@ -302,9 +321,18 @@ describe("mistakes", () => {
   const empty = path.join(directory, "empty");
   mkdirSync(empty);
   it.each([
-    ["an unknown command", ["shrink"], 2, /unknown command 'shrink'/],
-    ["an unknown option", ["inspect", teacher, "--fast"], 2, /unknown option '--fast'/],
-    ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /--out/],
+    ["an unknown command", ["shrink"], 2, /^coppice: unknown command 'shrink'/],
+    ["an unknown option", ["inspect", teacher, "--fast"], 2, /^coppice: unknown option '--fast'/],
+    ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /^coppice: required option '--out/],
+    ["a required option, mistyped", ["prune", teacher, "--targt", "0.5x"], 2, /'--targt'\. Did you mean --target\?/],
+    ["a mistyped option with its value", ["prune", teacher, "--targt=0.5x"], 2, /'--targt'\. Did you mean --target\?/],
+    [
+      "an option like no other",
+      ["foundry", "keys", "add", "me", "--quickly"],
+      2,
+      /`coppice foundry keys add --help` lists/,
+    ],
+    ["a prompt as an argument", ["generate", teacher, "Once upon"], 2, /given as --prompt "Once upon"/],
     ["a target that is none", ["plan", teacher, "--target", "tiny"], 2, /"tiny" is not understood/],
     ["a device that nearly is", ["plan", teacher, "--target", "phone-8g"], 2, /Did you mean phone-8gb, phone-4gb, or/],
     ["a command that nearly is", ["compres"], 2, /Did you mean compress\?/],
@@ -313,6 +341,34 @@ describe("mistakes", () => {
     ["a kind that nearly is", ["quantize", teacher, "--type", "q4_km", "--out", "x"], 2, /Did you mean q4_k_m/],
     ["a task that nearly is", ["evaluate", teacher, "--tasks", "helaswag"], 2, /Did you mean hellaswag\?/],
     ["a model that nearly is", ["inspect", `${teacher}s`], 2, /Did you mean .*tiny-teacher\?/],
+    [
+      "a model to serve that is nowhere",
+      ["serve", "nope.gguf", "--port", "0"],
+      2,
+      /coppice: there is no model nope\.gguf/,
+    ],
+    [
+      "benchmarks that are nowhere",
+      ["evaluate", teacher, "--data", `${benchmarks}s`],
+      2,
+      /Did you mean .*benchmarks\?/,
+    ],
+    [
+      "benchmarks that are nowhere, after hours of training",
+      [
+        "compress",
+        teacher,
+        ...compression,
+        "--evaluate",
+        "piqa",
+        "--benchmark-data",
+        "/no",
+        "--out",
+        path.join(empty, "x"),
+      ],
+      2,
+      /the benchmark data \/no is not there/,
+    ],
     ["what is no run", ["explain", empty], 2, /is not a run of coppice: it has no run\.json/],
     ["a target out of reach", ["plan", teacher, "--target", "0.1x"], 2, /no architecture has/],
     ["a directory without a model", ["inspect", empty], 1, /is not a model directory: it has no config.json/],

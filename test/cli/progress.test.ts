@@ -22,7 +22,16 @@ describe("progress on lines", () => {
     display.update(event(500)); // gone on with
     vi.advanceTimersByTime(10_000);
     display.update(event(600));
-    expect(written).toBe("distill           60 %  600 tokens of 1.00 K tokens  10 tokens/s  40 s left\n");
+    expect(written).toBe("distill           60 %  600 of 1.00 K tokens  10 tokens/s  40 s left\n");
+  });
+
+  it("names a unit once, in the singular where there is one, and bytes with their unit", () => {
+    const display = new ProgressDisplay(false);
+    display.update({ stage: "search", done: 1, total: 1, unit: "candidates" });
+    display.update({ stage: "prune", done: 2 ** 20, total: 2 ** 20, unit: "bytes" });
+    expect(written).toBe(
+      "search           100 %  1 of 1 candidate  done\nprune            100 %  1.00 MiB of 1.00 MiB  done\n",
+    );
   });
 
   it("tells no rate of what is over at once, and a slow one as it is", () => {
@@ -30,7 +39,7 @@ describe("progress on lines", () => {
     display.update(event(4, 8));
     vi.advanceTimersByTime(1);
     display.update(event(8, 8));
-    expect(written).toBe("distill          100 %  8 tokens of 8 tokens  done\n");
+    expect(written).toBe("distill          100 %  8 of 8 tokens  done\n");
     written = "";
     display.update({ ...event(0, 8), stage: "search" });
     vi.advanceTimersByTime(8000);

@@ -2,6 +2,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { readmePage } from "../../scripts/models.js";
+import { programFor } from "../../src/cli/program.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const readme = readFileSync(path.join(root, "README.md"), "utf8");
@@ -25,4 +26,12 @@ describe("the README", () => {
     expect(links.length).toBeGreaterThan(0);
     expect(missing).toEqual([]);
   });
+});
+
+it("docs/commands.md has a row for each command", async () => {
+  const page = readFileSync(path.join(root, "docs/commands.md"), "utf8");
+  const [firstTable = ""] = page.split("\n## ");
+  const rows = [...firstTable.matchAll(/^\| `([\w-]+)` +\|/gm)].map(([, name]) => name);
+  const { commands } = await programFor(undefined);
+  expect(rows.sort()).toEqual(commands.map((command) => command.name()).sort());
 });

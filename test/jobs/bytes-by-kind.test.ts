@@ -62,6 +62,8 @@ describe("compressing a quantized teacher", () => {
     const shown = renderCompression(outcome);
     expect(shown).toMatch(/│ +parameters │ +as stored │ +as q8_0 │ +as q4_0 │ +loss │/);
     expect(shown).toMatch(/student, q4_0 +│/);
+    const left = ((100 * student.parameters) / outcome.teacher.parameters).toFixed(1);
+    expect(shown).toContain(`cut: hidden 128 to 96, ffn 384 to 256; ${left} % of the parameters are left`);
   });
 
   it("without wanted files compares them in 16 bits", async () => {

@@ -76,7 +76,7 @@ describe("what cannot be explained is said", () => {
   it.each([
     ["stages.json", "{", /stages\.json is damaged: it is not JSON/],
     ["report.json", '{"models": 3}', /report\.json is damaged: models is 3/],
-    ["search.json", '[{"loss": 1}]', /search\.json is damaged/],
+    ["search.json", '{"candidates": [{"loss": 1}]}', /search\.json is damaged/],
     ["run.json", "not JSON", /run\.json is damaged, or was not written by coppice/],
     ["run.json", '{"id": "another tool"}', /run\.json is damaged, or was not written by coppice/],
   ])("a damaged %s", (file, content, message) => {

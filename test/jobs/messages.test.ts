@@ -1,7 +1,9 @@
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { exportModel, inspect, quantize } from "../../src/index.js";
+import { compress, exportModel, inspect, quantize } from "../../src/index.js";
+import { coppice } from "../cli/command-line.js";
+import { writeTokenizer } from "../llama-cpp.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
@@ -53,5 +55,55 @@ describe("a token number beyond the vocabulary", () => {
     await expect(exportModel({ model, out: `${out}.gguf`, device: "cpu" })).rejects.toThrow(message);
     expect(existsSync(out) ? readdirSync(out) : []).toEqual([]);
     expect(existsSync(`${out}.gguf`)).toBe(false);
+  });
+});
+
+describe("a model that llama.cpp cannot compute", () => {
+  const architectures = path.resolve(import.meta.dirname, "../fixtures/architectures");
+  const nemotron = path.join(architectures, "nemotron"); // 4 heads of 12, hidden 32
+  const possible = /requires heads as wide as the model.*It can be pruned, distilled and measured/;
+
+  it("is inspected as what it is", async () => {
+    expect(await inspect(nemotron)).toMatchObject({ known: true, refused: expect.stringMatching(/heads as wide/) });
+    const { stdout } = await coppice("inspect", nemotron);
+    expect(stdout).toMatch(/can be +│ +pruned, distilled, measured │/);
+    expect(stdout).toMatch(possible);
+    expect((await inspect(teacher)).refused).toBeUndefined();
+  });
+
+  it("is not exported or quantized, and the message says what is possible", async () => {
+    const out = path.join(directory, "refused.gguf");
+    await expect(exportModel({ model: nemotron, out })).rejects.toThrow(possible);
+    await expect(quantize({ model: nemotron, types: ["q8_0"], out })).rejects.toThrow(possible);
+    expect(existsSync(out)).toBe(false);
+  });
+
+  const compressing = (model: string, name: string) => {
+    const text = path.join(directory, "text.txt");
+    writeFileSync(text, "<1><2>".repeat(200));
+    const settings = { tokens: 256, sequenceLength: 16, batchSize: 2 };
+    const job = {
+      data: [text],
+      validation: [text],
+      field: "text",
+      target: "hidden=24",
+      calibrationSamples: 2,
+      settings,
+    };
+    return compress({ ...job, model, gguf: ["q8_0"], out: path.join(directory, name), device: "cpu" });
+  };
+
+  it("is not compressed to GGUF: that is known before anything is measured", async () => {
+    await expect(compressing(nemotron, "early")).rejects.toThrow(possible);
+    expect(existsSync(path.join(directory, "early"))).toBe(false);
+  });
+
+  it("after a cut, is not distilled first", async () => {
+    const model = path.join(directory, "starcoder2"); // heads as wide as the model: a narrower model's are not
+    cpSync(path.join(architectures, "starcoder2"), model, { recursive: true });
+    writeTokenizer(model, 96);
+    await expect(compressing(model, "late")).rejects.toThrow(/heads as wide as the model.*--axes ffn/);
+    expect(existsSync(path.join(directory, "late", "pruned", "config.json"))).toBe(true);
+    expect(existsSync(path.join(directory, "late", "metrics.jsonl"))).toBe(false);
   });
 });

@@ -1,8 +1,10 @@
 import { mkdirSync, renameSync } from "node:fs";
 import path from "node:path";
-import { expect, it } from "vitest";
+import { afterEach, expect, it, vi } from "vitest";
 import { Stages } from "../../src/jobs/stages.js";
 import { temporaryDirectory } from "../temporary.js";
+
+afterEach(() => vi.useRealTimers());
 
 it("finished stages are not run again, and their results name files where their directory is now", async () => {
   const root = temporaryDirectory();
@@ -22,4 +24,22 @@ it("finished stages are not run again, and their results name files where their 
   expect(await again.once("gguf", never)).toEqual(result(after));
   expect(await again.once("empty", never)).toBeNull();
   expect(again.all.map(({ name }) => name)).toEqual(["gguf", "empty"]);
+});
+
+it("a stage's seconds are without those of stages within it: all together are the job's", async () => {
+  vi.useFakeTimers();
+  const stages = new Stages(path.join(temporaryDirectory(), "stages.json"));
+  const takes = (seconds: number) => async () => void vi.advanceTimersByTime(1000 * seconds);
+  const started = performance.now();
+  await stages.once("measure", takes(1));
+  await stages.once("search", async () => {
+    await takes(2)();
+    await stages.once("calibrate", takes(30));
+    await stages.once("order", () => stages.once("layers", takes(7)));
+    await takes(4)();
+  });
+  await stages.once("prune", takes(5));
+  const seconds = Object.fromEntries(stages.all.map((stage) => [stage.name, stage.seconds]));
+  expect(seconds).toEqual({ measure: 1, calibrate: 30, layers: 7, order: 0, search: 6, prune: 5 });
+  expect(stages.all.reduce((sum, stage) => sum + stage.seconds, 0)).toBe((performance.now() - started) / 1000);
 });

@@ -15,12 +15,13 @@ export const models = readdirSync(fixtures)
   .filter((name) => existsSync(path.join(fixtures, name, "config.json")))
   .map((name) => ({ name, directory: path.join(fixtures, name) }));
 
-/** The architectures that a fixture covers. */
-export const covered = (): Map<string, string[]> => {
-  const found = new Map(ARCHITECTURES.map(({ name }) => [name, [] as string[]]));
-  for (const { name, directory } of models) found.get(openCheckpoint(directory).model.architecture)?.push(name);
-  return found;
-};
+/** A message for each architecture that no fixture covers. */
+export function withoutFixture(): string[] {
+  const covered = new Set(models.map(({ directory }) => openCheckpoint(directory).model.architecture));
+  return ARCHITECTURES.filter(({ name }) => !covered.has(name)).map(
+    ({ name }) => `${name} has no fixture in test/fixtures/architectures: see docs/adding-a-model.md, step 2`,
+  );
+}
 
 /** What transformers computed: token ids [sequences][places], and logits [sequences · places · vocabulary]. */
 export function expected(backend: Backend, directory: string) {
