@@ -34,7 +34,7 @@ export async function layerOrder(inputs: RankingInputs, cut: number, options: De
   const { method, computeType, sequenceLength, maxSequences } = options;
   const lossWithout = async (removed: readonly number[]): Promise<number> => {
     const layers = all.filter((layer) => !removed.includes(layer));
-    const { loss } = await perplexity(backend, weights.model, weights, validation, {
+    const { loss } = await perplexity(backend, weights, validation, {
       computeType,
       sequenceLength,
       maxSequences,
