@@ -1,6 +1,6 @@
 import { FormatError } from "../system/errors.js";
 import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
-import type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+import type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Weights } from "./architecture.js";
 import { type ContextCost, FREE, type Parameter, type Scope } from "./blocks/block.js";
 import type { ConfigJson } from "./config.js";
 import { ggufLayout, type PlacedParameter } from "./decoder-gguf.js";
@@ -141,7 +141,7 @@ function layerParameters(spec: DecoderSpec, layer: Layer, i: number): PlacedPara
   ]);
 }
 
-const tapOf = (layer: number, block: string): string => `layers.${layer}.${block}`;
+const tapOf = (layer: number, local: string): string => `layers.${layer}.${local}`;
 
 /** What a block's first matrices multiply: the output of the norm before it, or its own input. */
 const inputTap = (layer: number, norm: NamedBlock | undefined, [name]: NamedBlock): string =>
@@ -199,12 +199,13 @@ function forward(
   const { forest } = options;
   const names = namesOf(spec);
   const tapped = new Set<string>();
-  const tap: Tap = (name, activation) => {
+  const tap = (layer: number | undefined, local: string, tensor: Tensor) => {
+    const name = layer === undefined ? local : tapOf(layer, local);
     if (tapped.has(name)) return; // the layer is being recomputed for its gradient
     tapped.add(name);
-    options.tap?.(name, activation);
+    options.tap?.({ name, layer, local, tensor });
   };
-  const scope = (parameterPrefix: string, tapPrefix: string): Scope => ({
+  const scope = (parameterPrefix: string, layer: number | undefined, block: string): Scope => ({
     g,
     batch,
     seq,
@@ -212,19 +213,19 @@ function forward(
     longest: forest === undefined ? seq : Math.min(seq, spec.maxPositions),
     forest,
     weight: (name) => weights(`${parameterPrefix}.${name}`),
-    tap: (name, activation) => tap(`${tapPrefix}.${name}`, activation),
+    tap: (name, activation) => tap(layer, `${block}.${name}`, activation),
   });
   let x = embedded(spec, g, weights, tokens, forest); // [rows, hidden]
-  tap("embed_tokens.output", x);
+  tap(undefined, "embed_tokens.output", x);
   for (const i of options.layers ?? spec.layers.keys()) {
     const layer = spec.layers[i];
     if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
-    tap(`layers.${i}.input`, x);
-    const scopeOf = (name: string) => scope(`${names.layers}.${i}.${name}`, tapOf(i, name));
+    tap(i, "input", x);
+    const scopeOf = (name: string) => scope(`${names.layers}.${i}.${name}`, i, name);
     x = recomputed(g, x, (input) => layerForward(layer, g, scopeOf, input));
-    tap(`layers.${i}.output`, x);
+    tap(i, "output", x);
   }
-  const hidden = spec.finalNorm.forward(scope(names.norm, "norm"), x);
+  const hidden = spec.finalNorm.forward(scope(names.norm, undefined, "norm"), x);
   return { hidden, logits: (rows = hidden) => logitsOf(spec, g, weights, rows) };
 }
 

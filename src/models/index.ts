@@ -1,4 +1,13 @@
-export type { Architecture, ForwardOptions, ForwardResult, Model, PruningAxis, Tap, Weights } from "./architecture.js";
+export type {
+  Activation,
+  Architecture,
+  ForwardOptions,
+  ForwardResult,
+  Model,
+  PruningAxis,
+  Tap,
+  Weights,
+} from "./architecture.js";
 export { attention, type Block, gatedFeedForward, layerNorm, plainFeedForward, rmsNorm } from "./blocks/index.js";
 export type { Checkpoint, ModelTensors } from "./checkpoint.js";
 export { type ConfigJson, choice, flag, positive, size } from "./config.js";
@@ -16,7 +25,6 @@ export {
   type Sizes,
   shapeOf,
   sizeOf,
-  splitLayer,
 } from "./dimensions.js";
 export { architecture, BASE_SIZES, baseSchema, headsOf, rotaryOf, wholeRotaryOf } from "./family.js";
 export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
