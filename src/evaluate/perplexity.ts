@@ -32,7 +32,7 @@ export const DEFAULT_SEQUENCE_LENGTH = 512;
 /** About how many tokens a batch has by default. */
 const BATCH_TOKENS = 2048;
 
-/** The model's number of positions, up to {@link DEFAULT_SEQUENCE_LENGTH}. */
+/** The model's number of positions, up to 512. */
 export const defaultSequenceLength = (model: Model): number => Math.min(model.maxPositions, DEFAULT_SEQUENCE_LENGTH);
 
 /**

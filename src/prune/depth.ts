@@ -15,9 +15,11 @@ export interface RankingInputs {
   readonly validation: TokenStream;
 }
 
+/** How to choose the layers to cut. */
 export interface DepthOptions {
   readonly method: DepthMethod;
   readonly computeType: ComputeType;
+  /** In tokens. */
   readonly sequenceLength: number;
   /** Validation sequences to measure each choice on. */
   readonly maxSequences: number;
