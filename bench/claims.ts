@@ -77,7 +77,7 @@ const load = (m: Model, source: TensorSource, trainable: boolean) =>
 const teacher = load(model, checkpoint.source, false);
 
 const lossOf = async (weights: ModelWeights, stream: TokenStream): Promise<number> =>
-  (await perplexity(backend, weights.model, weights, stream, { sequenceLength: LENGTH, computeType: "bf16" })).loss;
+  (await perplexity(backend, weights, stream, { sequenceLength: LENGTH, computeType: "bf16" })).loss;
 
 /** One way to make a small model. */
 interface Method {

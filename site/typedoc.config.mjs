@@ -44,5 +44,7 @@ export default {
   parametersFormat: "table",
   interfacePropertiesFormat: "table",
   typeDeclarationFormat: "table",
-  validation: { notExported: false },
+  // parts of the table that the type of the native functions is made from, C signatures that ggml's headers document
+  intentionallyNotExported: ["TableOf", "Callable", "SIGNATURES", "LOADER_SIGNATURES", "DEQUANTIZE"],
+  treatWarningsAsErrors: true,
 };

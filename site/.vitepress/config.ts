@@ -20,6 +20,7 @@ export default defineConfig({
   outDir: "dist",
   base: process.env.SITE_BASE ?? "/",
   cleanUrls: true,
+  vite: { build: { chunkSizeWarningLimit: 1500 } }, // kB: the search's index, which loads when someone searches
   // What a page links to within the site must be there: a dead link fails the build.
   ignoreDeadLinks: [/^http:\/\/localhost/], // an example of an address
   themeConfig: {

@@ -21,9 +21,13 @@ export const KINDS = [
   "int64",
   "float64",
 ] as const;
+/**
+ * The kind of a metadata value that is not a list.
+ * @useDeclaredType
+ */
 export type GgufKind = Exclude<(typeof KINDS)[number], "array">;
 
-/** Integers past 2^53 are bigints. */
+/** A metadata value that is not a list. Integers past 2^53 are bigints. */
 export type GgufScalar = number | bigint | boolean | string;
 
 /** A metadata value with its kind. */

@@ -20,6 +20,7 @@ import { splitIntoShards, tensorBytes } from "./tensor-source.js";
 
 const VERSION = 3;
 
+/** How to write a GGUF file, and what to do meanwhile. */
 export interface WriteGgufOptions {
   /** Weights are split into files of at most about this size; one file by default. */
   readonly shardBytes?: number | undefined;
@@ -27,6 +28,7 @@ export interface WriteGgufOptions {
   readonly verify?: ((file: string) => void) | undefined;
   /** Called with the files' names before any is written; may throw. */
   readonly onFiles?: ((files: readonly string[]) => void) | undefined;
+  /** Called with the number of bytes of the elements that were just written. */
   readonly onBytes?: ((count: number) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }

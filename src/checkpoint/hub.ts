@@ -33,7 +33,8 @@ export interface DownloadProgress {
   readonly totalBytes: number;
 }
 
-type RepoType = "model" | "dataset";
+/** The kind of a repository of the hub. */
+export type RepoType = "model" | "dataset";
 
 const home = (): string => process.env.HF_HOME ?? path.join(homedir(), ".cache", "huggingface");
 

@@ -1,12 +1,14 @@
-export { adapterScales, isAdapter, splitAdapters, withAdapters } from "./adapters.js";
+export { type AdaptedName, adapterScales, isAdapter, splitAdapters, withAdapters } from "./adapters.js";
 export { type CheckpointDirectory, isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "./directory.js";
 export {
   type GgufFile,
   type GgufKind,
   type GgufMetadata,
+  type GgufScalar,
   type GgufTensor,
   type GgufValue,
   openGguf,
+  type WriteGgufOptions,
   writeGguf,
 } from "./gguf.js";
 export {
@@ -15,11 +17,13 @@ export {
   HUB_PREFIX,
   type HubOptions,
   isHubId,
+  type RepoType,
   resolveConfig,
   resolveModel,
 } from "./hub.js";
 export {
   checkOwner,
+  type OtherTensor,
   openSafetensors,
   type SafetensorsFile,
   type TensorToWrite,

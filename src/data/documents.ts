@@ -31,7 +31,7 @@ const READ_ENDINGS: readonly string[] = [...ROW_ENDINGS, ".txt", ".md", ".text",
 const DESCRIPTIONS = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
 /**
- * Streams the documents of a file; see {@link openData} for the formats. Rows without text are left out and counted.
+ * Streams the documents of a file; see {@link readRows} for the formats. Rows without text are left out and counted.
  * @throws FormatError naming the file and line that cannot be read, or when no row has text
  */
 export async function* readDocuments(

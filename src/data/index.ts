@@ -10,4 +10,4 @@ export { endingOf, ROW_ENDINGS, type Row, readRows } from "./rows.js";
 export { type Agreement, agreeingTokens, type TokenizerSide } from "./same-tokenizer.js";
 export { type Batch, checkVocabulary, Sequences, TrainingOrder } from "./sequences.js";
 export { type SpecialToken, type TextTokenizer, Tokenizer } from "./tokenizer.js";
-export { type Corpus, type CorpusOptions, openCorpus, TokenStream } from "./tokens.js";
+export { type Corpus, type CorpusOptions, openCorpus, type StreamFiles, TokenStream } from "./tokens.js";

@@ -55,7 +55,7 @@ export class TokenStream {
   }
 
   /** Opens the shards that `part` describes. @throws FormatError when they do not have its length */
-  static open(directory: string, part: Part, bytesPerToken: 2 | 4, id: string): TokenStream {
+  static open(directory: string, part: StreamFiles, bytesPerToken: 2 | 4, id: string): TokenStream {
     const shards = part.files.map((name) => mapFile(path.join(directory, name)));
     const stored = shards.reduce((sum, shard) => sum + shard.byteLength, 0) / bytesPerToken;
     if (stored !== part.length)
@@ -193,8 +193,10 @@ export interface Corpus {
 }
 
 /** One of the two streams of a corpus on disk. */
-interface Part {
+export interface StreamFiles {
+  /** Names in the corpus's directory, in order. */
   readonly files: readonly string[];
+  /** In tokens. */
   readonly length: number;
   readonly largestId: number;
 }
@@ -202,8 +204,8 @@ interface Part {
 /** The content of the shards' index file. */
 interface Index {
   readonly bytesPerToken: 2 | 4;
-  readonly train: Part;
-  readonly heldOut: Part;
+  readonly train: StreamFiles;
+  readonly heldOut: StreamFiles;
   /** Notes from reading the data. */
   readonly notes: readonly string[];
 }
@@ -297,7 +299,11 @@ async function tokenize(
     await flush();
     train.close();
     heldOut.close();
-    const part = ({ files: names, length, largestId }: ShardWriter): Part => ({ files: names, length, largestId });
+    const part = ({ files: names, length, largestId }: ShardWriter): StreamFiles => ({
+      files: names,
+      length,
+      largestId,
+    });
     writeJson(path.join(temporary, "index.json"), {
       bytesPerToken,
       train: part(train),

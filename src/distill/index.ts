@@ -1,16 +1,19 @@
+export type { RunFiles } from "../system/run-files.js";
 export { DIVERGENCES, type Divergence } from "./divergences.js";
-export { topKDivergence } from "./losses.js";
+export { type TopKTargets, topKDivergence } from "./losses.js";
 export {
+  type BuiltObjective,
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,
   type DistillationOptions,
   defaultIntermediatePairs,
   distillationObjective,
   type Objective,
+  type ObjectiveContext,
   type Teacher,
 } from "./objective.js";
-export { type MetricsRecord, parseMetrics, RunDirectory } from "./run-directory.js";
-export { TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
+export { type MetricsRecord, parseMetrics, RunDirectory, type TrainerState } from "./run-directory.js";
+export { type TopKInputs, TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
 export {
   checkTrainOptions,
   defaultTrainOptions,

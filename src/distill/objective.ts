@@ -1,5 +1,5 @@
 import type { Batch } from "../data/index.js";
-import { type ForwardResult, type Model, type ModelWeights, sizeOf } from "../models/index.js";
+import { type ForwardResult, type Model, type ModelWeights, sizeOf, type Tap } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor } from "../tensor/index.js";
 import type { Divergence } from "./divergences.js";
@@ -180,8 +180,8 @@ function onlineTerm(
   { divergence, temperature, intermediate }: DistillationOptions,
 ): LogitTerm {
   const { g, tokens } = context;
-  const tap = (name: string, activation: Tensor) => {
-    if (intermediate.some((pair) => pair.teacher === name)) states.set(name, activation);
+  const tap: Tap = ({ name, tensor }) => {
+    if (intermediate.some((pair) => pair.teacher === name)) states.set(name, tensor);
   };
   const { hidden, logits } = g.withoutGradient(() => weights.model.forward(g, weights.get, tokens, { tap }));
   return {

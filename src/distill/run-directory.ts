@@ -41,10 +41,18 @@ export const parseMetrics = (text: string): MetricsRecord[] =>
     }
   });
 
-const stateSchema = z.object({ step: z.number().int().min(0), seconds: z.number().min(0) });
-
 /** The state in a checkpoint, beside tensors. */
-export type TrainerState = Readonly<z.infer<typeof stateSchema>>;
+export interface TrainerState {
+  /** How many steps were done. */
+  readonly step: number;
+  /** How long they took. */
+  readonly seconds: number;
+}
+
+const stateSchema: z.ZodType<TrainerState> = z.object({
+  step: z.number().int().min(0),
+  seconds: z.number().min(0),
+});
 
 const KEPT_CHECKPOINTS = 2;
 /** A checkpoint holds each weight and its two moments. */

@@ -195,7 +195,7 @@ export class Trainer {
     this.tokens = g.input("tokens", "i32", [options.microBatchSize, options.sequenceLength]);
     const taps = new Map<string, Tensor>();
     const result = student.model.forward(g, student.get, this.tokens, {
-      tap: (name, tensor) => void taps.set(name, tensor),
+      tap: ({ name, tensor }) => void taps.set(name, tensor),
     });
     this.objective = job.objective.build({
       g,

@@ -9,12 +9,13 @@ import type { DatasetReference } from "./task.js";
 
 /** A split of a dataset, loaded. */
 export interface LoadedSplit {
-  readonly rows: readonly Row[];
+  readonly rows: readonly DatasetRow[];
   /** The hub's commit, or a hash of the local files: equal versions mean equal rows. */
   readonly version: string;
 }
 
-interface Row {
+/** A row of a dataset. */
+export interface DatasetRow {
   readonly record: unknown;
   /** File and line, for error messages. */
   readonly where: string;
@@ -122,8 +123,8 @@ export class Datasets {
 
 const isFile = (name: string): boolean => existsSync(name) && statSync(name).isFile();
 
-async function rowsOf(files: readonly string[]): Promise<Row[]> {
-  const rows: Row[] = [];
+async function rowsOf(files: readonly string[]): Promise<DatasetRow[]> {
+  const rows: DatasetRow[] = [];
   for (const file of files)
     for await (const { record, where } of readRows(file)) {
       if (rows.push({ record: plain(record), where }) > MOST_ROWS)

@@ -1,5 +1,5 @@
 import type { Backend } from "../ggml/device.js";
-import type { ForwardOptions, ModelWeights } from "../models/index.js";
+import type { ForwardOptions, ModelWeights, Tap } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
 
@@ -22,14 +22,15 @@ export async function overflowingLayer(pass: SuspectPass): Promise<string | unde
   try {
     const input = g.input("tokens", "i32", [batch, tokens.length / batch]);
     const outputs: [string, Tensor][] = [];
-    const tap = (name: string, tensor: Tensor) => {
-      if (/^(?:embed_tokens|layers\.\d+)\.output$/.test(name)) outputs.push([name, g.output(tensor)]);
+    const tap: Tap = ({ layer, local, tensor }) => {
+      if (layer !== undefined && local === "output") outputs.push([`layers.${layer}`, g.output(tensor)]);
+      if (layer === undefined && local === "embed_tokens.output") outputs.push(["embed_tokens", g.output(tensor)]);
     };
     const { hidden } = weights.model.forward(g, weights.get, input, { ...forward, tap });
-    outputs.push(["norm.output", g.output(hidden)]);
+    outputs.push(["norm", g.output(hidden)]);
     g.write(input, tokens);
     await g.run();
-    return outputs.find(([, tensor]) => !g.read(tensor).every(Number.isFinite))?.[0].replace(/\.output$/, "");
+    return outputs.find(([, tensor]) => !g.read(tensor).every(Number.isFinite))?.[0];
   } finally {
     g.free();
   }

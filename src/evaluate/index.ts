@@ -1,5 +1,5 @@
 export type { BatchOptions, CalibrationOptions } from "./batches.js";
-export { type DatasetOptions, Datasets } from "./datasets.js";
+export { type DatasetOptions, type DatasetRow, Datasets, type LoadedSplit } from "./datasets.js";
 export { type DivergenceMeasurement, DivergenceMeter } from "./divergence.js";
 export { RequestEncoder, type TokenPair } from "./encoding.js";
 export {
@@ -15,7 +15,17 @@ export {
 export { overflowError, overflowingLayer, type SuspectPass } from "./finite.js";
 export * from "./kinds.js";
 export { EngineLikelihoods, type LikelihoodOptions } from "./likelihood.js";
-export { type Aggregation, aggregate, type Metric, mean, metricKey, passAtK, rougeL, type Score } from "./metrics.js";
+export {
+  type Aggregation,
+  aggregate,
+  type Metric,
+  type MetricValue,
+  mean,
+  metricKey,
+  passAtK,
+  rougeL,
+  type Score,
+} from "./metrics.js";
 export {
   defaultSequenceLength,
   type Perplexity,

@@ -24,6 +24,10 @@ export const mean = (name: string, filter = "none"): Metric => ({
   higherIsBetter: true,
 });
 
+/**
+ * How the values of documents become one.
+ * @useDeclaredType
+ */
 export type Aggregation = keyof typeof AGGREGATIONS;
 
 const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0);

@@ -32,7 +32,7 @@ export const DEFAULT_SEQUENCE_LENGTH = 512;
 /** About how many tokens a batch has by default. */
 const BATCH_TOKENS = 2048;
 
-/** The model's number of positions, up to {@link DEFAULT_SEQUENCE_LENGTH}. */
+/** The model's number of positions, up to 512. */
 export const defaultSequenceLength = (model: Model): number => Math.min(model.maxPositions, DEFAULT_SEQUENCE_LENGTH);
 
 /**
@@ -42,11 +42,11 @@ export const defaultSequenceLength = (model: Model): number => Math.min(model.ma
  */
 export async function perplexity(
   backend: Backend,
-  model: Model,
   weights: ModelWeights,
   stream: TokenStream,
   options: PerplexityOptions = {},
 ): Promise<Perplexity> {
+  const { model } = weights;
   if (stream.length < 2) throw new CoppiceError("the data has fewer than two tokens: there is nothing to predict");
   checkVocabulary(stream, model.vocabSize);
   const length = Math.min(options.sequenceLength ?? defaultSequenceLength(model), stream.length - 1);

@@ -163,7 +163,7 @@ export class ResidualStream {
         ? [g.input(`${name}, layer input`, "f32", before[0].shape), this.layerInput]
         : before;
     const taps = new Map<string, Tensor>();
-    const tap: Tap = (tapName, activation) => void taps.set(tapName, activation);
+    const tap: Tap = ({ name: tapName, tensor }) => void taps.set(tapName, tensor);
     const surroundings = { g, weights, layout: this.passage.layout, tap };
     const after = step.forward(surroundings, { layerInput: layerInput[0], sum: before[0] });
     const tapped = (tapName: string): Tensor =>

@@ -53,7 +53,7 @@ function operationOf({ method, path, tag, summary, parameters, query, body, stat
 }
 
 /** The API as an OpenAPI 3.1 document. */
-export function foundryOpenApi(version: string): Json {
+export function foundryOpenApi(version: string): Readonly<Record<string, unknown>> {
   const paths: Record<string, Record<string, Json>> = {};
   for (const route of ROUTES)
     paths[route.path] = { ...paths[route.path], [route.method.toLowerCase()]: operationOf(route) };

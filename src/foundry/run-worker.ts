@@ -11,6 +11,7 @@ const HEARTBEAT_SECONDS = 2;
 /** Seconds after those that a job has to stop, before its worker counts as unresponsive. */
 const UNRESPONSIVE_SECONDS = 5;
 
+/** How a worker runs, and for which foundry. */
 export interface WorkerProcessOptions extends FoundryOptions {
   /** Whether to exit with the process that started it. */
   readonly attached?: boolean | undefined;

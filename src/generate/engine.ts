@@ -5,6 +5,7 @@ import {
   type Llama,
   LlamaChatSession,
   LlamaCompletion,
+  type LlamaContext,
   type LlamaContextSequence,
   LlamaLogLevel,
   type LlamaModel,
@@ -14,6 +15,7 @@ import { type DeviceKind, keepThreads } from "../ggml/index.js";
 import { defined } from "../system/defined.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { logOf } from "../system/log.js";
+import { OptionalPredictor } from "./optional-predictor.js";
 import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, openRunnable } from "./runnable.js";
 
@@ -24,7 +26,10 @@ export interface EngineOptions {
   readonly threads?: number | undefined;
   /** Tokens of prompt and answer together; by default the model's own limit, but at most 4096. */
   readonly contextSize?: number | undefined;
-  /** A smaller GGUF model with the same tokenizer that drafts several tokens ahead, which the model then checks at once. */
+  /**
+   * A smaller GGUF model with the same tokenizer that drafts several tokens ahead, which the model then checks at once. Texts that
+   * are drawn with a seed are written without it: what is drawn would depend on what it guesses.
+   */
   readonly draft?: string | undefined;
   /** The largest number of tokens that are drafted ahead; 8 by default. */
   readonly draftTokens?: number | undefined;
@@ -39,6 +44,7 @@ export interface SamplingOptions {
   readonly minP?: number | undefined;
   /** Divides the odds of recent tokens; 1, the default, changes nothing. */
   readonly repeatPenalty?: number | undefined;
+  /** For random numbers: with the same seed a text is the same, with a draft model or without. */
   readonly seed?: number | undefined;
   readonly maxTokens?: number | undefined;
   /** Texts to stop at. */
@@ -66,40 +72,41 @@ const DEFAULT_CONTEXT = 4096;
 const DEFAULT_TEMPERATURE = 0.8;
 const DEFAULT_DRAFT_TOKENS = 8;
 
+/** A draft model, and whether it may guess in the text that is being written. */
+interface Draft {
+  readonly model: LlamaModel;
+  mayGuess: boolean;
+}
+
 /** A GGUF model, loaded in llama.cpp through node-llama-cpp. */
 export class Engine {
   private constructor(
     private readonly model: LlamaModel,
     private readonly sequence: LlamaContextSequence,
-    private readonly draftModel: LlamaModel | undefined,
+    private readonly draft: Draft | undefined,
   ) {}
 
   /** @throws FormatError when the file is invalid, CoppiceError when llama.cpp cannot run it */
   static async open(file: string, options: EngineOptions = {}): Promise<Engine> {
     const target = await openRunnable(file);
-    const draft = options.draft === undefined ? undefined : await openRunnable(options.draft);
-    const files = draft === undefined ? [target] : [target, draft];
+    const draftTarget = options.draft === undefined ? undefined : await openRunnable(options.draft);
+    const files = draftTarget === undefined ? [target] : [target, draftTarget];
     const limits = files.map(({ contextLength }) => contextLength || DEFAULT_CONTEXT);
     const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
     for (const file of files) checkContext(file, contextSize);
     const model = await loadModel(target.file, options);
-    let draftModel: LlamaModel | undefined;
+    let draft: Draft | undefined;
     try {
-      if (draft !== undefined) draftModel = await loadModel(draft.file, options);
-      if (draftModel !== undefined) checkSameTokens(model, draftModel);
+      if (draftTarget !== undefined) draft = { model: await loadModel(draftTarget.file, options), mayGuess: true };
+      if (draft !== undefined) checkSameTokens(model, draft.model);
       const threads = options.threads ?? (await fastestThreads(model));
       const contextOf = (of: LlamaModel) => of.createContext(defined({ contextSize, threads }));
-      const tokenPredictor =
-        draftModel &&
-        new DraftSequenceTokenPredictor((await contextOf(draftModel)).getSequence(), {
-          minTokens: 1, // wait for a draft, even if the draft model is no faster than the model
-          maxTokens: options.draftTokens ?? DEFAULT_DRAFT_TOKENS,
-        });
+      const tokenPredictor = draft && predictorOf(draft, await contextOf(draft.model), options.draftTokens);
       const context = await contextOf(model);
-      return new Engine(model, context.getSequence(defined({ tokenPredictor })), draftModel);
+      return new Engine(model, context.getSequence(defined({ tokenPredictor })), draft);
     } catch (error) {
       await model.dispose();
-      await draftModel?.dispose();
+      await draft?.model.dispose();
       throw cannotRun(file, error);
     }
   }
@@ -154,6 +161,8 @@ export class Engine {
     ) => Promise<{ readonly response: string; readonly metadata: { readonly stopReason: string } }>,
   ): Promise<GeneratedText> {
     let tokens = 0;
+    const { draft } = this;
+    if (draft !== undefined) draft.mayGuess = options.seed === undefined || options.temperature === 0;
     const before = this.sequence.tokenPredictions;
     const started = performance.now();
     const { response, metadata } = await run(samplingOf(options, (count) => (tokens += count)));
@@ -167,7 +176,7 @@ export class Engine {
       seconds,
       tokensPerSecond: tokens / seconds,
       stopReason: metadata.stopReason,
-      draft: this.draftModel && { guessed, accepted },
+      draft: draft && { guessed, accepted },
     };
   }
 
@@ -199,9 +208,18 @@ export class Engine {
 
   async dispose(): Promise<void> {
     await this.model.dispose();
-    await this.draftModel?.dispose();
+    await this.draft?.model.dispose();
   }
 }
+
+const predictorOf = (draft: Draft, context: LlamaContext, draftTokens = DEFAULT_DRAFT_TOKENS): OptionalPredictor =>
+  new OptionalPredictor(
+    new DraftSequenceTokenPredictor(context.getSequence(), {
+      minTokens: 1, // wait for a draft, even if the draft model is no faster than the model
+      maxTokens: draftTokens,
+    }),
+    () => draft.mayGuess,
+  );
 
 /** A conversation. */
 export interface Chat {

@@ -43,7 +43,10 @@ const QUANTIZED = {
 
 /** Floating-point types. */
 export type FloatDType = "f32" | "f16" | "bf16";
-/** Quantized types. */
+/**
+ * Quantized types.
+ * @useDeclaredType
+ */
 export type QuantizedDType = keyof typeof QUANTIZED;
 /** Types that weights are stored in. */
 export type StoredDType = FloatDType | QuantizedDType;

@@ -210,7 +210,7 @@ type Callable<S> =
     : never;
 type TableOf<S> = { readonly [K in keyof S]: Callable<S[K]> };
 
-/** The native functions, typed from {@link SIGNATURES}. */
+/** The native functions, typed from the table of their C signatures. */
 export type Functions = TableOf<typeof SIGNATURES> &
   TableOf<typeof LOADER_SIGNATURES> & {
     readonly ggml_init: (memoryBytes: number) => Pointer;

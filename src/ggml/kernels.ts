@@ -49,6 +49,10 @@ export const KERNEL_NAMES = [
   "add_rows",
   "sum_squares",
 ] as const;
+/**
+ * A function of `native/`.
+ * @useDeclaredType
+ */
 export type KernelName = (typeof KERNEL_NAMES)[number];
 
 const AVX2 = ["-mavx2", "-mfma", "-mf16c"];

@@ -54,6 +54,7 @@ export interface MeasuredFile extends QuantizedFile {
   readonly measured: Measurement;
 }
 
+/** The GGUF files of a smaller model, and what one of them writes. */
 export interface GgufOutcome {
   readonly files: readonly MeasuredFile[];
   readonly prompt: string;

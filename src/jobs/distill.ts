@@ -139,7 +139,7 @@ export async function distillBriefly(distillation: BriefDistillation): Promise<n
     const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
     const sequences = new Sequences(tokens, sequenceLength);
     await train({ backend, student, sequences, options: settings, objective });
-    return (await perplexity(backend, pruned.model, student, validation, { sequenceLength, computeType })).loss;
+    return (await perplexity(backend, student, validation, { sequenceLength, computeType })).loss;
   } finally {
     student.free();
   }

@@ -111,7 +111,7 @@ async function exportDirectory(run: RunDirectory, job: ExportJob, checkpoint: Ch
 }
 
 /** Options for running a MODEL in llama.cpp. */
-interface RunnableOptions extends JobOptions {
+export interface RunnableOptions extends JobOptions {
   /** The kind of file to export to; as stored by default. */
   readonly kind?: FileKind | undefined;
 }

@@ -1,7 +1,8 @@
 export { type BenchJob, type BenchOutcome, bench } from "./bench.js";
 export { BENCH_WORK, type BenchWork } from "./bench-work.js";
+export type { BytesByKind } from "./bytes-by-kind.js";
 export { compress } from "./compress.js";
-export type { CompressJob, CompressOutcome } from "./compress-job.js";
+export type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
 export { type DistillJob, distill, type TeacherOptions } from "./distill.js";
 export { evaluate } from "./evaluate.js";
@@ -13,13 +14,13 @@ export {
   type ModelEvaluation,
 } from "./evaluation.js";
 export { type Headline, headlines } from "./evaluation-table.js";
-export { type ExportJob, type ExportOutcome, exportModel, runnableGguf } from "./export.js";
+export { type ExportJob, type ExportOutcome, exportModel, type RunnableOptions, runnableGguf } from "./export.js";
 export { type GenerateJob, type GenerateOutcome, generate, type OpenEngineJob, openEngine } from "./generate.js";
 export { type Inspection, inspect } from "./inspect.js";
 export type { JobOptions, ProgressEvent } from "./job.js";
 export { type Measurement, measurePerplexity, type PerplexityJob } from "./measure.js";
 export type { DataOptions } from "./open-data.js";
-export { openModel } from "./open-model.js";
+export { type OpenModel, openModel, type RunOnlyModel } from "./open-model.js";
 export { type PlanJob, type PlanOutcome, plan } from "./plan.js";
 export type { PlanSummary } from "./plan-summary.js";
 export { type PretrainJob, pretrain } from "./pretrain.js";

@@ -31,7 +31,7 @@ export async function measure(
   const dtype = (options.computeType ?? "f32") === "f32" ? "f32" : "bf16";
   const weights = loadWeights(backend, model, source, { dtype, trainable: false });
   try {
-    const result = await perplexity(backend, model, weights, validation, {
+    const result = await perplexity(backend, weights, validation, {
       sequenceLength: options.sequenceLength,
       computeType: options.computeType ?? "f32",
       onProgress: (done, total) => options.onProgress?.({ stage, done, total, unit: "sequences" }),

@@ -343,7 +343,7 @@ function measureQualities(
     });
     const lossOf = async (weights: ModelWeights) => {
       const { stream, length: sequenceLength } = validation;
-      const { loss } = await perplexity(backend, weights.model, weights, stream, { sequenceLength });
+      const { loss } = await perplexity(backend, weights, stream, { sequenceLength });
       return { loss, perplexity: Math.exp(loss) };
     };
     try {

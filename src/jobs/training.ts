@@ -78,7 +78,7 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
     options: settings,
     run,
     validate: async () => {
-      const measured = await perplexity(backend, model, student, validation, {
+      const measured = await perplexity(backend, student, validation, {
         sequenceLength: settings.sequenceLength,
         maxSequences: VALIDATION_SEQUENCES,
         computeType: settings.computeType,

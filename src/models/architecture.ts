@@ -6,8 +6,20 @@ import type { GgufConfig } from "./gguf-config.js";
 import type { GgufLayout } from "./gguf-layout.js";
 import type { DecoderSpec } from "./spec.js";
 
-/** A named activation of a forward pass, for example `layers.3.mlp.down_proj.input`, [tokens, channels]. */
-export type Tap = (name: string, activation: Tensor) => void;
+/** An activation of a forward pass. */
+export interface Activation {
+  /** For example `layers.3.mlp.down_proj.input`. */
+  readonly name: string;
+  /** The layer it belongs to; undefined for activations of the whole model. */
+  readonly layer: number | undefined;
+  /** Its name within its layer (`mlp.down_proj.input`); the whole name for activations of the whole model. */
+  readonly local: string;
+  /** [tokens, channels] */
+  readonly tensor: Tensor;
+}
+
+/** Receives the activations of a forward pass. */
+export type Tap = (activation: Activation) => void;
 
 /** How rows are sequences: `batch` of `seq` positions each, or a forest. */
 export interface Layout {
@@ -68,7 +80,7 @@ export interface ResidualStep {
 
 /** Options of a forward pass. */
 export interface ForwardOptions {
-  /** Called with every named activation. */
+  /** Called with every activation that has a name. */
   readonly tap?: Tap | undefined;
   /** The layers to run, in order; all by default. */
   readonly layers?: readonly number[] | undefined;

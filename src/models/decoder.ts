@@ -17,7 +17,7 @@ import { ggufLayout, type PlacedParameter } from "./decoder-gguf.js";
 import { type Axis, type DimensionName, layerDimension, renamed, type Sizes } from "./dimensions.js";
 import { resizedConfig } from "./resize.js";
 import { type DecoderSpec, type Layer, layerDimensions, mainBlocks, type NamedBlock, namesOf } from "./spec.js";
-import { inputTap, layerForward, residualSteps, rmsNormOf, scopeOf, tapOf } from "./steps.js";
+import { activationOf, inputTap, layerForward, residualSteps, rmsNormOf, scopeOf, tapOf } from "./steps.js";
 
 /**
  * Builds a model from a decoder's description.
@@ -211,20 +211,20 @@ function forward(
   const [batch, seq] = tokenShape(tokens);
   const { forest } = options;
   const tapped = new Set<string>();
-  const tap: Tap = (name, activation) => {
-    if (tapped.has(name)) return; // the layer is being recomputed for its gradient
-    tapped.add(name);
-    options.tap?.(name, activation);
+  const tap: Tap = (activation) => {
+    if (tapped.has(activation.name)) return; // the layer is being recomputed for its gradient
+    tapped.add(activation.name);
+    options.tap?.(activation);
   };
   const surroundings = { g, weights, layout: { batch, seq, forest }, tap };
   let x = embedded(spec, g, weights, tokens, forest); // [rows, hidden]
-  tap("embed_tokens.output", x);
+  tap(activationOf(undefined, "embed_tokens.output", x));
   for (const i of options.layers ?? spec.layers.keys()) {
     const layer = spec.layers[i];
     if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
-    tap(`layers.${i}.input`, x);
+    tap(activationOf(i, "input", x));
     x = recomputed(g, x, (input) => layerForward(spec, layer, i, surroundings, input));
-    tap(`layers.${i}.output`, x);
+    tap(activationOf(i, "output", x));
   }
   return finish(spec, surroundings, x);
 }
@@ -239,7 +239,7 @@ const withoutTaps = (g: Graph, weights: Weights, layout: Layout): Surroundings =
 /** The final norm and the head. x: [rows, hidden] */
 function finish(spec: DecoderSpec, surroundings: Surroundings, x: Tensor): ForwardResult {
   const { g, weights } = surroundings;
-  const scope = scopeOf(spec, surroundings, { parameters: namesOf(spec).norm, taps: "norm" });
+  const scope = scopeOf(spec, surroundings, { parameters: namesOf(spec).norm, layer: undefined, block: "norm" });
   const hidden = spec.finalNorm.forward(scope, x);
   return { hidden, logits: (rows = hidden) => logitsOf(spec, g, weights, rows) };
 }

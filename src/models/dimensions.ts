@@ -86,9 +86,3 @@ export const countParameters = (specs: readonly ParameterSpec[], sizes: Sizes): 
 
 /** The dimension of a layer: `layerDimension(3, "ffn")` is `layers.3.ffn`. */
 export const layerDimension = (layer: number, name: string): DimensionName => `layers.${layer}.${name}`;
-
-/** Parses `layers.3.ffn` as a user or a file may write it; undefined for a dimension of the whole model. */
-export function splitLayer(name: DimensionName): LayerDimension | undefined {
-  const match = /^layers\.(\d+)\.(.+)$/.exec(name);
-  return match === null ? undefined : { layer: Number(match[1]), name: match[2] as string };
-}

@@ -52,7 +52,7 @@ export const BASE_SIZES: SizeFields = {
 export const WIDTH_SIZES: SizeFields = (({ kvHeads: _, headDim: __, ...rest }) => rest)(BASE_SIZES);
 
 /** What an architecture's file defines. The rest of {@link Architecture} is common to most families. */
-interface Family<Schema extends z.ZodType> {
+export interface Family<Schema extends z.ZodType> {
   readonly name: string;
   /** Common names of the models. */
   readonly families: string;
@@ -70,7 +70,7 @@ interface Family<Schema extends z.ZodType> {
     readonly architectures?: readonly string[] | undefined;
     /** The class in transformers for the restored configuration. */
     readonly className: string;
-    /** Fields that add to or override those of {@link baseConfig}; undefined removes one. */
+    /** Fields that add to or override those that most families have in common; undefined removes one. */
     readonly fields?: ((read: GgufConfig, base: BaseConfig) => ConfigJson) | undefined;
   };
 }
@@ -111,7 +111,8 @@ function baseConfig(read: GgufConfig, modelType: string, className: string) {
   };
 }
 
-interface HeadFields {
+/** The fields of a configuration that say how many heads there are. */
+export interface HeadFields {
   readonly hidden_size: number;
   readonly num_attention_heads: number;
   readonly num_key_value_heads?: number | null | undefined;
@@ -132,7 +133,8 @@ export function headsOf(c: HeadFields): Heads {
   return { heads, kvHeads, headDim: headSize(c.head_dim, c.hidden_size, heads) };
 }
 
-interface RotaryFields {
+/** The fields of a configuration that say how positions rotate. */
+export interface RotaryFields {
   readonly max_position_embeddings: number;
   readonly rope_theta?: number | null | undefined;
   readonly rope_scaling?: RotaryJson | null | undefined;

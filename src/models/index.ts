@@ -1,15 +1,37 @@
 export type {
+  Activation,
   Architecture,
   ForwardOptions,
   ForwardResult,
+  GgufReader,
   Model,
   PruningAxis,
   ResidualStep,
   RmsNorm,
+  SizeField,
+  SizeFields,
   Tap,
   Weights,
 } from "./architecture.js";
-export { attention, type Block, gatedFeedForward, layerNorm, plainFeedForward, rmsNorm } from "./blocks/index.js";
+export {
+  type AttentionOptions,
+  attention,
+  type Block,
+  type ContextCost,
+  type Dimension,
+  type GatedOptions,
+  type GgufPlacement,
+  gatedFeedForward,
+  layerNorm,
+  type NormOptions,
+  type Parameter,
+  type PlainOptions,
+  plainFeedForward,
+  type QueryKeyNorms,
+  rmsNorm,
+  type Scope,
+  type Score,
+} from "./blocks/index.js";
 export type { Checkpoint, ModelTensors } from "./checkpoint.js";
 export { type ConfigJson, choice, flag, positive, size } from "./config.js";
 export { activeWeights, cacheBytes, forwardFlopsPerToken, largestSize, sizesOfAxis } from "./cost.js";
@@ -20,18 +42,40 @@ export {
   type DimensionName,
   describeAxis,
   dimensionsOf,
+  type Initialization,
   type LayerDimension,
   layerDimension,
   type ParameterSpec,
   type Sizes,
   shapeOf,
   sizeOf,
-  splitLayer,
 } from "./dimensions.js";
-export { architecture, BASE_SIZES, baseSchema, headsOf, rotaryOf, wholeRotaryOf } from "./family.js";
-export type { GgufLayout, GgufParameter } from "./gguf-layout.js";
+export {
+  architecture,
+  BASE_SIZES,
+  baseSchema,
+  type Family,
+  type HeadFields,
+  type Heads,
+  headsOf,
+  type RotaryFields,
+  rotaryOf,
+  wholeRotaryOf,
+} from "./family.js";
+export type { GgufConfig } from "./gguf-config.js";
+export type { DerivedTensor, GgufFacts, GgufLayout, GgufParameter, ListedValues } from "./gguf-layout.js";
 export { type GgufSummary, summarizeGguf } from "./gguf-summary.js";
-export { postNormDecoder, preNormDecoder, rmsNorms, sandwichDecoder } from "./layers.js";
+export {
+  type BaseDecoder,
+  type DecoderFields,
+  type LayerBlocks,
+  type LayerNames,
+  type Norm,
+  postNormDecoder,
+  preNormDecoder,
+  rmsNorms,
+  sandwichDecoder,
+} from "./layers.js";
 export {
   type GgufModel,
   openCheckpoint,
@@ -47,4 +91,6 @@ export {
   modelFromConfig,
   registerArchitecture,
 } from "./registry.js";
+export type { RotaryConfig } from "./rotary.js";
+export type { DecoderNames, DecoderSpec, Layer, NamedBlock, Residual } from "./spec.js";
 export { initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

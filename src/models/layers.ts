@@ -3,7 +3,8 @@ import type { DecoderSpec, Layer } from "./spec.js";
 
 /** The kinds of layers: with norms before their blocks, after them, or both. */
 
-interface Depth {
+/** The fields of a configuration that every decoder has. */
+export interface DecoderFields {
   readonly hidden_size: number;
   readonly vocab_size: number;
   readonly max_position_embeddings: number;
@@ -12,13 +13,13 @@ interface Depth {
 }
 
 /** Builds a norm of a name in GGUF files. */
-type Norm = (gguf: string) => Block;
+export type Norm = (gguf: string) => Block;
 /** The attention and the feed-forward network of a layer. */
-type LayerBlocks = (layer: number) => readonly [mixer: Block, feedForward: Block];
+export type LayerBlocks = (layer: number) => readonly [mixer: Block, feedForward: Block];
 /** What is common to all decoders. */
-type BaseDecoder = Pick<DecoderSpec, "hidden" | "vocab" | "maxPositions" | "tied" | "layers" | "finalNorm">;
+export type BaseDecoder = Pick<DecoderSpec, "hidden" | "vocab" | "maxPositions" | "tied" | "layers" | "finalNorm">;
 
-const decoderOf = (c: Depth, norm: Norm, layerOf: (layer: number) => Layer): BaseDecoder => ({
+const decoderOf = (c: DecoderFields, norm: Norm, layerOf: (layer: number) => Layer): BaseDecoder => ({
   hidden: c.hidden_size,
   vocab: c.vocab_size,
   maxPositions: c.max_position_embeddings,
@@ -34,11 +35,11 @@ export const rmsNorms =
     rmsNorm(gguf, { epsilon: c.rms_norm_eps, ...options });
 
 /** Names in checkpoints of the parts of a layer, in the order of computation. */
-type LayerNames = readonly [norm: string, mixer: string, secondNorm: string, feedForward: string];
+export type LayerNames = readonly [norm: string, mixer: string, secondNorm: string, feedForward: string];
 const LAYER_NAMES: LayerNames = ["input_layernorm", "self_attn", "post_attention_layernorm", "mlp"];
 
 /** A norm before each block: Llama's layer. */
-export const preNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks, names = LAYER_NAMES): BaseDecoder =>
+export const preNormDecoder = (c: DecoderFields, norm: Norm, blocksOf: LayerBlocks, names = LAYER_NAMES): BaseDecoder =>
   decoderOf(c, norm, (i) => {
     const [mixer, feedForward] = blocksOf(i);
     return {
@@ -50,7 +51,7 @@ export const preNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks, name
   });
 
 /** A norm after each block, none before: OLMo 2's layer. */
-export const postNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks): BaseDecoder =>
+export const postNormDecoder = (c: DecoderFields, norm: Norm, blocksOf: LayerBlocks): BaseDecoder =>
   decoderOf(c, norm, (i) => {
     const [mixer, feedForward] = blocksOf(i);
     return {
@@ -63,7 +64,7 @@ export const postNormDecoder = (c: Depth, norm: Norm, blocksOf: LayerBlocks): Ba
 
 /** A norm before and after each block: Gemma 2's layer. @param names of the norms in checkpoints, in the order of computation */
 export const sandwichDecoder = (
-  c: Depth,
+  c: DecoderFields,
   norm: Norm,
   blocksOf: LayerBlocks,
   names: readonly [before: string, after: string, beforeFeedForward: string, afterFeedForward: string],

@@ -12,6 +12,7 @@ export interface Residual {
   readonly scale?: number | undefined;
 }
 
+/** A layer of a decoder. */
 export interface Layer {
   readonly residuals: readonly Residual[];
   /** Every residual reads the layer's input rather than the previous residual's output (GPT-NeoX). */
@@ -19,14 +20,14 @@ export interface Layer {
 }
 
 /** The names in checkpoints of the parts outside the layers. */
-export interface Names {
+export interface DecoderNames {
   readonly embedding: string;
   readonly layers: string;
   readonly norm: string;
   readonly head: string;
 }
 
-const DEFAULT_NAMES: Names = {
+const DEFAULT_NAMES: DecoderNames = {
   embedding: "model.embed_tokens",
   layers: "model.layers",
   norm: "model.norm",
@@ -51,7 +52,7 @@ export interface DecoderSpec {
   readonly logitCap?: number | undefined;
   /** The name of the learned position embeddings, for models that have them (GPT-2). */
   readonly learnedPositions?: string | undefined;
-  readonly names?: Partial<Names> | undefined;
+  readonly names?: Partial<DecoderNames> | undefined;
   /** Whether the width can be cut, and what it must be a multiple of. */
   readonly hiddenAxis?: { readonly prunable: boolean; readonly multipleOf?: number | undefined } | undefined;
   /** Lists with an entry for each layer, including those that a pattern implies: when layers are cut, their entries are too. */
@@ -59,7 +60,7 @@ export interface DecoderSpec {
   readonly gguf: GgufFacts;
 }
 
-export const namesOf = ({ names }: DecoderSpec): Names => ({ ...DEFAULT_NAMES, ...names });
+export const namesOf = ({ names }: DecoderSpec): DecoderNames => ({ ...DEFAULT_NAMES, ...names });
 
 export const mainBlocks = ({ residuals }: Layer): NamedBlock[] => residuals.map(({ block }) => block);
 

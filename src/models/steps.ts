@@ -1,15 +1,22 @@
 import { FormatError } from "../system/errors.js";
 import { ops, type Tensor } from "../tensor/index.js";
-import type { ResidualStep, RmsNorm, Surroundings } from "./architecture.js";
+import type { Activation, ResidualStep, RmsNorm, Surroundings } from "./architecture.js";
 import type { Block, Scope } from "./blocks/block.js";
 import type { ParameterSpec } from "./dimensions.js";
 import { type DecoderSpec, type Layer, type NamedBlock, namesOf, type Residual } from "./spec.js";
 
-/** The scope of a block. @param parameters the prefix of its parameters' names @param taps that of its taps */
+/** Where a block is: the prefix of its parameters' names, and its layer and name for taps. */
+interface Place {
+  readonly parameters: string;
+  readonly layer: number | undefined;
+  readonly block: string;
+}
+
+/** The scope of a block. */
 export function scopeOf(
   spec: DecoderSpec,
   { g, weights, layout, tap }: Surroundings,
-  { parameters, taps }: { readonly parameters: string; readonly taps: string },
+  { parameters, layer, block }: Place,
 ): Scope {
   const { batch, seq, forest } = layout;
   return {
@@ -20,12 +27,20 @@ export function scopeOf(
     longest: forest === undefined ? seq : Math.min(seq, spec.maxPositions),
     forest,
     weight: (name) => weights(`${parameters}.${name}`),
-    tap: (name, activation) => tap(`${taps}.${name}`, activation),
+    tap: (name, tensor) => tap(activationOf(layer, `${block}.${name}`, tensor)),
   };
 }
 
-/** The prefix of a block's taps. */
-export const tapOf = (layer: number, block: string): string => `layers.${layer}.${block}`;
+/** The name of a tap in a layer. */
+export const tapOf = (layer: number, local: string): string => `layers.${layer}.${local}`;
+
+/** A tapped activation. */
+export const activationOf = (layer: number | undefined, local: string, tensor: Tensor): Activation => ({
+  name: layer === undefined ? local : tapOf(layer, local),
+  layer,
+  local,
+  tensor,
+});
 
 /** What a block's first matrices multiply: the output of the norm before it, or its own input. */
 export const inputTap = (layer: number, norm: NamedBlock | undefined, [name]: NamedBlock): string =>
@@ -50,7 +65,8 @@ function residualForward(
 const scopesOfLayer = (spec: DecoderSpec, layer: number, surroundings: Surroundings) => (block: string) =>
   scopeOf(spec, surroundings, {
     parameters: `${namesOf(spec).layers}.${layer}.${block}`,
-    taps: tapOf(layer, block),
+    layer,
+    block,
   });
 
 /** A layer's output. input: [rows, hidden] */

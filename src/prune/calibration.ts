@@ -8,7 +8,6 @@ import {
   type Model,
   type ModelWeights,
   sizeOf,
-  splitLayer,
   type Tap,
 } from "../models/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
@@ -60,14 +59,14 @@ class ScoreSums implements ActivationStatistics {
   }
 
   /** Adds an activation to its sums at once, so that it need not be kept. */
-  readonly tap: Tap = (name, activation) => {
+  readonly tap: Tap = ({ name, layer, local, tensor }) => {
     const { g, batch } = this;
-    if (this.missing.delete(name)) g.effect(ops.addMagnitudes(g, this.store.get(name), activation, { batch }));
-    const layered = splitLayer(name);
-    if (layered?.name === "input") this.layerInput = activation;
-    if (layered?.name === "output" && this.layerInput !== undefined) {
-      const sum = this.store.get(layerDimension(layered.layer, "cosine"));
-      g.effect(ops.assign(g, ops.add(g, ops.meanCosine(g, this.layerInput, activation), sum), sum));
+    if (this.missing.delete(name)) g.effect(ops.addMagnitudes(g, this.store.get(name), tensor, { batch }));
+    if (layer === undefined) return;
+    if (local === "input") this.layerInput = tensor;
+    if (local === "output" && this.layerInput !== undefined) {
+      const sum = this.store.get(layerDimension(layer, "cosine"));
+      g.effect(ops.assign(g, ops.add(g, ops.meanCosine(g, this.layerInput, tensor), sum), sum));
     }
   };
 

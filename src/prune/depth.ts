@@ -15,9 +15,11 @@ export interface RankingInputs {
   readonly validation: TokenStream;
 }
 
+/** How to choose the layers to cut. */
 export interface DepthOptions {
   readonly method: DepthMethod;
   readonly computeType: ComputeType;
+  /** In tokens. */
   readonly sequenceLength: number;
   /** Validation sequences to measure each choice on. */
   readonly maxSequences: number;
@@ -34,7 +36,7 @@ export async function layerOrder(inputs: RankingInputs, cut: number, options: De
   const { method, computeType, sequenceLength, maxSequences } = options;
   const lossWithout = async (removed: readonly number[]): Promise<number> => {
     const layers = all.filter((layer) => !removed.includes(layer));
-    const { loss } = await perplexity(backend, weights.model, weights, validation, {
+    const { loss } = await perplexity(backend, weights, validation, {
       computeType,
       sequenceLength,
       maxSequences,

@@ -8,7 +8,7 @@ export {
   retainedImportance,
   type SearchSpace,
 } from "./candidates.js";
-export { ascending, layerOrder, type RankingInputs } from "./depth.js";
+export { ascending, type DepthOptions, layerOrder, type RankingInputs } from "./depth.js";
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
 export { type RankedCandidate, rankCandidates, type SearchOptions } from "./ranking.js";

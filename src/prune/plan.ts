@@ -1,4 +1,4 @@
-import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf, splitLayer } from "../models/index.js";
+import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import type { Scores } from "./scores.js";
 import { type AxisSizes, largestOf, simplest } from "./sizes.js";
@@ -38,15 +38,9 @@ export function planWithLayers(model: Model, wanted: AxisSizes, keptLayers: read
   checkNames(model, wanted);
   const smaller = wantedSizes(model, wanted);
   const sizes: Record<DimensionName, number> = {};
-  for (const [name, size] of Object.entries(model.sizes))
-    if (!model.layerDimensions.has(name)) sizes[name] = smaller.get(name) ?? size;
+  for (const [original, name] of keptDimensions(model, keptLayers))
+    sizes[name] = smaller.get(original) ?? sizeOf(original, model.sizes);
   sizes.layers = keptLayers.length;
-  keptLayers.forEach((from, to) => {
-    for (const [name, size] of Object.entries(model.sizes)) {
-      const layered = model.layerDimensions.get(name);
-      if (layered?.layer === from) sizes[layerDimension(to, layered.name)] = smaller.get(name) ?? size;
-    }
-  });
   const plan = { sizes, keptLayers };
   checkPlan(model, plan);
   return plan;
@@ -91,41 +85,46 @@ function wantedSizes(model: Model, wanted: AxisSizes): Map<DimensionName, number
   return sizes;
 }
 
-/** The original model's name for a dimension of the smaller one. */
-export function originalDimension(plan: PrunePlan, name: DimensionName): DimensionName {
-  const layered = splitLayer(name);
-  if (layered === undefined) return name;
-  return layerDimension(plan.keptLayers[layered.layer] ?? -1, layered.name);
+/** The original's dimensions that stay, each with its name in the smaller model, whose layers are numbered anew. */
+function keptDimensions(model: Model, keptLayers: readonly number[]): Map<DimensionName, DimensionName> {
+  const numbers = new Map(keptLayers.map((from, to) => [from, to]));
+  const kept = new Map<DimensionName, DimensionName>();
+  for (const original of Object.keys(model.sizes)) {
+    const layered = model.layerDimensions.get(original);
+    if (layered === undefined) {
+      kept.set(original, original);
+      continue;
+    }
+    const layer = numbers.get(layered.layer);
+    if (layer !== undefined) kept.set(original, layerDimension(layer, layered.name));
+  }
+  return kept;
 }
 
 /** @throws UsageError naming the dimension when a plan exceeds the original's size, or its heads cannot be grouped */
 export function checkPlan(model: Model, plan: PrunePlan): void {
   if (plan.keptLayers.length < 1 || plan.keptLayers.length > model.layerCount)
     throw new UsageError(`layers=${plan.keptLayers.length}: the model has ${model.layerCount}; at least 1 must stay`);
-  for (const [name, size] of Object.entries(plan.sizes)) {
+  const dimensions = keptDimensions(model, plan.keptLayers);
+  const names = new Set(dimensions.values());
+  const unknown = Object.keys(plan.sizes).find((name) => !names.has(name));
+  if (unknown !== undefined) throw new UsageError(`${unknown} is not a dimension of this model`);
+  for (const [original, name] of dimensions) {
     if (name === "layers") continue;
-    const before = model.sizes[originalDimension(plan, name)];
-    if (before === undefined) throw new UsageError(`${name} is not a dimension of this model`);
+    const [before, size] = [sizeOf(original, model.sizes), sizeOf(name, plan.sizes)];
     if (!Number.isInteger(size) || size < 1 || size > before)
       throw new UsageError(`${name}=${size}: the model has ${before}; choose a whole number from 1 to ${before}`);
   }
-  const groups = new Map(model.groups.map(({ dimension, groupedBy }) => [dimension, groupedBy]));
-  for (const [name, size] of Object.entries(plan.sizes)) {
-    const groupedBy = groups.get(originalDimension(plan, name));
-    if (groupedBy === undefined) continue;
-    const groupCount = sizeOf(inLayerOf(name, groupedBy), plan.sizes);
-    const maxPerGroup = sizeOf(originalDimension(plan, name), model.sizes) / sizeOf(groupedBy, model.sizes);
+  for (const { dimension, groupedBy } of model.groups) {
+    const [name, groupName] = [dimensions.get(dimension), dimensions.get(groupedBy)];
+    if (name === undefined || groupName === undefined) continue;
+    const [size, groupCount] = [sizeOf(name, plan.sizes), sizeOf(groupName, plan.sizes)];
+    const maxPerGroup = sizeOf(dimension, model.sizes) / sizeOf(groupedBy, model.sizes);
     if (size % groupCount !== 0 || size / groupCount > maxPerGroup)
       throw new UsageError(
         `${name}=${size} cannot be shared by ${model.layerDimensions.get(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${maxPerGroup} times it`,
       );
   }
-}
-
-/** The smaller model's name for an original dimension, in the layer of another of the smaller model's dimensions. */
-function inLayerOf(sibling: DimensionName, original: DimensionName): DimensionName {
-  const [layered, named] = [splitLayer(sibling), splitLayer(original)];
-  return layered === undefined || named === undefined ? original : layerDimension(layered.layer, named.name);
 }
 
 /** The indices of each original dimension that stay, ascending. Dimensions that are not cut are absent. */
@@ -145,17 +144,18 @@ export function keptIndices(model: Model, plan: PrunePlan, scores: Scores): Kept
   };
   const grouped = new Map(model.groups.map(({ dimension, groupedBy }) => [dimension, groupedBy]));
   const groupNames = new Set(grouped.values());
-  for (const [name, size] of Object.entries(plan.sizes)) {
-    const original = originalDimension(plan, name);
-    const before = model.sizes[original];
-    if (name === "layers" || before === undefined || groupNames.has(original)) continue;
+  const dimensions = keptDimensions(model, plan.keptLayers);
+  const sizeAfter = (original: DimensionName) => sizeOf(dimensions.get(original) ?? original, plan.sizes);
+  for (const original of dimensions.keys()) {
+    if (original === "layers" || groupNames.has(original)) continue;
+    const [before, size] = [sizeOf(original, model.sizes), sizeAfter(original)];
     const groupedBy = grouped.get(original);
     if (groupedBy === undefined) {
       if (size < before) kept.set(original, highest(scoresOf(original), size));
       continue;
     }
     const groupsBefore = sizeOf(groupedBy, model.sizes);
-    const groupsAfter = sizeOf(inLayerOf(name, groupedBy), plan.sizes);
+    const groupsAfter = sizeAfter(groupedBy);
     if (size === before && groupsAfter === groupsBefore) continue;
     const groups = highest(scoresOf(groupedBy), groupsAfter);
     kept.set(groupedBy, groups);

@@ -87,7 +87,7 @@ async function lossOf(
   const weights = loadWeights(backend, pruned.model, pruned.source, { dtype: "bf16", trainable: false });
   try {
     const options = { computeType, sequenceLength, maxSequences };
-    return (await perplexity(backend, pruned.model, weights, validation, options)).loss;
+    return (await perplexity(backend, weights, validation, options)).loss;
   } finally {
     weights.free();
   }

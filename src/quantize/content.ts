@@ -98,6 +98,12 @@ function numberOf(source: TensorSource, name: string): number {
   return value;
 }
 
+/** The layer in a name that a GGUF file of any architecture gives a tensor, such as `blk.3.ffn_down.weight`. */
+function layerIn(name: string): number | undefined {
+  const [, layer] = /^blk\.(\d+)\./.exec(name) ?? [];
+  return layer === undefined ? undefined : Number(layer);
+}
+
 /** A file of any architecture: the tensors keep their names, and the metadata is carried over. */
 function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): GgufContent {
   const { architecture, layers, heads, kvHeads, experts } = summarizeGguf(file);
@@ -113,13 +119,18 @@ function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): Gg
     tensors: [...file.tensors.keys()].map((tensor) => ({
       name: tensor,
       parameter: tensor,
-      layer: undefined,
+      layer: layerIn(tensor),
       rows: undefined,
       offset: undefined,
       factor: undefined,
     })),
     derived: [],
-    shapes: [...file.tensors].map(([tensor, { shape, dtype }]) => ({ name: tensor, shape, stored: dtype })),
+    shapes: [...file.tensors].map(([tensor, { shape, dtype }]) => ({
+      name: tensor,
+      layer: layerIn(tensor),
+      shape,
+      stored: dtype,
+    })),
     facts: { architecture, layers, experts, heads: heads[0] ?? 0, kvHeads: kvHeads[0] ?? 0 },
     notes: [],
     verify: checkHeader,
@@ -128,9 +139,9 @@ function fileContent(file: GgufFile, { name, preTokenizer }: ContentOptions): Gg
 
 function shapesIn(model: Model, layout: GgufLayout): TensorShape[] {
   const specs = new Map(model.parameters.map((spec) => [spec.name, spec]));
-  return layout.parameters.flatMap(({ name, parameter }) => {
+  return layout.parameters.flatMap(({ name, layer, parameter }) => {
     const spec = specs.get(parameter);
-    return spec === undefined ? [] : [{ name, shape: shapeOf(spec, model.sizes) }];
+    return spec === undefined ? [] : [{ name, layer, shape: shapeOf(spec, model.sizes) }];
   });
 }
 

@@ -65,11 +65,11 @@ class SquareSums implements ActivationStatistics {
   }
 
   /** Adds an activation [rows, columns] to its sums: Σ over rows of x². */
-  readonly tap: Tap = (name, activation) => {
+  readonly tap: Tap = ({ name, tensor }) => {
     if (!this.missing.delete(name)) return;
     const { g } = this;
     const sums = this.store.get(name);
-    g.effect(ops.assign(g, ops.add(g, ops.sumRows(g, ops.square(g, activation)), sums), sums));
+    g.effect(ops.assign(g, ops.add(g, ops.sumRows(g, ops.square(g, tensor)), sums), sums));
   };
 
   read(batches: number): Map<string, Float32Array> {

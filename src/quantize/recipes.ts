@@ -165,8 +165,12 @@ export const RECIPES = {
   q1_0: { fileType: 40, base: "q1_0" },
 } as const satisfies Record<string, Recipe>;
 
-/** Kinds of GGUF files, from large to small. */
+/**
+ * A kind of GGUF file.
+ * @useDeclaredType
+ */
 export type FileKind = keyof typeof RECIPES;
+/** Kinds of GGUF files, from large to small. */
 export const FILE_KINDS = Object.keys(RECIPES) as readonly FileKind[];
 
 /** Reads the name of a kind of file, in either case. @throws UsageError listing the kinds */

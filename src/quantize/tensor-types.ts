@@ -29,6 +29,8 @@ const countsAsValues = (role: Role | undefined): boolean =>
 export interface TensorShape {
   /** Name in the GGUF file. */
   readonly name: string;
+  /** The layer it belongs to; undefined for tensors of the whole model. */
+  readonly layer: number | undefined;
   readonly shape: readonly number[];
   /** The type that it keeps if it is not quantized; f32 by default. */
   readonly stored?: StoredDType | undefined;
@@ -143,14 +145,13 @@ export function fallbacks(
  * @param byLayer whether feed-forward tensors have the number of their layer instead: experts may have several in one layer
  */
 function placesOf(tensors: readonly TensorShape[], facts: RecipeFacts, byLayer: boolean): (name: string) => Place {
-  const names = tensors.filter(isQuantizable).map(({ name }) => name);
-  const values = names.filter((name) => countsAsValues(roleOf(name))).sort(inFileOrder);
-  const order = new Map<string, number>(values.map((name, i) => [name, i]));
+  const quantizable = tensors.filter(isQuantizable).sort(inFileOrder);
+  const values = quantizable.filter(({ name }) => countsAsValues(roleOf(name)));
+  const order = new Map<string, number>(values.map(({ name }, i) => [name, i]));
   for (const role of ["ffn_down", "ffn_gate", "ffn_up"] as const)
-    names
-      .filter((name) => roleOf(name) === role)
-      .sort(inFileOrder)
-      .forEach((name, i) => void order.set(name, byLayer ? layerOf(name) : i));
+    quantizable
+      .filter(({ name }) => roleOf(name) === role)
+      .forEach((tensor, i) => void order.set(tensor.name, byLayer ? layerOf(tensor) : i));
   const { heads, kvHeads, layers, experts, hasImportance, architecture } = facts;
   const shared = { grouped: kvHeads === 0 ? 0 : heads / kvHeads, hasImportance, experts, architecture };
   return (name) => ({
@@ -160,10 +161,11 @@ function placesOf(tensors: readonly TensorShape[], facts: RecipeFacts, byLayer: 
   });
 }
 
-/** The layer in a GGUF name such as `blk.3.ffn_down.weight`; -1 for tensors outside the layers. */
-const layerOf = (name: string): number => Number(/^blk\.(\d+)\./.exec(name)?.[1] ?? -1);
+/** Tensors outside the layers come before those of the first. */
+const layerOf = ({ layer }: TensorShape): number => layer ?? -1;
 
-const inFileOrder = (a: string, b: string): number => layerOf(a) - layerOf(b) || (a < b ? -1 : Number(a > b));
+const inFileOrder = (a: TensorShape, b: TensorShape): number =>
+  layerOf(a) - layerOf(b) || (a.name < b.name ? -1 : Number(a.name > b.name));
 
 function typeOf(recipe: Recipe, { name, shape }: TensorShape, place: Place, isTied: boolean): StoredDType {
   const { base } = recipe;

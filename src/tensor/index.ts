@@ -1,7 +1,14 @@
 export { gradients, recomputed } from "./autodiff.js";
 export type { Gradient } from "./gradient.js";
-export { type ComputeType, Graph, type GraphOptions, type ProfileEntry } from "./graph.js";
-export { defineOp, type Native, type OpDefinition, type Step } from "./op.js";
+export {
+  type ComputeType,
+  Graph,
+  type GraphOptions,
+  type ProfileEntry,
+  type RecordedStep,
+  type TapeEntry,
+} from "./graph.js";
+export { defineOp, type KernelUse, type Native, type Op, type OpDefinition, type Step } from "./op.js";
 export * as ops from "./ops/index.js";
 export { ADAMW_DEFAULTS, AdamW, type AdamWOptions, learningRateAt, type Schedule } from "./optimizer.js";
 export { TensorStore } from "./store.js";

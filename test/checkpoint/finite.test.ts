@@ -116,7 +116,7 @@ describe("a model whose numbers overflow", () => {
   const sequences = new Sequences(stream, 32);
 
   it("is named by its first layer, whatever is measured", async () => {
-    await expect(perplexity(backend, weights.model, weights, stream, { sequenceLength: 32 })).rejects.toThrow(first);
+    await expect(perplexity(backend, weights, stream, { sequenceLength: 32 })).rejects.toThrow(first);
     const likelihoods = new EngineLikelihoods(backend, weights, await Tokenizer.load(teacher));
     const asked = likelihoods.logLikelihoods(
       [{ kind: "log-likelihood", context: "One day", continuation: " she" }],

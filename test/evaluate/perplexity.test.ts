@@ -32,7 +32,7 @@ describe("perplexity", () => {
       const { train } = await openCorpus([file], await Tokenizer.load(stories260K), { cacheDir: directory });
       const { config, source } = openCheckpoint(stories260K);
       const weights = loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
-      const result = await perplexity(backend, weights.model, weights, train, { sequenceLength: length });
+      const result = await perplexity(backend, weights, train, { sequenceLength: length });
       weights.free();
       expect(result.tokens).toBe(tokens);
       expect(result.loss).toBeCloseTo(loss, 4);
@@ -57,7 +57,7 @@ describe("perplexity", () => {
     );
     const results = [];
     for (const batchSize of [1, 3, 10])
-      results.push(await perplexity(backend, model, weights, stream, { sequenceLength: 10, batchSize }));
+      results.push(await perplexity(backend, weights, stream, { sequenceLength: 10, batchSize }));
     for (const { loss, tokens } of results) {
       expect(tokens).toBe(94);
       expect(loss).toBeCloseTo(results[0]!.loss, 5);
@@ -67,7 +67,7 @@ describe("perplexity", () => {
 
   it("refuses data of another vocabulary, and data without anything to predict", async () => {
     const weights = initialize(backend, model, 1);
-    const run = (ids: number[]) => perplexity(backend, model, weights, streamOf(ids, directory, `ids-${ids.length}`));
+    const run = (ids: number[]) => perplexity(backend, weights, streamOf(ids, directory, `ids-${ids.length}`));
     await expect(run([1, 2, 16])).rejects.toThrow(/token id 16, the model's vocabulary ends at 15/);
     await expect(run([1])).rejects.toThrow(/fewer than two tokens/);
     weights.free();

@@ -1,10 +1,13 @@
 import path from "node:path";
 import type { LlamaModel } from "node-llama-cpp";
 import { afterAll, describe, expect, it } from "vitest";
+import { readTensor, type TensorSource, tensorInfo } from "../../src/checkpoint/index.js";
 import { Tokenizer } from "../../src/data/index.js";
-import { Engine } from "../../src/generate/index.js";
+import { Engine, type SamplingOptions } from "../../src/generate/index.js";
+import { fromFloat32, loadFunctions, toFloat32 } from "../../src/ggml/index.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
+import { Random } from "../../src/system/random.js";
 import { greedyTokens, loadInLlamaCpp } from "../llama-cpp.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -58,5 +61,52 @@ describe.each(MODELS)("an engine with %s", (name, model, special) => {
     const plain = await (await engine).complete(special, { ...sampling, parseSpecial: false });
     expect(plain.text.slice(0, clear.length)).not.toBe(clear);
     await reference.dispose();
+  });
+});
+
+describe("an engine with a draft model that guesses wrong", () => {
+  const [file, draft] = [path.join(directory, "drafted.gguf"), path.join(directory, "draft.gguf")];
+  const prompts = ["Once upon a time", "Mara found a", "It was"];
+
+  /** The teacher with noise on a matrix. */
+  const noisy = (source: TensorSource): TensorSource => {
+    const name = "model.layers.0.mlp.down_proj.weight";
+    const { dtype, shape } = tensorInfo(source, name);
+    const [f, random] = [loadFunctions(), new Random(3)];
+    const values = toFloat32(f, readTensor(source, name), dtype);
+    const deviation = Math.sqrt(values.reduce((sum, value) => sum + value * value, 0) / values.length);
+    const changed = values.map((value) => value + 3 * deviation * random.normal());
+    const bytes = fromFloat32(f, changed, "f32");
+    const width = bytes.byteLength / shape[0]!;
+    return {
+      tensors: new Map([...source.tensors, [name, { dtype: "f32", shape }]]),
+      readRows: (other, from, to) =>
+        other === name ? bytes.subarray(from * width, to * width) : source.readRows(other, from, to),
+      releaseRows: () => {},
+    };
+  };
+
+  it("writes texts with a seed as without it", async () => {
+    const checkpoint = openCheckpoint(teacher);
+    await exportGguf(file, checkpoint, { kind: "f32" });
+    await exportGguf(draft, { ...checkpoint, source: noisy(checkpoint.source) }, { kind: "f32" });
+    const alone = await Engine.open(file, { device: "cpu", threads: 1 });
+    const drafted = await Engine.open(file, { device: "cpu", threads: 1, draft });
+    const drawn: SamplingOptions = { temperature: 1, seed: 5, maxTokens: 64 };
+    const guesses = { guessed: 0, accepted: 0 };
+    for (const prompt of prompts) {
+      const { draft: greedy } = await drafted.complete(prompt, { temperature: 0, maxTokens: 64 });
+      guesses.guessed += greedy!.guessed;
+      guesses.accepted += greedy!.accepted;
+      const { text } = await drafted.complete(prompt, drawn);
+      expect(text).toBe((await alone.complete(prompt, drawn)).text);
+    }
+    expect(guesses.accepted).toBeGreaterThan(0);
+    expect(guesses.guessed).toBeGreaterThan(guesses.accepted);
+    const [chat, draftedChat] = [alone.chat(), drafted.chat()];
+    for (const prompt of prompts)
+      expect((await draftedChat.say(prompt, drawn)).text).toBe((await chat.say(prompt, drawn)).text);
+    await alone.dispose();
+    await drafted.dispose();
   });
 });

@@ -42,7 +42,7 @@ describe("the order in which layers are cut", () => {
     const { model, source } = prune(teacher, plan, keptIndices(teacher.model, plan, new Map()));
     const smaller = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
     try {
-      return (await perplexity(backend, model, smaller, validation, measuring)).loss;
+      return (await perplexity(backend, smaller, validation, measuring)).loss;
     } finally {
       smaller.free();
     }

@@ -30,7 +30,7 @@ async function readOut(names: readonly string[], of = weights) {
   const tokens = g.input("tokens", "i32", [12, 32]);
   const taps = new Map<string, Tensor>();
   const { logits } = model.forward(g, of.get, tokens, {
-    tap: (name, activation) => void (names.includes(name) && taps.set(name, g.output(activation))),
+    tap: ({ name, tensor }) => void (names.includes(name) && taps.set(name, g.output(tensor))),
   });
   const all = g.output(logits());
   g.write(tokens, ids.subarray(0, 12 * 32));

@@ -18,6 +18,7 @@ export interface Caller {
   readonly role: Role;
 }
 
+/** A key as it is listed: not the key itself. */
 export interface KeyRow {
   readonly id: string;
   readonly tenant: string;

@@ -4,6 +4,7 @@ import { type RotaryConfig, rotaryFrequencies } from "../rotary.js";
 import { type Block, linear, type Parameter, prefixed, type Scope, within } from "./block.js";
 import { type NormOptions, rmsNorm } from "./norm.js";
 
+/** A block of attention. */
 export interface AttentionOptions {
   readonly heads: number;
   readonly kvHeads: number;

@@ -11,7 +11,9 @@ const GATES = {
 export type Gate = keyof typeof GATES;
 export const isGate = (name: string): name is Gate => name in GATES;
 
+/** A gated feed-forward network. */
 export interface GatedOptions {
+  /** Channels between the matrices. */
   readonly size: number;
   readonly activation: Gate;
   readonly bias?: boolean | undefined;
@@ -87,8 +89,8 @@ const ACTIVATIONS = {
       epsilon: weight("act_fn.eps"),
     }),
 };
-export type Activation = keyof typeof ACTIVATIONS;
-export const isActivation = (name: string): name is Activation => name in ACTIVATIONS;
+export type ActivationName = keyof typeof ACTIVATIONS;
+export const isActivation = (name: string): name is ActivationName => name in ACTIVATIONS;
 
 /** A scalar of an activation, which GGUF files list for all layers. @param initial value, as in transformers */
 const scalar = (name: string, initial: number, axes: Parameter["axes"], fixed = false): Parameter => ({
@@ -109,9 +111,11 @@ const XIELU: Readonly<Record<string, Parameter>> = {
   "act_fn.eps": scalar("eps", -1e-6, [], true),
 };
 
+/** A feed-forward network of two matrices. */
 export interface PlainOptions {
+  /** Channels between the matrices. */
   readonly size: number;
-  readonly activation: Activation;
+  readonly activation: ActivationName;
   readonly bias?: boolean | undefined;
   /** Names of the two matrices in checkpoints; `up_proj` and `down_proj` by default. */
   readonly names?: { readonly up: string; readonly down: string } | undefined;

@@ -1,4 +1,4 @@
-export { attention } from "./attention.js";
-export type { Block } from "./block.js";
-export { gatedFeedForward, plainFeedForward } from "./feed-forward.js";
-export { layerNorm, rmsNorm } from "./norm.js";
+export { type AttentionOptions, attention, type QueryKeyNorms } from "./attention.js";
+export type { Block, ContextCost, Dimension, GgufPlacement, Parameter, Scope, Score } from "./block.js";
+export { type GatedOptions, gatedFeedForward, type PlainOptions, plainFeedForward } from "./feed-forward.js";
+export { layerNorm, type NormOptions, rmsNorm } from "./norm.js";

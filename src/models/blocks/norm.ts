@@ -2,7 +2,9 @@ import { type Graph, ops, type Tensor } from "../../tensor/index.js";
 import type { Axis } from "../dimensions.js";
 import { type Block, FREE, type Parameter } from "./block.js";
 
+/** A normalization. */
 export interface NormOptions {
+  /** Added to the mean square, or to the variance. */
   readonly epsilon: number;
   /** The stored gain is one less than the gain (Gemma, Nemotron). */
   readonly plusOne?: boolean | undefined;

@@ -9,8 +9,8 @@ import {
   type PrioritizedBatchItem,
   type Token,
 } from "node-llama-cpp";
+import { OptionalPredictor } from "../../generate/optional-predictor.js";
 import { ApiError } from "../errors.js";
-import { SlotPredictor } from "./slot-predictor.js";
 
 /** One of the places of a context in which requests are computed. */
 export interface Slot {
@@ -61,7 +61,7 @@ export class Slots {
       // a guess is waited for, where the draft is no faster than the model
       const options = { minTokens: 1, maxTokens: DRAFT_TOKENS };
       const drafter = draft && new DraftSequenceTokenPredictor(draft.getSequence(), options);
-      const predictor = drafter && new SlotPredictor(drafter, () => slot.alone);
+      const predictor = drafter && new OptionalPredictor(drafter, () => !slot.alone);
       const sequence = context.getSequence(predictor && { tokenPredictor: predictor });
       const slot: Slot = { sequence, busy: false, awaiting: false, alone: false, lastUsed: 0, prefill: undefined };
       return slot;

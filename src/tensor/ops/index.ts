@@ -9,6 +9,7 @@ export {
   softplus,
   swiglu,
   tanh,
+  type XieluParameters,
   xielu,
 } from "./activations.js";
 export { type AttentionAttributes, attention } from "./attention.js";
@@ -16,7 +17,13 @@ export * from "./elementwise.js";
 export { type Forest, type ForestLayout, forestInput, writeForest } from "./forest.js";
 export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
 export { argmax, embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
-export { crossEntropy, crossEntropyOfRows, type DivergenceKind, divergence } from "./loss.js";
+export {
+  crossEntropy,
+  crossEntropyOfRows,
+  type DivergenceAttributes,
+  type DivergenceKind,
+  divergence,
+} from "./loss.js";
 export { addProducts, type LinearAttributes, linear, matmul } from "./matmul.js";
 export { type PositionFactors, type RotaryAttributes, rope, scaleByPosition } from "./rotary.js";
 export { cast, concatLast, concatRows, firstColumns, part, permute, reshape, rowsOf, splitLast } from "./shape.js";

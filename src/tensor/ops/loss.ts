@@ -87,6 +87,10 @@ export const crossEntropyOfRows = (g: Graph, logits: Tensor, indices: Tensor): T
 
 /** Divergences between distributions, in the order of their numbers in the kernels. */
 const DIVERGENCE_KINDS = ["forward-kl", "reverse-kl", "jensen-shannon"] as const;
+/**
+ * A divergence between two distributions.
+ * @useDeclaredType
+ */
 export type DivergenceKind = (typeof DIVERGENCE_KINDS)[number];
 
 /** Settings of {@link divergence}. */

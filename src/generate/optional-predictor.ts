@@ -1,22 +1,22 @@
 import { type DraftSequenceTokenPredictor, type Token, TokenPredictor } from "node-llama-cpp";
 
 /**
- * Lets a draft model guess ahead, except for texts whose tokens are computed alone. Guesses are checked several at once, and random
+ * Lets a draft model guess ahead, except in texts that are drawn with a seed. Guesses are checked several at once, and random
  * numbers are drawn for wrong ones too: what is drawn would depend on how far the draft had come.
  */
-export class SlotPredictor extends TokenPredictor {
+export class OptionalPredictor extends TokenPredictor {
   private guesses = false;
 
-  /** @param isAlone whether the tokens of the text that begins are computed alone */
+  /** @param mayGuess whether the draft may guess in the text that begins */
   constructor(
     private readonly draft: DraftSequenceTokenPredictor,
-    private readonly isAlone: () => boolean,
+    private readonly mayGuess: () => boolean,
   ) {
     super();
   }
 
   override async reset(text: Parameters<TokenPredictor["reset"]>[0]): Promise<void> {
-    this.guesses = !this.isAlone();
+    this.guesses = this.mayGuess();
     if (this.guesses) await this.draft.reset(text);
   }
 
