@@ -1,7 +1,7 @@
 import { setImmediate as rest } from "node:timers/promises";
 import { elementAt } from "../system/arrays.js";
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { block, store, times, timesTransposed, transposed } from "./device.js";
+import { blockOperand, store, times, timesTransposed, transposed } from "./device.js";
 import { belowPanel, diagonalInverse, type Factor, type Panel } from "./factor.js";
 import { blockOf, type Matrix, setBlock, zeroMatrix } from "./matrix.js";
 
@@ -80,12 +80,10 @@ class ChunkSolver {
     this.right = g.input("right", "f32", [size, width]);
     for (const panel of panels) forward(g, factor, panel, { right: this.right, solution: this.solution });
     for (const panel of panels.toReversed()) backward(g, factor, panel, this.solution);
-    const { solution } = this;
-    const all = block(g, solution, { row: 0, column: 0, rows: width, columns: size });
-    this.result = g.output(transposed(g, all));
+    this.result = g.output(transposed(g, this.solution));
     this.product = new Graph(backend);
     this.rows = this.product.input("rows", "f32", [Math.min(RESIDUAL_ROWS, size), size]);
-    this.rowsTimesSolution = this.product.output(timesTransposed(this.product, this.rows, solution));
+    this.rowsTimesSolution = this.product.output(timesTransposed(this.product, this.rows, this.solution));
   }
 
   /** x with L Lᵀ x = right. */
@@ -127,8 +125,8 @@ function forward(
   const columns = solution.shape[0] ?? 0;
   let value = transposed(g, ops.rowsOf(g, right, { from, to }));
   if (from > 0) {
-    const before = block(g, solution, { row: 0, column: 0, rows: columns, columns: from });
-    const beside = block(g, factor.lower, { row: from, column: 0, rows: width, columns: from });
+    const before = blockOperand(g, solution, { row: 0, column: 0, rows: columns, columns: from });
+    const beside = blockOperand(g, factor.lower, { row: from, column: 0, rows: width, columns: from });
     value = ops.sub(g, value, timesTransposed(g, before, beside));
   }
   const solved = timesTransposed(g, value, diagonalInverse(g, factor, panel));
@@ -140,9 +138,9 @@ function backward(g: Graph, factor: Factor, panel: Panel, solution: Tensor): voi
   const { from, to, width } = panel;
   const columns = solution.shape[0] ?? 0;
   const range = { row: 0, column: from, rows: columns, columns: width };
-  let value = block(g, solution, range);
+  let value = blockOperand(g, solution, range);
   if (to < factor.size) {
-    const after = block(g, solution, { row: 0, column: to, rows: columns, columns: factor.size - to });
+    const after = blockOperand(g, solution, { row: 0, column: to, rows: columns, columns: factor.size - to });
     value = ops.sub(g, value, times(g, after, belowPanel(g, factor, panel)));
   }
   store(g, times(g, value, diagonalInverse(g, factor, panel)), solution, range);
