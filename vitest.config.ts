@@ -14,13 +14,14 @@ const SYSTEMS = [
 
 /** Leave no traces in their process (unlike `register`): files share one, and load the engine once. */
 const PURE = [
-  "test/{data,devices,distill,ggml,models,prune,quantize,system,tensor}/**/!(register).test.ts",
+  "test/{data,devices,distill,ggml,linear-algebra,models,prune,quantize,system,tensor}/**/!(register).test.ts",
   "test/serve/grammar/*.test.ts",
 ];
 
 /** Compare what devices compute; see test/devices.ts. */
 const ON_DEVICES = [
   "test/distill/losses.test.ts",
+  "test/linear-algebra/{cholesky,multiply}.test.ts",
   "test/models/{gradients,llama,logits}.test.ts",
   "test/tensor/**/*.test.ts",
 ];

@@ -1,24 +1,38 @@
 import { setImmediate as rest } from "node:timers/promises";
 import type { Backend } from "../ggml/device.js";
 import { dataBytes } from "../ggml/dtype.js";
+import type { Pointer } from "../ggml/functions.js";
 import { defineOp, Graph, ops, type Tensor } from "../tensor/index.js";
-import type { Op } from "../tensor/op.js";
-import { nativeSizes } from "../tensor/tensor.js";
+import type { Native, Op } from "../tensor/op.js";
+import { axisFromEnd } from "../tensor/tensor.js";
 import type { Range } from "./matrix.js";
 
-/** A view of a block of an f32 matrix. No gradient. */
-const view: Op<[x: Tensor], Range> = defineOp("block", 1, {
+const viewOf = ({ f, context }: Native, x: Tensor, { row, column, rows, columns }: Range): Pointer => {
+  const bytes = dataBytes("f32", 1);
+  const stride = axisFromEnd(x.shape, 1) * bytes;
+  const offset = row * stride + column * bytes;
+  return f.ggml_view_4d(context, x.handle, columns, rows, 1, 1, stride, rows * stride, rows * stride, offset);
+};
+
+/** A block of an f32 matrix: a view of it. No gradient. */
+export const block: Op<[x: Tensor], Range> = defineOp<[x: Tensor], Range>("block", 1, {
   shape: (_, { rows, columns }) => [rows, columns],
-  build: ({ f, context }, [x], { row, column, rows, columns }) => {
-    const bytes = dataBytes("f32", 1);
-    const stride = nativeSizes(x.shape)[0] * bytes;
-    const offset = row * stride + column * bytes;
-    return f.ggml_view_4d(context, x.handle, columns, rows, 1, 1, stride, rows * stride, rows * stride, offset);
-  },
+  build: (native, [x], range) => viewOf(native, x, range),
 });
 
-/** A block of a matrix: a view of it. */
-export const block = (g: Graph, x: Tensor, range: Range): Tensor => view(g, x, range);
+const blockCopy: Op<[x: Tensor], Range> = defineOp<[x: Tensor], Range>("blockCopy", 1, {
+  shape: (_, { rows, columns }) => [rows, columns],
+  build: (native, [x], range) => native.f.ggml_cont(native.context, viewOf(native, x, range)),
+});
+
+/**
+ * A block of a matrix as an operand of a product. Our kernels read views; ggml's read them slowly on the CPU, and in f16 on
+ * Vulkan, so they get a copy.
+ */
+export function blockOperand(g: Graph, x: Tensor, range: Range): Tensor {
+  const adjacent = range.columns === axisFromEnd(x.shape, 1);
+  return adjacent || g.backend.kernels !== undefined ? block(g, x, range) : blockCopy(g, x, range);
+}
 
 /** a bᵀ: [n, k] x [m, k] -> [n, m]. */
 export const timesTransposed = (g: Graph, a: Tensor, b: Tensor): Tensor => ops.matmul(g, a, b);

@@ -13,38 +13,44 @@ export function factorBlock(
   size: number,
 ): { readonly row: number; readonly pivot: number } | undefined {
   for (let i = 0; i < size; i++) {
-    const rowI = a.subarray(i * size, i * size + size);
+    const row = i * size;
     for (let j = 0; j < i; j++) {
-      const rowJ = a.subarray(j * size, j * size + j + 1);
-      rowI[j] = ((rowI[j] ?? 0) - dot(rowI, rowJ, j)) / (rowJ[j] ?? 0);
+      const other = j * size;
+      a[row + j] = ((a[row + j] ?? 0) - dot(a, row, other, j)) / (a[other + j] ?? 0);
     }
-    const pivot = (rowI[i] ?? 0) - dot(rowI, rowI, i);
+    const pivot = (a[row + i] ?? 0) - dot(a, row, row, i);
     if (!(pivot > 0 && pivot < Number.POSITIVE_INFINITY)) return { row: i, pivot };
-    rowI[i] = Math.sqrt(pivot);
+    a[row + i] = Math.sqrt(pivot);
   }
   return undefined;
 }
 
-/** The sum of the products of the first `count` elements. */
-function dot(a: Float64Array, b: Float64Array, count: number): number {
-  let sum = 0;
-  for (let k = 0; k < count; k++) sum += (a[k] ?? 0) * (b[k] ?? 0);
-  return sum;
+/** The sum of the products of `count` elements from two offsets on. Two sums at a time, since each waits for its last addition. */
+function dot(a: Float64Array, from: number, other: number, count: number): number {
+  let even = 0;
+  let odd = 0;
+  const pairs = count - (count % 2);
+  for (let k = 0; k < pairs; k += 2) {
+    even += (a[from + k] ?? 0) * (a[other + k] ?? 0);
+    odd += (a[from + k + 1] ?? 0) * (a[other + k + 1] ?? 0);
+  }
+  if (pairs < count) even += (a[from + pairs] ?? 0) * (a[other + pairs] ?? 0);
+  return even + odd;
 }
 
 /** L⁻¹ of a lower triangular block L [size, size], with zeros above its diagonal. Reads the lower triangle only. */
 export function invertLower(l: Float64Array, size: number): Float64Array {
   const inverse = new Float64Array(size * size);
   for (let i = 0; i < size; i++) {
-    const row = inverse.subarray(i * size, i * size + size);
+    const row = i * size;
     for (let k = 0; k < i; k++) {
-      const factor = l[i * size + k] ?? 0;
-      const other = inverse.subarray(k * size, k * size + k + 1);
-      for (let j = 0; j <= k; j++) row[j] = (row[j] ?? 0) - factor * (other[j] ?? 0);
+      const factor = l[row + k] ?? 0;
+      const other = k * size;
+      for (let j = 0; j <= k; j++) inverse[row + j] = (inverse[row + j] ?? 0) - factor * (inverse[other + j] ?? 0);
     }
-    const scale = 1 / (l[i * size + i] ?? 0);
-    for (let j = 0; j < i; j++) row[j] = (row[j] ?? 0) * scale;
-    row[i] = scale;
+    const scale = 1 / (l[row + i] ?? 0);
+    for (let j = 0; j < i; j++) inverse[row + j] = (inverse[row + j] ?? 0) * scale;
+    inverse[row + i] = scale;
   }
   return inverse;
 }

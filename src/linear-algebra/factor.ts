@@ -2,7 +2,7 @@ import type { Backend } from "../ggml/device.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { block, readElements, runOnce, store, timesTransposed, writeElements } from "./device.js";
+import { blockOperand, readElements, runOnce, store, timesTransposed, writeElements } from "./device.js";
 import { factorBlock, invertLower } from "./diagonal-block.js";
 import { blockOf, type Matrix } from "./matrix.js";
 
@@ -31,8 +31,8 @@ export interface Panel {
   readonly width: number;
 }
 
-/** Columns in a panel. Wider panels make better products, and more work for the host. */
-const PANEL = 256;
+/** Columns in a panel. Wider panels make better products, and more work for the host: 128 was as fast as any from 576 to 4096 rows. */
+export const PANEL = 128;
 
 /** Declares the tensors of a factorization in a store. */
 export function declareFactor(tensors: TensorStore, size: number): Factor {
@@ -52,11 +52,11 @@ export function declareFactor(tensors: TensorStore, size: number): Factor {
 
 /** The inverse of a panel's diagonal block of L. */
 export const diagonalInverse = (g: Graph, { inverses }: Factor, { from, width }: Panel): Tensor =>
-  block(g, inverses, { row: from, column: 0, rows: width, columns: width });
+  blockOperand(g, inverses, { row: from, column: 0, rows: width, columns: width });
 
 /** L below a panel's diagonal block. */
 export const belowPanel = (g: Graph, { lower, size }: Factor, { from, to, width }: Panel): Tensor =>
-  block(g, lower, { row: to, column: from, rows: size - to, columns: width });
+  blockOperand(g, lower, { row: to, column: from, rows: size - to, columns: width });
 
 /** Computes the factorization of a + ridge · I. @throws CoppiceError when that is not positive definite */
 export async function factorPanels(
@@ -98,10 +98,10 @@ function reducePanel(
     let value = original;
     if (previous !== undefined) {
       const range = { row: previous.width, column: 0, rows, columns: previous.width };
-      const solved = timesTransposed(g, block(g, reduced, range), diagonalInverse(g, factor, previous));
+      const solved = timesTransposed(g, blockOperand(g, reduced, range), diagonalInverse(g, factor, previous));
       store(g, solved, lower, { row: from, column: previous.from, rows, columns: previous.width });
-      const done = block(g, lower, { row: from, column: 0, rows, columns: from });
-      const beside = block(g, lower, { row: from, column: 0, rows: width, columns: from });
+      const done = blockOperand(g, lower, { row: from, column: 0, rows, columns: from });
+      const beside = blockOperand(g, lower, { row: from, column: 0, rows: width, columns: from });
       value = ops.sub(g, original, timesTransposed(g, done, beside));
     }
     store(g, value, reduced, { row: 0, column: 0, rows, columns: width });

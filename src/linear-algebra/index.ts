@@ -4,3 +4,4 @@ export { type EigenOptions, type SymmetricEigen, symmetricEigen } from "./eigen.
 export type { CholeskyOptions } from "./factor.js";
 export { type Matrix, meanDiagonal, transpose, zeroMatrix } from "./matrix.js";
 export { type MultiplyOptions, multiply } from "./multiply.js";
+export type { SolveOptions } from "./solve.js";

@@ -1,5 +1,5 @@
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { block, readAll, runOnce, store, times, transposed } from "./device.js";
+import { blockOperand, readAll, runOnce, store, times, transposed } from "./device.js";
 import { belowPanel, diagonalInverse, type Factor, type Panel } from "./factor.js";
 import { type Matrix, zeroMatrix } from "./matrix.js";
 
@@ -33,7 +33,7 @@ function invertPanel(g: Graph, factor: Factor, z: Tensor, panel: Panel): void {
   let diagonal = transposed(g, inverse);
   if (rows > 0) {
     const below = belowPanel(g, factor, panel);
-    const known = block(g, z, { row: to, column: to, rows, columns: rows });
+    const known = blockOperand(g, z, { row: to, column: to, rows, columns: rows });
     const column = ops.scale(g, times(g, times(g, known, below), inverse), { factor: -1 });
     const row = transposed(g, column);
     store(g, column, z, { row: to, column: from, rows, columns: width });
