@@ -1,5 +1,5 @@
 export { DIVERGENCES, type Divergence } from "./divergences.js";
-export { topKDivergence } from "./losses.js";
+export { sampledCrossEntropy, topKDivergence } from "./losses.js";
 export {
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,
@@ -10,7 +10,10 @@ export {
   type Teacher,
 } from "./objective.js";
 export { type MetricsRecord, parseMetrics, RunDirectory } from "./run-directory.js";
-export { TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
+export { type SampledOptions, sampledTargets } from "./sampled-targets.js";
+export type { Position, SparseTargets, TargetTensors, TargetValues } from "./sparse-targets.js";
+export { SparseTeacher, type SparseTeacherOptions } from "./teacher.js";
+export { type TopKOptions, topKTargets } from "./top-k-targets.js";
 export {
   checkTrainOptions,
   defaultTrainOptions,

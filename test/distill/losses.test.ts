@@ -82,9 +82,9 @@ describe.each(testBackends)("divergences on %s", (_, options) => {
     const [teacher, student] = [teacherRows[0]!, studentRows[0]!];
     const logs = softmax(teacher, 1).map(Math.log);
     const targets = {
-      k: VOCAB,
+      slots: VOCAB,
       indices: g.constant("indices", "i32", [VOCAB], Int32Array.from(logs.keys())),
-      logProbabilities: g.constant("logs", "f32", [VOCAB], Float32Array.from(logs)),
+      values: g.constant("logs", "f32", [VOCAB], Float32Array.from(logs)),
     };
     const logits = g.constant("student", "f32", [1, VOCAB], Float32Array.from(student));
     const loss = g.output(topKDivergence(g, logits, targets, 1));
@@ -101,9 +101,9 @@ describe.each(testBackends)("divergences on %s", (_, options) => {
       g,
       student,
       {
-        k: K,
+        slots: K,
         indices: g.constant("indices", "i32", [ROWS * K], Int32Array.from(indices)),
-        logProbabilities: g.constant("logs", "f32", [ROWS * K], Float32Array.from(logs)),
+        values: g.constant("logs", "f32", [ROWS * K], Float32Array.from(logs)),
       },
       temperature,
     );
