@@ -65,30 +65,53 @@ const FIRST_STREAM = 2 ** 31;
 const randomAt = (seed: number, { sequence, offset }: Position): Random =>
   new Random(new Random(seed, FIRST_STREAM + sequence).uint32(), offset);
 
+/** Probabilities are summed in blocks, which a processor does several at a time; only those with samples are read again. */
+const BLOCK = 32;
+
 /**
  * Draws samples of a distribution by inverting its cumulative sum.
  * @param targets one position's, zeros; receives distinct ids in ascending order with their shares, or NaN if `p` is not finite
  * @param p [vocab], proportional to the probabilities
  */
 export function sampleInto(targets: TargetValues, p: Float32Array, samples: number, random: Random): void {
-  let total = 0;
-  for (let id = 0; id < p.length; id++) total += elementAt(p, id);
+  const sums = blockSums(p);
+  const total = sums.reduce((a, b) => a + b, 0);
   if (!(total > 0 && total < Number.POSITIVE_INFINITY)) {
     targets.values.fill(Number.NaN);
     return;
   }
-  const points = Float64Array.from({ length: samples }, () => random.uniform() * total).sort();
-  let sum = 0;
+  const points = new Float64Array(samples);
+  for (let i = 0; i < samples; i++) points[i] = random.uniform() * total;
+  points.sort();
   let drawn = 0;
-  for (let id = 0, slot = 0; drawn < samples; id++) {
-    sum += elementAt(p, id); // as in the total, so that it exceeds every point at last
-    const before = drawn;
-    while (drawn < samples && elementAt(points, drawn) < sum) drawn++;
-    if (drawn === before) continue;
-    targets.ids[slot] = id;
-    targets.values[slot] = (drawn - before) / samples;
-    slot++;
+  let slot = 0;
+  let point = elementAt(points, 0);
+  let blockEnd = 0;
+  for (let block = 0; drawn < samples; block++) {
+    let sum = blockEnd;
+    blockEnd += elementAt(sums, block); // as in the total, so that it exceeds every point at last
+    const last = Math.min((block + 1) * BLOCK, p.length) - 1;
+    for (let id = block * BLOCK; point < blockEnd; id++) {
+      sum += elementAt(p, id);
+      const before = drawn;
+      while (point < (id === last ? blockEnd : sum)) point = points[++drawn] ?? Number.POSITIVE_INFINITY;
+      if (drawn === before) continue;
+      targets.ids[slot] = id;
+      targets.values[slot] = (drawn - before) / samples;
+      slot++;
+    }
   }
+}
+
+function blockSums(p: Float32Array): Float64Array {
+  const sums = new Float64Array(Math.ceil(p.length / BLOCK));
+  for (let block = 0; block < sums.length; block++) {
+    const end = Math.min((block + 1) * BLOCK, p.length);
+    let sum = 0;
+    for (let id = block * BLOCK; id < end; id++) sum += elementAt(p, id);
+    sums[block] = sum;
+  }
+  return sums;
 }
 
 /**

@@ -8,7 +8,7 @@ import { Graph, gradients, ops, TensorStore } from "../../src/tensor/index.js";
 const backend = Backend.open({ device: "cpu", threads: 1 });
 afterAll(() => backend.free());
 
-const [ROWS, VOCAB] = [3, 24];
+const [ROWS, VOCAB] = [3, 70]; // more ids than are summed at a time
 const random = new Random(21);
 const draw = () => Float32Array.from({ length: ROWS * VOCAB }, () => 2 * random.normal());
 const teacherLogits = draw();
@@ -58,7 +58,7 @@ describe("samples of a teacher's distributions", () => {
       expect(counts.reduce((a, b) => a + b, 0)).toBe(total);
       const p = softmax(row(teacherLogits, r, VOCAB), temperature);
       const chiSquared = p.reduce((sum, share, id) => sum + (counts[id]! - share * total) ** 2 / (share * total), 0);
-      expect(chiSquared).toBeLessThan(62); // with 23 degrees of freedom, one in 50,000 is larger
+      expect(chiSquared).toBeLessThan(125); // with 69 degrees of freedom, fewer than one in 10,000 are larger
     }
   });
 
