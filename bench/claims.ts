@@ -18,7 +18,8 @@ import {
   defaultTrainOptions,
   distillationObjective,
   type Objective,
-  TopKTeacher,
+  SparseTeacher,
+  topKTargets,
   train,
 } from "../src/distill/index.js";
 import { perplexity } from "../src/evaluate/index.js";
@@ -180,9 +181,12 @@ const distilled = () => distillationObjective({ kind: "online", weights: teacher
 const topK = (k: number) => () =>
   distillationObjective(
     {
-      kind: "top-k",
-      source: new TopKTeacher(backend, () => teacher, new Sequences(stories, LENGTH), {
-        ...{ k, temperature: 1, computeType: "bf16", teacherId: "claims", vocabSize: model.vocabSize },
+      kind: "sparse",
+      source: new SparseTeacher(backend, () => teacher, new Sequences(stories, LENGTH), {
+        targets: topKTargets({ k, temperature: 1 }),
+        computeType: "bf16",
+        teacherId: "claims",
+        vocabSize: model.vocabSize,
       }),
     },
     { ...DISTILLATION_DEFAULTS, divergence: "top-k" },

@@ -4,7 +4,6 @@ import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
 import { DEPTH_METHODS, type DepthMethod } from "../prune/depth-methods.js";
 import { largestOf, parseSizes } from "../prune/sizes.js";
-import { UsageError } from "../system/errors.js";
 import { type OptionGroup, option } from "./command.js";
 import {
   parseAtLeastOne,
@@ -238,6 +237,7 @@ export interface LossFlags {
   readonly temperature?: number | undefined;
   readonly crossEntropyWeight?: number | undefined;
   readonly topK?: number | undefined;
+  readonly sampledLogits?: number | true | undefined;
   readonly teacherCache?: boolean | undefined;
 }
 
@@ -251,14 +251,19 @@ export const loss: OptionGroup = (command) =>
     .option(
       "--top-k <n>",
       "match the teacher's n most probable tokens and the rest's mass (default with --teacher-cache: 64)",
-      parseWhole,
+      parseAtLeastOne,
     )
-    .option("--teacher-cache", "compute the teacher's logits once and keep them on disk");
+    .option(
+      "--sampled-logits [n]",
+      "match n samples of the teacher's distribution, an unbiased estimate of forward KL (default: 50)",
+      parseAtLeastOne,
+    )
+    .option("--teacher-cache", "compute the teacher's top-k or sampled logits once and keep them on disk");
 
-export function lossOptions({ loss, temperature, crossEntropyWeight, topK, teacherCache }: LossFlags) {
-  if (topK === 0) throw new UsageError("--top-k must be at least 1");
+export function lossOptions(flags: LossFlags) {
+  const { loss, temperature, crossEntropyWeight, topK, sampledLogits, teacherCache } = flags;
   return {
     distillation: defined({ divergence: loss, temperature, crossEntropyWeight }),
-    teacherOptions: { topK, cache: teacherCache },
+    teacherOptions: { topK, sampledLogits, cache: teacherCache },
   };
 }

@@ -1,6 +1,6 @@
 export type { RunFiles } from "../system/run-files.js";
 export { DIVERGENCES, type Divergence } from "./divergences.js";
-export { type TopKTargets, topKDivergence } from "./losses.js";
+export { sampledCrossEntropy, topKDivergence } from "./losses.js";
 export {
   type BuiltObjective,
   crossEntropyObjective,
@@ -13,7 +13,10 @@ export {
   type Teacher,
 } from "./objective.js";
 export { type MetricsRecord, parseMetrics, RunDirectory, type TrainerState } from "./run-directory.js";
-export { type TopKInputs, TopKTeacher, type TopKTeacherOptions } from "./teacher.js";
+export { type SampledOptions, sampledTargets } from "./sampled-targets.js";
+export type { Position, SparseTargets, TargetTensors, TargetValues } from "./sparse-targets.js";
+export { SparseTeacher, type SparseTeacherOptions } from "./teacher.js";
+export { type TopKOptions, topKTargets } from "./top-k-targets.js";
 export {
   checkTrainOptions,
   defaultTrainOptions,

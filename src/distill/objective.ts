@@ -3,8 +3,8 @@ import { type ForwardResult, type Model, type ModelWeights, sizeOf, type Tap } f
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor } from "../tensor/index.js";
 import type { Divergence } from "./divergences.js";
-import { stopGradient, topKDivergence } from "./losses.js";
-import type { TopKTeacher } from "./teacher.js";
+import { stopGradient } from "./losses.js";
+import type { SparseTeacher } from "./teacher.js";
 
 /** The surroundings of an objective in the training graph. */
 export interface ObjectiveContext {
@@ -114,10 +114,10 @@ export const DISTILLATION_DEFAULTS: DistillationOptions = {
   intermediate: [],
 };
 
-/** The teacher in the training graph: part of it, or only its most probable tokens as inputs. */
+/** The teacher in the training graph: part of it, or only a few numbers of its distributions as inputs. */
 export type Teacher =
   | { readonly kind: "online"; readonly weights: ModelWeights }
-  | { readonly kind: "top-k"; readonly source: TopKTeacher };
+  | { readonly kind: "sparse"; readonly source: SparseTeacher };
 
 /**
  * Knowledge distillation: the student's distributions towards the teacher's (arXiv 2407.14679, section 3), optionally its
@@ -125,10 +125,7 @@ export type Teacher =
  * @throws CoppiceError when the options cannot be combined
  */
 export function distillationObjective(teacher: Teacher, options: DistillationOptions): Objective {
-  if (teacher.kind === "top-k" && options.intermediate.length > 0)
-    throw new CoppiceError(
-      "intermediate-state losses need the whole teacher: they cannot be combined with top-k or cached logits",
-    );
+  if (teacher.kind === "sparse") checkSparse(teacher.source, options);
   if (teacher.kind === "online" && options.divergence === "top-k")
     throw new CoppiceError("a top-k divergence needs a top-k teacher");
   return {
@@ -141,6 +138,20 @@ export function distillationObjective(teacher: Teacher, options: DistillationOpt
       })),
     build: (context) => buildDistillation(context, teacher, options),
   };
+}
+
+function checkSparse(
+  { options: { targets } }: SparseTeacher,
+  { intermediate, divergence, temperature }: DistillationOptions,
+): void {
+  if (intermediate.length > 0)
+    throw new CoppiceError(
+      "intermediate-state losses need the whole teacher: they cannot be combined with top-k, sampled or cached logits",
+    );
+  if (targets.divergence !== divergence)
+    throw new CoppiceError(`the teacher's targets are for the divergence ${targets.divergence}, not ${divergence}`);
+  if (targets.temperature !== temperature)
+    throw new CoppiceError(`the teacher's targets are for the temperature ${targets.temperature}, not ${temperature}`);
 }
 
 const hiddenSize = (model: Model): number => sizeOf("hidden", model.sizes);
@@ -156,7 +167,7 @@ function buildDistillation(
   const divergence =
     teacher.kind === "online"
       ? onlineTerm(context, teacher.weights, states, options)
-      : topKTerm(context, teacher.source, options);
+      : sparseTerm(context, teacher.source);
   const terms = [divergence];
   if (options.crossEntropyWeight > 0) terms.push(nextTokenTerm(context, options.crossEntropyWeight));
   const built = lossOf(context, terms);
@@ -197,16 +208,17 @@ function onlineTerm(
   };
 }
 
-/** The divergence from the teacher's most probable tokens, which are inputs. */
-function topKTerm(context: ObjectiveContext, source: TopKTeacher, { temperature }: DistillationOptions): LogitTerm {
+/** The divergence from targets that are inputs. */
+function sparseTerm(context: ObjectiveContext, source: SparseTeacher): LogitTerm {
   const { g } = context;
   const rows = rowCount(context);
-  const targets = source.declareInputs(g, rows);
+  const { targets } = source.options;
+  const inputs = source.declareInputs(g, rows);
   return {
-    name: "divergence",
+    name: targets.lossName,
     weight: 1,
-    of: (student, range) => topKDivergence(g, student, targets.rows(g, range), temperature),
-    feed: (batch, numbers) => source.feed(g, targets, rows, batch, numbers),
+    of: (student, range) => targets.loss(g, student, inputs.rows(g, range)),
+    feed: (batch, numbers) => source.feed(g, inputs, rows, batch, numbers),
   };
 }
 

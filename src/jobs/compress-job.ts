@@ -1,12 +1,12 @@
 import type { DistillationOptions } from "../distill/index.js";
 import type { FileKind } from "../quantize/index.js";
 import type { BytesByKind } from "./bytes-by-kind.js";
-import type { TeacherOptions } from "./distill.js";
 import type { EvaluateJob, EvaluateOutcome } from "./evaluation.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./plan-summary.js";
 import type { QuantizedFile } from "./quantize.js";
 import type { TargetOptions } from "./target.js";
+import type { TeacherOptions } from "./teacher-options.js";
 import type { TrainingJob, TrainSettings } from "./training.js";
 
 export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOptions {

@@ -13,6 +13,7 @@ import { checkInLlamaCpp, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun } from "./output.js";
 import { noteTraining } from "./sanity.js";
 import { candidatesFor } from "./target.js";
+import { checkTeacherOptions } from "./teacher-options.js";
 import { trainOptionsFor } from "./training.js";
 
 const DEFAULT_TOKENS = 2e6;
@@ -38,6 +39,7 @@ const DEFAULT_TOKENS = 2e6;
  * ```
  */
 export async function compress(requested: CompressJob): Promise<CompressOutcome> {
+  checkTeacherOptions(requested.teacherOptions ?? {}, requested.distillation ?? {}, requested.intermediate);
   const original = await openModel(requested.model, requested);
   const { checkpoint, model } = original;
   const job = forQuantization(forDevice(requested, model), model);

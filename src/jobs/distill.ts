@@ -7,7 +7,7 @@ import {
   distillationObjective,
   type Objective,
   type RunDirectory,
-  TopKTeacher,
+  SparseTeacher,
   type TrainOptions,
   type TrainResult,
   train,
@@ -16,7 +16,6 @@ import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import { loadWeights, type Model, type ModelWeights, openCheckpoint } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
-import { UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
@@ -26,6 +25,7 @@ import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
+import { checkTeacherOptions, sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
 import {
   finish,
   runTraining,
@@ -35,13 +35,6 @@ import {
   trainOptionsFor,
   writeTrained,
 } from "./training.js";
-
-/** How the student gets the teacher's predictions. */
-export interface TeacherOptions {
-  /** Use only the teacher's k most probable tokens; with `cache` they are computed once and kept on disk. */
-  readonly topK?: number | undefined;
-  readonly cache?: boolean | undefined;
-}
 
 export interface DistillStage extends Omit<TrainStage, "objective" | "student" | "model"> {
   readonly teacherPath: string;
@@ -85,40 +78,28 @@ async function openTeacher(stage: DistillStage): Promise<{ readonly objective: O
     return weights;
   };
   const options = { ...DISTILLATION_DEFAULTS, ...stage.distillation, vocabSize };
-  const topK = topKOf(stage.teacher, options.divergence);
-  if (topK === undefined) {
+  const targets = sparseTargetsOf(stage.teacher, { ...options, vocabSize, seed: settings.seed });
+  if (targets === undefined) {
     const objective = distillationObjective({ kind: "online", weights: loadTeacher() }, options);
     return { objective, free: () => weights?.free() };
   }
-  const topKTeacher = new TopKTeacher(backend, loadTeacher, sequences, {
-    k: Math.min(topK, vocabSize),
-    temperature: options.temperature,
+  const sparse = new SparseTeacher(backend, loadTeacher, sequences, {
+    targets,
     computeType,
     vocabSize,
     expectedSequences: Math.ceil(settings.tokens / settings.sequenceLength),
     teacherId: await modelIdentity(checkpoint, stage.cacheDir),
     cacheDirectory: stage.teacher.cache ? path.join(cacheDirectory(stage.cacheDir), "logits") : undefined,
   });
+  const { divergence } = targets;
   return {
-    objective: distillationObjective({ kind: "top-k", source: topKTeacher }, { ...options, divergence: "top-k" }),
+    objective: distillationObjective({ kind: "sparse", source: sparse }, { ...options, divergence }),
     free: () => {
-      topKTeacher.free();
+      sparse.free();
       weights?.free();
     },
   };
 }
-
-/** How many of the teacher's tokens to use; undefined for its whole distribution. */
-function topKOf({ topK, cache }: TeacherOptions, divergence: DistillationOptions["divergence"]): number | undefined {
-  const k = topK ?? (cache || divergence === "top-k" ? DEFAULT_TOP_K : undefined);
-  if (k !== undefined && divergence !== "top-k" && divergence !== "forward-kl")
-    throw new UsageError(
-      `${divergence} needs the teacher's whole distribution: it cannot be used with top-k or cached logits`,
-    );
-  return k;
-}
-
-const DEFAULT_TOP_K = 64;
 
 export interface BriefDistillation {
   readonly backend: Backend;
@@ -178,6 +159,7 @@ const sideOf = (name: string, { checkpoint, model }: OpenModel): TokenizerSide =
  * ```
  */
 export async function distill(job: DistillJob): Promise<TrainingOutcome & { readonly before: Perplexity }> {
+  checkTeacherOptions(job.teacherOptions ?? {}, job.distillation ?? {});
   const teacher = await openModel(job.teacher, job);
   const student = await openModel(job.student, job);
   const inputs = [

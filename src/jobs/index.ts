@@ -4,7 +4,7 @@ export type { BytesByKind } from "./bytes-by-kind.js";
 export { compress } from "./compress.js";
 export type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
-export { type DistillJob, distill, type TeacherOptions } from "./distill.js";
+export { type DistillJob, distill } from "./distill.js";
 export { evaluate } from "./evaluate.js";
 export {
   EVALUATION_ENGINES,
@@ -28,4 +28,5 @@ export { type PruneJob, type PruneOutcome, pruneModel } from "./prune.js";
 export { type FileReport, type QuantizedFile, type QuantizeJob, type QuantizeOutcome, quantize } from "./quantize.js";
 export type { TargetOptions } from "./target.js";
 export { isBenchmark } from "./task-names.js";
+export type { TeacherOptions } from "./teacher-options.js";
 export type { TrainingOutcome, TrainSettings } from "./training.js";

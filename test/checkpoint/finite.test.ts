@@ -7,7 +7,9 @@ import {
   DISTILLATION_DEFAULTS,
   defaultTrainOptions,
   distillationObjective,
-  TopKTeacher,
+  SparseTeacher,
+  sampledTargets,
+  topKTargets,
   train,
 } from "../../src/distill/index.js";
 import { EngineLikelihoods, perplexity } from "../../src/evaluate/index.js";
@@ -135,21 +137,29 @@ describe("a model whose numbers overflow", () => {
       return loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: true });
     })();
     const options = { ...defaultTrainOptions(128, 32 * 8, 32, 4), computeType: "f32" as const };
-    const source = new TopKTeacher(backend, () => weights, sequences, {
-      k: 4,
-      temperature: 1,
-      computeType: "f32",
-      teacherId: "overflow",
-      vocabSize: weights.model.vocabSize,
-    });
+    const { vocabSize } = weights.model;
+    const [topK, sampled] = [
+      topKTargets({ k: 4, temperature: 1 }),
+      sampledTargets({ samples: 4, temperature: 1, seed: 0, vocabSize }),
+    ].map(
+      (targets) =>
+        new SparseTeacher(backend, () => weights, sequences, {
+          targets,
+          computeType: "f32",
+          teacherId: "overflow",
+          vocabSize,
+        }),
+    );
     for (const objective of [
       distillationObjective({ kind: "online", weights }, DISTILLATION_DEFAULTS),
-      distillationObjective({ kind: "top-k", source }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" }),
+      distillationObjective({ kind: "sparse", source: topK! }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" }),
+      distillationObjective({ kind: "sparse", source: sampled! }, DISTILLATION_DEFAULTS),
     ])
       await expect(train({ backend, student, objective, sequences, options })).rejects.toThrow(
         /the teacher gives outputs/,
       );
-    source.free();
+    topK!.free();
+    sampled!.free();
     student.free();
   });
 });

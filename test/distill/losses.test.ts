@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, it } from "vitest";
-import { DIVERGENCES, type Divergence, topKDivergence } from "../../src/distill/index.js";
+import { DIVERGENCES, type Divergence, sampledCrossEntropy, topKDivergence } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import { Random } from "../../src/system/random.js";
 import { Graph, gradients, ops, type Tensor, TensorStore } from "../../src/tensor/index.js";
@@ -82,14 +82,48 @@ describe.each(testBackends)("divergences on %s", (_, options) => {
     const [teacher, student] = [teacherRows[0]!, studentRows[0]!];
     const logs = softmax(teacher, 1).map(Math.log);
     const targets = {
-      k: VOCAB,
+      slots: VOCAB,
       indices: g.constant("indices", "i32", [VOCAB], Int32Array.from(logs.keys())),
-      logProbabilities: g.constant("logs", "f32", [VOCAB], Float32Array.from(logs)),
+      values: g.constant("logs", "f32", [VOCAB], Float32Array.from(logs)),
     };
     const logits = g.constant("student", "f32", [1, VOCAB], Float32Array.from(student));
     const loss = g.output(topKDivergence(g, logits, targets, 1));
     await g.run();
     expect(g.read(loss)[0]).toBeCloseTo(kl(softmax(teacher, 1), softmax(student, 1)), 4);
+  });
+
+  it.each([1, 2])("sampled cross-entropy at temperature %d is its definition, and so is its gradient", async (T) => {
+    const store = new TensorStore(backend, 1);
+    const student = store.add("student", [ROWS, VOCAB], "f32", { trainable: true });
+    store.allocate();
+    store.write(student, Float32Array.from(studentRows.flat()));
+    const g = new Graph(backend);
+    finished.push(g, store);
+    const ids = [1, 4, 0, 6, 0, 0, 2, 3, 5]; // the second row has one id, and two slots that are not used
+    const weights = [0.25, 0.5, 0.25, 1, 0, 0, 0.75, 0.125, 0.125];
+    const targets = {
+      slots: K,
+      indices: g.constant(
+        "indices",
+        "i32",
+        [ROWS * K],
+        Int32Array.from(ids, (id, i) => Math.floor(i / K) * VOCAB + id),
+      ),
+      values: g.constant("weights", "f32", [ROWS * K], Float32Array.from(weights)),
+    };
+    const loss = g.output(sampledCrossEntropy(g, student, targets, T));
+    const [gradient] = gradients(g, loss, [student]).map((tensor) => g.output(tensor));
+    await g.run();
+    const q = studentRows.map((row) => softmax(row, T));
+    const share = (row: number, id: number) =>
+      weights.reduce((sum, weight, i) => sum + (Math.floor(i / K) === row && ids[i] === id ? weight : 0), 0);
+    const expected = q.flatMap((row, r) => row.map((value, id) => -(T ** 2) * share(r, id) * Math.log(value)));
+    expect(g.read(loss)[0]).toBeCloseTo(
+      expected.reduce((a, b) => a + b, 0),
+      4,
+    );
+    const derivative = q.flatMap((row, r) => row.map((value, id) => T * (value - share(r, id))));
+    for (const [i, value] of g.read(gradient!).entries()) expect(value).toBeCloseTo(derivative[i]!, 4);
   });
 
   function build(g: Graph, kind: Divergence, student: Tensor, teacher: Tensor, temperature: number): Tensor {
@@ -101,9 +135,9 @@ describe.each(testBackends)("divergences on %s", (_, options) => {
       g,
       student,
       {
-        k: K,
+        slots: K,
         indices: g.constant("indices", "i32", [ROWS * K], Int32Array.from(indices)),
-        logProbabilities: g.constant("logs", "f32", [ROWS * K], Float32Array.from(logs)),
+        values: g.constant("logs", "f32", [ROWS * K], Float32Array.from(logs)),
       },
       temperature,
     );

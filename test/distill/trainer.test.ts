@@ -9,8 +9,9 @@ import {
   distillationObjective,
   type Objective,
   RunDirectory,
-  TopKTeacher,
+  SparseTeacher,
   type TrainOptions,
+  topKTargets,
   train,
 } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
@@ -170,16 +171,15 @@ describe("training", () => {
 
 describe("a top-k teacher", () => {
   const topK = (cacheDirectory?: string, weights: () => ModelWeights = () => teacher) =>
-    new TopKTeacher(backend, weights, sequences, {
-      k: 24,
-      temperature: 1,
+    new SparseTeacher(backend, weights, sequences, {
+      targets: topKTargets({ k: 24, temperature: 1 }),
       computeType: "f32",
       teacherId: "test",
       vocabSize: 24,
       cacheDirectory,
     });
-  const objective = (source: TopKTeacher) =>
-    distillationObjective({ kind: "top-k", source }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" });
+  const objective = (source: SparseTeacher) =>
+    distillationObjective({ kind: "sparse", source }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" });
 
   it("with every token is the whole teacher", async () => {
     const [dense, sparse] = [fresh(), fresh()];
@@ -202,13 +202,18 @@ describe("a top-k teacher", () => {
   });
 
   it("whose logits would not fit on the disk says so before it begins", () => {
-    const options = { k: 24, temperature: 1, computeType: "f32" as const, teacherId: "large", vocabSize: 24 };
+    const options = {
+      targets: topKTargets({ k: 24, temperature: 1 }),
+      computeType: "f32" as const,
+      teacherId: "large",
+      vocabSize: 24,
+    };
     const huge = Object.assign(Object.create(Object.getPrototypeOf(sequences) as object), sequences, {
       count: 2 ** 50,
     });
     const cacheDirectory = path.join(directory, "too-large");
     expect(
-      () => new TopKTeacher(backend, () => teacher, huge, { ...options, cacheDirectory, expectedSequences: 2 ** 50 }),
+      () => new SparseTeacher(backend, () => teacher, huge, { ...options, cacheDirectory, expectedSequences: 2 ** 50 }),
     ).toThrow(/the teacher's logits need .* GiB, its disk has/);
   });
 
@@ -265,16 +270,15 @@ describe("padding behind the vocabulary", () => {
     ]) {
       const [from, student] = [padded(teacher, rows.teacher, false), padded(fresh(), rows.student, true)];
       const distillation = { ...DISTILLATION_DEFAULTS, divergence, crossEntropyWeight: 0.5, vocabSize: 24 };
-      const source = new TopKTeacher(backend, () => from, sequences, {
-        k: 5,
-        temperature: 1,
+      const source = new SparseTeacher(backend, () => from, sequences, {
+        targets: topKTargets({ k: 5, temperature: 1 }),
         computeType: "f32",
         teacherId: "padded",
         vocabSize: 24,
       });
       const objective =
         divergence === "top-k"
-          ? distillationObjective({ kind: "top-k", source }, distillation)
+          ? distillationObjective({ kind: "sparse", source }, distillation)
           : distillationObjective({ kind: "online", weights: from }, distillation);
       const losses: number[] = [];
       await train({

@@ -19,8 +19,8 @@ export interface RowRange {
   readonly to: number;
 }
 
-/** Splits rows of logits into ranges that are computed one at a time. */
-function* rowRanges(rows: number, vocab: number): Generator<RowRange> {
+/** Splits rows of logits into ranges that are computed one at a time; none is longer than the first. */
+export function* rowRanges(rows: number, vocab: number): Generator<RowRange> {
   const count = Math.min(MOST_ROWS, Math.max(FEWEST_ROWS, Math.floor(CHUNK_BYTES / 4 / vocab)));
   const chunks = Math.ceil(rows / count);
   const even = Math.ceil(rows / chunks);

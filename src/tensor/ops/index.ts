@@ -15,7 +15,7 @@ export {
 export { type AttentionAttributes, attention } from "./attention.js";
 export * from "./elementwise.js";
 export { type Forest, type ForestLayout, forestInput, writeForest } from "./forest.js";
-export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange } from "./head.js";
+export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange, rowRanges } from "./head.js";
 export { argmax, embedding, gather, takeAlongRows, topKIndices } from "./lookup.js";
 export {
   crossEntropy,

@@ -1,0 +1,223 @@
+/**
+ * What it costs, and what it is worth, to keep a few numbers of each of the teacher's distributions: its most probable tokens or samples,
+ * beside the whole distribution. Bytes a token in the cache, the time of a first and of a cached pass over the same tokens, and the
+ * student's loss afterwards; then the time to compute targets alone, beside the teacher's bare logits.
+ *
+ *     npx tsx bench/teacher-targets.ts [--tokens 40000] [--seeds 3] [--threads 1] [--only REGEX]
+ *         [--teacher MODEL] [--data FILE] [--validation FILE] [--student hidden=48,ffn=152]
+ *     npx tsx bench/teacher-targets.ts --tokens 0 --teacher MODEL --data FILE    (only the time to compute targets)
+ */
+import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { parseArgs } from "node:util";
+import { openCorpus, Sequences, Tokenizer } from "../src/data/index.js";
+import {
+  DISTILLATION_DEFAULTS,
+  defaultTrainOptions,
+  distillationObjective,
+  type SparseTargets,
+  SparseTeacher,
+  sampledTargets,
+  type Teacher,
+  topKTargets,
+  train,
+} from "../src/distill/index.js";
+import { perplexity } from "../src/evaluate/index.js";
+import { Backend } from "../src/ggml/index.js";
+import { openModel } from "../src/jobs/index.js";
+import { loadWeights } from "../src/models/index.js";
+import { calibrate, keptIndices, parseSizes, planWithLayers, prune } from "../src/prune/index.js";
+import { median } from "../src/system/statistics.js";
+import { Graph, ops } from "../src/tensor/index.js";
+import { markdown } from "./lines.js";
+
+const shared = path.resolve(import.meta.dirname, "../../shared/data");
+const { values } = parseArgs({
+  options: {
+    teacher: { type: "string", default: path.join(shared, "models/stories260K") },
+    data: { type: "string", default: path.join(shared, "corpora/stories260K-sampled-train.jsonl.gz") },
+    validation: { type: "string", default: path.join(shared, "corpora/tinystories-excerpt.txt.gz") },
+    student: { type: "string", default: "hidden=48,ffn=152" },
+    tokens: { type: "string", default: "40000" },
+    seeds: { type: "string", default: "3" },
+    threads: { type: "string", default: "1" },
+    only: { type: "string", default: "" }, // a regular expression of the methods' names
+  },
+});
+const TOKENS = Number(values.tokens);
+const SEEDS = Array.from({ length: Number(values.seeds) }, (_, i) => i);
+const [LENGTH, BATCH] = [128, 16];
+const LEARNING_RATE = 3e-3; // the best of those tried for docs/claims.md
+const VALIDATION_SEQUENCES = 256;
+const COMPUTE = "bf16";
+
+const backend = Backend.open({ device: "cpu", threads: Number(values.threads) });
+const { checkpoint, model } = await openModel(values.teacher);
+const teacher = loadWeights(backend, model, checkpoint.source, { dtype: COMPUTE, trainable: false });
+const tokenizer = await Tokenizer.load(checkpoint.directory);
+const tokens = (await openCorpus([values.data], tokenizer)).train;
+const sequences = new Sequences(tokens, LENGTH);
+const { vocabSize } = model;
+const scratch = mkdtempSync(path.join(tmpdir(), "teacher-targets-"));
+
+interface Kind {
+  readonly name: string;
+  /** None for the whole distribution. */
+  readonly targets: ((seed: number) => SparseTargets) | undefined;
+}
+const kinds: Kind[] = [
+  { name: "whole distribution", targets: undefined },
+  ...[32, 128].map((k) => ({ name: `top-k, ${k}`, targets: () => topKTargets({ k, temperature: 1 }) })),
+  ...[12, 50].map((samples) => ({
+    name: `samples, ${samples}`,
+    targets: (seed: number) => sampledTargets({ samples, temperature: 1, seed, vocabSize }),
+  })),
+].filter(({ name }) => new RegExp(values.only).test(name));
+
+const sparseTeacher = (targets: SparseTargets, cacheDirectory?: string) =>
+  new SparseTeacher(backend, () => teacher, sequences, {
+    targets,
+    computeType: COMPUTE,
+    teacherId: "bench",
+    vocabSize,
+    cacheDirectory,
+  });
+
+/** The bytes of a directory's entries. */
+const entryBytes = (directory: string): number =>
+  readdirSync(directory, { recursive: true, encoding: "utf8" })
+    .filter((name) => /entries-\d+\.bin$/.test(name))
+    .reduce((sum, name) => sum + statSync(path.join(directory, name)).size, 0);
+
+const mean = (x: readonly number[]) => x.reduce((a, b) => a + b, 0) / x.length;
+const spread = (x: readonly number[]) =>
+  Math.sqrt(x.reduce((sum, value) => sum + (value - mean(x)) ** 2, 0) / Math.max(1, x.length - 1));
+
+/** A student of each kind of targets. */
+async function students(): Promise<void> {
+  const validation = (await openCorpus([values.validation], tokenizer)).train;
+  const calibration = { samples: 256, batchSize: BATCH, computeType: COMPUTE } as const;
+  const scores = await calibrate(backend, teacher, sequences, calibration);
+  const plan = planWithLayers(model, parseSizes(values.student), [...Array(model.layerCount).keys()]);
+  const pruned = prune(checkpoint, plan, keptIndices(model, plan, scores));
+
+  /** Trains a student; the same seed starts from the same weights and sees the same data. */
+  async function distill(source: Teacher, divergence: SparseTargets["divergence"], seed: number) {
+    const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
+    try {
+      const { seconds } = await train({
+        backend,
+        student,
+        sequences,
+        objective: distillationObjective(source, { ...DISTILLATION_DEFAULTS, divergence }),
+        options: {
+          ...defaultTrainOptions(pruned.model.sizes.hidden ?? 1, TOKENS, LENGTH, BATCH),
+          ...{ learningRate: LEARNING_RATE, minimumLearningRate: LEARNING_RATE / 10, seed },
+        },
+      });
+      const options = { sequenceLength: LENGTH, maxSequences: VALIDATION_SEQUENCES, computeType: COMPUTE } as const;
+      return { seconds, loss: (await perplexity(backend, pruned.model, student, validation, options)).loss };
+    } finally {
+      student.free();
+    }
+  }
+
+  async function distillFrom(targets: SparseTargets, directory: string, seed: number) {
+    const source = sparseTeacher(targets, directory);
+    try {
+      return await distill({ kind: "sparse", source }, targets.divergence, seed);
+    } finally {
+      source.free();
+    }
+  }
+
+  const rows: (string | number)[][] = [];
+  for (const { name, targets } of kinds) {
+    const runs: { first: number; cached: number | undefined; loss: number; bytes: number | undefined }[] = [];
+    for (const seed of SEEDS) {
+      if (targets === undefined) {
+        const { seconds, loss } = await distill({ kind: "online", weights: teacher }, "forward-kl", seed);
+        runs.push({ first: seconds, cached: undefined, loss, bytes: undefined });
+        continue;
+      }
+      const directory = path.join(scratch, `${name}-${seed}`);
+      const first = await distillFrom(targets(seed), directory, seed);
+      const cached = await distillFrom(targets(seed), directory, seed);
+      if (cached.loss !== first.loss) throw new Error(`${name}: ${cached.loss} from the cache, ${first.loss} before`);
+      const trained = Math.ceil(TOKENS / LENGTH / BATCH) * LENGTH * BATCH;
+      const bytes = entryBytes(directory) / trained;
+      runs.push({ first: first.seconds, cached: cached.seconds, loss: first.loss, bytes });
+    }
+    const losses = runs.map(({ loss }) => loss);
+    const seconds = (times: readonly (number | undefined)[]) =>
+      times.includes(undefined) ? "-" : median(times as number[]).toFixed(2);
+    rows.push([
+      name,
+      runs[0]?.bytes === undefined ? "-" : mean(runs.map(({ bytes }) => bytes ?? 0)).toFixed(1),
+      seconds(runs.map(({ first }) => first)),
+      seconds(runs.map(({ cached }) => cached)),
+      mean(losses).toFixed(4),
+      spread(losses).toFixed(4),
+    ]);
+  }
+  console.log(`${TOKENS} tokens, ${SEEDS.length} seeds, student ${values.student}\n`);
+  const head = ["targets", "bytes a token", "first pass, s", "cached pass, s", "loss, mean", "spread"];
+  console.log(`${markdown(head, rows)}\n`);
+}
+
+const ROUNDS = 5;
+
+/** The time that targets of a batch take, without a student and without a cache. */
+async function costs(): Promise<void> {
+  const numbers = Array.from({ length: Math.min(8, sequences.count) }, (_, i) => i);
+  const batch = sequences.batch(numbers);
+  const count = batch.tokens.length;
+  const bare = new Graph(backend, { computeType: COMPUTE });
+  const input = bare.input("tokens", "i32", [numbers.length, LENGTH]);
+  const { hidden, logits } = model.forward(bare, teacher.get, input);
+  bare.output(ops.mapHeadRows(bare, hidden, vocabSize, (rows) => ops.sumLast(bare, logits(rows))));
+  bare.write(input, batch.tokens);
+  const contenders: { name: string; run: () => Promise<void>; bytes: number | undefined }[] = [
+    { name: "logits alone", run: () => bare.run(), bytes: undefined },
+  ];
+  for (const { name, targets } of kinds) {
+    if (targets === undefined) continue;
+    const kind = targets(0);
+    const source = sparseTeacher(kind);
+    const g = new Graph(backend);
+    const inputs = source.declareInputs(g, count);
+    const run = () => source.feed(g, inputs, count, batch, numbers);
+    await run();
+    const perSequence = LENGTH * kind.slots;
+    const ids = g.readInt32(inputs.indices).map((index) => index % vocabSize);
+    const weights = g.read(inputs.values);
+    const bytes = numbers.reduce((sum, _, i) => {
+      const range = [i * perSequence, (i + 1) * perSequence] as const;
+      return sum + kind.encode({ ids: ids.subarray(...range), values: weights.subarray(...range) }).byteLength;
+    }, 0);
+    contenders.push({ name, run, bytes: bytes / count });
+  }
+  const times = contenders.map((): number[] => []);
+  for (let round = 0; round <= ROUNDS; round++)
+    for (const [i, { run }] of contenders.entries()) {
+      const started = performance.now();
+      await run();
+      if (round > 0) times[i]?.push((1000 * (performance.now() - started)) / count); // the first is a warm-up
+    }
+  const base = median(times[0] ?? []);
+  const rows = contenders.map(({ name, bytes }, i) => {
+    const time = median(times[i] ?? []);
+    return [name, bytes?.toFixed(1) ?? "-", time.toFixed(time < 100 ? 1 : 0), (time / base).toFixed(2)];
+  });
+  console.log(`${count} tokens, vocabulary ${vocabSize}, median of ${ROUNDS}\n`);
+  console.log(markdown(["computed", "bytes a token", "µs a token", "beside logits"], rows));
+}
+
+try {
+  if (TOKENS > 0) await students();
+  await costs();
+} finally {
+  rmSync(scratch, { recursive: true });
+}
+process.exit(0);

@@ -1,0 +1,78 @@
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import type { DistillationOptions } from "../../src/distill/index.js";
+import { compress, distill, type TeacherOptions } from "../../src/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const model = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const directory = temporaryDirectory();
+const data = path.join(directory, "data.txt");
+writeFileSync(data, corpus(5, 300));
+const cacheDir = path.join(directory, "cache");
+
+const common = {
+  device: "cpu",
+  threads: 1,
+  data: [data],
+  settings: { tokens: 512, sequenceLength: 32, batchSize: 4 },
+  cacheDir,
+} as const;
+
+describe("ways to get the teacher's predictions", () => {
+  const out = path.join(directory, "refused");
+  it.each<[string, TeacherOptions, Partial<DistillationOptions>, boolean, RegExp]>([
+    ["both kinds", { topK: 5, sampledLogits: 50 }, {}, false, /--top-k and --sampled-logits cannot be combined/],
+    ["no samples", { sampledLogits: 0 }, {}, false, /--sampled-logits must be a whole number from 1 up, not 0/],
+    ["half a token", { topK: 1.5 }, {}, false, /--top-k must be a whole number from 1 up, not 1.5/],
+    [
+      "samples with another divergence",
+      { sampledLogits: true },
+      { divergence: "reverse-kl" },
+      false,
+      /estimate forward-kl only: --sampled-logits cannot be combined with --loss reverse-kl/,
+    ],
+    [
+      "samples with the divergence of the most probable",
+      { sampledLogits: 50 },
+      { divergence: "top-k" },
+      false,
+      /cannot be combined with --loss top-k/,
+    ],
+    [
+      "a cache with another divergence",
+      { cache: true },
+      { divergence: "jensen-shannon" },
+      false,
+      /jensen-shannon needs/,
+    ],
+    ["samples with intermediate states", { sampledLogits: 50 }, {}, true, /intermediate states need the whole teacher/],
+    ["a cache with intermediate states", { cache: true }, {}, true, /intermediate states need the whole teacher/],
+  ])("refuses %s before anything else", async (_, teacherOptions, distillation, intermediate, message) => {
+    const compressed = compress({ ...common, model, out, target: "0.67x", teacherOptions, distillation, intermediate });
+    await expect(compressed).rejects.toThrow(message);
+    if (!intermediate) {
+      const distilled = distill({ ...common, teacher: model, student: model, out, teacherOptions, distillation });
+      await expect(distilled).rejects.toThrow(message);
+    }
+    expect(existsSync(out)).toBe(false);
+  });
+
+  it("distills on samples: the same from the teacher and from the cache, and a run is of one number of them", async () => {
+    const run = (name: string, teacherOptions: TeacherOptions) => {
+      const distillation = { temperature: 2, crossEntropyWeight: 0.1 };
+      const job = { ...common, teacher: model, student: model, out: path.join(directory, name), teacherOptions };
+      return distill({ ...job, distillation });
+    };
+    await run("fresh", { sampledLogits: 20 });
+    await run("written", { sampledLogits: 20, cache: true });
+    await run("read", { sampledLogits: 20, cache: true });
+    const [fresh, ...others] = ["fresh", "written", "read"].map((name) =>
+      readFileSync(path.join(directory, name, "model.safetensors")),
+    );
+    for (const other of others) expect(other.equals(fresh!)).toBe(true);
+    expect(readdirSync(path.join(cacheDir, "logits"))).toHaveLength(1);
+    await expect(run("read", { sampledLogits: 21, cache: true })).rejects.toThrow(/sampledLogits 20 -> 21/);
+  });
+});
