@@ -117,7 +117,7 @@ async function students(): Promise<void> {
         },
       });
       const options = { sequenceLength: LENGTH, maxSequences: VALIDATION_SEQUENCES, computeType: COMPUTE } as const;
-      return { seconds, loss: (await perplexity(backend, pruned.model, student, validation, options)).loss };
+      return { seconds, loss: (await perplexity(backend, student, validation, options)).loss };
     } finally {
       student.free();
     }

@@ -26,7 +26,7 @@ export class Ridge {
     const right = transpose(start);
     for (let i = 0; i < right.data.length; i++)
       right.data[i] = (right.data[i] as number) * this.ridge + (targets.data[i] as number);
-    return transpose(await this.factor.solve(right));
+    return transpose(await this.factor.solve(right, { refine: false }));
   }
 
   free(): void {
