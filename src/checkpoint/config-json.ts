@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { FormatError } from "../system/errors.js";
 import { writeFileAtomic } from "../system/files.js";
 import { readJsonObject } from "./json.js";
 
@@ -23,9 +24,24 @@ const KNOWN_FLOATS: readonly string[] = [
   "rotary_pct",
 ];
 
-/** Reads a `config.json`. @throws FormatError when it is not a JSON object */
+/** How deep a configuration may nest; writing a much deeper one would overflow the stack. */
+const MAX_DEPTH = 200;
+
+function checkDepth(file: string, config: object): void {
+  let level: object[] = [config];
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth > MAX_DEPTH)
+      throw new FormatError(`${file} nests more than ${MAX_DEPTH} objects and lists in each other`);
+    level = level.flatMap((value) =>
+      Object.values(value).filter((inner) => typeof inner === "object" && inner !== null),
+    );
+  }
+}
+
+/** Reads a `config.json`. @throws FormatError when it is not a JSON object, or nests too deep */
 export function readConfigJson(file: string): Record<string, unknown> {
   const config = readJsonObject(file);
+  checkDepth(file, config);
   const fields = readFileSync(file, "utf8").matchAll(
     /"(\w+)"\s*:\s*-?\d+(?:\.\d+(?:[eE][+-]?\d+)?|[eE][+-]?\d+)\s*[,}\]\n]/g,
   );

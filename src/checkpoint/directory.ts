@@ -1,4 +1,4 @@
-import { copyFileSync, existsSync, mkdirSync, readdirSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, statSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { fromFloat32, toFloat32 } from "../ggml/convert.js";
@@ -269,7 +269,7 @@ function convertedTensor(
 function writeShards(tensors: readonly TensorToWrite[], place: (name: string) => string, options: WriteOptions): void {
   const shards = splitIntoShards(tensors, options.shardBytes ?? DEFAULT_SHARD_BYTES);
   const digits = (n: number) => String(n).padStart(5, "0");
-  const weightMap: Record<string, string> = {};
+  const weightMap: Record<string, string> = Object.create(null); // any name is a tensor's, also __proto__
   shards.forEach((shard, i) => {
     const name = shards.length === 1 ? WEIGHTS : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`;
     writeSafetensors(place(name), shard, {}, options.onBytes);
@@ -281,12 +281,25 @@ function writeShards(tensors: readonly TensorToWrite[], place: (name: string) =>
   }
 }
 
+function isRegularFile(file: string): boolean {
+  try {
+    return statSync(file).isFile();
+  } catch {
+    return false; // a link to nothing, or to itself
+  }
+}
+
 function carryFiles(from: string, place: (name: string) => string): void {
   for (const name of readdirSync(from)) {
     if (!CARRIED.includes(name) && !isLicense(name)) continue;
+    const file = path.join(from, name);
+    if (!isRegularFile(file)) {
+      if (isLicense(name)) continue; // a directory of licenses
+      throw new CoppiceError(`${file} is not a regular file: replace it, or take it out of the model`);
+    }
     const to = place(name);
     const temporary = temporaryBeside(to);
-    copyFileSync(path.join(from, name), temporary);
+    copyFileSync(file, temporary);
     moveIntoPlace(temporary, to);
   }
 }

@@ -21,7 +21,8 @@ import { rowBytes, type TensorInfo, tensorBytes } from "./tensor-source.js";
 const MAX_KEY = 65535;
 /** Limits far above what any model has: a header that claims more is wrong. */
 const MAX_ENTRIES = 1 << 20;
-const MAX_ARRAY = 1 << 26;
+/** Of all lists together: a vocabulary and its merges have a few million, and each takes up to a hundred bytes here. */
+const MAX_ELEMENTS = 1 << 23;
 const MAX_STRING = 64 << 20;
 const MAX_ALIGNMENT = 1 << 20;
 const MAX_FILES = 9999;
@@ -98,6 +99,8 @@ class OpenGguf implements GgufFile {
 /** Reads the header's values one after another, never past the end of the file. */
 class Cursor {
   position = 0;
+  /** How many more elements the metadata's lists may have. */
+  elementsLeft = MAX_ELEMENTS;
   private start = 0;
   private window: Uint8Array = new Uint8Array();
   private view: DataView = new DataView(new ArrayBuffer(0));
@@ -221,9 +224,11 @@ function readValue(cursor: Cursor, key: string): GgufValue {
   if (kind !== "array") return { kind, value: cursor.scalar(kind, key) };
   const of = readKind(cursor, key);
   if (of === "array") return cursor.fail(`${key} is an array of arrays`);
-  const count = cursor.count(`the length of ${key}`, MAX_ARRAY);
+  const count = cursor.count(`the length of ${key}`, MAX_ELEMENTS);
   const least = of === "string" ? 8 : KIND_BYTES[of];
   if (count * least > cursor.left) cursor.fail(`${key} has ${count} elements, the file has ${cursor.left} more bytes`);
+  cursor.elementsLeft -= count;
+  if (cursor.elementsLeft < 0) cursor.fail(`with ${key} its lists have more than ${MAX_ELEMENTS} elements together`);
   return { kind, of, value: Array.from({ length: count }, () => cursor.scalar(of, key)) };
 }
 

@@ -11,13 +11,21 @@ function decoded(bytes: Uint8Array): string {
   return new TextDecoder(isLittleEndian ? "utf-16le" : isBigEndian ? "utf-16be" : "utf-8").decode(bytes);
 }
 
+/** Reads a file of limited size. @throws FormatError when it is larger, or no regular file */
+export function readLimited(file: string): Uint8Array {
+  const status = statSync(file);
+  if (!status.isFile()) throw new FormatError(`${file} is not a regular file`);
+  if (status.size > MAX_JSON_BYTES)
+    throw new FormatError(`${file} has ${status.size} bytes; the limit is ${MAX_JSON_BYTES}`);
+  return readFileSync(file);
+}
+
 /** Reads a JSON object from a file of limited size. @throws FormatError when the file holds anything else */
 export function readJsonObject(file: string): Record<string, unknown> {
-  const bytes = statSync(file).size;
-  if (bytes > MAX_JSON_BYTES) throw new FormatError(`${file} has ${bytes} bytes; the limit is ${MAX_JSON_BYTES}`);
+  const bytes = readLimited(file);
   let value: unknown;
   try {
-    value = JSON.parse(decoded(readFileSync(file)));
+    value = JSON.parse(decoded(bytes));
   } catch (error) {
     throw new FormatError(`${file} is not valid JSON (${error instanceof Error ? error.message : error})`);
   }

@@ -82,7 +82,7 @@ export function openSafetensors(file: string): SafetensorsFile {
       continue;
     }
     const { type, shape, begin, end } = parseEntry(file, name, value);
-    const kind = DTYPES[type];
+    const kind = Object.hasOwn(DTYPES, type) ? DTYPES[type] : undefined;
     if (kind === undefined) throw new FormatError(`${file}: tensor ${name} has the unknown type ${type}`);
     const expected = shape.reduce((product, size) => product * size, kind.bytes);
     if (!Number.isSafeInteger(expected) || end - begin !== expected)
@@ -293,7 +293,8 @@ export function writeSafetensors(
 }
 
 function encodeHeader(tensors: readonly TensorToWrite[], metadata: Readonly<Record<string, string>>): Uint8Array {
-  const header: Record<string, unknown> = { __metadata__: { format: "pt", ...metadata } };
+  const header: Record<string, unknown> = Object.create(null); // any name is a tensor's, also __proto__
+  header.__metadata__ = { format: "pt", ...metadata };
   let offset = 0;
   for (const tensor of tensors) {
     const end = offset + tensorBytes(tensor);

@@ -55,7 +55,7 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
   };
   const definition =
     family === "llama"
-      ? sentencePieceDefinition(keys, vocabulary, tokens.unk_token)
+      ? sentencePieceDefinition(file, keys, vocabulary, tokens.unk_token)
       : byteLevelDefinition(file, keys, vocabulary);
   const addsBos = (keys.scalar("add_bos_token") ?? family === "llama") === true;
   const chat = metadata.get("tokenizer.chat_template")?.value;
@@ -123,6 +123,9 @@ const startingWith = (token: string, id: number) => ({
   special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
 });
 
+/** Trying every way to cut a token in two takes time that grows with the square of its length. */
+const MAX_TOKEN_LENGTH = 1024;
+
 /** Every way to join two tokens into another, best scores first. */
 function mergesByScore({ texts, kindOf, ids }: Vocabulary, scores: readonly number[]): (readonly [string, string])[] {
   const merges: { readonly pair: readonly [string, string]; readonly score: number; readonly id: number }[] = [];
@@ -139,8 +142,18 @@ function mergesByScore({ texts, kindOf, ids }: Vocabulary, scores: readonly numb
 }
 
 /** @param unknownToken that the metadata names; otherwise the first of that kind */
-function sentencePieceDefinition(keys: TokenizerKeys, vocabulary: Vocabulary, unknownToken: string | undefined) {
+function sentencePieceDefinition(
+  file: string,
+  keys: TokenizerKeys,
+  vocabulary: Vocabulary,
+  unknownToken: string | undefined,
+) {
   const { texts, kindOf, ids } = vocabulary;
+  const long = texts.find((text, id) => kindOf(id) === TOKEN.normal && text.length > MAX_TOKEN_LENGTH);
+  if (long !== undefined)
+    throw new FormatError(
+      `${file}: its tokenizer has a token of ${long.length} characters; at most ${MAX_TOKEN_LENGTH} are expected`,
+    );
   const addsPrefix = keys.scalar("add_space_prefix") !== false;
   const replace = { type: "Replace", pattern: { String: " " }, content: SPACE };
   return {

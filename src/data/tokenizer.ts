@@ -1,7 +1,7 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import path from "node:path";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
-import { readJsonObject } from "../checkpoint/json.js";
+import { readJsonObject, readLimited } from "../checkpoint/json.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { hashBytes } from "../system/files.js";
 
@@ -48,7 +48,7 @@ export class Tokenizer implements TextTokenizer {
       throw new CoppiceError(
         `${directory} has no tokenizer.json; convert its tokenizer with transformers' \`save_pretrained\``,
       );
-    const definition = readFileSync(file, "utf8");
+    const definition = Buffer.from(readLimited(file)).toString();
     let native: NativeTokenizer;
     try {
       native = NativeTokenizer.fromString(definition);

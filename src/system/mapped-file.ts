@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 import { CoppiceError } from "./errors.js";
 import koffi from "./ffi.js";
 import { logOf } from "./log.js";
@@ -60,7 +60,8 @@ const unmapper = new FinalizationRegistry<{ address: bigint; length: number }>((
 export function mapFile(path: string): MappedFile {
   let handle: number;
   try {
-    handle = openSync(path, "r");
+    // a named pipe is opened at once, to be refused, rather than when someone writes to it
+    handle = openSync(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
   } catch (error) {
     throw new CoppiceError(`cannot open ${path}: ${(error as NodeJS.ErrnoException).code ?? error}`);
   }

@@ -1,7 +1,9 @@
-import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { readTensor, writeCheckpoint } from "../../src/checkpoint/index.js";
+import { Tokenizer } from "../../src/data/index.js";
 import { modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { checkTensors } from "../../src/models/weights.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -79,6 +81,44 @@ describe("a model directory", () => {
     const copy = copyOf("llama-3-bf16-sharded");
     damage(copy);
     expect(() => openCheckpoint(copy)).toThrow(message);
+  });
+
+  it("is refused where its configuration nests too deep to be written again", () => {
+    const target = copyOf("llama-1");
+    const file = path.join(target, "config.json");
+    const [open, close] = ["[".repeat(200_000), "]".repeat(200_000)];
+    writeFileSync(file, readFileSync(file, "utf8").replace("{", `{"deep": ${open}${close},`));
+    expect(() => openCheckpoint(target)).toThrow(/config\.json nests more than 200 objects and lists/);
+  });
+
+  it.skipIf(process.platform === "win32").each([
+    ["a directory", (file: string) => mkdirSync(file)],
+    ["a named pipe", (file: string) => execFileSync("mkfifo", [file])],
+  ])("is refused where a file is %s", async (_, make) => {
+    const target = copyOf("llama-1");
+    make(path.join(target, "tokenizer.json"));
+    await expect(Tokenizer.load(target)).rejects.toThrow(/tokenizer\.json is not a regular file/);
+    const { config, source } = openCheckpoint(target);
+    const copy = path.join(target, "copy");
+    expect(() => writeCheckpoint(copy, config, source, { carryFrom: target })).toThrow(
+      /tokenizer\.json is not a regular file/,
+    );
+    rmSync(path.join(target, "config.json"));
+    make(path.join(target, "config.json"));
+    expect(() => openCheckpoint(target)).toThrow(/config\.json is not a regular file/);
+  });
+
+  it("may have a directory of licenses, and links to nothing are named", () => {
+    const target = copyOf("llama-1");
+    mkdirSync(path.join(target, "licenses"));
+    const { config, source } = openCheckpoint(target);
+    const copy = path.join(target, "copy");
+    writeCheckpoint(copy, config, source, { carryFrom: target });
+    expect(openCheckpoint(copy).config).toMatchObject({ model_type: "llama" });
+    symlinkSync("tokenizer.json", path.join(target, "tokenizer.json"));
+    expect(() => writeCheckpoint(path.join(target, "other"), config, source, { carryFrom: target })).toThrow(
+      /tokenizer\.json is not a regular file/,
+    );
   });
 
   it("that lacks tensors, or has them in other shapes, is refused by name", () => {

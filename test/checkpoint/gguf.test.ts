@@ -1,8 +1,11 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { gguf } from "../../src/checkpoint/gguf.js";
 import { type GgufValue, openGguf, readTensor, writeGguf } from "../../src/checkpoint/index.js";
+import { tokenizerFiles } from "../../src/checkpoint/tokenizer-from-gguf.js";
 import { DTYPE_ID } from "../../src/ggml/dtype.js";
 import { blockSize, dataBytes, loadFunctions, QUANTIZED_DTYPES, type StoredDType } from "../../src/ggml/index.js";
 import { modelFromConfig, openCheckpoint } from "../../src/models/index.js";
@@ -152,6 +155,48 @@ describe("a hostile GGUF file", () => {
         writeFileSync(file, bytes);
         expect(() => openGguf(file).tensors.size > 0 || openCheckpoint(file)).toThrow(CoppiceError);
       }
+  });
+
+  it("is refused before its lists take all memory, one by one or together", () => {
+    /** A file of empty texts, whose bytes are a hole. */
+    const listsOf = (lengths: readonly number[]): string => {
+      const header = Buffer.alloc(24);
+      header.write("GGUF");
+      header.writeUInt32LE(3, 4);
+      header.writeBigUInt64LE(BigInt(lengths.length), 16);
+      const handle = openSync(file, "w");
+      writeSync(handle, header, 0, header.length, 0);
+      let end = header.length;
+      lengths.forEach((length, i) => {
+        const entry = Buffer.alloc(25); // the key's length and letter, list, bytes, how many
+        entry.writeBigUInt64LE(1n);
+        entry.write("abcdef"[i]!, 8);
+        entry.writeUInt32LE(9, 9);
+        entry.writeBigUInt64LE(BigInt(length), 17);
+        writeSync(handle, entry, 0, entry.length, end);
+        end += entry.length + length;
+      });
+      closeSync(handle);
+      truncateSync(file, end);
+      return file;
+    };
+    expect(openGguf(listsOf([1000, 20])).metadata.get("b")?.value).toHaveLength(20);
+    expect(() => openGguf(listsOf([1 << 26]))).toThrow(/the length of a is 67108864, the limit is 8388608/);
+    expect(() => openGguf(listsOf([1 << 22, 1 << 22, 1]))).toThrow(/with c its lists have more than 8388608 elements/);
+  });
+
+  it("is refused where its tokenizer would take hours to read", () => {
+    const metadata = new Map([
+      ["tokenizer.ggml.model", gguf.string("llama")],
+      ["tokenizer.ggml.tokens", gguf.strings(["a", "b", "ab".repeat(1 << 20)])],
+    ]);
+    expect(() => tokenizerFiles("long.gguf", metadata)).toThrow(/long\.gguf.*a token of 2097152 characters/);
+  });
+
+  it.skipIf(process.platform === "win32")("is refused at once where it is a named pipe", () => {
+    const pipe = path.join(root, "pipe.gguf");
+    execFileSync("mkfifo", [pipe]);
+    expect(() => openGguf(pipe)).toThrow(/pipe\.gguf is not a regular file/);
   });
 
   it("is refused with a reason, cut off anywhere", async () => {

@@ -22,8 +22,8 @@ describe("safetensors", () => {
   it("reads what it wrote, bit by bit, for any names, shapes and types", () => {
     const tensor = fc.record({
       name: fc
-        .string({ minLength: 1, maxLength: 20 })
-        .filter((name) => name !== "__metadata__" && name !== "__proto__"),
+        .oneof(fc.string({ minLength: 1, maxLength: 20 }), fc.constantFrom("__proto__", "constructor"))
+        .filter((name) => name !== "__metadata__"),
       dtype: fc.constantFrom("f32", "f16", "bf16"),
       shape: fc.array(fc.integer({ min: 1, max: 6 }), { minLength: 0, maxLength: 3 }),
       seed: fc.nat(255),
@@ -123,6 +123,11 @@ describe("safetensors", () => {
   ])("refuses %s", (_, write, message) => {
     write();
     expect(() => openSafetensors(file("h"))).toThrow(message);
+  });
+
+  it.each(["constructor", "toString", "__proto__"])("refuses the element type %s", (dtype) => {
+    const damaged = writeRaw("type.safetensors", entry([2], [0, 8], dtype), 8);
+    expect(() => openSafetensors(damaged)).toThrow(`tensor x has the unknown type ${dtype}`);
   });
 
   it("answers any damage to a real file with an error of its own, or reads it", () => {
