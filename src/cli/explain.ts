@@ -1,4 +1,5 @@
 import type { ExplainedReport, ExplainedSearch, ExplainedTraining, Explanation, RankedSizes } from "../jobs/explain.js";
+import { rankingLoss } from "../prune/candidate-losses.js";
 import { describeSize } from "../prune/sizes.js";
 import { formatBytes, formatCount, toTheSecond } from "../system/format.js";
 import { action } from "./action.js";
@@ -71,24 +72,26 @@ function renderSearch(search: ExplainedSearch | undefined): string[] {
   const [best, next] = search?.candidates ?? [];
   if (search === undefined || best === undefined) return [];
   const { candidates, measuredOn } = search;
-  const distilled = best.distilledLoss !== undefined;
-  const lossOf = (one: RankedSizes) => (distilled ? (one.distilledLoss ?? one.loss) : one.loss);
-  const how = distilled ? "after a brief distillation" : "as pruned";
+  const [refitted, distilled] = [best.refittedLoss !== undefined, best.distilledLoss !== undefined];
+  const how = distilled ? "after a brief distillation" : refitted ? "after a refit" : "as pruned";
   const rival =
-    next === undefined ? "no other was measured" : `the next best has ${lossOf(next).toFixed(4)} (${sizesText(next)})`;
+    next === undefined
+      ? "no other was measured"
+      : `the next best has ${rankingLoss(next).toFixed(4)} (${sizesText(next)})`;
   return [
-    `${candidates.length === 1 ? "1 candidate was" : `${candidates.length} candidates were`} measured on the validation data. Taken: ${sizesText(best)}, because its loss ${how}, ${lossOf(best).toFixed(4)}, is the smallest; ${rival}.`,
+    `${candidates.length === 1 ? "1 candidate was" : `${candidates.length} candidates were`} measured on the validation data. Taken: ${sizesText(best)}, because its loss ${how}, ${rankingLoss(best).toFixed(4)}, is the smallest; ${rival}.`,
     table(
-      ["candidate", "parameters", "loss as pruned", "distilled briefly", ""],
+      ["candidate", "parameters", "loss as pruned", "refitted", "distilled briefly", ""],
       candidates.map((one) => [
         sizesText(one),
         formatCount(one.parameters),
         one.loss.toFixed(4),
+        one.refittedLoss?.toFixed(4) ?? "-",
         one.distilledLoss?.toFixed(4) ?? "-",
         one === best ? "taken" : "",
       ]),
     ),
-    `losses as pruned: of the first ${measuredOn.tokens} tokens of the validation data, ${sequencesText(measuredOn.sequenceLength)}, computed in ${measuredOn.computeType}`,
+    `losses as pruned${refitted ? " and refitted" : ""}: of the first ${measuredOn.tokens} tokens of the validation data, ${sequencesText(measuredOn.sequenceLength)}, computed in ${measuredOn.computeType}`,
     ...(distilled ? ["losses after a brief distillation: of all the validation data"] : []),
   ];
 }

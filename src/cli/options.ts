@@ -4,6 +4,7 @@ import { DEVICE_KINDS, type DeviceKind } from "../ggml/device-kinds.js";
 import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../jobs/index.js";
 import { DEPTH_METHODS, type DepthMethod } from "../prune/depth-methods.js";
 import { largestOf, parseSizes } from "../prune/sizes.js";
+import { START_METHODS, type StartMethod } from "../refit/start-methods.js";
 import { type OptionGroup, option } from "./command.js";
 import {
   parseAtLeastOne,
@@ -105,6 +106,8 @@ export interface TargetFlags {
   readonly maxDepthCut?: number | undefined;
   readonly tolerance?: number | undefined;
   readonly depth?: DepthMethod | undefined;
+  readonly start?: StartMethod | undefined;
+  readonly refitSamples?: number | undefined;
   readonly candidates?: number | undefined;
   readonly searchTokens?: number | undefined;
   readonly samples?: number | undefined;
@@ -114,6 +117,8 @@ export interface TargetFlags {
 const addTarget = (mandatory: boolean): OptionGroup => {
   const forms =
     "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520; for each layer ffn=400/300/200, for one layers.2.ffn=128";
+  const starts =
+    "how the smaller model starts: refit mends the cut in closed form (default of compress), minitron only cuts (default of plan and prune)";
   const depths = "how layers to cut are chosen (default: contiguous-loss)";
   return (command) =>
     command
@@ -129,10 +134,12 @@ const addTarget = (mandatory: boolean): OptionGroup => {
         parseNames,
       )
       .option("--divisors <sizes>", "what sizes are multiples of, for example hidden=256,ffn=512")
-      .option("--max-width-cut <share>", "largest cut of a width (default: 0.4)", parseShare)
+      .option("--max-width-cut <share>", "largest cut of a width (default: 0.4; of ffn 0.6)", parseShare)
       .option("--max-depth-cut <share>", "largest cut of the depth (default: 0.2)", parseShare)
       .option("--tolerance <share>", "how far from the target (default: 0.05)", parseShare)
       .addOption(option("--depth <method>", depths).choices(DEPTH_METHODS))
+      .addOption(option("--start <method>", starts).choices(START_METHODS))
+      .option("--refit-samples <n>", "sequences of 256 tokens to refit on (default: 192)", parseAtLeastOne)
       .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
       .option(
         "--search-tokens <n>",
@@ -157,6 +164,8 @@ export function targetOptions(flags: TargetFlags): TargetOptions {
     space: defined({ axes, divisors, maxWidthCut, maxDepthCut, tolerance }),
     bitsPerWeight: flags.bits,
     depthMethod: flags.depth,
+    start: flags.start,
+    refitSamples: flags.refitSamples,
     maxCandidates: flags.candidates,
     searchTokens: flags.searchTokens,
     calibrationSamples: flags.samples,

@@ -81,12 +81,13 @@ function renderPlan({ candidates, parameters, original }: PlanOutcome): string {
   return [
     `${formatCount(parameters)} parameters now: ${axes.map((axis) => `${axis}=${sizeText(original[axis])}`).join(", ")}`,
     table(
-      [...axes, "parameters", "of all", "loss as pruned", "distilled briefly"],
+      [...axes, "parameters", "of all", "loss as pruned", "refitted", "distilled briefly"],
       candidates.map((c) => [
         ...axes.map((axis) => sizeText(c.sizes[axis] ?? original[axis])),
         String(c.parameters),
         `${((100 * c.parameters) / parameters).toFixed(1)} %`,
         c.loss?.toFixed(4) ?? "-",
+        c.refittedLoss?.toFixed(4) ?? "-",
         c.distilledLoss?.toFixed(4) ?? "-",
       ]),
     ),

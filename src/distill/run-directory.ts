@@ -247,7 +247,12 @@ export class RunDirectory {
 
   /** Deletes the checkpoints of a finished run. */
   dropCheckpoints(): void {
-    this.files.remove(this.files.below(this.relative(CHECKPOINTS)));
+    this.drop(CHECKPOINTS);
+  }
+
+  /** Deletes what the run wrote to a folder. */
+  drop(folder: string): void {
+    this.files.remove(this.files.below(this.relative(folder)));
   }
 }
 

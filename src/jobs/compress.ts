@@ -54,7 +54,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
     ...outsideInput(job.out, "the benchmark data", job.evaluate?.data),
   ];
   return inRun(job, inputs, async (directory) => {
-    const settings = trainOptionsFor(model, { ...job.settings, tokens: job.settings?.tokens ?? DEFAULT_TOKENS });
+    const settings = studentSettings(model, job);
     const { train: tokens, validation } = await openData({ directory: checkpoint.directory, model }, job, job);
     noteTraining(settings, tokens, job);
     const identity = job.modelName ?? (await modelIdentity(checkpoint, job.cacheDir));
@@ -64,6 +64,16 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
       new Compression({ backend, job, original, tokens, validation, settings, directory }).run(),
     );
   });
+}
+
+/** A refitted start is already near its teacher: half the learning rate of a plain cut was best. */
+const REFITTED_RATE_SHARE = 0.5;
+
+function studentSettings(model: Model, { settings, start }: CompressJob): TrainOptions {
+  const wanted = { ...settings, tokens: settings?.tokens ?? DEFAULT_TOKENS };
+  const plain = trainOptionsFor(model, wanted);
+  if (start === "minitron" || wanted.learningRate !== undefined) return plain;
+  return trainOptionsFor(model, { ...wanted, learningRate: plain.learningRate * REFITTED_RATE_SHARE });
 }
 
 /** For a device, also requests the kind of file that fits it best. */
@@ -97,7 +107,7 @@ function hasCandidates(model: Model, job: CompressJob): boolean {
 /** Identifies a run: everything that its results depend on. */
 function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Readonly<Record<string, string>>) {
   const { target, bitsPerWeight, space, depthMethod, maxCandidates, calibrationSamples, distillation } = job;
-  const { teacherOptions, teacherCorrection, searchTokens, intermediate } = job;
+  const { teacherOptions, teacherCorrection, searchTokens, intermediate, start, refitSamples } = job;
   return {
     command: "compress",
     inputs,
@@ -113,5 +123,7 @@ function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Reado
     teacherCorrection,
     searchTokens,
     intermediate,
+    start,
+    refitSamples,
   };
 }

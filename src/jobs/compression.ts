@@ -28,6 +28,7 @@ import { type QuantizedFile, quantize } from "./quantize.js";
 import { writeReport } from "./report.js";
 import { RANKING_FILE, scoresFor, search } from "./search.js";
 import { Stages } from "./stages.js";
+import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
 import { runTraining, trainOptionsFor, writeTrained } from "./training.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -39,6 +40,9 @@ const CORRECTION_RATE_SHARE = 0.2;
 
 /** For a pruned model that llama.cpp cannot compute, though it can compute the original. */
 const OTHER_CUTS = "Leave the width as it is (--axes ffn or ffn,layers, with --restart), or do without --gguf";
+
+/** The folder of a run for what a refitted start is made of. */
+const REFIT = "refit";
 
 /** What a compression works on. */
 export interface CompressionInputs {
@@ -71,8 +75,10 @@ export class Compression {
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);
       const { directory: carryFrom } = original.checkpoint;
-      writeDirectory(this.prune(teacherPath, plan), carryFrom, { ...job, out: prunedPath, place }, "prune");
+      const start = await this.start(teacherPath, plan);
+      writeDirectory(start, carryFrom, { ...job, out: prunedPath, place }, "prune");
     });
+    directory.drop(REFIT);
     if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(openCheckpoint(prunedPath).model, OTHER_CUTS); // before hours of training
     const pruned = await this.measure(prunedPath, "measure pruned");
     const training = await stages.once("distill", () => this.distill(teacherPath, prunedPath, plan));
@@ -229,13 +235,15 @@ export class Compression {
         return scoresIdentity(this.scoresFile);
       });
       const scores = await this.unchangedScores(identity);
+      const statistics = await this.statistics(inputs);
       const { searchTokens } = job;
       const distill = (pruned: PrunedModel) => {
         const briefSettings = forTokens(settings, searchTokens ?? 0);
         return distillBriefly({ backend, teacher: weights, pruned, tokens, validation, settings: briefSettings });
       };
       const rankingFile = this.inputs.directory.own(RANKING_FILE);
-      const [best] = await search({ ...inputs, scores }, searchTokens === undefined ? undefined : distill, rankingFile);
+      const rounds = { statistics, distill: searchTokens === undefined ? undefined : distill };
+      const [best] = await search({ ...inputs, scores }, rounds, rankingFile);
       if (best === undefined) throw new UsageError(`the target ${job.target} has no candidates`);
       return best.plan;
     } finally {
@@ -262,10 +270,32 @@ export class Compression {
     return loadScores(this.scoresFile, this.inputs.original.model);
   }
 
-  private prune(teacherPath: string, plan: PrunePlan): PrunedModel {
-    const teacher = openCheckpoint(teacherPath);
-    const scores = loadScores(this.scoresFile, teacher.model);
-    return prune(teacher, plan, keptIndices(teacher.model, plan, scores));
+  /** Of the teacher, for a refitted start. */
+  private async statistics(inputs: StartInputs): Promise<StartStatistics | undefined> {
+    if (this.inputs.job.start === "minitron") return undefined;
+    const file = this.inputs.directory.own(REFIT, "statistics.safetensors");
+    await this.stages.once("statistics", async () => {
+      await startStatistics(inputs, file);
+    });
+    return startStatistics(inputs, file);
+  }
+
+  /** The student before it is distilled. */
+  private async start(teacherPath: string, plan: PrunePlan): Promise<PrunedModel> {
+    const { backend, job, tokens, settings, directory } = this.inputs;
+    const original = openCheckpoint(teacherPath);
+    const scores = loadScores(this.scoresFile, original.model);
+    const inputs = { backend, original, tokens, computeType: settings.computeType, options: job };
+    const statistics = await this.statistics(inputs);
+    if (statistics === undefined) return prune(original, plan, keptIndices(original.model, plan, scores));
+    noteSelection(inputs, plan);
+    return refittedStart(inputs, {
+      plan,
+      scores,
+      statistics,
+      place: (name) => directory.own(REFIT, name),
+      onProgress: (done, total) => job.onProgress?.({ stage: "refit", done, total, unit: "steps" }),
+    });
   }
 
   private distill(teacherPath: string, prunedPath: string, plan: PrunePlan): Promise<TrainResult> {

@@ -55,6 +55,7 @@ const candidateSchema = z.object({
   parameters: z.number(),
   keptLayers: z.array(z.number()),
   loss: z.number(),
+  refittedLoss: z.number().optional(),
   distilledLoss: z.number().optional(),
 });
 export type RankedSizes = z.infer<typeof candidateSchema>;

@@ -8,6 +8,7 @@ import { type DataOptions, openData } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { checkCacheFile } from "./output.js";
 import { briefDistiller, scoresFor, search } from "./search.js";
+import { startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
 export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions> {
@@ -19,7 +20,8 @@ export interface PlanOutcome {
   readonly parameters: number;
   readonly original: AxisSizes;
   /** First those that were measured, best first; then the others, nearest to the target first. */
-  readonly candidates: readonly (Candidate & Partial<Pick<RankedCandidate, "loss" | "distilledLoss">>)[];
+  readonly candidates: readonly (Candidate &
+    Partial<Pick<RankedCandidate, "loss" | "refittedLoss" | "distilledLoss">>)[];
 }
 
 /**
@@ -57,7 +59,8 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     try {
       const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
       const scores = await scoresFor(inputs, identity);
-      const ranked = await search({ ...inputs, scores }, briefDistiller(inputs));
+      const statistics = job.start === "refit" ? await startStatistics(inputs) : undefined;
+      const ranked = await search({ ...inputs, scores }, { statistics, distill: briefDistiller(inputs) });
       const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
       const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
       return {

@@ -9,12 +9,13 @@ import {
   largestOf,
   layerOrder,
   loadScores,
+  type PrunedModel,
   type PrunePlan,
   planFor,
   prune,
   type Scores,
 } from "../prune/index.js";
-import { CoppiceError, UsageError } from "../system/errors.js";
+import { required, UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scoresIdentity } from "./inputs.js";
 import { onDevice } from "./job.js";
@@ -22,7 +23,8 @@ import { type DataOptions, openData } from "./open-data.js";
 import { type OpenModel, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
-import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
+import { briefDistiller, depthOptions, RANKING_FILE, type SearchInputs, scoresFor, search } from "./search.js";
+import { noteSelection, refittedStart, type StartStatistics, startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -73,7 +75,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   return inRun(job, inputs, async (run) => {
     const { target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples } = job;
-    const { computeType, shardBytes, scoresFile } = job;
+    const { start, refitSamples, computeType, shardBytes, scoresFile } = job;
     claim(run, job, {
       command: "prune",
       inputs: { model: await modelIdentity(opened.checkpoint, job.cacheDir), data: await dataIdentity(job, data) },
@@ -84,12 +86,15 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
       maxCandidates,
       searchTokens,
       calibrationSamples,
+      start,
+      refitSamples,
       computeType,
       shardBytes,
     });
     if (run.finished) return { ...(await recordedOutcome(run, job)), out: job.out };
     if (scoresFile !== undefined) ownIfInside(run, scoresFile);
     const outcome = await pruneInto(job, opened, candidates, (name) => run.own(name));
+    run.drop("refit");
     run.finish({ outcome, scores: await scoresIn(scoresFile) } satisfies RecordedResult);
     return { ...outcome, out: job.out };
   });
@@ -115,8 +120,7 @@ async function pruneInto(
   place: (name: string) => string,
 ): Promise<Omit<PruneOutcome, "out">> {
   const { checkpoint, model, parameters } = opened;
-  const { plan, scores } = await onDevice(job, (backend) => choosePlan(backend, opened, candidates, { ...job, place }));
-  const pruned = prune(checkpoint, plan, keptIndices(model, plan, scores));
+  const pruned = await onDevice(job, (backend) => choose(backend, opened, candidates, { ...job, place }));
   writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
   return { parameters: { from: parameters, to }, plan: summarizePlan(model, pruned.model) };
@@ -127,37 +131,62 @@ interface ChosenPlan {
   readonly scores: Scores;
 }
 
-/** Chooses what stays. With stored scores and explicit sizes that takes no data and no weights in memory. */
-async function choosePlan(
+/** Chooses what stays and cuts. With stored scores and explicit sizes a plain cut takes no data and no weights in memory. */
+async function choose(
   backend: Backend,
   { checkpoint, model }: OpenModel,
   candidates: readonly Candidate[],
   job: PruneJob & { readonly place: (name: string) => string },
-): Promise<ChosenPlan> {
-  const { computeType = "bf16" } = job;
+): Promise<PrunedModel> {
+  const { computeType = "bf16", start = "minitron" } = job;
   const identity = await modelIdentity(checkpoint, job.cacheDir);
   const only = candidates.length === 1 ? candidates[0] : undefined;
-  const stored = only && planFromScores(model, only, job, identity);
-  if (stored !== undefined) return stored;
+  const stored = start === "minitron" ? only && planFromScores(model, only, job, identity) : undefined;
+  if (stored !== undefined) return prune(checkpoint, stored.plan, keptIndices(model, stored.plan, stored.scores));
   if (job.data === undefined || job.data.length === 0)
-    throw new UsageError("pruning needs --data to score what matters, or --scores with explicit sizes");
+    throw new UsageError(
+      start === "refit"
+        ? "--start refit needs --data to refit on"
+        : "pruning needs --data to score what matters, or --scores with explicit sizes",
+    );
   const { directory, source } = checkpoint;
   const { train, validation } = await openData({ directory, model }, { ...job, data: job.data }, job);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {
     const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
     const scores = await scoresFor(inputs, identity);
-    if (only === undefined) {
-      const [best] = await search({ ...inputs, scores }, briefDistiller(inputs), job.place(RANKING_FILE));
-      if (best === undefined) throw new CoppiceError("no candidate was measured");
-      return { plan: best.plan, scores };
-    }
-    const cut = model.layerCount - layersOf(model, only);
-    const order = await layerOrder({ ...inputs, scores }, cut, depthOptions(model, job, computeType));
-    return { plan: planFor(model, only.sizes, order), scores };
+    const statistics =
+      start === "refit" ? await startStatistics(inputs, job.place("refit/statistics.safetensors")) : undefined;
+    const plan = await planOf(only, { ...inputs, scores }, statistics, job.place(RANKING_FILE));
+    if (statistics === undefined) return prune(checkpoint, plan, keptIndices(model, plan, scores));
+    noteSelection(inputs, plan);
+    return await refittedStart(inputs, {
+      plan,
+      scores,
+      statistics,
+      place: (name) => job.place(`refit/${name}`),
+      onProgress: (done, total) => job.onProgress?.({ stage: "refit", done, total, unit: "steps" }),
+    });
   } finally {
     weights.free();
   }
+}
+
+/** The only candidate's plan, or that of the best. */
+async function planOf(
+  only: Candidate | undefined,
+  inputs: SearchInputs & { readonly scores: Scores },
+  statistics: StartStatistics | undefined,
+  rankingFile: string,
+): Promise<PrunePlan> {
+  const { original, options, computeType } = inputs;
+  const { model } = original;
+  if (only === undefined) {
+    const [best] = await search(inputs, { statistics, distill: briefDistiller(inputs) }, rankingFile);
+    return required(best, "no candidate was measured").plan;
+  }
+  const cut = model.layerCount - layersOf(model, only);
+  return planFor(model, only.sizes, await layerOrder(inputs, cut, depthOptions(model, options, computeType)));
 }
 
 const layersOf = (model: Model, { sizes }: Candidate): number =>

@@ -1,21 +1,27 @@
 import { existsSync } from "node:fs";
 import { Sequences, type TokenStream } from "../data/index.js";
-import { defaultSequenceLength } from "../evaluate/index.js";
+import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import type { Model, ModelTensors, ModelWeights } from "../models/index.js";
+import { loadWeights, type Model, type ModelTensors, type ModelWeights } from "../models/index.js";
 import {
   calibrate,
+  keptIndices,
   loadScores,
   type PrunedModel,
+  type PrunePlan,
+  prune,
   type RankedCandidate,
+  type Round,
   rankCandidates,
   type Scores,
   saveScores,
 } from "../prune/index.js";
+import { elementAt } from "../system/arrays.js";
 import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
+import { type StartStatistics, withRefittedStart } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
 
@@ -68,22 +74,23 @@ export const depthOptions = (model: Model, options: TargetOptions, computeType: 
 /** The record of a search in a run's directory: what candidates were measured on, and the candidates, best first. */
 export const RANKING_FILE = "search.json";
 
-const summaryOf = ({ sizes, parameters, plan, loss, distilledLoss }: RankedCandidate) => ({
+const summaryOf = ({ sizes, parameters, plan, loss, refittedLoss, distilledLoss }: RankedCandidate) => ({
   sizes,
   parameters,
   keptLayers: plan.keptLayers,
   loss,
+  refittedLoss,
   distilledLoss,
 });
 
 /**
  * Ranks the architectures that meet a target, best first.
- * @param distill see `rankCandidates`
+ * @param how the smaller model would start, and be distilled briefly, if that was requested
  * @param rankingFile records the ranking
  */
 export async function search(
   inputs: SearchInputs & { readonly scores: Scores },
-  distill: ((pruned: PrunedModel) => Promise<number>) | undefined,
+  { statistics, distill }: SearchRounds,
   rankingFile?: string,
 ): Promise<RankedCandidate[]> {
   const { original, options, computeType } = inputs;
@@ -93,7 +100,7 @@ export async function search(
     depthMethod,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
-    distill,
+    rounds: roundsOf(inputs, { statistics, distill }),
   });
   if (rankingFile !== undefined) {
     const available = inputs.validation.length - 1;
@@ -103,6 +110,52 @@ export async function search(
     writeJson(rankingFile, { measuredOn, candidates: ranked.map(summaryOf) });
   }
   return ranked;
+}
+
+/** Measurements of the best candidates beyond their loss as pruned. */
+export interface SearchRounds {
+  /** For refitted starts. */
+  readonly statistics?: StartStatistics | undefined;
+  /** Distills a start briefly and returns its validation loss. */
+  readonly distill?: ((start: PrunedModel) => Promise<number>) | undefined;
+}
+
+/** Rounds of refits: the first with few sequences for several candidates, the second with more for the best. */
+const REFIT_ROUNDS = [
+  { candidates: 6, samples: 16 },
+  { candidates: 2, samples: 64 },
+];
+const DISTILLED_CANDIDATES = 4;
+
+function roundsOf(inputs: SearchInputs & { readonly scores: Scores }, { statistics, distill }: SearchRounds): Round[] {
+  const { scores, original } = inputs;
+  const start = <T>(plan: PrunePlan, samples: number, use: (cut: PrunedModel) => Promise<T>): Promise<T> =>
+    statistics === undefined
+      ? use(prune(original, plan, keptIndices(original.model, plan, scores)))
+      : withRefittedStart(inputs, { plan, scores, statistics, samples }, use);
+  const refits = REFIT_ROUNDS.map(
+    ({ candidates, samples }): Round => ({
+      measure: "refittedLoss",
+      candidates,
+      lossOf: ({ plan }) => start(plan, samples, (cut) => lossOf(inputs, cut)),
+    }),
+  );
+  const last = distill && {
+    measure: "distilledLoss" as const,
+    candidates: DISTILLED_CANDIDATES,
+    lossOf: ({ plan }: RankedCandidate) => start(plan, elementAt(REFIT_ROUNDS, 1).samples, distill),
+  };
+  return [...(statistics === undefined ? [] : refits), ...(last === undefined ? [] : [last])];
+}
+
+async function lossOf(inputs: SearchInputs, cut: PrunedModel): Promise<number> {
+  const { backend, validation, computeType, options } = inputs;
+  const weights = loadWeights(backend, cut.model, cut.source, { dtype: computeType, trainable: false });
+  try {
+    return (await perplexity(backend, weights, validation, depthOptions(cut.model, options, computeType))).loss;
+  } finally {
+    weights.free();
+  }
 }
 
 /** Distills candidates briefly, with default settings; undefined when that was not requested. */

@@ -8,6 +8,7 @@ import {
   parseTarget,
   type SearchSpace,
 } from "../prune/index.js";
+import type { StartMethod } from "../refit/start-methods.js";
 import { bestFit } from "./device-plan.js";
 
 /** Options for the smaller model, and for the search for it. */
@@ -22,6 +23,10 @@ export interface TargetOptions {
   readonly depthMethod?: DepthMethod | undefined;
   /** How many candidates are measured at most; 12 by default. */
   readonly maxCandidates?: number | undefined;
+  /** How the smaller model starts; by default `refit` to compress, and `minitron`, which is a cut alone, to prune. */
+  readonly start?: StartMethod | undefined;
+  /** Sequences of 256 tokens to refit on; 192 by default. */
+  readonly refitSamples?: number | undefined;
   /** Rank the best candidates again after distilling each on this many tokens. */
   readonly searchTokens?: number | undefined;
   /** Sequences to calibrate on; 1024 by default. */

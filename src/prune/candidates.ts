@@ -1,6 +1,7 @@
 import { countParameters, type Model, type PruningAxis, shapeOf } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { FormatError, UsageError } from "../system/errors.js";
-import { axisSizes, highest, keptIndices, type PrunePlan, planFor } from "./plan.js";
+import { axisSizes, keptIndices, type PrunePlan, planFor } from "./plan.js";
 import type { Scores } from "./scores.js";
 import { type AxisSize, type AxisSizes, describeSizes, largestOf, sizeOn } from "./sizes.js";
 
@@ -15,15 +16,19 @@ export interface SearchSpace {
   readonly axes: readonly string[];
   /** Sizes are multiples of these. Default: the largest power of two up to a 32nd of the original; for layers a 16th. */
   readonly divisors?: Readonly<Record<string, number>> | undefined;
-  /** The largest share that may be cut from a width, and from the depth; 40 % and 20 % by default, as in Model Optimizer. */
+  /**
+   * The largest share that may be cut from a width, and from the depth; 40 % and 20 % by default, as in Model Optimizer, but 60 % of
+   * feed-forward networks: cut alone they lose less than two widths do.
+   */
   readonly maxWidthCut?: number | undefined;
   readonly maxDepthCut?: number | undefined;
   /** How far the parameter count may be from the target; 5 % by default (arXiv 2407.14679, section 2.3). */
   readonly tolerance?: number | undefined;
 }
 
+/** Largest cuts by axis; of other widths {@link DEFAULT_WIDTH_CUT}. */
+const DEFAULT_CUTS: Readonly<Record<string, number>> = { layers: 0.2, ffn: 0.6 };
 const DEFAULT_WIDTH_CUT = 0.4;
-const DEFAULT_DEPTH_CUT = 0.2;
 export const DEFAULT_TOLERANCE = 0.05;
 
 const powerOfTwoBelow = (value: number): number => 2 ** Math.max(0, Math.floor(Math.log2(value)));
@@ -45,8 +50,8 @@ function choices(axis: PruningAxis, original: AxisSize, space: SearchSpace): Axi
   if (!space.axes.includes(axis.name)) return [original];
   const size = largestOf(original);
   const divisor = divisorOf(axis, size, space);
-  const cut =
-    axis.name === "layers" ? (space.maxDepthCut ?? DEFAULT_DEPTH_CUT) : (space.maxWidthCut ?? DEFAULT_WIDTH_CUT);
+  const wanted = axis.name === "layers" ? space.maxDepthCut : space.maxWidthCut;
+  const cut = wanted ?? DEFAULT_CUTS[axis.name] ?? DEFAULT_WIDTH_CUT;
   const smallest = Math.max(1, Math.ceil(size * (1 - cut) - 1e-9));
   const multiples: number[] = [];
   for (let value = Math.floor(size / divisor) * divisor; value >= smallest; value -= divisor) multiples.push(value);
@@ -229,7 +234,18 @@ export function retainedImportance(model: Model, plan: PrunePlan, scores: Scores
   return shares.reduce((a, b) => a + b, 0) / shares.length;
 }
 
-/** The `count` candidates that keep most importance, in that order. */
+/** Which of a model's axes sizes cut, as a key. */
+export function cutAxes(model: Model, sizes: AxisSizes): string {
+  const original = axisSizes(model);
+  return Object.keys(sizes)
+    .filter((axis) => String(sizes[axis]) !== String(original[axis]))
+    .join();
+}
+
+/**
+ * The `count` candidates that keep most importance, in that order, as many of each shape as possible: shares of importance say little
+ * of one axis against another.
+ */
 export function mostPromising(
   model: Model,
   candidates: readonly Candidate[],
@@ -241,5 +257,17 @@ export function mostPromising(
   const estimates = Float32Array.from(candidates, ({ sizes }) =>
     retainedImportance(model, planFor(model, sizes, layerOrder), scores),
   );
-  return [...highest(estimates, count)].map((i) => candidates[i] as Candidate);
+  const byEstimate = (a: number, b: number) => elementAt(estimates, b) - elementAt(estimates, a) || a - b;
+  const places = new Map<string, number>();
+  const placed = [...candidates.keys()].sort(byEstimate).map((i) => {
+    const axes = cutAxes(model, elementAt(candidates, i).sizes);
+    const place = places.get(axes) ?? 0; // among those that cut the same axes
+    places.set(axes, place + 1);
+    return { i, place };
+  });
+  const chosen = placed.sort((a, b) => a.place - b.place).slice(0, count);
+  return chosen
+    .map(({ i }) => i)
+    .sort(byEstimate)
+    .map((i) => elementAt(candidates, i));
 }

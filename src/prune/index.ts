@@ -1,4 +1,5 @@
 export { calibrate } from "./calibration.js";
+export { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
 export {
   type Candidate,
   DEFAULT_TOLERANCE,
@@ -11,8 +12,9 @@ export {
 export { ascending, type DepthOptions, layerOrder, type RankingInputs } from "./depth.js";
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
-export { type RankedCandidate, rankCandidates, type SearchOptions } from "./ranking.js";
+export { type RankedCandidate, type Round, rankCandidates, type SearchOptions } from "./ranking.js";
 export { loadScores, type Scores, saveScores } from "./scores.js";
 export { type AxisSize, type AxisSizes, describeSize, describeSizes, largestOf, parseSizes } from "./sizes.js";
+export { type SurgeonScores, surgeonScores } from "./surgeon-scores.js";
 export { type PrunedModel, prune } from "./surgery.js";
 export { parseTarget, type Target } from "./target.js";

@@ -1,7 +1,9 @@
 import { perplexity } from "../evaluate/index.js";
-import { loadWeights, type ModelTensors } from "../models/index.js";
+import { loadWeights, type Model, type ModelTensors } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import type { ComputeType } from "../tensor/index.js";
-import { type Candidate, mostPromising } from "./candidates.js";
+import { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
+import { type Candidate, cutAxes, mostPromising } from "./candidates.js";
 import { layerOrder, type RankingInputs } from "./depth.js";
 import type { DepthMethod } from "./depth-methods.js";
 import { keptIndices, type PrunePlan, planFor } from "./plan.js";
@@ -9,12 +11,16 @@ import { largestOf } from "./sizes.js";
 import { type PrunedModel, prune } from "./surgery.js";
 
 /** A candidate that was measured. */
-export interface RankedCandidate extends Candidate {
+export interface RankedCandidate extends Candidate, CandidateLosses {
   readonly plan: PrunePlan;
-  /** Mean nats per token on the validation data, as pruned. */
-  readonly loss: number;
-  /** The same after a short distillation, if there was one. */
-  readonly distilledLoss?: number | undefined;
+}
+
+/** A costlier measurement, by which the best candidates so far are ranked again. */
+export interface Round {
+  readonly measure: "refittedLoss" | "distilledLoss";
+  /** How many candidates are measured. */
+  readonly candidates: number;
+  readonly lossOf: (candidate: RankedCandidate) => Promise<number>;
 }
 
 export interface SearchOptions {
@@ -26,17 +32,13 @@ export interface SearchOptions {
   /** Validation sequences to measure each candidate on. */
   readonly maxSequences: number;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
-  /** Distills a candidate briefly and returns its validation loss, by which the best candidates are ranked again. */
-  readonly distill?: ((pruned: PrunedModel) => Promise<number>) | undefined;
-  /** How many candidates are distilled; 4 by default. */
-  readonly distilled?: number | undefined;
+  /** Further rounds, each with fewer candidates (successive halving, arXiv 1502.07943). */
+  readonly rounds?: readonly Round[] | undefined;
 }
 
-const DEFAULT_DISTILLED = 4;
-
 /**
- * Ranks candidates by validation loss as pruned, and the best of them again after a short distillation, because the order
- * before it is not the order after it (arXiv 2407.14679, section 2.3).
+ * Ranks candidates by validation loss as pruned, and the best of them again in further rounds, because the order after a refit or a
+ * short distillation is not the order before it (arXiv 2407.14679, section 2.3).
  * @returns best first
  */
 export async function rankCandidates(
@@ -48,21 +50,41 @@ export async function rankCandidates(
   const { model } = original;
   const byInfluence = [...(scores.get("layers") ?? [])].map((_, i) => i);
   const promising = mostPromising(model, candidates, scores, byInfluence, options.maxCandidates);
-  const cut = (plan: PrunePlan) => prune(original, plan, keptIndices(model, plan, scores));
+  const rounds = promising.length === 1 ? [] : (options.rounds ?? []);
+  const total = rounds.reduce((sum, round) => sum + Math.min(round.candidates, promising.length), promising.length);
+  let done = 0;
+  const advance = () => options.onProgress?.(++done, total);
   const orderFor = cachedLayerOrder(inputs, options);
-  const ranked: RankedCandidate[] = [];
+  let ranked: RankedCandidate[] = [];
   for (const candidate of promising) {
     const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
-    ranked.push({ ...candidate, plan, loss: await lossOf(cut(plan), inputs, options) });
-    options.onProgress?.(ranked.length, promising.length);
+    const pruned = prune(original, plan, keptIndices(model, plan, scores));
+    ranked.push({ ...candidate, plan, loss: await lossOf(pruned, inputs, options) });
+    advance();
   }
   ranked.sort((a, b) => a.loss - b.loss);
-  if (options.distill === undefined) return ranked;
-  const distilled: (RankedCandidate & { readonly distilledLoss: number })[] = [];
-  for (const candidate of ranked.splice(0, options.distilled ?? DEFAULT_DISTILLED))
-    distilled.push({ ...candidate, distilledLoss: await options.distill(cut(candidate.plan)) });
-  distilled.sort((a, b) => a.distilledLoss - b.distilledLoss);
-  return [...distilled, ...ranked];
+  for (const { measure, candidates: count, lossOf: costlierLoss } of rounds) {
+    const again = bestOfEachKind(model, ranked, count);
+    const measured: RankedCandidate[] = [];
+    for (const candidate of again) {
+      measured.push({ ...candidate, [measure]: await costlierLoss(candidate) });
+      advance();
+    }
+    measured.sort((a, b) => rankingLoss(a) - rankingLoss(b));
+    ranked = [...measured, ...ranked.filter((candidate) => !again.includes(candidate))];
+  }
+  return ranked;
+}
+
+/** The best candidates, but first of all the best that cuts some axes: which ones to cut is known only after a costlier measurement. */
+function bestOfEachKind(model: Model, ranked: readonly RankedCandidate[], count: number): RankedCandidate[] {
+  const kinds = ranked.map(({ sizes }) => cutAxes(model, sizes));
+  const isFirst = (i: number) => kinds.indexOf(elementAt(kinds, i)) === i;
+  const order = [...ranked.keys()].sort((a, b) => Number(isFirst(b)) - Number(isFirst(a)) || a - b);
+  return order
+    .slice(0, count)
+    .sort((a, b) => a - b)
+    .map((i) => elementAt(ranked, i));
 }
 
 /** The layer order for a number of layers that stay, measured once for each number. */

@@ -1,0 +1,123 @@
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { freemem, tmpdir } from "node:os";
+import path from "node:path";
+import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
+import { Sequences } from "../data/index.js";
+import { defaultSequenceLength } from "../evaluate/index.js";
+import { type Passage, passageOf } from "../evaluate/residual-stream.js";
+import { type Model, sizeOf } from "../models/index.js";
+import { keptIndices, type PrunedModel, type PrunePlan, type Scores, surgeonScores } from "../prune/index.js";
+import { cutAndRefit, whyNotRotated } from "../refit/index.js";
+import type { SearchInputs } from "./search.js";
+
+/** Sequences that a cut is refitted on by default, and their length at most: about 50 thousand tokens. */
+export const DEFAULT_REFIT_SAMPLES = 192;
+const SEQUENCE_LENGTH = 256;
+const BATCH_TOKENS = 2048;
+/** The share of the free memory that the hidden states of one model may take; what does not fit goes to disk. */
+const MEMORY_SHARE = 0.2;
+
+/** What a refitted start needs to know of the original beside the scores of {@link surgeonScores}. */
+export interface StartStatistics {
+  readonly scores: Scores;
+  /** Second moments of the normalized residual stream, row by row. */
+  readonly streamMoments: Float32Array;
+}
+
+/** A model, and data to calibrate on. */
+export type StartInputs = Pick<SearchInputs, "backend" | "original" | "tokens" | "computeType" | "options">;
+
+/** Calibration data for statistics and refit. @param samples at most so many sequences */
+function passageFor({ backend, original, tokens, computeType }: StartInputs, samples: number): Passage {
+  const { model } = original;
+  const length = Math.min(SEQUENCE_LENGTH, defaultSequenceLength(model), Math.max(1, tokens.length - 1));
+  return passageOf(backend, new Sequences(tokens, length), model.vocabSize, {
+    computeType,
+    samples,
+    batchSize: Math.max(1, Math.floor(BATCH_TOKENS / length)),
+    memoryBytes: freemem() * MEMORY_SHARE,
+  });
+}
+
+const samplesOf = ({ options }: StartInputs): number => options.refitSamples ?? DEFAULT_REFIT_SAMPLES;
+
+/** Names of tensors in the file beside the scores. */
+const STREAM = "streamMoments";
+
+/**
+ * Scores neurons and heads by optimal brain surgeon, or reads what was found before.
+ * @param file to keep the results in
+ */
+export async function startStatistics(inputs: StartInputs, file?: string): Promise<StartStatistics> {
+  const { original, options } = inputs;
+  if (file !== undefined && existsSync(file)) return readStatistics(file, original.model);
+  const onProgress = (done: number, total: number) =>
+    options.onProgress?.({ stage: "statistics", done, total, unit: "steps" });
+  const { scores, streamMoments } = await surgeonScores(passageFor(inputs, samplesOf(inputs)), original, onProgress);
+  if (file !== undefined)
+    saveVectors(file, new Map([...scores, [STREAM, streamMoments.data]]), "coppice start statistics", undefined);
+  return { scores, streamMoments: streamMoments.data };
+}
+
+function readStatistics(file: string, model: Model): StartStatistics {
+  const scored = model.scoredBy.map(({ dimension }) => dimension).filter((dimension) => dimension !== "hidden");
+  const dimensions = new Set([...scored, ...model.groups.map(({ groupedBy }) => groupedBy)]);
+  const hidden = sizeOf("hidden", model.sizes);
+  const lengths = [...dimensions].map((dimension) => [dimension, sizeOf(dimension, model.sizes)] as const);
+  const vectors = loadVectors(file, [...lengths, [STREAM, hidden * hidden]], "statistics", undefined);
+  const streamMoments = vectors.get(STREAM) ?? new Float32Array();
+  vectors.delete(STREAM);
+  return { scores: vectors, streamMoments };
+}
+
+export interface RefittedStart {
+  readonly plan: PrunePlan;
+  /** Of the calibration, for what the statistics do not score. */
+  readonly scores: Scores;
+  readonly statistics: StartStatistics;
+  /** Fewer sequences than the job's are enough to rank candidates. */
+  readonly samples?: number | undefined;
+  /** The path of a file for finished parts, by its name. */
+  readonly place: (name: string) => string;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/** Cuts a model and mends the cut in closed form; what was finished before is read from its files. */
+export function refittedStart(inputs: StartInputs, start: RefittedStart): Promise<PrunedModel> {
+  const { model } = inputs.original;
+  const { plan, scores, statistics, samples = samplesOf(inputs), place, onProgress } = start;
+  const hidden = sizeOf("hidden", model.sizes);
+  return cutAndRefit({
+    passage: passageFor(inputs, samples),
+    original: inputs.original,
+    plan,
+    kept: keptIndices(model, plan, new Map([...scores, ...statistics.scores])),
+    streamMoments: { rows: hidden, columns: hidden, data: statistics.streamMoments },
+    place,
+    onProgress,
+  });
+}
+
+/** The same for a while: its files are deleted after use. */
+export async function withRefittedStart<T>(
+  inputs: StartInputs,
+  start: Omit<RefittedStart, "place">,
+  use: (cut: PrunedModel) => Promise<T>,
+): Promise<T> {
+  const directory = mkdtempSync(path.join(tmpdir(), "coppice-refit-"));
+  try {
+    return await use(await refittedStart(inputs, { ...start, place: (name) => path.join(directory, name) }));
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** Says where a model's residual stream cannot be rotated, though its width is to be cut. */
+export function noteSelection({ original, options }: StartInputs, plan: PrunePlan): void {
+  const { model } = original;
+  const reason = whyNotRotated(model);
+  if (reason !== undefined && sizeOf("hidden", plan.sizes) < sizeOf("hidden", model.sizes))
+    options.onNote?.(
+      `the width is cut by leaving channels out, not by rotating the model first: ${reason}. Cutting other sizes (--axes ffn) may lose less.`,
+    );
+}
