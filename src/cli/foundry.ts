@@ -4,7 +4,7 @@ import { DEVICE_KINDS } from "../ggml/device-kinds.js";
 import { action, SERVICE_ENDS, stopped } from "./action.js";
 import { command, environment, type OptionGroup, option } from "./command.js";
 import { type CommonFlags, defined, output } from "./options.js";
-import { parseAtLeastOne, parseBytes, parseCount, parseNames, parsePositive, parseWhole } from "./parse.js";
+import { parseAtLeastOne, parseBytes, parseCount, parseNames, parsePort, parsePositive, parseWhole } from "./parse.js";
 import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
@@ -130,7 +130,7 @@ export const foundryCommand = command(
 )
   .with(places, compute)
   .option("--host <address>", "address to listen on (default: 127.0.0.1; others need keys)")
-  .option("--port <n>", "port to listen on, 0 for any that is free (default: 7700)", parseWhole)
+  .option("--port <n>", "port to listen on, 0 for any that is free (default: 7700)", parsePort)
   .option("--workers <n>", "processes that do jobs, 0 for none (default: 1)", parseWhole)
   .option("--max-upload <size>", "largest upload (default: 50GB)", parseBytes)
   .option("--max-stored <size>", "how much a tenant may keep (default: no limit)", parseBytes)

@@ -51,5 +51,12 @@ export function parseAtLeastOne(text: string): number {
   return value;
 }
 
+/** A port to listen on: 0 stands for any that is free. */
+export function parsePort(text: string): number {
+  const value = parseWhole(text);
+  if (value > 65_535) throw new InvalidArgumentError("a port from 0 to 65535 is needed.");
+  return value;
+}
+
 /** Comma-separated names. */
 export const parseNames = (text: string): string[] => text.split(",").map((name) => name.trim());

@@ -5,7 +5,7 @@ import { formatBytes } from "../system/format.js";
 import { action, SERVICE_ENDS, stopped } from "./action.js";
 import { command, environment, option } from "./command.js";
 import { type CommonFlags, common, defined } from "./options.js";
-import { parseAtLeastOne, parseBytes, parseNames, parsePositive, parseWhole } from "./parse.js";
+import { parseAtLeastOne, parseBytes, parseNames, parsePort, parsePositive, parseWhole } from "./parse.js";
 import { table } from "./table.js";
 
 interface Flags extends CommonFlags {
@@ -44,7 +44,7 @@ export const serveCommand = command("serve", "Serve models over OpenAI's and Ant
   .option("--list-profiles", "print what each profile would use here, and which suits")
   .addOption(option("--profile <name>", "what to serve for: sets slots, context and batch").choices(PROFILE_NAMES))
   .option("--host <address>", "address to listen on (default: 127.0.0.1)")
-  .option("--port <n>", "port to listen on, 0 for any that is free (default: 8000)", parseWhole)
+  .option("--port <n>", "port to listen on, 0 for any that is free (default: 8000)", parsePort)
   .option("--name <names>", "what the API calls the models (default: their files' names)", parseNames)
   .option("--slots <n>", "requests that a model computes together (default: 4)", parseAtLeastOne)
   .option("--queue <n>", "requests that may wait; others are answered 429 (default: 64)", parseWhole)

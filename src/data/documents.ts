@@ -3,6 +3,7 @@ import path from "node:path";
 import { glob } from "tinyglobby";
 import { downloadRepo, HUB_PREFIX, type HubOptions } from "../checkpoint/hub.js";
 import { FormatError, UsageError } from "../system/errors.js";
+import { didYouMeanPath } from "../system/suggest.js";
 import { fieldNames, textIn } from "./field.js";
 import { endingOf, openData, ROW_ENDINGS, type Row, readError } from "./rows.js";
 
@@ -59,10 +60,16 @@ export async function findDataFiles(inputs: readonly string[], hub: HubOptions =
   const found: string[] = [];
   for (const input of inputs) {
     const files = await filesOf(input, hub);
-    if (files.length === 0) throw new UsageError(`no data found at ${input}`);
+    if (files.length === 0) throw new UsageError(`no data found at ${input}${adviceFor(input)}`);
     found.push(...files);
   }
   return found;
+}
+
+/** What was meant by an argument that matches nothing. */
+function adviceFor(input: string): string {
+  const areSeveral = input.includes(",") && input.split(",").some((name) => existsSync(name));
+  return areSeveral ? ": several are separated by spaces, not by commas" : `.${didYouMeanPath(input)}`;
 }
 
 async function filesOf(input: string, hub: HubOptions): Promise<string[]> {

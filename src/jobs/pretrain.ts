@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import path from "node:path";
 import { readConfigJson } from "../checkpoint/config-json.js";
 import { storedType } from "../checkpoint/stored-type.js";
@@ -50,9 +50,16 @@ async function startOf(job: PretrainJob): Promise<Start> {
     if (!existsSync(file)) throw new UsageError(`${job.model} has no config.json to start from`);
     return { checkpoint: undefined, directory: job.model, config: readConfigJson(file) };
   }
+  if (hasNoWeights(job.model))
+    throw new UsageError(`${job.model} has a config.json and no weights: --from-scratch begins with random ones`);
   const { checkpoint } = await openModel(job.model, job);
   return { checkpoint, directory: checkpoint.directory, config: checkpoint.config };
 }
+
+/** Whether a directory holds the description of a model only. */
+const hasNoWeights = (directory: string): boolean =>
+  existsSync(path.join(directory, "config.json")) &&
+  !readdirSync(directory).some((name) => /\.(safetensors|bin|pth?)(\.index\.json)?$/.test(name));
 
 /**
  * Trains a model to predict the next token, from scratch or from its weights.

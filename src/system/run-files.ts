@@ -127,6 +127,11 @@ export class RunFiles {
       this.write({ configuration: plain, origin });
       return;
     }
+    const { command } = this.record.configuration;
+    if (command !== plain.command)
+      throw new UsageError(
+        `${this.directory} holds a run of another command (${command}): choose another --out, or --restart to discard it`,
+      );
     const changes = differences(this.record.configuration, plain);
     if (changes.length > 0)
       throw new UsageError(

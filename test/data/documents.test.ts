@@ -267,5 +267,11 @@ describe("data arguments", () => {
     expect(await names(path.join(root, "b.txt"))).toEqual(["b.txt"]);
     expect(await names(path.join(root, "**/*.txt*"))).toEqual(["b.txt", "deep/c.txt.gz"]);
     await expect(findDataFiles([path.join(root, "none*")])).rejects.toThrow(/no data found/);
+    const file = path.join(root, "corpus-to-find.jsonl");
+    writeFileSync(file, '{"text":"a"}\n');
+    await expect(findDataFiles([file.replace("corpus", "corpse")])).rejects.toThrow(
+      /Did you mean .*corpus-to-find\.jsonl\?/,
+    );
+    await expect(findDataFiles([`${file},${file}`])).rejects.toThrow(/separated by spaces, not by commas/);
   });
 });

@@ -149,7 +149,7 @@ describe("a directory that is not the run's own", () => {
     writeFileSync(at("other", "run.json"), '{"id": "wandb"}');
     await expect(distilling(at("other"), { restart: true })).rejects.toThrow(/not a run of coppice/);
     await exportModel({ ...common, model: at("model"), out: at("exported") });
-    await expect(pruneModel(cutting(at("exported")))).rejects.toThrow(/command export -> prune/);
+    await expect(pruneModel(cutting(at("exported")))).rejects.toThrow(/holds a run of another command \(export\)/);
     const cut = openCheckpoint(at("exported"));
     expect(cut.config.hidden_size).toBe(128);
   });
