@@ -71,7 +71,7 @@ interface Kind {
 const kinds: Kind[] = [
   { name: "whole distribution", targets: undefined },
   ...[32, 128].map((k) => ({ name: `top-k, ${k}`, targets: () => topKTargets({ k, temperature: 1 }) })),
-  ...[12, 50].map((samples) => ({
+  ...[12, 32, 50].map((samples) => ({
     name: `samples, ${samples}`,
     targets: (seed: number) => sampledTargets({ samples, temperature: 1, seed, vocabSize }),
   })),
