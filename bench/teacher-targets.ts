@@ -1,9 +1,10 @@
 /**
  * What it costs, and what it is worth, to keep a few numbers of each of the teacher's distributions: its most probable tokens or samples,
  * beside the whole distribution. Bytes a token in the cache, the time of a first and of a cached pass over the same tokens, and the
- * student's loss afterwards; then the time to compute targets alone, beside the teacher's bare logits.
+ * student's loss afterwards; then the time to compute targets alone, beside the teacher's bare logits. Times are the processor's, which
+ * other programs lengthen little.
  *
- *     npx tsx bench/teacher-targets.ts [--tokens 40000] [--seeds 3] [--threads 1] [--only REGEX]
+ *     npx tsx bench/teacher-targets.ts [--tokens 40000] [--seeds 3] [--threads 1] [--sequences 8] [--only REGEX]
  *         [--teacher MODEL] [--data FILE] [--validation FILE] [--student hidden=48,ffn=152]
  *     npx tsx bench/teacher-targets.ts --tokens 0 --teacher MODEL --data FILE    (only the time to compute targets)
  */
@@ -42,6 +43,7 @@ const { values } = parseArgs({
     tokens: { type: "string", default: "40000" },
     seeds: { type: "string", default: "3" },
     threads: { type: "string", default: "1" },
+    sequences: { type: "string", default: "8" }, // whose targets are computed to time that alone
     only: { type: "string", default: "" }, // a regular expression of the methods' names
   },
 });
@@ -69,7 +71,7 @@ interface Kind {
 const kinds: Kind[] = [
   { name: "whole distribution", targets: undefined },
   ...[32, 128].map((k) => ({ name: `top-k, ${k}`, targets: () => topKTargets({ k, temperature: 1 }) })),
-  ...[12, 50].map((samples) => ({
+  ...[12, 32, 50].map((samples) => ({
     name: `samples, ${samples}`,
     targets: (seed: number) => sampledTargets({ samples, temperature: 1, seed, vocabSize }),
   })),
@@ -90,6 +92,12 @@ const entryBytes = (directory: string): number =>
     .filter((name) => /entries-\d+\.bin$/.test(name))
     .reduce((sum, name) => sum + statSync(path.join(directory, name)).size, 0);
 
+/** Seconds of the processor that this process has used. */
+const processorSeconds = (): number => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+};
+
 const mean = (x: readonly number[]) => x.reduce((a, b) => a + b, 0) / x.length;
 const spread = (x: readonly number[]) =>
   Math.sqrt(x.reduce((sum, value) => sum + (value - mean(x)) ** 2, 0) / Math.max(1, x.length - 1));
@@ -106,7 +114,8 @@ async function students(): Promise<void> {
   async function distill(source: Teacher, divergence: SparseTargets["divergence"], seed: number) {
     const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
     try {
-      const { seconds } = await train({
+      const started = processorSeconds();
+      await train({
         backend,
         student,
         sequences,
@@ -116,6 +125,7 @@ async function students(): Promise<void> {
           ...{ learningRate: LEARNING_RATE, minimumLearningRate: LEARNING_RATE / 10, seed },
         },
       });
+      const seconds = processorSeconds() - started;
       const options = { sequenceLength: LENGTH, maxSequences: VALIDATION_SEQUENCES, computeType: COMPUTE } as const;
       return { seconds, loss: (await perplexity(backend, student, validation, options)).loss };
     } finally {
@@ -133,6 +143,7 @@ async function students(): Promise<void> {
   }
 
   const rows: (string | number)[][] = [];
+  let whole: number[] | undefined;
   for (const { name, targets } of kinds) {
     const runs: { first: number; cached: number | undefined; loss: number; bytes: number | undefined }[] = [];
     for (const seed of SEEDS) {
@@ -150,6 +161,8 @@ async function students(): Promise<void> {
       runs.push({ first: first.seconds, cached: cached.seconds, loss: first.loss, bytes });
     }
     const losses = runs.map(({ loss }) => loss);
+    if (targets === undefined) whole = losses;
+    const differences = losses.map((loss, i) => loss - (whole?.[i] ?? Number.NaN));
     const seconds = (times: readonly (number | undefined)[]) =>
       times.includes(undefined) ? "-" : median(times as number[]).toFixed(2);
     rows.push([
@@ -159,10 +172,19 @@ async function students(): Promise<void> {
       seconds(runs.map(({ cached }) => cached)),
       mean(losses).toFixed(4),
       spread(losses).toFixed(4),
+      `${mean(differences).toFixed(4)} ± ${spread(differences).toFixed(4)}`,
     ]);
   }
   console.log(`${TOKENS} tokens, ${SEEDS.length} seeds, student ${values.student}\n`);
-  const head = ["targets", "bytes a token", "first pass, s", "cached pass, s", "loss, mean", "spread"];
+  const head = [
+    "targets",
+    "bytes a token",
+    "first pass, s",
+    "cached pass, s",
+    "loss, mean",
+    "spread",
+    "from the same seeds' whole",
+  ];
   console.log(`${markdown(head, rows)}\n`);
 }
 
@@ -170,7 +192,7 @@ const ROUNDS = 5;
 
 /** The time that targets of a batch take, without a student and without a cache. */
 async function costs(): Promise<void> {
-  const numbers = Array.from({ length: Math.min(8, sequences.count) }, (_, i) => i);
+  const numbers = Array.from({ length: Math.min(Number(values.sequences), sequences.count) }, (_, i) => i);
   const batch = sequences.batch(numbers);
   const count = batch.tokens.length;
   const bare = new Graph(backend, { computeType: COMPUTE });
@@ -201,9 +223,9 @@ async function costs(): Promise<void> {
   const times = contenders.map((): number[] => []);
   for (let round = 0; round <= ROUNDS; round++)
     for (const [i, { run }] of contenders.entries()) {
-      const started = performance.now();
+      const started = processorSeconds();
       await run();
-      if (round > 0) times[i]?.push((1000 * (performance.now() - started)) / count); // the first is a warm-up
+      if (round > 0) times[i]?.push((1e6 * (processorSeconds() - started)) / count); // the first is a warm-up
     }
   const base = median(times[0] ?? []);
   const rows = contenders.map(({ name, bytes }, i) => {

@@ -264,7 +264,7 @@ export const loss: OptionGroup = (command) =>
     )
     .option(
       "--sampled-logits [n]",
-      "match n samples of the teacher's distribution, an unbiased estimate of forward KL (default: 50)",
+      "match n samples of the teacher's distribution, an unbiased estimate of forward KL (default: 32)",
       parseAtLeastOne,
     )
     .option("--teacher-cache", "compute the teacher's top-k or sampled logits once and keep them on disk");

@@ -11,15 +11,15 @@ import { UsageError } from "../system/errors.js";
 export interface TeacherOptions {
   /** Use only the teacher's k most probable tokens. */
   readonly topK?: number | undefined;
-  /** Use this many samples of the teacher's distribution at each position, an unbiased estimate of forward KL; true for 50. */
+  /** Use this many samples of the teacher's distribution at each position, an unbiased estimate of forward KL; true for 32. */
   readonly sampledLogits?: number | true | undefined;
   /** Compute the one or the other once and keep it on disk; the 64 most probable tokens by default. */
   readonly cache?: boolean | undefined;
 }
 
 const DEFAULT_TOP_K = 64;
-/** Samples of a position: about 12 distinct tokens of text, as arXiv 2503.16870 recommends. */
-const DEFAULT_SAMPLES = 50;
+/** Samples of a position: about 12 distinct tokens of text, which arXiv 2503.16870 finds to be enough, in 36 bytes. */
+const DEFAULT_SAMPLES = 32;
 
 /** What to keep of the teacher's distributions; undefined to use them whole. */
 export function sparseTargetsOf(
