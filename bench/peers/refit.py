@@ -14,9 +14,9 @@ import sys
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-RIDGE_DAMPING = 0.1  # of the mean diagonal of X'X, toward the weights at the start
+RIDGE_DAMPING = 0.1  # of the mean diagonal of X'X, toward the weights before the refit
 SURGEON_DAMPING = 0.01  # of the mean diagonal of the moments
-HEAD_DAMPING = 0.01
+GAIN_DAMPING = 0.01
 NEURONS_AT_A_TIME = 8
 
 
@@ -140,17 +140,17 @@ def statistics(model, tokens):
     )
 
 
-def surgeon(weight, moments, groups, at_a_time, allowed=lambda removed: range(10**9)):
+def surgeon(weight, moments, groups, at_a_time):
     """Removes groups of inputs of a matrix until none is left; returns [group, loss] in the order of removal.
 
-    Loss of group J: tr(W_J ([H^-1]_JJ)^-1 W_J'); after a removal the rest takes over what it can.
+    The loss of group J is tr(W_J ([H^-1]_JJ)^-1 W_J'); after a removal the others take over what they can.
     """
-    w, inverse = weight.clone(), np.linalg.inv(damped(moments, SURGEON_DAMPING))
+    w, inverse = weight, np.linalg.inv(damped(moments, SURGEON_DAMPING))
     left, order = list(range(len(groups))), []
     while left:
         losses = {
             g: np.trace(w[:, j] @ np.linalg.inv(inverse[np.ix_(j, j)]) @ w[:, j].T)
-            for g in left if g in allowed(order)
+            for g in left
             for j in [groups[g]]
         }
         chosen = sorted(losses, key=losses.get)[:at_a_time]
@@ -168,17 +168,16 @@ def neuron_order(model, moments, layer):
 
 
 def head_order(model, moments, layer):
-    """One at a time, from the groups that have most heads left, so that all of them can lose as many."""
-    size = model.heads // model.kv_heads
     channels = np.arange(model.heads * model.head_dim).reshape(model.heads, -1)
+    return surgeon(model.of(layer, "o"), moments, list(channels), 1)
 
-    def largest_groups(removed):
-        left = [size] * model.kv_heads
-        for head, _ in removed:
-            left[head // size] -= 1
-        return [h for h in range(model.heads) if left[h // size] == max(left)]
 
-    return surgeon(model.of(layer, "o"), moments, list(channels), 1, largest_groups)
+def last_of_each_group(order, groups, kept):
+    """The heads that are removed last of each key-value group."""
+    size = len(order) // groups
+    removed = [head for head, _ in order]
+    members = [[h for h in removed if h // size == group] for group in range(groups)]
+    return sorted(h for heads in members for h in heads[size - kept // groups:])
 
 
 def basis(model, norms, width):
@@ -215,9 +214,8 @@ def start(model, stats, sizes, rotate):
         weights["lm_head.weight"] = (model.head * model.gain) @ read if rotate else model.head
     for i in range(model.layers):
         neurons = [g for g, _ in neuron_order(model, stats["ffn"][i], i)]
-        heads = [g for g, _ in head_order(model, stats["attention"][i], i)]
         neurons = np.array(sorted(neurons[len(neurons) - sizes["ffn"]:]))
-        heads = np.array(sorted(heads[len(heads) - sizes["heads"]:]))
+        heads = last_of_each_group(head_order(model, stats["attention"][i], i), model.kv_heads, sizes["heads"])
         channels = np.arange(model.heads * model.head_dim).reshape(model.heads, -1)[heads].flatten()
         kept.append((neurons, channels))
         rows = dict(q=channels, gate=neurons, up=neurons)
@@ -276,12 +274,12 @@ def refit_head(model, student, target, n):
         centered = student.embedding - student.embedding.mean(0)
         gram = (centered.T @ centered) * (n.T @ n)
         right = (target @ (centered.T @ model.head).T * n).sum(0)
-        amount = HEAD_DAMPING * gram.diagonal().mean()
-        student.weights["model.norm.weight"] = np.linalg.solve(damped(gram, HEAD_DAMPING), right + amount * gain)
+        amount = GAIN_DAMPING * gram.diagonal().mean()
+        student.weights["model.norm.weight"] = np.linalg.solve(damped(gram, GAIN_DAMPING), right + amount * gain)
     else:
-        # toward what the start reads: head0 = head A0
+        # toward the map that gave the head before the refit: head A0
         a0 = np.linalg.lstsq(model.head, student.head, rcond=None)[0]
-        student.weights["lm_head.weight"] = model.head @ ridge(n * gain, target, a0, HEAD_DAMPING)
+        student.weights["lm_head.weight"] = model.head @ ridge(n * gain, target, a0, RIDGE_DAMPING)
 
 
 def rescale(model, student):
@@ -312,3 +310,112 @@ def cut(model, tokens, sizes, rotate):
     if rotate:
         rescale(model, student)
     return student
+
+
+def random_llama(tied, seed):
+    """Neurons of very different sizes, so that their order is clear; gains of both signs."""
+    hidden, ffn, heads, kv_heads, vocab = 32, 48, 4, 2, 64
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=vocab, hidden_size=hidden,
+                  intermediate_size=ffn, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv_heads,
+                  head_dim=hidden // heads, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=tied,
+                  hidden_act="silu", max_position_embeddings=64, torch_dtype="float32")
+    random = np.random.default_rng(seed)
+    # a stream whose channels are correlated: a few directions carry most of it
+    mix = np.linalg.qr(random.normal(size=(hidden, hidden)))[0] * np.exp(-np.arange(hidden) / 10)
+
+    def gains(negative):
+        values = 1 + 0.3 * random.normal(size=hidden)
+        values[random.choice(hidden, negative, replace=False)] *= -1
+        return values
+
+    def matrix(rows, columns, size=1.0):
+        return size * random.normal(size=(rows, columns)) / np.sqrt(columns)
+
+    weights = {"model.embed_tokens.weight": 3 * random.normal(size=(vocab, hidden)) @ mix.T, "model.norm.weight": gains(3)}
+    if not tied:
+        weights["lm_head.weight"] = matrix(vocab, hidden, 2)
+    for i in range(config["num_hidden_layers"]):
+        at = lambda name: Llama.name(i, name)
+        weights[at("input")], weights[at("post_attention")] = gains(2), gains(2)
+        weights[at("q")], weights[at("o")] = matrix(hidden, hidden, 2), mix @ matrix(hidden, hidden, 2)
+        weights[at("k")], weights[at("v")] = matrix(hidden // 2, hidden, 2), matrix(hidden // 2, hidden)
+        weights[at("gate")], weights[at("up")] = matrix(ffn, hidden, 1.5), matrix(ffn, hidden)
+        weights[at("down")] = mix @ matrix(hidden, ffn, 2) * np.exp(0.7 * random.normal(size=ffn))
+    return Llama(config, {name: w.astype(np.float32).astype(np.float64) for name, w in weights.items()})
+
+
+def opened(directory):
+    with open(os.path.join(directory, "config.json")) as file:
+        config = json.load(file)
+    weights = load_file(os.path.join(directory, "model.safetensors"))
+    return Llama(config, {name: w.astype(np.float64) for name, w in weights.items()})
+
+
+def sampled(model, sequences, length, random):
+    tokens = np.ones((sequences, 1), dtype=np.int64)
+    while tokens.shape[1] < length:
+        shares = softmax(model.logits(tokens)[:, -1])
+        tokens = np.concatenate([tokens, [[random.choice(len(p), p=p)] for p in shares]], 1)
+    return tokens
+
+
+def save(path, tensors):
+    save_file({name: np.ascontiguousarray(x, dtype=np.float32) for name, x in tensors.items()}, path)
+
+
+CUTS = {  # hidden, ffn, heads
+    "ffn": (dict(hidden=32, ffn=36, heads=4), False),
+    "hidden": (dict(hidden=24, ffn=36, heads=4), True),
+    "heads": (dict(hidden=32, ffn=48, heads=2), False),
+}
+
+
+def random_fixtures(directory):
+    random = np.random.default_rng(11)
+    calibration, evaluation = random.integers(0, 64, (16, 32)), random.integers(0, 64, (2, 16))
+    with open(os.path.join(directory, "tokens.json"), "w") as file:
+        json.dump(dict(calibration=calibration.tolist(), evaluation=evaluation.tolist()), file)
+    for name, tied in (("tied", True), ("untied", False)):
+        model = random_llama(tied, 5 + tied)
+        place = os.path.join(directory, name)
+        os.makedirs(place, exist_ok=True)
+        with open(os.path.join(place, "config.json"), "w") as file:
+            json.dump(model.config, file, indent=2)
+        save(os.path.join(place, "model.safetensors"), model.weights)
+        stats = statistics(model, calibration)
+        expected = {"logits": model.logits(evaluation), "moments.stream": sum(stats["norms"])}
+        for i in range(model.layers):
+            expected[f"moments.{i}.ffn"] = stats["ffn"][i]
+            for axis, order in (("ffn", neuron_order), ("heads", head_order)):
+                removed = order(model, stats["ffn" if axis == "ffn" else "attention"][i], i)
+                print(name, i, axis, [f"{group}:{loss:.3g}" for group, loss in removed[:16]])
+                expected[f"order.{i}.{axis}"] = [group for group, _ in removed]
+                expected[f"losses.{i}.{axis}"] = np.maximum.accumulate([loss for _, loss in removed])
+        for cut_name, (sizes, rotate) in CUTS.items():
+            plain = start(model, stats, sizes, rotate)[0]
+            student = cut(model, calibration, sizes, rotate)
+            expected[f"{cut_name}.logits"] = student.logits(evaluation)
+            expected |= {f"{cut_name}.{key}": w for key, w in student.weights.items()} if cut_name != "heads" else {}
+            errors = [np.square(m.logits(evaluation) - model.logits(evaluation)).mean() for m in (plain, student)]
+            print(name, cut_name, "mean square of logits", np.square(model.logits(evaluation)).mean(), "errors", errors)
+        save(os.path.join(place, "expected.safetensors"), expected)
+
+
+def stories_fixture(directory, model):
+    random = np.random.default_rng(3)
+    calibration, evaluation = sampled(model, 32, 64, random), sampled(model, 8, 64, random)
+    sizes = {"ffn": (dict(hidden=64, ffn=128, heads=8), False), "hidden": (dict(hidden=48, ffn=128, heads=8), True)}
+    losses = {"original": model.loss(evaluation)}
+    for name, (wanted, rotate) in sizes.items():
+        losses[name] = cut(model, calibration, wanted, rotate).loss(evaluation)
+        losses[f"{name}, not refitted"] = start(model, statistics(model, calibration), wanted, rotate)[0].loss(evaluation)
+    print(losses)
+    with open(os.path.join(directory, "stories260K.json"), "w") as file:
+        json.dump(dict(calibration=calibration.tolist(), evaluation=evaluation.tolist(), losses=losses), file)
+
+
+if __name__ == "__main__":
+    os.makedirs(sys.argv[1], exist_ok=True)
+    random_fixtures(sys.argv[1])
+    if len(sys.argv) > 2:
+        stories_fixture(sys.argv[1], opened(sys.argv[2]))
