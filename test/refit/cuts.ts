@@ -13,7 +13,7 @@ import { Random } from "../../src/system/random.js";
 /** Small random models, and what bench/peers/refit.py makes of them. */
 export const fixtures = path.resolve(import.meta.dirname, "../fixtures/refit");
 
-export type TokenRows = readonly (readonly number[])[];
+export type TokenRows = readonly number[][];
 
 export const fixtureTokens = readJsonObject(path.join(fixtures, "tokens.json")) as {
   readonly calibration: TokenRows;

@@ -2,7 +2,7 @@ import { mkdtempSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { readJsonObject } from "../../src/checkpoint/json.js";
-import { type ModelTensors, openCheckpoint, sizeOf } from "../../src/models/index.js";
+import { type ModelTensors, openCheckpoint } from "../../src/models/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
 import { surgeonScores } from "../../src/prune/surgeon-scores.js";
 import { testBackends } from "../devices.js";
@@ -15,10 +15,8 @@ import { cutBySurgeon, expectedOf, fixtures, fixtureTokens, passageOver, type To
 const temporary = temporaryDirectory();
 const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
 
-/** f32 sums over hundreds of tokens, of activations that f32 gives to about 1e-6. */
-const MOMENTS = 1e-5;
-/** Of weights and logits: what is above, through systems of equations whose condition numbers are some hundreds. */
-const REFITTED = 2e-4;
+/** What f32 makes of float64's results, relative to the largest: sums over hundreds of tokens, and equations of condition numbers of some hundreds. */
+const TOLERANCE = 2e-5;
 
 /** Mean cross-entropy of the next token, in nats. */
 async function lossOf(...[backend, model, tokens]: [...Parameters<typeof logitsOf>]): Promise<number> {
@@ -38,13 +36,12 @@ async function lossOf(...[backend, model, tokens]: [...Parameters<typeof logitsO
 
 /** A parameter's values with the signs of the channels of the stream turned: an eigenvector's sign is free. */
 function withSigns({ model, source }: ModelTensors, name: string, signs: readonly number[]): Float32Array {
-  const { rows, columns, data } = readMatrix(source, name);
+  const { columns, data } = readMatrix(source, name);
   const spec = model.parameters.find((one) => one.name === name)!;
   if (spec.axes.length === 1) return data;
   const [first, second] = spec.axes.map((axis) => axis === "hidden");
   return data.map((value, i) => {
     const [row, column] = [Math.floor(i / columns), i % columns];
-    expect(row).toBeLessThan(rows);
     return value * (first ? signs[row]! : 1) * (second ? signs[column]! : 1);
   });
 }
@@ -69,13 +66,13 @@ describe.each(testBackends)("on %s", (_, options) => {
 
     it("has the peer's statistics, losses and orders of removal", async () => {
       const { scores, streamMoments } = await surgeonScores(passage, original);
-      expect(relativeDifference(streamMoments.data, peer("moments.stream"))).toBeLessThan(MOMENTS);
+      expect(relativeDifference(streamMoments.data, peer("moments.stream"))).toBeLessThan(TOLERANCE);
       for (const [layer, axis] of [0, 1].flatMap((i) => [[i, "ffn"] as const, [i, "heads"] as const])) {
         const losses = scores.get(`layers.${layer}.${axis}`)!;
         const order = [...peer(`order.${layer}.${axis}`)];
         const wanted = peer(`losses.${layer}.${axis}`);
         order.forEach((unit, i) => {
-          expect(Math.abs(losses[unit]! / wanted[i]! - 1)).toBeLessThan(1e-3);
+          expect(Math.abs(losses[unit]! / wanted[i]! - 1)).toBeLessThan(TOLERANCE);
         });
       }
     });
@@ -87,14 +84,13 @@ describe.each(testBackends)("on %s", (_, options) => {
     ])("cut in %s becomes what the peer makes of it", async (cut, wanted) => {
       const smaller = await cutBySurgeon({ passage, original, wanted, directory: newDirectory() });
       const logits = await logitsOf(backend, smaller, fixtureTokens.evaluation);
-      expect(relativeDifference(logits, peer(`${cut}.logits`))).toBeLessThan(REFITTED);
+      expect(relativeDifference(logits, peer(`${cut}.logits`))).toBeLessThan(TOLERANCE);
       if (cut === "heads") return;
       const signs = signsOf(smaller, peer(`${cut}.${original.model.embedding}`));
       for (const { name: parameter } of smaller.model.parameters) {
         const difference = relativeDifference(withSigns(smaller, parameter, signs), peer(`${cut}.${parameter}`));
-        expect([parameter, difference < REFITTED ? "equal" : difference]).toEqual([parameter, "equal"]);
+        expect(difference, parameter).toBeLessThan(TOLERANCE);
       }
-      expect(sizeOf("hidden", smaller.model.sizes)).toBe(signs.length);
     });
   });
 
@@ -109,7 +105,7 @@ describe.each(testBackends)("on %s", (_, options) => {
     expect(await lossOf(backend, original, evaluation)).toBeCloseTo(losses.original!, 5);
     for (const [cut, wanted] of Object.entries({ ffn: { ffn: 128 }, hidden: { hidden: 48, ffn: 128 } })) {
       const smaller = await cutBySurgeon({ passage: data, original, wanted, directory: newDirectory() });
-      expect(await lossOf(backend, smaller, evaluation)).toBeCloseTo(losses[cut]!, 3);
+      expect(await lossOf(backend, smaller, evaluation)).toBeCloseTo(losses[cut]!, 4);
     }
   });
 });
