@@ -58,7 +58,7 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
   const store = new TensorStore(passage.backend, norms.length);
   for (const spec of norms) store.add(spec.name, shapeOf(spec, student.sizes), "f32");
   store.allocate();
-  const moments = new Moments(passage.backend, streams.student.width, streams.dense.width);
+  const moments = new Moments(passage.backend, "the final norm", [streams.student.width, streams.dense.width]);
   try {
     for (const { name } of norms) {
       const data = values.get(name) as Float32Array;
