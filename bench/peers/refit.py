@@ -370,6 +370,14 @@ CUTS = {  # hidden, ffn, heads
 }
 
 
+def with_huge_first_position(model, *tokens):
+    """All sequences begin with a token whose embedding is a thousand times larger, as first positions of real models are."""
+    embedding = model.embedding.copy()
+    embedding[1] *= 1000
+    huge = Llama(model.config, model.weights | {"model.embed_tokens.weight": embedding.astype(np.float32).astype(float)})
+    return huge, *(np.concatenate([np.ones_like(rows[:, :1]), rows[:, 1:]], 1) for rows in tokens)
+
+
 def random_fixtures(directory):
     random = np.random.default_rng(11)
     calibration, evaluation = random.integers(0, 64, (16, 32)), random.integers(0, 64, (2, 16))
@@ -398,6 +406,8 @@ def random_fixtures(directory):
             expected |= {f"{cut_name}.{key}": w for key, w in student.weights.items()} if cut_name != "heads" else {}
             errors = [np.square(m.logits(evaluation) - model.logits(evaluation)).mean() for m in (plain, student)]
             print(name, cut_name, "mean square of logits", np.square(model.logits(evaluation)).mean(), "errors", errors)
+        huge, calibration_of, evaluation_of = with_huge_first_position(model, calibration, evaluation)
+        expected["huge.logits"] = cut(huge, calibration_of, *CUTS["hidden"]).logits(evaluation_of)
         save(os.path.join(place, "expected.safetensors"), expected)
 
 

@@ -3,8 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { Passage } from "../../src/evaluate/residual-stream.js";
 import { ResidualStream } from "../../src/evaluate/residual-stream.js";
 import { type Matrix, multiply } from "../../src/linear-algebra/index.js";
-import { type ModelTensors, openCheckpoint, shapeOf, sizeOf } from "../../src/models/index.js";
-import { memorySource } from "../../src/models/sources.js";
+import { type ModelTensors, openCheckpoint, sizeOf } from "../../src/models/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
 import { surgeonScores } from "../../src/prune/surgeon-scores.js";
 import { type Basis, rotationBasis } from "../../src/refit/basis.js";
@@ -14,20 +13,9 @@ import { tokenMoments } from "../../src/refit/token-moments.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, relativeDifference } from "../models/architectures.js";
-import { fixtures, fixtureTokens, passageOver } from "./cuts.js";
+import { changed, fixtures, fixtureTokens, passageOver } from "./cuts.js";
 
 const opened = (name: string) => openCheckpoint(path.join(fixtures, name));
-
-/** A model with some parameters' values changed. */
-function withValues({ model, source }: ModelTensors, changes: ReadonlyMap<string, Float32Array>): ModelTensors {
-  const values = new Map(
-    model.parameters.map((spec) => [
-      spec.name,
-      { shape: shapeOf(spec, model.sizes), values: changes.get(spec.name) ?? readMatrix(source, spec.name).data },
-    ]),
-  );
-  return { model, source: memorySource(values) };
-}
 
 async function basisOf(passage: Passage, { model, source }: ModelTensors): Promise<Basis & { readonly read: Matrix }> {
   const { streamMoments } = await surgeonScores(passage, { model, source });
@@ -59,7 +47,7 @@ async function rotated(passage: Passage, original: ModelTensors): Promise<ModelT
       weights.free();
     }
     for (const [name, data] of (await start.last(await scaleAt(undefined))).values) values.set(name, data);
-    return withValues(original, values);
+    return changed(original, (name, data) => data.set(values.get(name)!));
   } finally {
     stream.free();
   }
@@ -85,9 +73,10 @@ describe.each(testBackends)("on %s", (_, options) => {
   it("a model whose head is its embedding does where final gains differ in their signs alone", async () => {
     const tied = opened("tied");
     const { gain } = tied.model.finalNorm!;
-    const signs = readMatrix(tied.source, gain).data.map((value) => 0.7 * Math.sign(value));
-    expect(signs.some((value) => value < 0)).toBe(true);
-    const original = withValues(tied, new Map([[gain, signs]]));
+    const original = changed(tied, (name, data) => {
+      if (name === gain) data.set(data.map((value) => 0.7 * Math.sign(value)));
+    });
+    expect(readMatrix(original.source, gain).data.some((value) => value < 0)).toBe(true);
     const before = await logitsOf(backend, original, fixtureTokens.evaluation);
     const after = await logitsOf(backend, await rotated(passage, original), fixtureTokens.evaluation);
     expect(relativeDifference(after, before)).toBeLessThan(1e-4);

@@ -3,7 +3,8 @@ import { openSafetensors } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import type { Passage } from "../../src/evaluate/residual-stream.js";
 import type { Backend } from "../../src/ggml/index.js";
-import { type Model, type ModelTensors, sizeOf } from "../../src/models/index.js";
+import { type Model, type ModelTensors, shapeOf, sizeOf } from "../../src/models/index.js";
+import { memorySource } from "../../src/models/sources.js";
 import { type AxisSizes, keptIndices, type PrunedModel, planFor } from "../../src/prune/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
 import { type SurgeonScores, surgeonScores } from "../../src/prune/surgeon-scores.js";
@@ -87,4 +88,34 @@ export async function cutBySurgeon(cut: Cut): Promise<PrunedModel> {
     place: (name) => path.join(directory, name),
     onProgress,
   });
+}
+
+/** Mean KL divergence of rows of logits from a reference's. */
+export function divergence(reference: Float32Array, logits: Float32Array, vocab: number): number {
+  const logShares = (row: Float32Array): Float64Array => {
+    const largest = row.reduce((a, b) => Math.max(a, b));
+    const total = Math.log(row.reduce((sum, value) => sum + Math.exp(value - largest), 0));
+    return Float64Array.from(row, (value) => value - largest - total);
+  };
+  let sum = 0;
+  for (let from = 0; from < logits.length; from += vocab) {
+    const [p, q] = [reference, logits].map((all) => logShares(all.subarray(from, from + vocab)));
+    sum += p!.reduce((a, value, i) => a + Math.exp(value) * (value - q![i]!), 0);
+  }
+  return (sum * vocab) / logits.length;
+}
+
+/** A model with values changed. @param change is given each parameter's values, to be changed in place, and its row length */
+export function changed(
+  { model, source }: ModelTensors,
+  change: (name: string, data: Float32Array, columns: number) => void,
+): ModelTensors {
+  const values = new Map(
+    model.parameters.map((spec) => {
+      const { data, columns } = readMatrix(source, spec.name);
+      change(spec.name, data, columns);
+      return [spec.name, { shape: shapeOf(spec, model.sizes), values: data }];
+    }),
+  );
+  return { model, source: memorySource(values) };
 }

@@ -10,7 +10,7 @@ import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, relativeDifference } from "../models/architectures.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
-import { cutBySurgeon, expectedOf, fixtures, fixtureTokens, passageOver, type TokenRows } from "./cuts.js";
+import { changed, cutBySurgeon, expectedOf, fixtures, fixtureTokens, passageOver, type TokenRows } from "./cuts.js";
 
 const temporary = temporaryDirectory();
 const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
@@ -91,6 +91,17 @@ describe.each(testBackends)("on %s", (_, options) => {
         const difference = relativeDifference(withSigns(smaller, parameter, signs), peer(`${cut}.${parameter}`));
         expect(difference, parameter).toBeLessThan(TOLERANCE);
       }
+    });
+
+    it("does so where first positions are a thousand times larger", async () => {
+      const huge = changed(original, (parameter, data, columns) => {
+        if (parameter === original.model.embedding) for (let i = columns; i < 2 * columns; i++) data[i]! *= 1000;
+      });
+      const first = (rows: TokenRows): TokenRows => rows.map((row) => [1, ...row.slice(1)]);
+      const data = passageOver(backend, first(fixtureTokens.calibration));
+      const cut = { passage: data, original: huge, wanted: { hidden: 24, ffn: 36 }, directory: newDirectory() };
+      const logits = await logitsOf(backend, await cutBySurgeon(cut), first(fixtureTokens.evaluation));
+      expect(relativeDifference(logits, peer("huge.logits"))).toBeLessThan(TOLERANCE);
     });
   });
 

@@ -9,7 +9,7 @@ import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, models, relativeDifference } from "../models/architectures.js";
 import { temporaryDirectory } from "../temporary.js";
-import { cutBySurgeon, fixtures, fixtureTokens, passageOver, planOf, randomTokens } from "./cuts.js";
+import { cutBySurgeon, divergence, fixtures, fixtureTokens, passageOver, planOf, randomTokens } from "./cuts.js";
 
 const temporary = temporaryDirectory();
 const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
@@ -17,21 +17,6 @@ const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
 /** Every parameter's bytes, by name. */
 const bytesOf = ({ model, source }: ModelTensors) =>
   new Map(model.parameters.map(({ name }) => [name, Buffer.from(readTensor(source, name)).toString("base64")]));
-
-/** Mean KL divergence of rows of logits from a reference's. */
-function divergence(reference: Float32Array, logits: Float32Array, vocab: number): number {
-  const logShares = (row: Float32Array): Float64Array => {
-    const largest = row.reduce((a, b) => Math.max(a, b));
-    const total = Math.log(row.reduce((sum, value) => sum + Math.exp(value - largest), 0));
-    return Float64Array.from(row, (value) => value - largest - total);
-  };
-  let sum = 0;
-  for (let from = 0; from < logits.length; from += vocab) {
-    const [p, q] = [reference, logits].map((all) => logShares(all.subarray(from, from + vocab)));
-    sum += p!.reduce((a, value, i) => a + Math.exp(value) * (value - q![i]!), 0);
-  }
-  return (sum * vocab) / logits.length;
-}
 
 describe.each(testBackends)("on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
