@@ -14,7 +14,7 @@ const SYSTEMS = [
 
 /** Leave no traces in their process (unlike `register`): files share one, and load the engine once. */
 const PURE = [
-  "test/{data,devices,distill,ggml,linear-algebra,models,prune,quantize,system,tensor}/**/!(register).test.ts",
+  "test/{data,devices,distill,ggml,linear-algebra,models,prune,quantize,refit,system,tensor}/**/!(register).test.ts",
   "test/serve/grammar/*.test.ts",
 ];
 

@@ -15,6 +15,14 @@ export interface SuspectPass {
   readonly forward?: ForwardOptions | undefined;
 }
 
+/** @throws CoppiceError when sums over activations are not finite. @param what was summed, for the message */
+export function checkSums(what: string, sums: Float32Array): void {
+  if (!sums.every(Number.isFinite))
+    throw new CoppiceError(
+      `${what} are not finite (NaN or infinite) on the calibration data: the model's weights are damaged, or its activations overflow f32`,
+    );
+}
+
 /** The name of the first layer whose output is not finite; undefined when all outputs are. */
 export async function overflowingLayer(pass: SuspectPass): Promise<string | undefined> {
   const { backend, weights, tokens, batch, computeType, forward } = pass;

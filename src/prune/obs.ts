@@ -24,7 +24,7 @@ export interface RemovalOptions {
  * [inputs, inputs] on the device.
  * @param moments Σ m mᵀ over calibration data, [inputs, inputs]
  * @param weight [outputs, inputs]
- * @returns the loss of each group's removal; groups that are removed later have larger ones
+ * @returns the loss of each group's removal; groups that are removed later have larger ones. All are 0 where all moments are.
  */
 export async function removalLosses(
   backend: Backend,
@@ -35,6 +35,7 @@ export async function removalLosses(
   const groups = moments.rows / groupSize;
   const atOnce = groupSize === 1 ? Math.max(LEAST_AT_ONCE, Math.round(groups * SHARE_AT_ONCE)) : 1;
   const losses = new Float32Array(groups);
+  if (moments.data.every((value) => value === 0)) return losses; // inputs that are always zero: all can go
   let last = 0;
   const record = (group: number, loss: number): void => {
     last = Math.max(last * INCREASE, loss);

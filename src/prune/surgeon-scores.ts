@@ -1,3 +1,4 @@
+import { checkSums } from "../evaluate/finite.js";
 import { overBatches, type Passage, ResidualStream } from "../evaluate/residual-stream.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import {
@@ -51,11 +52,13 @@ export async function surgeonScores(
       onProgress?.(i + 1, model.steps.length);
     }
     await addLastMoments(passage, stream, streamSum);
+    const streamMoments = { rows: hidden, columns: hidden, data: sums.read(streamSum) };
+    checkSums("the second moments of the residual stream", streamMoments.data);
     for (const { dimension, groupedBy } of model.groups) {
       const members = scores.get(dimension);
       if (members !== undefined) scores.set(groupedBy, groupSums(members, sizeOf(groupedBy, model.sizes)));
     }
-    return { scores, streamMoments: { rows: hidden, columns: hidden, data: sums.read(streamSum) } };
+    return { scores, streamMoments };
   } finally {
     stream.free();
     sums.free();
@@ -83,7 +86,9 @@ async function stepMoments(
       return { reads, writes: [[after, written]] };
     });
     stream.advance(step, written);
-    return { rows: inputs, columns: inputs, data: sums.read(moments) };
+    const data = sums.read(moments);
+    checkSums(`the second moments of ${step.writer.input}`, data);
+    return { rows: inputs, columns: inputs, data };
   } finally {
     weights.free();
     sums.free();

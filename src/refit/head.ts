@@ -58,7 +58,7 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
   const store = new TensorStore(passage.backend, norms.length);
   for (const spec of norms) store.add(spec.name, shapeOf(spec, student.sizes), "f32");
   store.allocate();
-  const moments = new Moments(passage.backend, streams.student.width, streams.dense.width);
+  const moments = new Moments(passage.backend, "the final norm", [streams.student.width, streams.dense.width]);
   try {
     for (const { name } of norms) {
       const data = values.get(name) as Float32Array;
@@ -97,6 +97,7 @@ async function refitGain(
   const gram = basis === undefined ? centred : await multiply(backend, cross, basis.write);
   const system: Matrix = { ...inputs, data: inputs.data.map((value, i) => value * elementAt(gram.data, i)) };
   const ridge = GAIN_DAMPING * meanDiagonal(system);
+  if (ridge === 0) return gain.map((value) => value - offset); // states or embeddings that are all zero tell nothing
   const right = zeroMatrix(gain.length, 1);
   for (let i = 0; i < gain.length; i++) {
     let sum = ridge * elementAt(gain, i);

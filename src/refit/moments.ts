@@ -1,3 +1,4 @@
+import { checkSums } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
@@ -8,8 +9,12 @@ export class Moments {
   private readonly square: Tensor;
   private readonly cross: Tensor;
 
-  /** @param inputs values of a row of x @param targets of y */
-  constructor(backend: Backend, inputs: number, targets: number) {
+  /** @param what is regressed, for messages @param sizes values of a row of x and of y */
+  constructor(
+    backend: Backend,
+    private readonly what: string,
+    [inputs, targets]: readonly [inputs: number, targets: number],
+  ) {
     this.store = new TensorStore(backend, 2);
     this.square = this.store.add("x'x", [inputs, inputs], "f32");
     this.cross = this.store.add("x'y", [inputs, targets], "f32");
@@ -22,19 +27,21 @@ export class Moments {
     g.effect(ops.addProducts(g, this.cross, x, y));
   }
 
-  /** x'x, [inputs, inputs]. */
+  /** x'x, [inputs, inputs]. @throws CoppiceError when it is not finite */
   get inputs(): Matrix {
     return this.read(this.square);
   }
 
-  /** x'y, [inputs, targets]. */
+  /** x'y, [inputs, targets]. @throws CoppiceError when it is not finite */
   get targets(): Matrix {
     return this.read(this.cross);
   }
 
   private read(tensor: Tensor): Matrix {
     const [rows, columns] = tensor.shape as [number, number];
-    return { rows, columns, data: this.store.read(tensor) };
+    const data = this.store.read(tensor);
+    checkSums(`the moments of ${this.what}`, data);
+    return { rows, columns, data };
   }
 
   free(): void {

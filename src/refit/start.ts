@@ -47,11 +47,13 @@ export interface RotatedInputs {
 export function rotatedStart({ backend, model, within, basis }: RotatedInputs): Start {
   const matrixOf = (name: string): Matrix => readMatrix(within, name);
   /** diag(gain) R: what is to read the stream after a norm, which keeps the mean size of its gain, is multiplied by it. */
-  const readMap = (gain: Float32Array, scale: number): Matrix =>
-    scaledRows(
+  const readMap = (gain: Float32Array, scale: number): Matrix => {
+    const size = rootMeanSquare(gain);
+    return scaledRows(
       basis.read,
-      gain.map((value) => (value * scale) / rootMeanSquare(gain)),
+      gain.map((value) => (size === 0 ? 0 : (value * scale) / size)),
     );
+  };
   const gainOf = ({ gain, offset }: RmsNorm): Float32Array => matrixOf(gain).data.map((value) => value + offset);
   const evenGain = ({ gain, offset }: RmsNorm, value: number): readonly [string, Float32Array] => [
     gain,

@@ -6,6 +6,7 @@ import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { type Model, shapeOf } from "../models/index.js";
 import { joinedSource } from "../models/sources.js";
 import { readMatrix } from "../prune/matrices.js";
+import { CoppiceError } from "../system/errors.js";
 import type { Values } from "./start.js";
 
 /** Finished parts of a model on disk, a file each: work that was killed goes on after the last of them. */
@@ -28,7 +29,13 @@ export class StepFiles {
     return new Map([...source.tensors.keys()].map((name) => [name, readMatrix(source, name).data]));
   }
 
+  /** @throws CoppiceError when a value is not finite */
   write(part: string, values: Values): void {
+    for (const [name, data] of values)
+      if (!data.every(Number.isFinite))
+        throw new CoppiceError(
+          `the cut model's ${name} came out with values that are not finite (NaN or infinite): its regression or its rotation overflows f32`,
+        );
     const tensors = [...values].map(([name, data]) => ({
       name,
       dtype: "f32" as const,

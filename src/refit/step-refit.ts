@@ -101,14 +101,18 @@ class StepRefit {
     return this.streams.student.record(g, this.steps.student, this.weight, "student");
   }
 
-  /** Sums moments over the data, and solves for matrices. @param solve is given the moments and the regression */
+  /**
+   * Sums moments over the data, and solves for matrices.
+   * @param what is regressed, for messages @param solve is given the moments and the regression
+   */
   private async regress(
+    what: string,
     sizes: readonly [inputs: number, targets: number],
     build: (g: Graph, moments: Moments) => ReturnType<Parameters<typeof overBatches>[1]>,
     solve: (targets: Matrix, ridge: Ridge) => Promise<void>,
   ): Promise<void> {
     const { backend } = this.inputs.passage;
-    const moments = new Moments(backend, ...sizes);
+    const moments = new Moments(backend, what, sizes);
     try {
       await this.overBatches((g) => build(g, moments));
       const ridge = await Ridge.of(backend, moments.inputs);
@@ -127,6 +131,7 @@ class StepRefit {
     const { within, passage } = this.inputs;
     const { dense, student } = this.streams;
     return this.regress(
+      this.steps.student.input,
       [student.width, dense.width],
       (g, moments) => {
         const original = this.recordDense(g);
@@ -150,6 +155,7 @@ class StepRefit {
     const target = await this.target();
     try {
       await this.regress(
+        writer.name,
         [inputs, outputs],
         (g, moments) => {
           const { before, writerInput, reads } = this.recordStudent(g);
@@ -202,6 +208,7 @@ class StepRefit {
     const [, inputs] = shapeOf(writer, student.sizes) as [number, number];
     const [, denseInputs] = shapeOf(original, dense.model.sizes) as [number, number];
     return this.regress(
+      writer.name,
       [inputs, denseInputs],
       (g, moments) => {
         const larger = this.recordDense(g);

@@ -123,4 +123,11 @@ describe.each(testBackends)("removal losses on %s", (_, options) => {
       removed.push(group);
     }
   });
+
+  it.each([1, 4])("are zero where no input ever is more than zero, in groups of %i", async (groupSize) => {
+    const nothing = { rows: 16, columns: 16, data: new Float32Array(256) };
+    expect([...(await removalLosses(backend, nothing, matrix(5, 16), { groupSize }))]).toEqual(
+      Array.from({ length: 16 / groupSize }, () => 0),
+    );
+  });
 });

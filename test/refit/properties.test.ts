@@ -1,0 +1,109 @@
+import { mkdtempSync, readdirSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { readTensor } from "../../src/checkpoint/index.js";
+import { type ModelTensors, openCheckpoint, shapeOf } from "../../src/models/index.js";
+import { prune } from "../../src/prune/index.js";
+import { surgeonScores } from "../../src/prune/surgeon-scores.js";
+import { testBackends } from "../devices.js";
+import { openAlgebraBackend } from "../linear-algebra/backend.js";
+import { logitsOf, models, relativeDifference } from "../models/architectures.js";
+import { temporaryDirectory } from "../temporary.js";
+import { cutBySurgeon, divergence, fixtures, fixtureTokens, passageOver, planOf, randomTokens } from "./cuts.js";
+
+const temporary = temporaryDirectory();
+const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
+
+/** Every parameter's bytes, by name. */
+const bytesOf = ({ model, source }: ModelTensors) =>
+  new Map(model.parameters.map(({ name }) => [name, Buffer.from(readTensor(source, name)).toString("base64")]));
+
+describe.each(testBackends)("on %s", (_, options) => {
+  const { backend } = openAlgebraBackend(options);
+  const tied = openCheckpoint(path.join(fixtures, "tied"));
+  const passage = passageOver(backend, fixtureTokens.calibration);
+  const both = { hidden: 24, ffn: 36 };
+
+  it("a refit that was stopped goes on to the same bits", async () => {
+    const whole = newDirectory();
+    const wanted = bytesOf(await cutBySurgeon({ passage, original: tied, wanted: both, directory: whole }));
+    for (const last of [1, 2, 4]) {
+      const directory = newDirectory();
+      const onProgress = (done: number) => {
+        if (done === last) throw new Error("stopped");
+      };
+      const cut = { passage, original: tied, wanted: both, directory };
+      await expect(cutBySurgeon({ ...cut, onProgress })).rejects.toThrow("stopped");
+      const finished = readdirSync(directory);
+      expect(finished.length).toBe(last + 1);
+      expect(bytesOf(await cutBySurgeon(cut))).toEqual(wanted);
+    }
+  });
+
+  it("layers are left out", async () => {
+    const statistics = await surgeonScores(passage, tied);
+    const reference = await logitsOf(backend, tied, fixtureTokens.evaluation);
+    for (const layer of [0, 1]) {
+      const cut = { passage, original: tied, wanted: { ffn: 36, layers: 1 }, layerOrder: [layer], statistics };
+      const { plan, kept } = await planOf({ ...cut, directory: temporary });
+      expect(plan.keptLayers).toEqual([1 - layer]);
+      const refitted = await cutBySurgeon({ ...cut, directory: newDirectory() });
+      expect(refitted.model.layerCount).toBe(1);
+      const [before, after] = [
+        await logitsOf(backend, prune(tied, plan, kept), fixtureTokens.evaluation),
+        await logitsOf(backend, refitted, fixtureTokens.evaluation),
+      ];
+      expect(divergence(reference, after, tied.model.vocabSize)).toBeLessThan(
+        divergence(reference, before, tied.model.vocabSize),
+      );
+    }
+  });
+
+  it("hidden states on disk give the same bits as in memory", async () => {
+    const cut = { original: tied, wanted: both };
+    const inMemory = await cutBySurgeon({ ...cut, passage, directory: newDirectory() });
+    const onDisk = passageOver(backend, fixtureTokens.calibration, { memoryBytes: 0 });
+    expect(bytesOf(await cutBySurgeon({ ...cut, passage: onDisk, directory: newDirectory() }))).toEqual(
+      bytesOf(inMemory),
+    );
+  });
+});
+
+/** On the fastest processor's kernels alone: what devices compute is compared above, and in peer.test.ts. */
+describe.each(testBackends.slice(-1))("other families on %s", (_, options) => {
+  const { backend } = openAlgebraBackend(options);
+
+  it.each(models)("a cut of nothing changes nothing of $name", async ({ directory }) => {
+    const original = openCheckpoint(directory);
+    const tokens = randomTokens(original.model, 8, 16);
+    const data = passageOver(backend, tokens);
+    const same = await cutBySurgeon({ passage: data, original, wanted: {}, directory: newDirectory() });
+    const [before, after] = [await logitsOf(backend, original, tokens), await logitsOf(backend, same, tokens)];
+    expect(relativeDifference(after, before)).toBeLessThan(1e-5);
+  });
+
+  it.each(models)("a refitted cut of $name is nearer to the original than the cut alone", async ({ directory }) => {
+    const original = openCheckpoint(directory);
+    const { model } = original;
+    const [calibration, evaluation] = [randomTokens(model, 32, 16), randomTokens(model, 4, 16, 4)];
+    const data = passageOver(backend, calibration, { batch: 16 });
+    const reference = await logitsOf(backend, original, evaluation);
+    const statistics = await surgeonScores(data, original);
+    const wide = model.axes.some(({ name }) => name === "hidden");
+    for (const wanted of [{ ffn: 42 }, ...(wide ? [{ hidden: 24 }] : [])]) {
+      const cut = { passage: data, original, wanted, directory: newDirectory(), statistics };
+      const { plan, kept } = await planOf(cut);
+      const plain = prune(original, plan, kept);
+      const refitted = await cutBySurgeon(cut);
+      for (const spec of refitted.model.parameters)
+        expect(refitted.source.tensors.get(spec.name)?.shape, spec.name).toEqual(shapeOf(spec, refitted.model.sizes));
+      const [before, after] = [
+        await logitsOf(backend, plain, evaluation),
+        await logitsOf(backend, refitted, evaluation),
+      ];
+      expect(divergence(reference, after, model.vocabSize), Object.keys(wanted).join()).toBeLessThan(
+        divergence(reference, before, model.vocabSize),
+      );
+    }
+  });
+});
