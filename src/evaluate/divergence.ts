@@ -93,10 +93,9 @@ export class DivergenceMeter {
     const rows = batch * length;
     const reference = g.input("reference", "f32", [rows, elementAt(this.hidden, 0).length / rows]);
     const { hidden, logits } = weights.model.forward(g, weights.get, tokens);
-    const fromReference: Weights = (name) => this.headOr(name, weights);
-    const { logits: referenceLogits } = model.forward(g, fromReference, tokens);
+    const head: Weights = (name) => this.heads.get(name);
     const sums = ops.mapHeadRows(g, hidden, model.vocabSize, (part, range) =>
-      ops.divergence(g, logits(part), referenceLogits(ops.rowsOf(g, reference, range)), {
+      ops.divergence(g, logits(part), model.logits(g, head, ops.rowsOf(g, reference, range)), {
         kind: "forward-kl",
         temperature: 1,
       }),
@@ -116,11 +115,6 @@ export class DivergenceMeter {
       },
       free: () => g.free(),
     };
-  }
-
-  private headOr(name: string, weights: ModelWeights): Tensor {
-    for (const tensor of this.heads) if (tensor.name === name) return tensor;
-    return weights.get(name); // only for layers that are recorded but never computed
   }
 
   free(): void {

@@ -143,6 +143,8 @@ export interface Model {
   readonly steps: readonly ResidualStep[];
   /** Its last part, from the residual stream after the last layer, [rows, hidden]. */
   finish(g: Graph, weights: Weights, stream: Tensor): ForwardResult;
+  /** Logits of normalized last states, [rows, hidden] -> [rows, vocab]: needs the head alone. */
+  logits(g: Graph, weights: Weights, hidden: Tensor): Tensor;
   /** The norm of the last part, where it is an RMS norm. */
   readonly finalNorm: RmsNorm | undefined;
   /** The names of the matrices that tokens are looked up in and that logits are computed with, which may be the same. */

@@ -52,6 +52,7 @@ export function decoderModel(
     embed: (g, weights, tokens) => embedded(spec, g, weights, tokens, undefined),
     steps: residualSteps(spec, parameters),
     finish: (g, weights, stream) => finish(spec, withoutTaps(g, weights, { batch: 1, seq: rowCount(stream) }), stream),
+    logits: (g, weights, hidden) => logitsOf(spec, g, weights, hidden),
     finalNorm: rmsNormOf(spec.finalNorm, names.norm),
     embedding: `${names.embedding}.weight`,
     head: `${spec.tied ? names.embedding : names.head}.weight`,
