@@ -113,7 +113,7 @@ export async function withRefittedStart<T>(
 }
 
 /** Says where a model's residual stream cannot be rotated, though its width is to be cut. */
-export function noteSelection({ original, options }: StartInputs, plan: PrunePlan): void {
+export function noteSelection({ original, options }: Pick<StartInputs, "original" | "options">, plan: PrunePlan): void {
   const { model } = original;
   const reason = whyNotRotated(model);
   if (reason !== undefined && sizeOf("hidden", plan.sizes) < sizeOf("hidden", model.sizes))

@@ -1,0 +1,94 @@
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { compress, measurePerplexity, type ProgressEvent, pruneModel } from "../../src/index.js";
+import { noteSelection } from "../../src/jobs/start.js";
+import { openCheckpoint } from "../../src/models/index.js";
+import { planFor } from "../../src/prune/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const model = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const olmo = path.resolve(import.meta.dirname, "../fixtures/architectures/olmo2");
+const directory = temporaryDirectory();
+process.env.COPPICE_CACHE = path.join(directory, "cache");
+const data = path.join(directory, "data.txt");
+writeFileSync(data, corpus(5, 300));
+const validation = path.join(directory, "validation.txt");
+writeFileSync(validation, corpus(6, 60));
+
+const common = { device: "cpu", threads: 1, data: [data], validation: [validation], computeType: "f32" } as const;
+const small = { calibrationSamples: 16, refitSamples: 32 };
+const out = (name: string) => path.join(directory, name);
+const lossOf = async (place: string) =>
+  (await measurePerplexity({ ...common, model: place, data: [validation], sequenceLength: 64 })).loss;
+const bytesOf = (place: string) => readFileSync(path.join(place, "model.safetensors"));
+
+/** Stops a job when a stage has come so far. */
+class Stopped extends Error {}
+const stopAt = (stage: string, done: number) => (progress: ProgressEvent) => {
+  if (progress.stage === stage && progress.done >= done) throw new Stopped();
+};
+
+describe("a pruned model that is refitted", () => {
+  const job = { ...common, ...small, model, target: "hidden=48,ffn=96" };
+
+  it("loses less than one that is only cut, and has the same sizes", async () => {
+    await pruneModel({ ...job, start: "minitron", out: out("cut") });
+    await pruneModel({ ...job, start: "refit", out: out("refitted") });
+    const [teacher, cut, refitted] = [await lossOf(model), await lossOf(out("cut")), await lossOf(out("refitted"))];
+    expect(refitted - teacher).toBeLessThan(0.5 * (cut - teacher));
+    const config = (place: string) => JSON.parse(readFileSync(path.join(place, "config.json"), "utf8"));
+    expect(config(out("refitted"))).toMatchObject({ hidden_size: 48, intermediate_size: 96 });
+    expect(readdirSync(out("refitted"))).not.toContain("refit");
+  });
+
+  it("is the same after it was stopped in the middle", async () => {
+    const place = out("stopped");
+    const stopped = { ...job, start: "refit", out: place } as const;
+    await expect(pruneModel({ ...stopped, onProgress: stopAt("statistics", 3) })).rejects.toThrow(Stopped);
+    await expect(pruneModel({ ...stopped, onProgress: stopAt("refit", 3) })).rejects.toThrow(Stopped);
+    expect(existsSync(path.join(place, "refit", "step-1.safetensors"))).toBe(true);
+    await pruneModel(stopped);
+    expect(bytesOf(place).equals(bytesOf(out("refitted")))).toBe(true);
+  });
+
+  it("needs data", async () => {
+    await expect(pruneModel({ model, target: "ffn=96", start: "refit", out: out("none") })).rejects.toThrow(
+      /--start refit needs --data/,
+    );
+  });
+
+  it("says where the width is cut without rotating the model", () => {
+    const notesOf = (place: string, sizes: Readonly<Record<string, number>>): string => {
+      const original = openCheckpoint(place);
+      const notes: string[] = [];
+      const options = { target: "", onNote: (note: string) => void notes.push(note) };
+      noteSelection({ original, options }, planFor(original.model, sizes, []));
+      return notes.join("\n");
+    };
+    expect(notesOf(olmo, { hidden: 16 })).toMatch(
+      /leaving channels out, not by rotating .*: it has norms after its blocks/,
+    );
+    expect(notesOf(olmo, { ffn: 32 })).toBe("");
+    expect(notesOf(model, { hidden: 48 })).toBe("");
+  });
+});
+
+describe("a compression", () => {
+  const settings = { tokens: 512, sequenceLength: 32, batchSize: 4 };
+  const job = { ...common, ...small, model, target: "0.75x", maxCandidates: 3, settings };
+
+  it("starts from a refit, ranks candidates after it, and takes half the learning rate", async () => {
+    const refitted = await compress({ ...job, out: out("compressed") });
+    const plain = await compress({ ...job, start: "minitron", out: out("minitron") });
+    expect(refitted.pruned.loss).toBeLessThan(plain.pruned.loss);
+    const ranking = JSON.parse(readFileSync(path.join(out("compressed"), "search.json"), "utf8"));
+    const losses = ranking.candidates.flatMap((candidate: { refittedLoss?: number }) => candidate.refittedLoss ?? []);
+    expect(losses.length).toBeGreaterThan(1);
+    expect(losses[0]).toBe(Math.min(...losses.slice(0, 2)));
+    const rateOf = (place: string): number =>
+      JSON.parse(readFileSync(path.join(place, "run.json"), "utf8")).configuration.settings.learningRate;
+    expect(rateOf(out("compressed"))).toBeCloseTo(rateOf(out("minitron")) / 2, 12);
+  });
+});
