@@ -1,0 +1,3 @@
+import { expectLlamaCppsBits } from "./quantizer.js";
+
+expectLlamaCppsBits();
