@@ -4,6 +4,7 @@ import { quantizeWithLlamaCpp } from "../../bench/peers/llama-quantize.js";
 import { openGguf, readTensor } from "../../src/checkpoint/index.js";
 import { exportGguf, FILE_KINDS, type FileKind } from "../../src/quantize/index.js";
 import { fileTypeOf } from "../../src/quantize/recipes.js";
+import { type AnyName, type AnySizes, writeAnyGguf } from "../any-gguf.js";
 import { randomModel } from "../random-model.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -87,3 +88,34 @@ export function expectLlamaCppsBits(sample?: readonly FileKind[]): void {
 
 const typesOf = ({ tensors }: ReturnType<typeof openGguf>) =>
   Object.fromEntries([...tensors].map(([tensor, { dtype }]) => [tensor, dtype]).sort());
+
+/** Rows that fill the types' blocks, layers enough that mixtures differ. */
+const ANY_SIZES: Partial<AnySizes> = { hidden: 256, ffn: 256, layers: 8, heads: 8, kvHeads: 2 };
+
+export interface AnyCase {
+  readonly name: AnyName;
+  readonly sizes?: Partial<AnySizes>;
+  readonly kinds: readonly FileKind[];
+}
+
+/** The same for files of architectures that only llama.cpp knows, and key by key. */
+export function expectLlamaCppsBitsOfAny(cases: readonly AnyCase[]): void {
+  describe.each(cases)(
+    "a file of $name ($sizes) is llama.cpp's own, bit by bit and key by key",
+    ({ name, sizes, kinds }) => {
+      const file = path.join(root, `${name}-${JSON.stringify(sizes ?? {}).replace(/\W/g, "")}.gguf`);
+      beforeAll(() => writeAnyGguf(file, name, { ...ANY_SIZES, ...sizes }));
+
+      it.each(kinds)("%s", async (kind) => {
+        const [ours, theirs] = [`${file}-ours-${kind}.gguf`, `${file}-theirs-${kind}.gguf`];
+        await exportGguf(ours, openGguf(file), { kind, threads: 2 });
+        await quantizeWithLlamaCpp(file, theirs, fileTypeOf(kind), { threads: 2 });
+        const [a, b] = [openGguf(ours), openGguf(theirs)];
+        expect(typesOf(a)).toEqual(typesOf(b));
+        for (const tensor of a.tensors.keys())
+          expect(Buffer.compare(readTensor(a, tensor), readTensor(b, tensor)), tensor).toBe(0);
+        expect(new Map([...a.metadata].sort())).toEqual(new Map([...b.metadata].sort()));
+      });
+    },
+  );
+}
