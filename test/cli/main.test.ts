@@ -132,7 +132,7 @@ describe("coppice compress", () => {
       const file = path.join(killed, "metrics.jsonl");
       return existsSync(file) ? readFileSync(file, "utf8").split("\n").length - 1 : 0;
     };
-    for (const steps of [1, 13]) {
+    for (const steps of [1, 8]) {
       const child = spawn(process.execPath, [main, "compress", teacher, ...compression, "--out", killed], {
         stdio: "ignore",
       });
