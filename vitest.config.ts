@@ -1,21 +1,16 @@
 import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
-/** Whole systems: they need a browser, databases, object storage or a registry (and say what they skip without), or take long. */
+/** Whole systems: they need a browser, databases, object storage, a registry or real models (and say what they skip without), or take long. */
 const SYSTEMS = [
   "test/checkpoint/real-tokenizers.test.ts",
   "test/deploy/*.test.ts",
-  "test/evaluate/sandbox.test.ts",
+  "test/evaluate/{agreement,sandbox}.test.ts",
   "test/examples/*.test.ts",
   "test/foundry/*.test.ts",
   "test/package/*.test.ts",
+  "test/quantize/every-kind.test.ts",
   "test/serve/page.test.ts",
-];
-
-/** Leave no traces in their process (unlike `register`): files share one, and load the engine once. */
-const PURE = [
-  "test/{data,devices,distill,ggml,linear-algebra,models,prune,quantize,refit,system,tensor}/**/!(register).test.ts",
-  "test/serve/grammar/*.test.ts",
 ];
 
 /** Compare what devices compute; see test/devices.ts. */
@@ -32,7 +27,9 @@ const onVulkan = { COPPICE_TEST_DEVICES: "vulkan", GGML_VK_VISIBLE_DEVICES: "0",
 
 export default defineConfig({
   test: {
-    pool: "forks", // a process a file: what a file does to its process ends with it
+    pool: "forks",
+    isolate: false, // files share a process, and load the engine once; what they set in the environment ends with them
+    setupFiles: ["test/restore-environment.ts"],
     // a file a core: small models gain nothing from several threads, and those wait for each other
     maxWorkers: Math.min(8, availableParallelism()),
     // one generous limit for all: waits end with what they wait for, however slow the machine is; only a hang takes so long
@@ -42,10 +39,9 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: "quick", include: ["test/**/*.test.ts"], exclude: [...SYSTEMS, ...PURE], env: onProcessor },
+        test: { name: "quick", include: ["test/**/*.test.ts"], exclude: SYSTEMS, env: onProcessor },
       },
-      { extends: true, test: { name: "pure", include: PURE, isolate: false, env: onProcessor } },
-      { extends: true, test: { name: "systems", include: SYSTEMS, env: onProcessor } },
+      { extends: true, test: { name: "systems", include: SYSTEMS, isolate: true, env: onProcessor } },
       { extends: true, test: { name: "vulkan", include: ON_DEVICES, env: onVulkan } },
     ],
   },

@@ -19,7 +19,7 @@ export function quantizeWithLlamaCpp(
   input: string,
   output: string,
   fileType: number,
-  options: { readonly threads: number; readonly importance?: ReadonlyMap<string, Float32Array> },
+  options: { readonly threads: number; readonly importance?: ReadonlyMap<string, Float32Array> | undefined },
 ): Promise<void> {
   const { directory } = loadLibrary("cpu");
   const name = readdirSync(directory).find((file) => /^(lib)?llama(?!-common)[\w.]*\.(so|dylib|dll)$/.test(file));

@@ -22,7 +22,7 @@ import { streamOf } from "../tokens.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
 const root = temporaryDirectory();
-const backend = Backend.open({ device: "cpu", threads: 2 });
+const backend = Backend.open({ device: "cpu" });
 afterAll(() => backend.free());
 
 const MATRIX = "model.layers.2.mlp.up_proj.weight";

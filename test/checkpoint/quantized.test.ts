@@ -11,7 +11,7 @@ import { temporaryDirectory } from "../temporary.js";
 
 const fixtures = path.resolve(import.meta.dirname, "../fixtures");
 const root = temporaryDirectory();
-const backend = Backend.open({ device: "cpu", threads: 2 });
+const backend = Backend.open({ device: "cpu" });
 afterAll(() => backend.free());
 
 const values = (source: Parameters<typeof readTensor>[0], name: string): Float32Array =>

@@ -1,4 +1,4 @@
-import { spawn, spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
@@ -80,7 +80,7 @@ describe("coppice evaluate", () => {
     const data = path.join(directory, "many");
     const folder = path.join(data, "baber/piqa/default");
     mkdirSync(folder, { recursive: true });
-    const rows = Array.from({ length: 400 }, (_, i) => ({
+    const rows = Array.from({ length: 300 }, (_, i) => ({
       ...{ goal: `How are ${i} apples kept? `.repeat(4), sol1: `in ${i} boxes`, sol2: "not at all", label: i % 2 },
     }));
     writeFileSync(path.join(folder, "validation.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
@@ -100,14 +100,14 @@ describe("coppice evaluate", () => {
     const resumed = await json(...args, ...own);
     const cached = resumed.models[0]?.tasks[0]?.cached ?? 0;
     expect(cached).toBeGreaterThan(0);
-    expect(cached).toBeLessThan(800);
+    expect(cached).toBeLessThan(600);
     const fresh = path.join(directory, "fresh");
-    const { stdout } = spawnSync(process.execPath, [main, "evaluate", ...args, ...own, "--device", "cpu", "--json"], {
-      env: { ...process.env, COPPICE_CACHE: fresh },
-      encoding: "utf8",
-    });
+    process.env.COPPICE_CACHE = fresh;
+    const undisturbed = await json(...args, ...own);
+    process.env.COPPICE_CACHE = cache;
     const values = (outcome: EvaluateOutcome) => scores(outcome)[0]?.[0]?.map(({ value }) => value);
-    expect(values(resumed)).toEqual(values(JSON.parse(stdout) as EvaluateOutcome));
+    expect(undisturbed.models[0]?.tasks[0]?.cached).toBe(0);
+    expect(values(resumed)).toEqual(values(undisturbed));
     expect(existsSync(fresh)).toBe(true);
   });
 

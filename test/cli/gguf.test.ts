@@ -17,7 +17,7 @@ process.env.COPPICE_CACHE = path.join(directory, "cache");
 process.env.HF_HUB_OFFLINE = "1";
 const main = path.join(root, "bin/coppice.cjs");
 const data = path.join(directory, "stories.txt");
-writeFileSync(data, corpus(5, 600));
+writeFileSync(data, corpus(5, 200));
 const at = (...names: string[]) => path.join(directory, ...names);
 
 const run = (...args: readonly string[]) => coppice(...args, "--device", "cpu");
@@ -107,7 +107,7 @@ describe("coppice quantize", () => {
     expect(perplexity.loss).toBeCloseTo(outcome.original!.loss, 1);
     const plan = ["--target", "0.8x", "--data", data, "--samples", "16", "--candidates", "2"];
     await json("prune", file, ...plan, "--out", at("pruned"));
-    const training = ["--data", data, "--tokens", "10K", "--sequence-length", "64", "--batch-size", "8"];
+    const training = ["--data", data, "--tokens", "6K", "--sequence-length", "64", "--batch-size", "8"];
     const distilled = await json<{ student: { loss: number }; before: { loss: number } }>(
       ...(["distill", at("pruned"), "--teacher", file, ...training, "--out", at("student")] as const),
     );

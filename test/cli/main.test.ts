@@ -17,7 +17,7 @@ const directory = temporaryDirectory();
 process.env.COPPICE_CACHE = path.join(directory, "cache");
 process.env.HF_HUB_OFFLINE = "1";
 const data = path.join(directory, "stories.txt");
-writeFileSync(data, corpus(5, 900));
+writeFileSync(data, corpus(5, 400));
 
 const small = ["--sequence-length", "64", "--batch-size", "8", "--save-every", "3"];
 const compression = [
@@ -26,7 +26,7 @@ const compression = [
   "--data",
   data,
   "--tokens",
-  "20K",
+  "10K",
   "--samples",
   "32",
   "--candidates",
@@ -56,7 +56,7 @@ describe("coppice compress", () => {
     expect(result.student.perplexity).toBeCloseTo(Math.exp(result.student.loss), 6);
     expect(result.plan.hidden!.from).toBe(128);
     expect(result.plan.layers).toEqual({ from: 4, to: 4 });
-    expect(result.tokens).toBeGreaterThanOrEqual(20_000);
+    expect(result.tokens).toBeGreaterThanOrEqual(10_000);
     expect(result.tokensPerSecond).toBeGreaterThan(0);
     expect(result.out).toBe(out);
 
@@ -132,7 +132,7 @@ describe("coppice compress", () => {
       const file = path.join(killed, "metrics.jsonl");
       return existsSync(file) ? readFileSync(file, "utf8").split("\n").length - 1 : 0;
     };
-    for (const steps of [4, 17, 31]) {
+    for (const steps of [1, 8]) {
       const child = spawn(process.execPath, [main, "compress", teacher, ...compression, "--out", killed], {
         stdio: "ignore",
       });
@@ -173,7 +173,7 @@ describe("other commands", () => {
     for (const share of shares) expect(Math.abs(share - 67)).toBeLessThanOrEqual(0.7);
     const ranked = await json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
       ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
-      ...["--search-tokens", "8K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
+      ...["--search-tokens", "2K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
     );
     const losses = ranked.candidates.flatMap(({ distilledLoss }) => distilledLoss ?? []);
     expect(losses.length).toBe(4);
@@ -201,12 +201,12 @@ describe("other commands", () => {
     expect((await json<{ parameters: number }>("inspect", pruned)).parameters).toBe(cut.parameters.to);
     const student = path.join(directory, "student");
     const distilled = await json<{ before: { loss: number }; student: { loss: number } }>(
-      ...["distill", pruned, "--teacher", teacher, "--data", data, "--tokens", "10K", "--out", student, ...small],
+      ...["distill", pruned, "--teacher", teacher, "--data", data, "--tokens", "5K", "--out", student, ...small],
       ...["--teacher-cache", "--top-k", "16", "--cross-entropy-weight", "0.1", "--micro-batch-size", "4"],
     );
     expect(distilled.student.loss).toBeLessThan(distilled.before.loss);
     const trained = await json<{ student: { loss: number } }>(
-      ...["pretrain", path.join(root, "examples/tiny-config"), "--from-scratch", "--data", data, "--tokens", "10K"],
+      ...["pretrain", path.join(root, "examples/tiny-config"), "--from-scratch", "--data", data, "--tokens", "5K"],
       ...["--out", path.join(directory, "trained"), ...small],
     );
     expect(trained.student.loss).toBeLessThan(Math.log(512));
@@ -246,7 +246,7 @@ describe("other commands", () => {
         teacher,
         ...compression.slice(0, 4),
         "--tokens",
-        "5K",
+        "4K",
         "--samples",
         "16",
         "--candidates",

@@ -1,14 +1,16 @@
-import { spawn, spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { mkdirSync, symlinkSync } from "node:fs";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { describe, expect, it } from "vitest";
 import { temporaryDirectory } from "../temporary.js";
+import { coppice } from "./command-line.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const main = path.join(root, "bin/coppice.cjs");
 const model = path.join(root, "examples/tiny-teacher");
-const env = { ...process.env, COPPICE_CACHE: path.join(temporaryDirectory(), "cache"), COPPICE_SERVE_PORT: "0" };
+process.env.COPPICE_CACHE = path.join(temporaryDirectory(), "cache");
+process.env.COPPICE_SERVE_PORT = "0";
 const flags = ["serve", model, "--device", "cpu", "--threads", "1", "--json"];
 
 /** A streamed answer of which the beginning has come. */
@@ -19,7 +21,7 @@ function begunAnswer(url: string, prompt: string, headers: Record<string, string
 
 describe("coppice serve", () => {
   it("says where it listens, logs no prompt, and ends when it is told to, after what is under way", async () => {
-    const child = spawn(process.execPath, [main, ...flags, "--name", "kite"], { env });
+    const child = spawn(process.execPath, [main, ...flags, "--name", "kite"]);
     let log = "";
     child.stderr.on("data", (chunk) => {
       log += chunk;
@@ -47,7 +49,7 @@ describe("coppice serve", () => {
     mkdirSync(path.join(project, "node_modules/.bin"), { recursive: true });
     symlinkSync(root, path.join(project, "node_modules/coppice"));
     symlinkSync(main, path.join(project, "node_modules/.bin/coppice"));
-    const child = spawn("npx", ["--offline", "coppice", ...flags], { env, cwd: project });
+    const child = spawn("npx", ["--offline", "coppice", ...flags], { cwd: project });
     const lines = createInterface({ input: child.stdout });
     const [line = ""] = await new Promise<string[]>((resolve) => lines.once("line", (text) => resolve([text])));
     const { url } = JSON.parse(line) as { url: string };
@@ -65,8 +67,8 @@ describe("coppice serve", () => {
     ["a certificate without its key", ["--tls-cert", "cert.pem"], 2, /--tls-key/],
     ["keys that are not there", ["--api-keys", "none.txt"], 2, /no file of keys none\.txt/],
     ["an address that is not its own", ["--host", "192.0.2.1"], 1, /192\.0\.2\.1/],
-  ])("refuses %s", (_, args, status, message) => {
-    const result = spawnSync(process.execPath, [main, ...flags, ...args], { env, encoding: "utf8" });
+  ])("refuses %s", async (_, args, status, message) => {
+    const result = await coppice(...flags, ...args);
     expect(result.stderr).toMatch(message);
     expect(result.status).toBe(status);
   });

@@ -30,7 +30,7 @@ const config = {
 };
 const model = modelFromConfig(config);
 const directory = temporaryDirectory();
-const backend = Backend.open({ device: "cpu", threads: 2 });
+const backend = Backend.open({ device: "cpu" });
 afterAll(() => backend.free());
 
 /** Text that can be learnt: each token follows from the one before, with some noise. */

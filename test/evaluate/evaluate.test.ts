@@ -1,17 +1,21 @@
+import { spawnSync } from "node:child_process";
 import { appendFileSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { describe, expect, it } from "vitest";
+import { z } from "zod";
 import {
   Datasets,
   type EvaluatedModel,
   evaluateTask,
   groupResults,
+  lastWord,
   loadTaskFile,
   ReplyCache,
   type Request,
   TASKS,
 } from "../../src/evaluate/index.js";
+import type { EvaluateOutcome } from "../../src/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const directory = temporaryDirectory();
@@ -206,7 +210,7 @@ describe("a task file", () => {
     expect(result.metrics.map(({ value }) => value)).toEqual([1, 1]);
   });
 
-  it("may be a module", async () => {
+  it("may be a module", () => {
     const module = write(
       "own.ts",
       `import { lastWord, type Task } from "coppice/evaluate";
@@ -218,7 +222,27 @@ describe("a task file", () => {
        });
        export default task;`,
     );
-    const task = (await loadTaskFile(module))!;
+    // in a process of its own, as it is installed: from src, all that the module imports would be compiled a second time
+    const root = path.resolve(import.meta.dirname, "../..");
+    const command = [path.join(root, "bin/coppice.cjs"), "evaluate", path.join(root, "examples/tiny-teacher")];
+    const flags = ["--tasks", module, "--device", "cpu", "--json"];
+    const env = { ...process.env, COPPICE_CACHE: path.join(directory, "cache") };
+    const { stdout, stderr } = spawnSync(process.execPath, [...command, ...flags], { encoding: "utf8", env });
+    const [task] = (JSON.parse(stdout || stderr) as EvaluateOutcome).models[0]?.tasks ?? [];
+    expect(task).toMatchObject({ task: "own", documents: { all: 3, measured: 3 } });
+    expect(task?.metrics.map(({ metric }) => metric.name)).toEqual(["perplexity", "acc"]);
+  });
+
+  it("of the last word measures the perplexity of that", async () => {
+    const task = lastWord({
+      name: "own",
+      version: 1,
+      dataset: { repo: path.join(directory, "colours.jsonl") },
+      splits: { test: "test" },
+      schema: z.object({ question: z.string() }),
+      context: ({ question }) => question,
+      continuation: () => " yes",
+    });
     const result = await evaluateTask(task, shortSighted([]), { datasets, tools });
     expect(result.metrics.map(({ metric }) => metric.name)).toEqual(["perplexity", "acc"]);
     expect(result.metrics[0]?.value).toBeCloseTo(Math.exp(4), 9);

@@ -44,17 +44,19 @@ async function changed(file: string, changes: Readonly<Record<string, GgufValue>
 }
 
 describe("a file of an architecture that only llama.cpp knows", () => {
-  it.each(ANY_NAMES)("%s passes", async (name) => {
+  it.each(ANY_NAMES)("%s passes, and is tried once", async (name) => {
     const file = await any(name);
     const expected = { architecture: name, file, layers: 2, hidden: 64, learnedPositions: undefined };
     expect(await openRunnable(file)).toMatchObject(expected);
-  });
-
-  it("is tried once, and again when it changes", async () => {
-    const file = await any("falcon");
     const first = tryInLlamaCpp(file, [file]);
     await first;
     expect(tryInLlamaCpp(file, [file])).toBe(first);
+  });
+
+  it("is tried again when it changes", async () => {
+    const file = await any("falcon");
+    const first = tryInLlamaCpp(file, [file]);
+    await first;
     utimesSync(file, 1, 1);
     expect(tryInLlamaCpp(file, [file])).not.toBe(first);
     await tryInLlamaCpp(file, [file]);

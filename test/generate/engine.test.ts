@@ -39,6 +39,7 @@ describe.each(MODELS)("an engine with %s", (name, model, special) => {
 
   it("continues a text with the likeliest tokens, and with the space before the first", async () => {
     const tokenizer = await Tokenizer.load(model);
+    await engine; // its file is written by then
     const reference = await loadInLlamaCpp(file);
     for (const prompt of ["Once upon", "One day, Tom", "She was"]) {
       const [ids = []] = await tokenizer.encode([prompt], true);
@@ -53,6 +54,7 @@ describe.each(MODELS)("an engine with %s", (name, model, special) => {
 
   it("reads special tokens that are written out as such, unless that is turned off", async () => {
     const tokenizer = await Tokenizer.load(model);
+    await engine; // its file is written by then
     const reference = await loadInLlamaCpp(file);
     const [ids = []] = await tokenizer.encode([special], false);
     const clear = await clearText(reference, tokenizer, ids);

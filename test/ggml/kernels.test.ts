@@ -15,7 +15,7 @@ import {
 import { xielu } from "../tensor/xielu.js";
 
 const variants = availableKernels(loadLibrary().functions);
-const plain = Backend.open({ device: "cpu", kernels: "none", threads: 2 });
+const plain = Backend.open({ device: "cpu", kernels: "none" });
 afterAll(() => plain.free());
 
 /** The shapes of differentiable inputs, drawn from a normal distribution, and a computation on them. */

@@ -13,7 +13,7 @@ const directory = temporaryDirectory();
 process.env.COPPICE_CACHE = path.join(directory, "cache");
 const data = [path.join(directory, "data.txt")];
 writeFileSync(data[0]!, corpus(5, 120));
-const common = { device: "cpu", threads: 2 } as const;
+const common = { device: "cpu" } as const;
 const at = (name: string) => path.join(directory, name);
 
 describe("quantizing", () => {

@@ -58,7 +58,7 @@ const snapshot = (place: string): Record<string, string> =>
       .map((file) => [path.relative(place, file), hashBytes(readFileSync(file))]),
   );
 
-const common = { device: "cpu", threads: 2 } as const;
+const common = { device: "cpu" } as const;
 const settings = { tokens: 512, sequenceLength: 32, batchSize: 4, saveEverySteps: 2 };
 const distilling = (out: string, more: Partial<JobOptions & { restart: boolean; teacher: string }> = {}) =>
   distill({ ...common, student: at("model"), teacher, data: [at("data.txt")], out, settings, ...more });

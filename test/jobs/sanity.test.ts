@@ -20,7 +20,7 @@ const data = path.join(directory, "data.txt");
 writeFileSync(data, corpus(5, 300));
 const out = path.join(directory, "out");
 
-const common = { device: "cpu", threads: 2, data: [data] } as const;
+const common = { device: "cpu", data: [data] } as const;
 const small = { tokens: 512, sequenceLength: 32, batchSize: 4 };
 type Change = Partial<TrainSettings>;
 const commands: Record<string, (change: Change) => Promise<unknown>> = {

@@ -110,13 +110,15 @@ describe("divergence from a reference", () => {
 });
 
 describe("the cost of a type", () => {
+  const few = { ...options, samples: 4, batchSize: 2 };
+
   it("falls with its bits, is kept in a file, and leaves the weights as they were", async () => {
     const importance = await measureImportance(backend, weights, sequences, options);
     const before = weights.trained.map((tensor) => weights.store.read(tensor).slice());
     const file = path.join(root, "costs.json");
     const types = ["q8_0", "q4_0"] as const;
     const sensitivity = await measureSensitivity(backend, weights, source, sequences, {
-      ...options,
+      ...few,
       importance,
       types,
       file,
@@ -128,7 +130,7 @@ describe("the cost of a type", () => {
     expect(sums[0]!).toBeLessThan(sums[1]! / 10); // 16 times smaller steps: 256 times smaller squares
     let measured = 0;
     const again = await measureSensitivity(backend, weights, source, sequences, {
-      ...options,
+      ...few,
       importance,
       types,
       file,
@@ -142,8 +144,8 @@ describe("the cost of a type", () => {
     const importance = await measureImportance(backend, weights, sequences, options);
     const types = ["q5_0", "q4_0", "iq4_nl"] as const;
     const [measured, probed] = [
-      await measureSensitivity(backend, weights, source, sequences, { ...options, importance, types }),
-      await measureSensitivity(backend, weights, source, sequences, { ...options, importance, types, probe: true }),
+      await measureSensitivity(backend, weights, source, sequences, { ...few, importance, types }),
+      await measureSensitivity(backend, weights, source, sequences, { ...few, importance, types, probe: true }),
     ];
     const sum = (of: typeof measured, dtype: string) =>
       [...of.values()].reduce((total, costs) => total + costs.find((cost) => cost.dtype === dtype)!.loss, 0);

@@ -1,79 +1,14 @@
 import path from "node:path";
-import { beforeAll, describe, expect, it } from "vitest";
-import { quantizeWithLlamaCpp } from "../../bench/peers/llama-quantize.js";
-import { openGguf, readTensor } from "../../src/checkpoint/index.js";
-import { exportGguf, FILE_KINDS, type FileKind, parseFileKind } from "../../src/quantize/index.js";
-import { fileTypeOf } from "../../src/quantize/recipes.js";
+import { describe, expect, it } from "vitest";
+import { exportGguf, parseFileKind } from "../../src/quantize/index.js";
 import { randomModel } from "../random-model.js";
 import { temporaryDirectory } from "../temporary.js";
+import { expectLlamaCppsBits } from "./quantizer.js";
 
 const root = temporaryDirectory();
 
-/** Kinds that llama.cpp's quantizer has too. */
-const SHARED = FILE_KINDS.filter((kind) => !["f32", "mxfp4", "nvfp4"].includes(kind));
-const NEED_IMPORTANCE: readonly FileKind[] = [
-  "iq1_s",
-  "iq1_m",
-  "iq2_xxs",
-  "iq2_xs",
-  "iq2_s",
-  "iq2_m",
-  "iq3_xxs",
-  "iq3_xs",
-  "q2_k_s",
-];
-
-/** Quantizing to these searches lattices: seconds for a million weights. */
-const SLOW: readonly FileKind[] = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_xs"];
-
-const cases = [
-  {
-    name: "with importances",
-    model: randomModel(root, "grouped", {}),
-    weighted: true,
-    kinds: SHARED.filter((kind) => !SLOW.includes(kind)),
-  },
-  { name: "of few layers", model: randomModel(root, "shallow", { num_hidden_layers: 2 }), weighted: true, kinds: SLOW },
-  {
-    name: "without importances, tied, ungrouped",
-    model: randomModel(root, "tied", { tie_word_embeddings: true, num_key_value_heads: 8, num_hidden_layers: 3 }),
-    weighted: false,
-    kinds: SHARED.filter((kind) => !NEED_IMPORTANCE.includes(kind)),
-  },
-  {
-    name: "where rows do not fill the blocks",
-    model: randomModel(root, "odd", { hidden_size: 96, intermediate_size: 288, num_hidden_layers: 2 }),
-    weighted: true,
-    kinds: SHARED.filter((kind) => !["q1_0", "nvfp4"].includes(kind)),
-  },
-];
-
-describe.each(cases)("a file $name is llama.cpp's own, bit by bit", ({ name, model, weighted, kinds }) => {
-  const { checkpoint, importance, named } = model;
-  const f32 = path.join(root, `${path.basename(checkpoint.path)}-f32.gguf`);
-
-  beforeAll(async () => {
-    await exportGguf(f32, checkpoint, { kind: "f32" });
-  });
-
-  it.each(kinds)("%s", async (kind) => {
-    const [ours, theirs] = ["ours", "theirs"].map((who) => path.join(root, `${who}-${name.length}-${kind}.gguf`)) as [
-      string,
-      string,
-    ];
-    await exportGguf(ours, checkpoint, { kind, importance: weighted ? importance : undefined });
-    const theirOptions = weighted ? { threads: 2, importance: named } : { threads: 2 };
-    await quantizeWithLlamaCpp(f32, theirs, fileTypeOf(kind), theirOptions);
-    const [a, b] = [openGguf(ours), openGguf(theirs)];
-    expect(typesOf(a)).toEqual(typesOf(b));
-    for (const tensor of a.tensors.keys())
-      expect(Buffer.compare(readTensor(a, tensor), readTensor(b, tensor)), tensor).toBe(0);
-    expect(a.metadata.get("general.file_type")).toEqual(b.metadata.get("general.file_type"));
-  });
-});
-
-const typesOf = ({ tensors }: ReturnType<typeof openGguf>) =>
-  Object.fromEntries([...tensors].map(([tensor, { dtype }]) => [tensor, dtype]).sort());
+// of each family of types one, mixtures among them; every-kind.test.ts has the others, some of whose tables take seconds
+expectLlamaCppsBits(["bf16", "q8_0", "q4_0", "q5_k_m", "q4_k_m", "q3_k_l", "q2_k", "iq4_nl", "iq2_xxs", "tq1_0"]);
 
 describe("kinds of files", () => {
   it("are recognized in either case, and listed for an unknown name", () => {
@@ -82,7 +17,7 @@ describe("kinds of files", () => {
   });
 
   it("that need importances ask for data", async () => {
-    const { checkpoint } = cases[0]!.model;
+    const { checkpoint } = randomModel(root, "plain", { num_hidden_layers: 1 });
     await expect(exportGguf(path.join(root, "refused.gguf"), checkpoint, { kind: "iq2_xs" })).rejects.toThrow(/--data/);
   });
 
