@@ -22,6 +22,7 @@ const PURE = [
 const ON_DEVICES = [
   "test/distill/losses.test.ts",
   "test/linear-algebra/{cholesky,multiply}.test.ts",
+  "test/refit/ridge.test.ts", // whole models take minutes on a software driver
   "test/models/{gradients,llama,logits}.test.ts",
   "test/tensor/**/*.test.ts",
 ];
