@@ -113,8 +113,19 @@ export class ResidualStream {
   /** The stream before a model's first layer. */
   static async before(passage: Passage, tensors: ModelTensors): Promise<ResidualStream> {
     const stream = new ResidualStream(passage, tensors);
+    try {
+      await stream.embed();
+      return stream;
+    } catch (error) {
+      stream.free();
+      throw error;
+    }
+  }
+
+  private async embed(): Promise<void> {
+    const { passage, tensors } = this;
     const { model } = tensors;
-    const weights = stream.weightsOf(
+    const weights = this.weightsOf(
       model.parameters.filter(({ name }) => name === model.embedding || name === model.positions),
     );
     const { batch, seq } = passage.layout;
@@ -125,9 +136,8 @@ export class ResidualStream {
       for (const [i, ids] of passage.batches.entries()) {
         g.write(tokens, ids);
         await g.run();
-        stream.sum.set(i, g.read(embedded));
+        this.sum.set(i, g.read(embedded));
       }
-      return stream;
     } finally {
       g.free();
       weights.free();
