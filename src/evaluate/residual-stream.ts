@@ -95,6 +95,9 @@ export interface RecordedStep {
   readonly reads: readonly Wire[];
 }
 
+/** States of a model at a time: before its layer, before its step and after it. */
+const STATES_AT_ONCE = 3;
+
 /** The residual stream of a model between two of its steps, for all batches. Free it after use. */
 export class ResidualStream {
   private readonly all: HiddenStates[] = [];
@@ -196,7 +199,7 @@ export class ResidualStream {
     const states = new HiddenStates({
       length: rowsOfBatch(this.passage) * this.width,
       batches: batches.length,
-      memoryBytes,
+      memoryBytes: memoryBytes / STATES_AT_ONCE,
     });
     this.all.push(states);
     return states;

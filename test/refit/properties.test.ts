@@ -1,6 +1,6 @@
 import { mkdtempSync, readdirSync } from "node:fs";
 import path from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { readTensor } from "../../src/checkpoint/index.js";
 import { type ModelTensors, openCheckpoint, shapeOf } from "../../src/models/index.js";
 import { prune } from "../../src/prune/index.js";
@@ -9,7 +9,16 @@ import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, models, relativeDifference } from "../models/architectures.js";
 import { temporaryDirectory } from "../temporary.js";
-import { cutBySurgeon, divergence, fixtures, fixtureTokens, passageOver, planOf, randomTokens } from "./cuts.js";
+import {
+  changed,
+  cutBySurgeon,
+  divergence,
+  fixtures,
+  fixtureTokens,
+  passageOver,
+  planOf,
+  randomTokens,
+} from "./cuts.js";
 
 const temporary = temporaryDirectory();
 const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
@@ -56,6 +65,55 @@ describe.each(testBackends)("on %s", (_, options) => {
       expect(divergence(reference, after, tied.model.vocabSize)).toBeLessThan(
         divergence(reference, before, tied.model.vocabSize),
       );
+    }
+  });
+
+  it("a finished part of another cut is refused", async () => {
+    const directory = newDirectory();
+    await cutBySurgeon({ passage, original: tied, wanted: { ffn: 36 }, directory });
+    await expect(cutBySurgeon({ passage, original: tied, wanted: { ffn: 40 }, directory })).rejects.toThrow(
+      /step-1\.safetensors: .*gate_proj\.weight has the shape \[36, 32\], in this cut it is \[40, 32\]/,
+    );
+  });
+
+  it("nothing is left on disk of a cut that fails", async () => {
+    const scratch = newDirectory();
+    vi.stubEnv("TMPDIR", scratch);
+    try {
+      const onDisk = passageOver(backend, fixtureTokens.calibration, { memoryBytes: 0 });
+      for (const parameter of [tied.model.embedding, "model.layers.1.mlp.down_proj.weight"]) {
+        const damaged = changed(tied, (name, data) => {
+          if (name === parameter) data[3] = Number.NaN;
+        });
+        const cut = { passage: onDisk, original: damaged, wanted: both, directory: newDirectory() };
+        await expect(cutBySurgeon(cut)).rejects.toThrow(`${parameter} holds NaN`);
+        expect(readdirSync(scratch)).toEqual([]);
+      }
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
+  it("a model's hidden states take no more memory than they may", async () => {
+    const bytes = 512 * 32 * 4; // of the stream at one place
+    const scratch = newDirectory();
+    const seen = new Set<number>();
+    vi.stubEnv("TMPDIR", scratch);
+    try {
+      for (const memoryBytes of [3 * bytes, 3 * bytes - 1]) {
+        const data = passageOver(backend, fixtureTokens.calibration, { memoryBytes });
+        const onProgress = () => void seen.add(readdirSync(scratch).length);
+        await cutBySurgeon({
+          passage: data,
+          original: tied,
+          wanted: { ffn: 36 },
+          directory: newDirectory(),
+          onProgress,
+        });
+        expect([...seen].some((files) => files > 0)).toBe(memoryBytes < 3 * bytes);
+      }
+    } finally {
+      vi.unstubAllEnvs();
     }
   });
 
