@@ -95,6 +95,9 @@ export interface RecordedStep {
   readonly reads: readonly Wire[];
 }
 
+/** States of a model at a time: before its layer, before its step and after it. */
+const STATES_AT_ONCE = 3;
+
 /** The residual stream of a model between two of its steps, for all batches. Free it after use. */
 export class ResidualStream {
   private readonly all: HiddenStates[] = [];
@@ -113,8 +116,19 @@ export class ResidualStream {
   /** The stream before a model's first layer. */
   static async before(passage: Passage, tensors: ModelTensors): Promise<ResidualStream> {
     const stream = new ResidualStream(passage, tensors);
+    try {
+      await stream.embed();
+      return stream;
+    } catch (error) {
+      stream.free();
+      throw error;
+    }
+  }
+
+  private async embed(): Promise<void> {
+    const { passage, tensors } = this;
     const { model } = tensors;
-    const weights = stream.weightsOf(
+    const weights = this.weightsOf(
       model.parameters.filter(({ name }) => name === model.embedding || name === model.positions),
     );
     const { batch, seq } = passage.layout;
@@ -125,9 +139,8 @@ export class ResidualStream {
       for (const [i, ids] of passage.batches.entries()) {
         g.write(tokens, ids);
         await g.run();
-        stream.sum.set(i, g.read(embedded));
+        this.sum.set(i, g.read(embedded));
       }
-      return stream;
     } finally {
       g.free();
       weights.free();
@@ -186,7 +199,7 @@ export class ResidualStream {
     const states = new HiddenStates({
       length: rowsOfBatch(this.passage) * this.width,
       batches: batches.length,
-      memoryBytes,
+      memoryBytes: memoryBytes / STATES_AT_ONCE,
     });
     this.all.push(states);
     return states;

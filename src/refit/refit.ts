@@ -39,10 +39,7 @@ export interface RefitInputs {
 export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDType>> {
   const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
   const embeddings = await files.once("embeddings", start.embeddings);
-  const streams = {
-    dense: await ResidualStream.before(passage, dense),
-    student: await ResidualStream.before(passage, { model: student, source: sourceOf(student, embeddings) }),
-  };
+  const streams = await streamsBefore(passage, dense, { model: student, source: sourceOf(student, embeddings) });
   try {
     const parts = ["embeddings"];
     for (const [i, step] of dense.model.steps.entries()) {
@@ -68,6 +65,16 @@ export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDTyp
 export interface Streams {
   readonly dense: ResidualStream;
   readonly student: ResidualStream;
+}
+
+async function streamsBefore(passage: Passage, dense: ModelTensors, student: ModelTensors): Promise<Streams> {
+  const original = await ResidualStream.before(passage, dense);
+  try {
+    return { dense: original, student: await ResidualStream.before(passage, student) };
+  } catch (error) {
+    original.free();
+    throw error;
+  }
 }
 
 /** The step of a layer of the student that is like a step of the original. */

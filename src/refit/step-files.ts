@@ -6,7 +6,7 @@ import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { type Model, shapeOf } from "../models/index.js";
 import { joinedSource } from "../models/sources.js";
 import { readMatrix } from "../prune/matrices.js";
-import { CoppiceError } from "../system/errors.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
 import type { Values } from "./start.js";
 
 /** Finished parts of a model on disk, a file each: work that was killed goes on after the last of them. */
@@ -21,11 +21,18 @@ export class StepFiles {
     this.shapes = new Map(model.parameters.map((spec) => [spec.name, shapeOf(spec, model.sizes)]));
   }
 
-  /** A finished part's values. */
+  /** A finished part's values. @throws FormatError when they are another cut's */
   read(part: string): Values | undefined {
     const file = this.fileOf(part);
     if (!existsSync(file)) return undefined;
     const source = openSafetensors(file);
+    for (const [name, { shape }] of source.tensors) {
+      const wanted = this.shapes.get(name);
+      if (wanted?.join() !== shape.join())
+        throw new FormatError(
+          `${file}: ${name} has the shape [${shape.join(", ")}], in this cut it is [${wanted?.join(", ") ?? "absent"}]: the file is another cut's; delete it`,
+        );
+    }
     return new Map([...source.tensors.keys()].map((name) => [name, readMatrix(source, name).data]));
   }
 

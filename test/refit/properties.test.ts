@@ -1,6 +1,6 @@
 import { mkdtempSync, readdirSync } from "node:fs";
 import path from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { readTensor } from "../../src/checkpoint/index.js";
 import { type ModelTensors, openCheckpoint, shapeOf } from "../../src/models/index.js";
 import { prune } from "../../src/prune/index.js";
@@ -9,7 +9,16 @@ import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, models, relativeDifference } from "../models/architectures.js";
 import { temporaryDirectory } from "../temporary.js";
-import { cutBySurgeon, divergence, fixtures, fixtureTokens, passageOver, planOf, randomTokens } from "./cuts.js";
+import {
+  changed,
+  cutBySurgeon,
+  divergence,
+  fixtures,
+  fixtureTokens,
+  passageOver,
+  planOf,
+  randomTokens,
+} from "./cuts.js";
 
 const temporary = temporaryDirectory();
 const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
@@ -59,6 +68,55 @@ describe.each(testBackends)("on %s", (_, options) => {
     }
   });
 
+  it("a finished part of another cut is refused", async () => {
+    const directory = newDirectory();
+    await cutBySurgeon({ passage, original: tied, wanted: { ffn: 36 }, directory });
+    await expect(cutBySurgeon({ passage, original: tied, wanted: { ffn: 40 }, directory })).rejects.toThrow(
+      /step-1\.safetensors: .*gate_proj\.weight has the shape \[36, 32\], in this cut it is \[40, 32\]/,
+    );
+  });
+
+  it("nothing is left on disk of a cut that fails", async () => {
+    const scratch = newDirectory();
+    vi.stubEnv("TMPDIR", scratch);
+    try {
+      const onDisk = passageOver(backend, fixtureTokens.calibration, { memoryBytes: 0 });
+      for (const parameter of [tied.model.embedding, "model.layers.1.mlp.down_proj.weight"]) {
+        const damaged = changed(tied, (name, data) => {
+          if (name === parameter) data[3] = Number.NaN;
+        });
+        const cut = { passage: onDisk, original: damaged, wanted: both, directory: newDirectory() };
+        await expect(cutBySurgeon(cut)).rejects.toThrow(`${parameter} holds NaN`);
+        expect(readdirSync(scratch)).toEqual([]);
+      }
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
+  it("a model's hidden states take no more memory than they may", async () => {
+    const bytes = 512 * 32 * 4; // of the stream at one place
+    const scratch = newDirectory();
+    const seen = new Set<number>();
+    vi.stubEnv("TMPDIR", scratch);
+    try {
+      for (const memoryBytes of [3 * bytes, 3 * bytes - 1]) {
+        const data = passageOver(backend, fixtureTokens.calibration, { memoryBytes });
+        const onProgress = () => void seen.add(readdirSync(scratch).length);
+        await cutBySurgeon({
+          passage: data,
+          original: tied,
+          wanted: { ffn: 36 },
+          directory: newDirectory(),
+          onProgress,
+        });
+        expect([...seen].some((files) => files > 0)).toBe(memoryBytes < 3 * bytes);
+      }
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
   it("hidden states on disk give the same bits as in memory", async () => {
     const cut = { original: tied, wanted: both };
     const inMemory = await cutBySurgeon({ ...cut, passage, directory: newDirectory() });
@@ -73,33 +131,25 @@ describe.each(testBackends)("on %s", (_, options) => {
 describe.each(testBackends.slice(-1))("other families on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
 
-  it.each(models)("a cut of nothing changes nothing of $name", async ({ directory }) => {
-    const original = openCheckpoint(directory);
-    const tokens = randomTokens(original.model, 8, 16);
-    const data = passageOver(backend, tokens);
-    const same = await cutBySurgeon({ passage: data, original, wanted: {}, directory: newDirectory() });
-    const [before, after] = [await logitsOf(backend, original, tokens), await logitsOf(backend, same, tokens)];
-    expect(relativeDifference(after, before)).toBeLessThan(1e-5);
-  });
-
-  it.each(models)("a refitted cut of $name is nearer to the original than the cut alone", async ({ directory }) => {
+  it.each(models)("a cut of nothing changes nothing of $name, and a refit mends one", async ({ directory }) => {
     const original = openCheckpoint(directory);
     const { model } = original;
     const [calibration, evaluation] = [randomTokens(model, 32, 16), randomTokens(model, 4, 16, 4)];
     const data = passageOver(backend, calibration, { batch: 16 });
-    const reference = await logitsOf(backend, original, evaluation);
     const statistics = await surgeonScores(data, original);
+    const refitted = (wanted: Record<string, number>) =>
+      cutBySurgeon({ passage: data, original, wanted, directory: newDirectory(), statistics });
+    const reference = await logitsOf(backend, original, evaluation);
+    expect(relativeDifference(await logitsOf(backend, await refitted({}), evaluation), reference)).toBeLessThan(1e-5);
     const wide = model.axes.some(({ name }) => name === "hidden");
     for (const wanted of [{ ffn: 42 }, ...(wide ? [{ hidden: 24 }] : [])]) {
-      const cut = { passage: data, original, wanted, directory: newDirectory(), statistics };
-      const { plan, kept } = await planOf(cut);
-      const plain = prune(original, plan, kept);
-      const refitted = await cutBySurgeon(cut);
-      for (const spec of refitted.model.parameters)
-        expect(refitted.source.tensors.get(spec.name)?.shape, spec.name).toEqual(shapeOf(spec, refitted.model.sizes));
+      const { plan, kept } = await planOf({ passage: data, original, wanted, directory: temporary, statistics });
+      const mended = await refitted(wanted);
+      for (const spec of mended.model.parameters)
+        expect(mended.source.tensors.get(spec.name)?.shape, spec.name).toEqual(shapeOf(spec, mended.model.sizes));
       const [before, after] = [
-        await logitsOf(backend, plain, evaluation),
-        await logitsOf(backend, refitted, evaluation),
+        await logitsOf(backend, prune(original, plan, kept), evaluation),
+        await logitsOf(backend, mended, evaluation),
       ];
       expect(divergence(reference, after, model.vocabSize), Object.keys(wanted).join()).toBeLessThan(
         divergence(reference, before, model.vocabSize),
