@@ -5,9 +5,10 @@ import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
 import { Sequences } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import { type Passage, passageOf } from "../evaluate/residual-stream.js";
-import { type Model, sizeOf } from "../models/index.js";
+import { type Model, shapeOf, sizeOf } from "../models/index.js";
 import { keptIndices, type PrunedModel, type PrunePlan, type Scores, surgeonScores } from "../prune/index.js";
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
+import { formatBytes } from "../system/format.js";
 import type { SearchInputs } from "./search.js";
 
 /** Sequences that a cut is refitted on by default, and their length at most: about 50 thousand tokens. */
@@ -51,12 +52,33 @@ const STREAM = "streamMoments";
 export async function startStatistics(inputs: StartInputs, file?: string): Promise<StartStatistics> {
   const { original, options } = inputs;
   if (file !== undefined && existsSync(file)) return readStatistics(file, original.model);
+  noteMemory(inputs);
   const onProgress = (done: number, total: number) =>
     options.onProgress?.({ stage: "statistics", done, total, unit: "steps" });
   const { scores, streamMoments } = await surgeonScores(passageFor(inputs, samplesOf(inputs)), original, onProgress);
   if (file !== undefined)
     saveVectors(file, new Map([...scores, [STREAM, streamMoments.data]]), "coppice start statistics", undefined);
   return { scores, streamMoments: streamMoments.data };
+}
+
+/** Matrices of [inputs, inputs] that choosing a step's neurons holds at once: moments, their factor and inverse, on host and device. */
+const MATRICES = 5;
+/** Less is not worth a word. */
+const NOTED_BYTES = 2 ** 30;
+
+/** Says beforehand what a refitted start takes, where that is much. */
+function noteMemory(inputs: StartInputs): void {
+  const { model } = inputs.original;
+  const { layout, batches } = passageFor(inputs, samplesOf(inputs));
+  const widest = Math.max(...model.steps.map(({ writer }) => shapeOf(writer, model.sizes)[1] ?? 0));
+  const matrices = MATRICES * widest ** 2 * Float32Array.BYTES_PER_ELEMENT;
+  const tokens = batches.length * layout.batch * layout.seq;
+  const states = 3 * tokens * sizeOf("hidden", model.sizes) * Float32Array.BYTES_PER_ELEMENT;
+  if (matrices + states < NOTED_BYTES) return;
+  inputs.options.onNote?.(
+    `statistics and refit take about ${formatBytes(matrices)} for one layer's second moments and ${formatBytes(states)} for hidden states of ${tokens} tokens, ` +
+      "on disk where they do not fit in memory: --refit-samples takes fewer",
+  );
 }
 
 function readStatistics(file: string, model: Model): StartStatistics {
