@@ -1,7 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import path from "node:path";
-import { setTimeout as wait } from "node:timers/promises";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Tokenizer } from "../../src/data/index.js";
@@ -164,8 +163,7 @@ describe("the official OpenAI client", () => {
     const before = await metric("vllm:generation_tokens_total");
     const stream = await client.chat.completions.create({ ...ask, max_tokens: 400, stream: true });
     for await (const _ of stream) break; // leaves
-    for (let i = 0; i < 100 && (await metric("vllm:num_requests_running")) > 0; i++) await wait(10);
-    expect(await metric("vllm:num_requests_running")).toBe(0);
+    await expect.poll(() => metric("vllm:num_requests_running")).toBe(0);
     expect(await metric("vllm:generation_tokens_total")).toBe(before); // it did not end by itself
   });
 });

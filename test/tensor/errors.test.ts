@@ -13,6 +13,8 @@ describe("tensors that do not fit", () => {
   const x = g.input("x", "f32", [3, 4]);
   const y = g.input("y", "f32", [2, 4]);
   const ids = g.input("ids", "i32", [3]);
+  const vector = g.input("vector", "f32", [4]);
+  const fourIds = g.input("fourIds", "i32", [4]);
   const half = g.input("half", "bf16", [3, 4]);
 
   it.each<[string, () => Tensor, RegExp]>([
@@ -24,6 +26,33 @@ describe("tensors that do not fit", () => {
       () => ops.matmul(g, x, ops.reshape(g, y, { to: [4, 2] })),
       /x f32 \[3, 4\] times the transpose of/,
     ],
+    ["a product of vectors", () => ops.matmul(g, vector, vector), /vector f32 \[4\] times the transpose of/],
+    [
+      "a product by a matrix of another height",
+      () => ops.linear(g, x, y, { transposed: true }),
+      /x f32 \[3, 4\] times y f32 \[2, 4\]: the inner axes must agree/,
+    ],
+    [
+      "products of other rows, added to a sum",
+      () => ops.addProducts(g, ops.reshape(g, y, { to: [4, 2] }), x, y),
+      /the transpose of x f32 \[3, 4\] times y f32 \[2, 4\] cannot be added/,
+    ],
+    [
+      "products added to a sum of another shape",
+      () => ops.addProducts(g, y, x, x),
+      /cannot be added to y f32 \[2, 4\]/,
+    ],
+    [
+      "targets of other rows",
+      () => ops.crossEntropy(g, y, ids),
+      /ids i32 \[3\] does not name a target for each row of y/,
+    ],
+    [
+      "targets that are no list",
+      () => ops.crossEntropy(g, x, ops.reshape(g, ids, { to: [3, 1] })),
+      /does not name a target for each row of x/,
+    ],
+    ["targets of logits without rows", () => ops.crossEntropy(g, vector, fourIds), /for each row of vector f32 \[4\]/],
     ["a product with integers", () => ops.matmul(g, x, ops.reshape(g, ids, { to: [1, 3] })), /the last axes/],
     ["a shape of another size", () => ops.reshape(g, x, { to: [5] }), /x f32 \[3, 4\] cannot be reshaped to \[5\]/],
     [

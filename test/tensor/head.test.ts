@@ -6,6 +6,36 @@ import { openBackend } from "./backend.js";
 
 const [ROWS, WIDTH, VOCAB] = [700, 8, 40]; // more rows than are computed at a time
 
+describe("the rows of a head that are computed at a time", () => {
+  it.each([
+    [1, 40],
+    [256, 40],
+    [257, 40],
+    [700, 131_072],
+    [700, 300_000],
+    [1000, 2_000_000],
+  ])("of %i rows, %i logits each, are all of them once, in ranges about as long", (rows, vocab) => {
+    const ranges = [...ops.rowRanges(rows, vocab)];
+    expect(ranges.map(({ from }) => from)).toEqual([0, ...ranges.slice(0, -1).map(({ to }) => to)]);
+    expect(ranges.at(-1)?.to).toBe(rows);
+    const lengths = ranges.map(({ from, to }) => to - from);
+    expect(Math.max(...lengths)).toBe(lengths[0]);
+    expect(Math.min(...lengths)).toBeGreaterThan(0);
+    // as long as 128 MiB of logits allow, but 64 at least, and 256 at most, which are as fast as more
+    const most = Math.min(256, Math.max(64, 2 ** 25 / vocab));
+    expect(lengths[0]).toBeLessThanOrEqual(most);
+    expect(ranges.length).toBe(Math.ceil(rows / Math.floor(most)));
+  });
+
+  it("have indices of their own logits, for several targets a row", () => {
+    const ids = Int32Array.from({ length: 2 * ROWS }, (_unused, i) => (i * 11) % VOCAB);
+    const indices = ops.headIndices(ids, ROWS, VOCAB);
+    for (const { from, to } of ops.rowRanges(ROWS, VOCAB))
+      for (let row = from; row < to; row++)
+        for (const which of [0, 1]) expect(indices[2 * row + which]).toBe((row - from) * VOCAB + ids[2 * row + which]!);
+  });
+});
+
 describe.each(testBackends)("on %s", (_, options) => {
   const { backend, freeLater } = openBackend({ ...options, threads: 2 });
 

@@ -1,0 +1,44 @@
+import { afterAll, describe, expect, it } from "vitest";
+import { Random } from "../../../src/system/random.js";
+import { ops } from "../../../src/tensor/index.js";
+import { backends, furthest, normal } from "./compute.js";
+
+const { each, free } = backends();
+afterAll(free);
+
+const [ROWS, M, N] = [160, 19, 11];
+
+describe.each(each)("on %s", (_, compute) => {
+  it("products are added to a sum in f32, in a graph that computes in bf16 too", async () => {
+    const random = new Random(2);
+    const [sum, a, b] = [normal(random, [M, N]), normal(random, [ROWS, M]), normal(random, [ROWS, N])];
+    const expected = [...sum.data].map((before, i) => {
+      let total = before;
+      for (let row = 0; row < ROWS; row++) total += a.data[row * M + Math.floor(i / N)]! * b.data[row * N + (i % N)]!;
+      return total;
+    });
+    for (const computeType of ["f32", "bf16"] as const) {
+      const [added] = await compute([sum, a, b], (g, [s, x, y]) => [ops.addProducts(g, s!, x!, y!)], { computeType });
+      expect(furthest(added!, expected)).toBeLessThan(1e-4);
+    }
+  });
+
+  it("a product is exact to f32 where f32 is asked for, and within the rounding of its factors where bf16 is", async () => {
+    const random = new Random(3);
+    const [a, b] = [normal(random, [M, ROWS]), normal(random, [N, ROWS])];
+    const product = (of: (value: number) => number) =>
+      Array.from({ length: M * N }, (_unused, i) => {
+        const [row, column] = [Math.floor(i / N), i % N];
+        let total = 0;
+        for (let k = 0; k < ROWS; k++) total += of(a.data[row * ROWS + k]!) * of(b.data[column * ROWS + k]!);
+        return total;
+      });
+    const exact = product((value) => value);
+    const bounds = product(Math.abs); // each rounding of a factor changes its product by at most 2^-9 of it
+    const multiply = async (computeType: "f32" | "bf16") =>
+      (await compute([a, b], (g, [x, y]) => [ops.matmul(g, x!, y!)], { computeType }))[0]!;
+    expect(furthest(await multiply("f32"), exact)).toBeLessThan(1e-4);
+    const rounded = await multiply("bf16");
+    for (const [i, value] of rounded.entries()) expect(Math.abs(value - exact[i]!)).toBeLessThan(bounds[i]! / 250);
+  });
+});
