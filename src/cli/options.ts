@@ -108,6 +108,7 @@ export interface TargetFlags {
   readonly depth?: DepthMethod | undefined;
   readonly start?: StartMethod | undefined;
   readonly refitSamples?: number | undefined;
+  readonly perLayer?: boolean | undefined;
   readonly candidates?: number | undefined;
   readonly searchTokens?: number | undefined;
   readonly samples?: number | undefined;
@@ -140,6 +141,7 @@ const addTarget = (mandatory: boolean): OptionGroup => {
       .addOption(option("--depth <method>", depths).choices(DEPTH_METHODS))
       .addOption(option("--start <method>", starts).choices(START_METHODS))
       .option("--refit-samples <n>", "sequences of 256 tokens to refit on (default: 192)", parseAtLeastOne)
+      .option("--per-layer", "also try sizes that differ from layer to layer, chosen by what each layer's cut costs")
       .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
       .option(
         "--search-tokens <n>",
@@ -166,6 +168,7 @@ export function targetOptions(flags: TargetFlags): TargetOptions {
     depthMethod: flags.depth,
     start: flags.start,
     refitSamples: flags.refitSamples,
+    perLayer: flags.perLayer,
     maxCandidates: flags.candidates,
     searchTokens: flags.searchTokens,
     calibrationSamples: flags.samples,

@@ -1,11 +1,11 @@
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import { type Model, type ModelWeights, shapeOf, type Weights } from "../models/index.js";
+import { type Model, shapeOf, type Weights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { type BatchOptions, spreadBatches } from "./batches.js";
-import { overflowError } from "./finite.js";
+import { overflowError, type ReadableWeights } from "./finite.js";
 
 /**
  * Measures how far a model's predictions are from a reference's on fixed sequences: the mean Kullback-Leibler divergence per
@@ -20,7 +20,7 @@ export class DivergenceMeter {
 
   private constructor(
     private readonly backend: Backend,
-    reference: ModelWeights,
+    reference: ReadableWeights,
     private readonly sequences: Sequences,
     private readonly options: BatchOptions,
   ) {
@@ -38,7 +38,7 @@ export class DivergenceMeter {
   /** @throws CoppiceError when the sequences hold token ids beyond the vocabulary, or outputs are not finite */
   static async prepare(
     backend: Backend,
-    reference: ModelWeights,
+    reference: ReadableWeights,
     sequences: Sequences,
     options: BatchOptions,
   ): Promise<DivergenceMeter> {
@@ -65,7 +65,7 @@ export class DivergenceMeter {
     return [elementAt(this.batches, 0).length, this.sequences.length];
   }
 
-  private overflow(who: string, weights: ModelWeights, numbers: readonly number[]): Promise<CoppiceError> {
+  private overflow(who: string, weights: ReadableWeights, numbers: readonly number[]): Promise<CoppiceError> {
     const { backend, sequences, options } = this;
     const { tokens } = sequences.batch(numbers);
     return overflowError(who, { backend, weights, tokens, batch: numbers.length, computeType: options.computeType });
@@ -81,7 +81,7 @@ export class DivergenceMeter {
    * Prepares a measurement of weights, to be repeated as they change. Free it before the weights.
    * @throws CoppiceError when the vocabularies differ
    */
-  of(weights: ModelWeights): DivergenceMeasurement {
+  of(weights: ReadableWeights): DivergenceMeasurement {
     const { backend, model, options } = this;
     if (weights.model.vocabSize !== model.vocabSize)
       throw new CoppiceError(

@@ -1,12 +1,18 @@
 import type { Backend } from "../ggml/device.js";
-import type { ForwardOptions, ModelWeights, Tap } from "../models/index.js";
+import type { ForwardOptions, Model, Tap, Weights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
+
+/** A model and its weights on a device, to be read. */
+export interface ReadableWeights {
+  readonly model: Model;
+  readonly get: Weights;
+}
 
 /** A forward pass whose outputs may not be finite. */
 export interface SuspectPass {
   readonly backend: Backend;
-  readonly weights: ModelWeights;
+  readonly weights: ReadableWeights;
   /** Ids of sequences of equal length, one after the other. */
   readonly tokens: Int32Array;
   /** How many sequences there are. */

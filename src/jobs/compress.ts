@@ -11,6 +11,7 @@ import { onDevice } from "./job.js";
 import { openData } from "./open-data.js";
 import { checkInLlamaCpp, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun } from "./output.js";
+import { checkPerLayer } from "./per-layer.js";
 import { noteTraining } from "./sanity.js";
 import { candidatesFor } from "./target.js";
 import { checkTeacherOptions } from "./teacher-options.js";
@@ -45,6 +46,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   const job = forQuantization(forDevice(requested, model), model);
   if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
   candidatesFor(model, job); // report a target that cannot be met before anything that takes long
+  checkPerLayer(model, job, job.start ?? "refit");
   if (job.evaluate !== undefined) await planEvaluation(job.evaluate);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   const inputs = [
@@ -107,7 +109,7 @@ function hasCandidates(model: Model, job: CompressJob): boolean {
 /** Identifies a run: everything that its results depend on. */
 function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Readonly<Record<string, string>>) {
   const { target, bitsPerWeight, space, depthMethod, maxCandidates, calibrationSamples, distillation } = job;
-  const { teacherOptions, teacherCorrection, searchTokens, intermediate, start, refitSamples } = job;
+  const { teacherOptions, teacherCorrection, searchTokens, intermediate, start, refitSamples, perLayer } = job;
   return {
     command: "compress",
     inputs,
@@ -125,5 +127,6 @@ function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Reado
     intermediate,
     start,
     refitSamples,
+    perLayer,
   };
 }

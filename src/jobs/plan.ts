@@ -1,5 +1,6 @@
 import { countParameters, loadWeights } from "../models/index.js";
 import { type AxisSizes, axisSizes, type Candidate, describeSizes, type RankedCandidate } from "../prune/index.js";
+import { UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import { openArchitecture } from "./device-plan.js";
 import { modelIdentity } from "./inputs.js";
@@ -7,6 +8,7 @@ import { type JobOptions, onDevice } from "./job.js";
 import { type DataOptions, openData } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { checkCacheFile } from "./output.js";
+import { checkPerLayer } from "./per-layer.js";
 import { briefDistiller, scoresFor, search } from "./search.js";
 import { startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
@@ -37,6 +39,8 @@ export interface PlanOutcome {
  */
 export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
+    if (job.perLayer === true)
+      throw new UsageError("--per-layer needs --data: it measures what each layer's cut costs");
     const model = await openArchitecture(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),
@@ -46,6 +50,7 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   }
   const { checkpoint, model, parameters } = await openModel(job.model, job);
   candidatesFor(model, job); // report a target that cannot be met before anything that takes long
+  checkPerLayer(model, job, job.start);
   const { train, validation } = await openData(
     { directory: checkpoint.directory, model },
     { ...job, data: job.data },

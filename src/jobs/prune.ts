@@ -22,6 +22,7 @@ import { onDevice } from "./job.js";
 import { type DataOptions, openData } from "./open-data.js";
 import { type OpenModel, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
+import { checkPerLayer } from "./per-layer.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
 import { briefDistiller, depthOptions, RANKING_FILE, type SearchInputs, scoresFor, search } from "./search.js";
 import { noteSelection, refittedStart, type StartStatistics, startStatistics } from "./start.js";
@@ -72,10 +73,11 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     ...outsideInput(job.out, "the scores", job.scoresFile),
   ];
   const candidates = candidatesFor(opened.model, job);
+  checkPerLayer(opened.model, job, job.start);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   return inRun(job, inputs, async (run) => {
     const { target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples } = job;
-    const { start, refitSamples, computeType, shardBytes, scoresFile } = job;
+    const { start, refitSamples, perLayer, computeType, shardBytes, scoresFile } = job;
     claim(run, job, {
       command: "prune",
       inputs: { model: await modelIdentity(opened.checkpoint, job.cacheDir), data: await dataIdentity(job, data) },
@@ -88,6 +90,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
       calibrationSamples,
       start,
       refitSamples,
+      perLayer,
       computeType,
       shardBytes,
     });
@@ -140,7 +143,7 @@ async function choose(
 ): Promise<PrunedModel> {
   const { computeType = "bf16", start = "minitron" } = job;
   const identity = await modelIdentity(checkpoint, job.cacheDir);
-  const only = candidates.length === 1 ? candidates[0] : undefined;
+  const only = candidates.length === 1 && job.perLayer !== true ? candidates[0] : undefined;
   const stored = start === "minitron" ? only && planFromScores(model, only, job, identity) : undefined;
   if (stored !== undefined) return prune(checkpoint, stored.plan, keptIndices(model, stored.plan, stored.scores));
   if (job.data === undefined || job.data.length === 0)

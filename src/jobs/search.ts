@@ -9,10 +9,12 @@ import {
   loadScores,
   type PrunedModel,
   type PrunePlan,
+  planFor,
   prune,
   type RankedCandidate,
   type Round,
   rankCandidates,
+  rankingLoss,
   type Scores,
   saveScores,
 } from "../prune/index.js";
@@ -21,6 +23,7 @@ import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
+import { perLayerCandidate } from "./per-layer.js";
 import { type StartStatistics, withRefittedStart } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
@@ -95,13 +98,16 @@ export async function search(
 ): Promise<RankedCandidate[]> {
   const { original, options, computeType } = inputs;
   const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
-  const ranked = await rankCandidates(inputs, candidatesFor(original.model, options), {
+  const rounds = roundsOf(inputs, { statistics, distill });
+  const alike = await rankCandidates(inputs, candidatesFor(original.model, options), {
     ...measuring,
     depthMethod,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
-    rounds: roundsOf(inputs, { statistics, distill }),
+    rounds,
   });
+  const isPerLayer = options.perLayer === true && statistics !== undefined;
+  const ranked = isPerLayer ? await withPerLayer(inputs, alike, { statistics, rounds }) : alike;
   if (rankingFile !== undefined) {
     const available = inputs.validation.length - 1;
     const sequenceLength = Math.min(measuring.sequenceLength, available);
@@ -147,6 +153,38 @@ function roundsOf(inputs: SearchInputs & { readonly scores: Scores }, { statisti
   };
   return [...(statistics === undefined ? [] : refits), ...(last === undefined ? [] : [last])];
 }
+
+/** The candidates beside one with a size for each layer, of as many parameters as the best, measured as the best was. */
+async function withPerLayer(
+  inputs: SearchInputs & { readonly scores: Scores },
+  [best, ...others]: readonly RankedCandidate[],
+  { statistics, rounds }: { readonly statistics: StartStatistics; readonly rounds: readonly Round[] },
+): Promise<RankedCandidate[]> {
+  const { original, scores, options } = inputs;
+  const { model } = original;
+  if (best === undefined) return [];
+  const chosen = await perLayerCandidate(inputs, statistics, best.parameters);
+  if (chosen === undefined) {
+    options.onNote?.(
+      `no sizes for each layer make the ${best.parameters} parameters of the best candidate: all layers are cut alike`,
+    );
+    return [best, ...others];
+  }
+  const plan = planFor(model, chosen.sizes, []);
+  const loss = await lossOf(inputs, prune(original, plan, keptIndices(model, plan, scores)));
+  const rivals: RankedCandidate[] = [];
+  for (const candidate of [best, { ...chosen, plan, loss }]) {
+    let measured: RankedCandidate = candidate;
+    for (const { measure, lossOf: costlierLoss } of lastOfEachMeasure(rounds))
+      if (measured[measure] === undefined) measured = { ...measured, [measure]: await costlierLoss(measured) };
+    rivals.push(measured);
+  }
+  return [...rivals.sort((a, b) => rankingLoss(a) - rankingLoss(b)), ...others];
+}
+
+const lastOfEachMeasure = (rounds: readonly Round[]): Round[] => [
+  ...new Map(rounds.map((round) => [round.measure, round])).values(),
+];
 
 async function lossOf(inputs: SearchInputs, cut: PrunedModel): Promise<number> {
   const { backend, validation, computeType, options } = inputs;

@@ -29,7 +29,7 @@ export interface StartStatistics {
 export type StartInputs = Pick<SearchInputs, "backend" | "original" | "tokens" | "computeType" | "options">;
 
 /** Calibration data for statistics and refit. @param samples at most so many sequences */
-function passageFor({ backend, original, tokens, computeType }: StartInputs, samples: number): Passage {
+export function passageFor({ backend, original, tokens, computeType }: StartInputs, samples: number): Passage {
   const { model } = original;
   const length = Math.min(SEQUENCE_LENGTH, defaultSequenceLength(model), Math.max(1, tokens.length - 1));
   return passageOf(backend, new Sequences(tokens, length), model.vocabSize, {

@@ -27,6 +27,8 @@ export interface TargetOptions {
   readonly start?: StartMethod | undefined;
   /** Sequences of 256 tokens to refit on; 192 by default. */
   readonly refitSamples?: number | undefined;
+  /** Also weigh a size for each layer, chosen by an integer program, against equal layers; for refitted starts. */
+  readonly perLayer?: boolean | undefined;
   /** Rank the best candidates again after distilling each on this many tokens. */
   readonly searchTokens?: number | undefined;
   /** Sequences to calibrate on; 1024 by default. */
@@ -38,7 +40,7 @@ export interface TargetOptions {
 const DEFAULT_AXES: readonly string[] = ["hidden", "ffn"];
 
 /** The sizes to search: by default, of the widths those that the model allows to cut. */
-const spaceOf = (model: Model, { space }: TargetOptions): SearchSpace => ({
+export const spaceOf = (model: Model, { space }: TargetOptions): SearchSpace => ({
   axes: DEFAULT_AXES.filter((axis) => model.axes.some(({ name }) => name === axis)),
   ...space,
 });

@@ -37,7 +37,7 @@ const powerOfTwoBelow = (value: number): number => 2 ** Math.max(0, Math.floor(M
 const COUNTED = new Set(["heads", "kvHeads"]);
 
 /** The divisor of an axis's sizes: as requested, else a fraction of the size, and always a multiple of what the format needs. */
-function divisorOf({ name, multipleOf = 1 }: PruningAxis, size: number, space: SearchSpace): number {
+export function divisorOf({ name, multipleOf = 1 }: PruningAxis, size: number, space: SearchSpace): number {
   const defaultDivisor = COUNTED.has(name) ? 1 : powerOfTwoBelow(name === "layers" ? size / 16 : size / 32);
   return leastCommonMultiple(space.divisors?.[name] ?? defaultDivisor, multipleOf);
 }

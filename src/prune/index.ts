@@ -11,6 +11,7 @@ export {
 } from "./candidates.js";
 export { ascending, type DepthOptions, layerOrder, type RankingInputs } from "./depth.js";
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
+export { cheapestSizes, keptColumns, layerSizes, leastParameters, type StepSizes } from "./per-layer.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
 export { type RankedCandidate, type Round, rankCandidates, type SearchOptions } from "./ranking.js";
 export { loadScores, type Scores, saveScores } from "./scores.js";

@@ -11,14 +11,14 @@ export interface PrunePlan {
   readonly keptLayers: readonly number[];
 }
 
-/** The current sizes of a model's axes. */
-export const axisSizes = (model: Model): AxisSizes =>
+/** Sizes of a model's dimensions by its axes. */
+export const sizesByAxis = (model: Model, sizes: Sizes): AxisSizes =>
   Object.fromEntries(
-    model.axes.map(({ name, dimensions }) => [
-      name,
-      simplest(dimensions.map((dimension) => sizeOf(dimension, model.sizes))),
-    ]),
+    model.axes.map(({ name, dimensions }) => [name, simplest(dimensions.map((dimension) => sizeOf(dimension, sizes)))]),
   );
+
+/** The current sizes of a model's axes. */
+export const axisSizes = (model: Model): AxisSizes => sizesByAxis(model, model.sizes);
 
 /**
  * Plans a cut to the wanted sizes.

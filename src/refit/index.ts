@@ -1,2 +1,3 @@
 export { whyNotRotated } from "./basis.js";
 export { cutAndRefit, type RefittedCut } from "./cut.js";
+export { removalCosts } from "./removal-costs.js";

@@ -235,7 +235,7 @@ class StepRefit {
 const EPSILON = 1e-12;
 
 /** The rms of each row: [rows, 1]. */
-function rowSizes(g: Graph, x: Tensor): Tensor {
+export function rowSizes(g: Graph, x: Tensor): Tensor {
   const columns = x.shape[1] as number;
   return ops.sqrt(g, ops.scale(g, ops.sumLast(g, ops.square(g, x)), { factor: 1 / columns, bias: EPSILON }));
 }
