@@ -21,7 +21,7 @@ import {
   trainSettings,
   validation,
 } from "./options.js";
-import { parseCount, parseNames, parsePositive } from "./parse.js";
+import { parseAtLeastOne, parseCount, parseNames, parsePositive } from "./parse.js";
 import { parseFileKinds } from "./quantize.js";
 import { recipe } from "./recipe.js";
 import { renderCompression } from "./render.js";
@@ -29,6 +29,7 @@ import { renderCompression } from "./render.js";
 interface Flags extends CommonFlags, DataFlags, LossFlags, TargetFlags, TrainFlags {
   readonly out: string;
   readonly teacherCorrection?: number | true | undefined;
+  readonly rounds?: number | undefined;
   readonly intermediate?: boolean | undefined;
   readonly restart?: boolean | undefined;
   readonly gguf?: FileKind[] | undefined;
@@ -61,14 +62,20 @@ export const compressCommand = command(
   )
   .option("--evaluate-limit <n>", "documents of each benchmark, or that share of them where below 1", parsePositive)
   .option("--benchmark-data <directory>", "benchmark data, DATASET/CONFIG/SPLIT.jsonl, looked at before the hub")
+  .option(
+    "--rounds <n>",
+    "cut step by step: each round cuts, refits and distills, on an equal share of the tokens (default: 1)",
+    parseAtLeastOne,
+  )
   .option("--intermediate", "match intermediate states too; for deep cuts")
   .examples(
     "coppice compress ./model --target 0.67x --data corpus.jsonl --tokens 100M --out ./smaller",
+    "coppice compress ./model --target 0.4x --rounds 2 --max-width-cut 0.6 --data corpus.jsonl --tokens 200M --out ./smaller",
     "coppice compress --recipe recipe.yaml",
   )
   .action(
     action(async ({ job, print }, flags: Flags, model: string) => {
-      const { out, teacherCorrection, intermediate, gguf, restart } = flags;
+      const { out, teacherCorrection, rounds, intermediate, gguf, restart } = flags;
       const { evaluate: tasks, evaluateLimit: limit, benchmarkData } = flags;
       const { compress } = await import("../jobs/compress.js");
       const outcome = await compress({
@@ -80,6 +87,7 @@ export const compressCommand = command(
         out,
         settings: trainSettings(flags),
         teacherCorrection,
+        rounds,
         intermediate,
         gguf,
         evaluate: tasks && { tasks, limit, data: benchmarkData },

@@ -1,3 +1,4 @@
+import { describeCut } from "../jobs/describe-cut.js";
 import type { ExplainedReport, ExplainedSearch, ExplainedTraining, Explanation, RankedSizes } from "../jobs/explain.js";
 import { rankingLoss } from "../prune/candidate-losses.js";
 import { describeSize } from "../prune/sizes.js";
@@ -27,8 +28,12 @@ function render(e: Explanation): string {
       ...Object.entries(e.inputs).map(([name, digest]) => `${name}: ${digest}`),
     ]),
     section("Settings", [renderSettings(e)]),
-    section("Search", renderSearch(e.search)),
+    section(
+      e.settings.some(({ name }) => name === "rounds") ? "Search (of the latest round)" : "Search",
+      renderSearch(e.search),
+    ),
     section("Cut", renderCut(e.report)),
+    section("Rounds", renderRounds(e.report)),
     section("Training", renderTraining(e.training)),
     section("Models", renderModels(e)),
     section("Stages", renderStages(e)),
@@ -105,6 +110,22 @@ function renderCut(report: ExplainedReport | undefined): string[] {
   return lines.length === 0 ? ["nothing"] : lines;
 }
 
+const renderRounds = (report: ExplainedReport | undefined): string[] =>
+  report?.rounds === undefined
+    ? []
+    : [
+        table(
+          ["round", "cut", "tokens", "loss as cut", "loss distilled"],
+          report.rounds.map(({ plan, pruned, student, tokens }, i) => [
+            String(i + 1),
+            describeCut(plan).join(", ") || "nothing",
+            formatCount(tokens),
+            pruned.loss.toFixed(4),
+            student.loss.toFixed(4),
+          ]),
+        ),
+      ];
+
 function renderTraining(training: ExplainedTraining | undefined): string[] {
   if (training === undefined) return [];
   const { steps, tokens, seconds, tokensPerSecond, losses, validation } = training;
@@ -136,7 +157,9 @@ function renderModels({ report, settings }: Explanation): string[] {
     table(["", "parameters", "as stored", "loss", "perplexity"], rows),
     `losses: of all ${first?.tokens ?? 0} tokens of the validation data${typeof length === "number" ? `, ${sequencesText(length)}` : ""}, computed in f32`,
     ...(typeof share === "number"
-      ? [`distillation won back ${(100 * share).toFixed(0)} % of the loss that pruning cost`]
+      ? [
+          `distillation won back ${(100 * share).toFixed(0)} % of the loss that ${report.rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher"}`,
+        ]
       : []),
   ];
 }

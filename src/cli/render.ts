@@ -1,4 +1,5 @@
 import path from "node:path";
+import { describeCut } from "../jobs/describe-cut.js";
 import { comparison } from "../jobs/evaluation-table.js";
 import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
 import { recoveredShare } from "../jobs/report.js";
@@ -16,11 +17,22 @@ export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out 
 
 /** Teacher, pruned and student side by side. */
 export function renderCompression(outcome: CompressOutcome): string {
-  const { teacher, pruned, student, plan, tokens, seconds, tokensPerSecond, out, gguf, evaluation } = outcome;
+  const {
+    teacher,
+    pruned,
+    student,
+    plan,
+    rounds = [],
+    tokens,
+    seconds,
+    tokensPerSecond,
+    out,
+    gguf,
+    evaluation,
+  } = outcome;
   const models = { teacher, pruned, student };
   const kinds = Object.keys(outcome.bytesByKind.teacher ?? {}) as FileKind[];
-  const cut = Object.entries(plan).filter(([, { from, to }]) => from !== to);
-  const changes = cut.map(([axis, { from, to }]) => `${axis} ${from} to ${to}`).join(", ") || "nothing";
+  const changes = describeCut(plan).join(", ") || "nothing";
   return [
     table(
       ["", "parameters", "as stored", ...kinds.map((kind) => `as ${kind}`), "loss", "perplexity"],
@@ -42,7 +54,11 @@ export function renderCompression(outcome: CompressOutcome): string {
       ],
     ),
     `cut: ${changes}; ${keptShare(models)} of the parameters are left`,
-    `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that pruning cost, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
+    ...rounds.map(
+      (round, i) =>
+        `round ${i + 1} of ${rounds.length}: ${describeCut(round.plan).join(", ") || "nothing cut"}; loss ${round.pruned.loss.toFixed(4)} as cut, ${round.student.loss.toFixed(4)} distilled`,
+    ),
+    `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that ${rounds.length === 0 ? "pruning cost" : "the last round's cut left it above the teacher"}, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
     ...(gguf === undefined ? [] : renderGguf(gguf)),
     ...(evaluation === undefined ? [] : [renderComparison(evaluation.models, false)]),

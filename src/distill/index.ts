@@ -21,6 +21,7 @@ export {
   checkTrainOptions,
   defaultTrainOptions,
   forTokens,
+  stepsOf,
   Trainer,
   type TrainJob,
   type TrainOptions,

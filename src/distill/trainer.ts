@@ -86,6 +86,8 @@ export interface TrainJob {
   readonly objective: Objective;
   readonly sequences: Sequences;
   readonly options: TrainOptions;
+  /** Where in the order of training the run begins; 0 by default. */
+  readonly firstSequence?: number | undefined;
   /** Where metrics and checkpoints go. Without it nothing is saved or resumed. */
   readonly run?: RunDirectory | undefined;
   readonly onProgress?: ((progress: TrainProgress) => void) | undefined;
@@ -107,7 +109,7 @@ export interface TrainResult {
 }
 
 /** Optimizer steps of a run. */
-const stepsOf = ({ tokens, batchSize, sequenceLength }: TrainOptions): number =>
+export const stepsOf = ({ tokens, batchSize, sequenceLength }: TrainOptions): number =>
   Math.ceil(tokens / (batchSize * sequenceLength));
 
 /** The default number of warm-up steps of a run. */
@@ -312,7 +314,7 @@ export class Trainer {
 
   /** Takes one optimizer step, counted from 1. */
   async step(step: number) {
-    const { options, sequences } = this.job;
+    const { options, sequences, firstSequence = 0 } = this.job;
     const learningRate = learningRateAt(
       {
         kind: options.schedule,
@@ -329,7 +331,7 @@ export class Trainer {
     let loss = 0;
     const terms: Record<string, number> = {};
     for (let i = 0; i < microBatches; i++) {
-      const position = (step - 1) * options.batchSize + i * options.microBatchSize;
+      const position = firstSequence + (step - 1) * options.batchSize + i * options.microBatchSize;
       const numbers = this.order.range(position, options.microBatchSize);
       const batch = sequences.batch(numbers);
       this.forward.write(this.tokens, batch.tokens);

@@ -21,6 +21,11 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly teacherOptions?: TeacherOptions | undefined;
   /** Adapt the teacher to the data first (arXiv 2408.11796, section 3), on this many tokens; true for a third of the tokens. */
   readonly teacherCorrection?: boolean | number | undefined;
+  /**
+   * Cut in this many rounds of search, cut and distillation, each removing the same share of the parameters that are left and training
+   * on an equal share of the tokens; 1 by default.
+   */
+  readonly rounds?: number | undefined;
   /** Match intermediate states, too; helps if much depth is cut. */
   readonly intermediate?: boolean | undefined;
   /** Kinds of GGUF files to write of the student. */
@@ -29,14 +34,31 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly evaluate?: Pick<EvaluateJob, "tasks" | "limit" | "data"> | undefined;
 }
 
-export interface CompressOutcome {
-  readonly teacher: Measurement;
+/** What one of several rounds has done. */
+export interface RoundSummary {
+  /** Each axis's size before and after the round's cut. */
+  readonly plan: PlanSummary;
+  /** The original's layers that are left, counted from 0. */
+  readonly keptLayers: readonly number[];
+  /** The model as the round has cut it, before it was distilled. */
   readonly pruned: Measurement;
   readonly student: Measurement;
+  /** Tokens that the student was distilled on in this round. */
+  readonly tokens: number;
+}
+
+export interface CompressOutcome {
+  readonly teacher: Measurement;
+  /** As cut, before it was distilled; of several rounds in the last one. */
+  readonly pruned: Measurement;
+  readonly student: Measurement;
+  /** From the original to the student, whatever the rounds between. */
   readonly plan: PlanSummary;
   /** The original's layers that were kept, counted from 0. */
   readonly keptLayers: readonly number[];
-  /** Tokens that the student was distilled on. */
+  /** Where there were several. */
+  readonly rounds?: readonly RoundSummary[] | undefined;
+  /** Tokens that the student was distilled on, in all rounds. */
   readonly tokens: number;
   readonly seconds: number;
   readonly tokensPerSecond: number;

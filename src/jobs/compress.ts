@@ -1,6 +1,7 @@
 import { isDevice, quantizableDivisors } from "../devices/index.js";
 import type { TrainOptions } from "../distill/index.js";
 import type { Model } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { UsageError } from "../system/errors.js";
 import type { CompressJob, CompressOutcome } from "./compress-job.js";
 import { Compression } from "./compression.js";
@@ -12,6 +13,7 @@ import { openData } from "./open-data.js";
 import { checkInLlamaCpp, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
+import { candidatesOfRounds, trainingOfRounds } from "./rounds.js";
 import { noteTraining } from "./sanity.js";
 import { candidatesFor } from "./target.js";
 import { checkTeacherOptions } from "./teacher-options.js";
@@ -45,8 +47,9 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   const { checkpoint, model } = original;
   const job = forQuantization(forDevice(requested, model), model);
   if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
-  candidatesFor(model, job); // report a target that cannot be met before anything that takes long
   checkPerLayer(model, job, job.start ?? "refit");
+  const { rounds: roundCount = 1 } = job;
+  const candidates = candidatesOfRounds(model, job, roundCount); // report a target that cannot be met before anything that takes long
   if (job.evaluate !== undefined) await planEvaluation(job.evaluate);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   const inputs = [
@@ -57,13 +60,15 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   ];
   return inRun(job, inputs, async (directory) => {
     const settings = studentSettings(model, job);
+    const trainings = trainingOfRounds(settings, roundCount);
+    const rounds = trainings.map((training, i) => ({ training, candidates: elementAt(candidates, i) }));
     const { train: tokens, validation } = await openData({ directory: checkpoint.directory, model }, job, job);
     noteTraining(settings, tokens, job);
     const identity = job.modelName ?? (await modelIdentity(checkpoint, job.cacheDir));
     const identities = { model: identity, data: tokens.id, validation: validation.id };
     claim(directory, job, configurationOf(job, settings, identities));
     return onDevice(job, (backend) =>
-      new Compression({ backend, job, original, tokens, validation, settings, directory }).run(),
+      new Compression({ backend, job, original, tokens, validation, settings, rounds, directory }).run(),
     );
   });
 }
@@ -109,7 +114,8 @@ function hasCandidates(model: Model, job: CompressJob): boolean {
 /** Identifies a run: everything that its results depend on. */
 function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Readonly<Record<string, string>>) {
   const { target, bitsPerWeight, space, depthMethod, maxCandidates, calibrationSamples, distillation } = job;
-  const { teacherOptions, teacherCorrection, searchTokens, intermediate, start, refitSamples, perLayer } = job;
+  const { teacherOptions, teacherCorrection, searchTokens, intermediate } = job;
+  const { start, refitSamples, perLayer, rounds } = job;
   return {
     command: "compress",
     inputs,
@@ -128,5 +134,6 @@ function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Reado
     start,
     refitSamples,
     perLayer,
+    rounds: rounds === 1 ? undefined : rounds,
   };
 }

@@ -2,7 +2,6 @@ import path from "node:path";
 import { Sequences, Tokenizer, type TokenStream } from "../data/index.js";
 import {
   crossEntropyObjective,
-  defaultIntermediatePairs,
   forTokens,
   type RunDirectory,
   type TrainOptions,
@@ -10,27 +9,24 @@ import {
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
 import { loadWeights, openCheckpoint } from "../models/index.js";
-import { keptIndices, loadScores, type PrunedModel, type PrunePlan, prune, type Scores } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
-import { UsageError } from "../system/errors.js";
+import { elementAt } from "../system/arrays.js";
 import { bytesByKind, comparedKinds } from "./bytes-by-kind.js";
 import type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
-import { distillBriefly, distillStage } from "./distill.js";
 import { evaluate } from "./evaluate.js";
 import type { EvaluateOutcome } from "./evaluation.js";
 import { generate } from "./generate.js";
-import { modelIdentity, scoresIdentity } from "./inputs.js";
+import { modelIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
-import { checkInLlamaCpp, type OpenModel } from "./open-model.js";
+import type { OpenModel } from "./open-model.js";
 import { ownIfInside } from "./output.js";
 import { summarizePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
 import { writeReport } from "./report.js";
-import { RANKING_FILE, scoresFor, search } from "./search.js";
+import { Round, type RoundInputs, type RoundOutcome } from "./round.js";
+import { joinMetrics, type PlannedRound, roundFolder } from "./rounds.js";
 import { Stages } from "./stages.js";
-import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
 import { runTraining, trainOptionsFor, writeTrained } from "./training.js";
-import { writeDirectory } from "./write-directory.js";
 
 /** The sample sentence: how many tokens of the validation text are its prompt, and how long it may become. */
 const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];
@@ -38,11 +34,8 @@ const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];
 const CORRECTION_SHARE = 1 / 3;
 const CORRECTION_RATE_SHARE = 0.2;
 
-/** For a pruned model that llama.cpp cannot compute, though it can compute the original. */
-const OTHER_CUTS = "Leave the width as it is (--axes ffn or ffn,layers, with --restart), or do without --gguf";
-
-/** The folder of a run for what a refitted start is made of. */
-const REFIT = "refit";
+/** The scores of a round's model. */
+const SCORES_FILE = "importance.safetensors";
 
 /** What a compression works on. */
 export interface CompressionInputs {
@@ -53,8 +46,16 @@ export interface CompressionInputs {
   readonly tokens: TokenStream;
   readonly validation: TokenStream;
   readonly settings: TrainOptions;
+  readonly rounds: readonly PlannedRound[];
   readonly directory: RunDirectory;
 }
+
+/** Where a round works, and on what. */
+type RoundPlaces = Pick<RoundInputs, "directory" | "place" | "cutPath" | "layers" | "teacherPath"> & {
+  readonly out: string;
+};
+
+const summaryOf = ({ training, ...round }: RoundOutcome) => ({ ...round, tokens: training.tokens });
 
 /** A compression in its run's directory, stage by stage: stages that are finished already are not run again. */
 export class Compression {
@@ -68,36 +69,27 @@ export class Compression {
     const { stages } = this;
     const { job, original, directory } = this.inputs;
     const originalPath = original.checkpoint.path;
-    const prunedPath = directory.file("pruned");
     const teacher = await this.measure(originalPath, "measure teacher");
     const teacherPath = await this.correctTeacher();
-    const plan = await stages.once("search", () => this.search(teacherPath));
-    await stages.once("prune", async () => {
-      const place = (name: string) => directory.own("pruned", name);
-      const { directory: carryFrom } = original.checkpoint;
-      const start = await this.start(teacherPath, plan);
-      writeDirectory(start, carryFrom, { ...job, out: prunedPath, place }, "prune");
-    });
-    directory.drop(REFIT);
-    if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(openCheckpoint(prunedPath).model, OTHER_CUTS); // before hours of training
-    const pruned = await this.measure(prunedPath, "measure pruned");
-    const training = await stages.once("distill", () => this.distill(teacherPath, prunedPath, plan));
-    const student = await this.measure(job.out, "measure student");
-    directory.dropCheckpoints();
+    const rounds = await this.cut(teacherPath);
+    const { keptLayers, pruned, student } = elementAt(rounds, rounds.length - 1);
     const gguf = await this.measuredGguf(job.gguf ?? []);
-    const evaluation = await this.evaluate([originalPath, prunedPath, job.out]);
+    const evaluation = await this.evaluate([originalPath, directory.file("pruned"), job.out]);
     const smaller = openCheckpoint(job.out).model;
     const roles = { teacher: original.model, pruned: smaller, student: smaller };
+    const tokens = rounds.reduce((total, { training }) => total + training.tokens, 0);
+    const trainingSeconds = rounds.reduce((total, { training }) => total + training.seconds, 0);
     const outcome: CompressOutcome = {
       teacher,
       pruned,
       student,
       plan: summarizePlan(original.model, smaller),
       bytesByKind: bytesByKind(roles, comparedKinds(job.gguf ?? [], original.checkpoint)),
-      keptLayers: plan.keptLayers,
-      tokens: training.tokens,
-      seconds: stages.all.reduce((sum, stage) => sum + stage.seconds, 0),
-      tokensPerSecond: training.tokensPerSecond,
+      keptLayers,
+      rounds: rounds.length === 1 ? undefined : rounds.map(summaryOf),
+      tokens,
+      seconds: stages.all.reduce((total, stage) => total + stage.seconds, 0),
+      tokensPerSecond: tokens / trainingSeconds,
       out: job.out,
       gguf,
       evaluation,
@@ -107,12 +99,57 @@ export class Compression {
     return outcome;
   }
 
+  /** Cuts in rounds, each starting from the student of the one before. */
+  private async cut(teacherPath: string): Promise<RoundOutcome[]> {
+    const { rounds, original, job } = this.inputs;
+    const outcomes: RoundOutcome[] = [];
+    let cutPath = teacherPath;
+    let layers: readonly number[] = [...Array(original.model.layerCount).keys()];
+    for (const i of rounds.keys()) {
+      const isLast = i === rounds.length - 1;
+      const part = this.directoryOf(i);
+      const out = isLast ? job.out : part.file("student");
+      const place = (name: string) => (isLast ? part.own(name) : part.own("student", name));
+      const places = { directory: part, out, place, cutPath, layers, teacherPath };
+      const outcome = await new Round(this.roundInputs(i, places)).run();
+      outcomes.push(outcome);
+      cutPath = out;
+      layers = outcome.keptLayers;
+    }
+    return outcomes;
+  }
+
+  /** The last round works in the run's directory itself, where its model is the run's result. */
+  private directoryOf(i: number): RunDirectory {
+    const { rounds, directory } = this.inputs;
+    return i === rounds.length - 1 ? directory : directory.part(roundFolder(i + 1));
+  }
+
+  private roundInputs(i: number, { out, ...places }: RoundPlaces): RoundInputs {
+    const { backend, job, original, tokens, validation, rounds } = this.inputs;
+    const prefix = rounds.length === 1 ? "" : `round ${i + 1} of ${rounds.length}: `;
+    return {
+      backend,
+      job: { ...job, out, onProgress: (event) => job.onProgress?.({ ...event, stage: prefix + event.stage }) },
+      tokens,
+      validation,
+      ...elementAt(rounds, i),
+      isPart: rounds.length > 1,
+      stages: { once: (name, work) => this.stages.once(prefix + name, work) },
+      ...places,
+      carryFrom: original.checkpoint.directory,
+      scoresFile: this.scoresFile(i),
+      identity: async () => (i === 0 && job.modelName === undefined ? await this.modelIdentity() : undefined),
+    };
+  }
+
   private writeReport({ out, ...outcome }: CompressOutcome): void {
-    const { job, directory } = this.inputs;
+    const { job, directory, rounds } = this.inputs;
     const { teacher, pruned, student, gguf } = outcome;
     const files = gguf?.files.map((file) => [`student, ${file.name}`, file.measured] as const) ?? [];
     const models = { teacher, pruned, student, ...Object.fromEntries(files) };
-    writeReport(directory, { ...outcome, name: job.name ?? out, models, stages: this.stages.all });
+    const metrics = joinMetrics(rounds.map((_, i) => this.directoryOf(i).readMetrics()));
+    writeReport(directory, { ...outcome, name: job.name ?? out, models, stages: this.stages.all }, metrics);
   }
 
   /** Measures a model, as a stage. */
@@ -221,102 +258,16 @@ export class Compression {
     }
   }
 
-  /** Scores the teacher and chooses the best plan. */
-  private async search(teacherPath: string): Promise<PrunePlan> {
-    const { backend, job, tokens, validation, settings } = this.inputs;
-    const { computeType } = settings;
-    const original = openCheckpoint(teacherPath);
-    const weights = loadWeights(backend, original.model, original.source, { dtype: computeType, trainable: false });
-    try {
-      const options = { ...job, scoresFile: this.scoresFile };
-      const inputs = { backend, original, weights, tokens, validation, computeType, options };
-      const identity = await this.stages.once("calibrate", async () => {
-        await scoresFor(inputs, job.modelName === undefined ? await this.modelIdentity() : undefined);
-        return scoresIdentity(this.scoresFile);
-      });
-      const scores = await this.unchangedScores(identity);
-      const statistics = await this.statistics(inputs);
-      const { searchTokens } = job;
-      const distill = (pruned: PrunedModel) => {
-        const briefSettings = forTokens(settings, searchTokens ?? 0);
-        return distillBriefly({ backend, teacher: weights, pruned, tokens, validation, settings: briefSettings });
-      };
-      const rankingFile = this.inputs.directory.own(RANKING_FILE);
-      const rounds = { statistics, distill: searchTokens === undefined ? undefined : distill };
-      const [best] = await search({ ...inputs, scores }, rounds, rankingFile);
-      if (best === undefined) throw new UsageError(`the target ${job.target} has no candidates`);
-      return best.plan;
-    } finally {
-      weights.free();
-    }
-  }
-
   private modelIdentity(): Promise<string> {
     const { original, job } = this.inputs;
     return modelIdentity(original.checkpoint, job.cacheDir);
   }
 
-  private get scoresFile(): string {
+  /** The scores of the original may be the user's own; later rounds cut other models. */
+  private scoresFile(i: number): string {
     const { job, directory } = this.inputs;
-    return job.scoresFile === undefined
-      ? directory.own("importance.safetensors")
-      : ownIfInside(directory, job.scoresFile);
-  }
-
-  /** The scores that the run has used from its beginning. @throws UsageError when the file has changed */
-  private async unchangedScores(identity: string): Promise<Scores> {
-    if ((await scoresIdentity(this.scoresFile)) !== identity)
-      throw new UsageError(`${this.scoresFile} has changed since the run began: --restart begins anew with it`);
-    return loadScores(this.scoresFile, this.inputs.original.model);
-  }
-
-  /** Of the teacher, for a refitted start. */
-  private async statistics(inputs: StartInputs): Promise<StartStatistics | undefined> {
-    if (this.inputs.job.start === "minitron") return undefined;
-    const file = this.inputs.directory.own(REFIT, "statistics.safetensors");
-    await this.stages.once("statistics", async () => {
-      await startStatistics(inputs, file);
-    });
-    return startStatistics(inputs, file);
-  }
-
-  /** The student before it is distilled. */
-  private async start(teacherPath: string, plan: PrunePlan): Promise<PrunedModel> {
-    const { backend, job, tokens, settings, directory } = this.inputs;
-    const original = openCheckpoint(teacherPath);
-    const scores = loadScores(this.scoresFile, original.model);
-    const inputs = { backend, original, tokens, computeType: settings.computeType, options: job };
-    const statistics = await this.statistics(inputs);
-    if (statistics === undefined) return prune(original, plan, keptIndices(original.model, plan, scores));
-    noteSelection(inputs, plan);
-    return refittedStart(inputs, {
-      plan,
-      scores,
-      statistics,
-      place: (name) => directory.own(REFIT, name),
-      onProgress: (done, total) => job.onProgress?.({ stage: "refit", done, total, unit: "steps" }),
-    });
-  }
-
-  private distill(teacherPath: string, prunedPath: string, plan: PrunePlan): Promise<TrainResult> {
-    const { backend, job, validation, settings, directory } = this.inputs;
-    const pruned = openCheckpoint(prunedPath);
-    const intermediate = job.intermediate === true ? { intermediate: defaultIntermediatePairs(plan.keptLayers) } : {};
-    return distillStage({
-      backend,
-      stage: "distill",
-      run: directory,
-      settings,
-      validation,
-      options: job,
-      teacherPath,
-      sequences: this.sequences,
-      student: pruned,
-      distillation: { ...job.distillation, ...intermediate },
-      teacher: job.teacherOptions ?? {},
-      cacheDir: job.cacheDir,
-      write: (weights) =>
-        writeTrained(job.out, pruned, weights, { onNote: job.onNote, place: (name) => directory.own(name) }),
-    });
+    return i === 0 && job.scoresFile !== undefined
+      ? ownIfInside(directory, job.scoresFile)
+      : this.directoryOf(i).own(SCORES_FILE);
   }
 }

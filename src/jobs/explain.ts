@@ -7,6 +7,7 @@ import { LOCK_FILE } from "../system/lock.js";
 import { readRun } from "../system/run-files.js";
 import { describeSchemaError } from "../system/schema.js";
 import { type Invocation, originSchema } from "./invocation.js";
+import { joinMetrics, roundFolder } from "./rounds.js";
 import { RANKING_FILE } from "./search.js";
 import { type ExplainedSetting, settingsOf } from "./settings.js";
 
@@ -29,6 +30,7 @@ export interface Explanation {
   /** The digest of each input's content. */
   readonly inputs: Readonly<Record<string, string>>;
   readonly settings: readonly ExplainedSetting[];
+  /** The latest, where there are several rounds. */
   readonly search: ExplainedSearch | undefined;
   readonly report: ExplainedReport | undefined;
   readonly training: ExplainedTraining | undefined;
@@ -70,6 +72,9 @@ export type ExplainedSearch = z.infer<typeof rankingSchema>;
 
 const stageSchema = z.object({ name: z.string(), seconds: z.number(), peakMemoryBytes: z.number() });
 
+const planSchema = z.record(z.string(), z.object({ from: size, to: size }));
+const lossSchema = z.object({ loss: z.number() });
+
 const reportSchema = z.object({
   models: z.record(
     z.string(),
@@ -82,7 +87,10 @@ const reportSchema = z.object({
       tokens: z.number(),
     }),
   ),
-  plan: z.record(z.string(), z.object({ from: size, to: size })).optional(),
+  plan: planSchema.optional(),
+  rounds: z
+    .array(z.object({ plan: planSchema, pruned: lossSchema, student: lossSchema, tokens: z.number() }))
+    .optional(),
   keptLayers: z.array(z.number()).optional(),
   recoveredShare: z.number().nullish(),
   tokens: z.number(),
@@ -93,6 +101,7 @@ export type ExplainedReport = z.infer<typeof reportSchema>;
 const configurationSchema = z.looseObject({
   command: z.string(),
   inputs: z.record(z.string(), z.string()).default({}),
+  rounds: z.number().int().min(1).default(1),
 });
 
 /**
@@ -108,6 +117,9 @@ export function explain(directory: string): Explanation {
   const origin = record.origin === undefined ? undefined : checked(originSchema, record.origin, at("run.json"));
   const invocation = origin?.invocation;
   const state = record.finished ? "finished" : existsSync(at(LOCK_FILE)) ? "running" : "unfinished";
+  // the last round's files lie in the run's directory itself
+  const folders = [...Array(configuration.rounds - 1).keys()].map((i) => roundFolder(i + 1)).concat("");
+  const ranking = folders.map((folder) => at(folder, RANKING_FILE)).findLast((file) => existsSync(file));
   const commandLine = invocation && shellLine(invocation);
   return {
     directory,
@@ -118,9 +130,9 @@ export function explain(directory: string): Explanation {
     commandLine,
     inputs: configuration.inputs,
     settings: settingsOf(configuration, invocation),
-    search: readJson(at(RANKING_FILE), rankingSchema),
+    search: ranking === undefined ? undefined : readJson(ranking, rankingSchema),
     report: readJson(at("report.json"), reportSchema),
-    training: trainingOf(at("metrics.jsonl")),
+    training: trainingOf(joinMetrics(folders.map((folder) => metricsIn(at(folder, "metrics.jsonl"))))),
     stages: readJson(at("stages.json"), z.array(stageSchema)) ?? [],
     files: record.files.map((name) => ({ name, bytes: statSync(at(name), { throwIfNoEntry: false })?.size })),
     next: nextSteps(state, directory, commandLine),
@@ -145,8 +157,9 @@ function checked<T extends z.ZodType>(schema: T, value: unknown, file: string): 
   return parsed.data;
 }
 
-function trainingOf(file: string): ExplainedTraining | undefined {
-  const metrics = existsSync(file) ? parseMetrics(readFileSync(file, "utf8")) : [];
+const metricsIn = (file: string): MetricsRecord[] => (existsSync(file) ? parseMetrics(readFileSync(file, "utf8")) : []);
+
+function trainingOf(metrics: readonly MetricsRecord[]): ExplainedTraining | undefined {
   const last = metrics.at(-1);
   if (last === undefined) return undefined;
   const { tokens, seconds } = last;

@@ -5,6 +5,8 @@ import { formatBytes, formatCount } from "../system/format.js";
 import { escapeHtml, page, table } from "../system/html.js";
 import type { BytesByKind } from "./bytes-by-kind.js";
 import { cutChart, lossChart } from "./charts.js";
+import type { RoundSummary } from "./compress-job.js";
+import { describeCut } from "./describe-cut.js";
 import type { EvaluateOutcome } from "./evaluation.js";
 import { comparisonTable } from "./evaluation-table.js";
 import type { Measurement } from "./measure.js";
@@ -15,6 +17,8 @@ export interface ReportContent {
   /** By role: teacher, pruned, student. */
   readonly models: Readonly<Record<string, Measurement>>;
   readonly plan?: PlanSummary | undefined;
+  /** What led to the plan, where it took several rounds. */
+  readonly rounds?: readonly RoundSummary[] | undefined;
   readonly tokens: number;
   readonly seconds: number;
   readonly tokensPerSecond: number;
@@ -34,17 +38,17 @@ export function recoveredShare(models: Readonly<Record<string, Measurement>>): n
   return (pruned.loss - student.loss) / (pruned.loss - teacher.loss);
 }
 
-/** Writes `report.json` and the self-contained `report.html` of a finished run. */
-export function writeReport(run: RunDirectory, content: ReportContent): void {
+/** Writes `report.json` and the self-contained `report.html` of a finished run. @param metrics of all its training */
+export function writeReport(run: RunDirectory, content: ReportContent, metrics = run.readMetrics()): void {
   const stages = content.stages.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
   const summary = { ...content, stages, recoveredShare: recoveredShare(content.models) };
   // with relative paths, because the run may have moved when the report is read
   writeJson(run.own("report.json"), summary, pathsBelow(run.path, "./"));
-  writeFileAtomic(run.own("report.html"), renderReport(content, run.readMetrics()));
+  writeFileAtomic(run.own("report.html"), renderReport(content, metrics));
 }
 
 function renderReport(content: ReportContent, metrics: readonly MetricsRecord[]): string {
-  const { models, plan, stages, bytesByKind = {} } = content;
+  const { models, plan, rounds, stages, bytesByKind = {} } = content;
   const kinds = Object.keys(Object.values(bytesByKind)[0] ?? {}) as FileKind[];
   const recovered = recoveredShare(models);
   const sections = [
@@ -52,7 +56,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
     `<p>Trained on ${formatCount(content.tokens)} tokens at ${formatCount(content.tokensPerSecond)} tokens/s; ${content.seconds.toFixed(0)} s in all.${
       recovered === undefined
         ? ""
-        : ` Distillation won back <strong>${(100 * recovered).toFixed(0)} %</strong> of the loss that pruning cost.`
+        : ` Distillation won back <strong>${(100 * recovered).toFixed(0)} %</strong> of the loss that ${rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher"}.`
     }</p>`,
     "<h2>Models</h2>",
     table(
@@ -68,6 +72,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
     ),
     ...(content.evaluation === undefined ? [] : ["<h2>Benchmarks</h2>", comparisonTable(content.evaluation.models)]),
     ...(plan === undefined ? [] : ["<h2>What was cut</h2>", cutChart(plan)]),
+    ...(rounds === undefined ? [] : ["<h2>Rounds</h2>", roundsTable(rounds)]),
     ...(metrics.length > 1 ? ["<h2>Training</h2>", lossChart(metrics)] : []),
     "<h2>Stages</h2>",
     table(
@@ -77,3 +82,17 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
   ];
   return page("Coppice report", sections);
 }
+
+/** What each round cut, and the losses before and after its distillation. */
+const roundsTable = (rounds: readonly RoundSummary[]): string =>
+  table(
+    ["round", "cut", "parameters", "tokens", "loss as cut", "loss distilled"],
+    rounds.map(({ plan, pruned, student, tokens }, i) => [
+      String(i + 1),
+      escapeHtml(describeCut(plan).join(", ") || "nothing"),
+      formatCount(student.parameters),
+      formatCount(tokens),
+      pruned.loss.toFixed(4),
+      student.loss.toFixed(4),
+    ]),
+  );

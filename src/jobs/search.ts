@@ -4,6 +4,7 @@ import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import { loadWeights, type Model, type ModelTensors, type ModelWeights } from "../models/index.js";
 import {
+  type Candidate,
   calibrate,
   keptIndices,
   loadScores,
@@ -92,14 +93,14 @@ const summaryOf = ({ sizes, parameters, plan, loss, refittedLoss, distilledLoss 
  * @param rankingFile records the ranking
  */
 export async function search(
-  inputs: SearchInputs & { readonly scores: Scores },
+  inputs: SearchInputs & { readonly scores: Scores; readonly candidates?: readonly Candidate[] | undefined },
   { statistics, distill }: SearchRounds,
   rankingFile?: string,
 ): Promise<RankedCandidate[]> {
-  const { original, options, computeType } = inputs;
+  const { original, options, computeType, candidates = candidatesFor(original.model, options) } = inputs;
   const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
   const rounds = roundsOf(inputs, { statistics, distill });
-  const alike = await rankCandidates(inputs, candidatesFor(original.model, options), {
+  const alike = await rankCandidates(inputs, candidates, {
     ...measuring,
     depthMethod,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,

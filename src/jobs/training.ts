@@ -58,6 +58,8 @@ export interface TrainStage {
   readonly objective: Objective;
   readonly sequences: Sequences;
   readonly settings: TrainOptions;
+  /** Where in the order of training the stage begins; 0 by default. */
+  readonly firstSequence?: number | undefined;
   readonly validation: TokenStream;
   readonly options: JobOptions;
 }
@@ -67,7 +69,7 @@ const VALIDATION_SEQUENCES = 32;
 
 /** Trains, with progress, metrics and checkpoints in the run's directory. */
 export function runTraining(stage: TrainStage): Promise<TrainResult> {
-  const { backend, run, model, student, objective, sequences, settings, validation, options } = stage;
+  const { backend, run, model, student, objective, sequences, settings, firstSequence, validation, options } = stage;
   const noteForecast = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
   return train({
@@ -76,6 +78,7 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
     objective,
     sequences,
     options: settings,
+    firstSequence,
     run,
     validate: async () => {
       const measured = await perplexity(backend, student, validation, {
