@@ -3,29 +3,10 @@ import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
 import type { FloatDType } from "../ggml/dtype.js";
 import { type Model, type ModelTensors, type ResidualStep, shapeOf } from "../models/index.js";
 import { memorySource } from "../models/sources.js";
-import type { Basis } from "./basis.js";
 import { refitHead } from "./head.js";
-import type { Start, Values } from "./start.js";
-import type { StepFiles } from "./step-files.js";
+import type { RefitInputs, Streams } from "./inputs.js";
+import type { Values } from "./start.js";
 import { refitStep } from "./step-refit.js";
-
-export interface RefitInputs {
-  readonly passage: Passage;
-  /** The original. */
-  readonly dense: ModelTensors;
-  /** The cut model. */
-  readonly student: Model;
-  /** For each of its layers, the original's that it comes from. */
-  readonly keptLayers: readonly number[];
-  /** Its values before the refit. */
-  readonly start: Start;
-  /** Its tensors before the width is cut: see `cutWithinLayers`. */
-  readonly within: TensorSource;
-  /** Undefined where the width is not cut. */
-  readonly basis: Basis | undefined;
-  readonly files: StepFiles;
-  readonly onProgress?: ((done: number, total: number) => void) | undefined;
-}
 
 /**
  * Mends a cut model in closed form, step by step, on calibration data. Both models go through the data side by side, the student on
@@ -60,11 +41,6 @@ export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDTyp
     streams.dense.free();
     streams.student.free();
   }
-}
-
-export interface Streams {
-  readonly dense: ResidualStream;
-  readonly student: ResidualStream;
 }
 
 async function streamsBefore(passage: Passage, dense: ModelTensors, student: ModelTensors): Promise<Streams> {
