@@ -52,7 +52,7 @@ const STREAM = "streamMoments";
 export async function startStatistics(inputs: StartInputs, file?: string): Promise<StartStatistics> {
   const { original, options } = inputs;
   if (file !== undefined && existsSync(file)) return readStatistics(file, original.model);
-  noteMemory(inputs);
+  noteData(inputs);
   const onProgress = (done: number, total: number) =>
     options.onProgress?.({ stage: "statistics", done, total, unit: "steps" });
   const { scores, streamMoments } = await surgeonScores(passageFor(inputs, samplesOf(inputs)), original, onProgress);
@@ -66,19 +66,26 @@ const MATRICES = 5;
 /** Less is not worth a word. */
 const NOTED_BYTES = 2 ** 30;
 
-/** Says beforehand what a refitted start takes, where that is much. */
-function noteMemory(inputs: StartInputs): void {
+/** With fewer tokens than so many times the inputs of a matrix a refit may lose more than a plain cut. */
+const TOKENS_AN_INPUT = 4;
+
+/** Says beforehand what a refitted start takes, where that is much, and where it has too little data. */
+function noteData(inputs: StartInputs): void {
   const { model } = inputs.original;
   const { layout, batches } = passageFor(inputs, samplesOf(inputs));
   const widest = Math.max(...model.steps.map(({ writer }) => shapeOf(writer, model.sizes)[1] ?? 0));
   const matrices = MATRICES * widest ** 2 * Float32Array.BYTES_PER_ELEMENT;
   const tokens = batches.length * layout.batch * layout.seq;
   const states = 3 * tokens * sizeOf("hidden", model.sizes) * Float32Array.BYTES_PER_ELEMENT;
-  if (matrices + states < NOTED_BYTES) return;
-  inputs.options.onNote?.(
-    `statistics and refit take about ${formatBytes(matrices)} for one layer's second moments and ${formatBytes(states)} for hidden states of ${tokens} tokens, ` +
-      "on disk where they do not fit in memory: --refit-samples takes fewer",
-  );
+  if (tokens < TOKENS_AN_INPUT * widest)
+    inputs.options.onNote?.(
+      `the start is refitted on ${tokens} tokens, which is little for matrices of ${widest} inputs: give more data or --refit-samples, or --start minitron`,
+    );
+  if (matrices + states >= NOTED_BYTES)
+    inputs.options.onNote?.(
+      `statistics and refit take about ${formatBytes(matrices)} for one layer's second moments and ${formatBytes(states)} for hidden states of ${tokens} tokens, ` +
+        "on disk where they do not fit in memory: --refit-samples takes fewer",
+    );
 }
 
 function readStatistics(file: string, model: Model): StartStatistics {
@@ -137,8 +144,9 @@ export async function withRefittedStart<T>(
 /** Says where a model's residual stream cannot be rotated, though its width is to be cut. */
 export function noteSelection({ original, options }: Pick<StartInputs, "original" | "options">, plan: PrunePlan): void {
   const { model } = original;
-  const reason = whyNotRotated(model);
-  if (reason !== undefined && sizeOf("hidden", plan.sizes) < sizeOf("hidden", model.sizes))
+  const width = sizeOf("hidden", plan.sizes);
+  const reason = width < sizeOf("hidden", model.sizes) ? whyNotRotated(original, width) : undefined;
+  if (reason !== undefined)
     options.onNote?.(
       `the width is cut by leaving channels out, not by rotating the model first: ${reason}. Cutting other sizes (--axes ffn) may lose less.`,
     );

@@ -1,6 +1,7 @@
 import type { Backend } from "../ggml/device.js";
 import { type Matrix, meanDiagonal, multiply, symmetricEigen, zeroMatrix } from "../linear-algebra/index.js";
-import type { Model } from "../models/index.js";
+import type { ModelTensors } from "../models/index.js";
+import { readMatrix } from "../prune/matrices.js";
 import { elementAt } from "../system/arrays.js";
 
 /** How the original's residual stream becomes a narrower one. */
@@ -25,14 +26,18 @@ export function selectionBasis(hidden: number, kept: Uint32Array): Basis {
 }
 
 /**
- * Why a model's residual stream cannot be rotated; undefined if it can. Rotating takes RMS norms, whose gains can be moved into the
- * matrices that read them (SliceGPT, arXiv 2401.15024, section 3.2), and nothing between a block and the stream.
+ * Why a model's residual stream cannot be rotated into fewer channels; undefined if it can. Rotating takes RMS norms, whose gains can be
+ * moved into the matrices that read them (SliceGPT, arXiv 2401.15024, section 3.2), and nothing between a block and the stream.
  */
-export function whyNotRotated({ steps, finalNorm, positions }: Model): string | undefined {
+export function whyNotRotated({ model, source }: ModelTensors, width: number): string | undefined {
+  const { steps, finalNorm, positions, tiedEmbeddings } = model;
   if (steps.some(({ isNormedAfter }) => isNormedAfter)) return "it has norms after its blocks";
   if (finalNorm === undefined || steps.some(({ norm }) => norm === undefined)) return "its norms subtract a mean";
   if (positions !== undefined) return "it has learned positions";
-  return undefined;
+  const fixed = tiedEmbeddings
+    ? readMatrix(source, finalNorm.gain).data.filter((gain) => gain + finalNorm.offset <= 0)
+    : [];
+  return fixed.length >= width ? `${fixed.length} gains of its final norm are not positive` : undefined;
 }
 
 export interface RotationInputs {

@@ -52,7 +52,8 @@ async function basisFor({ passage, original, kept, plan, streamMoments }: Refitt
   const { model, source } = original;
   const selection = selectionBasis(sizeOf("hidden", model.sizes), channels);
   const { finalNorm } = model;
-  if (streamMoments === undefined || finalNorm === undefined || whyNotRotated(model) !== undefined) return selection;
+  if (streamMoments === undefined || finalNorm === undefined || whyNotRotated(original, channels.length) !== undefined)
+    return selection;
   const rotation = await rotationBasis({
     backend: passage.backend,
     moments: streamMoments,
