@@ -39,7 +39,8 @@ export interface PlanOutcome {
  */
 export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
-    if (job.perLayer === true) throw new UsageError("--per-layer needs --data: it measures what each layer's cut costs");
+    if (job.perLayer === true)
+      throw new UsageError("--per-layer needs --data: it measures what each layer's cut costs");
     const model = await openArchitecture(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),

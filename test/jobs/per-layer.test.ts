@@ -1,0 +1,75 @@
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { beforeAll, describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { openGguf } from "../../src/checkpoint/index.js";
+import { exportModel, plan, pruneModel } from "../../src/index.js";
+import { explain } from "../../src/jobs/explain.js";
+import { openCheckpoint } from "../../src/models/index.js";
+import { writeModel } from "../../src/models/open.js";
+import { axisSizes } from "../../src/prune/index.js";
+import { changed } from "../refit/cuts.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const directory = temporaryDirectory();
+const at = (name: string) => path.join(directory, name);
+process.env.COPPICE_CACHE = at("cache");
+
+const job = (changes: object = {}) => ({
+  model: at("model"),
+  data: [at("data.txt")],
+  target: "0.8x",
+  space: { axes: ["ffn"], divisors: { ffn: 32 } },
+  device: "cpu" as const,
+  threads: 2,
+  computeType: "f32" as const,
+  calibrationSamples: 8,
+  refitSamples: 8,
+  maxCandidates: 3,
+  start: "refit" as const,
+  perLayer: true,
+  ...changes,
+});
+
+/** The teacher, whose second layer's feed-forward network gives nothing. */
+beforeAll(() => {
+  mkdirSync(directory, { recursive: true });
+  writeFileSync(at("data.txt"), corpus(5, 300));
+  const idle = changed(openCheckpoint(teacher), (name, data) => {
+    if (name.includes("layers.1.mlp.down_proj")) data.fill(0);
+  });
+  writeModel(at("model"), idle, { carryFrom: teacher });
+});
+
+describe("sizes for each layer", () => {
+  it("cut first the layer that does nothing, meet the target, and are taken where they lose less", async () => {
+    const { parameters } = await pruneModel(job({ out: at("pruned") }));
+    const { model } = openCheckpoint(at("pruned"));
+    const ffn = [axisSizes(model).ffn ?? []].flat();
+    expect(ffn[1]).toBe(128); // the smallest multiple of 32 of at least 30 %
+    expect(Math.max(...ffn)).toBeGreaterThan(128);
+    expect(Math.abs(parameters.to / parameters.from / 0.8 - 1)).toBeLessThanOrEqual(0.05);
+    const [taken, rival] = explain(at("pruned")).search?.candidates ?? [];
+    expect(taken?.sizes.ffn).toEqual(ffn);
+    expect(rival?.sizes.ffn).toBeTypeOf("number");
+    expect(taken?.parameters).toBeLessThanOrEqual(rival?.parameters ?? 0);
+    expect(taken?.refittedLoss).toBeLessThan(rival?.refittedLoss ?? 0);
+  });
+
+  it("are the same bits again, and as GGUF the same sizes", async () => {
+    await pruneModel(job({ out: at("again") }));
+    const [one, two] = ["pruned", "again"].map((name) => readFileSync(path.join(at(name), "model.safetensors")));
+    expect(one?.equals(two ?? Buffer.alloc(0))).toBe(true);
+    await exportModel({ model: at("again"), out: at("again.gguf"), dtype: "f32" });
+    expect(openGguf(at("again.gguf")).metadata.get("general.architecture")).toBe("deci");
+    expect(axisSizes(openCheckpoint(at("again.gguf")).model)).toEqual(axisSizes(openCheckpoint(at("again")).model));
+  });
+
+  it("are refused before anything is computed where they cannot be, with what to do", async () => {
+    await expect(pruneModel(job({ out: at("x"), start: "minitron" }))).rejects.toThrow(/needs --start refit/);
+    await expect(pruneModel(job({ out: at("x"), target: "ffn=128" }))).rejects.toThrow(/the target ffn=128 names them/);
+    await expect(pruneModel(job({ out: at("x"), space: { axes: ["hidden"] } }))).rejects.toThrow(/add --axes ffn/);
+    await expect(plan(job({ data: undefined }))).rejects.toThrow(/--per-layer needs --data/);
+  });
+});
