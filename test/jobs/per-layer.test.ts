@@ -16,17 +16,18 @@ const directory = temporaryDirectory();
 const at = (name: string) => path.join(directory, name);
 process.env.COPPICE_CACHE = at("cache");
 
-const job = (changes: object = {}) => ({
+const job = (out: string, changes: object = {}) => ({
+  out: at(out),
   model: at("model"),
   data: [at("data.txt")],
   target: "0.8x",
   space: { axes: ["ffn"], divisors: { ffn: 32 } },
   device: "cpu" as const,
-  threads: 2,
+  threads: 1,
   computeType: "f32" as const,
-  calibrationSamples: 8,
-  refitSamples: 8,
-  maxCandidates: 3,
+  calibrationSamples: 4,
+  refitSamples: 4,
+  maxCandidates: 1,
   start: "refit" as const,
   perLayer: true,
   ...changes,
@@ -35,7 +36,7 @@ const job = (changes: object = {}) => ({
 /** The teacher, whose second layer's feed-forward network gives nothing. */
 beforeAll(() => {
   mkdirSync(directory, { recursive: true });
-  writeFileSync(at("data.txt"), corpus(5, 300));
+  writeFileSync(at("data.txt"), corpus(5, 120));
   const idle = changed(openCheckpoint(teacher), (name, data) => {
     if (name.includes("layers.1.mlp.down_proj")) data.fill(0);
   });
@@ -44,7 +45,7 @@ beforeAll(() => {
 
 describe("sizes for each layer", () => {
   it("cut first the layer that does nothing, meet the target, and are taken where they lose less", async () => {
-    const { parameters } = await pruneModel(job({ out: at("pruned") }));
+    const { parameters } = await pruneModel(job("pruned"));
     const { model } = openCheckpoint(at("pruned"));
     const ffn = [axisSizes(model).ffn ?? []].flat();
     expect(ffn[1]).toBe(128); // the smallest multiple of 32 of at least 30 %
@@ -58,18 +59,18 @@ describe("sizes for each layer", () => {
   });
 
   it("are the same bits again, and as GGUF the same sizes", async () => {
-    await pruneModel(job({ out: at("again") }));
+    await pruneModel(job("again"));
     const [one, two] = ["pruned", "again"].map((name) => readFileSync(path.join(at(name), "model.safetensors")));
     expect(one?.equals(two ?? Buffer.alloc(0))).toBe(true);
     await exportModel({ model: at("again"), out: at("again.gguf"), dtype: "f32" });
-    expect(openGguf(at("again.gguf")).metadata.get("general.architecture")).toBe("deci");
+    expect(openGguf(at("again.gguf")).metadata.get("general.architecture")?.value).toBe("deci");
     expect(axisSizes(openCheckpoint(at("again.gguf")).model)).toEqual(axisSizes(openCheckpoint(at("again")).model));
   });
 
   it("are refused before anything is computed where they cannot be, with what to do", async () => {
-    await expect(pruneModel(job({ out: at("x"), start: "minitron" }))).rejects.toThrow(/needs --start refit/);
-    await expect(pruneModel(job({ out: at("x"), target: "ffn=128" }))).rejects.toThrow(/the target ffn=128 names them/);
-    await expect(pruneModel(job({ out: at("x"), space: { axes: ["hidden"] } }))).rejects.toThrow(/add --axes ffn/);
-    await expect(plan(job({ data: undefined }))).rejects.toThrow(/--per-layer needs --data/);
+    await expect(pruneModel(job("x", { start: "minitron" }))).rejects.toThrow(/needs --start refit/);
+    await expect(pruneModel(job("x", { target: "ffn=128" }))).rejects.toThrow(/the target ffn=128 names them/);
+    await expect(pruneModel(job("x", { space: { axes: ["hidden"] } }))).rejects.toThrow(/add --axes ffn/);
+    await expect(plan(job("x", { data: undefined }))).rejects.toThrow(/--per-layer needs --data/);
   });
 });
