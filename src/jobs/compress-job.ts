@@ -5,6 +5,7 @@ import type { EvaluateJob, EvaluateOutcome } from "./evaluation.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./plan-summary.js";
 import type { QuantizedFile } from "./quantize.js";
+import type { RoundSummary } from "./round-summary.js";
 import type { TargetOptions } from "./target.js";
 import type { TeacherOptions } from "./teacher-options.js";
 import type { TrainingJob, TrainSettings } from "./training.js";
@@ -32,19 +33,6 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
   readonly gguf?: readonly FileKind[] | undefined;
   /** Benchmarks for teacher, pruned model and student. */
   readonly evaluate?: Pick<EvaluateJob, "tasks" | "limit" | "data"> | undefined;
-}
-
-/** What one of several rounds has done. */
-export interface RoundSummary {
-  /** Each axis's size before and after the round's cut. */
-  readonly plan: PlanSummary;
-  /** The original's layers that are left, counted from 0. */
-  readonly keptLayers: readonly number[];
-  /** The model as the round has cut it, before it was distilled. */
-  readonly pruned: Measurement;
-  readonly student: Measurement;
-  /** Tokens that the student was distilled on in this round. */
-  readonly tokens: number;
 }
 
 export interface CompressOutcome {

@@ -12,7 +12,7 @@ import {
 } from "../prune/index.js";
 import { removalCosts } from "../refit/index.js";
 import { required, UsageError } from "../system/errors.js";
-import type { SearchInputs } from "./search.js";
+import type { SearchInputs } from "./search-inputs.js";
 import { passageFor, type StartStatistics } from "./start.js";
 import { candidatesFor, spaceOf, type TargetOptions } from "./target.js";
 

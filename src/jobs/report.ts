@@ -5,12 +5,12 @@ import { formatBytes, formatCount } from "../system/format.js";
 import { escapeHtml, page, table } from "../system/html.js";
 import type { BytesByKind } from "./bytes-by-kind.js";
 import { cutChart, lossChart } from "./charts.js";
-import type { RoundSummary } from "./compress-job.js";
 import { describeCut } from "./describe-cut.js";
 import type { EvaluateOutcome } from "./evaluation.js";
 import { comparisonTable } from "./evaluation-table.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./plan-summary.js";
+import type { RoundSummary } from "./round-summary.js";
 import type { StageRecord } from "./stages.js";
 
 export interface ReportContent {

@@ -1,8 +1,7 @@
 import { existsSync } from "node:fs";
-import { Sequences, type TokenStream } from "../data/index.js";
+import { Sequences } from "../data/index.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
-import type { Backend } from "../ggml/index.js";
-import { loadWeights, type Model, type ModelTensors, type ModelWeights } from "../models/index.js";
+import { loadWeights, type Model } from "../models/index.js";
 import {
   type Candidate,
   calibrate,
@@ -23,8 +22,8 @@ import { elementAt } from "../system/arrays.js";
 import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { distillBriefly } from "./distill.js";
-import type { JobOptions } from "./job.js";
 import { perLayerCandidate } from "./per-layer.js";
+import type { SearchInputs } from "./search-inputs.js";
 import { type StartStatistics, withRefittedStart } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
@@ -35,18 +34,6 @@ const DEFAULT_DEPTH_METHOD = "contiguous-loss";
 /** Validation sequences that layers and candidates are measured on. */
 const SEARCH_SEQUENCES = 64;
 const CALIBRATION_BATCH_TOKENS = 2048;
-
-/** A model that is loaded to be scored and cut. */
-export interface SearchInputs {
-  readonly backend: Backend;
-  readonly original: ModelTensors;
-  readonly weights: ModelWeights;
-  /** Training data, to calibrate on. */
-  readonly tokens: TokenStream;
-  readonly validation: TokenStream;
-  readonly computeType: ComputeType;
-  readonly options: TargetOptions & JobOptions;
-}
 
 /**
  * Calibrates, or reads the scores of an earlier calibration.

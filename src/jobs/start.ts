@@ -9,7 +9,7 @@ import { type Model, shapeOf, sizeOf } from "../models/index.js";
 import { keptIndices, type PrunedModel, type PrunePlan, type Scores, surgeonScores } from "../prune/index.js";
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
 import { formatBytes } from "../system/format.js";
-import type { SearchInputs } from "./search.js";
+import type { SearchInputs } from "./search-inputs.js";
 
 /** Sequences that a cut is refitted on by default, and their length at most: about 50 thousand tokens. */
 export const DEFAULT_REFIT_SAMPLES = 192;

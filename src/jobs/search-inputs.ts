@@ -1,0 +1,18 @@
+import type { TokenStream } from "../data/index.js";
+import type { Backend } from "../ggml/index.js";
+import type { ModelTensors, ModelWeights } from "../models/index.js";
+import type { ComputeType } from "../tensor/index.js";
+import type { JobOptions } from "./job.js";
+import type { TargetOptions } from "./target.js";
+
+/** A model that is loaded to be scored and cut. */
+export interface SearchInputs {
+  readonly backend: Backend;
+  readonly original: ModelTensors;
+  readonly weights: ModelWeights;
+  /** Training data, to calibrate on. */
+  readonly tokens: TokenStream;
+  readonly validation: TokenStream;
+  readonly computeType: ComputeType;
+  readonly options: TargetOptions & JobOptions;
+}

@@ -1,0 +1,66 @@
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { Sequences, TokenStream } from "../../src/data/index.js";
+import { DivergenceMeter } from "../../src/evaluate/divergence.js";
+import { loadWeights, openCheckpoint, type ResidualStep } from "../../src/models/index.js";
+import { removalCosts } from "../../src/refit/index.js";
+import { testBackends } from "../devices.js";
+import { openAlgebraBackend } from "../linear-algebra/backend.js";
+import { changed, fixtures, fixtureTokens, passageOver } from "./cuts.js";
+
+const feedForward = (layer: number) => (step: ResidualStep) =>
+  step.layer === layer && step.writer.local.startsWith("mlp.");
+
+describe.each(testBackends)("the cost of cutting a step, on %s", (_, options) => {
+  const { backend } = openAlgebraBackend(options);
+  const tied = openCheckpoint(path.join(fixtures, "tied"));
+  const inputsOf = (step: ResidualStep): number => tied.model.sizes[`layers.${step.layer}.ffn`] ?? 0;
+
+  /** Costs of keeping the first neurons, so many of each layer. */
+  async function costs(original: typeof tied | ReturnType<typeof changed>, sizes: readonly number[]) {
+    const passage = passageOver(backend, fixtureTokens.calibration);
+    const { seq, batch } = passage.layout;
+    const stream = TokenStream.of(Int32Array.from(fixtureTokens.calibration.flat()), "random");
+    const weights = loadWeights(backend, original.model, original.source, { dtype: "f32", trainable: false });
+    const sampling = { samples: 8, batchSize: batch, computeType: "f32" as const };
+    const meter = await DivergenceMeter.prepare(backend, weights, new Sequences(stream, seq), sampling);
+    try {
+      const found = await removalCosts({
+        passage,
+        original,
+        weights,
+        meter,
+        keptOf: (step) =>
+          step.writer.local.startsWith("mlp.")
+            ? sizes.map((size) => Uint32Array.from({ length: Math.min(size, inputsOf(step)) }, (__, i) => i))
+            : undefined,
+      });
+      return (layer: number) => [...found].find(([step]) => feedForward(layer)(step))![1];
+    } finally {
+      meter.free();
+      weights.free();
+    }
+  }
+
+  it("is nothing for the whole step, and grows with what is cut", async () => {
+    const whole = tied.model.sizes["layers.0.ffn"]!;
+    const sizes = [whole, Math.round(0.8 * whole), Math.round(0.6 * whole), Math.round(0.4 * whole)];
+    const costOf = await costs(tied, sizes);
+    for (let layer = 0; layer < tied.model.layerCount; layer++) {
+      expect(costOf(layer)[0]).toBe(0);
+      expect([...costOf(layer)].sort((a, b) => a - b)).toEqual(costOf(layer));
+      expect(costOf(layer)[3]).toBeGreaterThan(0);
+    }
+  });
+
+  it("is nothing where what is cut was not used", async () => {
+    const half = tied.model.sizes["layers.0.ffn"]! / 2;
+    const unused = changed(tied, (name, data, columns) => {
+      if (/layers\.1\.mlp\.down_proj/.test(name))
+        for (let i = 0; i < data.length; i++) if (i % columns >= half) data[i] = 0;
+    });
+    const costOf = await costs(unused, [half]);
+    expect(costOf(1)[0]).toBeLessThan(1e-3 * costOf(0)[0]!);
+    expect(costOf(0)[0]).toBeGreaterThan(0);
+  });
+});
