@@ -101,7 +101,7 @@ export type ExplainedReport = z.infer<typeof reportSchema>;
 const configurationSchema = z.looseObject({
   command: z.string(),
   inputs: z.record(z.string(), z.string()).default({}),
-  rounds: z.number().int().min(1).default(1),
+  rounds: z.number().int().min(1).optional(),
 });
 
 /**
@@ -118,7 +118,7 @@ export function explain(directory: string): Explanation {
   const invocation = origin?.invocation;
   const state = record.finished ? "finished" : existsSync(at(LOCK_FILE)) ? "running" : "unfinished";
   // the last round's files lie in the run's directory itself
-  const folders = [...Array(configuration.rounds - 1).keys()].map((i) => roundFolder(i + 1)).concat("");
+  const folders = [...Array((configuration.rounds ?? 1) - 1).keys()].map((i) => roundFolder(i + 1)).concat("");
   const ranking = folders.map((folder) => at(folder, RANKING_FILE)).findLast((file) => existsSync(file));
   const commandLine = invocation && shellLine(invocation);
   return {

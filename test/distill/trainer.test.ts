@@ -77,6 +77,28 @@ describe("training", () => {
     student.free();
   });
 
+  it("begins where in the order of the data it is to begin", async () => {
+    const seen: number[][] = [];
+    class Watched extends Sequences {
+      override batch(numbers: readonly number[]) {
+        seen.push([...numbers]);
+        return super.batch(numbers);
+      }
+    }
+    const watched = new Watched(sequences.stream, 16);
+    const run = async (steps: number, firstSequence?: number) => {
+      const student = fresh();
+      const shorter = { ...options, tokens: 16 * 8 * steps, warmupSteps: 0 };
+      const objective = crossEntropyObjective;
+      await train({ backend, student, objective, sequences: watched, options: shorter, firstSequence });
+      student.free();
+    };
+    await run(4);
+    await run(2, 0);
+    await run(2, 2 * 8);
+    expect(seen.slice(4)).toEqual(seen.slice(0, 4));
+  });
+
   it.each(["forward-kl", "reverse-kl", "jensen-shannon"] as const)(
     "brings the student to the teacher by %s",
     async (divergence) => {
