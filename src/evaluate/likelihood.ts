@@ -74,14 +74,15 @@ export class EngineLikelihoods implements LikelihoodModel {
     for (const [i, own] of pending.entries()) if (own.sequences === 0) onReply(i, own.reply); // nothing to predict
     for (const packing of packSequences(sequences, PLACES)) {
       if (signal?.aborted) return;
-      const { losses, best } = await this.compute(packing);
+      const { losses, best, states } = await this.compute(packing);
       let row = 0;
       for (const member of packing.members) {
         const { request, input, targets } = elementAt(sequences, member);
         const own = elementAt(pending, request);
         for (const target of targets) {
           const loss = elementAt(losses, row);
-          if (!Number.isFinite(loss)) throw await this.overflow(input);
+          // a loss can be finite where hidden states are not
+          if (!Number.isFinite(loss) || !Number.isFinite(states[row])) throw await this.overflow(input);
           own.reply.logLikelihood -= loss;
           own.reply.isGreedy &&= best[row] === target;
           row++;
@@ -124,7 +125,7 @@ export class EngineLikelihoods implements LikelihoodModel {
     return { input, targets: Int32Array.from(continuation.slice(-input.length)) };
   }
 
-  private async compute(packing: Packing): Promise<{ readonly losses: Float32Array; readonly best: Int32Array }> {
+  private async compute(packing: Packing): Promise<Scores> {
     const { model } = this.weights;
     const places = roundUp(packing.tokens.length, packing.tokens.length > 1024 ? 256 : 128);
     const rows = 64 * 2 ** Math.ceil(Math.log2(Math.max(1, packing.rows.length / 64)));
@@ -136,7 +137,7 @@ export class EngineLikelihoods implements LikelihoodModel {
     g.write(built.indices, ops.headIndices(padded(packing.targets, rows), rows, model.vocabSize));
     await g.run();
     const best = Int32Array.from(built.best.flatMap((part) => [...g.readInt32(part)]));
-    return { losses: g.read(built.losses), best };
+    return { losses: g.read(built.losses), best, states: g.read(built.states) };
   }
 
   private overflow(tokens: Int32Array): Promise<CoppiceError> {
@@ -153,12 +154,14 @@ export class EngineLikelihoods implements LikelihoodModel {
     const forest = ops.forestInput(g, places);
     const { hidden, logits } = model.forward(g, get, tokens, { forest });
     const best: Tensor[] = [];
-    const losses = ops.mapHeadRows(g, ops.embedding(g, hidden, rows), model.vocabSize, (part, range) => {
+    const predicting = ops.embedding(g, hidden, rows);
+    const states = g.output(ops.sumLast(g, predicting));
+    const losses = ops.mapHeadRows(g, predicting, model.vocabSize, (part, range) => {
       const scores = logits(part);
       best.push(g.output(ops.argmax(g, scores)));
       return ops.crossEntropyOfRows(g, scores, ops.rowsOf(g, indices, range));
     });
-    return { g, tokens, rows, indices, forest, losses: g.output(losses), best };
+    return { g, tokens, rows, indices, forest, losses: g.output(losses), best, states };
   }
 
   free(): void {
@@ -175,6 +178,15 @@ interface ScoringGraph {
   readonly losses: Tensor;
   /** The most probable id of each row, in parts. */
   readonly best: readonly Tensor[];
+  /** The sum of each row's hidden states. */
+  readonly states: Tensor;
+}
+
+/** What a graph computed for each row. */
+interface Scores {
+  readonly losses: Float32Array;
+  readonly best: Int32Array;
+  readonly states: Float32Array;
 }
 
 const roundUp = (value: number, to: number): number => Math.ceil(value / to) * to;

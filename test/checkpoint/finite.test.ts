@@ -22,8 +22,6 @@ import { streamOf } from "../tokens.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
 const root = temporaryDirectory();
-const backend = Backend.open({ device: "cpu" });
-afterAll(() => backend.free());
 
 const MATRIX = "model.layers.2.mlp.up_proj.weight";
 
@@ -42,18 +40,20 @@ function damaged(name: string, tensor: string, changes: Readonly<Record<number, 
   return directory;
 }
 const width = openCheckpoint(teacher).source.tensors.get(MATRIX)?.shape[1] ?? 0;
-const load = (directory: string) => {
+const load = (backend: Backend, directory: string) => {
   const { config, source } = openCheckpoint(directory);
   return loadWeights(backend, modelFromConfig(config), source, { dtype: "f32", trainable: false });
 };
 
 describe("a weight that is no number", () => {
+  const backend = Backend.open({ device: "cpu" });
+  afterAll(() => backend.free());
   const directory = damaged("nan", MATRIX, { [3 * width + 5]: Number.NaN });
   const where = /model\.layers\.2\.mlp\.up_proj\.weight holds NaN at row 3, column 5/;
 
   it("is named when weights are loaded, copied or converted", async () => {
     const { config, source } = openCheckpoint(directory);
-    expect(() => load(directory)).toThrow(where);
+    expect(() => load(backend, directory)).toThrow(where);
     expect(() => readTensor(source, MATRIX)).toThrow(where);
     for (const dtype of ["f32", "bf16"] as const)
       expect(() => writeCheckpoint(path.join(root, "copy"), config, source, { dtype })).toThrow(where);
@@ -64,7 +64,9 @@ describe("a weight that is no number", () => {
   });
 
   it("is named when it is infinite", () => {
-    expect(() => load(damaged("infinite", MATRIX, { 0: -Infinity }))).toThrow(/holds -Infinity at row 0, column 0/);
+    expect(() => load(backend, damaged("infinite", MATRIX, { 0: -Infinity }))).toThrow(
+      /holds -Infinity at row 0, column 0/,
+    );
   });
 
   it("is named in a quantized file", async () => {
@@ -76,7 +78,7 @@ describe("a weight that is no number", () => {
     bytes.writeUInt16LE(0x7e00, bytes.indexOf(row));
     const changed = path.join(root, "changed.gguf");
     writeFileSync(changed, bytes);
-    expect(() => load(changed)).toThrow(/model\.layers\.2\.mlp\.up_proj\.weight holds NaN or infinite values/);
+    expect(() => load(backend, changed)).toThrow(/model\.layers\.2\.mlp\.up_proj\.weight holds NaN or infinite values/);
   });
 });
 
@@ -106,12 +108,16 @@ describe("a weight beyond what f16 holds", () => {
   });
 });
 
-describe("a model whose numbers overflow", () => {
+describe.each(["auto", "none"] as const)("a model whose numbers overflow, with kernels %s,", (kernels) => {
+  const backend = Backend.open({ device: "cpu", kernels });
   // finite weights, but the products of what layer 1 normalizes are beyond f32
   const gains = Object.fromEntries(Array.from({ length: 64 }, (_, i) => [i, 3e38]));
-  const directory = damaged("overflow", "model.layers.1.input_layernorm.weight", gains);
-  const weights = load(directory);
-  afterAll(() => weights.free());
+  const directory = damaged(`overflow-${kernels}`, "model.layers.1.input_layernorm.weight", gains);
+  const weights = load(backend, directory);
+  afterAll(() => {
+    weights.free();
+    backend.free();
+  });
   const first = /gives outputs that are not finite.*first after layers\.1/;
   const ids = Array.from({ length: 400 }, (_, i) => (i * 37) % 500);
   const stream = streamOf(ids, root);

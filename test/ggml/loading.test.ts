@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { kernelDependencies, TARGETS, targetsOf } from "../../scripts/kernels-prebuild.js";
-import { loadKernels, loadLibrary } from "../../src/ggml/index.js";
+import { availableKernels, loadKernels, loadLibrary } from "../../src/ggml/index.js";
 import { builtLibrary, kernelFileName, kernelPackage, VARIANTS } from "../../src/ggml/kernels.js";
 import { compileKernels } from "../../src/ggml/kernels-build.js";
 
@@ -22,8 +22,11 @@ describe("the kernels' library", () => {
     ]);
   });
 
-  it("is said to come from the file that was loaded", () => {
-    const { kernels } = loadKernels(loadLibrary("cpu").functions);
+  const { functions } = loadLibrary("cpu");
+  const [variant] = availableKernels(functions);
+
+  it.skipIf(variant === undefined)("is said to come from the file that was loaded", () => {
+    const { kernels } = loadKernels(functions, variant); // by name: COPPICE_KERNELS may ask for others
     expect(kernels?.file).toBe(builtLibrary());
   });
 

@@ -2,9 +2,10 @@ import { afterAll, describe, expect, it } from "vitest";
 import { Backend } from "../../src/ggml/index.js";
 import { ShapeError } from "../../src/system/errors.js";
 import { Graph, gradients, ops, type Tensor, TensorStore } from "../../src/tensor/index.js";
+import { testBackends } from "../devices.js";
 
-describe("tensors that do not fit", () => {
-  const backend = Backend.open({ device: "cpu", threads: 1 });
+describe.each(testBackends)("tensors that do not fit, on %s", (_, options) => {
+  const backend = Backend.open({ ...options, threads: 1 });
   const g = new Graph(backend);
   afterAll(() => {
     g.free();
@@ -70,7 +71,7 @@ describe("tensors that do not fit", () => {
       () => gradients(g, ops.sum(g, x), [y])[0]!,
       /does not depend on y f32 \[2, 4\]/,
     ],
-  ])("%s: an error names them, before anything native is called", (_, build, message) => {
+  ])("%s: an error names them, before anything native is called", (_what, build, message) => {
     expect(build).toThrow(ShapeError);
     expect(build).toThrow(message);
   });

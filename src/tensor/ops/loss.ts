@@ -62,6 +62,7 @@ const crossEntropyBack: Op<[logits: Tensor, indices: Tensor, stats: Tensor, dy: 
  */
 export function crossEntropy(g: Graph, logits: Tensor, indices: Tensor): Tensor {
   if (g.backend.kernels === undefined) {
+    checkTargets([logits, indices]);
     const likelihoods = gather(g, logSoftmax(g, logits, { scale: 1 }), indices);
     return scale(g, sum(g, likelihoods), { factor: -1 });
   }
@@ -76,12 +77,14 @@ const firstColumn: Op<[stats: Tensor]> = defineOp("firstColumn", 1, {
 });
 
 /** {@link crossEntropy} of each row: [n]. No gradient. */
-export const crossEntropyOfRows = (g: Graph, logits: Tensor, indices: Tensor): Tensor =>
-  g.withoutGradient(() =>
+export function crossEntropyOfRows(g: Graph, logits: Tensor, indices: Tensor): Tensor {
+  checkTargets([logits, indices]);
+  return g.withoutGradient(() =>
     g.backend.kernels === undefined
       ? scale(g, gather(g, logSoftmax(g, logits, { scale: 1 }), indices), { factor: -1 })
       : firstColumn(g, crossEntropyStats(g, logits, indices)),
   );
+}
 
 // --- divergence from a teacher's distribution
 
