@@ -47,8 +47,10 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   const { checkpoint, model } = original;
   const job = forQuantization(forDevice(requested, model), model);
   if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
-  checkPerLayer(model, job, job.start ?? "refit");
   const { rounds: roundCount = 1 } = job;
+  checkPerLayer(model, job, job.start ?? "refit");
+  if (job.perLayer === true && roundCount > 1)
+    throw new UsageError("--per-layer chooses all sizes at once: do without --rounds, or without --per-layer");
   const candidates = candidatesOfRounds(model, job, roundCount); // report a target that cannot be met before anything that takes long
   if (job.evaluate !== undefined) await planEvaluation(job.evaluate);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");

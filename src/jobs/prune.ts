@@ -161,7 +161,7 @@ async function choose(
     const scores = await scoresFor(inputs, identity);
     const statistics =
       start === "refit" ? await startStatistics(inputs, job.place("refit/statistics.safetensors")) : undefined;
-    const plan = await planOf(only, { ...inputs, scores }, statistics, job.place(RANKING_FILE));
+    const plan = await planOf(only, { ...inputs, scores }, statistics, () => job.place(RANKING_FILE));
     if (statistics === undefined) return prune(checkpoint, plan, keptIndices(model, plan, scores));
     noteSelection(inputs, plan);
     return await refittedStart(inputs, {
@@ -181,12 +181,12 @@ async function planOf(
   only: Candidate | undefined,
   inputs: SearchInputs & { readonly scores: Scores },
   statistics: StartStatistics | undefined,
-  rankingFile: string,
+  rankingFile: () => string,
 ): Promise<PrunePlan> {
   const { original, options, computeType } = inputs;
   const { model } = original;
   if (only === undefined) {
-    const [best] = await search(inputs, { statistics, distill: briefDistiller(inputs) }, rankingFile);
+    const [best] = await search(inputs, { statistics, distill: briefDistiller(inputs) }, rankingFile());
     return required(best, "no candidate was measured").plan;
   }
   const cut = model.layerCount - layersOf(model, only);
