@@ -5,6 +5,7 @@ import { defineConfig } from "vitest/config";
 const SYSTEMS = [
   "test/checkpoint/real-tokenizers.test.ts",
   "test/deploy/*.test.ts",
+  "test/devices/this-machine.test.ts",
   "test/evaluate/{agreement,sandbox}.test.ts",
   "test/examples/*.test.ts",
   "test/foundry/*.test.ts",
