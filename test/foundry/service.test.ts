@@ -147,6 +147,7 @@ for (const { name: engine, missing, start } of DATABASES)
       expect(job.stages.map(({ name }: Json) => name)).toEqual([
         "measure teacher",
         "calibrate",
+        "statistics",
         "search",
         "prune",
         "measure pruned",
