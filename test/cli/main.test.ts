@@ -325,8 +325,18 @@ describe("mistakes", () => {
     ["an unknown command", ["shrink"], 2, /^coppice: unknown command 'shrink'/],
     ["an unknown option", ["inspect", teacher, "--fast"], 2, /^coppice: unknown option '--fast'/],
     ["a missing option", ["prune", teacher, "--target", "0.5x"], 2, /^coppice: required option '--out/],
-    ["a required option, mistyped", ["prune", teacher, "--targt", "0.5x"], 2, /'--targt'\. Did you mean --target or --start\?/],
-    ["a mistyped option with its value", ["prune", teacher, "--targt=0.5x"], 2, /'--targt'\. Did you mean --target or --start\?/],
+    [
+      "a required option, mistyped",
+      ["prune", teacher, "--targt", "0.5x"],
+      2,
+      /'--targt'\. Did you mean --target or --start\?/,
+    ],
+    [
+      "a mistyped option with its value",
+      ["prune", teacher, "--targt=0.5x"],
+      2,
+      /'--targt'\. Did you mean --target or --start\?/,
+    ],
     [
       "an option like no other",
       ["foundry", "keys", "add", "me", "--quickly"],
