@@ -1,5 +1,6 @@
 import { describeCut } from "../jobs/describe-cut.js";
 import type { ExplainedReport, ExplainedSearch, ExplainedTraining, Explanation, RankedSizes } from "../jobs/explain.js";
+import { recoveryText } from "../jobs/recovery.js";
 import { rankingLoss } from "../prune/candidate-losses.js";
 import { describeSize } from "../prune/sizes.js";
 import { formatBytes, formatCount, toTheSecond } from "../system/format.js";
@@ -158,7 +159,10 @@ function renderModels({ report, settings }: Explanation): string[] {
     `losses: of all ${first?.tokens ?? 0} tokens of the validation data${typeof length === "number" ? `, ${sequencesText(length)}` : ""}, computed in f32`,
     ...(typeof share === "number"
       ? [
-          `distillation won back ${(100 * share).toFixed(0)} % of the loss that ${report.rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher"}`,
+          recoveryText(
+            share,
+            report.rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher",
+          ),
         ]
       : []),
   ];

@@ -2,6 +2,7 @@ import path from "node:path";
 import { describeCut } from "../jobs/describe-cut.js";
 import { comparison } from "../jobs/evaluation-table.js";
 import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
+import { recoveryText } from "../jobs/recovery.js";
 import { recoveredShare } from "../jobs/report.js";
 import type { FileKind } from "../quantize/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
@@ -58,7 +59,7 @@ export function renderCompression(outcome: CompressOutcome): string {
       (round, i) =>
         `round ${i + 1} of ${rounds.length}: ${describeCut(round.plan).join(", ") || "nothing cut"}; loss ${round.pruned.loss.toFixed(4)} as cut, ${round.student.loss.toFixed(4)} distilled`,
     ),
-    `distillation won back ${(100 * (recoveredShare(models) ?? 0)).toFixed(0)} % of the loss that ${rounds.length === 0 ? "pruning cost" : "the last round's cut left it above the teacher"}, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
+    `${recoveryText(recoveredShare(models) ?? 0, rounds.length === 0 ? "pruning cost" : "the last round's cut left it above the teacher")}, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
     ...(gguf === undefined ? [] : renderGguf(gguf)),
     ...(evaluation === undefined ? [] : [renderComparison(evaluation.models, false)]),

@@ -10,6 +10,7 @@ import type { EvaluateOutcome } from "./evaluation.js";
 import { comparisonTable } from "./evaluation-table.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./plan-summary.js";
+import { recoveryText } from "./recovery.js";
 import type { RoundSummary } from "./round-summary.js";
 import type { StageRecord } from "./stages.js";
 
@@ -56,7 +57,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
     `<p>Trained on ${formatCount(content.tokens)} tokens at ${formatCount(content.tokensPerSecond)} tokens/s; ${content.seconds.toFixed(0)} s in all.${
       recovered === undefined
         ? ""
-        : ` Distillation won back <strong>${(100 * recovered).toFixed(0)} %</strong> of the loss that ${rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher"}.`
+        : ` In the end ${recoveryText(recovered, rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher")}.`
     }</p>`,
     "<h2>Models</h2>",
     table(
