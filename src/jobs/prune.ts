@@ -1,4 +1,5 @@
 import { existsSync } from "node:fs";
+import { storedType } from "../checkpoint/stored-type.js";
 import type { RunDirectory } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
 import { countParameters, loadWeights, type Model } from "../models/index.js";
@@ -125,7 +126,8 @@ async function pruneInto(
 ): Promise<Omit<PruneOutcome, "out">> {
   const { checkpoint, model, parameters } = opened;
   const pruned = await onDevice(job, (backend) => choose(backend, opened, candidates, { ...job, place }));
-  writeDirectory(pruned, checkpoint.directory, { ...job, place }, "prune");
+  const dtype = job.start === "refit" ? storedType(checkpoint.source) : undefined; // a refit computes f32
+  writeDirectory(pruned, checkpoint.directory, { ...job, dtype, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
   return { parameters: { from: parameters, to }, plan: summarizePlan(model, pruned.model) };
 }

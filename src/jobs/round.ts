@@ -1,3 +1,4 @@
+import { storedType } from "../checkpoint/stored-type.js";
 import type { TokenStream } from "../data/index.js";
 import { Sequences } from "../data/index.js";
 import { defaultIntermediatePairs, forTokens, type RunDirectory, type TrainResult } from "../distill/index.js";
@@ -85,7 +86,8 @@ export class Round {
     const plan = await stages.once("search", () => this.search());
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);
-      writeDirectory(await this.start(plan), carryFrom, { ...job, out: prunedPath, place }, "prune");
+      const dtype = job.start === "minitron" ? undefined : storedType(openCheckpoint(cutPath).source); // a refit computes f32
+      writeDirectory(await this.start(plan), carryFrom, { ...job, dtype, out: prunedPath, place }, "prune");
     });
     directory.drop(REFIT);
     const smaller = openCheckpoint(prunedPath).model;
