@@ -203,7 +203,11 @@ export const training: OptionGroup = (command) =>
     .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
     .option("--batch-size <n>", "sequences per step (default: as many as make 4096 tokens)", parseAtLeastOne)
     .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseAtLeastOne)
-    .option("--learning-rate <x>", "peak (default: 1e-4 at width 4096, more for narrower models)", parsePositive)
+    .option(
+      "--learning-rate <x>",
+      "peak (default: 1e-4 at width 4096, more for narrower models, half after a refit)",
+      parsePositive,
+    )
     .option("--minimum-learning-rate <x>", "at the end (default: a tenth of the peak)", parsePositive)
     .addOption(
       option("--schedule <kind>", "how the learning rate falls (default: cosine)").choices([

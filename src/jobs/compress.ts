@@ -15,6 +15,7 @@ import { checkCacheFile, claim, inRun } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { candidatesOfRounds, trainingOfRounds } from "./rounds.js";
 import { noteTraining } from "./sanity.js";
+import { checkStart } from "./start.js";
 import { candidatesFor } from "./target.js";
 import { checkTeacherOptions } from "./teacher-options.js";
 import { trainOptionsFor } from "./training.js";
@@ -48,7 +49,9 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   const job = forQuantization(forDevice(requested, model), model);
   if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
   const { rounds: roundCount = 1 } = job;
-  checkPerLayer(model, job, job.start ?? "refit");
+  const start = job.start ?? "refit";
+  checkStart(job, start);
+  checkPerLayer(model, job, start);
   if (job.perLayer === true && roundCount > 1)
     throw new UsageError("--per-layer chooses all sizes at once: do without --rounds, or without --per-layer");
   const candidates = candidatesOfRounds(model, job, roundCount); // report a target that cannot be met before anything that takes long

@@ -10,7 +10,7 @@ import { openModel } from "./open-model.js";
 import { checkCacheFile } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { briefDistiller, scoresFor, search } from "./search.js";
-import { startStatistics } from "./start.js";
+import { checkStart, startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 
 export interface PlanJob extends JobOptions, TargetOptions, Partial<DataOptions> {
@@ -41,6 +41,8 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.data === undefined || job.data.length === 0) {
     if (job.perLayer === true)
       throw new UsageError("--per-layer needs --data: it measures what each layer's cut costs");
+    if (job.start === "refit")
+      throw new UsageError("--start refit needs --data: candidates are ranked after a refit on it");
     const model = await openArchitecture(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),
@@ -50,6 +52,7 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   }
   const { checkpoint, model, parameters } = await openModel(job.model, job);
   candidatesFor(model, job); // report a target that cannot be met before anything that takes long
+  checkStart(job, job.start ?? "minitron");
   checkPerLayer(model, job, job.start);
   const { train, validation } = await openData(
     { directory: checkpoint.directory, model },

@@ -27,7 +27,7 @@ import { checkPerLayer } from "./per-layer.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
 import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { SearchInputs } from "./search-inputs.js";
-import { noteSelection, refittedStart, type StartStatistics, startStatistics } from "./start.js";
+import { checkStart, noteSelection, refittedStart, type StartStatistics, startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -75,6 +75,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     ...outsideInput(job.out, "the scores", job.scoresFile),
   ];
   const candidates = candidatesFor(opened.model, job);
+  checkStart(job, job.start ?? "minitron");
   checkPerLayer(opened.model, job, job.start);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   return inRun(job, inputs, async (run) => {

@@ -1,10 +1,11 @@
 import { existsSync } from "node:fs";
 import { Sequences } from "../data/index.js";
-import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
-import { loadWeights, type Model } from "../models/index.js";
+import { defaultSequenceLength } from "../evaluate/index.js";
+import type { Model } from "../models/index.js";
 import {
   type Candidate,
   calibrate,
+  candidateLoss,
   keptIndices,
   loadScores,
   type PrunedModel,
@@ -12,7 +13,7 @@ import {
   planFor,
   prune,
   type RankedCandidate,
-  type Round,
+  type Reranking,
   rankCandidates,
   rankingLoss,
   type Scores,
@@ -76,26 +77,26 @@ const summaryOf = ({ sizes, parameters, plan, loss, refittedLoss, distilledLoss 
 
 /**
  * Ranks the architectures that meet a target, best first.
- * @param how the smaller model would start, and be distilled briefly, if that was requested
+ * @param measurements of the best candidates beyond their loss as pruned
  * @param rankingFile records the ranking
  */
 export async function search(
   inputs: SearchInputs & { readonly scores: Scores; readonly candidates?: readonly Candidate[] | undefined },
-  { statistics, distill }: SearchRounds,
+  { statistics, distill }: SearchMeasurements,
   rankingFile?: string,
 ): Promise<RankedCandidate[]> {
   const { original, options, computeType, candidates = candidatesFor(original.model, options) } = inputs;
   const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
-  const rounds = roundsOf(inputs, { statistics, distill });
+  const rerankings = rerankingsOf(inputs, { statistics, distill });
   const alike = await rankCandidates(inputs, candidates, {
     ...measuring,
     depthMethod,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
-    rounds,
+    rerankings,
   });
   const isPerLayer = options.perLayer === true && statistics !== undefined;
-  const ranked = isPerLayer ? await withPerLayer(inputs, alike, { statistics, rounds }) : alike;
+  const ranked = isPerLayer ? await withPerLayer(inputs, alike, { statistics, rerankings }) : alike;
   if (rankingFile !== undefined) {
     const available = inputs.validation.length - 1;
     const sequenceLength = Math.min(measuring.sequenceLength, available);
@@ -107,28 +108,31 @@ export async function search(
 }
 
 /** Measurements of the best candidates beyond their loss as pruned. */
-export interface SearchRounds {
+export interface SearchMeasurements {
   /** For refitted starts. */
   readonly statistics?: StartStatistics | undefined;
   /** Distills a start briefly and returns its validation loss. */
   readonly distill?: ((start: PrunedModel) => Promise<number>) | undefined;
 }
 
-/** Rounds of refits: the first with few sequences for several candidates, the second with more for the best. */
-const REFIT_ROUNDS = [
+/** Refits of candidates: of several on few sequences, then of the best on more. */
+const REFITS = [
   { candidates: 6, samples: 16 },
   { candidates: 2, samples: 64 },
 ];
 const DISTILLED_CANDIDATES = 4;
 
-function roundsOf(inputs: SearchInputs & { readonly scores: Scores }, { statistics, distill }: SearchRounds): Round[] {
+function rerankingsOf(
+  inputs: SearchInputs & { readonly scores: Scores },
+  { statistics, distill }: SearchMeasurements,
+): Reranking[] {
   const { scores, original } = inputs;
   const start = <T>(plan: PrunePlan, samples: number, use: (cut: PrunedModel) => Promise<T>): Promise<T> =>
     statistics === undefined
       ? use(prune(original, plan, keptIndices(original.model, plan, scores)))
       : withRefittedStart(inputs, { plan, scores, statistics, samples }, use);
-  const refits = REFIT_ROUNDS.map(
-    ({ candidates, samples }): Round => ({
+  const refits = REFITS.map(
+    ({ candidates, samples }): Reranking => ({
       measure: "refittedLoss",
       candidates,
       lossOf: ({ plan }) => start(plan, samples, (cut) => lossOf(inputs, cut)),
@@ -137,7 +141,7 @@ function roundsOf(inputs: SearchInputs & { readonly scores: Scores }, { statisti
   const last = distill && {
     measure: "distilledLoss" as const,
     candidates: DISTILLED_CANDIDATES,
-    lossOf: ({ plan }: RankedCandidate) => start(plan, elementAt(REFIT_ROUNDS, 1).samples, distill),
+    lossOf: ({ plan }: RankedCandidate) => start(plan, elementAt(REFITS, 1).samples, distill),
   };
   return [...(statistics === undefined ? [] : refits), ...(last === undefined ? [] : [last])];
 }
@@ -146,7 +150,7 @@ function roundsOf(inputs: SearchInputs & { readonly scores: Scores }, { statisti
 async function withPerLayer(
   inputs: SearchInputs & { readonly scores: Scores },
   [best, ...others]: readonly RankedCandidate[],
-  { statistics, rounds }: { readonly statistics: StartStatistics; readonly rounds: readonly Round[] },
+  { statistics, rerankings }: { readonly statistics: StartStatistics; readonly rerankings: readonly Reranking[] },
 ): Promise<RankedCandidate[]> {
   const { original, scores, options } = inputs;
   const { model } = original;
@@ -163,26 +167,19 @@ async function withPerLayer(
   const rivals: RankedCandidate[] = [];
   for (const candidate of [best, { ...chosen, plan, loss }]) {
     let measured: RankedCandidate = candidate;
-    for (const { measure, lossOf: costlierLoss } of lastOfEachMeasure(rounds))
+    for (const { measure, lossOf: costlierLoss } of lastOfEachMeasure(rerankings))
       if (measured[measure] === undefined) measured = { ...measured, [measure]: await costlierLoss(measured) };
     rivals.push(measured);
   }
   return [...rivals.sort((a, b) => rankingLoss(a) - rankingLoss(b)), ...others];
 }
 
-const lastOfEachMeasure = (rounds: readonly Round[]): Round[] => [
-  ...new Map(rounds.map((round) => [round.measure, round])).values(),
+const lastOfEachMeasure = (rerankings: readonly Reranking[]): Reranking[] => [
+  ...new Map(rerankings.map((each) => [each.measure, each])).values(),
 ];
 
-async function lossOf(inputs: SearchInputs, cut: PrunedModel): Promise<number> {
-  const { backend, validation, computeType, options } = inputs;
-  const weights = loadWeights(backend, cut.model, cut.source, { dtype: computeType, trainable: false });
-  try {
-    return (await perplexity(backend, weights, validation, depthOptions(cut.model, options, computeType))).loss;
-  } finally {
-    weights.free();
-  }
-}
+const lossOf = (inputs: SearchInputs, cut: PrunedModel): Promise<number> =>
+  candidateLoss(cut, inputs, depthOptions(cut.model, inputs.options, inputs.computeType));
 
 /** Distills candidates briefly, with default settings; undefined when that was not requested. */
 export function briefDistiller(inputs: SearchInputs): ((pruned: PrunedModel) => Promise<number>) | undefined {

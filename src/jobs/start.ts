@@ -8,8 +8,11 @@ import { type Passage, passageOf } from "../evaluate/residual-stream.js";
 import { type Model, shapeOf, sizeOf } from "../models/index.js";
 import { keptIndices, type PrunedModel, type PrunePlan, type Scores, surgeonScores } from "../prune/index.js";
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
+import type { StartMethod } from "../refit/start-methods.js";
+import { UsageError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
 import type { SearchInputs } from "./search-inputs.js";
+import type { TargetOptions } from "./target.js";
 
 /** Sequences that a cut is refitted on by default, and their length at most: about 50 thousand tokens. */
 export const DEFAULT_REFIT_SAMPLES = 192;
@@ -23,6 +26,18 @@ export interface StartStatistics {
   readonly scores: Scores;
   /** Second moments of the normalized residual stream, row by row. */
   readonly streamMoments: Float32Array;
+}
+
+/**
+ * Checks what a start is asked for, before anything that takes long.
+ * @param start the method, the command's default filled in
+ * @throws UsageError for settings that it would not use, or cannot
+ */
+export function checkStart({ refitSamples }: TargetOptions, start: StartMethod): void {
+  if (refitSamples === undefined) return;
+  if (start !== "refit") throw new UsageError("--refit-samples is for --start refit: a plain cut has nothing to refit");
+  if (!Number.isInteger(refitSamples) || refitSamples < 1)
+    throw new UsageError(`--refit-samples ${refitSamples}: give a whole number from 1 on`);
 }
 
 /** A model, and data to calibrate on. */

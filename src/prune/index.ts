@@ -13,7 +13,7 @@ export { ascending, type DepthOptions, layerOrder, type RankingInputs } from "./
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
 export { cheapestSizes, keptColumns, layerSizes, leastParameters, type StepSizes } from "./per-layer.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
-export { type RankedCandidate, type Round, rankCandidates, type SearchOptions } from "./ranking.js";
+export { candidateLoss, type RankedCandidate, type Reranking, rankCandidates, type SearchOptions } from "./ranking.js";
 export { loadScores, type Scores, saveScores } from "./scores.js";
 export { type AxisSize, type AxisSizes, describeSize, describeSizes, largestOf, parseSizes } from "./sizes.js";
 export { type SurgeonScores, surgeonScores } from "./surgeon-scores.js";

@@ -16,7 +16,7 @@ export interface RankedCandidate extends Candidate, CandidateLosses {
 }
 
 /** A costlier measurement, by which the best candidates so far are ranked again. */
-export interface Round {
+export interface Reranking {
   readonly measure: "refittedLoss" | "distilledLoss";
   /** How many candidates are measured. */
   readonly candidates: number;
@@ -32,12 +32,12 @@ export interface SearchOptions {
   /** Validation sequences to measure each candidate on. */
   readonly maxSequences: number;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
-  /** Further rounds, each with fewer candidates (successive halving, arXiv 1502.07943). */
-  readonly rounds?: readonly Round[] | undefined;
+  /** Costlier measurements, each of fewer candidates (successive halving, arXiv 1502.07943). */
+  readonly rerankings?: readonly Reranking[] | undefined;
 }
 
 /**
- * Ranks candidates by validation loss as pruned, and the best of them again in further rounds, because the order after a refit or a
+ * Ranks candidates by validation loss as pruned, and the best of them again by costlier measurements, because the order after a refit or a
  * short distillation is not the order before it (arXiv 2407.14679, section 2.3).
  * @returns best first
  */
@@ -50,8 +50,8 @@ export async function rankCandidates(
   const { model } = original;
   const byInfluence = [...(scores.get("layers") ?? [])].map((_, i) => i);
   const promising = mostPromising(model, candidates, scores, byInfluence, options.maxCandidates);
-  const rounds = promising.length === 1 ? [] : (options.rounds ?? []);
-  const total = rounds.reduce((sum, round) => sum + Math.min(round.candidates, promising.length), promising.length);
+  const rerankings = promising.length === 1 ? [] : (options.rerankings ?? []);
+  const total = rerankings.reduce((sum, each) => sum + Math.min(each.candidates, promising.length), promising.length);
   let done = 0;
   const advance = () => options.onProgress?.(++done, total);
   const orderFor = cachedLayerOrder(inputs, options);
@@ -59,11 +59,11 @@ export async function rankCandidates(
   for (const candidate of promising) {
     const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
     const pruned = prune(original, plan, keptIndices(model, plan, scores));
-    ranked.push({ ...candidate, plan, loss: await lossOf(pruned, inputs, options) });
+    ranked.push({ ...candidate, plan, loss: await candidateLoss(pruned, inputs, options) });
     advance();
   }
   ranked.sort((a, b) => a.loss - b.loss);
-  for (const { measure, candidates: count, lossOf: costlierLoss } of rounds) {
+  for (const { measure, candidates: count, lossOf: costlierLoss } of rerankings) {
     const again = bestOfEachKind(model, ranked, count);
     const measured: RankedCandidate[] = [];
     for (const candidate of again) {
@@ -101,12 +101,13 @@ function cachedLayerOrder(inputs: RankingInputs, options: SearchOptions): (layer
   };
 }
 
-async function lossOf(
-  pruned: PrunedModel,
-  { backend, validation }: RankingInputs,
-  { computeType, sequenceLength, maxSequences }: SearchOptions,
+/** A candidate's loss on the beginning of the validation data, mean nats per token. */
+export async function candidateLoss(
+  cut: PrunedModel,
+  { backend, validation }: Pick<RankingInputs, "backend" | "validation">,
+  { computeType, sequenceLength, maxSequences }: Pick<SearchOptions, "computeType" | "sequenceLength" | "maxSequences">,
 ): Promise<number> {
-  const weights = loadWeights(backend, pruned.model, pruned.source, { dtype: "bf16", trainable: false });
+  const weights = loadWeights(backend, cut.model, cut.source, { dtype: "bf16", trainable: false });
   try {
     const options = { computeType, sequenceLength, maxSequences };
     return (await perplexity(backend, weights, validation, options)).loss;

@@ -7,7 +7,6 @@ import {
   type DimensionName,
   type Model,
   type ModelTensors,
-  type ResidualStep,
   shapeOf,
   sizeOf,
 } from "../models/index.js";
@@ -15,6 +14,7 @@ import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { groupSums } from "./calibration.js";
 import { readMatrix } from "./matrices.js";
 import { removalLosses } from "./obs.js";
+import { writerMoments } from "./writer-moments.js";
 
 export interface SurgeonScores {
   /** The losses of removal of neurons and heads, by dimension: see {@link removalLosses}. A key-value head's is the sum of its heads'. */
@@ -42,7 +42,11 @@ export async function surgeonScores(
   const stream = await ResidualStream.before(passage, tensors);
   try {
     for (const [i, step] of model.steps.entries()) {
-      const moments = await stepMoments(passage, stream, step, { model, streamSum });
+      const [, width = 0] = shapeOf(step.writer, model.sizes);
+      const moments = await writerMoments(passage, stream, step, width, (g, { blockInput, writerInput }) => {
+        addStreamMoments(g, streamSum, blockInput);
+        return writerInput;
+      });
       const [, inputs] = step.writer.axes;
       const units = inputs === undefined ? undefined : unitsOf(inputs, model);
       if (units !== undefined) {
@@ -61,36 +65,6 @@ export async function surgeonScores(
     return { scores, streamMoments };
   } finally {
     stream.free();
-    sums.free();
-  }
-}
-
-/** Goes through a step. @returns Σ m mᵀ of what its writer multiplies */
-async function stepMoments(
-  passage: Passage,
-  stream: ResidualStream,
-  step: ResidualStep,
-  { model, streamSum }: { readonly model: Model; readonly streamSum: Tensor },
-): Promise<Matrix> {
-  const [, inputs = 0] = shapeOf(step.writer, model.sizes);
-  const sums = new TensorStore(passage.backend, 1);
-  const moments = sums.add("moments", [inputs, inputs], "f32");
-  sums.allocate();
-  const weights = stream.weightsOf(step.parameters);
-  const written = stream.take();
-  try {
-    await overBatches(passage, (g) => {
-      const { blockInput, writerInput, after, reads } = stream.record(g, step, weights.get, "stream");
-      g.effect(ops.addProducts(g, moments, writerInput, writerInput));
-      addStreamMoments(g, streamSum, blockInput);
-      return { reads, writes: [[after, written]] };
-    });
-    stream.advance(step, written);
-    const data = sums.read(moments);
-    checkSums(`the second moments of ${step.writer.input}`, data);
-    return { rows: inputs, columns: inputs, data };
-  } finally {
-    weights.free();
     sums.free();
   }
 }

@@ -1,13 +1,14 @@
 import type { DivergenceMeter } from "../evaluate/divergence.js";
-import { checkSums, type ReadableWeights } from "../evaluate/finite.js";
-import { overBatches, type Passage, ResidualStream } from "../evaluate/residual-stream.js";
+import type { ReadableWeights } from "../evaluate/finite.js";
+import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
 import { type Matrix, multiply, zeroMatrix } from "../linear-algebra/index.js";
 import { type ModelTensors, type ResidualStep, shapeOf } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
+import { writerMoments } from "../prune/writer-moments.js";
 import { elementAt } from "../system/arrays.js";
 import { ops, TensorStore } from "../tensor/index.js";
 import { Ridge } from "./ridge.js";
-import { rowSizes } from "./step-refit.js";
+import { rowSizes } from "./scale.js";
 
 export interface RemovalCostInputs {
   readonly passage: Passage;
@@ -39,43 +40,17 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
   try {
     for (const [i, step] of steps.entries()) {
       const kept = keptOf(step);
-      const moments = await stepMoments(passage, stream, step, original);
+      const [, width = 0] = shapeOf(step.writer, original.model.sizes);
+      // rows are weighted as in the refit
+      const moments = await writerMoments(passage, stream, step, width, (g, { writerInput, after }) =>
+        ops.div(g, writerInput, rowSizes(g, after)),
+      );
       if (kept !== undefined) costs.set(step, await costsOf(inputs, step, moments, kept));
       onProgress?.(i + 1, steps.length);
     }
     return costs;
   } finally {
     stream.free();
-  }
-}
-
-/** Goes through a step. @returns Σ m mᵀ of what its writer multiplies, each row divided by the rms of the stream after the step */
-async function stepMoments(
-  passage: Passage,
-  stream: ResidualStream,
-  step: ResidualStep,
-  { model }: ModelTensors,
-): Promise<Matrix> {
-  const [, inputs = 0] = shapeOf(step.writer, model.sizes);
-  const sums = new TensorStore(passage.backend, 1);
-  const moments = sums.add("moments", [inputs, inputs], "f32");
-  sums.allocate();
-  const weights = stream.weightsOf(step.parameters);
-  const written = stream.take();
-  try {
-    await overBatches(passage, (g) => {
-      const { writerInput, after, reads } = stream.record(g, step, weights.get, "stream");
-      const weighted = ops.div(g, writerInput, rowSizes(g, after));
-      g.effect(ops.addProducts(g, moments, weighted, weighted));
-      return { reads, writes: [[after, written]] };
-    });
-    stream.advance(step, written);
-    const data = sums.read(moments);
-    checkSums(`the second moments of ${step.writer.input}`, data);
-    return { rows: inputs, columns: inputs, data };
-  } finally {
-    weights.free();
-    sums.free();
   }
 }
 
@@ -90,7 +65,7 @@ async function costsOf(
   const errors: number[] = [];
   const refitted: Matrix[] = [];
   for (const columns of kept) {
-    const matrix = columns.length === whole.columns ? whole : await refit(passage, whole, moments, columns);
+    const matrix = columns.length === whole.columns ? whole : await refitColumns(passage, whole, moments, columns);
     errors.push(await squaredError(passage, whole, matrix, moments));
     refitted.push(matrix);
   }
@@ -123,7 +98,12 @@ function probeOf(kept: readonly Uint32Array[], inputs: number, errors: readonly 
 }
 
 /** The matrix with only some of its columns, refitted to give the same; the others are zeros. */
-async function refit({ backend }: Passage, whole: Matrix, moments: Matrix, columns: Uint32Array): Promise<Matrix> {
+async function refitColumns(
+  { backend }: Passage,
+  whole: Matrix,
+  moments: Matrix,
+  columns: Uint32Array,
+): Promise<Matrix> {
   const rows = selectRows(moments, columns); // [kept, inputs]
   const ridge = await Ridge.of(backend, selectColumns(rows, columns));
   try {

@@ -3,7 +3,7 @@ import type { Matrix } from "../linear-algebra/index.js";
 import type { ResidualStep } from "../models/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 
-/** Keeps rows of zeros from becoming infinite. */
+/** Keeps rows of zeros from becoming infinite, and from being divided by. */
 const EPSILON = 1e-12;
 
 /**
@@ -37,4 +37,10 @@ function addSquares(g: Graph, total: Tensor, x: Tensor, write: Matrix): void {
   const matrix = g.constant("basis", "f32", [write.rows, write.columns], write.data);
   const squares = ops.sum(g, ops.square(g, ops.linear(g, normed, matrix, { transposed: true })));
   g.effect(ops.assign(g, ops.add(g, squares, total), total));
+}
+
+/** The rms of each row: [rows, 1]. */
+export function rowSizes(g: Graph, x: Tensor): Tensor {
+  const columns = x.shape[1] as number;
+  return ops.sqrt(g, ops.scale(g, ops.sumLast(g, ops.square(g, x)), { factor: 1 / columns, bias: EPSILON }));
 }

@@ -7,7 +7,7 @@ import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import type { RefitInputs, Streams } from "./inputs.js";
 import { Moments } from "./moments.js";
 import { Ridge } from "./ridge.js";
-import { projectedScale } from "./scale.js";
+import { projectedScale, rowSizes } from "./scale.js";
 import type { Values } from "./start.js";
 
 /** A step of the original, the student's that comes from it, and the name under which its values are kept. */
@@ -229,13 +229,4 @@ class StepRefit {
   free(): void {
     this.store.free();
   }
-}
-
-/** Keeps rows of zeros from being divided by zero. */
-const EPSILON = 1e-12;
-
-/** The rms of each row: [rows, 1]. */
-export function rowSizes(g: Graph, x: Tensor): Tensor {
-  const columns = x.shape[1] as number;
-  return ops.sqrt(g, ops.scale(g, ops.sumLast(g, ops.square(g, x)), { factor: 1 / columns, bias: EPSILON }));
 }

@@ -59,6 +59,16 @@ describe("a pruned model that is refitted", () => {
     );
   });
 
+  it("is not asked for samples that it would not use, or cannot", async () => {
+    const cut = pruneModel({ ...common, model, target: "ffn=96", refitSamples: 8, out: out("none") });
+    await expect(cut).rejects.toThrow(/--refit-samples is for --start refit/);
+    for (const refitSamples of [0, 1.5, Number.NaN])
+      await expect(pruneModel({ ...job, refitSamples, start: "refit", out: out("none") })).rejects.toThrow(
+        /give a whole number from 1 on/,
+      );
+    expect(existsSync(out("none"))).toBe(false);
+  });
+
   it("says where the width is cut without rotating the model", () => {
     const notesOf = (place: string, sizes: Readonly<Record<string, number>>): string => {
       const original = openCheckpoint(place);
