@@ -19,6 +19,8 @@ export class Reporter {
   private metricsRead: number;
   private stagesStamp = "";
   private stages: readonly StageSummary[];
+  /** Ends when the report that is under way does. */
+  private lastReport: Promise<unknown> = Promise.resolve();
 
   constructor(
     private readonly jobs: Jobs,
@@ -49,8 +51,17 @@ export class Reporter {
     this.latest = { stage, done, total, unit, detail, secondsLeft };
   }
 
-  /** Records what has happened since the last report. @returns whether a stage has finished since */
-  async report(): Promise<boolean> {
+  /**
+   * Records what has happened since the last report. Reports follow one another: a slow one would otherwise overwrite the next.
+   * @returns whether a stage has finished since
+   */
+  report(): Promise<boolean> {
+    const report = this.lastReport.then(() => this.reportNow());
+    this.lastReport = report.catch(() => {});
+    return report;
+  }
+
+  private async reportNow(): Promise<boolean> {
     const before = this.stages.length;
     const stamp = statSync(this.file("stages.json"), { throwIfNoEntry: false })?.mtimeMs;
     if (stamp !== undefined && `${stamp}` !== this.stagesStamp) {
