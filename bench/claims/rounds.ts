@@ -2,19 +2,19 @@
  * What cutting in rounds is worth, and which learning rate suits a refitted start: compresses a model with different numbers of rounds or
  * rates at equal tokens, and measures each student on text that chose nothing.
  *
- *     npx tsx bench/rounds.ts --target 0.5x --rounds 1,2,3
- *     npx tsx bench/rounds.ts --target 0.75x --rates 0.25,0.5,1
+ *     npm run claims -- rounds --target 0.5x --rounds 1,2,3
+ *     npm run claims -- rounds --target 0.75x --rates 0.25,0.5,1
  */
 import { rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { defaultTrainOptions } from "../src/distill/index.js";
-import { compress, measurePerplexity, openModel } from "../src/index.js";
-import { sizeOf } from "../src/models/index.js";
+import { defaultTrainOptions } from "../../src/distill/index.js";
+import { compress, measurePerplexity, openModel } from "../../src/index.js";
+import { sizeOf } from "../../src/models/index.js";
 
 const SEQUENCE_LENGTH = 256;
-const shared = path.resolve(import.meta.dirname, "../../shared/data");
+const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
     model: { type: "string", default: path.join(shared, "models/stories260K") },

@@ -4,15 +4,15 @@
  * student's loss afterwards; then the time to compute targets alone, beside the teacher's bare logits. Times are the processor's, which
  * other programs lengthen little.
  *
- *     npx tsx bench/teacher-targets.ts [--tokens 40000] [--seeds 3] [--threads 1] [--sequences 8] [--only REGEX]
+ *     npm run claims -- teacher-targets [--tokens 40000] [--seeds 3] [--threads 1] [--sequences 8] [--only REGEX]
  *         [--teacher MODEL] [--data FILE] [--validation FILE] [--student hidden=48,ffn=152]
- *     npx tsx bench/teacher-targets.ts --tokens 0 --teacher MODEL --data FILE    (only the time to compute targets)
+ *     npm run claims -- teacher-targets --tokens 0 --teacher MODEL --data FILE    (only the time to compute targets)
  */
 import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { openCorpus, Sequences, Tokenizer } from "../src/data/index.js";
+import { openCorpus, Sequences, Tokenizer } from "../../src/data/index.js";
 import {
   DISTILLATION_DEFAULTS,
   defaultTrainOptions,
@@ -23,17 +23,18 @@ import {
   type Teacher,
   topKTargets,
   train,
-} from "../src/distill/index.js";
-import { perplexity } from "../src/evaluate/index.js";
-import { Backend } from "../src/ggml/index.js";
-import { openModel } from "../src/jobs/index.js";
-import { loadWeights } from "../src/models/index.js";
-import { calibrate, keptIndices, parseSizes, planWithLayers, prune } from "../src/prune/index.js";
-import { median } from "../src/system/statistics.js";
-import { Graph, ops } from "../src/tensor/index.js";
-import { markdown } from "./lines.js";
+} from "../../src/distill/index.js";
+import { perplexity } from "../../src/evaluate/index.js";
+import { Backend } from "../../src/ggml/index.js";
+import { openModel } from "../../src/jobs/index.js";
+import { loadWeights } from "../../src/models/index.js";
+import { calibrate, keptIndices, parseSizes, planWithLayers, prune } from "../../src/prune/index.js";
+import { median } from "../../src/system/statistics.js";
+import { Graph, ops } from "../../src/tensor/index.js";
+import { markdown } from "../lines.js";
+import { mean, spread } from "./spread.js";
 
-const shared = path.resolve(import.meta.dirname, "../../shared/data");
+const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
     teacher: { type: "string", default: path.join(shared, "models/stories260K") },
@@ -97,10 +98,6 @@ const processorSeconds = (): number => {
   const { user, system } = process.cpuUsage();
   return (user + system) / 1e6;
 };
-
-const mean = (x: readonly number[]) => x.reduce((a, b) => a + b, 0) / x.length;
-const spread = (x: readonly number[]) =>
-  Math.sqrt(x.reduce((sum, value) => sum + (value - mean(x)) ** 2, 0) / Math.max(1, x.length - 1));
 
 /** A student of each kind of targets. */
 async function students(): Promise<void> {

@@ -2,15 +2,15 @@
  * Re-examines at small scale the claims that structured pruning and distillation rest on (arXiv 2407.14679 and 2408.11796):
  * what a pruned start, a teacher, width against depth and a corrected teacher are worth. Three seeds, mean and spread.
  *
- *     npm run claims -- [--tokens 100000] [--seeds 3] [--only REGEX] [--threads N]
+ *     npm run claims -- pruning [--tokens 100000] [--seeds 3] [--only REGEX] [--threads N]
  *         [--teacher DIR] [--data FILE] [--validation FILE] [--shifted FILE]
  */
 import { mkdirSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import type { TensorSource } from "../src/checkpoint/index.js";
-import { openCorpus, Sequences, Tokenizer, type TokenStream } from "../src/data/index.js";
+import type { TensorSource } from "../../src/checkpoint/index.js";
+import { openCorpus, Sequences, Tokenizer, type TokenStream } from "../../src/data/index.js";
 import {
   crossEntropyObjective,
   DISTILLATION_DEFAULTS,
@@ -21,9 +21,9 @@ import {
   SparseTeacher,
   topKTargets,
   train,
-} from "../src/distill/index.js";
-import { perplexity } from "../src/evaluate/index.js";
-import { Backend } from "../src/ggml/index.js";
+} from "../../src/distill/index.js";
+import { perplexity } from "../../src/evaluate/index.js";
+import { Backend } from "../../src/ggml/index.js";
 import {
   countParameters,
   initialize,
@@ -32,7 +32,7 @@ import {
   type ModelWeights,
   modelFromConfig,
   openCheckpoint,
-} from "../src/models/index.js";
+} from "../../src/models/index.js";
 import {
   calibrate,
   enumerateCandidates,
@@ -41,10 +41,11 @@ import {
   planFor,
   prune,
   rankCandidates,
-} from "../src/prune/index.js";
-import { writeJson } from "../src/system/files.js";
+} from "../../src/prune/index.js";
+import { writeJson } from "../../src/system/files.js";
+import { mean, spread } from "./spread.js";
 
-const shared = path.resolve(import.meta.dirname, "../../shared/data");
+const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
     teacher: { type: "string", default: path.join(shared, "models/stories260K") },
@@ -55,7 +56,7 @@ const { values } = parseArgs({
     seeds: { type: "string", default: "3" },
     only: { type: "string", default: "" }, // a regular expression of the methods' names
     threads: { type: "string", default: String(availableParallelism()) },
-    out: { type: "string", default: path.resolve(import.meta.dirname, "results") },
+    out: { type: "string", default: path.resolve(import.meta.dirname, "../results") },
   },
 });
 const TOKENS = Number(values.tokens);
@@ -147,9 +148,6 @@ async function examine(method: Method): Promise<void> {
   console.log(row(result));
 }
 
-const mean = (x: readonly number[]) => x.reduce((a, b) => a + b, 0) / x.length;
-const spread = (x: readonly number[]) =>
-  Math.sqrt(x.reduce((sum, v) => sum + (v - mean(x)) ** 2, 0) / Math.max(1, x.length - 1));
 const row = ({ name, losses, learningRate, parameters, tokens }: Result) =>
   `| ${name} | ${parameters} | ${(tokens / 1e6).toFixed(2)} M | ${learningRate} | ${mean(losses).toFixed(4)} | ${spread(losses).toFixed(4)} |`;
 
