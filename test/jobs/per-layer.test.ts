@@ -72,7 +72,9 @@ describe("sizes for each layer", () => {
   });
 
   it("are refused before anything is computed where they cannot be, with what to do", async () => {
-    await expect(pruneModel(job("x", { start: "minitron" }))).rejects.toThrow(/needs --start refit/);
+    await expect(pruneModel(job("x", { start: "minitron", refitSamples: undefined }))).rejects.toThrow(
+      /needs --start refit/,
+    );
     await expect(pruneModel(job("x", { target: "ffn=64" }))).rejects.toThrow(/the target ffn=64 names them/);
     await expect(pruneModel(job("x", { space: { axes: ["hidden"] } }))).rejects.toThrow(/add --axes ffn/);
     await expect(plan(job("x", { data: undefined }))).rejects.toThrow(/--per-layer needs --data/);

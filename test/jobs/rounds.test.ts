@@ -117,8 +117,9 @@ describe("compressing in rounds", () => {
   });
 
   it("works with plain cuts, a corrected teacher, depth and matched states", async () => {
-    const cut = { target: "layers=2,ffn=128", start: "minitron", intermediate: true, teacherCorrection: true } as const;
-    const { rounds = [], keptLayers, plan } = await compress({ ...job, ...cut, rounds: 2, out: at("deep") });
+    const plain = { start: "minitron", refitSamples: undefined, rounds: 2 } as const;
+    const cut = { target: "layers=2,ffn=128", intermediate: true, teacherCorrection: true } as const;
+    const { rounds = [], keptLayers, plan } = await compress({ ...job, ...plain, ...cut, out: at("deep") });
     expect(rounds).toHaveLength(2);
     expect(plan).toMatchObject({ layers: { from: model.layerCount, to: 2 }, ffn: { to: 128 } });
     expect(keptLayers).toHaveLength(2);

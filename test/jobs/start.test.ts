@@ -17,8 +17,15 @@ writeFileSync(data, corpus(5, 300));
 const validation = path.join(directory, "validation.txt");
 writeFileSync(validation, corpus(6, 60));
 
-const common = { device: "cpu", threads: 1, data: [data], validation: [validation], computeType: "f32" } as const;
-const small = { calibrationSamples: 16, refitSamples: 32 };
+const common = {
+  device: "cpu",
+  threads: 1,
+  data: [data],
+  validation: [validation],
+  computeType: "f32",
+  calibrationSamples: 16,
+} as const;
+const refit = { start: "refit", refitSamples: 32 } as const;
 const out = (name: string) => path.join(directory, name);
 const lossOf = async (place: string) =>
   (await measurePerplexity({ ...common, model: place, data: [validation], sequenceLength: 64 })).loss;
@@ -31,11 +38,11 @@ const stopAt = (stage: string, done: number) => (progress: ProgressEvent) => {
 };
 
 describe("a pruned model that is refitted", () => {
-  const job = { ...common, ...small, model, target: "hidden=48,ffn=96" };
+  const job = { ...common, model, target: "hidden=48,ffn=96" };
 
   it("loses less than one that is only cut, and has the same sizes", async () => {
     await pruneModel({ ...job, start: "minitron", out: out("cut") });
-    await pruneModel({ ...job, start: "refit", out: out("refitted") });
+    await pruneModel({ ...job, ...refit, out: out("refitted") });
     const [teacher, cut, refitted] = [await lossOf(model), await lossOf(out("cut")), await lossOf(out("refitted"))];
     expect(refitted - teacher).toBeLessThan(0.5 * (cut - teacher));
     const config = (place: string) => JSON.parse(readFileSync(path.join(place, "config.json"), "utf8"));
@@ -45,7 +52,7 @@ describe("a pruned model that is refitted", () => {
 
   it("is the same after it was stopped in the middle", async () => {
     const place = out("stopped");
-    const stopped = { ...job, start: "refit", out: place } as const;
+    const stopped = { ...job, ...refit, out: place } as const;
     await expect(pruneModel({ ...stopped, onProgress: stopAt("statistics", 3) })).rejects.toThrow(Stopped);
     await expect(pruneModel({ ...stopped, onProgress: stopAt("refit", 3) })).rejects.toThrow(Stopped);
     expect(existsSync(path.join(place, "refit", "step-1.safetensors"))).toBe(true);
@@ -63,7 +70,7 @@ describe("a pruned model that is refitted", () => {
     const cut = pruneModel({ ...common, model, target: "ffn=96", refitSamples: 8, out: out("none") });
     await expect(cut).rejects.toThrow(/--refit-samples is for --start refit/);
     for (const refitSamples of [0, 1.5, Number.NaN])
-      await expect(pruneModel({ ...job, refitSamples, start: "refit", out: out("none") })).rejects.toThrow(
+      await expect(pruneModel({ ...job, start: "refit", refitSamples, out: out("none") })).rejects.toThrow(
         /give a whole number from 1 on/,
       );
     expect(existsSync(out("none"))).toBe(false);
@@ -87,10 +94,10 @@ describe("a pruned model that is refitted", () => {
 
 describe("a compression", () => {
   const settings = { tokens: 512, sequenceLength: 32, batchSize: 4 };
-  const job = { ...common, ...small, model, target: "0.75x", maxCandidates: 3, settings };
+  const job = { ...common, model, target: "0.75x", maxCandidates: 3, settings };
 
   it("starts from a refit, ranks candidates after it, and takes half the learning rate", async () => {
-    const refitted = await compress({ ...job, out: out("compressed") });
+    const refitted = await compress({ ...job, refitSamples: 32, out: out("compressed") });
     const plain = await compress({ ...job, start: "minitron", out: out("minitron") });
     expect(refitted.pruned.loss).toBeLessThan(plain.pruned.loss);
     const ranking = JSON.parse(readFileSync(path.join(out("compressed"), "search.json"), "utf8"));
