@@ -6,7 +6,8 @@
  *
  *     npm run claims -- starts [--model DIR|FILE] [--data FILE] [--validation FILE] [--calibration FILE] [--samples 192]
  *         [--sizes "ffn=104;hidden=48,ffn=80"] [--starts REGEX] [--tokens 0,30000,100000,300000] [--seeds 3]
- *         [--rates 0.5,1,2] [--rates-up-to 100000] [--sequence-length 256] [--threads N] [--journal FILE]
+ *         [--rates 0.5,1,2] [--rates-up-to 100000] [--sequence-length 256] [--batch-tokens 1024] [--threads N]
+ *         [--journal FILE]
  *
  * Above --rates-up-to tokens a start keeps the rate that was best below. A journal holds what is measured already: the same command goes
  * on after it.
@@ -56,6 +57,7 @@ const { values } = parseArgs({
     "rates-up-to": { type: "string", default: "100000" },
     journal: { type: "string" },
     "sequence-length": { type: "string", default: "256" },
+    "batch-tokens": { type: "string", default: "1024" },
     threads: { type: "string", default: String(availableParallelism()) },
     out: { type: "string", default: path.resolve(import.meta.dirname, "../results") },
   },
@@ -67,8 +69,9 @@ const BUDGETS = values.tokens.split(",").map(Number);
 /** Shares of the default learning rate. */
 const RATES = values.rates.split(",").map(Number);
 const RATES_UP_TO = Number(values["rates-up-to"]);
-/** Tokens of a training step, and of a batch of forward passes. */
-const BATCH_TOKENS = 4096;
+/** Sequences of a training step, and of a batch of forward passes. */
+const TRAINING_BATCH = Math.max(1, Math.floor(Number(values["batch-tokens"]) / LENGTH));
+const FORWARD_BATCH = Math.max(1, Math.floor(2048 / LENGTH));
 
 const backend = Backend.open({ device: "auto", threads: Number(values.threads) });
 const original = openCheckpoint(values.model);
@@ -80,10 +83,9 @@ const { train: calibrationText } =
 const { train: validation } = await openCorpus([values.validation], tokenizer);
 const maxSequences = Number(values["validation-sequences"]);
 const teacher = loadWeights(backend, model, original.source, { dtype: "f32", trainable: false });
-const batchSize = Math.max(1, Math.floor(BATCH_TOKENS / LENGTH));
 const meter = await DivergenceMeter.prepare(backend, teacher, new Sequences(validation, LENGTH), {
   samples: maxSequences,
-  batchSize: Math.max(1, Math.floor(batchSize / 2)),
+  batchSize: FORWARD_BATCH,
   computeType: "f32",
 });
 
@@ -137,7 +139,7 @@ type Timed = Pick<Awaited<ReturnType<typeof timed>>, "seconds" | "peakBytes">;
 const statisticsOf = memoized(async (seed: number) => {
   const tokens = calibrationData(seed);
   const sequences = new Sequences(tokens, LENGTH);
-  const options = { samples: SAMPLES, batchSize: Math.max(1, Math.floor(batchSize / 2)), computeType: "f32" } as const;
+  const options = { samples: SAMPLES, batchSize: FORWARD_BATCH, computeType: "f32" } as const;
   const passage = passageOf(backend, sequences, model.vocabSize, { ...options, memoryBytes: 4e9 });
   const calibration = await timed(() => calibrate(backend, teacher, sequences, options));
   const surgeon = await timed(() => surgeonScores(passage, original));
@@ -217,7 +219,7 @@ async function distilled(cut: PrunedModel, seed: number, tokens: number, rate: n
   const student = loadWeights(backend, cut.model, cut.source, { dtype: "f32", trainable: true });
   try {
     if (tokens > 0) {
-      const options = defaultTrainOptions(cut.model.sizes.hidden as number, tokens, LENGTH, batchSize);
+      const options = defaultTrainOptions(cut.model.sizes.hidden as number, tokens, LENGTH, TRAINING_BATCH);
       const learningRate = options.learningRate * rate;
       await train({
         backend,
@@ -255,7 +257,13 @@ interface Measured extends Quality {
 }
 /** What was measured, here or by an earlier command with the same journal. */
 const journal = new Map<string, Measured>();
-const setting = { model: values.model, calibration: values.calibration ?? values.data, samples: SAMPLES, seeds: SEEDS };
+const setting = {
+  model: values.model,
+  calibration: values.calibration ?? values.data,
+  samples: SAMPLES,
+  seeds: SEEDS,
+  batch: TRAINING_BATCH,
+};
 if (values.journal !== undefined && existsSync(values.journal))
   for (const line of readFileSync(values.journal, "utf8").split("\n").filter(Boolean)) {
     const [key, value] = JSON.parse(line) as [object, Measured];

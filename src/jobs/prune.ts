@@ -77,6 +77,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
   const candidates = candidatesFor(opened.model, job);
   checkStart(job, job.start ?? "minitron");
   checkPerLayer(opened.model, job, job.start);
+  if (job.start === "refit" || job.scoresFile === undefined) dataOf(job);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   return inRun(job, inputs, async (run) => {
     const { target, bitsPerWeight, space, depthMethod, maxCandidates, searchTokens, calibrationSamples } = job;
@@ -138,6 +139,16 @@ interface ChosenPlan {
   readonly scores: Scores;
 }
 
+/** @throws UsageError when there is none */
+function dataOf({ data, start }: PruneJob): readonly string[] {
+  if (data !== undefined && data.length > 0) return data;
+  throw new UsageError(
+    start === "refit"
+      ? "--start refit needs --data to refit on"
+      : "pruning needs --data to score what matters, or --scores with explicit sizes",
+  );
+}
+
 /** Chooses what stays and cuts. With stored scores and explicit sizes a plain cut takes no data and no weights in memory. */
 async function choose(
   backend: Backend,
@@ -150,14 +161,9 @@ async function choose(
   const only = candidates.length === 1 && job.perLayer !== true ? candidates[0] : undefined;
   const stored = start === "minitron" ? only && planFromScores(model, only, job, identity) : undefined;
   if (stored !== undefined) return prune(checkpoint, stored.plan, keptIndices(model, stored.plan, stored.scores));
-  if (job.data === undefined || job.data.length === 0)
-    throw new UsageError(
-      start === "refit"
-        ? "--start refit needs --data to refit on"
-        : "pruning needs --data to score what matters, or --scores with explicit sizes",
-    );
+  const data = dataOf(job);
   const { directory, source } = checkpoint;
-  const { train, validation } = await openData({ directory, model }, { ...job, data: job.data }, job);
+  const { train, validation } = await openData({ directory, model }, { ...job, data }, job);
   const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
   try {
     const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };

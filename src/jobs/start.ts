@@ -6,7 +6,15 @@ import { Sequences } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import { type Passage, passageOf } from "../evaluate/residual-stream.js";
 import { type Model, shapeOf, sizeOf } from "../models/index.js";
-import { keptIndices, type PrunedModel, type PrunePlan, type Scores, surgeonScores } from "../prune/index.js";
+import {
+  keptIndices,
+  type PrunedModel,
+  type PrunePlan,
+  type Scores,
+  type SurgeonProgress,
+  scoredBySteps,
+  surgeonScores,
+} from "../prune/index.js";
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
 import { UsageError } from "../system/errors.js";
@@ -59,6 +67,7 @@ const samplesOf = ({ options }: StartInputs): number => options.refitSamples ?? 
 
 /** Names of tensors in the file beside the scores. */
 const STREAM = "streamMoments";
+const STEPS = "steps";
 
 /**
  * Scores neurons and heads by optimal brain surgeon, or reads what was found before.
@@ -68,12 +77,26 @@ export async function startStatistics(inputs: StartInputs, file?: string): Promi
   const { original, options } = inputs;
   if (file !== undefined && existsSync(file)) return readStatistics(file, original.model);
   noteData(inputs);
-  const onProgress = (done: number, total: number) =>
-    options.onProgress?.({ stage: "statistics", done, total, unit: "steps" });
-  const { scores, streamMoments } = await surgeonScores(passageFor(inputs, samplesOf(inputs)), original, onProgress);
-  if (file !== undefined)
-    saveVectors(file, new Map([...scores, [STREAM, streamMoments.data]]), "coppice start statistics", undefined);
-  return { scores, streamMoments: streamMoments.data };
+  const partial = file === undefined ? undefined : `${file}.partial`;
+  const save = (place: string, { scores, streamMoments }: StartStatistics, steps: number) =>
+    saveVectors(
+      place,
+      new Map([...scores, [STREAM, streamMoments], [STEPS, Float32Array.of(steps)]]),
+      "coppice start statistics",
+      undefined,
+    );
+  const total = original.model.steps.length;
+  const { scores, streamMoments } = await surgeonScores(passageFor(inputs, samplesOf(inputs)), original, {
+    known: partial !== undefined && existsSync(partial) ? readStatistics(partial, original.model) : undefined,
+    onStep: (progress) => {
+      if (partial !== undefined) save(partial, progress, progress.steps);
+      options.onProgress?.({ stage: "statistics", done: progress.steps, total, unit: "steps" });
+    },
+  });
+  const statistics = { scores, streamMoments: streamMoments.data };
+  if (file !== undefined) save(file, statistics, total);
+  if (partial !== undefined) rmSync(partial, { force: true });
+  return statistics;
 }
 
 /** Matrices of [inputs, inputs] that choosing a step's neurons holds at once: moments, their factor and inverse, on host and device. */
@@ -103,15 +126,14 @@ function noteData(inputs: StartInputs): void {
     );
 }
 
-function readStatistics(file: string, model: Model): StartStatistics {
-  const scored = model.scoredBy.map(({ dimension }) => dimension).filter((dimension) => dimension !== "hidden");
-  const dimensions = new Set([...scored, ...model.groups.map(({ groupedBy }) => groupedBy)]);
+function readStatistics(file: string, model: Model): SurgeonProgress {
   const hidden = sizeOf("hidden", model.sizes);
-  const lengths = [...dimensions].map((dimension) => [dimension, sizeOf(dimension, model.sizes)] as const);
-  const vectors = loadVectors(file, [...lengths, [STREAM, hidden * hidden]], "statistics", undefined);
-  const streamMoments = vectors.get(STREAM) ?? new Float32Array();
-  vectors.delete(STREAM);
-  return { scores: vectors, streamMoments };
+  const read = (lengths: Iterable<readonly [name: string, length: number]>) =>
+    loadVectors(file, lengths, "statistics", undefined);
+  const steps = read([[STEPS, 1]]).get(STEPS)?.[0] ?? 0;
+  const scores = read(scoredBySteps(model, steps).map((dimension) => [dimension, sizeOf(dimension, model.sizes)]));
+  const streamMoments = read([[STREAM, hidden ** 2]]).get(STREAM) ?? new Float32Array();
+  return { steps, scores, streamMoments };
 }
 
 export interface RefittedStart {

@@ -16,6 +16,6 @@ export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, plan
 export { candidateLoss, type RankedCandidate, type Reranking, rankCandidates, type SearchOptions } from "./ranking.js";
 export { loadScores, type Scores, saveScores } from "./scores.js";
 export { type AxisSize, type AxisSizes, describeSize, describeSizes, largestOf, parseSizes } from "./sizes.js";
-export { type SurgeonScores, surgeonScores } from "./surgeon-scores.js";
+export { type SurgeonProgress, type SurgeonScores, scoredBySteps, surgeonScores } from "./surgeon-scores.js";
 export { type PrunedModel, prune } from "./surgery.js";
 export { parseTarget, type Target } from "./target.js";

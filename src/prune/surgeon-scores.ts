@@ -2,11 +2,11 @@ import { checkSums } from "../evaluate/finite.js";
 import { overBatches, type Passage, ResidualStream } from "../evaluate/residual-stream.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import {
-  type Axis,
   axisSize,
   type DimensionName,
   type Model,
   type ModelTensors,
+  type ResidualStep,
   shapeOf,
   sizeOf,
 } from "../models/index.js";
@@ -23,6 +23,21 @@ export interface SurgeonScores {
   readonly streamMoments: Matrix;
 }
 
+/** What is known after the first steps of a model. */
+export interface SurgeonProgress {
+  readonly steps: number;
+  readonly scores: ReadonlyMap<DimensionName, Float32Array>;
+  /** Sums so far, [hidden, hidden] row by row. */
+  readonly streamMoments: Float32Array;
+}
+
+export interface SurgeonOptions {
+  /** What earlier work on the same data found: it goes on from there, with the same result. */
+  readonly known?: SurgeonProgress | undefined;
+  /** Called after each step, with what `known` would be. */
+  readonly onStep?: ((progress: SurgeonProgress) => void) | undefined;
+}
+
 /**
  * Scores what the matrices that write to the residual stream read, neurons and heads, by optimal brain surgeon. The model is gone
  * through step by step: one step's weights and second moments [inputs, inputs] are in memory at a time.
@@ -30,42 +45,54 @@ export interface SurgeonScores {
 export async function surgeonScores(
   passage: Passage,
   tensors: ModelTensors,
-  onProgress?: (done: number, total: number) => void,
+  { known, onStep }: SurgeonOptions = {},
 ): Promise<SurgeonScores> {
   const { model, source } = tensors;
   const { backend } = passage;
   const hidden = sizeOf("hidden", model.sizes);
-  const scores = new Map<DimensionName, Float32Array>();
+  const scores = new Map(known?.scores);
   const sums = new TensorStore(backend, 1);
   const streamSum = sums.add("stream moments", [hidden, hidden], "f32");
   sums.allocate();
+  if (known !== undefined) sums.write(streamSum, known.streamMoments);
   const stream = await ResidualStream.before(passage, tensors);
   try {
     for (const [i, step] of model.steps.entries()) {
+      if (known !== undefined && i < known.steps) {
+        await passThrough(stream, step);
+        continue;
+      }
       const [, width = 0] = shapeOf(step.writer, model.sizes);
       const moments = await writerMoments(passage, stream, step, width, (g, { blockInput, writerInput }) => {
         addStreamMoments(g, streamSum, blockInput);
         return writerInput;
       });
-      const [, inputs] = step.writer.axes;
-      const units = inputs === undefined ? undefined : unitsOf(inputs, model);
+      const units = unitsOf(step, model);
       if (units !== undefined) {
         const weight = readMatrix(source, step.writer.name);
-        scores.set(units.dimension, await removalLosses(backend, moments, weight, { groupSize: units.size }));
+        const losses = await removalLosses(backend, moments, weight, { groupSize: units.size });
+        scores.set(units.dimension, losses);
+        for (const groups of groupsOf(units.dimension, model))
+          scores.set(groups, groupSums(losses, sizeOf(groups, model.sizes)));
       }
-      onProgress?.(i + 1, model.steps.length);
+      onStep?.({ steps: i + 1, scores, streamMoments: sums.read(streamSum) });
     }
     await addLastMoments(passage, stream, streamSum);
     const streamMoments = { rows: hidden, columns: hidden, data: sums.read(streamSum) };
     checkSums("the second moments of the residual stream", streamMoments.data);
-    for (const { dimension, groupedBy } of model.groups) {
-      const members = scores.get(dimension);
-      if (members !== undefined) scores.set(groupedBy, groupSums(members, sizeOf(groupedBy, model.sizes)));
-    }
     return { scores, streamMoments };
   } finally {
     stream.free();
     sums.free();
+  }
+}
+
+async function passThrough(stream: ResidualStream, step: ResidualStep): Promise<void> {
+  const weights = stream.weightsOf(step.parameters);
+  try {
+    await stream.run(step, weights.get);
+  } finally {
+    weights.free();
   }
 }
 
@@ -84,10 +111,24 @@ const addLastMoments = (passage: Passage, stream: ResidualStream, sum: Tensor): 
     return { reads: [wire] };
   });
 
-/** What an axis counts: `ffn`, or heads with their channels. */
-function unitsOf(axis: Axis, model: Model): { readonly dimension: DimensionName; readonly size: number } | undefined {
+/** The dimensions that are scored after a model's first steps. */
+export function scoredBySteps(model: Model, steps: number): DimensionName[] {
+  const units = model.steps.slice(0, steps).flatMap((step) => unitsOf(step, model)?.dimension ?? []);
+  return units.flatMap((dimension) => [dimension, ...groupsOf(dimension, model)]);
+}
+
+/** What counts groups of a dimension: key-value heads of heads. */
+const groupsOf = (dimension: DimensionName, model: Model): DimensionName[] =>
+  model.groups.filter((group) => group.dimension === dimension).map(({ groupedBy }) => groupedBy);
+
+/** What the inputs of a step's writer count: `ffn`, or heads with their channels. */
+function unitsOf(
+  { writer }: ResidualStep,
+  model: Model,
+): { readonly dimension: DimensionName; readonly size: number } | undefined {
+  const [, axis] = writer.axes;
   if (typeof axis === "string") return { dimension: axis, size: 1 };
-  if (!("product" in axis)) return undefined;
+  if (axis === undefined || !("product" in axis)) return undefined;
   const [first, ...channels] = axis.product;
   if (typeof first !== "string") return undefined;
   return { dimension: first, size: axisSize({ product: channels }, model.sizes) };

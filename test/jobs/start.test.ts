@@ -54,7 +54,14 @@ describe("a pruned model that is refitted", () => {
     const place = out("stopped");
     const stopped = { ...job, ...refit, out: place } as const;
     await expect(pruneModel({ ...stopped, onProgress: stopAt("statistics", 3) })).rejects.toThrow(Stopped);
-    await expect(pruneModel({ ...stopped, onProgress: stopAt("refit", 3) })).rejects.toThrow(Stopped);
+    const goingOn: number[] = [];
+    const stop = stopAt("refit", 3);
+    const onProgress = (progress: ProgressEvent) => {
+      if (progress.stage === "statistics") goingOn.push(progress.done);
+      stop(progress);
+    };
+    await expect(pruneModel({ ...stopped, onProgress })).rejects.toThrow(Stopped);
+    expect(goingOn[0]).toBe(4);
     expect(existsSync(path.join(place, "refit", "step-1.safetensors"))).toBe(true);
     await pruneModel(stopped);
     expect(bytesOf(place).equals(bytesOf(out("refitted")))).toBe(true);
