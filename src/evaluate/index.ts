@@ -12,7 +12,7 @@ export {
   type Sample,
   type TaskResult,
 } from "./evaluate.js";
-export { overflowError, overflowingLayer, type SuspectPass } from "./finite.js";
+export { overflowError, overflowingLayer, type ReadableWeights, type SuspectPass } from "./finite.js";
 export * from "./kinds.js";
 export { EngineLikelihoods, type LikelihoodOptions } from "./likelihood.js";
 export {
@@ -35,6 +35,7 @@ export {
 export { PUBLISHED, type PublishedModel } from "./published.js";
 export { ReplyCache } from "./reply-cache.js";
 export * from "./requests.js";
+export { type Passage, type PassageOptions, passageOf } from "./residual-stream.js";
 export { type ProgramOutcome, PythonSandbox, type SandboxOptions } from "./sandbox/python.js";
 export { CompletionServer, type ServerOptions } from "./server.js";
 export * from "./task.js";
