@@ -25,7 +25,7 @@ import type { ComputeType } from "../tensor/index.js";
 import { distillBriefly } from "./distill.js";
 import { perLayerCandidate } from "./per-layer.js";
 import type { SearchInputs } from "./search-inputs.js";
-import { type StartStatistics, withRefittedStart } from "./start.js";
+import { refitSamplesOf, type StartStatistics, withRefittedStart } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
 
@@ -131,7 +131,9 @@ function rerankingsOf(
     statistics === undefined
       ? use(prune(original, plan, keptIndices(original.model, plan, scores)))
       : withRefittedStart(inputs, { plan, scores, statistics, samples }, use);
-  const refits = REFITS.map(
+  const samplesOfAll = refitSamplesOf(inputs);
+  // a second refit on as many sequences as the first would tell nothing new
+  const refits = REFITS.filter((_, i) => i === 0 || elementAt(REFITS, i - 1).samples < samplesOfAll).map(
     ({ candidates, samples }): Reranking => ({
       measure: "refittedLoss",
       candidates,

@@ -63,7 +63,8 @@ export function passageFor({ backend, original, tokens, computeType }: StartInpu
   });
 }
 
-const samplesOf = ({ options }: StartInputs): number => options.refitSamples ?? DEFAULT_REFIT_SAMPLES;
+/** Sequences that a cut is refitted on. */
+export const refitSamplesOf = ({ options }: StartInputs): number => options.refitSamples ?? DEFAULT_REFIT_SAMPLES;
 
 /** Names of tensors in the file beside the scores. */
 const STREAM = "streamMoments";
@@ -86,7 +87,7 @@ export async function startStatistics(inputs: StartInputs, file?: string): Promi
       undefined,
     );
   const total = original.model.steps.length;
-  const { scores, streamMoments } = await surgeonScores(passageFor(inputs, samplesOf(inputs)), original, {
+  const { scores, streamMoments } = await surgeonScores(passageFor(inputs, refitSamplesOf(inputs)), original, {
     known: partial !== undefined && existsSync(partial) ? readStatistics(partial, original.model) : undefined,
     onStep: (progress) => {
       if (partial !== undefined) save(partial, progress, progress.steps);
@@ -110,7 +111,7 @@ const TOKENS_AN_INPUT = 4;
 /** Says beforehand what a refitted start takes, where that is much, and where it has too little data. */
 function noteData(inputs: StartInputs): void {
   const { model } = inputs.original;
-  const { layout, batches } = passageFor(inputs, samplesOf(inputs));
+  const { layout, batches } = passageFor(inputs, refitSamplesOf(inputs));
   const widest = Math.max(...model.steps.map(({ writer }) => shapeOf(writer, model.sizes)[1] ?? 0));
   const matrices = MATRICES * widest ** 2 * Float32Array.BYTES_PER_ELEMENT;
   const tokens = batches.length * layout.batch * layout.seq;
@@ -141,7 +142,7 @@ export interface RefittedStart {
   /** Of the calibration, for what the statistics do not score. */
   readonly scores: Scores;
   readonly statistics: StartStatistics;
-  /** Fewer sequences than the job's are enough to rank candidates. */
+  /** At most so many sequences: fewer than the job's are enough to rank candidates. */
   readonly samples?: number | undefined;
   /** The path of a file for finished parts, by its name. */
   readonly place: (name: string) => string;
@@ -151,7 +152,8 @@ export interface RefittedStart {
 /** Cuts a model and mends the cut in closed form; what was finished before is read from its files. */
 export function refittedStart(inputs: StartInputs, start: RefittedStart): Promise<PrunedModel> {
   const { model } = inputs.original;
-  const { plan, scores, statistics, samples = samplesOf(inputs), place, onProgress } = start;
+  const { plan, scores, statistics, place, onProgress } = start;
+  const samples = Math.min(start.samples ?? Number.POSITIVE_INFINITY, refitSamplesOf(inputs));
   const hidden = sizeOf("hidden", model.sizes);
   return cutAndRefit({
     passage: passageFor(inputs, samples),

@@ -46,7 +46,7 @@ describe("quantizing", () => {
 describe("compressing a quantized teacher", () => {
   it("compares sizes in the same types, and measures what is delivered", async () => {
     const settings = { tokens: 512, sequenceLength: 32, batchSize: 4 };
-    const job = { ...common, data, target: "hidden=96,ffn=256", calibrationSamples: 8, settings };
+    const job = { ...common, data, target: "hidden=96,ffn=256", calibrationSamples: 8, refitSamples: 4, settings };
     const outcome = await compress({ ...job, model: at("q4_1.gguf"), gguf: ["q8_0", "q4_0"], out: at("run") });
     const { bytesByKind, gguf, student } = outcome;
     expect(bytesByKind.student!.q8_0).toBe(gguf!.files[0]!.bytes);
@@ -68,7 +68,7 @@ describe("compressing a quantized teacher", () => {
 
   it("without wanted files compares them in 16 bits", async () => {
     const settings = { tokens: 256, sequenceLength: 32, batchSize: 4 };
-    const job = { ...common, data, target: "hidden=96,ffn=256", calibrationSamples: 8, settings };
+    const job = { ...common, data, target: "hidden=96,ffn=256", calibrationSamples: 8, refitSamples: 4, settings };
     const { bytesByKind, teacher: before } = await compress({ ...job, model: at("q4_1.gguf"), out: at("plain") });
     expect(before.bytes).toBeLessThan(bytesByKind.teacher!.f16!);
     expect(bytesByKind.teacher!.f16).toBeGreaterThan(bytesByKind.student!.f16!);

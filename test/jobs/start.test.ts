@@ -25,7 +25,7 @@ const common = {
   computeType: "f32",
   calibrationSamples: 16,
 } as const;
-const refit = { start: "refit", refitSamples: 32 } as const;
+const refit = { start: "refit", refitSamples: 16 } as const;
 const out = (name: string) => path.join(directory, name);
 const lossOf = async (place: string) =>
   (await measurePerplexity({ ...common, model: place, data: [validation], sequenceLength: 64 })).loss;
@@ -104,7 +104,7 @@ describe("a compression", () => {
   const job = { ...common, model, target: "0.75x", maxCandidates: 3, settings };
 
   it("starts from a refit, ranks candidates after it, and takes half the learning rate", async () => {
-    const refitted = await compress({ ...job, refitSamples: 32, out: out("compressed") });
+    const refitted = await compress({ ...job, refitSamples: 8, out: out("compressed") });
     const plain = await compress({ ...job, start: "minitron", out: out("minitron") });
     expect(refitted.pruned.loss).toBeLessThan(plain.pruned.loss);
     const ranking = JSON.parse(readFileSync(path.join(out("compressed"), "search.json"), "utf8"));
