@@ -66,17 +66,20 @@ export async function compileKernels(options: KernelCompilation): Promise<string
     return object;
   };
   try {
-    const objects: string[] = [];
-    const failures: unknown[] = [];
-    for (const variant of VARIANTS[target.arch] ?? []) {
-      try {
-        objects.push(await compile(variant.name, "variant", [...variant.flags, `-DVARIANT=${variant.name}`]));
-      } catch (error) {
-        failures.push(error); // an old compiler does not know the newest instructions
-      }
-    }
-    if (failures.length > 0 && (objects.length === 0 || everyVariant)) throw failures[0];
-    objects.push(await compile("support", "support"), await compile("threads", "threads"));
+    const [support, threads, ...variants] = await Promise.allSettled([
+      compile("support", "support"),
+      compile("threads", "threads"),
+      ...(VARIANTS[target.arch] ?? []).map(({ name, flags: own }) =>
+        compile(name, "variant", [...own, `-DVARIANT=${name}`]),
+      ),
+    ]);
+    const succeeded = variants.filter((variant) => variant.status === "fulfilled");
+    // an old compiler does not know the newest instructions
+    const needed = everyVariant || succeeded.length === 0 ? variants : succeeded;
+    const objects = [...needed, support, threads].map((compiled) => {
+      if (compiled.status === "rejected") throw compiled.reason;
+      return compiled.value;
+    });
     const linked = path.join(scratch, "kernels");
     await run(compiler, [...flags, "-shared", ...linkFlags(target), "-o", linked, ...objects]);
     const file = path.join(directory, kernelFileName(target));
