@@ -12,6 +12,7 @@ const SYSTEMS = [
   "test/foundry/*.test.ts",
   "test/package/*.test.ts",
   "test/quantize/every-kind.test.ts",
+  "test/refit/every-architecture.test.ts",
   "test/serve/page.test.ts",
 ];
 

@@ -101,7 +101,7 @@ describe("a pruned model that is refitted", () => {
 
 describe("a compression", () => {
   const settings = { tokens: 512, sequenceLength: 32, batchSize: 4 };
-  const job = { ...common, model, target: "0.75x", maxCandidates: 3, settings };
+  const job = { ...common, model, target: "0.75x", maxCandidates: 2, settings };
 
   it("starts from a refit, ranks candidates after it, and takes half the learning rate", async () => {
     const refitted = await compress({ ...job, refitSamples: 8, out: out("compressed") });
