@@ -267,7 +267,7 @@ function embedded(
   if (spec.learnedPositions === undefined) return scaled;
   if (seq > spec.maxPositions && forest === undefined)
     throw new FormatError(`the model has ${spec.maxPositions} positions, not ${seq}`);
-  const places = Int32Array.from({ length: seq }, (_, i) => i);
+  const places = () => Int32Array.from(Array(seq).keys());
   const indices = forest?.positions ?? g.constant(`places ${seq}`, "i32", [seq], places);
   const positions = ops.embedding(g, weights(`${spec.learnedPositions}.weight`), indices); // [seq, hidden]
   const perSequence = ops.reshape(g, scaled, { to: [batch, seq, spec.hidden] });

@@ -109,13 +109,16 @@ export class Graph {
     return this.inputs.add(name, shape, dtype);
   }
 
-  /** Declares a constant; one of the same name is returned as it is. */
-  constant(name: string, dtype: DType, shape: Shape, data: TensorData): Tensor {
+  /**
+   * Declares a constant; one of the same name is returned as it is.
+   * @param data its values, or a function that computes them if there is no such constant yet
+   */
+  constant(name: string, dtype: DType, shape: Shape, data: TensorData | (() => TensorData)): Tensor {
     const key = `constant ${name}`;
     const known = this.memos.get(key);
     if (known !== undefined) return known;
     const tensor = this.inputs.add(name, shape, dtype);
-    this.constants.push([tensor, data]);
+    this.constants.push([tensor, typeof data === "function" ? data() : data]);
     this.memos.set(key, tensor);
     return tensor;
   }

@@ -58,7 +58,7 @@ export function expectLlamaCppsBits(sample?: readonly FileKind[]): void {
   const cases = CASES.map(({ kinds, ...rest }) => ({
     ...rest,
     kinds: kinds.filter((kind) => sample === undefined || sample.includes(kind)),
-  }));
+  })).filter(({ kinds }) => kinds.length > 0);
   describe.each(cases)("a file $name is llama.cpp's own, bit by bit", ({ name, model, weighted, kinds }) => {
     const { checkpoint, importance, named } = model;
     const f32 = path.join(root, `${path.basename(checkpoint.path)}-f32.gguf`);

@@ -153,7 +153,7 @@ function probabilitiesOf(
   const inWindow = (i: number, j: number) => window === undefined || j > i - window;
   const mask =
     forest === undefined
-      ? g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], maskOf(inWindow, seq))
+      ? g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], () => maskOf(inWindow, seq))
       : forestMask(g, forest, window);
   if (softCap === undefined && sinks === undefined) return maskedSoftmax(g, scores, mask, { scale });
   const scaled = scaleBy(g, scores, { factor: scale });

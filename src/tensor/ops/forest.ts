@@ -59,7 +59,7 @@ export function forestMask(g: Graph, { positions, visibility }: Forest, window: 
   return g.memo(visibility, `window ${window}`, () =>
     g.withoutGradient(() => {
       const places = elementCount(positions.shape);
-      const numbers = Float32Array.from({ length: places }, (_, i) => i);
+      const numbers = () => Float32Array.from(Array(places).keys());
       const depths = embedding(g, g.constant(`numbers ${places}`, "f32", [places, 1], numbers), positions);
       const queries = add(g, zeros(g, [places, places]), depths);
       const distances = sub(g, queries, reshape(g, depths, { to: [1, places] }));

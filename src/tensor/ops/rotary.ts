@@ -45,21 +45,26 @@ export function rope(g: Graph, x: Tensor, attributes: RotaryAttributes): Tensor 
     );
   const key = `${theta} ${rotaryDim} ${attentionFactor} ${factors.join()}`;
   if (g.backend.kernels === undefined) {
-    const inOrder = () => g.constant(`positions ${seq}`, "i32", [seq], Int32Array.from(Array(seq).keys()));
+    const inOrder = () => g.constant(`positions ${seq}`, "i32", [seq], () => Int32Array.from(Array(seq).keys()));
     return ggmlRope(g, x, positions ?? inOrder(), g.constant(`rotary ${key}`, "f32", [half], factors), attributes);
   }
-  const table = g.constant(
-    `rotary ${key} ${seq}`,
-    "f32",
-    [seq, rotaryDim],
-    Float32Array.from({ length: seq * rotaryDim }, (_, i) => {
-      const channel = i % half;
-      const angle = (Math.floor(i / rotaryDim) * theta ** (-channel / half)) / elementAt(factors, channel);
-      return attentionFactor * (i % rotaryDim < half ? Math.cos(angle) : Math.sin(angle));
-    }),
-  );
+  const table = g.constant(`rotary ${key} ${seq}`, "f32", [seq, rotaryDim], () => rotations(seq, attributes));
   const chosen = positions === undefined ? table : embedding(g, table, positions);
   return tableRope(g, x, reshape(g, chosen, { to: [seq, 2, half] }), { interleaved, backwards: false });
+}
+
+/** Cosines and then sines of each position's angles, [seq, rotaryDim]. */
+function rotations(seq: number, { rotaryDim, theta, factors, attentionFactor }: RotaryAttributes): Float32Array {
+  const half = rotaryDim / 2;
+  const frequencies = Float64Array.from(factors, (factor, channel) => theta ** (-channel / half) / factor);
+  const table = new Float32Array(seq * rotaryDim);
+  for (let position = 0; position < seq; position++)
+    frequencies.forEach((frequency, channel) => {
+      const angle = position * frequency;
+      table[position * rotaryDim + channel] = attentionFactor * Math.cos(angle);
+      table[position * rotaryDim + half + channel] = attentionFactor * Math.sin(angle);
+    });
+  return table;
 }
 
 /** Bits of the kernel's flags. */
@@ -147,10 +152,7 @@ export function scaleByPosition(g: Graph, x: Tensor, { factors, positions }: Pos
   const used = factors.subarray(0, known);
   const digest = createHash("sha256").update(used).digest("hex").slice(0, 16);
   // as wide as a head, because ggml is slow at multiplying rows by one number each
-  const table = g.constant(
-    `factors ${digest} ${known} ${headDim}`,
-    "f32",
-    [known, headDim],
+  const table = g.constant(`factors ${digest} ${known} ${headDim}`, "f32", [known, headDim], () =>
     Float32Array.from({ length: known * headDim }, (_, i) => elementAt(used, Math.floor(i / headDim))),
   );
   const chosen = positions === undefined ? table : embedding(g, table, positions);

@@ -128,7 +128,7 @@ const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }>
 
 /** A constant of zeros. */
 export const zeros = (g: Graph, shape: Shape): Tensor =>
-  g.constant(`zeros ${shape.join()}`, "f32", shape, new Float32Array(elementCount(shape)));
+  g.constant(`zeros ${shape.join()}`, "f32", shape, () => new Float32Array(elementCount(shape)));
 
 /**
  * Splits the last axis into consecutive parts: [..., n] -> [..., sizes[0]], [..., sizes[1]], ...
