@@ -10,7 +10,7 @@ const SYSTEMS = [
   "test/evaluate/{agreement,sandbox}.test.ts",
   "test/examples/*.test.ts",
   "test/foundry/*.test.ts",
-  "test/jobs/{per-layer,rounds}.test.ts", // whole compressions, again and again
+  "test/jobs/{bytes-by-kind,per-layer,rounds}.test.ts", // whole compressions, again and again
   "test/package/*.test.ts",
   "test/quantize/every-kind.test.ts",
   "test/refit/every-architecture.test.ts",
@@ -34,7 +34,6 @@ export default defineConfig({
   test: {
     pool: "forks",
     isolate: false, // files share a process, and load the engine once; what they set in the environment ends with them
-    execArgv: ["--max-semi-space-size=64"], // short-lived objects of many files: fewer collections
     setupFiles: ["test/restore-environment.ts"],
     // a file a core: small models gain nothing from several threads, and those wait for each other
     maxWorkers: Math.min(8, availableParallelism()),
