@@ -46,12 +46,15 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 }
 
 // All tiles of packed a (m rows) and b (n rows). Panels of a are `a_words` words apart, which may be more than `words`.
+// A tile whose first row of a is more than `last` after its last row of b is left out.
+#define WHOLE INT32_MAX // leaves none out
 static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
-                            int64_t ldc, int add) {
+                            int64_t ldc, int add, int64_t last) {
   (void)pairs;
   for (int i = 0; i < m; i += MR)
     for (int j = 0; j < n; j += NR) {
       const int mi = m - i < MR ? m - i : MR, nj = n - j < NR ? n - j : NR;
+      if (i > last + j + nj - 1) continue;
       const uint32_t *ai = a + (size_t)i * a_words, *bj = b + (size_t)j * words;
       float *cij = c + j * ldc + i;
 #if HAS_BF16_DOT
@@ -96,8 +99,9 @@ static inline size_t panel_bytes(int rows, int width, int words) {
 }
 
 // c[n * ldc + m] (+)= sum over k of a(m, k) * b(n, k), for m in [m0, m1) and n in [n0, n1).
+// lower: what lies above the diagonal, m > n, may be left out
 static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b, int64_t n0, int64_t n1, int64_t k, float *c,
-                     int64_t ldc, int pairs, int add) {
+                     int64_t ldc, int pairs, int add, int lower) {
   uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(MC, MR, KC));
   uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(NC, NR, KC));
   const int step = pairs ? 2 * KC : KC;
@@ -106,10 +110,12 @@ static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b,
     for (int64_t n = n0; n < n1; n += NC) {
       const int nc = n1 - n < NC ? (int)(n1 - n) : NC;
       pack_b(b, n, nc, k0, kc, pairs, pb);
-      for (int64_t m = m0; m < m1; m += MC) {
+      const int64_t m_end = lower && n + nc < m1 ? n + nc : m1;
+      for (int64_t m = m0; m < m_end; m += MC) {
         const int mc = m1 - m < MC ? (int)(m1 - m) : MC;
         pack_a(a, m, mc, k0, kc, pairs, pa);
-        multiply_panels(pairs, words, pa, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0);
+        multiply_panels(pairs, words, pa, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
+                        lower ? n - m : WHOLE);
       }
     }
   }

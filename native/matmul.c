@@ -1,7 +1,7 @@
 // The matrix product as an op: dst[.., n, m] (+)= sum over k of a(m, k) * b(n, k), any operand transposed, batched.
 #include "gemm.h"
 
-enum { A_TRANSPOSED = 1, B_TRANSPOSED = 2, ADD = 4, BF16 = 8 };
+enum { A_TRANSPOSED = 1, B_TRANSPOSED = 2, ADD = 4, BF16 = 8, LOWER = 16 };
 
 // How to divide an m x n result among threads so that the least is packed: a grid of `rows` x (threads / rows).
 static int grid_rows(int64_t m, int64_t n, int threads) {
@@ -24,7 +24,13 @@ static void part(int64_t n, int unit, int i, int parts, int64_t *from, int64_t *
   *to = *to * unit < n ? *to * unit : n;
 }
 
-// src: a, b; in place: the sum so far, a, b.
+// A thread's rows of a lower triangle of n rows, so that all threads have as many elements: up to row r there are r * r / 2.
+static void triangle_part(int64_t n, int i, int parts, int64_t *from, int64_t *to) {
+  *from = (int64_t)(n * sqrt((double)i / parts)) / NR * NR;
+  *to = i + 1 == parts ? n : (int64_t)(n * sqrt((double)(i + 1) / parts)) / NR * NR;
+}
+
+// src: a, b; in place: the sum so far, a, b. LOWER: a square result is wanted on and below its diagonal only.
 void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
   const uint32_t flags = ((Settings){.pointer = data}).flags;
   const int first = flags & ADD ? 1 : 0;
@@ -39,6 +45,12 @@ void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
   int64_t m0, m1, n0, n1;
   part(m, MR, split == 1 ? 0 : ith % rows, rows, &m0, &m1);
   part(n, NR, split == 1 ? 0 : ith / rows, split / rows, &n0, &n1);
+  const int lower = (flags & LOWER) != 0;
+  if (lower && split > 1) {
+    m0 = 0;
+    m1 = m;
+    triangle_part(n, ith, split, &n0, &n1);
+  }
   for (int64_t i = split == 1 ? ith : 0; i < batches; i += split == 1 ? nth : 1) {
     const int64_t i2 = i % dst->ne[2], i3 = i / dst->ne[2];
     // operands with fewer matrices serve groups of consecutive results (grouped queries)
@@ -48,6 +60,6 @@ void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
     const Operand right = {(const char *)b->data + b2 * b->nb[2] + b3 * b->nb[3], b->type, b->nb[br], b->nb[1 - br]};
     float *out = (float *)((char *)dst->data + i2 * dst->nb[2] + i3 * dst->nb[3]);
     if (m1 > m0 && n1 > n0)
-      multiply(&left, m0, m1, &right, n0, n1, k, out, (int64_t)(dst->nb[1] / 4), pairs, (flags & ADD) != 0);
+      multiply(&left, m0, m1, &right, n0, n1, k, out, (int64_t)(dst->nb[1] / 4), pairs, (flags & ADD) != 0, lower);
   }
 }

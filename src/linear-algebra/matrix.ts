@@ -57,6 +57,14 @@ export function setBlock(matrix: Matrix, row: number, column: number, block: Mat
   }
 }
 
+/** A symmetric matrix whose lower triangle is given; what lies above the diagonal is written over. @param data row by row */
+export function symmetric(size: number, data: Float32Array): Matrix {
+  const matrix: Matrix = { rows: size, columns: size, data };
+  checkMatrix("a symmetric matrix", matrix);
+  for (let i = 0; i < size; i++) for (let j = 0; j < i; j++) data[j * size + i] = data[i * size + j] as number;
+  return matrix;
+}
+
 /** A matrix with rows and columns swapped. */
 export function transpose({ rows, columns, data }: Matrix): Matrix {
   const swapped = new Float32Array(data.length);

@@ -1,6 +1,6 @@
 import { checkSums } from "../evaluate/finite.js";
 import { overBatches, type Passage, ResidualStream } from "../evaluate/residual-stream.js";
-import type { Matrix } from "../linear-algebra/index.js";
+import { type Matrix, symmetric } from "../linear-algebra/index.js";
 import {
   axisSize,
   type DimensionName,
@@ -78,7 +78,7 @@ export async function surgeonScores(
       onStep?.({ steps: i + 1, scores, streamMoments: sums.read(streamSum) });
     }
     await addLastMoments(passage, stream, streamSum);
-    const streamMoments = { rows: hidden, columns: hidden, data: sums.read(streamSum) };
+    const streamMoments = symmetric(hidden, sums.read(streamSum));
     checkSums("the second moments of the residual stream", streamMoments.data);
     return { scores, streamMoments };
   } finally {
@@ -101,7 +101,7 @@ const EPSILON = 1e-12;
 
 function addStreamMoments(g: Graph, sum: Tensor, x: Tensor): void {
   const normed = ops.rmsNorm(g, x, { epsilon: EPSILON });
-  g.effect(ops.addProducts(g, sum, normed, normed));
+  g.effect(ops.addGram(g, sum, normed));
 }
 
 const addLastMoments = (passage: Passage, stream: ResidualStream, sum: Tensor): Promise<void> =>

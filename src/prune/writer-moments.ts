@@ -1,6 +1,6 @@
 import { checkSums } from "../evaluate/finite.js";
 import { overBatches, type Passage, type RecordedStep, type ResidualStream } from "../evaluate/residual-stream.js";
-import type { Matrix } from "../linear-algebra/index.js";
+import { type Matrix, symmetric } from "../linear-algebra/index.js";
 import type { ResidualStep } from "../models/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 
@@ -26,13 +26,13 @@ export async function writerMoments(
     await overBatches(passage, (g) => {
       const recorded = stream.record(g, step, weights.get, "stream");
       const rows = rowsOf(g, recorded);
-      g.effect(ops.addProducts(g, moments, rows, rows));
+      g.effect(ops.addGram(g, moments, rows));
       return { reads: recorded.reads, writes: [[recorded.after, written]] };
     });
     stream.advance(step, written);
     const data = sums.read(moments);
     checkSums(`the second moments of ${step.writer.input}`, data);
-    return { rows: inputs, columns: inputs, data };
+    return symmetric(inputs, data);
   } finally {
     weights.free();
     sums.free();

@@ -1,6 +1,6 @@
 import { checkSums } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
-import type { Matrix } from "../linear-algebra/index.js";
+import { type Matrix, symmetric } from "../linear-algebra/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 
 /** Sums of products of activations over calibration data, on the device. */
@@ -23,25 +23,26 @@ export class Moments {
 
   /** Adds x'x and x'y when the graph runs. x: [rows, inputs], y: [rows, targets] */
   add(g: Graph, x: Tensor, y: Tensor): void {
-    g.effect(ops.addProducts(g, this.square, x, x));
+    g.effect(ops.addGram(g, this.square, x));
     g.effect(ops.addProducts(g, this.cross, x, y));
   }
 
   /** x'x, [inputs, inputs]. @throws CoppiceError when it is not finite */
   get inputs(): Matrix {
-    return this.read(this.square);
+    const data = this.read(this.square);
+    return symmetric(this.square.shape[0] as number, data);
   }
 
   /** x'y, [inputs, targets]. @throws CoppiceError when it is not finite */
   get targets(): Matrix {
-    return this.read(this.cross);
+    const [rows, columns] = this.cross.shape as [number, number];
+    return { rows, columns, data: this.read(this.cross) };
   }
 
-  private read(tensor: Tensor): Matrix {
-    const [rows, columns] = tensor.shape as [number, number];
+  private read(tensor: Tensor): Float32Array {
     const data = this.store.read(tensor);
     checkSums(`the moments of ${this.what}`, data);
-    return { rows, columns, data };
+    return data;
   }
 
   free(): void {

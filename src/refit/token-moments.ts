@@ -2,7 +2,7 @@ import type { TensorSource } from "../checkpoint/index.js";
 import { floatSource, rowCount, tensorInfo } from "../checkpoint/tensor-source.js";
 import { toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import type { Matrix } from "../linear-algebra/index.js";
+import { type Matrix, symmetric } from "../linear-algebra/index.js";
 import { Graph, ops, TensorStore } from "../tensor/index.js";
 
 /** Second moments of a model's token embeddings, [hidden, hidden]. */
@@ -28,7 +28,7 @@ export async function tokenMoments(backend: Backend, stored: TensorSource, name:
   const g = new Graph(backend);
   try {
     const rows = g.input("rows", "f32", [ROWS, hidden]);
-    g.effect(ops.addProducts(g, sum, rows, rows));
+    g.effect(ops.addGram(g, sum, rows));
     for (let from = 0; from < tokens; from += ROWS) {
       const to = Math.min(tokens, from + ROWS);
       const block = new Float32Array(ROWS * hidden);
@@ -38,7 +38,7 @@ export async function tokenMoments(backend: Backend, stored: TensorSource, name:
       g.write(rows, block);
       await g.run();
     }
-    const gram: Matrix = { rows: hidden, columns: hidden, data: store.read(sum) };
+    const gram: Matrix = symmetric(hidden, store.read(sum));
     const centred = gram.data.map(
       (value, i) => value - ((total[Math.floor(i / hidden)] as number) * (total[i % hidden] as number)) / tokens,
     );

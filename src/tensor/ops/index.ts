@@ -24,7 +24,7 @@ export {
   type DivergenceKind,
   divergence,
 } from "./loss.js";
-export { addProducts, type LinearAttributes, linear, matmul } from "./matmul.js";
+export { addGram, addProducts, type LinearAttributes, linear, matmul } from "./matmul.js";
 export { type PositionFactors, type RotaryAttributes, rope, scaleByPosition } from "./rotary.js";
 export { cast, concatLast, concatRows, firstColumns, part, permute, reshape, rowsOf, splitLast } from "./shape.js";
 export { addMagnitudes, meanCosine } from "./statistics.js";

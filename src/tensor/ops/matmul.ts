@@ -8,7 +8,7 @@ import { add, assign, PRECISION_F32 } from "./elementwise.js";
 import { operand, reshape, transpose, transposedOperand } from "./shape.js";
 
 /** Bits of the kernel's flags. */
-const FLAG = { leftTransposed: 1, rightTransposed: 2, add: 4, bf16: 8 };
+const FLAG = { leftTransposed: 1, rightTransposed: 2, add: 4, bf16: 8, lower: 16 };
 
 interface KernelProduct {
   /** [rows, columns] of the result. */
@@ -107,14 +107,32 @@ export function addProducts(g: Graph, sum: Tensor, a: Tensor, b: Tensor): Tensor
     throw new ShapeError(`the transpose of ${describe(a)} times ${describe(b)} cannot be added to ${describe(sum)}`);
   if (g.backend.kernels === undefined)
     return assign(g, add(g, sum, dotProducts(g, transpose(g, a), transpose(g, b))), sum);
-  return preciseProductInto(g, sum, b, a);
+  return preciseProductInto(g, sum, b, a, { lower: false });
+}
+
+/**
+ * Adds aᵀ a to a sum, in place, as {@link addProducts} does, on and below the diagonal only: above it the sum's values are undefined
+ * afterwards. a: [rows, m], sum: [m, m]
+ */
+export function addGram(g: Graph, sum: Tensor, a: Tensor): Tensor {
+  const [, m] = sizesOf(a, 2);
+  if (g.backend.kernels === undefined || !sameShape(sum.shape, [m, m])) return addProducts(g, sum, a, a);
+  return preciseProductInto(g, sum, a, a, { lower: true });
 }
 
 /** The transpose of `row` times `column`, added to `sum` in place, with products in f32. */
-const preciseProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor]> = defineOp("matmul", 3, {
-  shape: ([sum]) => sum.shape,
-  kernel: ([sum]) => ({ name: "matmul", inPlace: sum, flags: FLAG.add | FLAG.leftTransposed | FLAG.rightTransposed }),
-});
+const preciseProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor], { readonly lower: boolean }> = defineOp(
+  "matmul",
+  3,
+  {
+    shape: ([sum]) => sum.shape,
+    kernel: ([sum], { lower }) => ({
+      name: "matmul",
+      inPlace: sum,
+      flags: FLAG.add | FLAG.leftTransposed | FLAG.rightTransposed | (lower ? FLAG.lower : 0),
+    }),
+  },
+);
 
 /** The kernel's attributes for a b. */
 const untransposed = (a: Tensor, b: Tensor): KernelProduct => ({
