@@ -56,7 +56,12 @@ export async function agreement(model: string, data: string, file: string, cache
     const out = mkdtempSync(path.join(tmpdir(), "agreement-"));
     try {
       const outcome = await evaluate({
-        ...{ models: [model], tasks: [`${task}:${shots}`], data, out, limit: limit ?? 1e9, device: "cpu" },
+        models: [model],
+        tasks: [`${task}:${shots}`],
+        data,
+        out,
+        limit: limit ?? 1e9,
+        device: "cpu",
         ...(reference.maxGenToks !== null && { maxTokens: reference.maxGenToks }),
         ...(cacheDir !== undefined && { cacheDir }),
       });
@@ -78,7 +83,8 @@ export async function agreement(model: string, data: string, file: string, cache
         prompts: { equal: sum((one) => one.promptsEqual), of: sum((one) => one.prompts) },
         likelihoods: {
           largest: Math.max(0, ...compared.map((one) => one.largest)),
-          ...{ greedyDiffers: sum((one) => one.greedyDiffers), of: sum((one) => one.likelihoods) },
+          greedyDiffers: sum((one) => one.greedyDiffers),
+          of: sum((one) => one.likelihoods),
         },
         generations: { equal: sum((one) => one.generationsEqual), of: sum((one) => one.generations) },
         scores: compareScores(scores, ours.results),

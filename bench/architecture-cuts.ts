@@ -32,8 +32,10 @@ try {
     });
   const list = jobs.flatMap(({ directory, folder, out }) => [
     folder,
-    ...["--tokens", path.join(directory, "expected.json")],
-    ...["--out", out],
+    "--tokens",
+    path.join(directory, "expected.json"),
+    "--out",
+    out,
   ]);
   const { status } = spawnSync(values.python, [script, ...list], { stdio: "inherit" });
   if (status !== 0) throw new Error("transformers did not open all of them");

@@ -46,7 +46,10 @@ export function writeBenchmarkData(directory: string): void {
   for (const [member, split = "", subject = ""] of members.matchAll(/mmlu\/(dev|test)\/(\w+?)_\1\.csv/g)) {
     const rows = csv(readFileSync(path.join(extracted, member), "utf8"));
     const of = ({ question, choice0, choice1, choice2, choice3, answer }: Record<string, string>) => ({
-      ...{ question, subject, choices: [choice0, choice1, choice2, choice3], answer: Number(answer) },
+      question,
+      subject,
+      choices: [choice0, choice1, choice2, choice3],
+      answer: Number(answer),
     });
     write("cais/mmlu", subject, split, rows.map(of));
   }

@@ -84,7 +84,8 @@ interface Outcome {
 function coppice(cwd: string, args: readonly string[], seconds = SECONDS): Promise<Outcome> {
   const env = { ...process.env, COPPICE_CACHE: path.join(scratch, "cache"), HF_HUB_OFFLINE: "1", HOME: scratch };
   const child = spawn(process.execPath, [path.join(root, "bin/coppice.cjs"), ...args, "--json"], {
-    ...{ cwd, env },
+    cwd,
+    env,
     stdio: ["ignore", "pipe", "pipe"],
   });
   let [stdout, stderr, timedOut] = ["", "", false];
@@ -146,18 +147,28 @@ function witness(directory: string): Map<string, string> {
 
 const MODELS = ["model", "pruned", "run", "link", "model.gguf", "small.gguf", "empty", "full", "notes.md", "nowhere"];
 const PLACES = [
-  ...["new", "new/deep", "empty", "full", "run", "pruned", "model", "model/inner", "link", "link/inner", ".", "..", ""],
-  ...[
-    "notes.md",
-    "notes.md/x",
-    "data.txt",
-    "texts",
-    "new.gguf",
-    "model.gguf",
-    "small.gguf",
-    "model/x.gguf",
-    "empty/x.gguf",
-  ],
+  "new",
+  "new/deep",
+  "empty",
+  "full",
+  "run",
+  "pruned",
+  "model",
+  "model/inner",
+  "link",
+  "link/inner",
+  ".",
+  "..",
+  "",
+  "notes.md",
+  "notes.md/x",
+  "data.txt",
+  "texts",
+  "new.gguf",
+  "model.gguf",
+  "small.gguf",
+  "model/x.gguf",
+  "empty/x.gguf",
 ];
 const TEXTS = [
   "data.txt",

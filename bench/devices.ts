@@ -75,9 +75,15 @@ for (const [name, sizes] of Object.entries(MODELS)) {
       errors.speed.push(error);
       const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
       rows.push([
-        ...[name, kind, `${contextSize}`, `${threads}`],
+        name,
+        kind,
+        `${contextSize}`,
+        `${threads}`,
         ...[memory / 2 ** 20, allocated / 2 ** 20].map((mib) => mib.toFixed(1)),
-        ...[percent(memory / allocated - 1), median(predictions).toFixed(1), median(speeds).toFixed(1), percent(error)],
+        percent(memory / allocated - 1),
+        median(predictions).toFixed(1),
+        median(speeds).toFixed(1),
+        percent(error),
       ]);
       await context.dispose();
     }

@@ -55,8 +55,11 @@ function writeHellaswag(): void {
     return taken.join(" ");
   };
   const row = (label: number) => ({
-    ...{ activity_label: "Telling a story", ctx_a: take(35), ctx_b: "then" },
-    ...{ endings: Array.from({ length: 4 }, () => take(15)), label: `${label % 4}` },
+    activity_label: "Telling a story",
+    ctx_a: take(35),
+    ctx_b: "then",
+    endings: Array.from({ length: 4 }, () => take(15)),
+    label: `${label % 4}`,
   });
   for (const [split, count] of [
     ["train", 200],
@@ -73,14 +76,25 @@ async function writeModel(): Promise<void> {
   const texts = readdirSync(data, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".jsonl"));
   execFileSync(values.python, [
     path.join(root, "bench/peers/tokenizer.py"),
-    ...[model, "32000"],
+    model,
+    "32000",
     ...texts.map((name) => path.join(data, name)),
   ]);
   const config = {
-    ...{ architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: 32000, hidden_size: 288 },
-    ...{ intermediate_size: 768, num_hidden_layers: 6, num_attention_heads: 6, num_key_value_heads: 6 },
-    ...{ max_position_embeddings: 2048, tie_word_embeddings: true, torch_dtype: "float32" },
-    ...{ bos_token_id: 0, eos_token_id: 1, rms_norm_eps: 1e-5 },
+    architectures: ["LlamaForCausalLM"],
+    model_type: "llama",
+    vocab_size: 32000,
+    hidden_size: 288,
+    intermediate_size: 768,
+    num_hidden_layers: 6,
+    num_attention_heads: 6,
+    num_key_value_heads: 6,
+    max_position_embeddings: 2048,
+    tie_word_embeddings: true,
+    torch_dtype: "float32",
+    bos_token_id: 0,
+    eos_token_id: 1,
+    rms_norm_eps: 1e-5,
   };
   const backend = Backend.open({ device: "cpu" });
   const weights = initialize(backend, modelFromConfig(config), 1);
@@ -97,7 +111,8 @@ function ours(task: string): { readonly requests: number; readonly seconds: numb
   const flags = ["--tasks", task, "--limit", values.limit, "--data", data, "--device", "cpu", "--json", ...threads];
   const text = execFileSync(process.execPath, [path.join(root, "bin/coppice.cjs"), "evaluate", model, ...flags], {
     env: { ...process.env, COPPICE_CACHE: cache },
-    ...{ encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] },
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "ignore"],
   });
   const { models } = JSON.parse(text) as EvaluateOutcome;
   const requests = models[0]?.tasks.reduce((sum, one) => sum + one.requests, 0) ?? 0;
@@ -108,7 +123,9 @@ function harness(task: string, batchSize: string): { readonly requests: number; 
   const flags = ["--tasks", task, "--limit", `=${values.limit}`, "--batch-size", batchSize, "--speed", ...threads];
   const script = path.join(root, "bench/peers/harness.py");
   const text = execFileSync(values.python, [script, model, data, "-", ...flags], {
-    ...{ encoding: "utf8", stdio: ["ignore", "pipe", "ignore"], maxBuffer: 1 << 28 },
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "ignore"],
+    maxBuffer: 1 << 28,
   });
   const line = text.split("\n").find((one) => one.startsWith('{"task"')) ?? "{}";
   return JSON.parse(line) as { requests: number; seconds: number };
@@ -143,8 +160,12 @@ console.log(
   markdown(
     ["task", "contender", "requests", "requests/s (median)", "all", "times the harness's best"],
     rows.map(({ task, contender, requests, perSecond, ratio }) => [
-      ...[task, contender, `${requests}`, median(perSecond).toFixed(1)],
-      ...[perSecond.map((value) => value.toFixed(1)).join(", "), ratio?.toFixed(2) ?? ""],
+      task,
+      contender,
+      `${requests}`,
+      median(perSecond).toFixed(1),
+      perSecond.map((value) => value.toFixed(1)).join(", "),
+      ratio?.toFixed(2) ?? "",
     ]),
   ),
 );

@@ -26,21 +26,22 @@ const { values } = parseArgs({
 const count = Number(values.jobs);
 const data = mkdtempSync(path.join(tmpdir(), "foundry-chaos-"));
 const foundry = await startFoundry({
-  ...{
-    data,
-    databaseUrl: values.database,
-    port: 0,
-    workers: Number(values.workers),
-    logLevel: "silent",
-    device: "cpu",
-  },
-  ...{ threads: 1, deadAfterSeconds: 4, quota: { max_jobs: null } },
+  data,
+  databaseUrl: values.database,
+  port: 0,
+  workers: Number(values.workers),
+  logLevel: "silent",
+  device: "cpu",
+  threads: 1,
+  deadAfterSeconds: 4,
+  quota: { max_jobs: null },
 });
 const { url } = foundry;
 
 async function ask<T>(method: string, at: string, body?: object, headers: Record<string, string> = {}): Promise<T> {
   const response = await fetch(url + at, {
-    ...{ method, headers: { "content-type": "application/json", ...headers } },
+    method,
+    headers: { "content-type": "application/json", ...headers },
     ...(body && { body: JSON.stringify(body) }),
   });
   if (!response.ok) throw new Error(`${method} ${at}: ${response.status} ${await response.text()}`);

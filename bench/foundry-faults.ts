@@ -42,8 +42,21 @@ const tenants = await withTenants({ data, databaseUrl: values.database }, async 
   boss: (await all.addKey("ops", `${Date.now()}`, "admin")).key,
 }));
 const service = await Service.start([
-  ...["foundry", "--data", data, "--port", "0", "--device", "cpu", "--threads", "1", "--log-level", "error", "--json"],
-  ...["--max-upload", `${MAX_UPLOAD}`, ...(values.database === undefined ? [] : ["--database", values.database])],
+  "foundry",
+  "--data",
+  data,
+  "--port",
+  "0",
+  "--device",
+  "cpu",
+  "--threads",
+  "1",
+  "--log-level",
+  "error",
+  "--json",
+  "--max-upload",
+  `${MAX_UPLOAD}`,
+  ...(values.database === undefined ? [] : ["--database", values.database]),
 ]);
 const { check } = checks;
 
@@ -61,7 +74,9 @@ async function ask(
 ): Promise<Answer> {
   const signal = at.includes("/events") ? AbortSignal.timeout(WATCHED_MILLISECONDS) : null;
   const response = await fetch(service.url + at, {
-    ...{ method, signal, headers: { authorization: `Bearer ${tenants[tenant]}`, "content-type": contentType } },
+    method,
+    signal,
+    headers: { authorization: `Bearer ${tenants[tenant]}`, "content-type": contentType },
     ...(body !== undefined && { body }),
   });
   const { status } = response;
@@ -95,9 +110,14 @@ async function atRandom(): Promise<void> {
   for (let seed = Number(values.seed); answers.made < all; seed++) {
     const own = await annas(); // anew each time: some of these will be deleted
     const known: Known = {
-      ...{ model: fc.constant(model), tokens: fc.constant(1000), hub_id: fc.constant("a/b"), max_tokens: fc.nat(8) },
-      ...{ id: fc.constantFrom(model, own.job, own.model, own.dataset, randomUUID()), tenant: fc.constant("carl") },
-      ...{ name: fc.constantFrom("a.txt", "README.md", "config.json"), tasks: fc.constantFrom(["piqa"], ["own.js"]) },
+      model: fc.constant(model),
+      tokens: fc.constant(1000),
+      hub_id: fc.constant("a/b"),
+      max_tokens: fc.nat(8),
+      id: fc.constantFrom(model, own.job, own.model, own.dataset, randomUUID()),
+      tenant: fc.constant("carl"),
+      name: fc.constantFrom("a.txt", "README.md", "config.json"),
+      tasks: fc.constantFrom(["piqa"], ["own.js"]),
     };
     const requests = requestsOf(document, known).filter(({ path: at }) => at.length < 4000);
     // each asks as one who may do all, or as the one whose things these are
@@ -186,7 +206,10 @@ async function brokenUploads(): Promise<void> {
     socket.on("error", () => {});
     const head = [
       `POST /v1/datasets?name=broken-${i}.txt HTTP/1.1`,
-      ...["host: x", `authorization: Bearer ${tenants.anna}`, "content-type: text/plain", "content-length: 500000"],
+      "host: x",
+      `authorization: Bearer ${tenants.anna}`,
+      "content-type: text/plain",
+      "content-length: 500000",
     ];
     socket.write(`${head.join("\r\n")}\r\n\r\n${"Tom ran. ".repeat(i % 100)}`);
     await wait(20 + (i % 40));

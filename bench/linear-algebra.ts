@@ -36,7 +36,8 @@ const peer =
     ? undefined
     : await Contender.start("SciPy", values.python, [
         path.join(import.meta.dirname, "peers/linear_algebra.py"),
-        ...["--threads", values.threads],
+        "--threads",
+        values.threads,
       ]);
 
 const sizesOf = (list: string) => list.split(",").filter(Boolean).map(Number);

@@ -29,8 +29,13 @@ if (model === undefined || data === undefined || validation === undefined)
   throw new Error("--model, --data and --validation are needed");
 
 const common = {
-  ...{ model, data: [data], validation: [validation], report: true, device: "cpu" as const },
-  ...{ threads: Number(values.threads), sequenceLength: Number(values["sequence-length"]) },
+  model,
+  data: [data],
+  validation: [validation],
+  report: true,
+  device: "cpu" as const,
+  threads: Number(values.threads),
+  sequenceLength: Number(values["sequence-length"]),
   importanceFile: path.join(values.dir, "importance.safetensors"),
 };
 const types = values.types.split(",").map(parseFileKind);
@@ -63,8 +68,14 @@ console.log(
       "ratio",
     ],
     rows.map(({ name, stock: a, mix: b }) => [
-      ...[name, a.bytes, b.bytes, a.perplexity.toFixed(4), b.perplexity.toFixed(4)],
-      ...[a.divergence.toExponential(2), b.divergence.toExponential(2), (b.divergence / a.divergence).toFixed(2)],
+      name,
+      a.bytes,
+      b.bytes,
+      a.perplexity.toFixed(4),
+      b.perplexity.toFixed(4),
+      a.divergence.toExponential(2),
+      b.divergence.toExponential(2),
+      (b.divergence / a.divergence).toFixed(2),
     ]),
   ),
 );

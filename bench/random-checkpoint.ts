@@ -27,9 +27,16 @@ export function randomCheckpoint(directory: string, gigabytes: number): Model {
 /** A Llama of these sizes, as a model directory of random weights, made once. */
 export function randomLlama(directory: string, sizes: LlamaSizes): Model {
   const config = {
-    ...{ architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: sizes.vocab, hidden_size: sizes.hidden },
-    ...{ intermediate_size: sizes.ffn, num_hidden_layers: sizes.layers, num_attention_heads: sizes.heads },
-    ...{ num_key_value_heads: sizes.kvHeads, head_dim: sizes.headDim, torch_dtype: "bfloat16" },
+    architectures: ["LlamaForCausalLM"],
+    model_type: "llama",
+    vocab_size: sizes.vocab,
+    hidden_size: sizes.hidden,
+    intermediate_size: sizes.ffn,
+    num_hidden_layers: sizes.layers,
+    num_attention_heads: sizes.heads,
+    num_key_value_heads: sizes.kvHeads,
+    head_dim: sizes.headDim,
+    torch_dtype: "bfloat16",
   };
   const model = modelFromConfig(config);
   if (existsSync(path.join(directory, "config.json"))) return model;

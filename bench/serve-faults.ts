@@ -26,9 +26,7 @@ const [disconnects, random, rounds] = [Number(values.disconnects), Number(values
 const MAX_BODY = 1 << 20;
 
 const flags = ["--port", "0", "--device", "cpu", "--threads", "1", "--log-level", "error", "--json"];
-const service = await Service.start([
-  ...["serve", values.model, ...flags, "--max-body", `${MAX_BODY}`, "--queue", "200"],
-]);
+const service = await Service.start(["serve", values.model, ...flags, "--max-body", `${MAX_BODY}`, "--queue", "200"]);
 const { url, port } = service;
 const { check } = checks;
 const post = (endpoint: string, body: string | Uint8Array<ArrayBuffer>, signal?: AbortSignal) =>

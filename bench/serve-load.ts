@@ -197,10 +197,13 @@ async function load(server: Server, clients: number, round: number): Promise<Res
   const all = measured.flat();
   const first = all.map((one) => one.first).sort((a, b) => a - b);
   return {
-    ...{ server: server.name, clients },
+    server: server.name,
+    clients,
     tokensPerSecond: all.reduce((sum, one) => sum + one.tokens, 0) / seconds,
     requestsPerSecond: all.length / seconds,
-    ...{ p50: quantile(first, 0.5), p95: quantile(first, 0.95), p99: quantile(first, 0.99) },
+    p50: quantile(first, 0.5),
+    p95: quantile(first, 0.95),
+    p99: quantile(first, 0.99),
   };
 }
 
@@ -224,13 +227,13 @@ const rows = [...new Set(results.map(({ clients }) => clients))].flatMap((client
     const own = results.filter((result) => result.server === name && result.clients === clients);
     const of = (pick: (result: Result) => number) => median(own.map(pick));
     return {
-      ...{
-        clients,
-        server: name,
-        tokensPerSecond: of((one) => one.tokensPerSecond),
-        requestsPerSecond: of((one) => one.requestsPerSecond),
-      },
-      ...{ p50: of((one) => one.p50), p95: of((one) => one.p95), p99: of((one) => one.p99) },
+      clients,
+      server: name,
+      tokensPerSecond: of((one) => one.tokensPerSecond),
+      requestsPerSecond: of((one) => one.requestsPerSecond),
+      p50: of((one) => one.p50),
+      p95: of((one) => one.p95),
+      p99: of((one) => one.p99),
     };
   }),
 );
@@ -242,7 +245,10 @@ else {
   });
   for (const row of rows)
     table.push([
-      ...[`${row.clients}`, row.server, row.tokensPerSecond.toFixed(1), row.requestsPerSecond.toFixed(2)],
+      `${row.clients}`,
+      row.server,
+      row.tokensPerSecond.toFixed(1),
+      row.requestsPerSecond.toFixed(2),
       ...[row.p50, row.p95, row.p99].map((value) => value.toFixed(1)),
     ]);
   const { files } = openGguf(file);

@@ -41,7 +41,10 @@ const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32"
 const { train: tokens } = await openCorpus(data, await Tokenizer.load(teacherAt));
 const [sequenceLength, batchSize] = [64, 32];
 await train({
-  ...{ backend, student, objective: logitMatching(weights), sequences: new Sequences(tokens, sequenceLength) },
+  backend,
+  student,
+  objective: logitMatching(weights),
+  sequences: new Sequences(tokens, sequenceLength),
   options: defaultTrainOptions(96, 30_000, sequenceLength, batchSize),
 });
 writeModel(studentAt, { ...pruned, source: student.source() }, { carryFrom: prunedAt });

@@ -34,8 +34,22 @@ export interface RecordingOptions {
 
 /** The 16 colours of a terminal on a dark ground. */
 const PALETTE = [
-  ...["#484f58", "#ff7b72", "#3fb950", "#d29922", "#58a6ff", "#bc8cff", "#39c5cf", "#b1bac4"],
-  ...["#6e7681", "#ffa198", "#56d364", "#e3b341", "#79c0ff", "#d2a8ff", "#56d4dd", "#ffffff"],
+  "#484f58",
+  "#ff7b72",
+  "#3fb950",
+  "#d29922",
+  "#58a6ff",
+  "#bc8cff",
+  "#39c5cf",
+  "#b1bac4",
+  "#6e7681",
+  "#ffa198",
+  "#56d364",
+  "#e3b341",
+  "#79c0ff",
+  "#d2a8ff",
+  "#56d4dd",
+  "#ffffff",
 ];
 const [TEXT, GROUND] = ["#c9d1d9", "#0d1117"];
 const [WIDTH, HEIGHT, MARGIN] = [8.4, 18, 16]; // of a character, and around them, in pixels

@@ -49,7 +49,9 @@ export async function startHub(repositories: Readonly<Record<string, Repository>
     if (token !== undefined && request.headers.authorization !== `Bearer ${token}`)
       return json({ error: "gated" }, 401);
     const entry = (file: string) => ({
-      ...{ type: "file", path: file, size: files.get(file)?.length ?? 0 },
+      type: "file",
+      path: file,
+      size: files.get(file)?.length ?? 0,
       oid: createHash("sha1")
         .update(files.get(file) ?? "")
         .digest("hex"),

@@ -13,8 +13,11 @@ export async function loadInLlamaCpp(file: string): Promise<LlamaModel> {
 /** Log-probabilities of every token after each of the given ones: [positions, vocabulary]. f32 key-value cache. */
 export async function logProbabilities(model: LlamaModel, tokens: readonly number[], vocab: number) {
   const context = await model.createContext({
-    ...{ contextSize: 256, flashAttention: false, threads: 1 },
-    ...{ experimentalKvCacheKeyType: "F32" as const, experimentalKvCacheValueType: "F32" as const },
+    contextSize: 256,
+    flashAttention: false,
+    threads: 1,
+    experimentalKvCacheKeyType: "F32" as const,
+    experimentalKvCacheValueType: "F32" as const,
   });
   try {
     const input = tokens.map(
@@ -38,8 +41,11 @@ export async function logProbabilities(model: LlamaModel, tokens: readonly numbe
 /** Tokens that llama.cpp finds likeliest, one after another, after a begin-of-sequence token and a prompt. */
 export async function greedyTokens(model: LlamaModel, prompt: readonly number[], count: number): Promise<number[]> {
   const context = await model.createContext({
-    ...{ contextSize: 512, flashAttention: false, threads: 1 },
-    ...{ experimentalKvCacheKeyType: "F32" as const, experimentalKvCacheValueType: "F32" as const },
+    contextSize: 512,
+    flashAttention: false,
+    threads: 1,
+    experimentalKvCacheKeyType: "F32" as const,
+    experimentalKvCacheValueType: "F32" as const,
   });
   const generated: number[] = [];
   try {
@@ -64,9 +70,14 @@ export function writeTokenizer(directory: string, vocabSize: number): void {
   writeFileSync(
     path.join(directory, "tokenizer.json"),
     JSON.stringify({
-      ...{ version: "1.0", truncation: null, padding: null },
+      version: "1.0",
+      truncation: null,
+      padding: null,
       added_tokens: names.slice(0, 3).map((content, id) => ({ id, content, ...added })),
-      ...{ normalizer: null, pre_tokenizer: byteLevel, post_processor: null, decoder: byteLevel },
+      normalizer: null,
+      pre_tokenizer: byteLevel,
+      post_processor: null,
+      decoder: byteLevel,
       model: { type: "BPE", vocab: Object.fromEntries(names.map((name, id) => [name, id])), merges: [] },
     }),
   );

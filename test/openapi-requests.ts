@@ -17,7 +17,11 @@ export interface GeneratedRequest {
 export type Known = Readonly<Record<string, fc.Arbitrary<unknown>>>;
 
 const ANYTHING = fc.oneof(
-  ...[fc.string({ maxLength: 20 }), fc.integer(), fc.double(), fc.boolean(), fc.constant(null)],
+  fc.string({ maxLength: 20 }),
+  fc.integer(),
+  fc.double(),
+  fc.boolean(),
+  fc.constant(null),
   fc.array(fc.string({ maxLength: 5 }), { maxLength: 3 }),
   fc.object({ maxDepth: 1, maxKeys: 3 }),
 );
@@ -44,7 +48,10 @@ export function requestsOf(document: Json, known: Known = {}, strange = 40): fc.
         const filled = path.replace(/\{(\w+)\}/g, (_, name: string) => text(name));
         const search = query.map(({ name }) => `${name}=${text(`${name}`)}`).join("&");
         return {
-          ...{ method, path: search === "" ? filled : `${filled}?${search}`, contentType, body },
+          method,
+          path: search === "" ? filled : `${filled}?${search}`,
+          contentType,
+          body,
           operation: `${operation.operationId}`,
         };
       });
@@ -149,7 +156,8 @@ class Values {
   private array({ items = {}, minItems = 0, maxItems = 3 }: Json, depth: number): fc.Arbitrary<unknown> {
     const least = Number(minItems);
     return fc.array(this.of(items as Json, depth + 1), {
-      ...{ minLength: least, maxLength: Math.max(least, Math.min(Number(maxItems), least + 3)) },
+      minLength: least,
+      maxLength: Math.max(least, Math.min(Number(maxItems), least + 3)),
     });
   }
 }
@@ -166,7 +174,10 @@ function numberOf({ type, minimum, maximum, exclusiveMinimum, exclusiveMaximum }
   if (type === "integer")
     return fc.oneof(fc.integer({ min: low, max: Math.min(high, low + 8) }), fc.integer({ min: low, max: high }));
   return fc.double({
-    ...{ min: low, max: high, noNaN: true },
-    ...{ minExcluded: exclusiveMinimum !== undefined, maxExcluded: exclusiveMaximum !== undefined },
+    min: low,
+    max: high,
+    noNaN: true,
+    minExcluded: exclusiveMinimum !== undefined,
+    maxExcluded: exclusiveMaximum !== undefined,
   });
 }

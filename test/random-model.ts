@@ -6,8 +6,16 @@ import { writeTokenizer } from "./llama-cpp.js";
 /** A model of random weights, as small as the types' blocks allow, deep enough that mixtures differ by layer. */
 export function randomModel(root: string, name: string, changes: Record<string, unknown>, deviation = 0.05) {
   const config = {
-    ...{ model_type: "llama", vocab_size: 64, hidden_size: 256, intermediate_size: 256, num_hidden_layers: 8 },
-    ...{ num_attention_heads: 8, num_key_value_heads: 2, head_dim: 32, tie_word_embeddings: false, ...changes },
+    model_type: "llama",
+    vocab_size: 64,
+    hidden_size: 256,
+    intermediate_size: 256,
+    num_hidden_layers: 8,
+    num_attention_heads: 8,
+    num_key_value_heads: 2,
+    head_dim: 32,
+    tie_word_embeddings: false,
+    ...changes,
   };
   const model = modelFromConfig(config);
   const directory = path.join(root, name);

@@ -115,7 +115,9 @@ async function runOnce(
       sequences: new Sequences(method.data, LENGTH),
       options: {
         ...defaultTrainOptions(weights.model.sizes.hidden ?? 1, method.tokens, LENGTH, BATCH),
-        ...{ learningRate, minimumLearningRate: learningRate / 10, seed },
+        learningRate,
+        minimumLearningRate: learningRate / 10,
+        seed,
       },
     });
     const parameters = countParameters(weights.model.parameters, weights.model.sizes);
@@ -219,12 +221,10 @@ await examine({
   ...onStories,
 });
 await examine({
-  ...{
-    name: "depth cut + distilled",
-    start: () => load(depthCut.model, depthCut.source, true),
-    objective: distilled,
-    ...onStories,
-  },
+  name: "depth cut + distilled",
+  start: () => load(depthCut.model, depthCut.source, true),
+  objective: distilled,
+  ...onStories,
 });
 await examine({
   name: "depth cut + distilled + intermediate states",
@@ -249,10 +249,14 @@ for (const k of [4, 16, 64])
 const onShifted = { data: shifted.train, validation: shifted.heldOut, tokens: TOKENS, start: pruned };
 const corrected = load(model, checkpoint.source, true);
 await train({
-  ...{ backend, student: corrected, objective: crossEntropyObjective, sequences: new Sequences(shifted.train, LENGTH) },
+  backend,
+  student: corrected,
+  objective: crossEntropyObjective,
+  sequences: new Sequences(shifted.train, LENGTH),
   options: {
     ...defaultTrainOptions(model.sizes.hidden ?? 1, Math.ceil(TOKENS / 3), LENGTH, BATCH),
-    ...{ learningRate: 1e-3, minimumLearningRate: 1e-4 },
+    learningRate: 1e-3,
+    minimumLearningRate: 1e-4,
   },
 });
 console.log(

@@ -192,7 +192,13 @@ async function perLayer(seed: number, sizes: string): Promise<PrunedModel> {
   const target = `${parameters / countParameters(model.parameters, model.sizes)}x`;
   const candidate = await perLayerCandidate(
     {
-      ...{ backend, original, weights: teacher, tokens, validation: tokens, scores: plain, computeType: "f32" },
+      backend,
+      original,
+      weights: teacher,
+      tokens,
+      validation: tokens,
+      scores: plain,
+      computeType: "f32",
       options: { target, space: { axes: ["ffn"] } },
     },
     { scores, streamMoments: streamMoments.data },

@@ -119,7 +119,9 @@ async function students(): Promise<void> {
         objective: distillationObjective(source, { ...DISTILLATION_DEFAULTS, divergence }),
         options: {
           ...defaultTrainOptions(pruned.model.sizes.hidden ?? 1, TOKENS, LENGTH, BATCH),
-          ...{ learningRate: LEARNING_RATE, minimumLearningRate: LEARNING_RATE / 10, seed },
+          learningRate: LEARNING_RATE,
+          minimumLearningRate: LEARNING_RATE / 10,
+          seed,
         },
       });
       const seconds = processorSeconds() - started;

@@ -6,10 +6,22 @@ import koffi from "../../src/system/ffi.js";
 /** llama.cpp's own quantizer (`llama_model_quantize` of llama.h, release 0.5), to compare with. */
 
 const parameters = koffi.struct({
-  ...{ nthread: "int32_t", ftype: "int", output_tensor_type: "int", token_embedding_type: "int" },
-  ...{ allow_requantize: "bool", quantize_output_tensor: "bool", only_copy: "bool", pure: "bool" },
-  ...{ keep_split: "bool", dry_run: "bool", imatrix: "void *", kv_overrides: "void *", tt_overrides: "void *" },
-  ...{ prune_layers: "void *", max_buf_size: "size_t", later: koffi.array("uint8_t", 64) },
+  nthread: "int32_t",
+  ftype: "int",
+  output_tensor_type: "int",
+  token_embedding_type: "int",
+  allow_requantize: "bool",
+  quantize_output_tensor: "bool",
+  only_copy: "bool",
+  pure: "bool",
+  keep_split: "bool",
+  dry_run: "bool",
+  imatrix: "void *",
+  kv_overrides: "void *",
+  tt_overrides: "void *",
+  prune_layers: "void *",
+  max_buf_size: "size_t",
+  later: koffi.array("uint8_t", 64),
 });
 
 const NO_TYPE = 43; // GGML_TYPE_COUNT
@@ -46,10 +58,22 @@ export function quantizeWithLlamaCpp(
     koffi.pointer(parameters),
   ]);
   const settings = {
-    ...{ nthread: options.threads, ftype: fileType, output_tensor_type: NO_TYPE, token_embedding_type: NO_TYPE },
-    ...{ allow_requantize: false, quantize_output_tensor: true, only_copy: false, pure: false, keep_split: false },
-    ...{ dry_run: false, imatrix: entries.length > 0 ? table : null, kv_overrides: null, tt_overrides: null },
-    ...{ prune_layers: null, max_buf_size: 0, later: Array.from({ length: 64 }, () => 0) },
+    nthread: options.threads,
+    ftype: fileType,
+    output_tensor_type: NO_TYPE,
+    token_embedding_type: NO_TYPE,
+    allow_requantize: false,
+    quantize_output_tensor: true,
+    only_copy: false,
+    pure: false,
+    keep_split: false,
+    dry_run: false,
+    imatrix: entries.length > 0 ? table : null,
+    kv_overrides: null,
+    tt_overrides: null,
+    prune_layers: null,
+    max_buf_size: 0,
+    later: Array.from({ length: 64 }, () => 0),
   };
   return new Promise((resolve, reject) => {
     run.async(input, output, settings, (error: Error | null, status: number) => {

@@ -52,7 +52,9 @@ describe("coppice evaluate", () => {
     const results = JSON.parse(read("results_")) as Record<string, Record<string, Record<string, unknown>>>;
     const accuracy = result.models[0]?.tasks[0]?.metrics[0];
     expect(results.results?.piqa).toMatchObject({
-      ...{ alias: "piqa", "acc,none": accuracy?.value, "acc_stderr,none": accuracy?.standardError },
+      alias: "piqa",
+      "acc,none": accuracy?.value,
+      "acc_stderr,none": accuracy?.standardError,
     });
     expect(results["n-shot"]).toMatchObject({ openbookqa: 2 });
     expect(results["n-samples"]?.piqa).toEqual({ original: 10, effective: 10 });
@@ -81,7 +83,10 @@ describe("coppice evaluate", () => {
     const folder = path.join(data, "baber/piqa/default");
     mkdirSync(folder, { recursive: true });
     const rows = Array.from({ length: 300 }, (_, i) => ({
-      ...{ goal: `How are ${i} apples kept? `.repeat(4), sol1: `in ${i} boxes`, sol2: "not at all", label: i % 2 },
+      goal: `How are ${i} apples kept? `.repeat(4),
+      sol1: `in ${i} boxes`,
+      sol2: "not at all",
+      label: i % 2,
     }));
     writeFileSync(path.join(folder, "validation.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
     const args = [model, "--tasks", "piqa", "--data", data];

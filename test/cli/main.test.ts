@@ -174,8 +174,22 @@ describe("other commands", () => {
     expect(shares.length).toBeGreaterThan(0);
     for (const share of shares) expect(Math.abs(share - 67)).toBeLessThanOrEqual(0.7);
     const ranked = await json<{ candidates: { loss?: number; distilledLoss?: number }[] }>(
-      ...["plan", teacher, "--target", "0.67x", "--data", data, "--samples", "16", "--candidates", "4"],
-      ...["--search-tokens", "2K", "--axes", "hidden,ffn,layers", "--max-depth-cut", "0.25"],
+      "plan",
+      teacher,
+      "--target",
+      "0.67x",
+      "--data",
+      data,
+      "--samples",
+      "16",
+      "--candidates",
+      "4",
+      "--search-tokens",
+      "2K",
+      "--axes",
+      "hidden,ffn,layers",
+      "--max-depth-cut",
+      "0.25",
     );
     const losses = ranked.candidates.flatMap(({ distilledLoss }) => distilledLoss ?? []);
     expect(losses.length).toBe(4);
@@ -187,29 +201,51 @@ describe("other commands", () => {
   it("prune, distill and pretrain do one stage each", async () => {
     const pruned = path.join(directory, "pruned");
     const cut = await json<{ parameters: { to: number } }>(
-      ...[
-        "prune",
-        teacher,
-        "--target",
-        "hidden=96,ffn=256,layers=3",
-        "--data",
-        data,
-        "--samples",
-        "16",
-        "--out",
-        pruned,
-      ],
+      "prune",
+      teacher,
+      "--target",
+      "hidden=96,ffn=256,layers=3",
+      "--data",
+      data,
+      "--samples",
+      "16",
+      "--out",
+      pruned,
     );
     expect((await json<{ parameters: number }>("inspect", pruned)).parameters).toBe(cut.parameters.to);
     const student = path.join(directory, "student");
     const distilled = await json<{ before: { loss: number }; student: { loss: number } }>(
-      ...["distill", pruned, "--teacher", teacher, "--data", data, "--tokens", "5K", "--out", student, ...small],
-      ...["--teacher-cache", "--top-k", "16", "--cross-entropy-weight", "0.1", "--micro-batch-size", "4"],
+      "distill",
+      pruned,
+      "--teacher",
+      teacher,
+      "--data",
+      data,
+      "--tokens",
+      "5K",
+      "--out",
+      student,
+      ...small,
+      "--teacher-cache",
+      "--top-k",
+      "16",
+      "--cross-entropy-weight",
+      "0.1",
+      "--micro-batch-size",
+      "4",
     );
     expect(distilled.student.loss).toBeLessThan(distilled.before.loss);
     const trained = await json<{ student: { loss: number } }>(
-      ...["pretrain", path.join(root, "examples/tiny-config"), "--from-scratch", "--data", data, "--tokens", "5K"],
-      ...["--out", path.join(directory, "trained"), ...small],
+      "pretrain",
+      path.join(root, "examples/tiny-config"),
+      "--from-scratch",
+      "--data",
+      data,
+      "--tokens",
+      "5K",
+      "--out",
+      path.join(directory, "trained"),
+      ...small,
     );
     expect(trained.student.loss).toBeLessThan(Math.log(512));
   });
@@ -243,21 +279,24 @@ describe("other commands", () => {
 
   it("compress corrects the teacher and searches by short distillations when asked", async () => {
     const result = await json<CompressOutcome>(
-      ...[
-        "compress",
-        teacher,
-        ...compression.slice(0, 4),
-        "--tokens",
-        "4K",
-        "--samples",
-        "16",
-        "--start",
-        "minitron",
-        "--candidates",
-        "2",
-        ...small,
-      ],
-      ...["--teacher-correction", "4K", "--search-tokens", "2K", "--out", path.join(directory, "corrected")],
+      "compress",
+      teacher,
+      ...compression.slice(0, 4),
+      "--tokens",
+      "4K",
+      "--samples",
+      "16",
+      "--start",
+      "minitron",
+      "--candidates",
+      "2",
+      ...small,
+      "--teacher-correction",
+      "4K",
+      "--search-tokens",
+      "2K",
+      "--out",
+      path.join(directory, "corrected"),
     );
     expect(result.student.loss).toBeLessThan(result.pruned.loss);
     expect(existsSync(path.join(directory, "corrected", "corrected-teacher", "config.json"))).toBe(true);

@@ -29,10 +29,11 @@ describe.each(each)("on %s", (_, compute) => {
       const random = new Random(size);
       const [sum, a] = [normal(random, [size, size]), normal(random, [ROWS, size])];
       const lower = (of: Float32Array) => of.filter((_, i) => i % size <= Math.floor(i / size));
-    const [added] = await compute([sum, a], (g, [s, x]) => [ops.addGram(g, s!, x!)]);
-    const [whole] = await compute([sum, a], (g, [s, x]) => [ops.addProducts(g, s!, x!, x!)]);
-    expect(lower(added!)).toEqual(lower(whole!));
-  });
+      const [added] = await compute([sum, a], (g, [s, x]) => [ops.addGram(g, s!, x!)]);
+      const [whole] = await compute([sum, a], (g, [s, x]) => [ops.addProducts(g, s!, x!, x!)]);
+      expect(lower(added!)).toEqual(lower(whole!));
+    },
+  );
 
   it("a product is exact to f32 where f32 is asked for, and within the rounding of its factors where bf16 is", async () => {
     const random = new Random(3);
