@@ -12,7 +12,7 @@ import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { openCorpus, Sequences, Tokenizer } from "../../src/data/index.js";
+import { openCorpus, Sequences, Tokenizer, type TokenStream } from "../../src/data/index.js";
 import {
   DISTILLATION_DEFAULTS,
   defaultTrainOptions,
@@ -28,7 +28,7 @@ import { perplexity } from "../../src/evaluate/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import { openModel } from "../../src/jobs/index.js";
 import { loadWeights } from "../../src/models/index.js";
-import { calibrate, keptIndices, parseSizes, planWithLayers, prune } from "../../src/prune/index.js";
+import { calibrate, keptIndices, type PrunedModel, parseSizes, planWithLayers, prune } from "../../src/prune/index.js";
 import { median } from "../../src/system/statistics.js";
 import { Graph, ops } from "../../src/tensor/index.js";
 import { markdown } from "../lines.js";
@@ -99,92 +99,117 @@ const processorSeconds = (): number => {
   return (user + system) / 1e6;
 };
 
-/** A student of each kind of targets. */
-async function students(): Promise<void> {
-  const validation = (await openCorpus([values.validation], tokenizer)).train;
+/** The start of all students. */
+async function prunedStart() {
   const calibration = { samples: 256, batchSize: BATCH, computeType: COMPUTE } as const;
   const scores = await calibrate(backend, teacher, sequences, calibration);
   const plan = planWithLayers(model, parseSizes(values.student), [...Array(model.layerCount).keys()]);
-  const pruned = prune(checkpoint, plan, keptIndices(model, plan, scores));
+  return prune(checkpoint, plan, keptIndices(model, plan, scores));
+}
 
-  /** Trains a student; the same seed starts from the same weights and sees the same data. */
-  async function distill(source: Teacher, divergence: SparseTargets["divergence"], seed: number) {
-    const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
-    try {
-      const started = processorSeconds();
-      await train({
-        backend,
-        student,
-        sequences,
-        objective: distillationObjective(source, { ...DISTILLATION_DEFAULTS, divergence }),
-        options: {
-          ...defaultTrainOptions(pruned.model.sizes.hidden ?? 1, TOKENS, LENGTH, BATCH),
-          learningRate: LEARNING_RATE,
-          minimumLearningRate: LEARNING_RATE / 10,
-          seed,
-        },
-      });
-      const seconds = processorSeconds() - started;
-      const options = { sequenceLength: LENGTH, maxSequences: VALIDATION_SEQUENCES, computeType: COMPUTE } as const;
-      return { seconds, loss: (await perplexity(backend, student, validation, options)).loss };
-    } finally {
-      student.free();
-    }
+interface Student {
+  readonly start: PrunedModel;
+  readonly validation: TokenStream;
+  readonly seed: number;
+}
+
+/** Trains a student; the same seed starts from the same weights and sees the same data. */
+async function distill({ start, validation, seed }: Student, source: Teacher, divergence: SparseTargets["divergence"]) {
+  const student = loadWeights(backend, start.model, start.source, { dtype: "f32", trainable: true });
+  try {
+    const started = processorSeconds();
+    await train({
+      backend,
+      student,
+      sequences,
+      objective: distillationObjective(source, { ...DISTILLATION_DEFAULTS, divergence }),
+      options: {
+        ...defaultTrainOptions(start.model.sizes.hidden ?? 1, TOKENS, LENGTH, BATCH),
+        learningRate: LEARNING_RATE,
+        minimumLearningRate: LEARNING_RATE / 10,
+        seed,
+      },
+    });
+    const seconds = processorSeconds() - started;
+    const options = { sequenceLength: LENGTH, maxSequences: VALIDATION_SEQUENCES, computeType: COMPUTE } as const;
+    return { seconds, loss: (await perplexity(backend, student, validation, options)).loss };
+  } finally {
+    student.free();
   }
+}
 
-  async function distillFrom(targets: SparseTargets, directory: string, seed: number) {
-    const source = sparseTeacher(targets, directory);
-    try {
-      return await distill({ kind: "sparse", source }, targets.divergence, seed);
-    } finally {
-      source.free();
-    }
+async function distillFrom(student: Student, targets: SparseTargets, directory: string) {
+  const source = sparseTeacher(targets, directory);
+  try {
+    return await distill(student, { kind: "sparse", source }, targets.divergence);
+  } finally {
+    source.free();
   }
+}
 
+interface Run {
+  readonly loss: number;
+  /** Seconds of a pass that computes the targets, and of one that reads them. */
+  readonly first: number;
+  readonly cached: number | undefined;
+  /** A token's in the cache. */
+  readonly bytes: number | undefined;
+}
+
+async function runOf({ name, targets }: Kind, student: Student): Promise<Run> {
+  if (targets === undefined) {
+    const { seconds, loss } = await distill(student, { kind: "online", weights: teacher }, "forward-kl");
+    return { loss, first: seconds, cached: undefined, bytes: undefined };
+  }
+  const directory = path.join(scratch, `${name}-${student.seed}`);
+  const first = await distillFrom(student, targets(student.seed), directory);
+  const cached = await distillFrom(student, targets(student.seed), directory);
+  if (cached.loss !== first.loss) throw new Error(`${name}: ${cached.loss} from the cache, ${first.loss} before`);
+  const trained = Math.ceil(TOKENS / LENGTH / BATCH) * LENGTH * BATCH;
+  return { loss: first.loss, first: first.seconds, cached: cached.seconds, bytes: entryBytes(directory) / trained };
+}
+
+/** A line of the table. @param whole the losses of the same seeds' students of the whole distribution */
+function rowOf(name: string, runs: readonly Run[], whole: readonly number[] | undefined): (string | number)[] {
+  const losses = runs.map(({ loss }) => loss);
+  const differences = losses.map((loss, i) => loss - (whole?.[i] ?? Number.NaN));
+  const seconds = (times: readonly (number | undefined)[]) =>
+    times.includes(undefined) ? "-" : median(times as number[]).toFixed(2);
+  return [
+    name,
+    runs[0]?.bytes === undefined ? "-" : mean(runs.map(({ bytes }) => bytes ?? 0)).toFixed(1),
+    seconds(runs.map(({ first }) => first)),
+    seconds(runs.map(({ cached }) => cached)),
+    mean(losses).toFixed(4),
+    spread(losses).toFixed(4),
+    `${mean(differences).toFixed(4)} ± ${spread(differences).toFixed(4)}`,
+  ];
+}
+
+const HEAD = [
+  "targets",
+  "bytes a token",
+  "first pass, s",
+  "cached pass, s",
+  "loss, mean",
+  "spread",
+  "from the whole's",
+];
+
+/** Students of each kind of targets. */
+async function students(): Promise<void> {
+  const { train: validation } = await openCorpus([values.validation], tokenizer);
+  const start = await prunedStart();
   const rows: (string | number)[][] = [];
   let whole: number[] | undefined;
-  for (const { name, targets } of kinds) {
-    const runs: { first: number; cached: number | undefined; loss: number; bytes: number | undefined }[] = [];
-    for (const seed of SEEDS) {
-      if (targets === undefined) {
-        const { seconds, loss } = await distill({ kind: "online", weights: teacher }, "forward-kl", seed);
-        runs.push({ first: seconds, cached: undefined, loss, bytes: undefined });
-        continue;
-      }
-      const directory = path.join(scratch, `${name}-${seed}`);
-      const first = await distillFrom(targets(seed), directory, seed);
-      const cached = await distillFrom(targets(seed), directory, seed);
-      if (cached.loss !== first.loss) throw new Error(`${name}: ${cached.loss} from the cache, ${first.loss} before`);
-      const trained = Math.ceil(TOKENS / LENGTH / BATCH) * LENGTH * BATCH;
-      const bytes = entryBytes(directory) / trained;
-      runs.push({ first: first.seconds, cached: cached.seconds, loss: first.loss, bytes });
-    }
-    const losses = runs.map(({ loss }) => loss);
-    if (targets === undefined) whole = losses;
-    const differences = losses.map((loss, i) => loss - (whole?.[i] ?? Number.NaN));
-    const seconds = (times: readonly (number | undefined)[]) =>
-      times.includes(undefined) ? "-" : median(times as number[]).toFixed(2);
-    rows.push([
-      name,
-      runs[0]?.bytes === undefined ? "-" : mean(runs.map(({ bytes }) => bytes ?? 0)).toFixed(1),
-      seconds(runs.map(({ first }) => first)),
-      seconds(runs.map(({ cached }) => cached)),
-      mean(losses).toFixed(4),
-      spread(losses).toFixed(4),
-      `${mean(differences).toFixed(4)} ± ${spread(differences).toFixed(4)}`,
-    ]);
+  for (const kind of kinds) {
+    const runs: Run[] = [];
+    for (const seed of SEEDS) runs.push(await runOf(kind, { start, validation, seed }));
+    if (kind.targets === undefined) whole = runs.map(({ loss }) => loss);
+    rows.push(rowOf(kind.name, runs, whole));
   }
   console.log(`${TOKENS} tokens, ${SEEDS.length} seeds, student ${values.student}\n`);
-  const head = [
-    "targets",
-    "bytes a token",
-    "first pass, s",
-    "cached pass, s",
-    "loss, mean",
-    "spread",
-    "from the same seeds' whole",
-  ];
-  console.log(`${markdown(head, rows)}\n`);
+  console.log(`${markdown(HEAD, rows)}\n`);
 }
 
 const ROUNDS = 5;

@@ -1,4 +1,4 @@
-import { render } from "preact";
+import { type RefObject, render } from "preact";
 import { useRef, useState } from "preact/hooks";
 import { Form, Problem, Select } from "../shared/parts.js";
 import { useLoaded } from "../shared/use.js";
@@ -60,36 +60,55 @@ function Chat() {
         <p id="status" role="status">
           {conversation.status}
         </p>
-        <Form class="ask" onSubmit={submit}>
-          <label for="text" class="hidden">
-            Message
-          </label>
-          <textarea
-            id="text"
-            ref={field}
-            rows={2}
-            required
-            placeholder="Message (Enter to send, Shift+Enter for a new line)"
-            value={text}
-            onInput={(event) => setText(event.currentTarget.value)}
-            onKeyDown={(event) => {
-              if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-              event.preventDefault();
-              submit();
-            }}
-          />
-          {running === undefined ? (
-            <button type="submit" class="primary">
-              Send
-            </button>
-          ) : (
-            <button type="button" onClick={() => running.abort()}>
-              Stop
-            </button>
-          )}
-        </Form>
+        <MessageForm field={field} text={text} onText={setText} onSubmit={submit} running={running} />
       </main>
     </>
+  );
+}
+
+/** Where a message is written and sent, or the answer to the last one stopped. */
+function MessageForm({
+  field,
+  text,
+  onText,
+  onSubmit,
+  running,
+}: {
+  field: RefObject<HTMLTextAreaElement>;
+  text: string;
+  onText: (text: string) => void;
+  onSubmit: () => void;
+  running: AbortController | undefined;
+}) {
+  return (
+    <Form class="ask" onSubmit={onSubmit}>
+      <label for="text" class="hidden">
+        Message
+      </label>
+      <textarea
+        id="text"
+        ref={field}
+        rows={2}
+        required
+        placeholder="Message (Enter to send, Shift+Enter for a new line)"
+        value={text}
+        onInput={(event) => onText(event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+          event.preventDefault();
+          onSubmit();
+        }}
+      />
+      {running === undefined ? (
+        <button type="submit" class="primary">
+          Send
+        </button>
+      ) : (
+        <button type="button" onClick={() => running.abort()}>
+          Stop
+        </button>
+      )}
+    </Form>
   );
 }
 

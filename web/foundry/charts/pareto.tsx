@@ -44,6 +44,34 @@ export const describeCandidate = (candidate: Candidate): string => {
   return `${candidateName(candidate)}: ${bytes(memory.totalBytes)}, ${Math.round(tokensPerSecond)} tokens/s, ${expectedLoss.toPrecision(2)} nats`;
 };
 
+/** The axes, with the ends of their ranges. */
+function Axes({ memory, losses }: { memory: readonly number[]; losses: readonly number[] }) {
+  return (
+    <>
+      <line x1={LEFT} y1={HEIGHT - BOTTOM} x2={WIDTH} y2={HEIGHT - BOTTOM} class="axis" />
+      <line x1={LEFT} y1={0} x2={LEFT} y2={HEIGHT - BOTTOM} class="axis" />
+      <text x={LEFT + PAD} y={HEIGHT - BOTTOM + 16}>
+        {bytes(Math.min(...memory))}
+      </text>
+      <text x={WIDTH - 4} y={HEIGHT - BOTTOM + 16} text-anchor="end">
+        {bytes(Math.max(...memory))}
+      </text>
+      <text x={(LEFT + WIDTH) / 2} y={HEIGHT - 4} text-anchor="middle">
+        memory
+      </text>
+      <text x={LEFT - 6} y={HEIGHT - BOTTOM - PAD} text-anchor="end">
+        {Math.min(...losses).toPrecision(2)}
+      </text>
+      <text x={LEFT - 6} y={PAD + 4} text-anchor="end">
+        {Math.max(...losses).toPrecision(2)}
+      </text>
+      <text x={14} y={(HEIGHT - BOTTOM) / 2} text-anchor="middle" transform={`rotate(-90 14 ${(HEIGHT - BOTTOM) / 2})`}>
+        expected loss, nats
+      </text>
+    </>
+  );
+}
+
 /** Candidates by memory and expected loss. A click chooses one; the keyboard uses the list beside the chart. */
 export function Pareto({ candidates, chosen, onChoose }: CandidatesProps) {
   if (candidates.length === 0) return null;
@@ -75,26 +103,7 @@ export function Pareto({ candidates, chosen, onChoose }: CandidatesProps) {
   return (
     // the list beside the chart serves keyboards and screen readers
     <svg class="chart" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} aria-hidden="true" onClick={choose}>
-      <line x1={LEFT} y1={HEIGHT - BOTTOM} x2={WIDTH} y2={HEIGHT - BOTTOM} class="axis" />
-      <line x1={LEFT} y1={0} x2={LEFT} y2={HEIGHT - BOTTOM} class="axis" />
-      <text x={LEFT + PAD} y={HEIGHT - BOTTOM + 16}>
-        {bytes(Math.min(...memory))}
-      </text>
-      <text x={WIDTH - 4} y={HEIGHT - BOTTOM + 16} text-anchor="end">
-        {bytes(Math.max(...memory))}
-      </text>
-      <text x={(LEFT + WIDTH) / 2} y={HEIGHT - 4} text-anchor="middle">
-        memory
-      </text>
-      <text x={LEFT - 6} y={HEIGHT - BOTTOM - PAD} text-anchor="end">
-        {Math.min(...losses).toPrecision(2)}
-      </text>
-      <text x={LEFT - 6} y={PAD + 4} text-anchor="end">
-        {Math.max(...losses).toPrecision(2)}
-      </text>
-      <text x={14} y={(HEIGHT - BOTTOM) / 2} text-anchor="middle" transform={`rotate(-90 14 ${(HEIGHT - BOTTOM) / 2})`}>
-        expected loss, nats
-      </text>
+      <Axes memory={memory} losses={losses} />
       <polyline
         class="front"
         points={front.map((candidate) => `${centre(candidate).cx},${centre(candidate).cy}`).join(" ")}

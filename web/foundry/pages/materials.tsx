@@ -79,20 +79,9 @@ export function ModelField({
         onSelect={onSelect}
       />
       <div class="row">
-        <label class="button">
-          Upload a model
-          <input
-            type="file"
-            multiple
-            class="hidden"
-            aria-label="Upload a model"
-            onChange={({ currentTarget }) => {
-              const files = [...(currentTarget.files ?? [])];
-              currentTarget.value = ""; // so that the same file can be chosen again
-              if (files.length > 0) void run("Uploading the model…", async () => added(await uploadModel(files)));
-            }}
-          />
-        </label>
+        <UploadButton
+          onFiles={(files) => void run("Uploading the model…", async () => added(await uploadModel(files)))}
+        />
         <button
           type="button"
           aria-expanded={hubId !== undefined}
@@ -101,32 +90,67 @@ export function ModelField({
           From the hub
         </button>
       </div>
-      {hubId !== undefined && (
-        <div class="row nowrap">
-          <label>
-            Model on the hub
-            <input
-              type="text"
-              placeholder="organization/name"
-              value={hubId}
-              onInput={(event) => setHubId(event.currentTarget.value)}
-              onKeyDown={(event) => {
-                if (event.key !== "Enter") return;
-                event.preventDefault(); // or it would submit the whole form
-                void addFromHub();
-              }}
-            />
-          </label>
-          <button type="button" disabled={hubId.trim() === "" || busy !== ""} onClick={() => void addFromHub()}>
-            Add
-          </button>
-        </div>
-      )}
+      {hubId !== undefined && <HubForm id={hubId} isBusy={busy !== ""} onInput={setHubId} onAdd={addFromHub} />}
       <p class="quiet status" role="status">
         {busy}
       </p>
       <Problem>{problem}</Problem>
     </>
+  );
+}
+
+/** Chooses the files of a model. */
+function UploadButton({ onFiles }: { onFiles: (files: File[]) => void }) {
+  return (
+    <label class="button">
+      Upload a model
+      <input
+        type="file"
+        multiple
+        class="hidden"
+        aria-label="Upload a model"
+        onChange={({ currentTarget }) => {
+          const files = [...(currentTarget.files ?? [])];
+          currentTarget.value = ""; // so that the same file can be chosen again
+          if (files.length > 0) onFiles(files);
+        }}
+      />
+    </label>
+  );
+}
+
+/** The id of a model on the hub, to add it. */
+function HubForm({
+  id,
+  isBusy,
+  onInput,
+  onAdd,
+}: {
+  id: string;
+  isBusy: boolean;
+  onInput: (id: string) => void;
+  onAdd: () => Promise<void>;
+}) {
+  return (
+    <div class="row nowrap">
+      <label>
+        Model on the hub
+        <input
+          type="text"
+          placeholder="organization/name"
+          value={id}
+          onInput={(event) => onInput(event.currentTarget.value)}
+          onKeyDown={(event) => {
+            if (event.key !== "Enter") return;
+            event.preventDefault(); // or it would submit the whole form
+            void onAdd();
+          }}
+        />
+      </label>
+      <button type="button" disabled={id.trim() === "" || isBusy} onClick={() => void onAdd()}>
+        Add
+      </button>
+    </div>
   );
 }
 
