@@ -201,7 +201,11 @@ export const training: OptionGroup = (command) =>
   command
     .option("--tokens <n>", "tokens to train on (default: 2M)", parseCount)
     .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
-    .option("--batch-size <n>", "sequences per step (default: as many as make 4096 tokens)", parseAtLeastOne)
+    .option(
+      "--batch-size <n>",
+      "sequences per step (default: as many as make 4096 tokens, or 200 steps of the run if that is fewer)",
+      parseAtLeastOne,
+    )
     .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseAtLeastOne)
     .option(
       "--learning-rate <x>",

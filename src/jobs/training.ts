@@ -31,13 +31,15 @@ import type { Stages } from "./stages.js";
 /** Training settings; those that are not set have defaults that suit the model. */
 export type TrainSettings = Partial<Omit<TrainOptions, "tokens">> & { readonly tokens: number };
 
-/** Tokens per step that the default batch size aims at. */
+/** Tokens per step that the default batch size aims at, and steps that a short run has all the same: see docs/claims.md, "Batches". */
 const DEFAULT_BATCH_TOKENS = 4096;
+const LEAST_STEPS = 200;
 
 /** Completes training settings for a model. @throws UsageError for invalid ones */
 export function trainOptionsFor(model: Model, settings: TrainSettings): TrainOptions {
   const sequenceLength = settings.sequenceLength ?? Math.min(256, defaultSequenceLength(model));
-  const batchSize = settings.batchSize ?? Math.max(1, Math.round(DEFAULT_BATCH_TOKENS / sequenceLength));
+  const batchTokens = Math.min(DEFAULT_BATCH_TOKENS, settings.tokens / LEAST_STEPS);
+  const batchSize = settings.batchSize ?? Math.max(1, Math.round(batchTokens / sequenceLength));
   const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), settings.tokens, sequenceLength, batchSize);
   const learningRate = settings.learningRate ?? defaults.learningRate;
   const options = { ...defaults, minimumLearningRate: learningRate / 10, ...defined(settings) };
