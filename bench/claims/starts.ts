@@ -167,16 +167,27 @@ const plainCut = (scores: "plain" | "scores") => async (seed: number, sizes: str
 const folders: string[] = [];
 const refitTimes: number[] = [];
 
-async function refit(seed: number, plan: PrunePlan, isRotated: boolean): Promise<PrunedModel> {
+interface RefitOptions {
+  readonly isRotated: boolean;
+  /** By what the neurons are chosen: Minitron's activations, or the brain surgeon. */
+  readonly chosenBy?: "plain" | "scores";
+}
+
+async function refit(
+  seed: number,
+  plan: PrunePlan,
+  { isRotated, chosenBy = "scores" }: RefitOptions,
+): Promise<PrunedModel> {
   const directory = mkdtempSync(path.join(tmpdir(), "coppice-starts-"));
   folders.push(directory);
-  const { passage, scores, streamMoments } = await statisticsOf(seed);
+  const statistics = await statisticsOf(seed);
+  const { passage, streamMoments } = statistics;
   const { value, seconds } = await timed(() =>
     cutAndRefit({
       passage,
       original,
       plan,
-      kept: keptIndices(model, plan, scores),
+      kept: keptIndices(model, plan, statistics[chosenBy]),
       streamMoments: isRotated ? streamMoments : undefined,
       place: (name) => path.join(directory, name),
     }),
@@ -206,14 +217,18 @@ async function perLayer(seed: number, sizes: string): Promise<PrunedModel> {
   );
   if (candidate === undefined) throw new Error(`${sizes}: no sizes of single layers make so few parameters`);
   console.error(`per layer, seed ${seed}: ffn=${[candidate.sizes.ffn].flat().join("/")}`);
-  return refit(seed, planFor(model, candidate.sizes, []), true);
+  return refit(seed, planFor(model, candidate.sizes, []), { isRotated: true });
 }
 
 const STARTS: readonly Start[] = [
   { name: "minitron", cut: plainCut("plain") },
   { name: "surgeon, no refit", cut: plainCut("scores") },
-  { name: "refit, not rotated", cut: (seed, sizes) => refit(seed, planOf(sizes), false) },
-  { name: "refit", cut: (seed, sizes) => refit(seed, planOf(sizes), true) },
+  { name: "refit, not rotated", cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: false }) },
+  {
+    name: "refit, minitron's neurons",
+    cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: true, chosenBy: "plain" }),
+  },
+  { name: "refit", cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: true }) },
   { name: "per layer", cut: perLayer },
 ];
 const NARROWED = (sizes: string) => planOf(sizes).sizes.hidden !== model.sizes.hidden;
