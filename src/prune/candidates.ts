@@ -1,6 +1,7 @@
 import { countParameters, type Model, type PruningAxis, shapeOf } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { FormatError, UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 import { axisSizes, keptIndices, type PrunePlan, planFor } from "./plan.js";
 import type { Scores } from "./scores.js";
 import { type AxisSize, type AxisSizes, describeSizes, largestOf, sizeOn } from "./sizes.js";
@@ -115,7 +116,9 @@ function checkAxes(model: Model, space: SearchSpace): void {
   const axes = model.axes.map(({ name }) => name);
   const unknown = [...space.axes, ...Object.keys(space.divisors ?? {})].find((name) => !axes.includes(name));
   if (unknown !== undefined)
-    throw new UsageError(`${model.architecture} has no axis ${unknown} that could be cut; it has ${axes.join(", ")}`);
+    throw new UsageError(
+      `${model.architecture} has no axis ${unknown} that could be cut; it has ${axes.join(", ")}.${didYouMean(unknown, axes)}`,
+    );
 }
 
 /** Every combination of sizes in which heads divide evenly among their groups. */

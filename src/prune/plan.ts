@@ -1,5 +1,6 @@
 import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
+import { didYouMean } from "../system/suggest.js";
 import type { Scores } from "./scores.js";
 import { type AxisSizes, largestOf, simplest } from "./sizes.js";
 
@@ -54,7 +55,7 @@ export function checkNames(model: Model, wanted: AxisSizes): void {
   );
   if (unknown !== undefined)
     throw new UsageError(
-      `the size ${unknown} is not understood: of a ${model.architecture} model ${axes.join(", ")} can be cut`,
+      `the size ${unknown} is not understood: of a ${model.architecture} model ${axes.join(", ")} can be cut.${didYouMean(unknown, axes)}`,
     );
 }
 
