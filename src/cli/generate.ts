@@ -92,7 +92,7 @@ export const generateCommand = command("generate", "Continue a text")
         prompt,
         sampling: { ...samplingOptions(flags), parseSpecial, onText },
       });
-      process.stderr.write(`${onText === undefined ? "" : "\n"}${renderSpeed(outcome)}\n`);
+      process.stderr.write(`${onText === undefined ? "" : "\n"}${renderSpeed(outcome, flags.seed !== undefined)}\n`);
       print(outcome, () => "");
     }),
   );
@@ -106,10 +106,12 @@ function afterPrompt(prompt: string): (text: string) => void {
   };
 }
 
-function renderSpeed({ tokens, tokensPerSecond, draft, withoutDraft }: GenerateOutcome): string {
+function renderSpeed({ tokens, tokensPerSecond, draft, withoutDraft }: GenerateOutcome, isSeeded: boolean): string {
   const speed = `${tokens} tokens, ${tokensPerSecond.toFixed(1)} tokens/s`;
   if (draft === undefined || withoutDraft === undefined) return speed;
   const { guessed, accepted } = draft;
+  if (guessed === 0 && isSeeded)
+    return `${speed}\nthe draft guessed nothing: a text with a seed is written without guesses`;
   const share = ((100 * accepted) / Math.max(1, guessed)).toFixed(0);
   return `${speed}\nthe draft guessed ${guessed} tokens, ${accepted} right (${share} %): ${withoutDraft.speedUp.toFixed(2)} times as fast as the ${withoutDraft.tokensPerSecond.toFixed(1)} tokens/s without`;
 }
