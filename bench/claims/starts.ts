@@ -27,6 +27,8 @@ import { countParameters, loadWeights, type ModelWeights, openCheckpoint } from 
 import {
   calibrate,
   keptIndices,
+  layerSizes,
+  leastParameters,
   type PrunedModel,
   type PrunePlan,
   parseSizes,
@@ -231,10 +233,15 @@ const STARTS: readonly Start[] = [
   { name: "refit", cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: true }) },
   { name: "per layer", cut: perLayer },
 ];
-const NARROWED = (sizes: string) => planOf(sizes).sizes.hidden !== model.sizes.hidden;
-/** Whether a start is another one's equal at these sizes. */
-const isSuperfluous = ({ name }: Start, sizes: string): boolean =>
-  (name === "refit, not rotated" && !NARROWED(sizes)) || (name === "per layer" && !/^ffn=\d+$/.test(sizes));
+
+/** Whether a start is possible at these sizes, and no other one's equal. */
+function isApart({ name }: Start, sizes: string): boolean {
+  const plan = planOf(sizes);
+  if (name === "refit, not rotated") return plan.sizes.hidden !== model.sizes.hidden;
+  if (name !== "per layer") return true;
+  const least = leastParameters(model, layerSizes(model, { axes: ["ffn"] }));
+  return /^ffn=\d+$/.test(sizes) && least <= countParameters(model.parameters, plan.sizes);
+}
 
 async function distilled(cut: PrunedModel, seed: number, tokens: number, rate: number): Promise<Quality> {
   const student = loadWeights(backend, cut.model, cut.source, { dtype: "f32", trainable: true });
@@ -351,7 +358,7 @@ console.log(
 const allSizes = values.sizes.split(";");
 for (const sizes of allSizes)
   for (const start of STARTS.filter(({ name }) => new RegExp(values.starts).test(name)))
-    if (!isSuperfluous(start, sizes)) await examine(sizes, start);
+    if (isApart(start, sizes)) await examine(sizes, start);
 
 const last = Math.max(...BUDGETS);
 const calibrated = SAMPLES * LENGTH;
