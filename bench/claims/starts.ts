@@ -376,25 +376,28 @@ function tokensNeeded(sizes: string, name: string, measure: keyof Quality): numb
   });
 }
 
-console.log(`\nTimes fewer tokens than Minitron's cut needs for what it reaches with ${last}:`);
-console.log(
-  "\n| sizes | start | measure | seeds | fewer | with the calibration's |\n| --- | --- | --- | --- | --- | --- |",
-);
-for (const sizes of allSizes)
-  for (const start of STARTS)
-    for (const measure of ["loss", "divergence"] as const) {
-      const needed = start.name === "minitron" ? [] : tokensNeeded(sizes, start.name, measure);
-      if (needed.length === 0) continue;
-      const fewer = summary(
-        needed.map((tokens) => last / Math.max(tokens, 1)),
-        2,
-      );
-      const together = summary(
-        needed.map((tokens) => (last + calibrated) / (tokens + calibrated)),
-        2,
-      );
-      console.log(`| ${[sizes, start.name, measure, `${needed.length} of ${SEEDS}`, fewer, together].join(" | ")} |`);
-    }
+function printFactors(): void {
+  console.log(`\nTimes fewer tokens than Minitron's cut needs for what it reaches with ${last}:`);
+  console.log(
+    "\n| sizes | start | measure | seeds | fewer | with the calibration's |\n| --- | --- | --- | --- | --- | --- |",
+  );
+  for (const sizes of allSizes)
+    for (const start of STARTS)
+      for (const measure of ["loss", "divergence"] as const) {
+        const needed = start.name === "minitron" ? [] : tokensNeeded(sizes, start.name, measure);
+        if (needed.length === 0) continue;
+        const fewer = summary(
+          needed.map((tokens) => last / Math.max(tokens, 1)),
+          2,
+        );
+        const together = summary(
+          needed.map((tokens) => (last + calibrated) / (tokens + calibrated)),
+          2,
+        );
+        console.log(`| ${[sizes, start.name, measure, `${needed.length} of ${SEEDS}`, fewer, together].join(" | ")} |`);
+      }
+}
+if (last > 0) printFactors();
 
 if (measured.length > 0) {
   const seconds = (of: "calibration" | "surgeon") =>

@@ -31,6 +31,9 @@ function cutRows([axis, { from, to }]: [string, PlanSummary[string]]): { axis: s
 
 const MAX_POINTS = 600;
 
+/** Two decimals, or as many as tell multiples of a small step apart. */
+const decimalsFor = (step: number): number => Math.min(8, Math.max(2, 1 - Math.floor(Math.log10(step))));
+
 /** The training loss over tokens, with validation losses as points. */
 export function lossChart(metrics: readonly MetricsRecord[]): string {
   const stride = Math.ceil(metrics.length / MAX_POINTS);
@@ -38,13 +41,14 @@ export function lossChart(metrics: readonly MetricsRecord[]): string {
   const validation = metrics.flatMap(({ tokens, validationLoss }) =>
     validationLoss === undefined ? [] : [{ tokens, loss: validationLoss }],
   );
-  const top = Math.max(...points.map(({ loss }) => loss), ...validation.map(({ loss }) => loss));
+  const top = Math.max(...points.map(({ loss }) => loss), ...validation.map(({ loss }) => loss)) || 1;
   const last = metrics.at(-1)?.tokens ?? 1;
   const x = (tokens: number) => (50 + (590 * tokens) / last).toFixed(1);
   const y = (loss: number) => (230 - (210 * loss) / top).toFixed(1);
+  const decimals = decimalsFor(top / 4);
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => {
     const tickY = y(share * top);
-    return `<line class="grid" x1="50" x2="640" y1="${tickY}" y2="${tickY}"/><text x="4" y="${Number(tickY) + 4}">${(share * top).toFixed(2)}</text>`;
+    return `<line class="grid" x1="50" x2="640" y1="${tickY}" y2="${tickY}"/><text x="4" y="${Number(tickY) + 4}">${(share * top).toFixed(decimals)}</text>`;
   });
   const line = points.map(({ tokens, loss }) => `${x(tokens)},${y(loss)}`).join(" ");
   const dots = validation.map(
