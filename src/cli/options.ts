@@ -203,7 +203,7 @@ export const training: OptionGroup = (command) =>
     .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)
     .option(
       "--batch-size <n>",
-      "sequences per step (default: as many as make 4096 tokens, or 200 steps of the run if that is fewer)",
+      "sequences per step (default: as many as make 200 steps, of 256 to 4096 tokens)",
       parseAtLeastOne,
     )
     .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseAtLeastOne)

@@ -31,14 +31,14 @@ import type { Stages } from "./stages.js";
 /** Training settings; those that are not set have defaults that suit the model. */
 export type TrainSettings = Partial<Omit<TrainOptions, "tokens">> & { readonly tokens: number };
 
-/** Tokens per step that the default batch size aims at, and steps that a short run has all the same: see docs/claims.md, "Batches". */
-const DEFAULT_BATCH_TOKENS = 4096;
-const LEAST_STEPS = 200;
+/** Tokens per step that the default batch size aims at: the fewer in a short run, for 200 steps. See docs/claims.md, "Batches". */
+const [LEAST_BATCH_TOKENS, MOST_BATCH_TOKENS] = [256, 4096];
+const SHORT_RUN_STEPS = 200;
 
 /** Completes training settings for a model. @throws UsageError for invalid ones */
 export function trainOptionsFor(model: Model, settings: TrainSettings): TrainOptions {
   const sequenceLength = settings.sequenceLength ?? Math.min(256, defaultSequenceLength(model));
-  const batchTokens = Math.min(DEFAULT_BATCH_TOKENS, settings.tokens / LEAST_STEPS);
+  const batchTokens = Math.min(MOST_BATCH_TOKENS, Math.max(LEAST_BATCH_TOKENS, settings.tokens / SHORT_RUN_STEPS));
   const batchSize = settings.batchSize ?? Math.max(1, Math.round(batchTokens / sequenceLength));
   const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), settings.tokens, sequenceLength, batchSize);
   const learningRate = settings.learningRate ?? defaults.learningRate;

@@ -14,7 +14,13 @@ import { DATABASES, type TestDatabase } from "./databases.js";
 
 const corpus = path.resolve(import.meta.dirname, "../../examples/corpus/stories.txt.gz");
 /** A short job. */
-const QUICK = { tokens: 5000, sequence_length: 32, calibration_samples: 8, target: "hidden=96,ffn=320" };
+const QUICK = {
+  tokens: 5000,
+  sequence_length: 32,
+  batch_size: 128,
+  calibration_samples: 8,
+  target: "hidden=96,ffn=320",
+};
 
 /** The fields of answers that tests read. */
 interface Json {
