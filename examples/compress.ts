@@ -17,7 +17,7 @@ const { teacher, pruned, student, gguf } = await compress({
   target: "0.67x", // two thirds of the parameters; also "8.4B", "4GiB", or a device such as "phone-8gb"
   data: [here("corpus/stories.txt.gz")], // what the student learns from
   validation: [here("corpus/held-out.txt")], // what it is measured on; 2 % of the data where none is given
-  settings: { tokens: 30_000, sequenceLength: 64 }, // a real model wants a hundred million or more
+  settings: { tokens: 30_000, sequenceLength: 64, batchSize: 64 }, // a real model wants a hundred million tokens or more
   calibrationSamples: 32, // sequences by which the importance of each channel is judged
   maxCandidates: 2, // architectures of that size that are tried before one is chosen
   gguf: ["q8_0"], // files for llama.cpp, Ollama and LM Studio
