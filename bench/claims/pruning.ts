@@ -44,14 +44,14 @@ import {
 } from "../../src/prune/index.js";
 import { writeJson } from "../../src/system/files.js";
 import { mean, spread } from "./spread.js";
+import { SHAKESPEARE, STORIES } from "./stories.js";
 
-const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
-    teacher: { type: "string", default: path.join(shared, "models/stories260K") },
-    data: { type: "string", default: path.join(shared, "corpora/stories260K-sampled-train.jsonl.gz") },
-    validation: { type: "string", default: path.join(shared, "corpora/tinystories-excerpt.txt.gz") },
-    shifted: { type: "string", default: path.join(shared, "corpora/tinyshakespeare.txt.gz") },
+    teacher: { type: "string", default: STORIES.model },
+    data: { type: "string", default: STORIES.data },
+    validation: { type: "string", default: STORIES.validation },
+    shifted: { type: "string", default: SHAKESPEARE },
     tokens: { type: "string", default: "100000" },
     seeds: { type: "string", default: "3" },
     only: { type: "string", default: "" }, // a regular expression of the methods' names

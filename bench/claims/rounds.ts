@@ -12,14 +12,15 @@ import { parseArgs } from "node:util";
 import { defaultTrainOptions } from "../../src/distill/index.js";
 import { compress, measurePerplexity, openModel } from "../../src/index.js";
 import { sizeOf } from "../../src/models/index.js";
+import { mean, spread } from "./spread.js";
+import { STORIES } from "./stories.js";
 
 const SEQUENCE_LENGTH = 256;
-const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
-    model: { type: "string", default: path.join(shared, "models/stories260K") },
-    data: { type: "string", default: path.join(shared, "corpora/stories260K-sampled-train.jsonl.gz") },
-    test: { type: "string", default: path.join(shared, "corpora/tinystories-excerpt.txt.gz") },
+    model: { type: "string", default: STORIES.model },
+    data: { type: "string", default: STORIES.data },
+    test: { type: "string", default: STORIES.validation },
     target: { type: "string", default: "0.5x" },
     rounds: { type: "string", default: "1" },
     /** Shares of the default learning rate of a plain cut. */
@@ -83,8 +84,6 @@ const cases = numbers(values.rounds).flatMap((rounds) =>
 for (const seed of numbers(values.seeds))
   for (const { rounds, rate, losses } of cases) losses.push(await lossOf(rounds, rate, seed));
 for (const { rounds, rate, losses } of cases) {
-  const mean = losses.reduce((total, loss) => total + loss, 0) / losses.length;
-  const spread = Math.max(...losses) - Math.min(...losses);
-  console.log(`| ${rounds} | ${rate} | ${mean.toFixed(4)} | ${spread.toFixed(4)} |`);
+  console.log(`| ${rounds} | ${rate} | ${mean(losses).toFixed(4)} | ${spread(losses).toFixed(4)} |`);
 }
 rmSync(out, { recursive: true, force: true });

@@ -34,19 +34,20 @@ import {
   parseSizes,
   planFor,
   prune,
+  type Scores,
   surgeonScores,
 } from "../../src/prune/index.js";
 import { cutAndRefit } from "../../src/refit/index.js";
 import { writeJson } from "../../src/system/files.js";
 import { PeakMemory } from "../../src/system/memory.js";
 import { mean, summary } from "./spread.js";
+import { STORIES } from "./stories.js";
 
-const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
-    model: { type: "string", default: path.join(shared, "models/stories260K") },
-    data: { type: "string", default: path.join(shared, "corpora/stories260K-sampled-train.jsonl.gz") },
-    validation: { type: "string", default: path.join(shared, "corpora/tinystories-excerpt.txt.gz") },
+    model: { type: "string", default: STORIES.model },
+    data: { type: "string", default: STORIES.data },
+    validation: { type: "string", default: STORIES.validation },
     "validation-sequences": { type: "string", default: "128" },
     /** By default what the students are trained on. */
     calibration: { type: "string" },
@@ -137,6 +138,14 @@ function memoized<K, V>(compute: (key: K) => Promise<V>): (key: K) => Promise<V>
 const measured: { calibration: Timed; surgeon: Timed }[] = [];
 type Timed = Pick<Awaited<ReturnType<typeof timed>>, "seconds" | "peakBytes">;
 
+/** What neurons are chosen by. */
+interface NeuronScores {
+  /** Minitron's. */
+  readonly activations: Scores;
+  /** Optimal brain surgeon's; activations for what it does not score. */
+  readonly surgeon: Scores;
+}
+
 /** What is measured once a seed. */
 const statisticsOf = memoized(async (seed: number) => {
   const tokens = calibrationData(seed);
@@ -150,8 +159,8 @@ const statisticsOf = memoized(async (seed: number) => {
   return {
     tokens,
     passage,
-    plain: calibration.value,
-    scores: new Map([...calibration.value, ...scores]),
+    activations: calibration.value,
+    surgeon: new Map([...calibration.value, ...scores]),
     streamMoments,
   };
 });
@@ -162,23 +171,23 @@ interface Start {
 }
 
 const planOf = (sizes: string) => planFor(model, parseSizes(sizes), []);
-const plainCut = (scores: "plain" | "scores") => async (seed: number, sizes: string) => {
+const plainCut = (chosenBy: keyof NeuronScores) => async (seed: number, sizes: string) => {
   const statistics = await statisticsOf(seed);
-  return prune(original, planOf(sizes), keptIndices(model, planOf(sizes), statistics[scores]));
+  return prune(original, planOf(sizes), keptIndices(model, planOf(sizes), statistics[chosenBy]));
 };
 const folders: string[] = [];
 const refitTimes: number[] = [];
 
 interface RefitOptions {
   readonly isRotated: boolean;
-  /** By what the neurons are chosen: Minitron's activations, or the brain surgeon. */
-  readonly chosenBy?: "plain" | "scores";
+  /** The surgeon by default. */
+  readonly chosenBy?: keyof NeuronScores;
 }
 
 async function refit(
   seed: number,
   plan: PrunePlan,
-  { isRotated, chosenBy = "scores" }: RefitOptions,
+  { isRotated, chosenBy = "surgeon" }: RefitOptions,
 ): Promise<PrunedModel> {
   const directory = mkdtempSync(path.join(tmpdir(), "coppice-starts-"));
   folders.push(directory);
@@ -200,7 +209,7 @@ async function refit(
 
 /** As many parameters as the sizes make, by sizes of each layer's own. */
 async function perLayer(seed: number, sizes: string): Promise<PrunedModel> {
-  const { tokens, plain, scores, streamMoments } = await statisticsOf(seed);
+  const { tokens, activations, surgeon, streamMoments } = await statisticsOf(seed);
   const parameters = countParameters(model.parameters, planOf(sizes).sizes);
   const target = `${parameters / countParameters(model.parameters, model.sizes)}x`;
   const candidate = await perLayerCandidate(
@@ -210,11 +219,11 @@ async function perLayer(seed: number, sizes: string): Promise<PrunedModel> {
       weights: teacher,
       tokens,
       validation: tokens,
-      scores: plain,
+      scores: activations,
       computeType: "f32",
       options: { target, space: { axes: ["ffn"] } },
     },
-    { scores, streamMoments: streamMoments.data },
+    { scores: surgeon, streamMoments: streamMoments.data },
     parameters,
   );
   if (candidate === undefined) throw new Error(`${sizes}: no sizes of single layers make so few parameters`);
@@ -223,12 +232,12 @@ async function perLayer(seed: number, sizes: string): Promise<PrunedModel> {
 }
 
 const STARTS: readonly Start[] = [
-  { name: "minitron", cut: plainCut("plain") },
-  { name: "surgeon, no refit", cut: plainCut("scores") },
+  { name: "minitron", cut: plainCut("activations") },
+  { name: "surgeon, no refit", cut: plainCut("surgeon") },
   { name: "refit, not rotated", cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: false }) },
   {
     name: "refit, minitron's neurons",
-    cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: true, chosenBy: "plain" }),
+    cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: true, chosenBy: "activations" }),
   },
   { name: "refit", cut: (seed, sizes) => refit(seed, planOf(sizes), { isRotated: true }) },
   { name: "per layer", cut: perLayer },

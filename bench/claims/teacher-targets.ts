@@ -33,13 +33,13 @@ import { median } from "../../src/system/statistics.js";
 import { Graph, ops } from "../../src/tensor/index.js";
 import { markdown } from "../lines.js";
 import { mean, spread } from "./spread.js";
+import { STORIES } from "./stories.js";
 
-const shared = path.resolve(import.meta.dirname, "../../../shared/data");
 const { values } = parseArgs({
   options: {
-    teacher: { type: "string", default: path.join(shared, "models/stories260K") },
-    data: { type: "string", default: path.join(shared, "corpora/stories260K-sampled-train.jsonl.gz") },
-    validation: { type: "string", default: path.join(shared, "corpora/tinystories-excerpt.txt.gz") },
+    teacher: { type: "string", default: STORIES.model },
+    data: { type: "string", default: STORIES.data },
+    validation: { type: "string", default: STORIES.validation },
     student: { type: "string", default: "hidden=48,ffn=152" },
     tokens: { type: "string", default: "40000" },
     seeds: { type: "string", default: "3" },
