@@ -10,7 +10,7 @@ const SYSTEMS = [
   "test/evaluate/{agreement,sandbox}.test.ts",
   "test/examples/*.test.ts",
   "test/foundry/*.test.ts",
-  "test/jobs/{bytes-by-kind,per-layer,rounds}.test.ts", // whole compressions, again and again
+  "test/jobs/{bytes-by-kind,per-layer,rounds,start}.test.ts", // whole compressions, again and again
   "test/package/*.test.ts",
   "test/quantize/every-kind.test.ts",
   "test/refit/every-architecture.test.ts",
