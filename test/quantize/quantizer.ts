@@ -8,8 +8,6 @@ import { type AnyName, type AnySizes, writeAnyGguf } from "../any-gguf.js";
 import { randomModel } from "../random-model.js";
 import { temporaryDirectory } from "../temporary.js";
 
-const root = temporaryDirectory();
-
 /** Kinds that llama.cpp's quantizer has too. */
 const SHARED = FILE_KINDS.filter((kind) => !["f32", "mxfp4", "nvfp4"].includes(kind));
 const NEED_IMPORTANCE: readonly FileKind[] = [
@@ -28,7 +26,7 @@ const NEED_IMPORTANCE: readonly FileKind[] = [
 const SLOW: readonly FileKind[] = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_xs"];
 
 /** Models whose files have each kind in other places, and the kinds that are possible there. */
-const CASES = [
+const casesIn = (root: string) => [
   {
     name: "with importances",
     model: randomModel(root, "grouped", {}),
@@ -55,10 +53,13 @@ const CASES = [
  * @param sample the kinds to try; else every kind
  */
 export function expectLlamaCppsBits(sample?: readonly FileKind[]): void {
-  const cases = CASES.map(({ kinds, ...rest }) => ({
-    ...rest,
-    kinds: kinds.filter((kind) => sample === undefined || sample.includes(kind)),
-  })).filter(({ kinds }) => kinds.length > 0);
+  const root = temporaryDirectory();
+  const cases = casesIn(root)
+    .map(({ kinds, ...rest }) => ({
+      ...rest,
+      kinds: kinds.filter((kind) => sample === undefined || sample.includes(kind)),
+    }))
+    .filter(({ kinds }) => kinds.length > 0);
   describe.each(cases)("a file $name is llama.cpp's own, bit by bit", ({ name, model, weighted, kinds }) => {
     const { checkpoint, importance, named } = model;
     const f32 = path.join(root, `${path.basename(checkpoint.path)}-f32.gguf`);
@@ -100,6 +101,7 @@ export interface AnyCase {
 
 /** The same for files of architectures that only llama.cpp knows, and key by key. */
 export function expectLlamaCppsBitsOfAny(cases: readonly AnyCase[]): void {
+  const root = temporaryDirectory();
   describe.each(cases)(
     "a file of $name ($sizes) is llama.cpp's own, bit by bit and key by key",
     ({ name, sizes, kinds }) => {
