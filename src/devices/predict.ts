@@ -21,15 +21,6 @@ const BATCH = 512;
 const CONTEXT_STEP = 256;
 const F32_BYTES = 4;
 
-/** The shapes of each model's tensors, which many candidates have in common. */
-const shapeCache = new WeakMap<Model, readonly TensorShape[]>();
-
-function shapesOf(model: Model): readonly TensorShape[] {
-  const shapes = shapeCache.get(model) ?? ggufShapes(model);
-  shapeCache.set(model, shapes);
-  return shapes;
-}
-
 /** A tensor in a GGUF file. */
 interface StoredTensor {
   readonly name: string;
@@ -38,9 +29,24 @@ interface StoredTensor {
   readonly bytes: number;
 }
 
+/** What is known of a model's files: each of the predictions asks for it. */
+interface StoredFiles {
+  readonly shapes: readonly TensorShape[];
+  readonly byKind: Map<FileKind, readonly StoredTensor[]>;
+}
+
+const filesOfModels = new WeakMap<Model, StoredFiles>();
+
 /** The tensors of a model in a file of a kind. */
-export function storedTensors(model: Model, kind: FileKind): StoredTensor[] {
-  const shapes = shapesOf(model);
+export function storedTensors(model: Model, kind: FileKind): readonly StoredTensor[] {
+  const files = filesOfModels.get(model) ?? { shapes: ggufShapes(model), byKind: new Map() };
+  filesOfModels.set(model, files);
+  const tensors = files.byKind.get(kind) ?? tensorsIn(model, kind, files.shapes);
+  files.byKind.set(kind, tensors);
+  return tensors;
+}
+
+function tensorsIn(model: Model, kind: FileKind, shapes: readonly TensorShape[]): StoredTensor[] {
   const types = typesFor(kind, shapes, recipeFacts(model, true));
   return shapes.map(({ name, shape }) => {
     const dtype = types.get(name) ?? "f32";

@@ -217,10 +217,11 @@ function parametersOf(o: AttentionOptions, norms: readonly NamedNorm[] | undefin
  */
 export function interleaved(heads: number, headDim: number): Uint32Array {
   const half = headDim / 2;
-  return Uint32Array.from({ length: heads * headDim }, (_, row) => {
-    const channel = row % headDim;
-    return row - channel + Math.floor(channel / 2) + (channel % 2) * half;
-  });
+  const rows = new Uint32Array(heads * headDim);
+  for (let head = 0; head < rows.length; head += headDim)
+    for (let channel = 0; channel < headDim; channel++)
+      rows[head + channel] = head + Math.floor(channel / 2) + (channel % 2) * half;
+  return rows;
 }
 
 /** Rows of [heads, 3, headDim] in the order [3, heads, headDim]. */
