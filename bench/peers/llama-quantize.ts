@@ -26,13 +26,10 @@ const parameters = koffi.struct({
 
 const NO_TYPE = 43; // GGML_TYPE_COUNT
 
-/** Quantizes a GGUF file as `llama-quantize` does. Importances are by GGUF name. */
-export function quantizeWithLlamaCpp(
-  input: string,
-  output: string,
-  fileType: number,
-  options: { readonly threads: number; readonly importance?: ReadonlyMap<string, Float32Array> | undefined },
-): Promise<void> {
+let opened: ReturnType<typeof open> | undefined;
+
+/** Opens libllama, once: koffi closes a library that nothing refers to, and ggml would still call its log call-back. */
+function open() {
   const { directory } = loadLibrary("cpu");
   const name = readdirSync(directory).find((file) => /^(lib)?llama(?!-common)[\w.]*\.(so|dylib|dll)$/.test(file));
   if (name === undefined) throw new Error(`there is no libllama in ${directory}`);
@@ -40,6 +37,19 @@ export function quantizeWithLlamaCpp(
   // a native function without effect stands in for a log call-back
   const silent = library.symbol("llama_time_us");
   library.func("llama_log_set", "void", ["void *", "void *"])(silent, null);
+  const types = ["const char *", "const char *", koffi.pointer(parameters)];
+  return { library, quantize: library.func("llama_model_quantize", "uint32_t", types) };
+}
+
+/** Quantizes a GGUF file as `llama-quantize` does. Importances are by GGUF name. */
+export function quantizeWithLlamaCpp(
+  input: string,
+  output: string,
+  fileType: number,
+  options: { readonly threads: number; readonly importance?: ReadonlyMap<string, Float32Array> | undefined },
+): Promise<void> {
+  opened ??= open();
+  const { quantize } = opened;
   // the importances: name, data, size; closed by an empty one
   const kept: Buffer[] = [];
   const entries = [...(options.importance ?? [])];
@@ -52,11 +62,6 @@ export function quantizeWithLlamaCpp(
     table.writeBigUInt64LE(BigInt(koffi.address(data) as bigint), 24 * i + 8);
     table.writeBigUInt64LE(BigInt(values.length), 24 * i + 16);
   });
-  const run = library.func("llama_model_quantize", "uint32_t", [
-    "const char *",
-    "const char *",
-    koffi.pointer(parameters),
-  ]);
   const settings = {
     nthread: options.threads,
     ftype: fileType,
@@ -76,7 +81,7 @@ export function quantizeWithLlamaCpp(
     later: Array.from({ length: 64 }, () => 0),
   };
   return new Promise((resolve, reject) => {
-    run.async(input, output, settings, (error: Error | null, status: number) => {
+    quantize.async(input, output, settings, (error: Error | null, status: number) => {
       kept.length = 0; // until here they had to live
       if (error !== null || status !== 0) reject(error ?? new Error(`llama.cpp's quantizer failed (${status})`));
       else resolve();

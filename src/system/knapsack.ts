@@ -11,6 +11,20 @@ export interface Alternative {
 
 /** The package's types describe its CommonJS form; Node loads the ES module, whose default export is the loader itself. */
 const loadSolver = highs as unknown as typeof highs.default;
+type Solver = Awaited<ReturnType<typeof loadSolver>>;
+
+let loaded: Promise<Solver> | undefined;
+
+/** Solves with the one instance of HiGHS, whose code takes longer to compile than most programs to solve. */
+async function solve(...problem: Parameters<Solver["solve"]>): Promise<ReturnType<Solver["solve"]>> {
+  loaded ??= loadSolver();
+  try {
+    return (await loaded).solve(...problem);
+  } catch (error) {
+    loaded = undefined; // what has aborted cannot be called again
+    throw error;
+  }
+}
 
 /** The relative distance from the best sum at which the solver may stop. */
 const RELATIVE_GAP = 1e-4;
@@ -44,9 +58,8 @@ export async function cheapestWithin(
     ...items.map((alternatives, i) => ` ${alternatives.map((_, j) => name(i, j)).join(" ")}`),
     "End",
   ].join("\n");
-  const solver = await loadSolver();
   const options = { mip_rel_gap: RELATIVE_GAP, time_limit: SECONDS_AT_MOST, output_flag: false };
-  const solution = solver.solve(program, options);
+  const solution = await solve(program, options);
   if (solution.Status !== "Optimal" && solution.Status !== "Time limit reached")
     throw new CoppiceError(`the integer program was not solved (${solution.Status})`);
   return items.map((alternatives, i) => {
