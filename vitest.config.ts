@@ -7,6 +7,7 @@ const SYSTEMS = [
   "test/{cli,generate}/any-gguf.test.ts",
   "test/deploy/*.test.ts",
   "test/devices/this-machine.test.ts",
+  "test/docs/{examples,release}.test.ts", // the compiler, and npm
   "test/evaluate/{agreement,sandbox}.test.ts",
   "test/examples/*.test.ts",
   "test/foundry/*.test.ts",
@@ -35,6 +36,8 @@ export default defineConfig({
     pool: "forks",
     isolate: false, // files share a process, and load the engine once; what they set in the environment ends with them
     setupFiles: ["test/restore-environment.ts"],
+    // workers live long and have memory: collecting garbage often, and moving it, takes a tenth of the time
+    execArgv: ["--initial-old-space-size=1024", "--max-semi-space-size=64"],
     // a file a core: small models gain nothing from several threads, and those wait for each other
     maxWorkers: Math.min(8, availableParallelism()),
     // one generous limit for all: waits end with what they wait for, however slow the machine is; only a hang takes so long
