@@ -13,6 +13,7 @@ import {
   loss,
   lossOptions,
   MODEL,
+  memory,
   type TargetFlags,
   type TrainFlags,
   target,
@@ -42,7 +43,7 @@ export const compressCommand = command(
   "compress",
   "Make a smaller model of a model: calibrate, search, prune, distill, report",
 )
-  .with(recipe, data, validation, target, training, loss, common, adapters)
+  .with(recipe, data, validation, target, training, loss, common, memory, adapters)
   .argument("<model>", MODEL)
   .requiredOption("--out <dir>", "the run's directory; becomes the smaller model")
   .option(

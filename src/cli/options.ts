@@ -8,6 +8,7 @@ import { START_METHODS, type StartMethod } from "../refit/start-methods.js";
 import { type OptionGroup, option } from "./command.js";
 import {
   parseAtLeastOne,
+  parseBytes,
   parseCount,
   parseNames,
   parseNonNegative,
@@ -35,6 +36,7 @@ export interface CommonFlags {
   readonly offline?: boolean | undefined;
   readonly revision?: string | undefined;
   readonly lora?: string[] | undefined;
+  readonly memory?: number | undefined;
 }
 
 /** How a command's result is printed, and how much else is. */
@@ -55,6 +57,14 @@ export const common: OptionGroup = (command) =>
     .option("--offline", "use only what was downloaded before")
     .with(output);
 
+/** For commands that send data through models. */
+export const memory: OptionGroup = (command) =>
+  command.option(
+    "--memory <size>",
+    "memory for a model's weights and activations, for example 4GiB; larger models are read layer by layer (default: what is free)",
+    parseBytes,
+  );
+
 /** For commands that take one model, or several. */
 export const adapters: OptionGroup = (command) =>
   command.option(
@@ -64,8 +74,8 @@ export const adapters: OptionGroup = (command) =>
 
 /** Job options from the common ones. */
 export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay): JobOptions {
-  const { device, threads, offline, revision } = flags;
-  return { device, threads, hub: { offline, revision }, onProgress: display.update, onNote: display.note };
+  const { device, threads, memory: memoryBytes, offline, revision } = flags;
+  return { device, threads, memoryBytes, hub: { offline, revision }, onProgress: display.update, onNote: display.note };
 }
 
 export interface DataFlags {

@@ -1,6 +1,6 @@
 import { action } from "./action.js";
 import { command, option } from "./command.js";
-import { adapters, type CommonFlags, common, type DataFlags, data, dataOptions, MODEL } from "./options.js";
+import { adapters, type CommonFlags, common, type DataFlags, data, dataOptions, MODEL, memory } from "./options.js";
 import { parseAtLeastOne } from "./parse.js";
 
 interface Flags extends CommonFlags, DataFlags {
@@ -9,7 +9,7 @@ interface Flags extends CommonFlags, DataFlags {
 }
 
 export const perplexityCommand = command("perplexity", "Measure a model's loss on a text")
-  .with(data, common, adapters)
+  .with(data, common, memory, adapters)
   .argument("<model>", MODEL)
   .option("--sequence-length <n>", "tokens per sequence (default: 512, or the model's limit)", parseAtLeastOne)
   .addOption(option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("f32"))

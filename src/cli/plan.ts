@@ -13,6 +13,7 @@ import {
   common,
   type DataFlags,
   dataOptions,
+  memory,
   optionalData,
   optionalTarget,
   type TargetFlags,
@@ -45,7 +46,7 @@ export const planCommand = command(
   "plan",
   "List the smaller architectures that meet a target, ranked by loss if there is data; or weigh cuts against types for a device",
 )
-  .with(optionalData, validation, optionalTarget, common, plannedDevices, adapters)
+  .with(optionalData, validation, optionalTarget, common, memory, plannedDevices, adapters)
   .argument("<model>", "model directory, directory with a config.json, or hub id")
   .option("--context-size <n>", "tokens of prompt and answer on the device (default: the device's)", parseAtLeastOne)
   .option("--speed <n>", "least tokens per second on the device", parsePositive)

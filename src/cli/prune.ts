@@ -9,6 +9,7 @@ import {
   type DataFlags,
   dataOptions,
   MODEL,
+  memory,
   optionalData,
   type TargetFlags,
   target,
@@ -25,7 +26,7 @@ interface Flags extends CommonFlags, DataFlags, TargetFlags {
 }
 
 export const pruneCommand = command("prune", "Cut a model to a target, without training")
-  .with(optionalData, validation, target, common, adapters)
+  .with(optionalData, validation, target, common, memory, adapters)
   .argument("<model>", MODEL)
   .requiredOption("--out <dir>", "where the smaller model goes")
   .option("--shard-bytes <size>", "split the weights into files of about this size (default: 5GB)", parseBytes)

@@ -14,6 +14,7 @@ import {
   type DataFlags,
   dataOptions,
   MODEL,
+  memory,
   optionalData,
   validation,
 } from "./options.js";
@@ -53,7 +54,7 @@ export const quantizeCommand = command(
   "quantize",
   "Write a model as GGUF in fewer bits, to kinds of files or to a size",
 )
-  .with(optionalData, validation, writing, common, adapters)
+  .with(optionalData, validation, writing, common, memory, adapters)
   .argument("<model>", MODEL)
   .requiredOption("--out <path>", "a .gguf file, or a directory for several")
   .addOption(

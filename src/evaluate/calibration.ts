@@ -1,13 +1,14 @@
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ModelWeights } from "../models/index.js";
+import type { ReadWeights } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
-import { Graph, type Tensor } from "../tensor/index.js";
 import { type CalibrationOptions, spreadBatches } from "./batches.js";
 import { overflowError } from "./finite.js";
+import { forwardPass, type Observer } from "./forward-pass.js";
 
-/** Statistics of activations that a graph accumulates on the device. */
-export interface ActivationStatistics {
+/** Statistics of activations that graphs accumulate on the device. */
+export interface ActivationStatistics extends Observer {
   /** Names of wanted activations that the forward pass did not have; empty when all is well. */
   readonly missing: Iterable<string>;
   /** The statistics, by name, after so many batches. */
@@ -17,11 +18,11 @@ export interface ActivationStatistics {
 
 export interface Calibration {
   readonly backend: Backend;
-  readonly weights: ModelWeights;
+  readonly weights: ReadWeights;
   readonly sequences: Sequences;
   readonly options: CalibrationOptions;
-  /** Writes the forward pass and its statistics to the graph. tokens: [batch, length], i32 */
-  readonly build: (g: Graph, tokens: Tensor, batch: number) => ActivationStatistics;
+  /** Makes the statistics of batches of so many sequences. */
+  readonly statisticsOf: (batch: number) => ActivationStatistics;
   /** What the statistics of a name are called in messages, in the plural. */
   readonly describe: (name: string) => string;
 }
@@ -37,18 +38,20 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
   const batches = spreadBatches(sequences, options.samples, options.batchSize);
   const [firstBatch = []] = batches;
   const batch = firstBatch.length;
-  const g = new Graph(backend, { computeType });
-  let statistics: ActivationStatistics | undefined;
+  const statistics = calibration.statisticsOf(batch);
+  const data = {
+    layout: { batch, seq: sequences.length },
+    batches: batches.length,
+    tokensOf: (number: number) => sequences.batch(elementAt(batches, number)).tokens,
+  };
+  const total = batches.length * batch;
   try {
-    const tokens = g.input("tokens", "i32", [batch, sequences.length]);
-    statistics = calibration.build(g, tokens, batch);
+    await forwardPass(backend, weights, data, statistics, {
+      computeType,
+      onProgress: (share) => onProgress?.(Math.floor(share * total), total),
+    });
     for (const name of statistics.missing)
       throw new CoppiceError(`${weights.model.architecture} has no activation ${name}`);
-    for (const [i, numbers] of batches.entries()) {
-      g.write(tokens, sequences.batch(numbers).tokens);
-      await g.run();
-      onProgress?.((i + 1) * batch, batches.length * batch);
-    }
     const values = statistics.read(batches.length);
     const overflowing = [...values].find(([, vector]) => !vector.every(Number.isFinite));
     if (overflowing !== undefined)
@@ -61,7 +64,6 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
       });
     return values;
   } finally {
-    g.free();
-    statistics?.free();
+    statistics.free();
   }
 }

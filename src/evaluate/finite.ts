@@ -1,5 +1,5 @@
 import type { Backend } from "../ggml/device.js";
-import type { ForwardOptions, Model, Tap, Weights } from "../models/index.js";
+import { type Model, StreamedWeights, type Tap, type Weights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
 
@@ -12,13 +12,14 @@ export interface ReadableWeights {
 /** A forward pass whose outputs may not be finite. */
 export interface SuspectPass {
   readonly backend: Backend;
-  readonly weights: ReadableWeights;
+  readonly weights: ReadableWeights | StreamedWeights;
   /** Ids of sequences of equal length, one after the other. */
   readonly tokens: Int32Array;
   /** How many sequences there are. */
   readonly batch: number;
   readonly computeType: ComputeType;
-  readonly forward?: ForwardOptions | undefined;
+  /** The layers that were run, in order; all by default. */
+  readonly layers?: readonly number[] | undefined;
 }
 
 /** @throws CoppiceError when sums over activations are not finite. @param what was summed, for the message */
@@ -30,8 +31,10 @@ export function checkSums(what: string, sums: Float32Array): void {
 }
 
 /** The name of the first layer whose output is not finite; undefined when all outputs are. */
-export async function overflowingLayer(pass: SuspectPass): Promise<string | undefined> {
-  const { backend, weights, tokens, batch, computeType, forward } = pass;
+export async function overflowingLayer(
+  pass: SuspectPass & { readonly weights: ReadableWeights },
+): Promise<string | undefined> {
+  const { backend, weights, tokens, batch, computeType, layers } = pass;
   const g = new Graph(backend, { computeType });
   try {
     const input = g.input("tokens", "i32", [batch, tokens.length / batch]);
@@ -40,7 +43,7 @@ export async function overflowingLayer(pass: SuspectPass): Promise<string | unde
       if (layer !== undefined && local === "output") outputs.push([`layers.${layer}`, g.output(tensor)]);
       if (layer === undefined && local === "embed_tokens.output") outputs.push(["embed_tokens", g.output(tensor)]);
     };
-    const { hidden } = weights.model.forward(g, weights.get, input, { ...forward, tap });
+    const { hidden } = weights.model.forward(g, weights.get, input, { layers, tap });
     outputs.push(["norm", g.output(hidden)]);
     g.write(input, tokens);
     await g.run();
@@ -52,9 +55,14 @@ export async function overflowingLayer(pass: SuspectPass): Promise<string | unde
 
 /** The error for a model whose outputs are not finite, naming the first such layer. */
 export async function overflowError(who: string, pass: SuspectPass): Promise<CoppiceError> {
-  const layer = await overflowingLayer(pass);
-  return new CoppiceError(
+  const { weights } = pass;
+  // where weights are streamed, each layer's outputs were looked at
+  return notFinite(who, weights instanceof StreamedWeights ? undefined : await overflowingLayer({ ...pass, weights }));
+}
+
+/** The same where the layer is known; undefined for the output head. */
+export const notFinite = (who: string, layer: string | undefined): CoppiceError =>
+  new CoppiceError(
     `${who} gives outputs that are not finite (NaN or infinite), first ${layer === undefined ? "in its output head" : `after ${layer}`}: ` +
       "its weights are damaged, or their products overflow",
   );
-}

@@ -1,9 +1,10 @@
 import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ForwardOptions, Model, ModelWeights } from "../models/index.js";
+import type { ForwardResult, Model, ReadWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
-import { type ComputeType, Graph, ops } from "../tensor/index.js";
+import { type ComputeType, type Graph, ops } from "../tensor/index.js";
 import { overflowError } from "./finite.js";
+import { forwardPass, type LastPart } from "./forward-pass.js";
 
 /** A model's loss on a text. */
 export interface Perplexity {
@@ -23,7 +24,8 @@ export interface PerplexityOptions {
   /** At most so many sequences; all by default. */
   readonly maxSequences?: number | undefined;
   readonly computeType?: ComputeType | undefined;
-  readonly forward?: ForwardOptions | undefined;
+  /** The layers to run, in order; all by default. */
+  readonly layers?: readonly number[] | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
@@ -42,7 +44,7 @@ export const defaultSequenceLength = (model: Model): number => Math.min(model.ma
  */
 export async function perplexity(
   backend: Backend,
-  weights: ModelWeights,
+  weights: ReadWeights,
   stream: TokenStream,
   options: PerplexityOptions = {},
 ): Promise<Perplexity> {
@@ -55,44 +57,48 @@ export async function perplexity(
   const total = Math.min(available, options.maxSequences ?? available);
   const batchSize = Math.max(1, Math.min(total, options.batchSize ?? Math.floor(BATCH_TOKENS / length)));
   const rows = batchSize * length;
-
-  const g = new Graph(backend, { computeType: options.computeType ?? "f32" });
-  const tokens = g.input("tokens", "i32", [batchSize, length]);
-  const indices = g.input("targets", "i32", [rows]);
-  const { hidden, logits } = model.forward(g, weights.get, tokens, options.forward);
-  const losses = g.output(
-    ops.mapHeadRows(g, hidden, model.vocabSize, (part, range) =>
-      ops.crossEntropyOfRows(g, logits(part), ops.rowsOf(g, indices, range)),
-    ),
+  const computeType = options.computeType ?? "f32";
+  const { layers, onProgress } = options;
+  const batchOf = (number: number) => {
+    const first = number * batchSize;
+    const numbers = Array.from({ length: Math.min(batchSize, total - first) }, (_, i) => first + i);
+    return padded(sequences, numbers, batchSize);
+  };
+  const data = {
+    layout: { batch: batchSize, seq: length },
+    batches: Math.ceil(total / batchSize),
+    tokensOf: (number: number) => batchOf(number).tokens,
+  };
+  let sum = 0;
+  let count = 0;
+  const last = (g: Graph, { hidden, logits }: ForwardResult): LastPart => {
+    const indices = g.input("targets", "i32", [rows]);
+    const losses = g.output(
+      ops.mapHeadRows(g, hidden, model.vocabSize, (part, range) =>
+        ops.crossEntropyOfRows(g, logits(part), ops.rowsOf(g, indices, range)),
+      ),
+    );
+    const check = g.output(ops.sum(g, hidden)); // a loss can be finite where hidden states are not
+    return {
+      write: (number) => g.write(indices, ops.headIndices(batchOf(number).targets, rows, model.vocabSize)),
+      read: async (number) => {
+        const { tokens, valid } = batchOf(number);
+        for (const loss of g.read(losses).subarray(0, valid)) sum += loss;
+        count += valid;
+        if (!Number.isFinite(sum) || !Number.isFinite(g.read(check)[0]))
+          throw await overflowError("the model", { backend, weights, tokens, batch: batchSize, computeType, layers });
+      },
+    };
+  };
+  await forwardPass(
+    backend,
+    weights,
+    data,
+    { last },
+    { computeType, layers, onProgress: (share) => onProgress?.(Math.round(share * total), total) },
   );
-  const check = g.output(ops.sum(g, hidden)); // a loss can be finite where hidden states are not
-  try {
-    let sum = 0;
-    let count = 0;
-    for (let first = 0; first < total; first += batchSize) {
-      const numbers = Array.from({ length: Math.min(batchSize, total - first) }, (_, i) => first + i);
-      const { tokens: ids, targets, valid } = padded(sequences, numbers, batchSize);
-      g.write(tokens, ids);
-      g.write(indices, ops.headIndices(targets, rows, model.vocabSize));
-      await g.run();
-      for (const loss of g.read(losses).subarray(0, valid)) sum += loss;
-      if (!Number.isFinite(sum) || !Number.isFinite(g.read(check)[0]))
-        throw await overflowError("the model", {
-          backend,
-          weights,
-          tokens: ids,
-          batch: batchSize,
-          computeType: options.computeType ?? "f32",
-          forward: options.forward,
-        });
-      count += valid;
-      options.onProgress?.(first + numbers.length, total);
-    }
-    const loss = sum / count;
-    return { loss, perplexity: Math.exp(loss), tokens: count };
-  } finally {
-    g.free();
-  }
+  const loss = sum / count;
+  return { loss, perplexity: Math.exp(loss), tokens: count };
 }
 
 /** A batch of fixed size: missing sequences, and the missing end of the last one, are zeros that `valid` does not count. */

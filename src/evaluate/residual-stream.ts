@@ -1,19 +1,23 @@
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
+import type { FloatDType } from "../ggml/dtype.js";
 import {
+  type Activation,
   loadWeights,
   type ModelTensors,
   type ModelWeights,
   type ParameterSpec,
   type ResidualStep,
+  type Surroundings,
   sizeOf,
   type Tap,
   type Weights,
 } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { required } from "../system/errors.js";
-import { type ComputeType, Graph, type Tensor } from "../tensor/index.js";
+import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import { spreadBatches } from "./batches.js";
+import { notFinite } from "./finite.js";
 import { HiddenStates } from "./hidden-states.js";
 
 /** Calibration data that goes through models step by step, with the weights of one step in memory at a time. */
@@ -60,6 +64,8 @@ export type Wire = readonly [tensor: Tensor, states: HiddenStates];
 export interface Wiring {
   readonly reads: readonly Wire[];
   readonly writes?: readonly Wire[] | undefined;
+  readonly beforeBatch?: ((batch: number) => void) | undefined;
+  readonly afterBatch?: ((batch: number) => void | Promise<void>) | undefined;
 }
 
 /** Builds a graph and runs it on every batch. */
@@ -69,11 +75,13 @@ export async function overBatches(
 ): Promise<void> {
   const g = new Graph(backend, { computeType });
   try {
-    const { reads, writes = [] } = build(g);
+    const { reads, writes = [], beforeBatch, afterBatch } = build(g);
     for (const [tensor] of writes) g.output(tensor);
     for (const i of batches.keys()) {
       for (const [tensor, states] of reads) g.write(tensor, states.get(i));
+      beforeBatch?.(i);
       await g.run();
+      await afterBatch?.(i);
       for (const [tensor, states] of writes) states.set(i, g.read(tensor));
     }
   } finally {
@@ -95,6 +103,13 @@ export interface RecordedStep {
   readonly reads: readonly Wire[];
 }
 
+/** What looks on while a layer runs. */
+export interface LayerObserver {
+  /** Called with the layer's activations, while its graph is built. */
+  readonly tap?: ((g: Graph, activation: Activation) => void) | undefined;
+  readonly afterBatch?: (() => void) | undefined;
+}
+
 /** States of a model at a time: before its layer, before its step and after it. */
 const STATES_AT_ONCE = 3;
 
@@ -108,14 +123,19 @@ export class ResidualStream {
   private constructor(
     private readonly passage: Passage,
     private readonly tensors: ModelTensors,
+    private readonly dtype: FloatDType,
   ) {
     this.sum = this.take();
     this.layerInput = this.sum;
   }
 
-  /** The stream before a model's first layer. */
-  static async before(passage: Passage, tensors: ModelTensors): Promise<ResidualStream> {
-    const stream = new ResidualStream(passage, tensors);
+  /** The stream before a model's first layer. @param dtype of matrices on the device */
+  static async before(
+    passage: Passage,
+    tensors: ModelTensors,
+    dtype: FloatDType = passage.computeType,
+  ): Promise<ResidualStream> {
+    const stream = new ResidualStream(passage, tensors, dtype);
     try {
       await stream.embed();
       return stream;
@@ -135,7 +155,8 @@ export class ResidualStream {
     const g = new Graph(passage.backend, { computeType: passage.computeType });
     try {
       const tokens = g.input("tokens", "i32", [batch, seq]);
-      const embedded = g.output(model.embed(g, weights.get, tokens));
+      const surroundings = { g, weights: weights.get, layout: passage.layout, tap: () => {} };
+      const embedded = g.output(model.embed(surroundings, tokens));
       for (const [i, ids] of passage.batches.entries()) {
         g.write(tokens, ids);
         await g.run();
@@ -149,12 +170,8 @@ export class ResidualStream {
 
   /** Loads parameters onto the device, to be read only. */
   weightsOf(only: readonly ParameterSpec[]): ModelWeights {
-    const { passage, tensors } = this;
-    return loadWeights(passage.backend, tensors.model, tensors.source, {
-      dtype: passage.computeType,
-      trainable: false,
-      only,
-    });
+    const { passage, tensors, dtype } = this;
+    return loadWeights(passage.backend, tensors.model, tensors.source, { dtype, trainable: false, only });
   }
 
   /** The stream as an input of a graph, [rows, hidden]. */
@@ -228,6 +245,35 @@ export class ResidualStream {
       return { reads, writes: [[after, written]] };
     });
     this.advance(step, written);
+  }
+
+  /**
+   * Runs a whole layer.
+   * @throws CoppiceError when its outputs are not finite
+   */
+  async runLayer(layer: number, { tap, afterBatch }: LayerObserver = {}): Promise<void> {
+    const { model } = this.tensors;
+    const { layout } = this.passage;
+    const weights = this.weightsOf(model.parameters.filter((spec) => spec.layer === layer));
+    const written = this.take();
+    try {
+      await overBatches(this.passage, (g) => {
+        const before = this.input(g, "stream");
+        const surroundings: Surroundings = { g, weights: weights.get, layout, tap: (one) => tap?.(g, one) };
+        const after = model.layer(surroundings, layer, before[0]);
+        const check = g.output(ops.sum(g, after));
+        const checked = () => {
+          if (!Number.isFinite(g.read(check)[0])) throw notFinite("the model", `layers.${layer}`);
+          afterBatch?.();
+        };
+        return { reads: [before], writes: [[after, written]], afterBatch: checked };
+      });
+    } finally {
+      weights.free();
+    }
+    this.giveBack(this.sum);
+    this.sum = written;
+    this.layerInput = written;
   }
 
   /** Values of a row. */

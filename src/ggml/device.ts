@@ -172,6 +172,14 @@ export class Backend {
     });
   }
 
+  /** Memory that is free now: the device's own, or what the system leaves to this process. */
+  freeBytes(): number {
+    if (this.device.kind === "cpu") return process.availableMemory();
+    const [free, total] = [new BigUint64Array(1), new BigUint64Array(1)];
+    this.functions.ggml_backend_dev_memory(this.device.handle, free, total);
+    return Number(free[0]);
+  }
+
   /** Releases the device. Its buffers must have been freed. */
   free(): void {
     if (this.released) return;

@@ -26,6 +26,8 @@ export interface ProgressEvent {
 /** Options of every job. */
 export interface JobOptions extends BackendOptions {
   readonly hub?: HubOptions | undefined;
+  /** Memory that the weights and activations of a model may take, which is read layer by layer where it is larger; by default what is free. */
+  readonly memoryBytes?: number | undefined;
   readonly onProgress?: ((event: ProgressEvent) => void) | undefined;
   /** Called with what the user should know although the job continues. */
   readonly onNote?: ((note: string) => void) | undefined;

@@ -1,11 +1,12 @@
 import type { TokenStream } from "../data/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, loadWeights, openCheckpoint } from "../models/index.js";
+import { countParameters, openCheckpoint } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type JobOptions, onDevice } from "./job.js";
 import { type DataOptions, openTokens } from "./open-data.js";
 import { openModel } from "./open-model.js";
+import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
 /** A model's size and loss. */
@@ -27,9 +28,10 @@ export async function measure(
   stage: string,
   options: MeasureOptions & JobOptions,
 ): Promise<Measurement> {
-  const { model, source, bytes } = openCheckpoint(path);
+  const checkpoint = openCheckpoint(path);
+  const { model, bytes } = checkpoint;
   const dtype = (options.computeType ?? "f32") === "f32" ? "f32" : "bf16";
-  const weights = loadWeights(backend, model, source, { dtype, trainable: false });
+  const weights = weightsFor(backend, checkpoint, dtype, options);
   try {
     const result = await perplexity(backend, weights, validation, {
       sequenceLength: options.sequenceLength,

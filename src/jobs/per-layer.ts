@@ -1,6 +1,6 @@
 import { Sequences } from "../data/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
-import type { Model } from "../models/index.js";
+import { type Model, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
   cheapestSizes,
@@ -51,7 +51,8 @@ export async function perLayerCandidate(
   statistics: StartStatistics,
   parameters: number,
 ): Promise<Candidate | undefined> {
-  const { backend, original, weights, tokens, options, computeType } = inputs;
+  const { backend, original, tokens, options, computeType } = inputs;
+  const weights = wholeWeights(inputs.weights, "choosing a size for each layer (--per-layer)");
   const { model } = original;
   const steps = layerSizes(model, spaceOf(model, options));
   const scores = new Map([...inputs.scores, ...statistics.scores]);

@@ -1,4 +1,4 @@
-import { countParameters, loadWeights } from "../models/index.js";
+import { countParameters } from "../models/index.js";
 import { type AxisSizes, axisSizes, type Candidate, describeSizes, type RankedCandidate } from "../prune/index.js";
 import { UsageError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
@@ -9,6 +9,7 @@ import { type DataOptions, openData } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { checkCacheFile } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
+import { weightsFor } from "./read-weights.js";
 import { briefDistiller, scoresFor, search } from "./search.js";
 import { checkStart, startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
@@ -63,7 +64,7 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   const identity = await modelIdentity(checkpoint, job.cacheDir);
   return onDevice(job, async (backend) => {
-    const weights = loadWeights(backend, model, checkpoint.source, { dtype: computeType, trainable: false });
+    const weights = weightsFor(backend, checkpoint, computeType, job);
     try {
       const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
       const scores = await scoresFor(inputs, identity);

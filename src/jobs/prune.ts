@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { storedType } from "../checkpoint/stored-type.js";
 import type { RunDirectory } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, loadWeights, type Model } from "../models/index.js";
+import { countParameters, type Model } from "../models/index.js";
 import {
   ascending,
   type Candidate,
@@ -25,6 +25,7 @@ import { type OpenModel, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
+import { weightsFor } from "./read-weights.js";
 import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { SearchInputs } from "./search-inputs.js";
 import { checkStart, noteSelection, refittedStart, type StartStatistics, startStatistics } from "./start.js";
@@ -162,9 +163,9 @@ async function choose(
   const stored = start === "minitron" ? only && planFromScores(model, only, job, identity) : undefined;
   if (stored !== undefined) return prune(checkpoint, stored.plan, keptIndices(model, stored.plan, stored.scores));
   const data = dataOf(job);
-  const { directory, source } = checkpoint;
+  const { directory } = checkpoint;
   const { train, validation } = await openData({ directory, model }, { ...job, data }, job);
-  const weights = loadWeights(backend, model, source, { dtype: computeType, trainable: false });
+  const weights = weightsFor(backend, checkpoint, computeType, job);
   try {
     const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
     const scores = await scoresFor(inputs, identity);

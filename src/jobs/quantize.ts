@@ -35,6 +35,7 @@ import { type JobOptions, onDevice } from "./job.js";
 import { type DataOptions, openData } from "./open-data.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
 import { checkCacheFile, checkNewFile, type OverwriteOptions } from "./output.js";
+import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
 export interface QuantizeJob extends JobOptions, OverwriteOptions, Partial<DataOptions>, GgufFileOptions {
@@ -218,13 +219,17 @@ async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJo
 
 const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
 
+/** The type in which a model's matrices are measured. */
+const typeFor = ({ checkpoint }: OpenModel): FloatDType => (checkpoint.bytes > F32_LIMIT_BYTES ? "f16" : "f32");
+
 async function withWeights<T>(
   job: JobOptions,
-  { checkpoint, model }: OpenModel,
+  opened: OpenModel,
   use: (backend: Backend, weights: ModelWeights) => Promise<T>,
-  dtype: FloatDType = checkpoint.bytes > F32_LIMIT_BYTES ? "f16" : "f32",
+  dtype: FloatDType = typeFor(opened),
 ): Promise<T> {
   return onDevice(job, async (backend) => {
+    const { checkpoint, model } = opened;
     const weights = loadWeights(backend, model, checkpoint.source, { dtype, trainable: false });
     try {
       return await use(backend, weights);
@@ -244,14 +249,19 @@ async function importanceFor(
   if (importanceFile !== undefined && existsSync(importanceFile))
     return loadImportance(importanceFile, opened.model, identity);
   if (calibration === undefined) return undefined;
-  const importance = await withWeights(job, opened, (backend, weights) =>
-    measureImportance(backend, weights, calibration.train, {
-      samples: job.samples ?? DEFAULT_SAMPLES,
-      batchSize: batchSize(calibration.train),
-      computeType: "f32",
-      onProgress: (done, total) => job.onProgress?.({ stage: "importance", done, total, unit: "sequences" }),
-    }),
-  );
+  const importance = await onDevice(job, async (backend) => {
+    const weights = weightsFor(backend, opened.checkpoint, typeFor(opened), job);
+    try {
+      return await measureImportance(backend, weights, calibration.train, {
+        samples: job.samples ?? DEFAULT_SAMPLES,
+        batchSize: batchSize(calibration.train),
+        computeType: "f32",
+        onProgress: (done, total) => job.onProgress?.({ stage: "importance", done, total, unit: "sequences" }),
+      });
+    } finally {
+      weights.free();
+    }
+  });
   if (importanceFile !== undefined) saveImportance(importanceFile, importance, identity);
   return importance;
 }

@@ -3,7 +3,7 @@ import type { TokenStream } from "../data/index.js";
 import { Sequences } from "../data/index.js";
 import { defaultIntermediatePairs, forTokens, type RunDirectory, type TrainResult } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, openCheckpoint } from "../models/index.js";
+import { openCheckpoint, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
   keptIndices,
@@ -21,8 +21,9 @@ import { scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
 import { checkInLlamaCpp } from "./open-model.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
+import { weightsFor } from "./read-weights.js";
 import { type RoundTraining, withinSizes } from "./rounds.js";
-import { RANKING_FILE, scoresFor, search } from "./search.js";
+import { BRIEF_DISTILLATION, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { Stages } from "./stages.js";
 import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
 import { writeTrained } from "./training.js";
@@ -112,10 +113,7 @@ export class Round {
     const { settings } = training;
     const { computeType } = settings;
     const original = openCheckpoint(cutPath);
-    const load = (path: string) => {
-      const { model, source } = openCheckpoint(path);
-      return loadWeights(backend, model, source, { dtype: computeType, trainable: false });
-    };
+    const load = (path: string) => weightsFor(backend, openCheckpoint(path), computeType, job);
     const weights = load(cutPath);
     const { searchTokens, target } = job;
     // brief distillations are of the same teacher as the real one
@@ -131,7 +129,8 @@ export class Round {
       const statistics = await this.statistics(inputs);
       const distill = (pruned: PrunedModel) => {
         const briefSettings = forTokens(settings, searchTokens ?? 0);
-        return distillBriefly({ backend, teacher, pruned, tokens, validation, settings: briefSettings });
+        const whole = wholeWeights(teacher, BRIEF_DISTILLATION);
+        return distillBriefly({ backend, teacher: whole, pruned, tokens, validation, settings: briefSettings });
       };
       const candidates = withinSizes(original.model, this.inputs.candidates);
       const measurements = { statistics, distill: searchTokens === undefined ? undefined : distill };

@@ -1,6 +1,6 @@
 import type { TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/index.js";
-import type { ModelTensors, ModelWeights } from "../models/index.js";
+import type { ModelTensors, ReadWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { JobOptions } from "./job.js";
 import type { TargetOptions } from "./target.js";
@@ -9,7 +9,7 @@ import type { TargetOptions } from "./target.js";
 export interface SearchInputs {
   readonly backend: Backend;
   readonly original: ModelTensors;
-  readonly weights: ModelWeights;
+  readonly weights: ReadWeights;
   /** Training data, to calibrate on. */
   readonly tokens: TokenStream;
   readonly validation: TokenStream;

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { Sequences } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
-import type { Model } from "../models/index.js";
+import { type Model, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
   calibrate,
@@ -23,6 +23,7 @@ import { elementAt } from "../system/arrays.js";
 import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { distillBriefly } from "./distill.js";
+import type { JobOptions } from "./job.js";
 import { perLayerCandidate } from "./per-layer.js";
 import type { SearchInputs } from "./search-inputs.js";
 import { refitSamplesOf, type StartStatistics, withRefittedStart } from "./start.js";
@@ -56,11 +57,16 @@ export async function scoresFor(inputs: Omit<SearchInputs, "original" | "validat
 }
 
 /** How layers and candidates are measured. */
-export const depthOptions = (model: Model, options: TargetOptions, computeType: ComputeType) => ({
+export const depthOptions = (
+  model: Model,
+  options: TargetOptions & Pick<JobOptions, "memoryBytes">,
+  computeType: ComputeType,
+) => ({
   method: options.depthMethod ?? DEFAULT_DEPTH_METHOD,
   computeType,
   sequenceLength: Math.min(256, defaultSequenceLength(model)),
   maxSequences: SEARCH_SEQUENCES,
+  memoryBytes: options.memoryBytes,
 });
 
 /** The record of a search in a run's directory: what candidates were measured on, and the candidates, best first. */
@@ -183,10 +189,14 @@ const lastOfEachMeasure = (rerankings: readonly Reranking[]): Reranking[] => [
 const lossOf = (inputs: SearchInputs, cut: PrunedModel): Promise<number> =>
   candidateLoss(cut, inputs, depthOptions(cut.model, inputs.options, inputs.computeType));
 
+/** What a model has to be in memory for. */
+export const BRIEF_DISTILLATION = "ranking candidates by short distillations (--search-tokens)";
+
 /** Distills candidates briefly, with default settings; undefined when that was not requested. */
 export function briefDistiller(inputs: SearchInputs): ((pruned: PrunedModel) => Promise<number>) | undefined {
-  const { backend, weights: teacher, tokens, validation, computeType, options } = inputs;
+  const { backend, weights, tokens, validation, computeType, options } = inputs;
   if (options.searchTokens === undefined) return undefined;
+  const teacher = wholeWeights(weights, BRIEF_DISTILLATION);
   const settings = trainOptionsFor(teacher.model, { tokens: options.searchTokens, computeType });
   return (pruned) => distillBriefly({ backend, teacher, pruned, tokens, validation, settings });
 }

@@ -52,14 +52,14 @@ export function checkStart({ refitSamples }: TargetOptions, start: StartMethod):
 export type StartInputs = Pick<SearchInputs, "backend" | "original" | "tokens" | "computeType" | "options">;
 
 /** Calibration data for statistics and refit. @param samples at most so many sequences */
-export function passageFor({ backend, original, tokens, computeType }: StartInputs, samples: number): Passage {
+export function passageFor({ backend, original, tokens, computeType, options }: StartInputs, samples: number): Passage {
   const { model } = original;
   const length = Math.min(SEQUENCE_LENGTH, defaultSequenceLength(model), Math.max(1, tokens.length - 1));
   return passageOf(backend, new Sequences(tokens, length), model.vocabSize, {
     computeType,
     samples,
     batchSize: Math.max(1, Math.floor(BATCH_TOKENS / length)),
-    memoryBytes: freemem() * MEMORY_SHARE,
+    memoryBytes: (options.memoryBytes ?? freemem()) * MEMORY_SHARE,
   });
 }
 

@@ -138,11 +138,13 @@ export interface Model {
   /** tokens: i32 [batch, seq]. */
   forward(g: Graph, weights: Weights, tokens: Tensor, options?: ForwardOptions): ForwardResult;
   /** The first part of a forward pass: the residual stream before the first layer, [rows, hidden]. tokens: i32 [batch, seq] */
-  embed(g: Graph, weights: Weights, tokens: Tensor): Tensor;
-  /** Its middle part. */
+  embed(surroundings: Surroundings, tokens: Tensor): Tensor;
+  /** A middle part: the stream after a layer, from the stream before it. */
+  layer(surroundings: Surroundings, index: number, stream: Tensor): Tensor;
+  /** The last part, from the residual stream after the last layer, [rows, hidden]. */
+  finish(surroundings: Surroundings, stream: Tensor): ForwardResult;
+  /** The middle parts, a residual step at a time. */
   readonly steps: readonly ResidualStep[];
-  /** Its last part, from the residual stream after the last layer, [rows, hidden]. */
-  finish(g: Graph, weights: Weights, stream: Tensor): ForwardResult;
   /** Logits of normalized last states, [rows, hidden] -> [rows, vocab]: needs the head alone. */
   logits(g: Graph, weights: Weights, hidden: Tensor): Tensor;
   /** The norm of the last part, where it is an RMS norm. */

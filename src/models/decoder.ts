@@ -1,10 +1,9 @@
 import { FormatError } from "../system/errors.js";
-import { type Graph, ops, recomputed, rowCount, type Tensor } from "../tensor/index.js";
+import { type Graph, ops, recomputed, type Tensor } from "../tensor/index.js";
 import type {
   Architecture,
   ForwardOptions,
   ForwardResult,
-  Layout,
   Model,
   PruningAxis,
   Surroundings,
@@ -49,9 +48,10 @@ export function decoderModel(
     groups: groupsOf(spec),
     cost: (context) => totalCost(spec, context),
     forward: (g, weights, tokens, options = {}) => forward(spec, g, weights, tokens, options),
-    embed: (g, weights, tokens) => embedded(spec, g, weights, tokens, undefined),
+    embed: (surroundings, tokens) => embedded(spec, surroundings, tokens),
+    layer: (surroundings, index, stream) => layered(spec, surroundings, index, stream),
+    finish: (surroundings, stream) => finish(spec, surroundings, stream),
     steps: residualSteps(spec, parameters),
-    finish: (g, weights, stream) => finish(spec, withoutTaps(g, weights, { batch: 1, seq: rowCount(stream) }), stream),
     logits: (g, weights, hidden) => logitsOf(spec, g, weights, hidden),
     finalNorm: rmsNormOf(spec.finalNorm, names.norm),
     embedding: `${names.embedding}.weight`,
@@ -218,24 +218,21 @@ function forward(
     options.tap?.(activation);
   };
   const surroundings = { g, weights, layout: { batch, seq, forest }, tap };
-  let x = embedded(spec, g, weights, tokens, forest); // [rows, hidden]
-  tap(activationOf(undefined, "embed_tokens.output", x));
-  for (const i of options.layers ?? spec.layers.keys()) {
-    const layer = spec.layers[i];
-    if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
-    tap(activationOf(i, "input", x));
-    x = recomputed(g, x, (input) => layerForward(spec, layer, i, surroundings, input));
-    tap(activationOf(i, "output", x));
-  }
+  let x = embedded(spec, surroundings, tokens);
+  for (const i of options.layers ?? spec.layers.keys()) x = layered(spec, surroundings, i, x);
   return finish(spec, surroundings, x);
 }
 
-const withoutTaps = (g: Graph, weights: Weights, layout: Layout): Surroundings => ({
-  g,
-  weights,
-  layout,
-  tap: () => {},
-});
+/** A layer and its taps. x: [rows, hidden] */
+function layered(spec: DecoderSpec, surroundings: Surroundings, i: number, x: Tensor): Tensor {
+  const { g, tap } = surroundings;
+  const layer = spec.layers[i];
+  if (layer === undefined) throw new FormatError(`there is no layer ${i}; the model has ${spec.layers.length}`);
+  tap(activationOf(i, "input", x));
+  const output = recomputed(g, x, (input) => layerForward(spec, layer, i, surroundings, input));
+  tap(activationOf(i, "output", output));
+  return output;
+}
 
 /** The final norm and the head. x: [rows, hidden] */
 function finish(spec: DecoderSpec, surroundings: Surroundings, x: Tensor): ForwardResult {
@@ -253,14 +250,15 @@ function tokenShape({ name, shape }: Tensor): readonly [batch: number, seq: numb
   return [batch, seq];
 }
 
-function embedded(
-  spec: DecoderSpec,
-  g: Graph,
-  weights: Weights,
-  tokens: Tensor,
-  forest: ops.Forest | undefined,
-): Tensor {
-  const [batch, seq] = tokenShape(tokens);
+/** The embeddings and their tap. tokens: [batch, seq] -> [rows, hidden] */
+function embedded(spec: DecoderSpec, surroundings: Surroundings, tokens: Tensor): Tensor {
+  const x = embeddings(spec, surroundings, tokens);
+  surroundings.tap(activationOf(undefined, "embed_tokens.output", x));
+  return x;
+}
+
+function embeddings(spec: DecoderSpec, { g, weights, layout }: Surroundings, tokens: Tensor): Tensor {
+  const { batch, seq, forest } = layout;
   const names = namesOf(spec);
   const rows = ops.embedding(g, weights(`${names.embedding}.weight`), ops.reshape(g, tokens, { to: [batch * seq] }));
   const scaled = spec.embeddingScale === undefined ? rows : ops.scale(g, rows, { factor: spec.embeddingScale });

@@ -1,7 +1,7 @@
 import { blocks, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
 import { fromFloat32, toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import { DTYPE_BYTES, dataBytes, type FloatDType, isQuantized } from "../ggml/dtype.js";
+import { DTYPE_BYTES, type DType, dataBytes, type FloatDType, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
@@ -65,14 +65,25 @@ function declare(
 ): TensorStore {
   const store = new TensorStore(backend, only.length);
   for (const spec of only) {
-    // gains and biases stay f32: they are small, and ggml adds and multiplies only f32
-    const source = trainable ? undefined : tensors?.get(spec.name)?.dtype;
-    const matrixType = source !== undefined && isQuantized(source) ? source : dtype;
+    const stored = trainable ? undefined : tensors?.get(spec.name)?.dtype;
     const shape = spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes);
-    store.add(spec.name, shape, spec.axes.length < 2 ? "f32" : matrixType, { trainable: trainable && !spec.fixed });
+    store.add(spec.name, shape, typeOnDevice(spec, dtype, stored), { trainable: trainable && !spec.fixed });
   }
   return store.allocate();
 }
+
+/** Gains and biases stay f32: they are small, and ggml adds and multiplies only f32. */
+function typeOnDevice({ axes }: ParameterSpec, dtype: FloatDType, stored: StoredDType | undefined): DType {
+  if (axes.length < 2) return "f32";
+  return stored !== undefined && isQuantized(stored) ? stored : dtype;
+}
+
+/** The memory that a model's parameters take on a device, to be read. */
+export const bytesOnDevice = (model: Model, { tensors }: TensorSource, dtype: FloatDType): number =>
+  model.parameters.reduce((sum, spec) => {
+    const type = typeOnDevice(spec, dtype, tensors.get(spec.name)?.dtype);
+    return sum + dataBytes(type, elementCount(shapeOf(spec, model.sizes)));
+  }, 0);
 
 /**
  * Checks that a source has every parameter of a model, in the right shape.

@@ -3,12 +3,12 @@ import type { CalibrationOptions } from "../evaluate/batches.js";
 import { type ActivationStatistics, calibrationStatistics } from "../evaluate/calibration.js";
 import type { Backend } from "../ggml/device.js";
 import {
+  type Activation,
   type DimensionName,
   layerDimension,
   type Model,
-  type ModelWeights,
+  type ReadWeights,
   sizeOf,
-  type Tap,
 } from "../models/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import type { Scores } from "./scores.js";
@@ -22,7 +22,7 @@ import type { Scores } from "./scores.js";
  */
 export const calibrate = (
   backend: Backend,
-  weights: ModelWeights,
+  weights: ReadWeights,
   sequences: Sequences,
   options: CalibrationOptions,
 ): Promise<Scores> =>
@@ -31,11 +31,7 @@ export const calibrate = (
     weights,
     sequences,
     options,
-    build: (g, tokens, batch) => {
-      const sums = new ScoreSums(g, weights.model, batch);
-      weights.model.forward(g, weights.get, tokens, { tap: sums.tap });
-      return sums;
-    },
+    statisticsOf: (batch) => new ScoreSums(backend, weights.model, batch),
     describe: (dimension) => `the scores of ${dimension}`,
   });
 
@@ -47,11 +43,11 @@ class ScoreSums implements ActivationStatistics {
   private layerInput: Tensor | undefined;
 
   constructor(
-    private readonly g: Graph,
+    backend: Backend,
     private readonly model: Model,
     private readonly batch: number,
   ) {
-    this.store = new TensorStore(g.backend, model.scoredBy.length + model.layerCount);
+    this.store = new TensorStore(backend, model.scoredBy.length + model.layerCount);
     for (const { dimension, tap } of model.scoredBy) this.store.add(tap, [1, sizeOf(dimension, model.sizes)], "f32");
     for (let layer = 0; layer < model.layerCount; layer++) this.store.add(layerDimension(layer, "cosine"), [1], "f32");
     this.store.allocate();
@@ -59,8 +55,8 @@ class ScoreSums implements ActivationStatistics {
   }
 
   /** Adds an activation to its sums at once, so that it need not be kept. */
-  readonly tap: Tap = ({ name, layer, local, tensor }) => {
-    const { g, batch } = this;
+  readonly tap = (g: Graph, { name, layer, local, tensor }: Activation): void => {
+    const { batch } = this;
     if (this.missing.delete(name)) g.effect(ops.addMagnitudes(g, this.store.get(name), tensor, { batch }));
     if (layer === undefined) return;
     if (local === "input") this.layerInput = tensor;

@@ -1,7 +1,7 @@
 import type { TokenStream } from "../data/index.js";
 import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ModelWeights } from "../models/index.js";
+import type { ReadWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { DepthMethod } from "./depth-methods.js";
 import type { Scores } from "./scores.js";
@@ -10,7 +10,7 @@ import type { Scores } from "./scores.js";
 export interface RankingInputs {
   readonly backend: Backend;
   /** Of the original. */
-  readonly weights: ModelWeights;
+  readonly weights: ReadWeights;
   readonly scores: Scores;
   readonly validation: TokenStream;
 }
@@ -40,7 +40,7 @@ export async function layerOrder(inputs: RankingInputs, cut: number, options: De
       computeType,
       sequenceLength,
       maxSequences,
-      forward: { layers },
+      layers,
     });
     return loss;
   };

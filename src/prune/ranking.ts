@@ -1,5 +1,5 @@
 import { perplexity } from "../evaluate/index.js";
-import { loadWeights, type Model, type ModelTensors } from "../models/index.js";
+import { type Model, type ModelTensors, readWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
@@ -23,14 +23,20 @@ export interface Reranking {
   readonly lossOf: (candidate: RankedCandidate) => Promise<number>;
 }
 
-export interface SearchOptions {
-  /** How many candidates are measured at most: those that keep most importance. */
-  readonly maxCandidates: number;
-  readonly depthMethod: DepthMethod;
+/** How a candidate is measured. */
+export interface MeasuringOptions {
   readonly computeType: ComputeType;
   readonly sequenceLength: number;
   /** Validation sequences to measure each candidate on. */
   readonly maxSequences: number;
+  /** Candidates that are larger are read layer by layer. */
+  readonly memoryBytes?: number | undefined;
+}
+
+export interface SearchOptions extends MeasuringOptions {
+  /** How many candidates are measured at most: those that keep most importance. */
+  readonly maxCandidates: number;
+  readonly depthMethod: DepthMethod;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Costlier measurements, each of fewer candidates (successive halving, arXiv 1502.07943). */
   readonly rerankings?: readonly Reranking[] | undefined;
@@ -105,11 +111,10 @@ function cachedLayerOrder(inputs: RankingInputs, options: SearchOptions): (layer
 export async function candidateLoss(
   cut: PrunedModel,
   { backend, validation }: Pick<RankingInputs, "backend" | "validation">,
-  { computeType, sequenceLength, maxSequences }: Pick<SearchOptions, "computeType" | "sequenceLength" | "maxSequences">,
+  { memoryBytes, ...options }: MeasuringOptions,
 ): Promise<number> {
-  const weights = loadWeights(backend, cut.model, cut.source, { dtype: "bf16", trainable: false });
+  const weights = readWeights(backend, cut, { dtype: "bf16", memoryBytes });
   try {
-    const options = { computeType, sequenceLength, maxSequences };
     return (await perplexity(backend, weights, validation, options)).loss;
   } finally {
     weights.free();

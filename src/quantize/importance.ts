@@ -3,7 +3,7 @@ import type { Sequences } from "../data/index.js";
 import type { CalibrationOptions } from "../evaluate/batches.js";
 import { type ActivationStatistics, calibrationStatistics } from "../evaluate/calibration.js";
 import type { Backend } from "../ggml/device.js";
-import { axisSize, type Model, type ModelWeights, type ParameterSpec, type Tap } from "../models/index.js";
+import { type Activation, axisSize, type Model, type ParameterSpec, type ReadWeights } from "../models/index.js";
 import { type Graph, ops, TensorStore } from "../tensor/index.js";
 
 /**
@@ -26,7 +26,7 @@ const columnsOf = (model: Model, spec: ParameterSpec): number => axisSize(spec.a
  */
 export const measureImportance = (
   backend: Backend,
-  weights: ModelWeights,
+  weights: ReadWeights,
   sequences: Sequences,
   options: CalibrationOptions,
 ): Promise<Importance> =>
@@ -35,12 +35,7 @@ export const measureImportance = (
     weights,
     sequences,
     options,
-    build: (g, tokens, batch) => {
-      const { model } = weights;
-      const squares = new SquareSums(g, model, batch * sequences.length);
-      g.effect(model.forward(g, weights.get, tokens, { tap: squares.tap }).hidden);
-      return squares;
-    },
+    statisticsOf: (batch) => new SquareSums(backend, weights.model, batch * sequences.length),
     describe: (name) => `the inputs of ${name}`,
   });
 
@@ -52,22 +47,21 @@ class SquareSums implements ActivationStatistics {
 
   /** @param rows of a batch's activations */
   constructor(
-    private readonly g: Graph,
+    backend: Backend,
     model: Model,
     private readonly rows: number,
   ) {
     this.matrices = matricesOf(model);
     const widths = new Map(this.matrices.map((matrix) => [matrix.input, columnsOf(model, matrix)]));
-    this.store = new TensorStore(g.backend, widths.size);
+    this.store = new TensorStore(backend, widths.size);
     for (const [input, width] of widths) this.store.add(input, [1, width], "f32");
     this.store.allocate();
     this.missing = new Set(widths.keys());
   }
 
   /** Adds an activation [rows, columns] to its sums: Σ over rows of x². */
-  readonly tap: Tap = ({ name, tensor }) => {
+  readonly tap = (g: Graph, { name, tensor }: Activation): void => {
     if (!this.missing.delete(name)) return;
-    const { g } = this;
     const sums = this.store.get(name);
     g.effect(ops.assign(g, ops.add(g, ops.sumRows(g, ops.square(g, tensor)), sums), sums));
   };

@@ -69,8 +69,10 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
     const weights: Weights = (name): Tensor => store.get(name);
     await overBatches(passage, (g) => {
       const [original, smaller] = [streams.dense.input(g, "original"), streams.student.input(g, "student")];
-      const { hidden } = student.finish(g, weights, smaller[0]);
-      moments.add(g, hidden, dense.model.finish(g, denseWeights.get, original[0]).hidden);
+      const surroundings = { g, layout: passage.layout, tap: () => {} };
+      const { hidden } = student.finish({ ...surroundings, weights }, smaller[0]);
+      const { hidden: target } = dense.model.finish({ ...surroundings, weights: denseWeights.get }, original[0]);
+      moments.add(g, hidden, target);
       return { reads: [original, smaller] };
     });
     return { inputs: moments.inputs, targets: moments.targets };

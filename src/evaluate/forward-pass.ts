@@ -1,0 +1,123 @@
+import type { Backend } from "../ggml/device.js";
+import {
+  type Activation,
+  type ForwardResult,
+  type Layout,
+  type ModelWeights,
+  type ParameterSpec,
+  type ReadWeights,
+  StreamedWeights,
+} from "../models/index.js";
+import { type ComputeType, Graph } from "../tensor/index.js";
+import { overBatches, ResidualStream } from "./residual-stream.js";
+
+/** Sequences that go through a model. */
+export interface PassData {
+  /** Each batch is `batch` sequences of `seq` tokens. */
+  readonly layout: Pick<Layout, "batch" | "seq">;
+  readonly batches: number;
+  /** The token ids of a batch. */
+  readonly tokensOf: (batch: number) => Int32Array;
+}
+
+/** What is computed beside a forward pass. */
+export interface Observer {
+  /** Called with every activation that has a name, while its graph is built. */
+  readonly tap?: ((g: Graph, activation: Activation) => void) | undefined;
+  /** Adds what follows the last layer to its graph. */
+  readonly last?: ((g: Graph, result: ForwardResult) => LastPart) | undefined;
+}
+
+/** Work before and after each batch of what follows the last layer. */
+export interface LastPart {
+  /** Writes a batch's inputs. */
+  readonly write?: ((batch: number) => void) | undefined;
+  /** Reads its results. */
+  readonly read?: ((batch: number) => void | Promise<void>) | undefined;
+}
+
+export interface PassOptions {
+  readonly computeType: ComputeType;
+  /** The layers to run, in order; all by default. */
+  readonly layers?: readonly number[] | undefined;
+  /** Called with the share of the pass that is done. */
+  readonly onProgress?: ((share: number) => void) | undefined;
+}
+
+/**
+ * Runs batches through a model, forward only: in one graph, or where its weights are streamed a layer at a time, all batches through
+ * each, with the same results.
+ * @throws CoppiceError when a streamed layer's outputs are not finite, naming it
+ */
+export const forwardPass = (
+  backend: Backend,
+  weights: ReadWeights,
+  data: PassData,
+  observer: Observer,
+  options: PassOptions,
+): Promise<void> => {
+  const pass = { backend, data, observer, options };
+  return weights instanceof StreamedWeights ? streamedPass(pass, weights) : wholePass(pass, weights);
+};
+
+interface Pass {
+  readonly backend: Backend;
+  readonly data: PassData;
+  readonly observer: Observer;
+  readonly options: PassOptions;
+}
+
+async function wholePass({ backend, data, observer, options }: Pass, weights: ModelWeights): Promise<void> {
+  const { computeType, layers, onProgress } = options;
+  const { batch, seq } = data.layout;
+  const g = new Graph(backend, { computeType });
+  try {
+    const tokens = g.input("tokens", "i32", [batch, seq]);
+    const tap = (activation: Activation) => observer.tap?.(g, activation);
+    const result = weights.model.forward(g, weights.get, tokens, { layers, tap });
+    const last = observer.last?.(g, result);
+    for (let i = 0; i < data.batches; i++) {
+      g.write(tokens, data.tokensOf(i));
+      last?.write?.(i);
+      await g.run();
+      await last?.read?.(i);
+      onProgress?.((i + 1) / data.batches);
+    }
+  } finally {
+    g.free();
+  }
+}
+
+async function streamedPass({ backend, data, observer, options }: Pass, weights: StreamedWeights): Promise<void> {
+  const { model, tensors, dtype, statesBytes: memoryBytes } = weights;
+  const { computeType, layers = [...Array(model.layerCount).keys()], onProgress } = options;
+  const batches = Array.from({ length: data.batches }, (_, i) => data.tokensOf(i));
+  const passage = { backend, computeType, layout: data.layout, batches, memoryBytes };
+  let done = 0;
+  const advance = () => onProgress?.(++done / (data.batches * (layers.length + 1)));
+  const stream = await ResidualStream.before(passage, tensors, dtype);
+  try {
+    for (const layer of layers) await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance });
+    const isEmbedding = ({ name }: ParameterSpec) => name === model.embedding || name === model.positions;
+    const last = weights.load(
+      model.parameters.filter((spec) => spec.layer === undefined && (spec.name === model.head || !isEmbedding(spec))),
+    );
+    try {
+      await overBatches(passage, (g) => {
+        const wire = stream.input(g, "stream");
+        const tap = (activation: Activation) => observer.tap?.(g, activation);
+        const result = model.finish({ g, weights: last.get, layout: data.layout, tap }, wire[0]);
+        const { write: beforeBatch, read } = observer.last?.(g, result) ?? {};
+        const afterBatch = async (batch: number) => {
+          await read?.(batch);
+          advance();
+        };
+        return { reads: [wire], beforeBatch, afterBatch };
+      });
+    } finally {
+      last.free();
+    }
+  } finally {
+    stream.free();
+  }
+}

@@ -1,0 +1,73 @@
+import type { Backend } from "../ggml/device.js";
+import type { FloatDType } from "../ggml/dtype.js";
+import { CoppiceError } from "../system/errors.js";
+import { formatBytes } from "../system/format.js";
+import type { Model } from "./architecture.js";
+import type { ModelTensors } from "./checkpoint.js";
+import type { ParameterSpec } from "./dimensions.js";
+import { bytesOnDevice, checkTensors, loadWeights, type ModelWeights } from "./weights.js";
+
+/** Parameters that do not fit on a device together: a pass over data loads those of one part of the model after the other. */
+export class StreamedWeights {
+  readonly model: Model;
+
+  /**
+   * @param dtype of matrices on the device; quantized ones stay quantized
+   * @param statesBytes of hidden states between parts of the model that are kept in memory; more go to disk
+   */
+  constructor(
+    private readonly backend: Backend,
+    readonly tensors: ModelTensors,
+    readonly dtype: FloatDType,
+    readonly statesBytes: number,
+  ) {
+    this.model = tensors.model;
+  }
+
+  /** Loads some of the parameters, to be freed after use. */
+  load(only: readonly ParameterSpec[]): ModelWeights {
+    const { backend, dtype, tensors } = this;
+    return loadWeights(backend, tensors.model, tensors.source, { dtype, trainable: false, only });
+  }
+
+  /** Nothing is kept between passes. */
+  free(): void {}
+}
+
+/** Weights that passes over data read. Free them after use. */
+export type ReadWeights = ModelWeights | StreamedWeights;
+
+export interface ReadOptions {
+  /** Of matrices on the device; quantized ones stay quantized. */
+  readonly dtype: FloatDType;
+  /** Memory that weights and activations may take; by default what the device has free. */
+  readonly memoryBytes?: number | undefined;
+}
+
+/** The share of the memory that weights take at most: the rest is for activations. */
+const WEIGHTS_SHARE = 0.8;
+/** The share that hidden states between parts of a streamed model take. */
+const STATES_SHARE = 0.2;
+
+/** A model's weights to be read: loaded as a whole where they fit. @throws FormatError for missing tensors */
+export function readWeights(backend: Backend, tensors: ModelTensors, options: ReadOptions): ReadWeights {
+  const { dtype, memoryBytes = backend.freeBytes() } = options;
+  const { model, source } = tensors;
+  if (bytesOnDevice(model, source, dtype) <= WEIGHTS_SHARE * memoryBytes)
+    return loadWeights(backend, model, source, { dtype, trainable: false });
+  checkTensors(model, source);
+  return new StreamedWeights(backend, tensors, dtype, STATES_SHARE * memoryBytes);
+}
+
+/**
+ * Weights that are on the device as a whole.
+ * @param what needs that, for the message
+ * @throws CoppiceError where they are streamed
+ */
+export function wholeWeights(weights: ReadWeights, what: string): ModelWeights {
+  if (!(weights instanceof StreamedWeights)) return weights;
+  const { model, tensors, dtype } = weights;
+  throw new CoppiceError(
+    `${what} needs the whole model in memory, ${formatBytes(bytesOnDevice(model, tensors.source, dtype))}: do without it, or give it more (--memory)`,
+  );
+}

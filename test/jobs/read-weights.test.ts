@@ -1,0 +1,43 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { corpus } from "../../examples/corpus.js";
+import { measurePerplexity, pruneModel } from "../../src/jobs/index.js";
+import { temporaryDirectory } from "../temporary.js";
+
+const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
+const root = temporaryDirectory();
+const data = path.join(root, "stories.txt");
+writeFileSync(data, corpus(5, 60));
+const few = { calibrationSamples: 4, refitSamples: 2, maxCandidates: 2, data: [data], cacheDir: root } as const;
+
+describe("a model that is larger than the memory it may take", () => {
+  it("is searched, refitted and cut to the same bits, and a note says how", async () => {
+    const cut = async (name: string, memoryBytes: number | undefined) => {
+      const notes: string[] = [];
+      const out = path.join(root, name);
+      const onNote = (note: string) => void notes.push(note);
+      await pruneModel({ ...few, model: teacher, target: "0.7x", start: "refit", out, memoryBytes, onNote });
+      return { weights: readFileSync(path.join(out, "model.safetensors")), notes: notes.join("\n") };
+    };
+    const [whole, streamed] = [await cut("whole", undefined), await cut("streamed", 1_000_000)];
+    expect(streamed.weights.equals(whole.weights)).toBe(true);
+    expect(streamed.notes).toMatch(/do not fit in .*B.*layer by layer/);
+    expect(whole.notes).not.toMatch(/layer by layer/);
+  });
+
+  it("has the same loss", async () => {
+    const job = { ...few, model: teacher, sequenceLength: 64 };
+    expect(await measurePerplexity({ ...job, memoryBytes: 100_000 })).toEqual(await measurePerplexity(job));
+  });
+
+  it("has no sizes for each layer, and no short distillations", async () => {
+    const job = { ...few, model: teacher, target: "0.7x", start: "refit", memoryBytes: 1_000_000 } as const;
+    await expect(pruneModel({ ...job, perLayer: true, out: path.join(root, "layers") })).rejects.toThrow(
+      /--per-layer.*needs the whole model in memory/,
+    );
+    await expect(pruneModel({ ...job, searchTokens: 1000, out: path.join(root, "brief") })).rejects.toThrow(
+      /--search-tokens.*needs the whole model in memory/,
+    );
+  });
+});
