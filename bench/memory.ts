@@ -1,53 +1,111 @@
 /**
- * Prunes a sharded checkpoint of random weights larger than memory should need, and says how much memory it took.
+ * Prunes a sharded checkpoint of random weights with less memory than it has bytes, and says how much it took: a plain cut with known
+ * scores, and one that is calibrated, searched and refitted, killed on the way.
  *
- *     npx tsx bench/memory.ts [--size-gb 4.5] [--dir /tmp/coppice-memory]
+ *     npx tsx bench/memory.ts [--size-gb 4.5] [--memory 1GiB] [--samples 8] [--dir /tmp/coppice-memory]
  */
-import { spawnSync } from "node:child_process";
-import { existsSync, rmSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
+import { countParameters, type Model } from "../src/models/index.js";
 import { saveScores } from "../src/prune/index.js";
 import { Random } from "../src/system/random.js";
 import { randomCheckpoint } from "./random-checkpoint.js";
 
 const { values } = parseArgs({
-  options: { "size-gb": { type: "string", default: "4.5" }, dir: { type: "string", default: "/tmp/coppice-memory" } },
+  options: {
+    "size-gb": { type: "string", default: "4.5" },
+    memory: { type: "string", default: "1GiB" },
+    samples: { type: "string", default: "8" },
+    dir: { type: "string", default: "/tmp/coppice-memory" },
+  },
 });
 const source = path.join(values.dir, "model");
-const scoresFile = path.join(values.dir, "scores.safetensors");
 const model = randomCheckpoint(source, Number(values["size-gb"]));
-if (!existsSync(scoresFile)) {
-  const random = new Random(2);
-  const grouped = model.groups.map(({ groupedBy }) => groupedBy);
-  const dimensions = new Set([...model.scoredBy.map(({ dimension }) => dimension), ...grouped, "layers"]);
-  const scoresOf = (name: string) => Float32Array.from({ length: model.sizes[name] ?? 0 }, () => random.uniform());
-  saveScores(scoresFile, new Map([...dimensions].map((name) => [name, scoresOf(name)])));
+
+/** What a run took. */
+interface Run {
+  readonly seconds: number;
+  readonly peakBytes: number;
+  readonly parameters: number;
 }
 
-const out = path.join(values.dir, "pruned");
-rmSync(out, { recursive: true, force: true });
-const started = performance.now();
 const main = path.resolve(import.meta.dirname, "../bin/coppice.cjs");
 const script = `process.on("exit",()=>process.stderr.write("PEAK "+process.resourceUsage().maxRSS+"\\n"));await import("${main}")`;
-const args = [
-  "prune",
-  source,
-  "--target",
-  "hidden=2048,ffn=6144,heads=16",
-  "--scores",
-  scoresFile,
-  "--out",
-  out,
-  "--json",
+
+/** Runs a command of ours. @param killAt kills it when its progress matches, and runs it again */
+async function run(args: readonly string[], killAt?: RegExp): Promise<Run> {
+  const started = performance.now();
+  const child = spawn(process.execPath, ["--input-type=module", "-e", script, main, ...args, "--json"]);
+  let [stdout, stderr] = ["", ""];
+  child.stdout.on("data", (chunk: Buffer) => {
+    stdout += chunk.toString();
+  });
+  child.stderr.on("data", (chunk: Buffer) => {
+    process.stderr.write(chunk);
+    stderr += chunk.toString();
+    if (killAt?.test(stderr)) child.kill("SIGKILL");
+  });
+  const code = await new Promise((resolve) => child.on("close", resolve));
+  const seconds = (performance.now() - started) / 1000;
+  if (child.signalCode === "SIGKILL") {
+    const rest = await run(args);
+    return { ...rest, seconds: seconds + rest.seconds };
+  }
+  if (code !== 0) throw new Error(stderr);
+  const { parameters } = JSON.parse(stdout) as { parameters: { to: number } };
+  return { seconds, peakBytes: 1024 * Number(/PEAK (\d+)/.exec(stderr)?.[1]), parameters: parameters.to };
+}
+
+/** Scores for a cut that measures nothing. */
+function randomScores(file: string, { groups, scoredBy, sizes }: Model): void {
+  if (existsSync(file)) return;
+  const random = new Random(2);
+  const dimensions = new Set([
+    ...scoredBy.map(({ dimension }) => dimension),
+    ...groups.map(({ groupedBy }) => groupedBy),
+    "layers",
+  ]);
+  const scoresOf = (name: string) => Float32Array.from({ length: sizes[name] ?? 0 }, () => random.uniform());
+  saveScores(file, new Map([...dimensions].map((name) => [name, scoresOf(name)])));
+}
+
+/** A text of about so many of the random model's tokens, which are bytes. */
+function randomText(name: string, tokens: number, seed: number): string {
+  const file = path.join(values.dir, name);
+  const random = new Random(seed);
+  const letters = Array.from({ length: tokens }, () => String.fromCharCode(97 + Math.floor(26 * random.uniform())));
+  writeFileSync(file, letters.join(""));
+  return file;
+}
+
+const scores = path.join(values.dir, "scores.safetensors");
+randomScores(scores, model);
+const out = path.join(values.dir, "pruned");
+const cut = async (...args: string[]) => {
+  rmSync(out, { recursive: true, force: true });
+  return ["prune", source, "--out", out, ...args];
+};
+const samples = Number(values.samples);
+const data = ["--data", randomText("data.txt", 256 * samples + 1, 1), "--validation", randomText("held.txt", 1025, 2)];
+const measured = ["--samples", values.samples, "--refit-samples", values.samples, "--candidates", "2"];
+const runs: readonly (readonly [string, Run])[] = [
+  ["cut, scores known", await run(await cut("--target", "hidden=2048,ffn=6144,heads=16", "--scores", scores))],
+  [
+    `calibrated on ${256 * samples} tokens, searched, refitted and cut, killed on the way; --memory ${values.memory}`,
+    await run(
+      await cut("--target", "0.7x", "--start", "refit", "--memory", values.memory, ...data, ...measured),
+      /statistics.*[3-9] of/,
+    ),
+  ],
 ];
-const child = spawnSync(process.execPath, ["--input-type=module", "-e", script, ...args], { encoding: "utf8" });
-if (child.status !== 0) throw new Error(child.stderr);
-const peakBytes = Number(/PEAK (\d+)/.exec(child.stderr)?.[1]) * 1024;
-const result = JSON.parse(child.stdout) as { parameters: { from: number; to: number } };
-const seconds = (performance.now() - started) / 1000;
-const readGb = (2 * result.parameters.from) / 1e9;
-console.log(`| checkpoint | pruned to | seconds | peak resident memory |\n| --- | --- | --- | --- |`);
+const gigabytes = (parameters: number) => `${((2 * parameters) / 1e9).toFixed(2)} GB`;
 console.log(
-  `| ${readGb.toFixed(2)} GB | ${((2 * result.parameters.to) / 1e9).toFixed(2)} GB | ${seconds.toFixed(1)} | ${(peakBytes / 2 ** 20).toFixed(0)} MiB |`,
+  `| of ${gigabytes(countParameters(model.parameters, model.sizes))} | to | seconds | peak resident memory |`,
 );
+console.log("| --- | ---: | ---: | ---: |");
+for (const [name, { seconds, peakBytes, parameters }] of runs)
+  console.log(
+    `| ${name} | ${gigabytes(parameters)} | ${seconds.toFixed(0)} | ${(peakBytes / 2 ** 20).toFixed(0)} MiB |`,
+  );

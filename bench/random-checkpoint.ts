@@ -57,9 +57,11 @@ export function randomLlama(directory: string, sizes: LlamaSizes): Model {
       bytes.set(bytesOf(noise).subarray(0, bytes.length - at), at);
     return bytes;
   };
-  const vocab = Object.fromEntries(Array.from({ length: config.vocab_size }, (_, id) => [`token${id}`, id]));
+  // letters have tokens of their own, so that text can be read
+  const tokenOf = (id: number) => (id < 26 ? String.fromCharCode(97 + id) : `token${id}`);
+  const vocab = Object.fromEntries(Array.from({ length: config.vocab_size }, (_, id) => [tokenOf(id), id]));
   writeJson(path.join(directory, "tokenizer.json"), {
-    pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, use_regex: true },
+    pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
     model: { type: "BPE", vocab, merges: [] },
   });
   writeCheckpoint(directory, config, { tensors, readRows, releaseRows: () => {} }, { shardBytes: 1e9 });

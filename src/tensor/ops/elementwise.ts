@@ -144,10 +144,30 @@ export const clamp: Op<[x: Tensor], { readonly low: number; readonly high: numbe
     f.ggml_clamp(context, f.ggml_scale_bias(context, x.handle, 1, 0), low, high),
 });
 
+/**
+ * Elements that are summed at once: a GPU gives a sum to one group of its threads, which takes long over many, loses digits (in f32
+ * 3e-4 of 2^18 equal terms), and with drivers that limit the turns of a loop leaves some out.
+ */
+const SUMMED_AT_ONCE = 2 ** 16;
+/** Longer sums are of the sums of runs of at most so many elements. */
+const LONGEST_RUN = 4096;
+
+/** The length of equal runs that many elements are summed by; undefined for a number of elements that has no such divisor. */
+function runOf(count: number): number | undefined {
+  for (let length = LONGEST_RUN; length > 1; length--) if (count % length === 0) return length;
+  return undefined;
+}
+
 /** Sum of all elements: [1]. */
 export const sum: Op<[x: Tensor]> = defineOp("sum", 1, {
   shape: () => [1],
-  build: ({ f, context }, [x]) => f.ggml_sum(context, x.handle),
+  build: (native, [x]) => {
+    const { f, context } = native;
+    const count = elementCount(x.shape);
+    const run = count > SUMMED_AT_ONCE ? runOf(count) : undefined;
+    if (run === undefined) return f.ggml_sum(context, x.handle);
+    return f.ggml_sum(context, f.ggml_sum_rows(context, reshaped(native, x.handle, [count / run, run])));
+  },
   vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x)],
 });
 
