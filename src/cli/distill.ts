@@ -13,6 +13,7 @@ import {
   loss,
   lossOptions,
   MODEL,
+  memory,
   type TrainFlags,
   training,
   trainSettings,
@@ -28,7 +29,7 @@ interface Flags extends CommonFlags, DataFlags, LossFlags, TrainFlags {
 }
 
 export const distillCommand = command("distill", "Train a smaller model to answer as a larger one")
-  .with(data, validation, training, loss, common, adapters)
+  .with(data, validation, training, loss, common, memory, adapters)
   .argument("<student>", MODEL)
   .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
   .option("--teacher-lora <adapters...>", "LoRA adapters to merge into the teacher")

@@ -9,6 +9,7 @@ import {
   DEFAULT_TOKENS,
   data,
   dataOptions,
+  memory,
   type TrainFlags,
   training,
   trainSettings,
@@ -27,7 +28,7 @@ export const pretrainCommand = command(
   "pretrain",
   "Train on predicting the next token: from scratch, or continuing from a model",
 )
-  .with(data, validation, training, common, adapters)
+  .with(data, validation, training, common, memory, adapters)
   .argument("<model>", "model directory or hub id; with --from-scratch a directory with config.json and tokenizer.json")
   .requiredOption("--out <dir>", "the run's directory; becomes the trained model")
   .option("--from-scratch", "start from random weights")

@@ -1,9 +1,11 @@
 import path from "node:path";
 import type { Batch, Sequences } from "../data/index.js";
-import { overflowError } from "../evaluate/finite.js";
+import { notFinite, overflowError } from "../evaluate/finite.js";
+import { forwardPass, type LastPart } from "../evaluate/forward-pass.js";
 import type { Backend } from "../ggml/device.js";
-import type { ModelWeights } from "../models/index.js";
+import { type ForwardResult, type ModelWeights, type StreamedWeights, sizeOf } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
+import { CoppiceError } from "../system/errors.js";
 import { hashBytes } from "../system/files.js";
 import { type ComputeType, elementCount, Graph, ops, type Tensor } from "../tensor/index.js";
 import { LogitCache } from "./logit-cache.js";
@@ -91,6 +93,79 @@ export class SparseTeacher {
     g.write(inputs.values, values);
   }
 
+  /**
+   * Computes what the cache lacks of some sequences, by a teacher whose layers go through memory one after the other.
+   * @param onProgress called with how many of all sequences the cache has
+   * @throws CoppiceError without a cache, and when the teacher's outputs are not finite
+   */
+  async fillCache(
+    weights: StreamedWeights,
+    numbers: readonly number[],
+    onProgress?: (done: number, total: number) => void,
+  ): Promise<void> {
+    const { cache } = this;
+    if (cache === undefined)
+      throw new CoppiceError("a teacher that does not fit in memory needs a cache of its logits");
+    const all = [...new Set(numbers)];
+    const missing = all.filter((number) => cache.get(number) === undefined);
+    const { length } = this.sequences;
+    const batch = Math.max(1, Math.floor(FILLED_BATCH_TOKENS / length));
+    const stateBytes = batch * length * sizeOf("hidden", weights.model.sizes) * Float32Array.BYTES_PER_ELEMENT;
+    const atOnce = batch * Math.max(1, Math.floor(weights.statesBytes / (STATES_AT_ONCE * stateBytes)));
+    for (let from = 0; from < missing.length; from += atOnce) {
+      const done = all.length - missing.length + from;
+      const part = missing.slice(from, from + atOnce);
+      await this.fill(weights, part, Math.min(batch, part.length), (share) =>
+        onProgress?.(done + Math.floor(share * part.length), all.length),
+      );
+    }
+  }
+
+  private async fill(
+    weights: StreamedWeights,
+    numbers: readonly number[],
+    batch: number,
+    onProgress: (share: number) => void,
+  ): Promise<void> {
+    const { backend, sequences, options } = this;
+    const { targets, vocabSize, computeType } = options;
+    const { length } = sequences;
+    // the last batch is filled up with the last sequence
+    const numbersOf = (i: number) =>
+      Array.from({ length: batch }, (_, k) => elementAt(numbers, Math.min(i * batch + k, numbers.length - 1)));
+    const data = {
+      layout: { batch, seq: length },
+      batches: Math.ceil(numbers.length / batch),
+      tokensOf: (i: number) => sequences.batch(numbersOf(i)).tokens,
+    };
+    const last = (g: Graph, { hidden, logits }: ForwardResult): LastPart => {
+      const parts = [...ops.rowRanges(batch * length, weights.model.vocabSize)].map((range) => {
+        const rows = ops.firstColumns(g, logits(ops.rowsOf(g, hidden, range)), vocabSize);
+        return { ...range, read: targets.declare(g, rows) };
+      });
+      const check = g.output(ops.sum(g, hidden)); // probabilities may be finite even where states are not
+      return {
+        read: (i) => {
+          const inBatch = numbersOf(i);
+          const computed = allocate(batch * length * targets.slots);
+          for (const { from, to, read } of parts) {
+            const { ids, values } = read(positionsOf(inBatch, length, { from, to }));
+            computed.ids.set(ids, from * targets.slots);
+            computed.values.set(values, from * targets.slots);
+          }
+          if (!Number.isFinite(g.read(check)[0]) || !computed.values.every(Number.isFinite))
+            throw notFinite("the teacher", undefined);
+          const perSequence = length * targets.slots;
+          for (const [k, number] of [...new Set(inBatch)].entries()) {
+            const range = [k * perSequence, (k + 1) * perSequence] as const;
+            this.keep(number, { ids: computed.ids.subarray(...range), values: computed.values.subarray(...range) });
+          }
+        },
+      };
+    };
+    await forwardPass(backend, weights, data, { last }, { computeType, who: "the teacher", onProgress });
+  }
+
   /** Puts a sequence's targets into the cache, if there is one. @returns its entry */
   private keep(number: number, computed: TargetValues): Uint8Array | undefined {
     if (this.cache === undefined) return undefined;
@@ -118,6 +193,18 @@ export class SparseTeacher {
     this.cache?.close();
   }
 }
+
+/** Tokens in a batch that fills the cache. */
+const FILLED_BATCH_TOKENS = 2048;
+/** Hidden states of a batch before and after a layer. */
+const STATES_AT_ONCE = 2;
+
+/** The positions in the data of some rows of a batch. @param numbers of its sequences */
+const positionsOf = (numbers: readonly number[], length: number, { from, to }: ops.RowRange): Position[] =>
+  Array.from({ length: to - from }, (_, i) => ({
+    sequence: elementAt(numbers, Math.floor((from + i) / length)),
+    offset: (from + i) % length,
+  }));
 
 const allocate = (count: number): TargetValues => ({ ids: new Int32Array(count), values: new Float32Array(count) });
 
@@ -169,11 +256,7 @@ class TeacherGraphs {
       states.set(hidden.subarray(from * width, to * width));
       this.head.write(this.states, states);
       await this.head.run();
-      const positions = Array.from({ length: to - from }, (_, i) => ({
-        sequence: elementAt(numbers, Math.floor((from + i) / length)),
-        offset: (from + i) % length,
-      }));
-      const { ids, values } = this.read(positions);
+      const { ids, values } = this.read(positionsOf(numbers, length, { from, to }));
       if (!values.every(Number.isFinite)) return undefined;
       computed.ids.set(ids, from * this.slots);
       computed.values.set(values, from * this.slots);

@@ -40,6 +40,8 @@ export interface PassOptions {
   readonly computeType: ComputeType;
   /** The layers to run, in order; all by default. */
   readonly layers?: readonly number[] | undefined;
+  /** Who is named in messages; "the model" by default. */
+  readonly who?: string | undefined;
   /** Called with the share of the pass that is done. */
   readonly onProgress?: ((share: number) => void) | undefined;
 }
@@ -90,14 +92,14 @@ async function wholePass({ backend, data, observer, options }: Pass, weights: Mo
 
 async function streamedPass({ backend, data, observer, options }: Pass, weights: StreamedWeights): Promise<void> {
   const { model, tensors, dtype, statesBytes: memoryBytes } = weights;
-  const { computeType, layers = [...Array(model.layerCount).keys()], onProgress } = options;
+  const { computeType, layers = [...Array(model.layerCount).keys()], who, onProgress } = options;
   const batches = Array.from({ length: data.batches }, (_, i) => data.tokensOf(i));
   const passage = { backend, computeType, layout: data.layout, batches, memoryBytes };
   let done = 0;
   const advance = () => onProgress?.(++done / (data.batches * (layers.length + 1)));
   const stream = await ResidualStream.before(passage, tensors, dtype);
   try {
-    for (const layer of layers) await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance });
+    for (const layer of layers) await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance, who });
     const isEmbedding = ({ name }: ParameterSpec) => name === model.embedding || name === model.positions;
     const last = weights.load(
       model.parameters.filter((spec) => spec.layer === undefined && (spec.name === model.head || !isEmbedding(spec))),

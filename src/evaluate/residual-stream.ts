@@ -108,6 +108,8 @@ export interface LayerObserver {
   /** Called with the layer's activations, while its graph is built. */
   readonly tap?: ((g: Graph, activation: Activation) => void) | undefined;
   readonly afterBatch?: (() => void) | undefined;
+  /** Who is named in messages. */
+  readonly who?: string | undefined;
 }
 
 /** States of a model at a time: before its layer, before its step and after it. */
@@ -251,7 +253,7 @@ export class ResidualStream {
    * Runs a whole layer.
    * @throws CoppiceError when its outputs are not finite
    */
-  async runLayer(layer: number, { tap, afterBatch }: LayerObserver = {}): Promise<void> {
+  async runLayer(layer: number, { tap, afterBatch, who = "the model" }: LayerObserver = {}): Promise<void> {
     const { model } = this.tensors;
     const { layout } = this.passage;
     const weights = this.weightsOf(model.parameters.filter((spec) => spec.layer === layer));
@@ -263,7 +265,7 @@ export class ResidualStream {
         const after = model.layer(surroundings, layer, before[0]);
         const check = g.output(ops.sum(g, after));
         const checked = () => {
-          if (!Number.isFinite(g.read(check)[0])) throw notFinite("the model", `layers.${layer}`);
+          if (!Number.isFinite(g.read(check)[0])) throw notFinite(who, `layers.${layer}`);
           afterBatch?.();
         };
         return { reads: [before], writes: [[after, written]], afterBatch: checked };

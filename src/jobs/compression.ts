@@ -8,7 +8,7 @@ import {
   type TrainResult,
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, openCheckpoint } from "../models/index.js";
+import { openCheckpoint } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { elementAt } from "../system/arrays.js";
 import { bytesByKind, comparedKinds } from "./bytes-by-kind.js";
@@ -22,6 +22,7 @@ import type { OpenModel } from "./open-model.js";
 import { ownIfInside } from "./output.js";
 import { summarizePlan } from "./plan-summary.js";
 import { type QuantizedFile, quantize } from "./quantize.js";
+import { trainableWeights } from "./read-weights.js";
 import { writeReport } from "./report.js";
 import { Round, type RoundInputs, type RoundOutcome } from "./round.js";
 import { joinMetrics, type PlannedRound, roundFolder } from "./rounds.js";
@@ -230,7 +231,7 @@ export class Compression {
   private async trainTeacher(tokens: number, out: string): Promise<TrainResult> {
     const { backend, job, original, validation, settings, directory } = this.inputs;
     const { checkpoint, model } = original;
-    const weights = loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
+    const weights = trainableWeights(backend, checkpoint, job);
     const learningRate = settings.learningRate * CORRECTION_RATE_SHARE;
     try {
       const result = await runTraining({

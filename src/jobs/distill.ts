@@ -1,6 +1,13 @@
 import path from "node:path";
 import type { TensorSource } from "../checkpoint/index.js";
-import { agreeingTokens, checkVocabulary, Sequences, type TokenizerSide, type TokenStream } from "../data/index.js";
+import {
+  agreeingTokens,
+  checkVocabulary,
+  Sequences,
+  type TokenizerSide,
+  type TokenStream,
+  TrainingOrder,
+} from "../data/index.js";
 import {
   DISTILLATION_DEFAULTS,
   type DistillationOptions,
@@ -8,14 +15,23 @@ import {
   type Objective,
   type RunDirectory,
   SparseTeacher,
+  stepsOf,
   type TrainOptions,
   type TrainResult,
   train,
 } from "../distill/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { loadWeights, type Model, type ModelWeights, openCheckpoint } from "../models/index.js";
+import {
+  countParameters,
+  loadWeights,
+  type Model,
+  type ModelWeights,
+  openCheckpoint,
+  streamedIfLarge,
+} from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
+import { CoppiceError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
@@ -23,6 +39,7 @@ import { measure } from "./measure.js";
 import { openData } from "./open-data.js";
 import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
+import { checkTrainable, describeMemory, trainableWeights, trainingBytes } from "./read-weights.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import { checkTeacherOptions, sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
@@ -51,8 +68,10 @@ export interface DistillStage extends Omit<TrainStage, "objective" | "student" |
 /** Distills a teacher into a student. @throws UsageError for options that do not go together */
 export async function distillStage(stage: DistillStage): Promise<TrainResult> {
   const { backend, student } = stage;
+  const parameters = countParameters(student.model.parameters, student.model.sizes);
+  checkTrainable(backend, parameters, stage.options);
   const teacher = await openTeacher(stage);
-  const weights = loadWeights(backend, student.model, student.source, { dtype: "f32", trainable: true });
+  const weights = trainableWeights(backend, student, stage.options);
   try {
     const { objective } = teacher;
     const result = await runTraining({ ...stage, model: student.model, student: weights, objective });
@@ -70,10 +89,17 @@ async function openTeacher(stage: DistillStage): Promise<{ readonly objective: O
   const { computeType } = settings;
   const checkpoint = openCheckpoint(stage.teacherPath);
   const { model, source } = checkpoint;
+  const { memoryBytes = backend.freeBytes() } = stage.options;
+  const left = memoryBytes - trainingBytes(countParameters(stage.student.model.parameters, stage.student.model.sizes));
+  const streamed = streamedIfLarge(backend, checkpoint, { dtype: computeType, memoryBytes: Math.max(0, left) });
   const vocabSize = Math.min(stage.vocabSize ?? model.vocabSize, model.vocabSize);
   checkVocabulary(sequences.stream, vocabSize);
   let weights: ModelWeights | undefined;
   const loadTeacher = (): ModelWeights => {
+    if (streamed !== undefined)
+      throw new CoppiceError(
+        `the teacher does not fit in ${describeMemory(stage.options.memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
+      );
     weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
     return weights;
   };
@@ -91,6 +117,16 @@ async function openTeacher(stage: DistillStage): Promise<{ readonly objective: O
     teacherId: await modelIdentity(checkpoint, stage.cacheDir),
     cacheDirectory: stage.teacher.cache ? path.join(cacheDirectory(stage.cacheDir), "logits") : undefined,
   });
+  if (streamed !== undefined && stage.teacher.cache) {
+    const { firstSequence = 0, options: job } = stage;
+    const numbers = new TrainingOrder(sequences.count, settings.seed).range(
+      firstSequence,
+      stepsOf(settings) * settings.batchSize,
+    );
+    await sparse.fillCache(streamed, numbers, (done, total) =>
+      job.onProgress?.({ stage: "teacher's logits", done, total, unit: "sequences" }),
+    );
+  }
   const { divergence } = targets;
   return {
     objective: distillationObjective({ kind: "sparse", source: sparse }, { ...options, divergence }),

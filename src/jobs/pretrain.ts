@@ -8,8 +8,8 @@ import type { FloatDType } from "../ggml/index.js";
 import {
   type Checkpoint,
   type ConfigJson,
+  countParameters,
   initialize,
-  loadWeights,
   modelFromConfig,
   writeModel,
 } from "../models/index.js";
@@ -19,6 +19,7 @@ import { onDevice } from "./job.js";
 import { openData } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
+import { checkTrainable, trainableWeights } from "./read-weights.js";
 import { noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import {
@@ -122,10 +123,11 @@ async function pretrainStage(
   stage: Omit<TrainStage, "student" | "objective">,
 ): Promise<TrainResult> {
   const { backend, model, run, settings } = stage;
+  checkTrainable(backend, countParameters(model.parameters, model.sizes), stage.options);
   const student =
     checkpoint === undefined
       ? initialize(backend, model, settings.seed)
-      : loadWeights(backend, model, checkpoint.source, { dtype: "f32", trainable: true });
+      : trainableWeights(backend, checkpoint, stage.options);
   try {
     const outcome = await runTraining({ ...stage, student, objective: crossEntropyObjective });
     writeModel(

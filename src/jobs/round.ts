@@ -21,7 +21,7 @@ import { scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
 import { checkInLlamaCpp } from "./open-model.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
-import { weightsFor } from "./read-weights.js";
+import { checkTrainable, weightsFor } from "./read-weights.js";
 import { type RoundTraining, withinSizes } from "./rounds.js";
 import { BRIEF_DISTILLATION, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { Stages } from "./stages.js";
@@ -84,6 +84,7 @@ export class Round {
   async run(): Promise<RoundOutcome> {
     const { job, stages, directory, cutPath, carryFrom, layers } = this.inputs;
     const prunedPath = directory.file("pruned");
+    checkTrainable(this.inputs.backend, Math.min(...this.inputs.candidates.map(({ parameters }) => parameters)), job);
     const plan = await stages.once("search", () => this.search());
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);

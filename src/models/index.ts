@@ -96,5 +96,12 @@ export {
 } from "./registry.js";
 export type { RotaryConfig } from "./rotary.js";
 export type { DecoderNames, DecoderSpec, Layer, NamedBlock, Residual } from "./spec.js";
-export { type ReadOptions, type ReadWeights, readWeights, StreamedWeights, wholeWeights } from "./streamed-weights.js";
+export {
+  type ReadOptions,
+  type ReadWeights,
+  readWeights,
+  StreamedWeights,
+  streamedIfLarge,
+  wholeWeights,
+} from "./streamed-weights.js";
 export { initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

@@ -51,10 +51,19 @@ const STATES_SHARE = 0.2;
 
 /** A model's weights to be read: loaded as a whole where they fit. @throws FormatError for missing tensors */
 export function readWeights(backend: Backend, tensors: ModelTensors, options: ReadOptions): ReadWeights {
-  const { dtype, memoryBytes = backend.freeBytes() } = options;
   const { model, source } = tensors;
-  if (bytesOnDevice(model, source, dtype) <= WEIGHTS_SHARE * memoryBytes)
-    return loadWeights(backend, model, source, { dtype, trainable: false });
+  const streamed = streamedIfLarge(backend, tensors, options);
+  return streamed ?? loadWeights(backend, model, source, { dtype: options.dtype, trainable: false });
+}
+
+/** A model's weights to be streamed; undefined where they fit as a whole. @throws FormatError for missing tensors */
+export function streamedIfLarge(
+  backend: Backend,
+  tensors: ModelTensors,
+  { dtype, memoryBytes = backend.freeBytes() }: ReadOptions,
+): StreamedWeights | undefined {
+  const { model, source } = tensors;
+  if (bytesOnDevice(model, source, dtype) <= WEIGHTS_SHARE * memoryBytes) return undefined;
   checkTensors(model, source);
   return new StreamedWeights(backend, tensors, dtype, STATES_SHARE * memoryBytes);
 }

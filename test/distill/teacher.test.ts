@@ -4,7 +4,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { Sequences } from "../../src/data/index.js";
 import { type SparseTargets, SparseTeacher, sampledTargets, topKTargets } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { initialize, type ModelWeights, modelFromConfig } from "../../src/models/index.js";
+import { initialize, type ModelWeights, modelFromConfig, StreamedWeights } from "../../src/models/index.js";
 import { Graph } from "../../src/tensor/index.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
@@ -155,5 +155,63 @@ describe("a teacher of whom samples are taken", () => {
       sequenceLength: LENGTH,
       targets: ["sampled", 12, 1, 5],
     });
+  });
+});
+
+describe("a teacher that does not fit in memory", () => {
+  const kinds = [sampled(), topKTargets({ k: 5, temperature: 2 })];
+  const options = { computeType: "f32", teacherId: "test", vocabSize: VOCAB } as const;
+  const streamed = (statesBytes: number) =>
+    new StreamedWeights(backend, { model, source: weights.source() }, "f32", statesBytes);
+
+  it.each(kinds)("fills a cache with the bits of one that does, whatever is there already", async (targets) => {
+    const whole = await feed(targets, [[4, 1]], path.join(directory, `whole-${targets.slots}`));
+    const rest = await feed(
+      targets,
+      [
+        [0, 3],
+        [5, 2],
+      ],
+      path.join(directory, `whole-${targets.slots}`),
+    );
+    const cacheDirectory = path.join(directory, `filled-${targets.slots}`);
+    await feed(targets, [[1, 4]], cacheDirectory);
+    for (const statesBytes of [0, 1e9]) {
+      const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
+      const done: number[] = [];
+      await teacher.fillCache(streamed(statesBytes), [0, 1, 2, 3, 4, 5, 0, 3], (n) => void done.push(n));
+      if (statesBytes === 0) expect(done.at(-1)).toBe(6);
+      else expect(done).toEqual([]); // nothing is missing any more
+      teacher.free();
+    }
+    const { fed, asked } = await feed(
+      targets,
+      [
+        [0, 3],
+        [5, 2],
+        [4, 1],
+      ],
+      cacheDirectory,
+    );
+    expect(asked).toBe(0);
+    expect(fed).toEqual(new Map([...rest.fed, ...whole.fed]));
+  });
+
+  it("needs a cache, and is blamed where its outputs are not finite", async () => {
+    const targets = sampled();
+    const uncached = new SparseTeacher(backend, () => weights, sequences, { ...options, targets });
+    await expect(uncached.fillCache(streamed(0), [0])).rejects.toThrow(/needs a cache/);
+    const damaged = initialize(backend, model, 4);
+    damaged.store.write(damaged.get("model.norm.weight"), new Float32Array(32).fill(3e38));
+    const source = damaged.source();
+    const cacheDirectory = path.join(directory, "damaged");
+    const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
+    await expect(teacher.fillCache(new StreamedWeights(backend, { model, source }, "f32", 0), [0])).rejects.toThrow(
+      /^the teacher gives outputs that are not finite/,
+    );
+    expect((await feed(targets, [[0]], cacheDirectory)).asked).toBe(1); // nothing of it was kept
+    teacher.free();
+    uncached.free();
+    damaged.free();
   });
 });

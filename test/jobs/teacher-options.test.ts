@@ -3,7 +3,7 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
 import type { DistillationOptions } from "../../src/distill/index.js";
-import { compress, distill, type TeacherOptions } from "../../src/index.js";
+import { compress, distill, inspect, type TeacherOptions } from "../../src/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const model = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
@@ -74,5 +74,25 @@ describe("ways to get the teacher's predictions", () => {
     for (const other of others) expect(other.equals(fresh!)).toBe(true);
     expect(readdirSync(path.join(cacheDir, "logits"))).toHaveLength(1);
     await expect(run("read", { sampledLogits: 21, cache: true })).rejects.toThrow(/sampledLogits 20 -> 21/);
+  });
+
+  it("distills from a teacher that does not fit beside its student: its predictions are computed first, layer by layer", async () => {
+    const { parameters } = await inspect(model);
+    const memoryBytes = 16 * parameters + 1_000_000; // what training takes, and less than the teacher
+    const run = (name: string, more: { teacherOptions?: TeacherOptions; memoryBytes?: number }) => {
+      const places = { out: path.join(directory, name), cacheDir: path.join(directory, `${name}-cache`) };
+      return distill({ ...common, ...places, ...more, teacher: model, student: model });
+    };
+    const teacherOptions = { topK: 8, cache: true };
+    await run("in-memory", { teacherOptions });
+    await run("streamed", { teacherOptions, memoryBytes });
+    const [whole, streamed] = ["in-memory", "streamed"].map((name) =>
+      readFileSync(path.join(directory, name, "model.safetensors")),
+    );
+    expect(streamed!.equals(whole!)).toBe(true);
+    await expect(run("uncached", { memoryBytes })).rejects.toThrow(/the teacher does not fit in .*--teacher-cache/);
+    await expect(run("tiny", { memoryBytes: 1_000_000 })).rejects.toThrow(
+      /^training .* takes .*MiB .*there are 977 KiB/,
+    );
   });
 });
