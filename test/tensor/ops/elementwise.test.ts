@@ -2,7 +2,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { Backend } from "../../../src/ggml/index.js";
 import { ShapeError } from "../../../src/system/errors.js";
 import { Random } from "../../../src/system/random.js";
-import { Graph, gradients, ops, type Shape } from "../../../src/tensor/index.js";
+import { Graph, gradients, ops, type Shape, TensorStore } from "../../../src/tensor/index.js";
 import { testBackends } from "../../devices.js";
 import { backends, furthest, normal } from "./compute.js";
 
@@ -66,6 +66,31 @@ describe.each(testBackends)("on %s", (_, options) => {
     expect(() => ops.dotLast(g, vector, vector)).toThrow(/are not rows of the same length/);
     for (const value of [g.input("smaller", "f32", [3, 3]), g.input("whole", "i32", [3, 4])])
       expect(() => ops.assign(g, value, x)).toThrow(/cannot be assigned to rows f32 \[3, 4\]/);
+  });
+
+  it("assigns as many elements in another shape, and takes shapes of tensors of any type", async () => {
+    const store = new TensorStore(backend, 2);
+    const [target, ids] = [store.add("target", [3, 4], "f32"), store.add("ids", [4], "i32")];
+    store.allocate();
+    const graph = new Graph(backend);
+    const numbers = Float32Array.from({ length: 12 }, (_value, i) => i);
+    const value = graph.constant("numbers", "f32", [2, 6], numbers);
+    const fours = graph.constant("fours", "i32", [4], Int32Array.of(4, 4, 4, 4));
+    graph.effect(ops.assign(graph, value, target));
+    const assigned = ops.assign(graph, fours, ids);
+    graph.effect(assigned);
+    expect(assigned).toMatchObject({ shape: [4], dtype: "i32" });
+    const rows = graph.constant("rows", "f32", [3, 4], numbers);
+    const summed = graph.output(ops.sumTo(graph, rows, ids));
+    const repeated = graph.output(
+      ops.broadcastTo(graph, graph.constant("half", "f32", [1], Float32Array.of(0.5)), ids),
+    );
+    await graph.run();
+    expect(store.read(target)).toEqual(numbers);
+    expect([...graph.read(summed)]).toEqual([12, 15, 18, 21]);
+    expect([...graph.read(repeated)]).toEqual([0.5, 0.5, 0.5, 0.5]);
+    graph.free();
+    store.free();
   });
 
   it("sums the gradient of one number as exactly as a sum", async () => {
