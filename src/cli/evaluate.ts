@@ -4,7 +4,7 @@ import { EVALUATION_ENGINES, type EvaluateOutcome, type EvaluationEngine } from 
 import { formatScore, resultLines } from "../jobs/evaluation-table.js";
 import { action } from "./action.js";
 import { command, option } from "./command.js";
-import { adapters, type CommonFlags, common, MODEL } from "./options.js";
+import { adapters, type CommonFlags, common, MODEL, memory } from "./options.js";
 import { parseAtLeastOne, parseNames, parsePositive, parseWhole } from "./parse.js";
 import { renderComparison } from "./render.js";
 import { table } from "./table.js";
@@ -41,7 +41,7 @@ export const evaluateCommand = command(
   "evaluate",
   "Measure models on benchmarks, as lm-evaluation-harness defines them",
 )
-  .with(common, adapters)
+  .with(common, memory, adapters)
   .argument("<models...>", `${MODEL}, or http://host/v1[#name] of an OpenAI-compatible server`)
   .addOption(
     option("--tasks <names>", TASKS)

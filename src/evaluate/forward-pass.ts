@@ -8,8 +8,8 @@ import {
   type ReadWeights,
   StreamedWeights,
 } from "../models/index.js";
-import { type ComputeType, Graph } from "../tensor/index.js";
-import { overBatches, ResidualStream } from "./residual-stream.js";
+import { type ComputeType, Graph, type ops } from "../tensor/index.js";
+import { layoutIn, overBatches, ResidualStream } from "./residual-stream.js";
 
 /** Sequences that go through a model. */
 export interface PassData {
@@ -18,6 +18,8 @@ export interface PassData {
   readonly batches: number;
   /** The token ids of a batch. */
   readonly tokensOf: (batch: number) => Int32Array;
+  /** For batches of one sequence that are forests of sequences with shared beginnings. */
+  readonly forestOf?: ((batch: number) => ops.ForestLayout) | undefined;
 }
 
 /** What is computed beside a forward pass. */
@@ -42,6 +44,8 @@ export interface PassOptions {
   readonly layers?: readonly number[] | undefined;
   /** Who is named in messages; "the model" by default. */
   readonly who?: string | undefined;
+  /** When aborted, the pass ends with an error before its next batch. */
+  readonly signal?: AbortSignal | undefined;
   /** Called with the share of the pass that is done. */
   readonly onProgress?: ((share: number) => void) | undefined;
 }
@@ -70,16 +74,19 @@ interface Pass {
 }
 
 async function wholePass({ backend, data, observer, options }: Pass, weights: ModelWeights): Promise<void> {
-  const { computeType, layers, onProgress } = options;
+  const { computeType, layers, signal, onProgress } = options;
   const { batch, seq } = data.layout;
   const g = new Graph(backend, { computeType });
   try {
     const tokens = g.input("tokens", "i32", [batch, seq]);
     const tap = (activation: Activation) => observer.tap?.(g, activation);
-    const result = weights.model.forward(g, weights.get, tokens, { layers, tap });
+    const { layout, write } = layoutIn(g, data);
+    const result = weights.model.forward(g, weights.get, tokens, { layers, forest: layout.forest, tap });
     const last = observer.last?.(g, result);
     for (let i = 0; i < data.batches; i++) {
+      signal?.throwIfAborted();
       g.write(tokens, data.tokensOf(i));
+      write(i);
       last?.write?.(i);
       await g.run();
       await last?.read?.(i);
@@ -92,11 +99,14 @@ async function wholePass({ backend, data, observer, options }: Pass, weights: Mo
 
 async function streamedPass({ backend, data, observer, options }: Pass, weights: StreamedWeights): Promise<void> {
   const { model, tensors, dtype, statesBytes: memoryBytes } = weights;
-  const { computeType, layers = [...Array(model.layerCount).keys()], who, onProgress } = options;
+  const { computeType, layers = [...Array(model.layerCount).keys()], who, signal, onProgress } = options;
   const batches = Array.from({ length: data.batches }, (_, i) => data.tokensOf(i));
-  const passage = { backend, computeType, layout: data.layout, batches, memoryBytes };
+  const passage = { backend, computeType, layout: data.layout, forestOf: data.forestOf, batches, memoryBytes };
   let done = 0;
-  const advance = () => onProgress?.(++done / (data.batches * (layers.length + 1)));
+  const advance = () => {
+    signal?.throwIfAborted();
+    onProgress?.(++done / (data.batches * (layers.length + 1)));
+  };
   const stream = await ResidualStream.before(passage, tensors, dtype);
   try {
     for (const layer of layers) await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance, who });
@@ -108,8 +118,13 @@ async function streamedPass({ backend, data, observer, options }: Pass, weights:
       await overBatches(passage, (g) => {
         const wire = stream.input(g, "stream");
         const tap = (activation: Activation) => observer.tap?.(g, activation);
-        const result = model.finish({ g, weights: last.get, layout: data.layout, tap }, wire[0]);
-        const { write: beforeBatch, read } = observer.last?.(g, result) ?? {};
+        const { layout, write: writeLayout } = layoutIn(g, data);
+        const result = model.finish({ g, weights: last.get, layout, tap }, wire[0]);
+        const { write, read } = observer.last?.(g, result) ?? {};
+        const beforeBatch = (batch: number) => {
+          writeLayout(batch);
+          write?.(batch);
+        };
         const afterBatch = async (batch: number) => {
           await read?.(batch);
           advance();

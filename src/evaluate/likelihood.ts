@@ -1,11 +1,12 @@
 import type { Tokenizer } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ModelWeights } from "../models/index.js";
+import { type ForwardResult, type ReadWeights, StreamedWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
-import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
+import { type ComputeType, type Graph, ops, type Tensor } from "../tensor/index.js";
 import { RequestEncoder, type TokenPair } from "./encoding.js";
 import { overflowError } from "./finite.js";
+import { forwardPass, type LastPart } from "./forward-pass.js";
 import { type Packing, packSequences, type ScoredSequence } from "./packing.js";
 import type {
   AskOptions,
@@ -35,12 +36,11 @@ export class EngineLikelihoods implements LikelihoodModel {
   private readonly encoder: RequestEncoder;
   private readonly maxLength: number;
   private readonly computeType: ComputeType;
-  private readonly graphs = new GraphCache();
 
   /** @throws CoppiceError when the tokenizer has neither a begin nor an end token */
   constructor(
     private readonly backend: Backend,
-    private readonly weights: ModelWeights,
+    private readonly weights: ReadWeights,
     tokenizer: Tokenizer,
     { maxLength, computeType }: LikelihoodOptions = {},
   ) {
@@ -72,9 +72,7 @@ export class EngineLikelihoods implements LikelihoodModel {
     }));
     for (const { request } of sequences) elementAt(pending, request).sequences++;
     for (const [i, own] of pending.entries()) if (own.sequences === 0) onReply(i, own.reply); // nothing to predict
-    for (const packing of packSequences(sequences, PLACES)) {
-      if (signal?.aborted) return;
-      const { losses, best, states } = await this.compute(packing);
+    const onScores = async (packing: Packing, { losses, best, states }: Scores): Promise<void> => {
       let row = 0;
       for (const member of packing.members) {
         const { request, input, targets } = elementAt(sequences, member);
@@ -90,6 +88,11 @@ export class EngineLikelihoods implements LikelihoodModel {
         own.sequences--;
         if (own.sequences === 0) onReply(request, own.reply);
       }
+    };
+    const packings = packSequences(sequences, PLACES);
+    for (const group of this.weights instanceof StreamedWeights ? [packings] : ofOneShape(packings)) {
+      if (signal?.aborted) return;
+      await this.score(group, onScores, signal);
     }
   }
 
@@ -125,67 +128,94 @@ export class EngineLikelihoods implements LikelihoodModel {
     return { input, targets: Int32Array.from(continuation.slice(-input.length)) };
   }
 
-  private async compute(packing: Packing): Promise<Scores> {
-    const { model } = this.weights;
-    const places = roundUp(packing.tokens.length, packing.tokens.length > 1024 ? 256 : 128);
-    const rows = 64 * 2 ** Math.ceil(Math.log2(Math.max(1, packing.rows.length / 64)));
-    const built = this.graphs.get(`${places} ${rows}`, () => this.build(places, rows));
-    const { g } = built;
-    g.write(built.tokens, padded(packing.tokens, places));
-    ops.writeForest(g, built.forest, packing);
-    g.write(built.rows, padded(packing.rows, rows));
-    g.write(built.indices, ops.headIndices(padded(packing.targets, rows), rows, model.vocabSize));
-    await g.run();
-    const best = Int32Array.from(built.best.flatMap((part) => [...g.readInt32(part)]));
-    return { losses: g.read(built.losses), best, states: g.read(built.states) };
+  /** Scores packings, padded to one shape. Stops when it is aborted. */
+  private async score(
+    packings: readonly Packing[],
+    onScores: (packing: Packing, scores: Scores) => Promise<void>,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const { backend, weights, computeType } = this;
+    const shapes = packings.map(shapeOf);
+    const places = Math.max(...shapes.map((shape) => shape.places));
+    const rows = Math.max(...shapes.map((shape) => shape.rows));
+    const packingAt = (batch: number) => elementAt(packings, batch);
+    const data = {
+      layout: { batch: 1, seq: places },
+      batches: packings.length,
+      tokensOf: (batch: number) => padded(packingAt(batch).tokens, places),
+      forestOf: packingAt,
+    };
+    const last = (g: Graph, result: ForwardResult): LastPart => {
+      const scored = scoresIn(g, result, rows, weights.model.vocabSize);
+      return {
+        write: (batch) => scored.write(packingAt(batch)),
+        read: (batch) => onScores(packingAt(batch), scored.read()),
+      };
+    };
+    try {
+      await forwardPass(backend, weights, data, { last }, { computeType, signal });
+    } catch (error) {
+      if (signal?.aborted !== true) throw error;
+    }
   }
 
   private overflow(tokens: Int32Array): Promise<CoppiceError> {
     const { backend, weights, computeType } = this;
     return overflowError("the model", { backend, weights, tokens, batch: 1, computeType });
   }
+}
 
-  private build(places: number, count: number): ScoringGraph {
-    const { model, get } = this.weights;
-    const g = new Graph(this.backend, { computeType: this.computeType });
-    const tokens = g.input("tokens", "i32", [1, places]);
-    const rows = g.input("rows", "i32", [count]);
-    const indices = g.input("targets", "i32", [count]);
-    const forest = ops.forestInput(g, places);
-    const { hidden, logits } = model.forward(g, get, tokens, { forest });
-    const best: Tensor[] = [];
-    const predicting = ops.embedding(g, hidden, rows);
-    const states = g.output(ops.sumLast(g, predicting));
-    const losses = ops.mapHeadRows(g, predicting, model.vocabSize, (part, range) => {
+/** The places and rows that a packing is padded to. */
+const shapeOf = ({ tokens, rows }: Packing) => ({
+  places: roundUp(tokens.length, tokens.length > 1024 ? 256 : 128),
+  rows: 64 * 2 ** Math.ceil(Math.log2(Math.max(1, rows.length / 64))),
+});
+
+/** Packings grouped by their shapes. */
+function ofOneShape(packings: readonly Packing[]): Packing[][] {
+  const groups = new Map<string, Packing[]>();
+  for (const packing of packings) {
+    const { places, rows } = shapeOf(packing);
+    const group = groups.get(`${places} ${rows}`) ?? [];
+    groups.set(`${places} ${rows}`, group);
+    group.push(packing);
+  }
+  return [...groups.values()];
+}
+
+/** Adds the scores of a packing's rows, padded to `count`, to the graph of a forward pass. */
+function scoresIn(g: Graph, { hidden, logits }: ForwardResult, count: number, vocabSize: number) {
+  const rows = g.input("rows", "i32", [count]);
+  const indices = g.input("targets", "i32", [count]);
+  const best: Tensor[] = [];
+  const predicting = ops.embedding(g, hidden, rows);
+  const states = g.output(ops.sumLast(g, predicting));
+  const losses = g.output(
+    ops.mapHeadRows(g, predicting, vocabSize, (part, range) => {
       const scores = logits(part);
       best.push(g.output(ops.argmax(g, scores)));
       return ops.crossEntropyOfRows(g, scores, ops.rowsOf(g, indices, range));
-    });
-    return { g, tokens, rows, indices, forest, losses: g.output(losses), best, states };
-  }
-
-  free(): void {
-    this.graphs.free();
-  }
-}
-
-interface ScoringGraph {
-  readonly g: Graph;
-  readonly tokens: Tensor;
-  readonly rows: Tensor;
-  readonly indices: Tensor;
-  readonly forest: ops.Forest;
-  readonly losses: Tensor;
-  /** The most probable id of each row, in parts. */
-  readonly best: readonly Tensor[];
-  /** The sum of each row's hidden states. */
-  readonly states: Tensor;
+    }),
+  );
+  return {
+    write: (packing: Packing): void => {
+      g.write(rows, padded(packing.rows, count));
+      g.write(indices, ops.headIndices(padded(packing.targets, count), count, vocabSize));
+    },
+    read: (): Scores => ({
+      losses: g.read(losses),
+      best: Int32Array.from(best.flatMap((part) => [...g.readInt32(part)])),
+      states: g.read(states),
+    }),
+  };
 }
 
 /** What a graph computed for each row. */
 interface Scores {
   readonly losses: Float32Array;
+  /** The most probable id. */
   readonly best: Int32Array;
+  /** The sum of the hidden states. */
   readonly states: Float32Array;
 }
 
@@ -196,29 +226,4 @@ function padded(values: Int32Array, length: number): Int32Array {
   const result = new Int32Array(length);
   result.set(values);
   return result;
-}
-
-/** Each graph holds scratch memory. */
-const MOST_GRAPHS = 4;
-
-/** The graphs of the last few shapes. */
-class GraphCache {
-  private readonly graphs = new Map<string, ScoringGraph>();
-
-  get(key: string, build: () => ScoringGraph): ScoringGraph {
-    const graph = this.graphs.get(key) ?? build();
-    this.graphs.delete(key);
-    this.graphs.set(key, graph); // the map's last is the one used last
-    for (const [oldest, { g }] of this.graphs) {
-      if (this.graphs.size <= MOST_GRAPHS) break;
-      g.free();
-      this.graphs.delete(oldest);
-    }
-    return graph;
-  }
-
-  free(): void {
-    for (const { g } of this.graphs.values()) g.free();
-    this.graphs.clear();
-  }
 }

@@ -3,6 +3,7 @@ import type { Backend } from "../ggml/device.js";
 import type { FloatDType } from "../ggml/dtype.js";
 import {
   type Activation,
+  type Layout,
   loadWeights,
   type ModelTensors,
   type ModelWeights,
@@ -26,6 +27,8 @@ export interface Passage {
   readonly computeType: ComputeType;
   /** Each batch is `batch` sequences of `seq` tokens. */
   readonly layout: { readonly batch: number; readonly seq: number };
+  /** For batches of one sequence that are forests of sequences with shared beginnings. */
+  readonly forestOf?: ((batch: number) => ops.ForestLayout) | undefined;
   /** The token ids of each batch. */
   readonly batches: readonly Int32Array[];
   /** A model's hidden states are kept in memory up to so many bytes, else on disk. */
@@ -56,6 +59,16 @@ export function passageOf(backend: Backend, sequences: Sequences, vocabSize: num
 
 /** The rows of a batch. */
 export const rowsOfBatch = ({ layout }: Passage): number => layout.batch * layout.seq;
+
+/** The layout of a graph's rows, and what fills it before each batch. */
+export function layoutIn(
+  g: Graph,
+  { layout, forestOf }: Pick<Passage, "layout" | "forestOf">,
+): { readonly layout: Layout; readonly write: (batch: number) => void } {
+  if (forestOf === undefined) return { layout, write: () => {} };
+  const forest = ops.forestInput(g, layout.seq);
+  return { layout: { ...layout, forest }, write: (batch) => ops.writeForest(g, forest, forestOf(batch)) };
+}
 
 /** A graph's tensor and the hidden states that it holds, batch by batch. */
 export type Wire = readonly [tensor: Tensor, states: HiddenStates];
@@ -157,10 +170,11 @@ export class ResidualStream {
     const g = new Graph(passage.backend, { computeType: passage.computeType });
     try {
       const tokens = g.input("tokens", "i32", [batch, seq]);
-      const surroundings = { g, weights: weights.get, layout: passage.layout, tap: () => {} };
-      const embedded = g.output(model.embed(surroundings, tokens));
+      const { layout, write } = layoutIn(g, passage);
+      const embedded = g.output(model.embed({ g, weights: weights.get, layout, tap: () => {} }, tokens));
       for (const [i, ids] of passage.batches.entries()) {
         g.write(tokens, ids);
+        write(i);
         await g.run();
         this.sum.set(i, g.read(embedded));
       }
@@ -255,12 +269,12 @@ export class ResidualStream {
    */
   async runLayer(layer: number, { tap, afterBatch, who = "the model" }: LayerObserver = {}): Promise<void> {
     const { model } = this.tensors;
-    const { layout } = this.passage;
     const weights = this.weightsOf(model.parameters.filter((spec) => spec.layer === layer));
     const written = this.take();
     try {
       await overBatches(this.passage, (g) => {
         const before = this.input(g, "stream");
+        const { layout, write } = layoutIn(g, this.passage);
         const surroundings: Surroundings = { g, weights: weights.get, layout, tap: (one) => tap?.(g, one) };
         const after = model.layer(surroundings, layer, before[0]);
         const check = g.output(ops.sum(g, after));
@@ -268,7 +282,7 @@ export class ResidualStream {
           if (!Number.isFinite(g.read(check)[0])) throw notFinite(who, `layers.${layer}`);
           afterBatch?.();
         };
-        return { reads: [before], writes: [[after, written]], afterBatch: checked };
+        return { reads: [before], writes: [[after, written]], beforeBatch: write, afterBatch: checked };
       });
     } finally {
       weights.free();

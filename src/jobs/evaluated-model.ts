@@ -10,12 +10,13 @@ import {
 } from "../evaluate/index.js";
 import { LlamaCppModel } from "../generate/index.js";
 import { Backend } from "../ggml/index.js";
-import { loadWeights, summarizeGguf } from "../models/index.js";
+import { summarizeGguf } from "../models/index.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import type { EvaluateJob } from "./evaluation.js";
 import { fileIdentity, originOf, runnableGguf } from "./export.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
+import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
 /** A model that is ready for evaluation. */
@@ -111,12 +112,11 @@ class LazyModel implements LikelihoodModel, GenerationModel {
     const backend = Backend.open(job);
     try {
       const dtype = computeType === "f32" ? "f32" : "bf16";
-      const weights = loadWeights(backend, found.model, found.checkpoint.source, { dtype, trainable: false });
+      const weights = weightsFor(backend, found.checkpoint, dtype, job);
       const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
       return {
         engine,
         release: () => {
-          engine.free();
           weights.free();
           backend.free();
         },

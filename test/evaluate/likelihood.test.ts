@@ -11,7 +11,7 @@ import {
 } from "../../src/evaluate/index.js";
 import { packSequences, type ScoredSequence } from "../../src/evaluate/packing.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint, readWeights } from "../../src/models/index.js";
 import { Graph } from "../../src/tensor/index.js";
 
 const directory = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
@@ -68,14 +68,17 @@ describe.each([
   { kernels: "auto", changes: {} },
   { kernels: "none", changes: {} },
   { kernels: "auto", changes: { model_type: "mistral", sliding_window: 20 } }, // by position, also among shared beginnings
-] as const)("log-likelihoods with %j", ({ kernels, changes }) => {
+  { kernels: "auto", changes: {}, memoryBytes: 1e5 }, // read layer by layer
+  { kernels: "none", changes: { model_type: "mistral", sliding_window: 20 }, memoryBytes: 1e5 },
+] as const)("log-likelihoods with %j", ({ kernels, changes, ...options }) => {
   const backend = Backend.open({ device: "cpu", kernels });
   const model = modelFromConfig({ ...config, ...changes });
   const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
-  const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength: 96 });
+  const read = readWeights(backend, { model, source }, { dtype: "f32", ...options });
+  const engine = new EngineLikelihoods(backend, read, tokenizer, { maxLength: 96 });
   afterAll(() => {
-    engine.free();
     weights.free();
+    read.free();
     backend.free();
   });
 

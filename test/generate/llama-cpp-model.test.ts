@@ -46,7 +46,6 @@ describe("llama.cpp", async () => {
     const [expected, found] = [collector<Likelihood>(), collector<Likelihood>()];
     await engine.logLikelihoods(requests, expected.onReply);
     await model.logLikelihoods(requests, found.onReply);
-    engine.free();
     weights.free();
     backend.free();
     expect(found.replies).toHaveLength(requests.length);
