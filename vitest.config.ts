@@ -3,6 +3,7 @@ import { defineConfig } from "vitest/config";
 
 /** Whole systems: they need a browser, databases, object storage, a registry or real models (and say what they skip without), or take long. */
 const SYSTEMS = [
+  "test/check/check.test.ts",
   "test/checkpoint/real-tokenizers.test.ts",
   "test/{cli,generate}/any-gguf.test.ts",
   "test/deploy/*.test.ts",

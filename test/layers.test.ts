@@ -11,7 +11,7 @@ const RANKS = [
   ["models", "data"],
   ["evaluate"],
   ["prune", "distill", "quantize", "generate"],
-  ["refit"],
+  ["refit", "check"],
   ["devices"],
   ["jobs"],
   ["serve"],

@@ -24,6 +24,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   serve: async () => (await import("./serve.js")).serveCommand,
   foundry: async () => (await import("./foundry.js")).foundryCommand,
   bench: async () => (await import("./bench.js")).benchCommand,
+  check: async () => (await import("./check.js")).checkCommand,
   doctor: async () => (await import("./doctor.js")).doctorCommand,
   explain: async () => (await import("./explain.js")).explainCommand,
   completion: async () => (await import("./completion.js")).completionCommand,

@@ -18,7 +18,8 @@ export interface ProgressEvent {
     | "files"
     | "requests"
     | "tasks"
-    | "programs";
+    | "programs"
+    | "comparisons";
   /** A short remark, for example the current loss. */
   readonly detail?: string | undefined;
 }

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
+import { xielu } from "../../src/check/op-cases.js";
 import { availableKernels, Backend, fromFloat32, loadLibrary } from "../../src/ggml/index.js";
 import { Random } from "../../src/system/random.js";
 import {
@@ -12,7 +13,6 @@ import {
   type Tensor,
   TensorStore,
 } from "../../src/tensor/index.js";
-import { xielu } from "../tensor/xielu.js";
 
 const variants = availableKernels(loadLibrary().functions);
 const plain = Backend.open({ device: "cpu", kernels: "none" });

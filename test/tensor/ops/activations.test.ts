@@ -1,7 +1,7 @@
 import { afterAll, describe, expect, it } from "vitest";
+import { xielu, xieluConstants } from "../../../src/check/op-cases.js";
 import { ShapeError } from "../../../src/system/errors.js";
 import { type Graph, ops, type Tensor } from "../../../src/tensor/index.js";
-import { xielu } from "../xielu.js";
 import { backends, furthest } from "./compute.js";
 
 /** The error function by its Taylor series, and the complementary one by its continued fraction where that converges faster. */
@@ -94,7 +94,13 @@ describe.each(each)("on %s", (name, compute) => {
     const points = Float32Array.from([...POINTS, 0, -0, -1e-6, -5e-7, -2e-6]);
     const [actual] = await compute(
       [{ shape: [points.length], data: points }, ...on(p).concat(on(n))],
-      (g, [x, alphaP, alphaN]) => [xielu(g, x!, alphaP!, alphaN!, beta, epsilon)],
+      (g, [x, alphaPositive, alphaNegative]) => [
+        ops.xielu(g, x!, {
+          alphaPositive: alphaPositive!,
+          alphaNegative: alphaNegative!,
+          ...xieluConstants(g, beta, epsilon),
+        }),
+      ],
     );
     const softplus = (x: number) => Math.log1p(Math.exp(x));
     const expected = [...points].map((x) =>

@@ -1,0 +1,142 @@
+import { Sequences, TokenStream } from "../data/index.js";
+import { crossEntropyObjective, defaultTrainOptions, train } from "../distill/index.js";
+import type { Backend } from "../ggml/device.js";
+import { type ConfigJson, initialize, modelFromConfig } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
+import { Random } from "../system/random.js";
+import { LARGE_OP_CASES, OP_CASES, type OpCase, resultAndGradients } from "./op-cases.js";
+
+/** How far a device's results are from the processor's. */
+export interface Comparison {
+  readonly name: string;
+  /** The largest difference, in parts of the largest expected number or of one, whichever is larger; null where the device failed. */
+  readonly difference: number | null;
+  readonly isClose: boolean;
+  /** Why it failed, in the device's words. */
+  readonly failure?: string | undefined;
+}
+
+/** Differences of results in f32 are at most so large, sums over thousands of terms included. */
+const OP_TOLERANCE = 1e-3;
+/** Of losses along a few steps of training. */
+const LOSS_TOLERANCE = 1e-3;
+
+type Results = readonly Float32Array[];
+
+/** The largest difference in parts of the expected numbers' size; infinite where one is not finite or there are more or fewer. */
+export function largestDifference(actual: Results, expected: Results): number {
+  if (actual.length !== expected.length) return Number.POSITIVE_INFINITY;
+  const differences = actual.map((values, which) => {
+    const wanted = elementAt(expected, which);
+    if (values.length !== wanted.length) return Number.POSITIVE_INFINITY;
+    const size = wanted.reduce((most, value) => Math.max(most, Math.abs(value)), 1);
+    let largest = 0;
+    for (const [i, value] of values.entries()) {
+      const difference = Math.abs(value - elementAt(wanted, i)) / size;
+      if (!(difference <= largest)) largest = Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference;
+    }
+    return largest;
+  });
+  return Math.max(...differences);
+}
+
+async function compared(
+  name: string,
+  tolerance: number,
+  compute: (on: "device" | "processor") => Promise<Results>,
+): Promise<Comparison> {
+  const expected = await compute("processor");
+  try {
+    const difference = largestDifference(await compute("device"), expected);
+    return { name, difference: Number.isFinite(difference) ? difference : null, isClose: difference <= tolerance };
+  } catch (error) {
+    return { name, difference: null, isClose: false, failure: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+export interface ComparedDevices {
+  readonly device: Backend;
+  readonly processor: Backend;
+}
+
+/** A comparison by its name, and how it is done. */
+export interface NamedComparison {
+  readonly name: string;
+  readonly compare: (devices: ComparedDevices) => Promise<Comparison>;
+}
+
+/** What is to be freed when a process ends: software drivers of Vulkan damage memory when buffers are freed between computations. */
+const kept: { free(): void }[] = [];
+const keep = (...resources: readonly { free(): void }[]): void => void kept.push(...resources);
+
+function ofOp([name, one]: readonly [string, OpCase]): NamedComparison {
+  const compare = (on: ComparedDevices) =>
+    compared(name, OP_TOLERANCE, (where) => resultAndGradients(on[where], one, keep));
+  return { name, compare };
+}
+
+/** Small models whose parts differ: norms, attention, positions, feed-forward networks, embeddings. */
+const COMMON = {
+  hidden_size: 64,
+  intermediate_size: 160,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  vocab_size: 300,
+};
+const MODELS: Readonly<Record<string, ConfigJson>> = {
+  llama: { ...COMMON, model_type: "llama", num_key_value_heads: 2 },
+  qwen3: { ...COMMON, model_type: "qwen3", num_key_value_heads: 2, head_dim: 16, tie_word_embeddings: true },
+  gemma2: {
+    ...COMMON,
+    model_type: "gemma2",
+    num_key_value_heads: 2,
+    head_dim: 16,
+    query_pre_attn_scalar: 16,
+    sliding_window: 8,
+  },
+  gpt2: {
+    model_type: "gpt2",
+    n_embd: 64,
+    n_layer: 2,
+    n_head: 4,
+    n_positions: 64,
+    vocab_size: 300,
+  },
+};
+
+const [STEPS, BATCH, LENGTH] = [6, 4, 32];
+
+function ofTraining([architecture, config]: readonly [string, ConfigJson]): NamedComparison {
+  const name = `training, ${architecture}`;
+  const compare = (on: ComparedDevices) =>
+    compared(name, LOSS_TOLERANCE, async (where) => [await lossesOf(on[where], config)]);
+  return { name, compare };
+}
+
+/** Results and gradients of every op, at small sizes and at large ones, and losses along a few steps of training of small models. */
+export const COMPARISONS: readonly NamedComparison[] = [
+  ...Object.entries({ ...OP_CASES, ...LARGE_OP_CASES }).map(ofOp),
+  ...Object.entries(MODELS).map(ofTraining),
+];
+
+async function lossesOf(backend: Backend, config: ConfigJson): Promise<Float32Array> {
+  const model = modelFromConfig(config);
+  const student = initialize(backend, model, 1);
+  try {
+    const random = new Random(2);
+    const ids = Int32Array.from({ length: STEPS * BATCH * LENGTH + 1 }, () =>
+      Math.floor(model.vocabSize * random.uniform() ** 2),
+    );
+    const sequences = new Sequences(TokenStream.of(ids, "check"), LENGTH);
+    const options = {
+      ...defaultTrainOptions(COMMON.hidden_size, STEPS * BATCH * LENGTH, LENGTH, BATCH),
+      computeType: "f32" as const,
+    };
+    const losses: number[] = [];
+    const onProgress = ({ record }: { readonly record: { readonly loss: number } }) => void losses.push(record.loss);
+    await train({ backend, student, sequences, options, objective: crossEntropyObjective, onProgress });
+    return Float32Array.from(losses);
+  } finally {
+    student.free();
+  }
+}

@@ -1,0 +1,46 @@
+import type { Comparison } from "../check/compare.js";
+import type { CheckOutcome } from "../jobs/check.js";
+import { CoppiceError } from "../system/errors.js";
+import { action } from "./action.js";
+import { command } from "./command.js";
+import { type CommonFlags, common } from "./options.js";
+import { table } from "./table.js";
+
+export const checkCommand = command(
+  "check",
+  "Compare what a device computes with the processor, op by op and in training",
+)
+  .with(common)
+  .examples("coppice check --device cuda", "coppice check --device vulkan --json > check.json")
+  .action(
+    action(async ({ job, print }, _flags: CommonFlags) => {
+      const { check } = await import("../jobs/check.js");
+      const outcome = await check(job);
+      print(outcome, render);
+      const wrong = outcome.comparisons.filter(({ isClose }) => !isClose);
+      if (wrong.length > 0)
+        throw new CoppiceError(
+          `${outcome.machine.chosenDevice} computes ${wrong.length} of ${outcome.comparisons.length} wrongly: ${wrong.map(({ name }) => name).join(", ")}. Use another --device, and report it with \`coppice doctor --bundle\``,
+        );
+    }),
+  );
+
+/** How many of the largest differences are shown. */
+const SHOWN = 8;
+
+function render({ machine, comparisons, seconds }: CheckOutcome): string {
+  const rank = ({ difference }: Comparison) => difference ?? Number.POSITIVE_INFINITY;
+  const rows = [...comparisons]
+    .sort((a, b) => rank(b) - rank(a))
+    .filter(({ isClose }, i) => !isClose || i < SHOWN)
+    .map(({ name, difference, isClose, failure }) => [
+      name,
+      failure ?? (difference === null ? "not finite" : difference.toExponential(1)),
+      isClose ? "" : "wrong",
+    ]);
+  const close = comparisons.filter(({ isClose }) => isClose).length;
+  return [
+    table(["largest differences", "", ""], rows),
+    `${close} of ${comparisons.length} are the processor's, on ${machine.chosenDevice}, in ${seconds.toFixed(0)} s`,
+  ].join("\n");
+}

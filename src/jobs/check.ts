@@ -1,0 +1,36 @@
+import { checkDevice } from "../check/check.js";
+import type { Comparison } from "../check/compare.js";
+import { type Diagnosis, diagnose } from "./diagnosis.js";
+import type { JobOptions } from "./job.js";
+
+export interface CheckOutcome {
+  readonly machine: Diagnosis;
+  /** Of every op and of training. */
+  readonly comparisons: readonly Comparison[];
+  readonly seconds: number;
+}
+
+/**
+ * Compares what a device computes with what the processor computes without our kernels: every op with its gradients, and the losses
+ * along a few steps of training.
+ * @example
+ * ```ts
+ * import { check } from "coppice";
+ *
+ * const { comparisons } = await check({ device: "cuda" });
+ * console.log(comparisons.filter(({ isClose }) => !isClose)); // none, on a device that can be trusted
+ * ```
+ */
+export async function check(job: JobOptions = {}): Promise<CheckOutcome> {
+  const started = performance.now();
+  const machine = diagnose(job);
+  const { device, threads, kernels, signal, onProgress } = job;
+  const comparisons = await checkDevice({
+    device,
+    threads,
+    kernels,
+    signal,
+    onProgress: (done, total, detail) => onProgress?.({ stage: "check", done, total, unit: "comparisons", detail }),
+  });
+  return { machine, comparisons, seconds: (performance.now() - started) / 1000 };
+}
