@@ -1,7 +1,7 @@
 """A distillation step in PyTorch and transformers, one line of seconds for each line "step" on standard input.
 
     python bench/peers/distill_step.py --hidden 288 --ffn 768 --layers 6 --heads 6 --vocab 32000 \
-        --batch 4 --sequence 256 --threads 2 --dtype bf16 [--compile]
+        --batch 4 --sequence 256 --threads 2 --dtype bf16 [--compile] [--device cuda]
 
 Teacher forward, student forward and backward, clipping to a global norm of 1, fused AdamW: the step of `coppice distill`.
 bf16 is autocast for the student, and bf16 weights for the teacher. Prints "ready" first, "memory BYTES" at the end.
@@ -20,6 +20,7 @@ for name in ("hidden", "ffn", "layers", "heads", "vocab", "batch", "sequence", "
     parser.add_argument(f"--{name}", type=int, required=True)
 parser.add_argument("--dtype", choices=("bf16", "f32"), required=True)
 parser.add_argument("--compile", action="store_true")
+parser.add_argument("--device", default="cpu")
 args = parser.parse_args()
 
 torch.set_num_threads(args.threads)
@@ -36,8 +37,8 @@ config = LlamaConfig(
     use_cache=False,
     attn_implementation="sdpa",
 )
-student = LlamaForCausalLM(config)
-teacher = LlamaForCausalLM(config).eval().requires_grad_(False)
+student = LlamaForCausalLM(config).to(args.device)
+teacher = LlamaForCausalLM(config).to(args.device).eval().requires_grad_(False)
 half = args.dtype == "bf16"
 if half:
     teacher = teacher.bfloat16()
@@ -45,7 +46,7 @@ optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, betas=(0.9, 0.95), 
 
 
 def loss_of(tokens):
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+    with torch.autocast(args.device, dtype=torch.bfloat16, enabled=half):
         with torch.no_grad():
             target = teacher(tokens).logits
         logits = student(tokens).logits
@@ -58,13 +59,20 @@ if args.compile:
     loss_of = torch.compile(loss_of)
 
 
+def wait():
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+
+
 def step():
-    tokens = torch.randint(0, args.vocab, (args.batch, args.sequence))
+    tokens = torch.randint(0, args.vocab, (args.batch, args.sequence), device=args.device)
+    wait()
     started = time.perf_counter()
     loss_of(tokens).backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    wait()
     return time.perf_counter() - started
 
 
