@@ -42,6 +42,7 @@ export default defineConfig({
           page("Serving", "serving"),
           page("Clients of the server", "clients"),
           page("The foundry", "foundry"),
+          page("Larger than memory, devices", "scale"),
           page("As a library", "library"),
           page("Environment variables", "environment"),
         ],

@@ -6,6 +6,7 @@ export { type CheckOutcome, check } from "./check.js";
 export { compress } from "./compress.js";
 export type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
+export type { Diagnosis, FoundDevice } from "./diagnosis.js";
 export { type DistillJob, distill } from "./distill.js";
 export { evaluate } from "./evaluate.js";
 export {

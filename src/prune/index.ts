@@ -15,7 +15,14 @@ export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
 export { type RemovalOptions, removalLosses } from "./obs.js";
 export { cheapestSizes, keptColumns, layerSizes, leastParameters, type StepSizes } from "./per-layer.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
-export { candidateLoss, type RankedCandidate, type Reranking, rankCandidates, type SearchOptions } from "./ranking.js";
+export {
+  candidateLoss,
+  type MeasuringOptions,
+  type RankedCandidate,
+  type Reranking,
+  rankCandidates,
+  type SearchOptions,
+} from "./ranking.js";
 export { loadScores, type Scores, saveScores } from "./scores.js";
 export { type AxisSize, type AxisSizes, describeSize, describeSizes, largestOf, parseSizes } from "./sizes.js";
 export {
