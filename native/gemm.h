@@ -27,6 +27,10 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 #endif
       const vf bv = splat(((const float *)b)[j]);
       for (int i = 0; i < MV; i++) total[j][i] += (vf)av[i] * bv;
+#if VL == 8 && defined(__clang__)
+      // the 16 registers are just enough: it would load the next number of b before these sums, and keep one of them in memory
+      for (int i = 0; i < MV; i++) __asm__ volatile("" : "+x"(total[j][i]) : : "memory");
+#endif
     }
   }
   if (m == MR && n == NR) {

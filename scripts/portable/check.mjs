@@ -102,19 +102,13 @@ async function pytorch(shape, device, threads, flags) {
 }
 
 const machine = await coppice("doctor");
-const devices = ["cpu", ...new Set((machine.devices ?? []).map(({ kind }) => kind).filter((kind) => kind !== "cpu"))];
-const fastest = devices.at(-1);
+// the device that is taken by default, which a software driver never is, then the others
+const chosen = machine.devices?.find(({ name }) => name === machine.chosenDevice)?.kind ?? "cpu";
+const devices = [...new Set([chosen, "cpu", ...(machine.devices ?? []).map(({ kind }) => kind)])];
 const report = { machine, checks: {}, compressions: {}, steps: [] };
 const save = () => writeFileSync(values.out, `${JSON.stringify(report, null, 2)}\n`);
 for (const device of devices) {
   report.checks[device] = await coppice("check", "--device", device);
-  save();
-}
-for (const device of devices) {
-  const out = path.join(scratch, device);
-  const data = path.join(here, "data/stories.txt");
-  const settings = ["--target", "0.67x", "--data", data, "--tokens", "20K", "--device", device, "--out", out];
-  report.compressions[device] = await coppice("compress", teacher, ...settings);
   save();
 }
 const torch = await run(values.python, [
@@ -127,14 +121,21 @@ for (const [name, shape] of Object.entries(SHAPES)) {
   const { batch, sequence, ...sizes } = shape;
   const model = Object.entries(sizes).map(([key, value]) => `${key}=${value}`);
   const size = ["--batch-size", String(batch), "--sequence-length", String(sequence)];
-  const ours = await coppice("bench", model.join(","), ...size, "--device", fastest);
-  const step = { shape: name, device: fastest, ours };
+  const ours = await coppice("bench", model.join(","), ...size, "--device", chosen);
+  const step = { shape: name, device: chosen, ours };
   report.steps.push(step);
   if (report.torch !== undefined) {
     const threads = machine.cores ?? 1;
     step.bf16 = await pytorch(shape, torchDevice, threads, ["--dtype", "bf16"]);
     step.compiled = await pytorch(shape, torchDevice, threads, ["--dtype", "bf16", "--compile"]);
   }
+  save();
+}
+for (const device of new Set([chosen, "cpu"])) {
+  const out = path.join(scratch, device);
+  const data = path.join(here, "data/stories.txt");
+  const settings = ["--target", "0.67x", "--data", data, "--tokens", "20K", "--device", device, "--out", out];
+  report.compressions[device] = await coppice("compress", teacher, ...settings);
   save();
 }
 rmSync(scratch, { recursive: true, force: true });

@@ -26,13 +26,16 @@ import {
   countParameters,
   loadWeights,
   type Model,
+  type ModelTensors,
   type ModelWeights,
   openCheckpoint,
+  type StreamedWeights,
   streamedIfLarge,
 } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
+import type { ComputeType } from "../tensor/index.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
 import { measure } from "./measure.js";
@@ -83,23 +86,50 @@ export async function distillStage(stage: DistillStage): Promise<TrainResult> {
   }
 }
 
+/** A teacher, and what it has to fit in memory beside. */
+export interface TeacherPlace {
+  readonly studentParameters: number;
+  readonly computeType: ComputeType;
+  /** Whether its predictions are kept on disk. */
+  readonly isCached: boolean;
+  readonly memoryBytes?: number | undefined;
+}
+
+/**
+ * The weights of a teacher that does not fit in memory beside its student, to be streamed; undefined where it fits.
+ * @throws CoppiceError where its predictions are not kept, so that it would have to be in memory
+ */
+export function streamedTeacher(
+  backend: Backend,
+  teacher: ModelTensors,
+  { studentParameters, computeType, isCached, memoryBytes }: TeacherPlace,
+): StreamedWeights | undefined {
+  const left = Math.max(0, (memoryBytes ?? backend.freeBytes()) - trainingBytes(studentParameters));
+  const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
+  if (streamed !== undefined && !isCached)
+    throw new CoppiceError(
+      `the teacher does not fit in ${describeMemory(memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
+    );
+  return streamed;
+}
+
 /** Prepares the objective of a distillation. The teacher's weights are loaded only if its logits are not all cached. */
 async function openTeacher(stage: DistillStage): Promise<{ readonly objective: Objective; readonly free: () => void }> {
   const { backend, settings, sequences } = stage;
   const { computeType } = settings;
   const checkpoint = openCheckpoint(stage.teacherPath);
   const { model, source } = checkpoint;
-  const { memoryBytes = backend.freeBytes() } = stage.options;
-  const left = memoryBytes - trainingBytes(countParameters(stage.student.model.parameters, stage.student.model.sizes));
-  const streamed = streamedIfLarge(backend, checkpoint, { dtype: computeType, memoryBytes: Math.max(0, left) });
+  const { parameters, sizes } = stage.student.model;
+  const streamed = streamedTeacher(backend, checkpoint, {
+    studentParameters: countParameters(parameters, sizes),
+    computeType,
+    isCached: stage.teacher.cache === true,
+    memoryBytes: stage.options.memoryBytes,
+  });
   const vocabSize = Math.min(stage.vocabSize ?? model.vocabSize, model.vocabSize);
   checkVocabulary(sequences.stream, vocabSize);
   let weights: ModelWeights | undefined;
   const loadTeacher = (): ModelWeights => {
-    if (streamed !== undefined)
-      throw new CoppiceError(
-        `the teacher does not fit in ${describeMemory(stage.options.memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
-      );
     weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
     return weights;
   };
@@ -117,7 +147,7 @@ async function openTeacher(stage: DistillStage): Promise<{ readonly objective: O
     teacherId: await modelIdentity(checkpoint, stage.cacheDir),
     cacheDirectory: stage.teacher.cache ? path.join(cacheDirectory(stage.cacheDir), "logits") : undefined,
   });
-  if (streamed !== undefined && stage.teacher.cache) {
+  if (streamed !== undefined) {
     const { firstSequence = 0, options: job } = stage;
     const numbers = new TrainingOrder(sequences.count, settings.seed).range(
       firstSequence,

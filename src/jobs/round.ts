@@ -16,7 +16,7 @@ import {
 import { elementAt } from "../system/arrays.js";
 import { UsageError } from "../system/errors.js";
 import type { CompressJob } from "./compress-job.js";
-import { distillBriefly, distillStage } from "./distill.js";
+import { distillBriefly, distillStage, streamedTeacher } from "./distill.js";
 import { scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
 import { checkInLlamaCpp } from "./open-model.js";
@@ -84,7 +84,7 @@ export class Round {
   async run(): Promise<RoundOutcome> {
     const { job, stages, directory, cutPath, carryFrom, layers } = this.inputs;
     const prunedPath = directory.file("pruned");
-    checkTrainable(this.inputs.backend, Math.min(...this.inputs.candidates.map(({ parameters }) => parameters)), job);
+    this.checkMemory();
     const plan = await stages.once("search", () => this.search());
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);
@@ -100,6 +100,19 @@ export class Round {
     const student = await this.measure(job.out, "measure student");
     directory.dropCheckpoints();
     return { plan: summarizePlan(openCheckpoint(cutPath).model, smaller), keptLayers, pruned, student, training };
+  }
+
+  /** @throws CoppiceError where the student or its teacher will not fit: better now than after hours of search */
+  private checkMemory(): void {
+    const { backend, job, candidates, training, teacherPath } = this.inputs;
+    const studentParameters = Math.max(...candidates.map(({ parameters }) => parameters));
+    checkTrainable(backend, studentParameters, job);
+    streamedTeacher(backend, openCheckpoint(teacherPath), {
+      studentParameters,
+      computeType: training.settings.computeType,
+      isCached: job.teacherOptions?.cache === true,
+      memoryBytes: job.memoryBytes,
+    });
   }
 
   private measure(model: string, stage: string): Promise<Measurement> {

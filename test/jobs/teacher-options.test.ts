@@ -91,6 +91,10 @@ describe("ways to get the teacher's predictions", () => {
     );
     expect(streamed!.equals(whole!)).toBe(true);
     await expect(run("uncached", { memoryBytes })).rejects.toThrow(/the teacher does not fit in .*--teacher-cache/);
+    // a whole compression is refused before it searches
+    const compressed = compress({ ...common, model, target: "0.9x", out: path.join(directory, "early"), memoryBytes });
+    await expect(compressed).rejects.toThrow(/the teacher does not fit in .*--teacher-cache/);
+    expect(readdirSync(path.join(directory, "early"))).not.toContain("search.json");
     await expect(run("tiny", { memoryBytes: 1_000_000 })).rejects.toThrow(
       /^training .* takes .*MiB .*there are 977 KiB/,
     );
