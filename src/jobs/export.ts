@@ -15,7 +15,7 @@ import { checkApart } from "../system/places.js";
 import { modelFiles, modelIdentity, modelInput } from "./inputs.js";
 import type { JobOptions } from "./job.js";
 import { checkInLlamaCpp, findModel, type OpenModel, openModel, type RunOnlyModel } from "./open-model.js";
-import { checkNewFile, claim, inRun, type OverwriteOptions, type RunJob } from "./output.js";
+import { checkDirectoryName, checkNewFile, claim, inRun, type OverwriteOptions, type RunJob } from "./output.js";
 import { writeDirectory } from "./write-directory.js";
 
 const log = logOf("jobs");
@@ -46,6 +46,7 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   const started = performance.now();
   const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
   if (!isGguf(job.out)) {
+    checkDirectoryName(job.out);
     const { checkpoint } = await openModel(job.model, job);
     const inputs = modelInput("the model", checkpoint);
     return timed(await inRun(job, inputs, (run) => exportDirectory(run, job, checkpoint)));

@@ -6,6 +6,7 @@ import { UsageError } from "../system/errors.js";
 import { logOf } from "../system/log.js";
 import { packageVersion } from "../system/package-version.js";
 import { checkApart, checkWritable, type Input, liesInside, realPath, statOf } from "../system/places.js";
+import { similar } from "../system/suggest.js";
 import type { Origin } from "./invocation.js";
 import type { JobOptions } from "./job.js";
 
@@ -95,6 +96,19 @@ export function checkNewFile(file: string, { overwrite = false }: OverwriteOptio
     throw new UsageError(
       `${path.join(path.dirname(file), existing)} is there already: choose another ${option}, or --overwrite to replace it`,
     );
+}
+
+/**
+ * Where no directory is there yet, a name like `model.ggf` is a file's.
+ * @throws UsageError with what was meant
+ */
+export function checkDirectoryName(out: string, option = "--out"): void {
+  const extension = path.extname(out);
+  if (extension === "" || existsSync(out) || similar(extension, [".gguf"]).length === 0) return;
+  const meant = `${out.slice(0, -extension.length)}.gguf`;
+  throw new UsageError(
+    `${out} would be a directory. Did you mean ${meant}? (An existing directory is taken as ${option}.)`,
+  );
 }
 
 /** Whether a name is that of a part of a split GGUF file. */

@@ -34,7 +34,7 @@ import { dataInputs, fileInput, modelIdentity, modelInput } from "./inputs.js";
 import { type JobOptions, onDevice } from "./job.js";
 import { type DataOptions, openData } from "./open-data.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
-import { checkCacheFile, checkNewFile, type OverwriteOptions } from "./output.js";
+import { checkCacheFile, checkDirectoryName, checkNewFile, type OverwriteOptions } from "./output.js";
 import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
@@ -194,8 +194,11 @@ async function checkPlaces(found: OpenModel | RunOnlyModel, files: readonly stri
     ...(await dataInputs(job)),
     ...fileInput("the importances", job.importanceFile),
   ]);
-  if (!isGguf(job.out) && existsSync(job.out) && !statSync(job.out).isDirectory())
-    throw new UsageError(`${job.out} is a file: --out names a .gguf file or a directory`);
+  if (!isGguf(job.out)) {
+    checkDirectoryName(job.out);
+    if (existsSync(job.out) && !statSync(job.out).isDirectory())
+      throw new UsageError(`${job.out} is a file: --out names a .gguf file or a directory`);
+  }
   for (const file of files) checkNewFile(file, job);
   if (job.importanceFile !== undefined) checkCacheFile(job.importanceFile, "--imatrix");
 }

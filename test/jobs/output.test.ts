@@ -222,6 +222,12 @@ describe("a directory that is not the run's own", () => {
     await expect(exportModel({ ...common, model: at("model"), out: at("m.safetensors") })).rejects.toThrow(
       /name of a file/,
     );
+    // a slip of .gguf is no directory
+    await expect(exportModel({ ...common, model: at("model"), out: at("m.ggf") })).rejects.toThrow(
+      /m\.ggf would be a directory\. Did you mean .*m\.gguf\?/,
+    );
+    const quantized = quantize({ ...common, model: at("model"), types: ["q8_0"], out: at("m.guff") });
+    await expect(quantized).rejects.toThrow(/Did you mean .*m\.gguf\?/);
     expect(readdirSync(work).sort()).toEqual(["data.txt", "model", "notes.md"]);
   });
 
