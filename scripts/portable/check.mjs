@@ -117,7 +117,8 @@ const torch = await run(values.python, [
 ]);
 report.torch = torch.failure === undefined ? torch.stdout.trim() : undefined;
 const torchDevice = report.torch?.endsWith("True") ? "cuda" : "cpu";
-for (const [name, shape] of Object.entries(SHAPES)) {
+async function timeSteps(name) {
+  const shape = SHAPES[name];
   const { batch, sequence, ...sizes } = shape;
   const model = Object.entries(sizes).map(([key, value]) => `${key}=${value}`);
   const size = ["--batch-size", String(batch), "--sequence-length", String(sequence)];
@@ -131,6 +132,8 @@ for (const [name, shape] of Object.entries(SHAPES)) {
   }
   save();
 }
+// the largest shape last: it may take all the time that is left
+for (const name of ["15M", "110M", "60M"]) await timeSteps(name);
 for (const device of new Set([chosen, "cpu"])) {
   const out = path.join(scratch, device);
   const data = path.join(here, "data/stories.txt");
@@ -138,6 +141,7 @@ for (const device of new Set([chosen, "cpu"])) {
   report.compressions[device] = await coppice("compress", teacher, ...settings);
   save();
 }
+await timeSteps("1.2B");
 rmSync(scratch, { recursive: true, force: true });
 
 const speed = (result) =>
