@@ -107,7 +107,7 @@ const MODELS: Readonly<Record<string, ConfigJson>> = {
 const [STEPS, BATCH, LENGTH] = [6, 4, 32];
 
 function ofTraining([architecture, config]: readonly [string, ConfigJson]): NamedComparison {
-  const name = `training, ${architecture}`;
+  const name = `training of ${architecture}`;
   const compare = (on: ComparedDevices) =>
     compared(name, LOSS_TOLERANCE, async (where) => [await lossesOf(on[where], config)]);
   return { name, compare };

@@ -20,7 +20,7 @@ export const checkCommand = command(
       const wrong = outcome.comparisons.filter(({ isClose }) => !isClose);
       if (wrong.length > 0)
         throw new CoppiceError(
-          `${outcome.machine.chosenDevice} computes ${wrong.length} of ${outcome.comparisons.length} wrongly: ${wrong.map(({ name }) => name).join(", ")}. Use another --device, and report it with \`coppice doctor --bundle\``,
+          `${outcome.machine.chosenDevice} computes ${wrong.length} of ${outcome.comparisons.length} wrongly: ${wrong.map(({ name }) => name).join("; ")}. Use another --device, and report it with \`coppice doctor --bundle\``,
         );
     }),
   );

@@ -19,7 +19,7 @@ export type Opened =
   | { readonly kind: "rows"; readonly rows: AsyncIterable<Row>; close(): void }
   | { readonly kind: "text"; readonly text: AsyncIterable<string>; close(): void };
 
-export interface ReadOptions {
+export interface PassWeightsOptions {
   /** The only field needed, or the path to it; all fields by default. */
   readonly field?: string | undefined;
   /** Called with a note for the user. */
@@ -49,7 +49,7 @@ export const readError = (file: string, error: unknown): CoppiceError =>
  * ambiguous, as with CSV.
  * @throws FormatError saying what the file is, if it is none of these
  */
-export async function openData(file: string, options: ReadOptions = {}): Promise<Opened> {
+export async function openData(file: string, options: PassWeightsOptions = {}): Promise<Opened> {
   let content: Content;
   try {
     content = await openContent(file);

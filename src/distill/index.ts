@@ -15,7 +15,7 @@ export {
 export { type MetricsRecord, parseMetrics, RunDirectory, type TrainerState } from "./run-directory.js";
 export { type SampledOptions, sampledTargets } from "./sampled-targets.js";
 export type { Position, SparseTargets, TargetTensors, TargetValues } from "./sparse-targets.js";
-export { type SparseInputs, SparseTeacher, type SparseTeacherOptions } from "./teacher.js";
+export { type FillOptions, type SparseInputs, SparseTeacher, type SparseTeacherOptions } from "./teacher.js";
 export { type TopKOptions, topKTargets } from "./top-k-targets.js";
 export {
   checkTrainOptions,

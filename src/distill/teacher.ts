@@ -1,7 +1,7 @@
 import path from "node:path";
 import type { Batch, Sequences } from "../data/index.js";
 import { notFinite, overflowError } from "../evaluate/finite.js";
-import { forwardPass, type LastPart } from "../evaluate/forward-pass.js";
+import { forwardPass, type LastPart, type PassOptions } from "../evaluate/forward-pass.js";
 import type { Backend } from "../ggml/device.js";
 import { type ForwardResult, type ModelWeights, type StreamedWeights, sizeOf } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
@@ -30,6 +30,13 @@ export interface SparseInputs {
   readonly values: Tensor;
   /** The targets of some rows. */
   readonly rows: (g: Graph, range: ops.RowRange) => TargetTensors;
+}
+
+export interface FillOptions {
+  /** When aborted, filling ends with an error; what is in the cache stays. */
+  readonly signal?: AbortSignal | undefined;
+  /** Called with how many of all sequences the cache has. */
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
 /** The version of the cache's format. */
@@ -95,13 +102,12 @@ export class SparseTeacher {
 
   /**
    * Computes what the cache lacks of some sequences, by a teacher whose layers go through memory one after the other.
-   * @param onProgress called with how many of all sequences the cache has
    * @throws CoppiceError without a cache, and when the teacher's outputs are not finite
    */
   async fillCache(
     weights: StreamedWeights,
     numbers: readonly number[],
-    onProgress?: (done: number, total: number) => void,
+    { signal, onProgress }: FillOptions = {},
   ): Promise<void> {
     const { cache } = this;
     if (cache === undefined)
@@ -115,9 +121,10 @@ export class SparseTeacher {
     for (let from = 0; from < missing.length; from += atOnce) {
       const done = all.length - missing.length + from;
       const part = missing.slice(from, from + atOnce);
-      await this.fill(weights, part, Math.min(batch, part.length), (share) =>
-        onProgress?.(done + Math.floor(share * part.length), all.length),
-      );
+      await this.fill(weights, part, Math.min(batch, part.length), {
+        signal,
+        onProgress: (share) => onProgress?.(done + Math.floor(share * part.length), all.length),
+      });
     }
   }
 
@@ -125,7 +132,7 @@ export class SparseTeacher {
     weights: StreamedWeights,
     numbers: readonly number[],
     batch: number,
-    onProgress: (share: number) => void,
+    passOptions: Pick<PassOptions, "signal" | "onProgress">,
   ): Promise<void> {
     const { backend, sequences, options } = this;
     const { targets, vocabSize, computeType } = options;
@@ -163,7 +170,7 @@ export class SparseTeacher {
         },
       };
     };
-    await forwardPass(backend, weights, data, { last }, { computeType, who: "the teacher", onProgress });
+    await forwardPass(backend, weights, data, { last }, { computeType, who: "the teacher", ...passOptions });
   }
 
   /** Puts a sequence's targets into the cache, if there is one. @returns its entry */

@@ -12,6 +12,8 @@ export interface BatchOptions {
 
 /** Batch options with a progress callback. */
 export interface CalibrationOptions extends BatchOptions {
+  /** When aborted, the calibration ends with an error before its next batch. */
+  readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 

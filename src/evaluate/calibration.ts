@@ -1,6 +1,6 @@
 import { checkVocabulary, type Sequences } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ReadWeights } from "../models/index.js";
+import type { PassWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { type CalibrationOptions, spreadBatches } from "./batches.js";
@@ -18,7 +18,7 @@ export interface ActivationStatistics extends Observer {
 
 export interface Calibration {
   readonly backend: Backend;
-  readonly weights: ReadWeights;
+  readonly weights: PassWeights;
   readonly sequences: Sequences;
   readonly options: CalibrationOptions;
   /** Makes the statistics of batches of so many sequences. */
@@ -33,7 +33,7 @@ export interface Calibration {
  */
 export async function calibrationStatistics(calibration: Calibration): Promise<Map<string, Float32Array>> {
   const { backend, weights, sequences, options } = calibration;
-  const { computeType, onProgress } = options;
+  const { computeType, signal, onProgress } = options;
   checkVocabulary(sequences.stream, weights.model.vocabSize);
   const batches = spreadBatches(sequences, options.samples, options.batchSize);
   const [firstBatch = []] = batches;
@@ -48,6 +48,7 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
   try {
     await forwardPass(backend, weights, data, statistics, {
       computeType,
+      signal,
       onProgress: (share) => onProgress?.(Math.floor(share * total), total),
     });
     for (const name of statistics.missing)

@@ -5,7 +5,7 @@ import {
   type Layout,
   type ModelWeights,
   type ParameterSpec,
-  type ReadWeights,
+  type PassWeights,
   StreamedWeights,
 } from "../models/index.js";
 import { type ComputeType, Graph, type ops } from "../tensor/index.js";
@@ -57,7 +57,7 @@ export interface PassOptions {
  */
 export const forwardPass = (
   backend: Backend,
-  weights: ReadWeights,
+  weights: PassWeights,
   data: PassData,
   observer: Observer,
   options: PassOptions,

@@ -1,6 +1,6 @@
 import type { Tokenizer } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import { type ForwardResult, type ReadWeights, StreamedWeights } from "../models/index.js";
+import { type ForwardResult, type PassWeights, StreamedWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, type Graph, ops, type Tensor } from "../tensor/index.js";
@@ -40,7 +40,7 @@ export class EngineLikelihoods implements LikelihoodModel {
   /** @throws CoppiceError when the tokenizer has neither a begin nor an end token */
   constructor(
     private readonly backend: Backend,
-    private readonly weights: ReadWeights,
+    private readonly weights: PassWeights,
     tokenizer: Tokenizer,
     { maxLength, computeType }: LikelihoodOptions = {},
   ) {
@@ -90,8 +90,10 @@ export class EngineLikelihoods implements LikelihoodModel {
       }
     };
     const packings = packSequences(sequences, PLACES);
-    for (const group of this.weights instanceof StreamedWeights ? [packings] : ofOneShape(packings)) {
-      if (signal?.aborted) return;
+    // streamed weights are read once for every group
+    const groups = this.weights instanceof StreamedWeights ? [packings] : ofOneShape(packings);
+    for (const group of groups) {
+      if (signal?.aborted || group.length === 0) return;
       await this.score(group, onScores, signal);
     }
   }

@@ -1,6 +1,6 @@
 import { checkVocabulary, Sequences, type TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ForwardResult, Model, ReadWeights } from "../models/index.js";
+import type { ForwardResult, Model, PassWeights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { type ComputeType, type Graph, ops } from "../tensor/index.js";
 import { overflowError } from "./finite.js";
@@ -26,6 +26,8 @@ export interface PerplexityOptions {
   readonly computeType?: ComputeType | undefined;
   /** The layers to run, in order; all by default. */
   readonly layers?: readonly number[] | undefined;
+  /** When aborted, the measurement ends with an error before its next batch. */
+  readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
@@ -44,7 +46,7 @@ export const defaultSequenceLength = (model: Model): number => Math.min(model.ma
  */
 export async function perplexity(
   backend: Backend,
-  weights: ReadWeights,
+  weights: PassWeights,
   stream: TokenStream,
   options: PerplexityOptions = {},
 ): Promise<Perplexity> {
@@ -58,7 +60,7 @@ export async function perplexity(
   const batchSize = Math.max(1, Math.min(total, options.batchSize ?? Math.floor(BATCH_TOKENS / length)));
   const rows = batchSize * length;
   const computeType = options.computeType ?? "f32";
-  const { layers, onProgress } = options;
+  const { layers, signal, onProgress } = options;
   const batchOf = (number: number) => {
     const first = number * batchSize;
     const numbers = Array.from({ length: Math.min(batchSize, total - first) }, (_, i) => first + i);
@@ -95,7 +97,7 @@ export async function perplexity(
     weights,
     data,
     { last },
-    { computeType, layers, onProgress: (share) => onProgress?.(Math.round(share * total), total) },
+    { computeType, layers, signal, onProgress: (share) => onProgress?.(Math.round(share * total), total) },
   );
   const loss = sum / count;
   return { loss, perplexity: Math.exp(loss), tokens: count };

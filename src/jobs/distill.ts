@@ -39,10 +39,10 @@ import type { ComputeType } from "../tensor/index.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
 import { measure } from "./measure.js";
+import { checkTrainable, describeMemory, trainableWeights, trainingBytes } from "./model-memory.js";
 import { openData } from "./open-data.js";
 import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
-import { checkTrainable, describeMemory, trainableWeights, trainingBytes } from "./read-weights.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import { checkTeacherOptions, sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
@@ -153,9 +153,10 @@ async function openTeacher(stage: DistillStage): Promise<{ readonly objective: O
       firstSequence,
       stepsOf(settings) * settings.batchSize,
     );
-    await sparse.fillCache(streamed, numbers, (done, total) =>
-      job.onProgress?.({ stage: "teacher's logits", done, total, unit: "sequences" }),
-    );
+    await sparse.fillCache(streamed, numbers, {
+      signal: job.signal,
+      onProgress: (done, total) => job.onProgress?.({ stage: "teacher's logits", done, total, unit: "sequences" }),
+    });
   }
   const { divergence } = targets;
   return {

@@ -15,8 +15,8 @@ import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import type { EvaluateJob } from "./evaluation.js";
 import { fileIdentity, originOf, runnableGguf } from "./export.js";
+import { weightsFor } from "./model-memory.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
-import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
 /** A model that is ready for evaluation. */

@@ -27,7 +27,7 @@ export interface ProgressEvent {
 /** Options of every job. */
 export interface JobOptions extends BackendOptions {
   readonly hub?: HubOptions | undefined;
-  /** Memory that the weights and activations of a model may take, which is read layer by layer where it is larger; by default what is free. */
+  /** Memory for a model's weights and activations; a larger model is read layer by layer. By default what is free. */
   readonly memoryBytes?: number | undefined;
   readonly onProgress?: ((event: ProgressEvent) => void) | undefined;
   /** Called with what the user should know although the job continues. */

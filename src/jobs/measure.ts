@@ -4,9 +4,9 @@ import type { Backend } from "../ggml/index.js";
 import { countParameters, openCheckpoint } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type JobOptions, onDevice } from "./job.js";
+import { weightsFor } from "./model-memory.js";
 import { type DataOptions, openTokens } from "./open-data.js";
 import { openModel } from "./open-model.js";
-import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
 /** A model's size and loss. */
@@ -36,6 +36,7 @@ export async function measure(
     const result = await perplexity(backend, weights, validation, {
       sequenceLength: options.sequenceLength,
       computeType: options.computeType ?? "f32",
+      signal: options.signal,
       onProgress: (done, total) => options.onProgress?.({ stage, done, total, unit: "sequences" }),
     });
     return { parameters: countParameters(model.parameters, model.sizes), bytes, ...result };

@@ -102,12 +102,12 @@ export function checkNewFile(file: string, { overwrite = false }: OverwriteOptio
  * Where no directory is there yet, a name like `model.ggf` is a file's.
  * @throws UsageError with what was meant
  */
-export function checkDirectoryName(out: string, option = "--out"): void {
+export function checkDirectoryName(out: string): void {
   const extension = path.extname(out);
   if (extension === "" || existsSync(out) || similar(extension, [".gguf"]).length === 0) return;
   const meant = `${out.slice(0, -extension.length)}.gguf`;
   throw new UsageError(
-    `${out} would be a directory. Did you mean ${meant}? (An existing directory is taken as ${option}.)`,
+    `${out} would be a directory. Did you mean ${meant}? To write into a directory of that name, make it first.`,
   );
 }
 

@@ -16,10 +16,10 @@ import {
 import { UsageError } from "../system/errors.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
+import { checkTrainable, trainableWeights } from "./model-memory.js";
 import { openData } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
-import { checkTrainable, trainableWeights } from "./read-weights.js";
 import { noteTraining } from "./sanity.js";
 import { Stages } from "./stages.js";
 import {

@@ -32,10 +32,10 @@ import {
 } from "./export.js";
 import { dataInputs, fileInput, modelIdentity, modelInput } from "./inputs.js";
 import { type JobOptions, onDevice } from "./job.js";
+import { weightsFor } from "./model-memory.js";
 import { type DataOptions, openData } from "./open-data.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
 import { checkCacheFile, checkDirectoryName, checkNewFile, type OverwriteOptions } from "./output.js";
-import { weightsFor } from "./read-weights.js";
 import { checkLength } from "./sanity.js";
 
 export interface QuantizeJob extends JobOptions, OverwriteOptions, Partial<DataOptions>, GgufFileOptions {
@@ -259,6 +259,7 @@ async function importanceFor(
         samples: job.samples ?? DEFAULT_SAMPLES,
         batchSize: batchSize(calibration.train),
         computeType: "f32",
+        signal: job.signal,
         onProgress: (done, total) => job.onProgress?.({ stage: "importance", done, total, unit: "sequences" }),
       });
     } finally {

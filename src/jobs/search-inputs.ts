@@ -1,6 +1,6 @@
 import type { TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/index.js";
-import type { ModelTensors, ReadWeights } from "../models/index.js";
+import type { ModelTensors, PassWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { JobOptions } from "./job.js";
 import type { TargetOptions } from "./target.js";
@@ -9,7 +9,7 @@ import type { TargetOptions } from "./target.js";
 export interface SearchInputs {
   readonly backend: Backend;
   readonly original: ModelTensors;
-  readonly weights: ReadWeights;
+  readonly weights: PassWeights;
   /** Training data, to calibrate on. */
   readonly tokens: TokenStream;
   readonly validation: TokenStream;

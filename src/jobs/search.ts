@@ -43,13 +43,14 @@ const CALIBRATION_BATCH_TOKENS = 2048;
  */
 export async function scoresFor(inputs: Omit<SearchInputs, "original" | "validation">, identity?: string) {
   const { backend, weights, tokens, computeType, options } = inputs;
-  const { scoresFile, onProgress } = options;
+  const { scoresFile, signal, onProgress } = options;
   if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(scoresFile, weights.model, identity);
   const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
   const scores = await calibrate(backend, weights, new Sequences(tokens, length), {
     samples: options.calibrationSamples ?? DEFAULT_CALIBRATION_SAMPLES,
     batchSize: Math.max(1, Math.floor(CALIBRATION_BATCH_TOKENS / length)),
     computeType,
+    signal,
     onProgress: (done, total) => onProgress?.({ stage: "calibrate", done, total, unit: "sequences" }),
   });
   if (scoresFile !== undefined) saveScores(scoresFile, scores, identity);

@@ -97,9 +97,9 @@ export {
 export type { RotaryConfig } from "./rotary.js";
 export type { DecoderNames, DecoderSpec, Layer, NamedBlock, Residual } from "./spec.js";
 export {
-  type ReadOptions,
-  type ReadWeights,
-  readWeights,
+  openWeights,
+  type PassWeights,
+  type PassWeightsOptions,
   StreamedWeights,
   streamedIfLarge,
   wholeWeights,

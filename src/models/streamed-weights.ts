@@ -35,9 +35,9 @@ export class StreamedWeights {
 }
 
 /** Weights that passes over data read. Free them after use. */
-export type ReadWeights = ModelWeights | StreamedWeights;
+export type PassWeights = ModelWeights | StreamedWeights;
 
-export interface ReadOptions {
+export interface PassWeightsOptions {
   /** Of matrices on the device; quantized ones stay quantized. */
   readonly dtype: FloatDType;
   /** Memory that weights and activations may take; by default what the device has free. */
@@ -50,7 +50,7 @@ const WEIGHTS_SHARE = 0.8;
 const STATES_SHARE = 0.2;
 
 /** A model's weights to be read: loaded as a whole where they fit. @throws FormatError for missing tensors */
-export function readWeights(backend: Backend, tensors: ModelTensors, options: ReadOptions): ReadWeights {
+export function openWeights(backend: Backend, tensors: ModelTensors, options: PassWeightsOptions): PassWeights {
   const { model, source } = tensors;
   const streamed = streamedIfLarge(backend, tensors, options);
   return streamed ?? loadWeights(backend, model, source, { dtype: options.dtype, trainable: false });
@@ -60,7 +60,7 @@ export function readWeights(backend: Backend, tensors: ModelTensors, options: Re
 export function streamedIfLarge(
   backend: Backend,
   tensors: ModelTensors,
-  { dtype, memoryBytes = backend.freeBytes() }: ReadOptions,
+  { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
 ): StreamedWeights | undefined {
   const { model, source } = tensors;
   if (bytesOnDevice(model, source, dtype) <= WEIGHTS_SHARE * memoryBytes) return undefined;
@@ -73,7 +73,7 @@ export function streamedIfLarge(
  * @param what needs that, for the message
  * @throws CoppiceError where they are streamed
  */
-export function wholeWeights(weights: ReadWeights, what: string): ModelWeights {
+export function wholeWeights(weights: PassWeights, what: string): ModelWeights {
   if (!(weights instanceof StreamedWeights)) return weights;
   const { model, tensors, dtype } = weights;
   throw new CoppiceError(

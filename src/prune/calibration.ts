@@ -7,7 +7,7 @@ import {
   type DimensionName,
   layerDimension,
   type Model,
-  type ReadWeights,
+  type PassWeights,
   sizeOf,
 } from "../models/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
@@ -22,7 +22,7 @@ import type { Scores } from "./scores.js";
  */
 export const calibrate = (
   backend: Backend,
-  weights: ReadWeights,
+  weights: PassWeights,
   sequences: Sequences,
   options: CalibrationOptions,
 ): Promise<Scores> =>

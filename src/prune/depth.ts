@@ -1,7 +1,7 @@
 import type { TokenStream } from "../data/index.js";
 import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { ReadWeights } from "../models/index.js";
+import type { PassWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { DepthMethod } from "./depth-methods.js";
 import type { Scores } from "./scores.js";
@@ -10,7 +10,7 @@ import type { Scores } from "./scores.js";
 export interface RankingInputs {
   readonly backend: Backend;
   /** Of the original. */
-  readonly weights: ReadWeights;
+  readonly weights: PassWeights;
   readonly scores: Scores;
   readonly validation: TokenStream;
 }

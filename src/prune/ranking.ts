@@ -1,5 +1,5 @@
 import { perplexity } from "../evaluate/index.js";
-import { type Model, type ModelTensors, readWeights } from "../models/index.js";
+import { type Model, type ModelTensors, openWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
@@ -113,7 +113,7 @@ export async function candidateLoss(
   { backend, validation }: Pick<RankingInputs, "backend" | "validation">,
   { memoryBytes, ...options }: MeasuringOptions,
 ): Promise<number> {
-  const weights = readWeights(backend, cut, { dtype: "bf16", memoryBytes });
+  const weights = openWeights(backend, cut, { dtype: "bf16", memoryBytes });
   try {
     return (await perplexity(backend, weights, validation, options)).loss;
   } finally {

@@ -3,7 +3,7 @@ import type { Sequences } from "../data/index.js";
 import type { CalibrationOptions } from "../evaluate/batches.js";
 import { type ActivationStatistics, calibrationStatistics } from "../evaluate/calibration.js";
 import type { Backend } from "../ggml/device.js";
-import { type Activation, axisSize, type Model, type ParameterSpec, type ReadWeights } from "../models/index.js";
+import { type Activation, axisSize, type Model, type ParameterSpec, type PassWeights } from "../models/index.js";
 import { type Graph, ops, TensorStore } from "../tensor/index.js";
 
 /**
@@ -26,7 +26,7 @@ const columnsOf = (model: Model, spec: ParameterSpec): number => axisSize(spec.a
  */
 export const measureImportance = (
   backend: Backend,
-  weights: ReadWeights,
+  weights: PassWeights,
   sequences: Sequences,
   options: CalibrationOptions,
 ): Promise<Importance> =>

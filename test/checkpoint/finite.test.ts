@@ -14,7 +14,7 @@ import {
 } from "../../src/distill/index.js";
 import { EngineLikelihoods, perplexity } from "../../src/evaluate/index.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig, openCheckpoint, readWeights } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint, openWeights } from "../../src/models/index.js";
 import { calibrate } from "../../src/prune/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -134,7 +134,7 @@ describe.each(["auto", "none"] as const)("a model whose numbers overflow, with k
     await expect(
       calibrate(backend, weights, sequences, { samples: 4, batchSize: 2, computeType: "f32" }),
     ).rejects.toThrow(first);
-    const streamed = readWeights(backend, openCheckpoint(directory), { dtype: "f32", memoryBytes: 1e4 });
+    const streamed = openWeights(backend, openCheckpoint(directory), { dtype: "f32", memoryBytes: 1e4 });
     await expect(perplexity(backend, streamed, stream, { sequenceLength: 32 })).rejects.toThrow(first);
   });
 

@@ -179,7 +179,9 @@ describe("a teacher that does not fit in memory", () => {
     for (const statesBytes of [0, 1e9]) {
       const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
       const done: number[] = [];
-      await teacher.fillCache(streamed(statesBytes), [0, 1, 2, 3, 4, 5, 0, 3], (n) => void done.push(n));
+      await teacher.fillCache(streamed(statesBytes), [0, 1, 2, 3, 4, 5, 0, 3], {
+        onProgress: (n) => void done.push(n),
+      });
       if (statesBytes === 0) expect(done.at(-1)).toBe(6);
       else expect(done).toEqual([]); // nothing is missing any more
       teacher.free();

@@ -6,7 +6,7 @@ import { Backend } from "../../src/ggml/index.js";
 import {
   type ModelTensors,
   openCheckpoint,
-  readWeights,
+  openWeights,
   StreamedWeights,
   wholeWeights,
 } from "../../src/models/index.js";
@@ -31,7 +31,7 @@ const streamFor = (vocabSize: number) => {
 /** Everything that is measured by passes over data. */
 async function measured(tensors: ModelTensors, memoryBytes: number, computeType: "f32" | "bf16") {
   const { model } = tensors;
-  const weights = readWeights(backend, tensors, { dtype: computeType, memoryBytes });
+  const weights = openWeights(backend, tensors, { dtype: computeType, memoryBytes });
   const stream = streamFor(model.vocabSize);
   const sequences = new Sequences(stream, LENGTH);
   const options = { samples: 8, batchSize: 2, computeType };
@@ -74,7 +74,7 @@ describe("a model that is read layer by layer", () => {
 
   it("tells how far a pass is", async () => {
     const tensors = openCheckpoint(models[0]?.directory ?? "");
-    const weights = readWeights(backend, tensors, { dtype: "f32", memoryBytes: ON_DISK });
+    const weights = openWeights(backend, tensors, { dtype: "f32", memoryBytes: ON_DISK });
     const done: number[] = [];
     const stream = streamFor(tensors.model.vocabSize);
     await perplexity(backend, weights, stream, { sequenceLength: LENGTH, onProgress: (n) => void done.push(n) });
@@ -82,9 +82,25 @@ describe("a model that is read layer by layer", () => {
     expect(done.at(-1)).toBe(12);
   });
 
+  it.each([ON_DISK, Number.POSITIVE_INFINITY])("stops when it is told to, with %d bytes", async (memoryBytes) => {
+    const tensors = openCheckpoint(models[0]?.directory ?? "");
+    const weights = openWeights(backend, tensors, { dtype: "f32", memoryBytes });
+    const abort = new AbortController();
+    let calls = 0;
+    const onProgress = () => {
+      calls++;
+      abort.abort();
+    };
+    const stream = streamFor(tensors.model.vocabSize);
+    const options = { sequenceLength: LENGTH, batchSize: 1, signal: abort.signal, onProgress };
+    await expect(perplexity(backend, weights, stream, options)).rejects.toThrow(/abort/i);
+    expect(calls).toBe(1);
+    weights.free();
+  });
+
   it("is refused where the whole is needed, with its size", () => {
     const tensors = openCheckpoint(models[0]?.directory ?? "");
-    const weights = readWeights(backend, tensors, { dtype: "f32", memoryBytes: ON_DISK });
+    const weights = openWeights(backend, tensors, { dtype: "f32", memoryBytes: ON_DISK });
     expect(() => wholeWeights(weights, "training")).toThrow(
       /^training needs the whole model in memory, .*B: .*--memory/,
     );

@@ -11,7 +11,7 @@ import {
 } from "../../src/evaluate/index.js";
 import { packSequences, type ScoredSequence } from "../../src/evaluate/packing.js";
 import { Backend } from "../../src/ggml/index.js";
-import { loadWeights, modelFromConfig, openCheckpoint, readWeights } from "../../src/models/index.js";
+import { loadWeights, modelFromConfig, openCheckpoint, openWeights } from "../../src/models/index.js";
 import { Graph } from "../../src/tensor/index.js";
 
 const directory = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
@@ -74,7 +74,7 @@ describe.each([
   const backend = Backend.open({ device: "cpu", kernels });
   const model = modelFromConfig({ ...config, ...changes });
   const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
-  const read = readWeights(backend, { model, source }, { dtype: "f32", ...options });
+  const read = openWeights(backend, { model, source }, { dtype: "f32", ...options });
   const engine = new EngineLikelihoods(backend, read, tokenizer, { maxLength: 96 });
   afterAll(() => {
     weights.free();
@@ -134,6 +134,15 @@ describe.each([
       expect(Math.abs(replies[i]!.logLikelihood - expected.logLikelihood), label).toBeLessThan(1e-4);
       expect(replies[i]!.isGreedy, label).toBe(expected.isGreedy);
     }
+  });
+
+  it("of requests with nothing to predict are certain", async () => {
+    const replies: Likelihood[] = [];
+    const nothing = { kind: "log-likelihood" as const, context: "Once", continuation: "" };
+    await engine.logLikelihoods([nothing, nothing], (index, reply) => {
+      replies[index] = reply;
+    });
+    expect(replies).toEqual([nothing, nothing].map(() => ({ logLikelihood: 0, isGreedy: true })));
   });
 
   it("of a long text count each token once, in windows", async () => {

@@ -79,7 +79,7 @@ async function loadPrompt(
   return cachedTokens;
 }
 
-interface ReadOptions {
+interface PassWeightsOptions {
   readonly limit: number;
   readonly isEnd: (token: Token) => boolean;
   readonly signal: AbortSignal;
@@ -92,7 +92,7 @@ async function* readTokens(
   slot: Slot,
   sampled: AsyncGenerator<SampledToken, void>,
   text: TextAssembler,
-  { limit, isEnd, signal, onToken }: ReadOptions,
+  { limit, isEnd, signal, onToken }: PassWeightsOptions,
 ): AsyncGenerator<TextChunk, WriteResult["finishReason"]> {
   const next = () => {
     slot.awaiting = true;

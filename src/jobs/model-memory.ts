@@ -4,8 +4,8 @@ import {
   loadWeights,
   type ModelTensors,
   type ModelWeights,
-  type ReadWeights,
-  readWeights,
+  openWeights,
+  type PassWeights,
   StreamedWeights,
 } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
@@ -20,8 +20,8 @@ export function weightsFor(
   tensors: ModelTensors,
   dtype: FloatDType,
   { memoryBytes, onNote }: MemoryOptions,
-): ReadWeights {
-  const weights = readWeights(backend, tensors, { dtype, memoryBytes });
+): PassWeights {
+  const weights = openWeights(backend, tensors, { dtype, memoryBytes });
   if (weights instanceof StreamedWeights)
     onNote?.(
       `the model's weights do not fit in ${describeMemory(memoryBytes)}: they are read layer by layer in each pass over data`,
