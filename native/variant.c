@@ -11,3 +11,4 @@
 #include "norm.c"
 #include "rotary.c"
 #include "statistics.c"
+#include "workload.c"

@@ -52,6 +52,18 @@ const NO_GPU = "No GPU was found. For NVIDIA: install its driver, and the CUDA 1
 const kernelsRow = ({ inUse, file, reason }: Diagnosis["kernels"]): string =>
   inUse === null ? `ggml's own are in use; ours are ${reason}` : `${inUse}, from ${file}`;
 
+/** The variants of the kernels beside each other; nothing where there is no choice. */
+function kernelsTable({ times, inUse }: Diagnosis["kernels"]): string[] {
+  if (times === undefined) return [];
+  const best = times.milliseconds[times.chosen] ?? Number.NaN;
+  const rows = Object.entries(times.milliseconds).map(([variant, milliseconds]) => [
+    `${variant}${variant === inUse ? " (in use)" : ""}`,
+    `${milliseconds.toFixed(1)} ms`,
+    (best / milliseconds).toFixed(2),
+  ]);
+  return [table(["kernels", "part of a training step", "speed"], rows)];
+}
+
 function render(d: Diagnosis): string {
   const machine = table(
     ["", ""],
@@ -72,5 +84,10 @@ function render(d: Diagnosis): string {
       formatBytes(memoryTotalBytes),
     ]),
   );
-  return [machine, devices, ...(d.devices.some(({ kind }) => kind !== "cpu") ? [] : [NO_GPU])].join("\n");
+  return [
+    machine,
+    ...kernelsTable(d.kernels),
+    devices,
+    ...(d.devices.some(({ kind }) => kind !== "cpu") ? [] : [NO_GPU]),
+  ].join("\n");
 }

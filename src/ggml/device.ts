@@ -4,7 +4,8 @@ import koffi from "../system/ffi.js";
 import { logOf } from "../system/log.js";
 import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import type { Functions, Pointer } from "./functions.js";
-import { type Kernels, loadKernels, type Variant } from "./kernels.js";
+import type { Variant } from "./kernel-choice.js";
+import { type Kernels, loadKernels } from "./kernels.js";
 import { type Library, loadLibrary } from "./library.js";
 
 const log = logOf("engine");

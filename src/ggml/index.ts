@@ -14,13 +14,14 @@ export {
   type StoredDType,
 } from "./dtype.js";
 export type { Functions, Pointer } from "./functions.js";
+export type { KernelTimes, Variant } from "./kernel-choice.js";
 export {
   availableKernels,
   type KernelName,
   type KernelStatus,
   type Kernels,
+  kernelTimes,
   loadKernels,
-  type Variant,
 } from "./kernels.js";
 export { buildKernels, type KernelBuild } from "./kernels-build.js";
 export { type Library, libraryDirectories, loadFunctions, loadLibrary } from "./library.js";

@@ -8,6 +8,7 @@ import { cacheDirectory } from "../system/files.js";
 import { packageRoot } from "../system/package-root.js";
 import { DTYPE_ID } from "./dtype.js";
 import type { Functions, Pointer } from "./functions.js";
+import { fastestVariant, type KernelTimes, type TimedVariant, type Variant } from "./kernel-choice.js";
 
 /**
  * Our own kernels for the processor, in C (`native/`): optional, since ggml computes everything without them. They plug in as
@@ -72,8 +73,6 @@ export const VARIANTS: Readonly<
     { name: "neon", flags: [] },
   ],
 };
-export type Variant = string;
-
 /** A system that a library of kernels is for, in Node's words. */
 export interface KernelTarget {
   readonly platform: string;
@@ -139,7 +138,7 @@ function missing(): string {
 
 /**
  * Loads the kernels for this processor.
- * @param wish `auto` takes the best variant that the processor has (COPPICE_KERNELS decides where it is set), `none` none,
+ * @param wish `auto` takes the variant that was measured to be the fastest (COPPICE_KERNELS decides where it is set), `none` none,
  * a name that variant
  * @throws UsageError when a named variant is not there
  */
@@ -156,7 +155,8 @@ export function loadKernels(functions: Functions, wish: "auto" | "none" | Varian
     if (wanted !== "auto") throw new UsageError(`the kernels "${wanted}" cannot be used: ${status.reason}`);
     return status;
   }
-  const chosen = status.variants.find(({ variant }) => wanted === "auto" || variant === wanted);
+  const name = wanted === "auto" ? fastest(status.variants) : wanted;
+  const chosen = status.variants.find(({ variant }) => variant === name);
   if (chosen !== undefined) return { kernels: chosen };
   if (wanted !== "auto") throw new UsageError(`this processor cannot run the kernels "${wanted}"`);
   return { kernels: undefined, reason: `this processor has none of ${known.map(({ name }) => name).join(", ")}` };
@@ -168,7 +168,20 @@ export function availableKernels(functions: Functions): Variant[] {
   return "variants" in status ? status.variants.map(({ variant }) => variant) : [];
 }
 
-type Opened = { readonly variants: readonly Kernels[] } | { readonly kernels: undefined; readonly reason: string };
+/** What the variants took that this processor can run; undefined where there are fewer than two. */
+export function kernelTimes(functions: Functions): KernelTimes | undefined {
+  const status = open(functions);
+  if (!("variants" in status) || status.variants.length < 2) return undefined;
+  return fastestVariant(status.variants, status.variants[0]?.file ?? "");
+}
+
+const fastest = (variants: readonly LoadedVariant[]): Variant | undefined =>
+  variants.length < 2 ? variants[0]?.variant : fastestVariant(variants, variants[0]?.file ?? "").chosen;
+
+type LoadedVariant = Kernels & TimedVariant;
+type Opened =
+  | { readonly variants: readonly LoadedVariant[] }
+  | { readonly kernels: undefined; readonly reason: string };
 const openedFiles = new Map<string, Opened>();
 
 /** Our native library for the source as it is: from the installed package, or else built on this machine. */
@@ -198,12 +211,13 @@ function openFile(functions: Functions, file: string): Opened {
       return { kernels: undefined, reason: "this release of ggml lays its tensors out in another way" };
     const supports = library.func("coppice_supports", "int", ["const char *"]);
     const names = (VARIANTS[process.arch] ?? []).map(({ name }) => name).filter((name) => supports(name) === 1);
-    const variants = names.flatMap((variant): Kernels[] => {
+    const variants = names.flatMap((variant): LoadedVariant[] => {
       try {
         const addresses = new Map(
           KERNEL_NAMES.map((name) => [name, BigInt(library.symbol(`coppice_${variant}_${name}`) as bigint) as Pointer]),
         );
-        return [{ variant, file, address: (name) => addresses.get(name) as Pointer }];
+        const workload = library.func(`coppice_${variant}_workload`, "void", ["void *", "void *"]);
+        return [{ variant, file, address: (name) => addresses.get(name) as Pointer, workload }];
       } catch {
         return []; // the compiler that built the library did not know this instruction set
       }

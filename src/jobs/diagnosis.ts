@@ -5,6 +5,8 @@ import {
   Backend,
   type BackendOptions,
   type DeviceKind,
+  type KernelTimes,
+  kernelTimes,
   libraryDirectories,
   listDevices,
   loadKernels,
@@ -31,6 +33,8 @@ export interface Diagnosis {
     /** The library that has them. */
     readonly file?: string | undefined;
     readonly available: readonly string[];
+    /** Milliseconds that each took for a piece of a training step on one thread, and which is chosen by that. */
+    readonly times?: Pick<KernelTimes, "milliseconds" | "chosen"> | undefined;
     readonly reason?: string | undefined;
   };
   readonly cache: string;
@@ -74,6 +78,7 @@ export function diagnose(options: BackendOptions): Diagnosis {
       inUse,
       file,
       available: availableKernels(library.functions),
+      times: kernelTimes(library.functions),
       reason: inUse === null ? whyNone : undefined,
     },
     cache,
