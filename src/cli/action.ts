@@ -1,9 +1,11 @@
 import type { Command } from "commander";
 import { withAdapters } from "../checkpoint/adapters.js";
 import type { JobOptions } from "../jobs/index.js";
+import type { Ranks } from "../ranks/index.js";
 import { UsageError } from "../system/errors.js";
 import { logOf, setLogLevels } from "../system/log.js";
 import { packageVersion } from "../system/package-version.js";
+import { CliCommand } from "./command.js";
 import { invocationOf } from "./invocation.js";
 import { type CommonFlags, commonJobOptions } from "./options.js";
 import { ProgressDisplay } from "./progress.js";
@@ -36,7 +38,7 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
       process.stdout.write(flags.json === true ? `${JSON.stringify(result)}\n` : `${render(result)}\n`);
     };
     const invocation = invocationOf(command);
-    const job = { ...commonJobOptions(flags, display), signal, invocation };
+    const job = { ...commonJobOptions(flags, display), signal, invocation, ranks: ranksOf(command) };
     const started = performance.now();
     log.debug("command begun", { command: command.name(), version: packageVersion(), node: process.version });
     try {
@@ -48,6 +50,13 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
       unwatch();
     }
   };
+}
+
+/** The processes that help a command. */
+function ranksOf(command: Command): Ranks | undefined {
+  let program = command;
+  while (program.parent !== null) program = program.parent;
+  return program instanceof CliCommand ? program.ranks : undefined;
 }
 
 const peakMemoryBytes = (): number => process.resourceUsage().maxRSS * 1024;

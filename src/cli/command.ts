@@ -1,4 +1,5 @@
 import { Command, InvalidArgumentError, Option, type ParseOptionsResult } from "commander";
+import type { Ranks } from "../ranks/index.js";
 import { UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
 
@@ -7,6 +8,8 @@ export type OptionGroup = (command: CliCommand) => void;
 
 /** A command of ours: composed of groups of options, and with examples in its help. */
 export class CliCommand extends Command {
+  /** Of the program: processes that help. */
+  ranks: Ranks | undefined;
   private readonly afterOptions: ((operands: string[]) => void)[] = [];
 
   override createCommand(name?: string): CliCommand {

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { launchOf } from "../ranks/launch.js";
 import { runCommandLine } from "./program.js";
 
 // Standard output carries results only; libraries that log with console.debug and console.log go to standard error.
@@ -8,4 +9,8 @@ console.log = console.error;
 // The reader of the output may stop reading (`coppice ... | head`).
 process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
 
-process.exitCode = await runCommandLine(process.argv.slice(2));
+const args = process.argv.slice(2);
+process.exitCode =
+  launchOf(process.env) === undefined
+    ? await runCommandLine(args)
+    : await (await import("./ranks.js")).runAmongRanks(args);

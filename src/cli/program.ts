@@ -1,4 +1,5 @@
 import { type Command, CommanderError } from "commander";
+import type { Ranks } from "../ranks/index.js";
 import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
 import { packageVersion } from "../system/package-version.js";
 import { CliCommand } from "./command.js";
@@ -59,11 +60,13 @@ function inheriting(command: Command, parent: Command): Command {
 /**
  * Runs a command line. Results go to standard output; errors, as sentences, to standard error.
  * @param args what follows `coppice`
+ * @param ranks processes that help, for commands that can share their work
  * @returns the exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted
  */
-export async function runCommandLine(args: readonly string[]): Promise<number> {
+export async function runCommandLine(args: readonly string[], ranks?: Ranks): Promise<number> {
   try {
     const program = await programFor(args[0]);
+    program.ranks = ranks;
     await program.parseAsync(args, { from: "user" });
     return 0;
   } catch (error) {
@@ -72,7 +75,7 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
 }
 
 /** Prints an error. @returns the exit code for it */
-function report(error: unknown): number {
+export function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
   const isAborted = error instanceof Error && error.name === "AbortError";
   const message = isAborted ? "stopped" : messageOf(error);

@@ -1,5 +1,6 @@
 export type { RunFiles } from "../system/run-files.js";
 export { DIVERGENCES, type Divergence } from "./divergences.js";
+export { followTraining, sharedOptions } from "./follow.js";
 export { sampledCrossEntropy, topKDivergence } from "./losses.js";
 export {
   type BuiltObjective,
@@ -15,17 +16,13 @@ export {
 export { type MetricsRecord, parseMetrics, RunDirectory, type TrainerState } from "./run-directory.js";
 export { type SampledOptions, sampledTargets } from "./sampled-targets.js";
 export type { Position, SparseTargets, TargetTensors, TargetValues } from "./sparse-targets.js";
-export { type FillOptions, type SparseInputs, SparseTeacher, type SparseTeacherOptions } from "./teacher.js";
-export { type TopKOptions, topKTargets } from "./top-k-targets.js";
 export {
-  checkTrainOptions,
-  defaultTrainOptions,
-  forTokens,
-  stepsOf,
-  Trainer,
-  type TrainJob,
-  type TrainOptions,
-  type TrainProgress,
-  type TrainResult,
-  train,
-} from "./trainer.js";
+  type FillOptions,
+  type SequenceSet,
+  type SparseInputs,
+  SparseTeacher,
+  type SparseTeacherOptions,
+} from "./teacher.js";
+export { type TopKOptions, topKTargets } from "./top-k-targets.js";
+export { checkTrainOptions, defaultTrainOptions, forTokens, stepsOf, type TrainOptions } from "./train-options.js";
+export { Trainer, type TrainJob, type TrainProgress, type TrainResult, train } from "./trainer.js";

@@ -8,7 +8,8 @@ import { checkSpace, writeFileAtomic, writeJson, writingError } from "../system/
 import { logOf } from "../system/log.js";
 import { RunFiles } from "../system/run-files.js";
 import { describeSchemaError } from "../system/schema.js";
-import { elementCount, type Tensor, type TensorStore } from "../tensor/index.js";
+import { elementCount } from "../tensor/index.js";
+import type { SavedTensor } from "./saved-tensor.js";
 
 const log = logOf("training");
 
@@ -192,29 +193,28 @@ export class RunDirectory {
   }
 
   /** Saves tensors and state as a checkpoint, and removes old ones. A checkpoint that is cut short is ignored. */
-  save(state: TrainerState, stores: readonly TensorStore[]): void {
+  save(state: TrainerState, tensors: readonly SavedTensor[]): void {
     const name = `step-${String(state.step).padStart(9, "0")}`;
     this.removeCheckpoint(name);
     this.files.own(...CHECKPOINT_FILES.map((file) => this.relative(CHECKPOINTS, name, file)));
-    const tensors = stores.flatMap((store) => [...store].map((tensor) => storedTensor(store, tensor)));
     const tensorsFile = this.file(CHECKPOINTS, name, TENSORS_FILE);
-    writeSafetensors(tensorsFile, tensors);
+    writeSafetensors(tensorsFile, tensors.map(toWrite));
     writeJson(this.file(CHECKPOINTS, name, STATE_FILE), state); // written last: it makes the checkpoint complete
     log.debug("checkpoint saved", { file: tensorsFile, step: state.step });
     for (const old of this.checkpoints().slice(0, -KEPT_CHECKPOINTS)) this.removeCheckpoint(old);
   }
 
   /**
-   * Restores the newest intact checkpoint into the stores.
+   * Restores the newest intact checkpoint.
    * @param onNote called with a note on each damaged one
    * @returns its state, or undefined when there is no checkpoint
    * @throws FormatError when all are damaged
    */
-  restore(stores: readonly TensorStore[], onNote?: (text: string) => void): TrainerState | undefined {
+  restore(tensors: readonly SavedTensor[], onNote?: (text: string) => void): TrainerState | undefined {
     const names = this.checkpoints().reverse();
     for (const [i, name] of names.entries()) {
       try {
-        return this.restoreOne(name, stores);
+        return this.restoreOne(name, tensors);
       } catch (error) {
         if (!(error instanceof FormatError)) throw error;
         if (i === names.length - 1)
@@ -225,7 +225,7 @@ export class RunDirectory {
     return undefined;
   }
 
-  private restoreOne(name: string, stores: readonly TensorStore[]): TrainerState {
+  private restoreOne(name: string, tensors: readonly SavedTensor[]): TrainerState {
     const directory = this.file(CHECKPOINTS, name);
     const stateFile = path.join(directory, STATE_FILE);
     const stored = readJsonObject(stateFile);
@@ -233,15 +233,14 @@ export class RunDirectory {
     if (!state.success) throw new FormatError(`${stateFile} ${describeSchemaError(state.error, stored)}`);
     const source = openSafetensors(path.join(directory, TENSORS_FILE));
     log.debug("checkpoint restored", { directory, step: state.data.step });
-    for (const store of stores)
-      for (const tensor of store) {
-        const bytes = readTensor(source, tensor.name);
-        if (bytes.byteLength !== elementCount(tensor.shape) * F32_BYTES)
-          throw new FormatError(
-            `${directory}: ${tensor.name} does not have the run's shape [${tensor.shape.join(", ")}]`,
-          );
-        store.write(tensor, bytes);
-      }
+    for (const tensor of tensors) {
+      const bytes = readTensor(source, tensor.name);
+      if (bytes.byteLength !== elementCount(tensor.shape) * F32_BYTES)
+        throw new FormatError(
+          `${directory}: ${tensor.name} does not have the run's shape [${tensor.shape.join(", ")}]`,
+        );
+      tensor.write(bytes);
+    }
     return state.data;
   }
 
@@ -256,7 +255,9 @@ export class RunDirectory {
   }
 }
 
-function storedTensor(store: TensorStore, tensor: Tensor): TensorToWrite {
-  const chunks = () => [new Uint8Array(store.read(tensor).buffer)];
-  return { name: tensor.name, dtype: "f32", shape: tensor.shape, chunks };
-}
+const toWrite = ({ name, shape, read }: SavedTensor): TensorToWrite => ({
+  name,
+  dtype: "f32",
+  shape,
+  chunks: () => [read()],
+});

@@ -24,6 +24,13 @@ export interface SparseTeacherOptions {
   readonly vocabSize: number;
 }
 
+/** What a sparse teacher knows of the data: enough to tell sequences apart. */
+export interface SequenceSet {
+  readonly count: number;
+  readonly length: number;
+  readonly stream: { readonly id: string };
+}
+
 /** The inputs for a batch's targets. */
 export interface SparseInputs {
   readonly indices: Tensor;
@@ -51,7 +58,7 @@ export class SparseTeacher {
     private readonly backend: Backend,
     /** Loads the teacher, when targets are missing from the cache. */
     private readonly weights: () => ModelWeights,
-    private readonly sequences: Sequences,
+    private readonly sequences: SequenceSet,
     readonly options: SparseTeacherOptions,
   ) {
     const { cacheDirectory, teacherId, vocabSize, targets, expectedSequences = 0 } = options;
@@ -106,6 +113,7 @@ export class SparseTeacher {
    */
   async fillCache(
     weights: StreamedWeights,
+    sequences: Sequences,
     numbers: readonly number[],
     { signal, onProgress }: FillOptions = {},
   ): Promise<void> {
@@ -114,14 +122,14 @@ export class SparseTeacher {
       throw new CoppiceError("a teacher that does not fit in memory needs a cache of its logits");
     const all = [...new Set(numbers)];
     const missing = all.filter((number) => cache.get(number) === undefined);
-    const { length } = this.sequences;
+    const { length } = sequences;
     const batch = Math.max(1, Math.floor(FILLED_BATCH_TOKENS / length));
     const stateBytes = batch * length * sizeOf("hidden", weights.model.sizes) * Float32Array.BYTES_PER_ELEMENT;
     const atOnce = batch * Math.max(1, Math.floor(weights.statesBytes / (STATES_AT_ONCE * stateBytes)));
     for (let from = 0; from < missing.length; from += atOnce) {
       const done = all.length - missing.length + from;
       const part = missing.slice(from, from + atOnce);
-      await this.fill(weights, part, Math.min(batch, part.length), {
+      await this.fill(weights, sequences, part, Math.min(batch, part.length), {
         signal,
         onProgress: (share) => onProgress?.(done + Math.floor(share * part.length), all.length),
       });
@@ -130,11 +138,12 @@ export class SparseTeacher {
 
   private async fill(
     weights: StreamedWeights,
+    sequences: Sequences,
     numbers: readonly number[],
     batch: number,
     passOptions: Pick<PassOptions, "signal" | "onProgress">,
   ): Promise<void> {
-    const { backend, sequences, options } = this;
+    const { backend, options } = this;
     const { targets, vocabSize, computeType } = options;
     const { length } = sequences;
     // the last batch is filled up with the last sequence

@@ -55,6 +55,8 @@ export function listDevices(library: Library = loadLibrary()): Device[] {
 export interface BackendOptions {
   /** The kind of device; `auto`, the default, takes the fastest one. */
   readonly device?: DeviceKind | "auto" | undefined;
+  /** Which of several devices of the kind, counted from 0 and round: processes on a machine take one each. */
+  readonly instance?: number | undefined;
   /** Number of CPU threads; COPPICE_THREADS, or the number of cores, by default. */
   readonly threads?: number | undefined;
   /** Our own kernels on a CPU: the best it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`, the default. */
@@ -65,6 +67,13 @@ export interface BackendOptions {
 
 /** Drivers that emulate a GPU on the CPU: slower than the CPU itself, so only used on request. */
 const SOFTWARE_DRIVER = /llvmpipe|lavapipe|swiftshader/i;
+
+/** The fastest device, or one of the requested kind; of several alike, the one with that number. */
+function choose(devices: readonly Device[], kind: DeviceKind | "auto", instance: number): Device | undefined {
+  const fastest = devices.find(({ description }) => !SOFTWARE_DRIVER.test(description))?.kind;
+  const alike = devices.filter((device) => device.kind === (kind === "auto" ? fastest : kind));
+  return alike[instance % alike.length];
+}
 
 /** More than ggml's record of a thread pool's settings takes (528 bytes in 0.25: a mask of 512 CPUs and five fields). */
 const THREADPOOL_PARAMETER_BYTES = 1024;
@@ -95,10 +104,7 @@ export class Backend {
       throw new UsageError(`threads must be a positive integer, not ${threads}`);
     const library = loadLibrary(kind);
     const devices = listDevices(library);
-    const device =
-      kind === "auto"
-        ? devices.find(({ description }) => !SOFTWARE_DRIVER.test(description))
-        : devices.find((candidate) => candidate.kind === kind);
+    const device = choose(devices, kind, options.instance ?? 0);
     if (device === undefined) {
       const found = devices.map(({ name }) => name).join(", ") || "none";
       throw new UsageError(

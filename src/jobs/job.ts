@@ -1,5 +1,6 @@
 import type { HubOptions } from "../checkpoint/index.js";
 import { Backend, type BackendOptions } from "../ggml/index.js";
+import type { Ranks } from "../ranks/index.js";
 import type { Invocation } from "./invocation.js";
 
 /** Progress of something that takes a while. */
@@ -34,13 +35,18 @@ export interface JobOptions extends BackendOptions {
   readonly onNote?: ((note: string) => void) | undefined;
   /** Stops the job as soon as its state is safe. */
   readonly signal?: AbortSignal | undefined;
+  /** Processes that share the job's training, started by MPI; this is their leader. */
+  readonly ranks?: Ranks | undefined;
   /** The command line that started the job, for the record of a run. */
   readonly invocation?: Invocation | undefined;
 }
 
 /** Runs a job on a device, and frees the device afterwards. */
-export async function onDevice<T>(options: BackendOptions, job: (backend: Backend) => Promise<T>): Promise<T> {
-  const backend = Backend.open(options);
+export async function onDevice<T>(
+  options: BackendOptions & Pick<JobOptions, "ranks">,
+  job: (backend: Backend) => Promise<T>,
+): Promise<T> {
+  const backend = Backend.open({ ...options, instance: options.ranks?.local.rank });
   try {
     return await job(backend);
   } finally {

@@ -16,7 +16,7 @@ import {
 import { elementAt } from "../system/arrays.js";
 import { UsageError } from "../system/errors.js";
 import type { CompressJob } from "./compress-job.js";
-import { distillBriefly, distillStage, streamedTeacher } from "./distill.js";
+import { distillBriefly, distillStage } from "./distill.js";
 import { scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
 import { checkTrainable, weightsFor } from "./model-memory.js";
@@ -26,6 +26,7 @@ import { type RoundTraining, withinSizes } from "./rounds.js";
 import { BRIEF_DISTILLATION, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { Stages } from "./stages.js";
 import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
+import { streamedTeacher } from "./teacher.js";
 import { writeTrained } from "./training.js";
 import { writeDirectory } from "./write-directory.js";
 

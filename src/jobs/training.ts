@@ -26,7 +26,9 @@ import { type Measurement, measure } from "./measure.js";
 import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
+import { withFollowers } from "./shared-training.js";
 import type { Stages } from "./stages.js";
+import type { TeacherRecipe } from "./teacher.js";
 
 /** Training settings; those that are not set have defaults that suit the model. */
 export type TrainSettings = Partial<Omit<TrainOptions, "tokens">> & { readonly tokens: number };
@@ -58,6 +60,8 @@ export interface TrainStage {
   readonly model: Model;
   readonly student: ModelWeights;
   readonly objective: Objective;
+  /** How other processes of the job make the same objective: from a teacher, or else the next tokens of the data. */
+  readonly recipe?: TeacherRecipe | undefined;
   readonly sequences: Sequences;
   readonly settings: TrainOptions;
   /** Where in the order of training the stage begins; 0 by default. */
@@ -74,35 +78,38 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const { backend, run, model, student, objective, sequences, settings, firstSequence, validation, options } = stage;
   const noteForecast = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
-  return train({
-    backend,
-    student,
-    objective,
-    sequences,
-    options: settings,
-    firstSequence,
-    run,
-    validate: async () => {
-      const measured = await perplexity(backend, student, validation, {
-        sequenceLength: settings.sequenceLength,
-        maxSequences: VALIDATION_SEQUENCES,
-        computeType: settings.computeType,
-      });
-      return measured.loss;
-    },
-    onProgress: ({ record, totalTokens }) => {
-      noteForecast(record.tokens, totalTokens, performance.now() / 1000);
-      options.onProgress?.({
-        stage: stage.stage,
-        done: record.tokens,
-        total: totalTokens,
-        unit: "tokens",
-        detail: `loss ${record.loss.toFixed(3)}`,
-      });
-    },
-    onNote: options.onNote,
-    signal: options.signal,
-  });
+  return withFollowers(stage, () =>
+    train({
+      backend,
+      student,
+      objective,
+      sequences,
+      options: settings,
+      firstSequence,
+      run,
+      validate: async () => {
+        const measured = await perplexity(backend, student, validation, {
+          sequenceLength: settings.sequenceLength,
+          maxSequences: VALIDATION_SEQUENCES,
+          computeType: settings.computeType,
+        });
+        return measured.loss;
+      },
+      onProgress: ({ record, totalTokens }) => {
+        noteForecast(record.tokens, totalTokens, performance.now() / 1000);
+        options.onProgress?.({
+          stage: stage.stage,
+          done: record.tokens,
+          total: totalTokens,
+          unit: "tokens",
+          detail: `loss ${record.loss.toFixed(3)}`,
+        });
+      },
+      onNote: options.onNote,
+      signal: options.signal,
+      ranks: options.ranks,
+    }),
+  );
 }
 
 /**

@@ -123,6 +123,10 @@ export function loadWeights(backend: Backend, model: Model, source: TensorSource
   return new ModelWeights(model, store);
 }
 
+/** A model whose f32 weights are zeros, to be trained when they have been written. */
+export const blankWeights = (backend: Backend, model: Model): ModelWeights =>
+  new ModelWeights(model, declare(backend, model, { dtype: "f32", trainable: true }));
+
 /** Standard deviation of initial weights (GPT-2's and Llama's). */
 const INITIAL_DEVIATION = 0.02;
 

@@ -48,17 +48,25 @@ export class GradientSums {
 /**
  * Walks a tape backwards, adding up vector-Jacobian products. `sums` starts with the gradients of the tape's outputs and ends
  * with those of its leaves.
+ * @param afterEntry called after each entry, the last one first
  */
-export function backpropagate(g: Graph, tape: readonly TapeEntry[], sums: GradientSums): void {
+export function backpropagate(
+  g: Graph,
+  tape: readonly TapeEntry[],
+  sums: GradientSums,
+  afterEntry?: (entry: TapeEntry) => void,
+): void {
   g.withoutGradient(() => {
     for (const entry of tape.toReversed()) {
       const dys = entry.outputs.map((output) => sums.take(output));
-      if (dys.every((dy) => dy === undefined)) continue;
-      const products = entry.vjp(dys);
-      entry.inputs.forEach((input, i) => {
-        const product = products[i];
-        if (input.requiresGrad && product !== null && product !== undefined) sums.add(g, input, product);
-      });
+      if (dys.some((dy) => dy !== undefined)) {
+        const products = entry.vjp(dys);
+        entry.inputs.forEach((input, i) => {
+          const product = products[i];
+          if (input.requiresGrad && product !== null && product !== undefined) sums.add(g, input, product);
+        });
+      }
+      afterEntry?.(entry);
     }
   });
 }
@@ -70,23 +78,43 @@ export function leavesOf(tape: readonly TapeEntry[]): Tensor[] {
   return [...new Set(leaves)];
 }
 
+/** The entry that comes last when a tape is walked backwards, for each of the tensors that the tape reads. */
+function firstReaders(tape: readonly TapeEntry[], tensors: readonly Tensor[]): Map<TapeEntry, Tensor[]> {
+  const wanted = new Set(tensors);
+  const readers = new Map<TapeEntry, Tensor[]>();
+  for (const entry of tape)
+    for (const input of entry.inputs)
+      if (wanted.delete(input)) readers.set(entry, [...(readers.get(entry) ?? []), input]);
+  return readers;
+}
+
 /**
  * Reverse-mode differentiation of a scalar with respect to tensors.
  * @param loss one element, f32
+ * @param onFinal called with each target as soon as its gradient is complete, while others are still to be computed
  * @returns a gradient for each of `targets`, in their order and shapes
  * @throws ShapeError when the loss is not a scalar or does not depend on a target
  */
-export function gradients(g: Graph, loss: Tensor, targets: readonly Tensor[]): Tensor[] {
+export function gradients(
+  g: Graph,
+  loss: Tensor,
+  targets: readonly Tensor[],
+  onFinal?: (target: Tensor, gradient: Tensor) => void,
+): Tensor[] {
   if (elementCount(loss.shape) !== 1)
     throw new ShapeError(`${describe(loss)} is not a scalar, so it cannot be differentiated`);
   const sums = new GradientSums();
   sums.set(loss, g.one);
-  backpropagate(g, g.tape, sums);
-  return targets.map((target) => {
+  const gradientOf = (target: Tensor): Tensor => {
     const gradient = sums.get(target);
     if (gradient === undefined) throw new ShapeError(`${describe(loss)} does not depend on ${describe(target)}`);
     return gradient;
+  };
+  const readers = firstReaders(g.tape, onFinal === undefined ? [] : targets);
+  backpropagate(g, g.tape, sums, (entry) => {
+    for (const target of readers.get(entry) ?? []) onFinal?.(target, gradientOf(target));
   });
+  return targets.map(gradientOf);
 }
 
 /** Applies the chain rule to a gradient of a loss: multiplies it by the loss's own gradient dy, [1]. */

@@ -46,6 +46,14 @@ export interface ProfileEntry {
   readonly count: number;
 }
 
+/** A part of a computation. */
+export interface GraphPart {
+  /** Runs it; those before must have run. */
+  readonly run: () => Promise<void>;
+  /** Results that it completes. */
+  readonly known: readonly Tensor[];
+}
+
 /** A step of the computation, to plan the order. */
 interface ScheduledStep {
   readonly name: string;
@@ -251,6 +259,43 @@ export class Graph {
   async run(): Promise<void> {
     this.compile();
     if (this.compiled !== undefined) await this.backend.compute(this.compiled.handle);
+  }
+
+  /**
+   * Divides the computation into about `count` parts of as many steps, to do something else as soon as some results are there. Each
+   * part but the last ends with one of `results`.
+   * @param results in the order in which they are computed
+   * @returns for each part, how to run it, off the event loop, and which of the results are known after it
+   */
+  parts(results: readonly Tensor[], count: number): GraphPart[] {
+    this.compile();
+    const { compiled, functions: f } = this;
+    if (compiled === undefined) return [];
+    const nodes = Array.from({ length: this.nodeCount }, (_, i) => f.ggml_graph_node(compiled.handle, i));
+    const places = new Map(nodes.map((node, i) => [node, i + 1]));
+    const ends = results.map((tensor) => places.get(tensor.handle) ?? nodes.length);
+    const parts: GraphPart[] = [];
+    let [from, known] = [0, 0];
+    for (let i = 0; i <= results.length; i++) {
+      const to = ends[i] ?? nodes.length;
+      const isLast = i === results.length;
+      if (!isLast && (to - from < nodes.length / count || to === nodes.length)) continue;
+      const handle = this.subgraph(nodes.slice(from, to));
+      const until = isLast ? results.length : i + 1;
+      parts.push({ run: () => this.backend.compute(handle), known: results.slice(known, until) });
+      [from, known] = [to, until];
+    }
+    return parts;
+  }
+
+  /** A native graph of some of the nodes. */
+  private subgraph(nodes: readonly Pointer[]): Pointer {
+    const f = this.functions;
+    const context = f.ggml_init(f.ggml_graph_overhead_custom(nodes.length, false) + 1024);
+    this.contexts.push(context);
+    const handle = f.ggml_new_graph_custom(context, nodes.length, false);
+    for (const node of nodes) f.ggml_graph_add_node(handle, node);
+    return handle;
   }
 
   /** Writes an input's data. @throws ShapeError when its byte count is not the tensor's */

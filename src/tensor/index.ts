@@ -4,6 +4,7 @@ export {
   type ComputeType,
   Graph,
   type GraphOptions,
+  type GraphPart,
   type ProfileEntry,
   type RecordedStep,
   type TapeEntry,

@@ -49,11 +49,15 @@ export class AdamW {
   private readonly decayed: Tensor;
   private readonly plain: Tensor;
 
-  /** Declares its state in `store`, which must be allocated afterwards. */
+  /**
+   * Declares its state in `store`, which must be allocated afterwards.
+   * @param decays whether a weight decays: matrices by default
+   */
   constructor(
     private readonly store: TensorStore,
     private readonly weights: readonly Tensor[],
     readonly options: AdamWOptions,
+    private readonly decays: (weight: Tensor) => boolean = ({ shape }) => shape.length > 1,
   ) {
     this.decayed = store.add("adamw.settings.decayed", [7], "f32");
     this.plain = store.add("adamw.settings.plain", [7], "f32");
@@ -61,6 +65,11 @@ export class AdamW {
       store.add(`${weight.name}.m`, weight.shape, "f32");
       store.add(`${weight.name}.v`, weight.shape, "f32");
     }
+  }
+
+  /** Both moments of each weight: all that a later step depends on. */
+  get moments(): Tensor[] {
+    return this.weights.flatMap(({ name }) => ["m", "v"].map((moment) => this.store.get(`${name}.${moment}`)));
   }
 
   /** How many tensors it declares for a number of weights. */
@@ -71,18 +80,27 @@ export class AdamW {
    * @returns the gradients' global norm before clipping, [1]
    */
   apply(g: Graph, gradients: readonly Tensor[]): Tensor {
-    return g.withoutGradient(() => {
-      const squares = gradients.map((gradient) => sumSquares(g, gradient));
-      const norm = sqrt(
-        g,
-        squares.reduce((total, term) => add(g, total, term)),
-      );
+    const norm = g.withoutGradient(() => sqrt(g, this.squares(g, gradients)));
+    this.update(g, gradients, norm);
+    return norm;
+  }
+
+  /** The sum of the squares of gradients, [1]. */
+  squares(g: Graph, gradients: readonly Tensor[]): Tensor {
+    return g.withoutGradient(() =>
+      gradients.map((gradient) => sumSquares(g, gradient)).reduce((total, term) => add(g, total, term)),
+    );
+  }
+
+  /** Adds a step for every weight to a graph, with gradients of which the global norm is known. @param norm [1] */
+  update(g: Graph, gradients: readonly Tensor[], norm: Tensor): void {
+    g.withoutGradient(() => {
       const limit = g.constant("clip norm", "f32", [1], Float32Array.of(this.options.clipNorm));
       const factor = clamp(g, div(g, limit, norm), { low: 0, high: 1 });
       this.weights.forEach((weight, i) => {
         const gradient = gradients[i];
         if (gradient === undefined) throw new CoppiceError(`${weight.name} has no gradient`);
-        const settings = weight.shape.length > 1 ? this.decayed : this.plain;
+        const settings = this.decays(weight) ? this.decayed : this.plain;
         const m = this.store.get(`${weight.name}.m`);
         const v = this.store.get(`${weight.name}.v`);
         g.effect(
@@ -91,7 +109,6 @@ export class AdamW {
             : scaledStep(g, weight, gradient, m, v, settings, factor),
         );
       });
-      return norm;
     });
   }
 

@@ -179,7 +179,7 @@ describe("a teacher that does not fit in memory", () => {
     for (const statesBytes of [0, 1e9]) {
       const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
       const done: number[] = [];
-      await teacher.fillCache(streamed(statesBytes), [0, 1, 2, 3, 4, 5, 0, 3], {
+      await teacher.fillCache(streamed(statesBytes), sequences, [0, 1, 2, 3, 4, 5, 0, 3], {
         onProgress: (n) => void done.push(n),
       });
       if (statesBytes === 0) expect(done.at(-1)).toBe(6);
@@ -202,15 +202,15 @@ describe("a teacher that does not fit in memory", () => {
   it("needs a cache, and is blamed where its outputs are not finite", async () => {
     const targets = sampled();
     const uncached = new SparseTeacher(backend, () => weights, sequences, { ...options, targets });
-    await expect(uncached.fillCache(streamed(0), [0])).rejects.toThrow(/needs a cache/);
+    await expect(uncached.fillCache(streamed(0), sequences, [0])).rejects.toThrow(/needs a cache/);
     const damaged = initialize(backend, model, 4);
     damaged.store.write(damaged.get("model.norm.weight"), new Float32Array(32).fill(3e38));
     const source = damaged.source();
     const cacheDirectory = path.join(directory, "damaged");
     const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
-    await expect(teacher.fillCache(new StreamedWeights(backend, { model, source }, "f32", 0), [0])).rejects.toThrow(
-      /^the teacher gives outputs that are not finite/,
-    );
+    await expect(
+      teacher.fillCache(new StreamedWeights(backend, { model, source }, "f32", 0), sequences, [0]),
+    ).rejects.toThrow(/^the teacher gives outputs that are not finite/);
     expect((await feed(targets, [[0]], cacheDirectory)).asked).toBe(1); // nothing of it was kept
     teacher.free();
     uncached.free();

@@ -1,0 +1,151 @@
+import type { Batch } from "../data/index.js";
+import { overflowError } from "../evaluate/finite.js";
+import type { Backend } from "../ggml/device.js";
+import type { ModelWeights } from "../models/index.js";
+import type { Ranks } from "../ranks/index.js";
+import type { CoppiceError } from "../system/errors.js";
+import { Random } from "../system/random.js";
+import { elementCount, Graph, type Tensor, TensorStore } from "../tensor/index.js";
+import type { BuiltObjective, Objective } from "./objective.js";
+import { type SavedTensor, savedTensors } from "./saved-tensor.js";
+import { SharedUpdate } from "./shared-update.js";
+import type { TrainOptions } from "./train-options.js";
+import { accumulatedUpdate, type Update, wholeUpdate } from "./update.js";
+
+/** What a training step is built from. */
+export interface TrainingStepInputs {
+  readonly backend: Backend;
+  /** f32 and trainable; updated in place. */
+  readonly student: ModelWeights;
+  readonly objective: Objective;
+  readonly options: TrainOptions;
+  /** Processes that compute the step together, each some of its micro-batches. */
+  readonly ranks?: Ranks | undefined;
+}
+
+/** Sequences that are computed at once. */
+export interface MicroBatch extends Batch {
+  /** Of its sequences in the data. */
+  readonly numbers: readonly number[];
+}
+
+/** What a step found. Means over the batch. */
+export interface StepOutcome {
+  readonly loss: number;
+  /** The loss's terms. */
+  readonly terms: Readonly<Record<string, number>>;
+  /** Global norm of the gradient before clipping. */
+  readonly gradientNorm: number;
+}
+
+/** The graphs and state of an optimizer step. */
+export class TrainingStep {
+  private readonly auxiliary: TensorStore;
+  private readonly forward: Graph;
+  private readonly tokens: Tensor;
+  private readonly objective: BuiltObjective;
+  private readonly update: Update;
+  /** The same, where several ranks share it. */
+  readonly shared: SharedUpdate | undefined;
+
+  constructor(private readonly inputs: TrainingStepInputs) {
+    const { backend, student, options, objective, ranks } = inputs;
+    this.auxiliary = this.initializeAuxiliary();
+    const g = new Graph(backend, { computeType: options.computeType, recompute: options.recompute });
+    this.forward = g;
+    this.tokens = g.input("tokens", "i32", [options.microBatchSize, options.sequenceLength]);
+    const taps = new Map<string, Tensor>();
+    const result = student.model.forward(g, student.get, this.tokens, {
+      tap: ({ name, tensor }) => void taps.set(name, tensor),
+    });
+    this.objective = objective.build({
+      g,
+      model: student.model,
+      tokens: this.tokens,
+      student: result,
+      taps,
+      auxiliary: (name) => this.auxiliary.get(name),
+    });
+    const { loss, teacherCheck, terms } = this.objective;
+    for (const tensor of [loss, ...(teacherCheck === undefined ? [] : [teacherCheck]), ...Object.values(terms)])
+      g.output(tensor);
+    const updated = { backend, g, loss, weights: [...student.trained, ...this.auxiliary], options };
+    this.shared = ranks === undefined ? undefined : new SharedUpdate(updated, ranks);
+    const isWhole = options.batchSize === options.microBatchSize;
+    this.update = this.shared ?? (isWhole ? wholeUpdate(updated) : accumulatedUpdate(updated));
+    g.compile();
+  }
+
+  private initializeAuxiliary(): TensorStore {
+    const { backend, student, objective, options } = this.inputs;
+    const specs = objective.auxiliary(student.model);
+    const store = new TensorStore(backend, specs.length);
+    for (const { name, shape } of specs) store.add(name, shape, "f32", { trainable: true });
+    store.allocate();
+    [...store].forEach((tensor, i) => {
+      const random = new Random(options.seed, 1000 + i);
+      const deviation = 1 / Math.sqrt(tensor.shape.at(-1) ?? 1);
+      store.write(
+        tensor,
+        Float32Array.from({ length: elementCount(tensor.shape) }, () => deviation * random.normal()),
+      );
+    });
+    return store;
+  }
+
+  /** Everything that the next steps depend on, for a checkpoint. */
+  get saved(): SavedTensor[] {
+    return [...savedTensors(this.inputs.student.store), ...savedTensors(this.auxiliary), ...this.update.saved()];
+  }
+
+  /** Copies the leader's weights to all ranks, which all must call it. */
+  async spread(): Promise<void> {
+    await this.shared?.spread([this.inputs.student.store, this.auxiliary]);
+  }
+
+  /**
+   * Takes a step. With ranks, all take it, each with its own micro-batches.
+   * @param stepNumber counts from 1
+   */
+  async take(batches: readonly MicroBatch[], learningRate: number, stepNumber: number): Promise<StepOutcome> {
+    const { ranks, options } = this.inputs;
+    const { forward: g, update, objective } = this;
+    const micro = options.batchSize / options.microBatchSize;
+    const names = Object.keys(objective.terms);
+    const sums = new Float64Array(1 + names.length);
+    update.begin(learningRate, stepNumber);
+    for (const [i, batch] of batches.entries()) {
+      g.write(this.tokens, batch.tokens);
+      await objective.feed(batch, batch.numbers);
+      await update.compute(i === batches.length - 1);
+      const value = (tensor: Tensor) => (g.read(tensor)[0] ?? Number.NaN) / micro;
+      const { teacherCheck } = objective;
+      if (teacherCheck !== undefined && !Number.isFinite(value(teacherCheck)))
+        throw await this.teacherError(batch.tokens);
+      [objective.loss, ...Object.values(objective.terms)].forEach((tensor, k) => {
+        sums[k] = (sums[k] ?? 0) + value(tensor);
+      });
+    }
+    const gradientNorm = await update.finish();
+    const all = ranks === undefined ? [sums] : await ranks.gather(sums);
+    const total = (k: number) => all.reduce((sum, one) => sum + (one[k] ?? Number.NaN), 0);
+    return { loss: total(0), terms: Object.fromEntries(names.map((name, k) => [name, total(k + 1)])), gradientNorm };
+  }
+
+  private teacherError(tokens: Int32Array): Promise<CoppiceError> {
+    const { backend, objective, options, student } = this.inputs;
+    const { microBatchSize: batch, computeType } = options;
+    return overflowError("the teacher", { backend, weights: objective.teacher ?? student, tokens, batch, computeType });
+  }
+
+  /** The graphs that a step runs. */
+  get graphs(): Graph[] {
+    return [this.forward, ...this.update.graphs];
+  }
+
+  free(): void {
+    this.forward.free();
+    this.update.free();
+    this.auxiliary.free();
+  }
+}

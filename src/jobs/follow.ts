@@ -1,0 +1,17 @@
+import type { Message, Ranks } from "../ranks/index.js";
+import { CoppiceError } from "../system/errors.js";
+import { joinTraining } from "./shared-training.js";
+
+/** What followers can be asked for, by the kind of the message. */
+const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise<void>>> = { train: joinTraining };
+
+/** Does parts of the leader's job on request, until the leader has finished. */
+export async function followLeader(ranks: Ranks): Promise<void> {
+  for (;;) {
+    const message = await ranks.receive();
+    if (message.kind === "quit") return;
+    const task = TASKS[message.kind];
+    if (task === undefined) throw new CoppiceError(`the leader asked for ${message.kind}, which is not known`);
+    await task(ranks, message);
+  }
+}

@@ -1,0 +1,93 @@
+import {
+  crossEntropyObjective,
+  followTraining,
+  type SequenceSet,
+  sharedOptions,
+  type TrainOptions,
+} from "../distill/index.js";
+import { Backend, type BackendOptions } from "../ggml/index.js";
+import { blankWeights, type ConfigJson, countParameters, type Model, modelFromConfig } from "../models/index.js";
+import type { Ranks } from "../ranks/index.js";
+import type { JobOptions } from "./job.js";
+import { checkTrainable } from "./model-memory.js";
+import { type OpenTeacher, openTeacher, type TaughtTraining, type TeacherRecipe } from "./teacher.js";
+
+/** What a follower must know to train along. */
+interface SharedTraining {
+  readonly kind: "train";
+  readonly device: Pick<BackendOptions, "device" | "threads" | "kernels">;
+  readonly config: ConfigJson;
+  readonly settings: TrainOptions;
+  readonly recipe?: TeacherRecipe | undefined;
+  readonly sequences: SequenceSet;
+  readonly memoryBytes?: number | undefined;
+}
+
+/** A training as its leader sees it. */
+export interface LedTraining extends Pick<SharedTraining, "settings" | "recipe" | "sequences"> {
+  readonly model: Model;
+  readonly options: JobOptions;
+}
+
+/** Runs a training while the other processes of the job, if there are any, follow it. */
+export async function withFollowers<T>(training: LedTraining, train: () => Promise<T>): Promise<T> {
+  const { options, model, settings, recipe, sequences } = training;
+  const { ranks, device, threads, kernels, memoryBytes } = options;
+  if (ranks === undefined) return train();
+  sharedOptions(settings, ranks.size); // refuses a batch that is too small before the others begin
+  const { count, length, stream } = sequences;
+  const task: SharedTraining = {
+    kind: "train",
+    device: { device, threads, kernels },
+    config: model.config,
+    settings,
+    recipe,
+    sequences: { count, length, stream: { id: stream.id } },
+    memoryBytes,
+  };
+  ranks.postAll({ ...task });
+  try {
+    return await train();
+  } finally {
+    if (!ranks.busy) ranks.postAll({ kind: "end" });
+  }
+}
+
+/** A follower's part in a training. @param message of the leader */
+export async function joinTraining(ranks: Ranks, message: unknown): Promise<void> {
+  const { device, config, settings, recipe, sequences, memoryBytes } = message as SharedTraining;
+  const backend = Backend.open({ ...device, instance: ranks.local.rank });
+  try {
+    const model = modelFromConfig(config);
+    const studentParameters = countParameters(model.parameters, model.sizes);
+    checkTrainable(backend, studentParameters, { memoryBytes });
+    const options = sharedOptions(settings, ranks.size);
+    const teacher = await teacherOf(recipe, {
+      backend,
+      settings,
+      studentParameters,
+      sequences,
+      options: { memoryBytes },
+    });
+    const student = blankWeights(backend, model);
+    try {
+      await followTraining({
+        backend,
+        student,
+        objective: teacher?.objective ?? crossEntropyObjective,
+        options,
+        ranks,
+      });
+    } finally {
+      student.free();
+      teacher?.free();
+    }
+  } finally {
+    backend.free();
+  }
+}
+
+const teacherOf = async (
+  recipe: TeacherRecipe | undefined,
+  training: TaughtTraining,
+): Promise<OpenTeacher | undefined> => (recipe === undefined ? undefined : openTeacher(recipe, training));

@@ -1,0 +1,139 @@
+import path from "node:path";
+import { checkVocabulary, Sequences, TrainingOrder } from "../data/index.js";
+import {
+  DISTILLATION_DEFAULTS,
+  type DistillationOptions,
+  distillationObjective,
+  type Objective,
+  type SequenceSet,
+  SparseTeacher,
+  stepsOf,
+  type TrainOptions,
+} from "../distill/index.js";
+import type { Backend } from "../ggml/index.js";
+import {
+  loadWeights,
+  type ModelTensors,
+  type ModelWeights,
+  openCheckpoint,
+  type StreamedWeights,
+  streamedIfLarge,
+} from "../models/index.js";
+import { CoppiceError } from "../system/errors.js";
+import { cacheDirectory } from "../system/files.js";
+import type { ComputeType } from "../tensor/index.js";
+import { modelIdentity } from "./inputs.js";
+import type { JobOptions } from "./job.js";
+import { describeMemory, trainingBytes } from "./model-memory.js";
+import { sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
+
+/** Which teacher a distillation has, and how it is used. Plain data: other processes get it, too. */
+export interface TeacherRecipe {
+  readonly teacherPath: string;
+  /** The number of tokens that both models know, if it is smaller than the teacher's vocabulary. */
+  readonly vocabSize?: number | undefined;
+  readonly distillation: Partial<DistillationOptions>;
+  readonly teacher: TeacherOptions;
+  readonly cacheDir?: string | undefined;
+}
+
+/** What a teacher has to fit in memory beside. */
+export interface TeacherPlace {
+  readonly studentParameters: number;
+  readonly computeType: ComputeType;
+  /** Whether its predictions are kept on disk. */
+  readonly isCached: boolean;
+  readonly memoryBytes?: number | undefined;
+}
+
+/**
+ * The weights of a teacher that does not fit in memory beside its student, to be streamed; undefined where it fits.
+ * @throws CoppiceError where its predictions are not kept, so that it would have to be in memory
+ */
+export function streamedTeacher(
+  backend: Backend,
+  teacher: ModelTensors,
+  { studentParameters, computeType, isCached, memoryBytes }: TeacherPlace,
+): StreamedWeights | undefined {
+  const left = Math.max(0, (memoryBytes ?? backend.freeBytes()) - trainingBytes(studentParameters));
+  const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
+  if (streamed !== undefined && !isCached)
+    throw new CoppiceError(
+      `the teacher does not fit in ${describeMemory(memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
+    );
+  return streamed;
+}
+
+/** A training in which a teacher is used. */
+export interface TaughtTraining {
+  readonly backend: Backend;
+  readonly settings: TrainOptions;
+  readonly studentParameters: number;
+  /** The data; only the leader of several processes has its tokens. */
+  readonly sequences: SequenceSet | Sequences;
+  readonly firstSequence?: number | undefined;
+  readonly options: Pick<JobOptions, "memoryBytes" | "signal" | "onProgress">;
+}
+
+export interface OpenTeacher {
+  readonly objective: Objective;
+  readonly free: () => void;
+}
+
+/** Prepares the objective of a distillation. The teacher's weights are loaded only if its logits are not all cached. */
+export async function openTeacher(recipe: TeacherRecipe, training: TaughtTraining): Promise<OpenTeacher> {
+  const { backend, settings, sequences } = training;
+  const { computeType } = settings;
+  const checkpoint = openCheckpoint(recipe.teacherPath);
+  const { model, source } = checkpoint;
+  const streamed = streamedTeacher(backend, checkpoint, {
+    studentParameters: training.studentParameters,
+    computeType,
+    isCached: recipe.teacher.cache === true,
+    memoryBytes: training.options.memoryBytes,
+  });
+  const vocabSize = Math.min(recipe.vocabSize ?? model.vocabSize, model.vocabSize);
+  if (sequences instanceof Sequences) checkVocabulary(sequences.stream, vocabSize);
+  let weights: ModelWeights | undefined;
+  const loadTeacher = (): ModelWeights => {
+    weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
+    return weights;
+  };
+  const options = { ...DISTILLATION_DEFAULTS, ...recipe.distillation, vocabSize };
+  const targets = sparseTargetsOf(recipe.teacher, { ...options, vocabSize, seed: settings.seed });
+  if (targets === undefined) {
+    const objective = distillationObjective({ kind: "online", weights: loadTeacher() }, options);
+    return { objective, free: () => weights?.free() };
+  }
+  const sparse = new SparseTeacher(backend, loadTeacher, sequences, {
+    targets,
+    computeType,
+    vocabSize,
+    expectedSequences: Math.ceil(settings.tokens / settings.sequenceLength),
+    teacherId: await modelIdentity(checkpoint, recipe.cacheDir),
+    cacheDirectory: recipe.teacher.cache ? path.join(cacheDirectory(recipe.cacheDir), "logits") : undefined,
+  });
+  if (streamed !== undefined && sequences instanceof Sequences) await fillCache(sparse, streamed, sequences, training);
+  const { divergence } = targets;
+  return {
+    objective: distillationObjective({ kind: "sparse", source: sparse }, { ...options, divergence }),
+    free: () => {
+      sparse.free();
+      weights?.free();
+    },
+  };
+}
+
+/** Computes all predictions that a training needs of a teacher that does not fit in memory. */
+async function fillCache(
+  sparse: SparseTeacher,
+  teacher: StreamedWeights,
+  sequences: Sequences,
+  { settings, firstSequence = 0, options }: TaughtTraining,
+): Promise<void> {
+  const order = new TrainingOrder(sequences.count, settings.seed);
+  await sparse.fillCache(teacher, sequences, order.range(firstSequence, stepsOf(settings) * settings.batchSize), {
+    signal: options.signal,
+    onProgress: (done, total) => options.onProgress?.({ stage: "teacher's logits", done, total, unit: "sequences" }),
+  });
+}

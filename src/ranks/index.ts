@@ -1,0 +1,1 @@
+export { type Message, type Numbers, Ranks } from "./ranks.js";

@@ -1,0 +1,216 @@
+import { availableParallelism, cpus, hostname } from "node:os";
+import { CoppiceError } from "../system/errors.js";
+import { logOf } from "../system/log.js";
+import { hideLaunch, launchOf } from "./launch.js";
+import { loadMpi, type MpiFunction, type MpiLibrary } from "./library.js";
+
+const log = logOf("ranks");
+
+/** Numbers in memory that native code reads or writes: an array, or an address with a count of f32. */
+export type Numbers = Float32Array | { readonly address: bigint; readonly count: number };
+
+/** A message between ranks: JSON. */
+export type Message = Readonly<Record<string, unknown>> & { readonly kind: string };
+
+/** MPI counts elements in 32 bits. */
+const MOST_AT_ONCE = 2 ** 30;
+/** How often a rank that waits for work looks for a message. */
+const POLL_MILLISECONDS = 1;
+const TAGS = { length: 1, message: 2, data: 3 } as const;
+const HOST_BYTES = 256;
+
+/**
+ * The processes of a job that MPI started (`mpirun`, `srun`), as this one sees them. Rank 0, the leader, does the job and owns its
+ * files; the others, its followers, do parts of it on request. Calls of MPI never overlap: each waits for the one before.
+ */
+export class Ranks {
+  private last: Promise<unknown> = Promise.resolve();
+  private isBusy = false;
+
+  private constructor(
+    private readonly library: MpiLibrary,
+    readonly rank: number,
+    readonly size: number,
+    /** This rank's number among those on the same machine, and how many they are. */
+    readonly local: { readonly rank: number; readonly size: number },
+  ) {}
+
+  /**
+   * Joins the other processes, if a launcher of MPI programs started this one with others.
+   * @throws CoppiceError when there is no MPI library, or it cannot be used from several threads
+   */
+  static async join(): Promise<Ranks | undefined> {
+    const launch = launchOf(process.env);
+    if (launch === undefined) return undefined;
+    const library = loadMpi(launch);
+    const { functions: f, constants } = library;
+    const [provided, rank, size] = [[0], [0], [1]];
+    f.MPI_Init_thread(null, null, constants.serialized, provided);
+    hideLaunch(process.env);
+    if ((provided[0] ?? 0) < constants.serialized)
+      throw new CoppiceError(`${library.file} was built without support for threads (MPI_THREAD_SERIALIZED)`);
+    f.MPI_Comm_rank(constants.world, rank);
+    f.MPI_Comm_size(constants.world, size);
+    const alone = new Ranks(library, rank[0] ?? 0, size[0] ?? 1, { rank: 0, size: 1 });
+    if (alone.size === 1) {
+      f.MPI_Finalize();
+      return undefined;
+    }
+    const local = await alone.neighbours();
+    const ranks = new Ranks(library, alone.rank, alone.size, local);
+    ranks.shareProcessors();
+    log.debug("joined", { rank: ranks.rank, size: ranks.size, local, library: library.file, abi: library.abi });
+    return ranks;
+  }
+
+  /** Which of the ranks are on this machine. */
+  private async neighbours(): Promise<Ranks["local"]> {
+    const own = Buffer.alloc(HOST_BYTES);
+    own.write(hostname().slice(0, HOST_BYTES - 1));
+    const all = Buffer.alloc(HOST_BYTES * this.size);
+    const { world, byte } = this.library.constants;
+    await this.call("MPI_Allgather", own, HOST_BYTES, byte, all, HOST_BYTES, byte, world);
+    const same = Array.from({ length: this.size }, (_, i) =>
+      all.subarray(i * HOST_BYTES, (i + 1) * HOST_BYTES).equals(own),
+    );
+    return { rank: same.slice(0, this.rank).filter(Boolean).length, size: same.filter(Boolean).length };
+  }
+
+  /** Ranks on one machine divide its processors, unless the launcher has done so or COPPICE_THREADS says otherwise. */
+  private shareProcessors(): void {
+    const available = availableParallelism();
+    if (process.env.COPPICE_THREADS || available < cpus().length) return;
+    process.env.COPPICE_THREADS = String(Math.max(1, Math.floor(available / this.local.size)));
+  }
+
+  /** Whether the others are in the middle of something that this rank has left by an error: only {@link abort} ends them then. */
+  get busy(): boolean {
+    return this.isBusy;
+  }
+
+  /** Does something that all ranks must go through together. */
+  async together<T>(work: () => Promise<T>): Promise<T> {
+    this.isBusy = true;
+    const result = await work();
+    this.isBusy = false;
+    return result;
+  }
+
+  get isLeader(): boolean {
+    return this.rank === 0;
+  }
+
+  /** The MPI library in use, for people. */
+  get description(): string {
+    const { file, abi } = this.library;
+    return `${file} (${abi})`;
+  }
+
+  /** Calls an MPI function on another thread, after those that were called before. */
+  private call(name: MpiFunction, ...args: unknown[]): Promise<void> {
+    const run = () =>
+      new Promise<void>((resolve, reject) => {
+        this.library.functions[name].async(...args, (error: Error | null, status: number) => {
+          if (error !== null) reject(error);
+          else if (status !== 0) reject(new CoppiceError(`${name} failed with status ${status}`));
+          else resolve();
+        });
+      });
+    const result = this.last.then(run);
+    this.last = result.catch(() => {});
+    return result;
+  }
+
+  /** Calls `name` on ranges of numbers that MPI can count. */
+  private async inParts(numbers: Numbers, call: (start: unknown, count: number) => Promise<void>): Promise<void> {
+    const count = "address" in numbers ? numbers.count : numbers.length;
+    for (let from = 0; from < count; from += MOST_AT_ONCE) {
+      const part = Math.min(MOST_AT_ONCE, count - from);
+      const start = "address" in numbers ? numbers.address + 4n * BigInt(from) : numbers.subarray(from, from + part);
+      await call(start, part);
+    }
+  }
+
+  /** Copies numbers from one rank to all others. */
+  broadcast(numbers: Numbers, root: number): Promise<void> {
+    const { float, world } = this.library.constants;
+    return this.inParts(numbers, (start, count) => this.call("MPI_Bcast", start, count, float, root, world));
+  }
+
+  /** Adds up the numbers of all ranks, in place at the root. The same ranks give the same bits. */
+  reduce(numbers: Numbers, root: number): Promise<void> {
+    const { float, sum, inPlace, world } = this.library.constants;
+    const isRoot = this.rank === root;
+    return this.inParts(numbers, (start, count) =>
+      this.call("MPI_Reduce", isRoot ? inPlace : start, isRoot ? start : null, count, float, sum, root, world),
+    );
+  }
+
+  /** The numbers of every rank, in their order. All ranks give as many. */
+  async gather(own: Float64Array): Promise<Float64Array[]> {
+    const { double, world } = this.library.constants;
+    const all = new Float64Array(own.length * this.size);
+    await this.call("MPI_Allgather", own, own.length, double, all, own.length, double, world);
+    return Array.from({ length: this.size }, (_, i) => all.subarray(i * own.length, (i + 1) * own.length));
+  }
+
+  /** Sends bytes to a rank, which must {@link receiveData} them. Blocks until they are on their way. */
+  sendData(bytes: Uint8Array, to: number): void {
+    const { byte, world } = this.library.constants;
+    for (let from = 0; from < bytes.byteLength; from += MOST_AT_ONCE) {
+      const part = bytes.subarray(from, from + MOST_AT_ONCE);
+      this.library.functions.MPI_Send(part, part.byteLength, byte, to, TAGS.data, world);
+    }
+  }
+
+  /** Receives as many bytes as `into` holds. Blocks until they are there. */
+  receiveData(into: Uint8Array, from: number): void {
+    const { byte, world, ignoreStatus } = this.library.constants;
+    for (let at = 0; at < into.byteLength; at += MOST_AT_ONCE) {
+      const part = into.subarray(at, at + MOST_AT_ONCE);
+      this.library.functions.MPI_Recv(part, part.byteLength, byte, from, TAGS.data, world, ignoreStatus);
+    }
+  }
+
+  /** Sends a message to one follower. */
+  post(message: Message, to: number): void {
+    const { byte, world } = this.library.constants;
+    const { MPI_Send } = this.library.functions;
+    const bytes = Buffer.from(JSON.stringify(message));
+    const length = new Int32Array([bytes.byteLength]);
+    MPI_Send(length, length.byteLength, byte, to, TAGS.length, world);
+    MPI_Send(bytes, bytes.byteLength, byte, to, TAGS.message, world);
+  }
+
+  /** Sends a message to all followers. */
+  postAll(message: Message): void {
+    for (let to = 1; to < this.size; to++) this.post(message, to);
+  }
+
+  /** Waits for a message of the leader, without using the processor. */
+  async receive(): Promise<Message> {
+    const { byte, world, ignoreStatus } = this.library.constants;
+    const { MPI_Iprobe, MPI_Recv } = this.library.functions;
+    const found = [0];
+    for (;;) {
+      MPI_Iprobe(0, TAGS.length, world, found, ignoreStatus);
+      if (found[0] !== 0) break;
+      await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
+    }
+    const length = new Int32Array(1);
+    MPI_Recv(length, length.byteLength, byte, 0, TAGS.length, world, ignoreStatus);
+    const bytes = Buffer.alloc(length[0] ?? 0);
+    MPI_Recv(bytes, bytes.byteLength, byte, 0, TAGS.message, world, ignoreStatus);
+    return JSON.parse(bytes.toString()) as Message;
+  }
+
+  /** Ends the processes of all ranks at once. Does not return. */
+  abort(exitCode: number): void {
+    this.library.functions.MPI_Abort(this.library.constants.world, exitCode);
+  }
+
+  /** Leaves the other ranks; all must. */
+  leave(): void {
+    this.library.functions.MPI_Finalize();
+  }
+}
