@@ -57,6 +57,8 @@ const partOf = (g: Graph, tensor: Tensor, { from, to }: Range): Tensor =>
 export class SharedUpdate implements Update {
   private readonly gradients: GradientSums;
   private readonly pieces: readonly Piece[];
+  /** The gradients of this rank's pieces, summed over ranks. */
+  private readonly reduced: TensorStore;
   private readonly state: TensorStore;
   private readonly optimizer: AdamW;
   /** Adds up the squares of this rank's gradients. */
@@ -86,10 +88,12 @@ export class SharedUpdate implements Update {
     this.state = new TensorStore(backend, AdamW.stateTensors(own.length));
     this.optimizer = new AdamW(this.state, owned, options, ({ name }) => matrices.has(name));
     this.state.allocate();
-    const sumsIn = (g: Graph) => own.map((piece) => partOf(g, piece.sum, piece));
-    this.ownSquares = this.squares.output(this.optimizer.squares(this.squares, sumsIn(this.squares)));
+    this.reduced = new TensorStore(backend, own.length);
+    const gradients = own.map((piece) => this.reduced.add(nameOf(piece), [piece.to - piece.from], "f32"));
+    this.reduced.allocate();
+    this.ownSquares = this.squares.output(this.optimizer.squares(this.squares, gradients));
     this.squares.compile();
-    this.optimizer.update(this.update, sumsIn(this.update), this.norm);
+    this.optimizer.update(this.update, gradients, this.norm);
     this.update.compile();
   }
 
@@ -117,13 +121,18 @@ export class SharedUpdate implements Update {
   }
 
   private reduce(sum: Tensor): Promise<void>[] {
-    const { ranks } = this;
+    const { ranks, reduced } = this;
     return this.pieces
       .filter((piece) => piece.sum === sum)
-      .map((piece) => {
-        const access = piece.owner === ranks.rank ? "change" : "read";
-        return this.withNumbers(sum, piece, access, (numbers) => ranks.reduce(numbers, piece.owner));
-      });
+      .map((piece) =>
+        this.withNumbers(sum, piece, "read", (numbers) => {
+          if (piece.owner !== ranks.rank) return ranks.reduce(numbers, piece.owner);
+          const whole = { from: 0, to: piece.to - piece.from };
+          return this.withNumbers(reduced.get(nameOf(piece)), whole, "change", (into) =>
+            ranks.reduce(numbers, piece.owner, into),
+          );
+        }),
+      );
   }
 
   async finish(): Promise<number> {
@@ -237,6 +246,7 @@ export class SharedUpdate implements Update {
     this.squares.free();
     this.update.free();
     this.gradients.store.free();
+    this.reduced.free();
     this.state.free();
   }
 }

@@ -16,7 +16,6 @@ interface Constants {
   readonly double: Handle;
   readonly byte: Handle;
   readonly sum: Handle;
-  readonly inPlace: Handle;
   readonly ignoreStatus: Handle;
   /** MPI_THREAD_SERIALIZED: any thread may call, one at a time. */
   readonly serialized: number;
@@ -54,7 +53,6 @@ const ABIS: readonly Abi[] = [
       double: addressOf(library, "ompi_mpi_double"),
       byte: addressOf(library, "ompi_mpi_byte"),
       sum: addressOf(library, "ompi_mpi_op_sum"),
-      inPlace: 1n,
       ignoreStatus: 0n,
       serialized: 2,
     }),
@@ -69,7 +67,6 @@ const ABIS: readonly Abi[] = [
       double: 0x214n,
       byte: 0x247n,
       sum: 0x21n,
-      inPlace: 1n,
       ignoreStatus: 0n,
       serialized: 2048,
     }),
@@ -84,7 +81,6 @@ const ABIS: readonly Abi[] = [
       double: 0x4c00080bn,
       byte: 0x4c00010dn,
       sum: 0x58000003n,
-      inPlace: 2n ** 64n - 1n,
       ignoreStatus: 1n,
       serialized: 2,
     }),

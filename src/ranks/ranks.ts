@@ -14,6 +14,17 @@ export type Message = Readonly<Record<string, unknown>> & { readonly kind: strin
 
 /** MPI counts elements in 32 bits. */
 const MOST_AT_ONCE = 2 ** 30;
+/** Ranges of numbers that MPI can count. */
+function partsOf(numbers: Numbers): { readonly start: unknown; readonly count: number }[] {
+  const all = "address" in numbers ? numbers.count : numbers.length;
+  return Array.from({ length: Math.ceil(all / MOST_AT_ONCE) }, (_, i) => {
+    const from = i * MOST_AT_ONCE;
+    const count = Math.min(MOST_AT_ONCE, all - from);
+    const start = "address" in numbers ? numbers.address + 4n * BigInt(from) : numbers.subarray(from, from + count);
+    return { start, count };
+  });
+}
+
 /** How often a rank that waits for work looks for a message. */
 const POLL_MILLISECONDS = 1;
 const TAGS = { length: 1, message: 2, data: 3 } as const;
@@ -121,29 +132,21 @@ export class Ranks {
     return result;
   }
 
-  /** Calls `name` on ranges of numbers that MPI can count. */
-  private async inParts(numbers: Numbers, call: (start: unknown, count: number) => Promise<void>): Promise<void> {
-    const count = "address" in numbers ? numbers.count : numbers.length;
-    for (let from = 0; from < count; from += MOST_AT_ONCE) {
-      const part = Math.min(MOST_AT_ONCE, count - from);
-      const start = "address" in numbers ? numbers.address + 4n * BigInt(from) : numbers.subarray(from, from + part);
-      await call(start, part);
-    }
-  }
-
   /** Copies numbers from one rank to all others. */
-  broadcast(numbers: Numbers, root: number): Promise<void> {
+  async broadcast(numbers: Numbers, root: number): Promise<void> {
     const { float, world } = this.library.constants;
-    return this.inParts(numbers, (start, count) => this.call("MPI_Bcast", start, count, float, root, world));
+    for (const { start, count } of partsOf(numbers)) await this.call("MPI_Bcast", start, count, float, root, world);
   }
 
-  /** Adds up the numbers of all ranks, in place at the root. The same ranks give the same bits. */
-  reduce(numbers: Numbers, root: number): Promise<void> {
-    const { float, sum, inPlace, world } = this.library.constants;
-    const isRoot = this.rank === root;
-    return this.inParts(numbers, (start, count) =>
-      this.call("MPI_Reduce", isRoot ? inPlace : start, isRoot ? start : null, count, float, sum, root, world),
-    );
+  /**
+   * Adds up the numbers of all ranks. The same ranks give the same bits. (MPI_IN_PLACE is not used: MPICH 4.0.2 crashes on it.)
+   * @param sum receives them at the root, where it is needed
+   */
+  async reduce(numbers: Numbers, root: number, sum?: Numbers): Promise<void> {
+    const { float, sum: add, world } = this.library.constants;
+    const sums = sum === undefined ? [] : partsOf(sum);
+    for (const [i, { start, count }] of partsOf(numbers).entries())
+      await this.call("MPI_Reduce", start, sums[i]?.start ?? null, count, float, add, root, world);
   }
 
   /** The numbers of every rank, in their order. All ranks give as many. */
