@@ -18,12 +18,6 @@ export function sharedOptions(options: TrainOptions, ranks: number): TrainOption
   return { ...options, microBatchSize };
 }
 
-/** The share [from, to) of a batch's micro-batches that a rank computes. */
-const shareOf = (rank: number, ranks: number, microBatches: number): readonly [number, number] => [
-  Math.floor((microBatches * rank) / ranks),
-  Math.floor((microBatches * (rank + 1)) / ranks),
-];
-
 /** The leader's side of a training step that ranks take together. */
 export function leadStep(
   step: TrainingStep,
@@ -34,12 +28,12 @@ export function leadStep(
 ): Promise<StepOutcome> {
   return ranks.together(() => {
     for (let to = 1; to < ranks.size; to++) {
-      const theirs = batches.slice(...shareOf(to, ranks.size, batches.length));
+      const theirs = batches.slice(...ranks.share(batches.length, to));
       ranks.post({ kind: "step", learningRate, stepNumber, numbers: theirs.map(({ numbers }) => numbers) }, to);
       for (const { tokens, targets } of theirs)
         for (const ids of [tokens, targets]) ranks.sendData(new Uint8Array(ids.buffer), to);
     }
-    return step.take(batches.slice(...shareOf(0, ranks.size, batches.length)), learningRate, stepNumber);
+    return step.take(batches.slice(...ranks.share(batches.length)), learningRate, stepNumber);
   });
 }
 

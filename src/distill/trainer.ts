@@ -79,11 +79,10 @@ export class Trainer {
   }
 
   async run(): Promise<TrainResult> {
-    const { run, options, ranks } = this.job;
+    const { run, options } = this.job;
     const { saved } = this.trainingStep;
     const start = run?.restore(saved, this.job.onNote) ?? { step: 0, seconds: 0 };
-    ranks?.postAll({ kind: "spread" });
-    await ranks?.together(() => this.trainingStep.spread());
+    await this.begin();
     run?.truncateMetrics(start.step);
     const started = performance.now();
     const seconds = () => start.seconds + (performance.now() - started) / 1000;
@@ -126,6 +125,13 @@ export class Trainer {
       tokensPerSecond: tokens / total,
       finalLoss: tail.reduce((a, b) => a + b, 0) / tail.length,
     };
+  }
+
+  /** Gives the other processes, if there are any, the weights to start from. */
+  async begin(): Promise<void> {
+    const { ranks } = this.job;
+    ranks?.postAll({ kind: "spread" });
+    await ranks?.together(() => this.trainingStep.spread());
   }
 
   /** Takes one optimizer step, counted from 1. */

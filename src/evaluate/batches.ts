@@ -1,5 +1,5 @@
 import type { Sequences } from "../data/index.js";
-import type { ComputeType } from "../tensor/index.js";
+import type { ComputeType, TensorStore } from "../tensor/index.js";
 
 /** How calibration data is batched. */
 export interface BatchOptions {
@@ -10,8 +10,18 @@ export interface BatchOptions {
   readonly computeType: ComputeType;
 }
 
+/** How sums over a part of the data become sums over all of it, where several processes share it. */
+export interface SharedSums {
+  /** Batches of all processes. */
+  readonly batches: number;
+  /** Adds the other processes' sums to these. */
+  readonly add: (sums: TensorStore) => Promise<void>;
+}
+
 /** Batch options with a progress callback. */
 export interface CalibrationOptions extends BatchOptions {
+  /** Set where the sequences are a part of the data. */
+  readonly shared?: SharedSums | undefined;
   /** When aborted, the calibration ends with an error before its next batch. */
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;

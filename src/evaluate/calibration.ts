@@ -3,6 +3,7 @@ import type { Backend } from "../ggml/device.js";
 import type { PassWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
+import type { TensorStore } from "../tensor/index.js";
 import { type CalibrationOptions, spreadBatches } from "./batches.js";
 import { overflowError } from "./finite.js";
 import { forwardPass, type Observer } from "./forward-pass.js";
@@ -11,6 +12,8 @@ import { forwardPass, type Observer } from "./forward-pass.js";
 export interface ActivationStatistics extends Observer {
   /** Names of wanted activations that the forward pass did not have; empty when all is well. */
   readonly missing: Iterable<string>;
+  /** What is added up, on the device. */
+  readonly sums: TensorStore;
   /** The statistics, by name, after so many batches. */
   read(batches: number): Map<string, Float32Array>;
   free(): void;
@@ -53,7 +56,8 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
     });
     for (const name of statistics.missing)
       throw new CoppiceError(`${weights.model.architecture} has no activation ${name}`);
-    const values = statistics.read(batches.length);
+    await options.shared?.add(statistics.sums);
+    const values = statistics.read(options.shared?.batches ?? batches.length);
     const overflowing = [...values].find(([, vector]) => !vector.every(Number.isFinite));
     if (overflowing !== undefined)
       throw await overflowError(`${calibration.describe(overflowing[0])} are not finite: the model`, {

@@ -1,4 +1,4 @@
-export type { BatchOptions, CalibrationOptions } from "./batches.js";
+export { type BatchOptions, type CalibrationOptions, type SharedSums, spreadBatches } from "./batches.js";
 export { type DatasetOptions, type DatasetRow, Datasets, type LoadedSplit } from "./datasets.js";
 export { type DivergenceMeasurement, DivergenceMeter } from "./divergence.js";
 export { RequestEncoder, type TokenPair } from "./encoding.js";

@@ -18,6 +18,7 @@ import { fileIdentity, originOf, runnableGguf } from "./export.js";
 import { weightsFor } from "./model-memory.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
 import { checkLength } from "./sanity.js";
+import { sharedLikelihoods } from "./shared-measures.js";
 
 /** A model that is ready for evaluation. */
 export interface OpenedModel {
@@ -109,13 +110,15 @@ class LazyModel implements LikelihoodModel, GenerationModel {
       throw new FormatError(`${found.reason}. With --engine llama.cpp, llama.cpp computes likelihoods, too`);
     const tokenizer = await Tokenizer.load(found.checkpoint.directory);
     const { computeType = "f32", maxLength } = job;
-    const backend = Backend.open(job);
+    const backend = Backend.open({ ...job, instance: job.ranks?.local.rank });
     try {
       const dtype = computeType === "f32" ? "f32" : "bf16";
       const weights = weightsFor(backend, found.checkpoint, dtype, job);
       const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength, computeType });
+      const { path: modelPath, directory } = found.checkpoint;
+      const shared = { path: modelPath, directory, computeType };
       return {
-        engine,
+        engine: job.ranks === undefined ? engine : sharedLikelihoods(job.ranks, engine, shared, job),
         release: () => {
           weights.free();
           backend.free();

@@ -1,9 +1,15 @@
 import type { Message, Ranks } from "../ranks/index.js";
 import { CoppiceError } from "../system/errors.js";
+import { joinCalibration, joinLikelihoods, joinPerplexity } from "./shared-measures.js";
 import { joinTraining } from "./shared-training.js";
 
 /** What followers can be asked for, by the kind of the message. */
-const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise<void>>> = { train: joinTraining };
+const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise<void>>> = {
+  train: joinTraining,
+  perplexity: joinPerplexity,
+  calibrate: joinCalibration,
+  likelihoods: joinLikelihoods,
+};
 
 /** Does parts of the leader's job on request, until the leader has finished. */
 export async function followLeader(ranks: Ranks): Promise<void> {

@@ -1,5 +1,5 @@
 import type { TokenStream } from "../data/index.js";
-import { type Perplexity, perplexity } from "../evaluate/index.js";
+import { defaultSequenceLength, type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import { countParameters, openCheckpoint } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
@@ -8,6 +8,7 @@ import { weightsFor } from "./model-memory.js";
 import { type DataOptions, openTokens } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { checkLength } from "./sanity.js";
+import { sharedPerplexity } from "./shared-measures.js";
 
 /** A model's size and loss. */
 export interface Measurement extends Perplexity {
@@ -33,12 +34,13 @@ export async function measure(
   const dtype = (options.computeType ?? "f32") === "f32" ? "f32" : "bf16";
   const weights = weightsFor(backend, checkpoint, dtype, options);
   try {
-    const result = await perplexity(backend, weights, validation, {
-      sequenceLength: options.sequenceLength,
-      computeType: options.computeType ?? "f32",
-      signal: options.signal,
-      onProgress: (done, total) => options.onProgress?.({ stage, done, total, unit: "sequences" }),
-    });
+    const { sequenceLength = defaultSequenceLength(model), computeType = "f32", signal, ranks } = options;
+    const onProgress = (done: number, total: number) => options.onProgress?.({ stage, done, total, unit: "sequences" });
+    const measured = { backend, weights, path, computeType, options };
+    const result =
+      ranks === undefined
+        ? await perplexity(backend, weights, validation, { sequenceLength, computeType, signal, onProgress })
+        : await sharedPerplexity(ranks, measured, validation, sequenceLength, onProgress);
     return { parameters: countParameters(model.parameters, model.sizes), bytes, ...result };
   } finally {
     weights.free();

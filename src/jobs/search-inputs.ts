@@ -1,6 +1,6 @@
 import type { TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/index.js";
-import type { ModelTensors, PassWeights } from "../models/index.js";
+import type { Checkpoint, PassWeights } from "../models/index.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { JobOptions } from "./job.js";
 import type { TargetOptions } from "./target.js";
@@ -8,7 +8,7 @@ import type { TargetOptions } from "./target.js";
 /** A model that is loaded to be scored and cut. */
 export interface SearchInputs {
   readonly backend: Backend;
-  readonly original: ModelTensors;
+  readonly original: Checkpoint;
   readonly weights: PassWeights;
   /** Training data, to calibrate on. */
   readonly tokens: TokenStream;

@@ -26,6 +26,7 @@ import { distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
 import { perLayerCandidate } from "./per-layer.js";
 import type { SearchInputs } from "./search-inputs.js";
+import { sharedCalibration } from "./shared-measures.js";
 import { refitSamplesOf, type StartStatistics, withRefittedStart } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
@@ -41,18 +42,23 @@ const CALIBRATION_BATCH_TOKENS = 2048;
  * Calibrates, or reads the scores of an earlier calibration.
  * @param identity of the model's content, for the file of scores
  */
-export async function scoresFor(inputs: Omit<SearchInputs, "original" | "validation">, identity?: string) {
-  const { backend, weights, tokens, computeType, options } = inputs;
-  const { scoresFile, signal, onProgress } = options;
+export async function scoresFor(inputs: Omit<SearchInputs, "validation">, identity?: string) {
+  const { backend, original, weights, tokens, computeType, options } = inputs;
+  const { scoresFile, signal, ranks } = options;
   if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(scoresFile, weights.model, identity);
   const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
-  const scores = await calibrate(backend, weights, new Sequences(tokens, length), {
+  const sequences = new Sequences(tokens, length);
+  const batches = {
     samples: options.calibrationSamples ?? DEFAULT_CALIBRATION_SAMPLES,
     batchSize: Math.max(1, Math.floor(CALIBRATION_BATCH_TOKENS / length)),
-    computeType,
-    signal,
-    onProgress: (done, total) => onProgress?.({ stage: "calibrate", done, total, unit: "sequences" }),
-  });
+  };
+  const onProgress = (done: number, total: number) =>
+    options.onProgress?.({ stage: "calibrate", done, total, unit: "sequences" });
+  const measured = { backend, weights, path: original.path, computeType, options };
+  const scores =
+    ranks === undefined
+      ? await calibrate(backend, weights, sequences, { ...batches, computeType, signal, onProgress })
+      : await sharedCalibration(ranks, measured, sequences, batches, onProgress);
   if (scoresFile !== undefined) saveScores(scoresFile, scores, identity);
   return scores;
 }

@@ -38,7 +38,7 @@ export const calibrate = (
 /** Running sums of scores on the device. */
 class ScoreSums implements ActivationStatistics {
   readonly missing: Set<string>;
-  private readonly store: TensorStore;
+  readonly sums: TensorStore;
   /** The current layer's input, until its output is there. */
   private layerInput: Tensor | undefined;
 
@@ -47,21 +47,21 @@ class ScoreSums implements ActivationStatistics {
     private readonly model: Model,
     private readonly batch: number,
   ) {
-    this.store = new TensorStore(backend, model.scoredBy.length + model.layerCount);
-    for (const { dimension, tap } of model.scoredBy) this.store.add(tap, [1, sizeOf(dimension, model.sizes)], "f32");
-    for (let layer = 0; layer < model.layerCount; layer++) this.store.add(layerDimension(layer, "cosine"), [1], "f32");
-    this.store.allocate();
+    this.sums = new TensorStore(backend, model.scoredBy.length + model.layerCount);
+    for (const { dimension, tap } of model.scoredBy) this.sums.add(tap, [1, sizeOf(dimension, model.sizes)], "f32");
+    for (let layer = 0; layer < model.layerCount; layer++) this.sums.add(layerDimension(layer, "cosine"), [1], "f32");
+    this.sums.allocate();
     this.missing = new Set(model.scoredBy.map(({ tap }) => tap));
   }
 
   /** Adds an activation to its sums at once, so that it need not be kept. */
   readonly tap = (g: Graph, { name, layer, local, tensor }: Activation): void => {
     const { batch } = this;
-    if (this.missing.delete(name)) g.effect(ops.addMagnitudes(g, this.store.get(name), tensor, { batch }));
+    if (this.missing.delete(name)) g.effect(ops.addMagnitudes(g, this.sums.get(name), tensor, { batch }));
     if (layer === undefined) return;
     if (local === "input") this.layerInput = tensor;
     if (local === "output" && this.layerInput !== undefined) {
-      const sum = this.store.get(layerDimension(layer, "cosine"));
+      const sum = this.sums.get(layerDimension(layer, "cosine"));
       g.effect(ops.assign(g, ops.add(g, ops.meanCosine(g, this.layerInput, tensor), sum), sum));
     }
   };
@@ -84,11 +84,11 @@ class ScoreSums implements ActivationStatistics {
   }
 
   private sum(name: string): Float32Array {
-    return this.store.read(this.store.get(name));
+    return this.sums.read(this.sums.get(name));
   }
 
   free(): void {
-    this.store.free();
+    this.sums.free();
   }
 }
 

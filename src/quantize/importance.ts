@@ -43,7 +43,7 @@ export const measureImportance = (
 class SquareSums implements ActivationStatistics {
   readonly missing: Set<string>;
   private readonly matrices: readonly Matrix[];
-  private readonly store: TensorStore;
+  readonly sums: TensorStore;
 
   /** @param rows of a batch's activations */
   constructor(
@@ -53,28 +53,28 @@ class SquareSums implements ActivationStatistics {
   ) {
     this.matrices = matricesOf(model);
     const widths = new Map(this.matrices.map((matrix) => [matrix.input, columnsOf(model, matrix)]));
-    this.store = new TensorStore(backend, widths.size);
-    for (const [input, width] of widths) this.store.add(input, [1, width], "f32");
-    this.store.allocate();
+    this.sums = new TensorStore(backend, widths.size);
+    for (const [input, width] of widths) this.sums.add(input, [1, width], "f32");
+    this.sums.allocate();
     this.missing = new Set(widths.keys());
   }
 
   /** Adds an activation [rows, columns] to its sums: Σ over rows of x². */
   readonly tap = (g: Graph, { name, tensor }: Activation): void => {
     if (!this.missing.delete(name)) return;
-    const sums = this.store.get(name);
+    const sums = this.sums.get(name);
     g.effect(ops.assign(g, ops.add(g, ops.sumRows(g, ops.square(g, tensor)), sums), sums));
   };
 
   read(batches: number): Map<string, Float32Array> {
     const count = batches * this.rows;
     return new Map(
-      this.matrices.map(({ name, input }) => [name, this.store.read(this.store.get(input)).map((sum) => sum / count)]),
+      this.matrices.map(({ name, input }) => [name, this.sums.read(this.sums.get(input)).map((sum) => sum / count)]),
     );
   }
 
   free(): void {
-    this.store.free();
+    this.sums.free();
   }
 }
 

@@ -14,6 +14,8 @@ export type Message = Readonly<Record<string, unknown>> & { readonly kind: strin
 
 /** MPI counts elements in 32 bits. */
 const MOST_AT_ONCE = 2 ** 30;
+const bytesOf = (numbers: Numbers): number => 4 * ("address" in numbers ? numbers.count : numbers.length);
+
 /** Ranges of numbers that MPI can count. */
 function partsOf(numbers: Numbers): { readonly start: unknown; readonly count: number }[] {
   const all = "address" in numbers ? numbers.count : numbers.length;
@@ -37,6 +39,8 @@ const HOST_BYTES = 256;
 export class Ranks {
   private last: Promise<unknown> = Promise.resolve();
   private isBusy = false;
+  /** What sums and copies between ranks have taken so far. */
+  readonly traffic = { bytes: 0, calls: 0, seconds: 0 };
 
   private constructor(
     private readonly library: MpiLibrary,
@@ -119,14 +123,19 @@ export class Ranks {
 
   /** Calls an MPI function on another thread, after those that were called before. */
   private call(name: MpiFunction, ...args: unknown[]): Promise<void> {
-    const run = () =>
-      new Promise<void>((resolve, reject) => {
+    const run = () => {
+      const startedAt = performance.now();
+      return new Promise<void>((resolve, reject) => {
         this.library.functions[name].async(...args, (error: Error | null, status: number) => {
           if (error !== null) reject(error);
           else if (status !== 0) reject(new CoppiceError(`${name} failed with status ${status}`));
           else resolve();
         });
+      }).finally(() => {
+        this.traffic.calls++;
+        this.traffic.seconds += (performance.now() - startedAt) / 1000;
       });
+    };
     const result = this.last.then(run);
     this.last = result.catch(() => {});
     return result;
@@ -135,6 +144,7 @@ export class Ranks {
   /** Copies numbers from one rank to all others. */
   async broadcast(numbers: Numbers, root: number): Promise<void> {
     const { float, world } = this.library.constants;
+    this.traffic.bytes += bytesOf(numbers);
     for (const { start, count } of partsOf(numbers)) await this.call("MPI_Bcast", start, count, float, root, world);
   }
 
@@ -144,6 +154,7 @@ export class Ranks {
    */
   async reduce(numbers: Numbers, root: number, sum?: Numbers): Promise<void> {
     const { float, sum: add, world } = this.library.constants;
+    this.traffic.bytes += bytesOf(numbers);
     const sums = sum === undefined ? [] : partsOf(sum);
     for (const [i, { start, count }] of partsOf(numbers).entries())
       await this.call("MPI_Reduce", start, sums[i]?.start ?? null, count, float, add, root, world);
@@ -175,7 +186,7 @@ export class Ranks {
     }
   }
 
-  /** Sends a message to one follower. */
+  /** Sends a message to a rank, which must {@link receive} it. */
   post(message: Message, to: number): void {
     const { byte, world } = this.library.constants;
     const { MPI_Send } = this.library.functions;
@@ -190,21 +201,26 @@ export class Ranks {
     for (let to = 1; to < this.size; to++) this.post(message, to);
   }
 
-  /** Waits for a message of the leader, without using the processor. */
-  async receive(): Promise<Message> {
+  /** Waits for a message of a rank, by default the leader, without using the processor. */
+  async receive(from = 0): Promise<Message> {
     const { byte, world, ignoreStatus } = this.library.constants;
     const { MPI_Iprobe, MPI_Recv } = this.library.functions;
     const found = [0];
     for (;;) {
-      MPI_Iprobe(0, TAGS.length, world, found, ignoreStatus);
+      MPI_Iprobe(from, TAGS.length, world, found, ignoreStatus);
       if (found[0] !== 0) break;
       await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
     }
     const length = new Int32Array(1);
-    MPI_Recv(length, length.byteLength, byte, 0, TAGS.length, world, ignoreStatus);
+    MPI_Recv(length, length.byteLength, byte, from, TAGS.length, world, ignoreStatus);
     const bytes = Buffer.alloc(length[0] ?? 0);
-    MPI_Recv(bytes, bytes.byteLength, byte, 0, TAGS.message, world, ignoreStatus);
+    MPI_Recv(bytes, bytes.byteLength, byte, from, TAGS.message, world, ignoreStatus);
     return JSON.parse(bytes.toString()) as Message;
+  }
+
+  /** A rank's share [from, to) of so many things. */
+  share(count: number, rank = this.rank): readonly [from: number, to: number] {
+    return [Math.floor((count * rank) / this.size), Math.floor((count * (rank + 1)) / this.size)];
   }
 
   /** Ends the processes of all ranks at once. Does not return. */
