@@ -15,6 +15,7 @@ const SYSTEMS = [
   "test/jobs/{bytes-by-kind,per-layer,rounds,start}.test.ts", // whole compressions, again and again
   "test/package/*.test.ts",
   "test/quantize/every-kind.test.ts",
+  "test/ranks/mpirun.test.ts",
   "test/refit/every-architecture.test.ts",
   "test/serve/page.test.ts",
 ];

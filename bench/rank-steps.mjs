@@ -2,8 +2,8 @@
 import { Sequences, TokenStream } from "../dist/data/index.js";
 import { crossEntropyObjective, Trainer } from "../dist/distill/index.js";
 import { Backend } from "../dist/ggml/index.js";
-import { followLeader } from "../dist/jobs/follow.js";
-import { withFollowers } from "../dist/jobs/shared-training.js";
+import { followLeader } from "../dist/jobs/shared/follow.js";
+import { withFollowers } from "../dist/jobs/shared/training.js";
 import { trainOptionsFor } from "../dist/jobs/training.js";
 import { initialize, modelFromConfig } from "../dist/models/index.js";
 import { Ranks } from "../dist/ranks/index.js";

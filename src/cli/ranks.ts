@@ -30,7 +30,7 @@ async function follow(ranks: Ranks): Promise<number> {
   // the leader stops where its state is safe, and then says so
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => {});
   try {
-    const { followLeader } = await import("../jobs/follow.js");
+    const { followLeader } = await import("../jobs/shared/follow.js");
     await followLeader(ranks);
     return 0;
   } catch (error) {

@@ -18,7 +18,7 @@ import { fileIdentity, originOf, runnableGguf } from "./export.js";
 import { weightsFor } from "./model-memory.js";
 import { findModel, type OpenModel, type RunOnlyModel } from "./open-model.js";
 import { checkLength } from "./sanity.js";
-import { sharedLikelihoods } from "./shared-measures.js";
+import { sharedLikelihoods } from "./shared/likelihoods.js";
 
 /** A model that is ready for evaluation. */
 export interface OpenedModel {

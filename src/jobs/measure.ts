@@ -8,7 +8,7 @@ import { weightsFor } from "./model-memory.js";
 import { type DataOptions, openTokens } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { checkLength } from "./sanity.js";
-import { sharedPerplexity } from "./shared-measures.js";
+import { sharedPerplexity } from "./shared/perplexity.js";
 
 /** A model's size and loss. */
 export interface Measurement extends Perplexity {

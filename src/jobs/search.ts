@@ -26,7 +26,8 @@ import { distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
 import { perLayerCandidate } from "./per-layer.js";
 import type { SearchInputs } from "./search-inputs.js";
-import { sharedCalibration } from "./shared-measures.js";
+import { sharedCalibration } from "./shared/calibration.js";
+import { sharedCandidates } from "./shared/candidates.js";
 import { refitSamplesOf, type StartStatistics, withRefittedStart } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
@@ -101,8 +102,11 @@ export async function search(
   const { original, options, computeType, candidates = candidatesFor(original.model, options) } = inputs;
   const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
   const rerankings = rerankingsOf(inputs, { statistics, distill });
+  const { ranks } = options;
+  const measured = { path: original.path, computeType, options };
   const alike = await rankCandidates(inputs, candidates, {
     ...measuring,
+    measureAll: ranks && sharedCandidates(ranks, measured, inputs.validation, inputs.scores, measuring),
     depthMethod,
     maxCandidates: options.maxCandidates ?? DEFAULT_MAX_CANDIDATES,
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),

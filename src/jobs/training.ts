@@ -26,7 +26,7 @@ import { type Measurement, measure } from "./measure.js";
 import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
-import { withFollowers } from "./shared-training.js";
+import { withFollowers } from "./shared/training.js";
 import type { Stages } from "./stages.js";
 import type { TeacherRecipe } from "./teacher.js";
 

@@ -17,6 +17,7 @@ export { cheapestSizes, keptColumns, layerSizes, leastParameters, type StepSizes
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
 export {
   candidateLoss,
+  type MeasureAll,
   type MeasuringOptions,
   type RankedCandidate,
   type Reranking,

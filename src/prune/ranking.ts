@@ -38,9 +38,23 @@ export interface SearchOptions extends MeasuringOptions {
   readonly maxCandidates: number;
   readonly depthMethod: DepthMethod;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
+  /** Measures plans, where several processes share that; one after the other by default. */
+  readonly measureAll?: MeasureAll | undefined;
   /** Costlier measurements, each of fewer candidates (successive halving, arXiv 1502.07943). */
   readonly rerankings?: readonly Reranking[] | undefined;
 }
+
+/** Measures the loss of each plan. @param lossOf measures one in this process */
+export type MeasureAll = (
+  plans: readonly PrunePlan[],
+  lossOf: (plan: PrunePlan) => Promise<number>,
+) => Promise<readonly number[]>;
+
+const oneByOne: MeasureAll = async (plans, lossOf) => {
+  const losses: number[] = [];
+  for (const plan of plans) losses.push(await lossOf(plan));
+  return losses;
+};
 
 /**
  * Ranks candidates by validation loss as pruned, and the best of them again by costlier measurements, because the order after a refit or a
@@ -61,13 +75,18 @@ export async function rankCandidates(
   let done = 0;
   const advance = () => options.onProgress?.(++done, total);
   const orderFor = cachedLayerOrder(inputs, options);
-  let ranked: RankedCandidate[] = [];
-  for (const candidate of promising) {
-    const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
-    const pruned = prune(original, plan, keptIndices(model, plan, scores));
-    ranked.push({ ...candidate, plan, loss: await candidateLoss(pruned, inputs, options) });
+  const plans: PrunePlan[] = [];
+  for (const { sizes } of promising) plans.push(planFor(model, sizes, await orderFor(largestOf(sizes.layers))));
+  const losses = await (options.measureAll ?? oneByOne)(plans, async (plan) => {
+    const loss = await candidateLoss(prune(original, plan, keptIndices(model, plan, scores)), inputs, options);
     advance();
-  }
+    return loss;
+  });
+  let ranked: RankedCandidate[] = promising.map((candidate, i) => ({
+    ...candidate,
+    plan: elementAt(plans, i),
+    loss: elementAt(losses, i),
+  }));
   ranked.sort((a, b) => a.loss - b.loss);
   for (const { measure, candidates: count, lossOf: costlierLoss } of rerankings) {
     const again = bestOfEachKind(model, ranked, count);

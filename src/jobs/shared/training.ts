@@ -4,13 +4,13 @@ import {
   type SequenceSet,
   sharedOptions,
   type TrainOptions,
-} from "../distill/index.js";
-import { Backend, type BackendOptions } from "../ggml/index.js";
-import { blankWeights, type ConfigJson, countParameters, type Model, modelFromConfig } from "../models/index.js";
-import type { Ranks } from "../ranks/index.js";
-import type { JobOptions } from "./job.js";
-import { checkTrainable } from "./model-memory.js";
-import { type OpenTeacher, openTeacher, type TaughtTraining, type TeacherRecipe } from "./teacher.js";
+} from "../../distill/index.js";
+import { Backend, type BackendOptions } from "../../ggml/index.js";
+import { blankWeights, type ConfigJson, countParameters, type Model, modelFromConfig } from "../../models/index.js";
+import type { Ranks } from "../../ranks/index.js";
+import type { JobOptions } from "../job.js";
+import { checkTrainable } from "../model-memory.js";
+import { type OpenTeacher, openTeacher, type TaughtTraining, type TeacherRecipe } from "../teacher.js";
 
 /** What a follower must know to train along. */
 interface SharedTraining {

@@ -1,13 +1,17 @@
-import type { Message, Ranks } from "../ranks/index.js";
-import { CoppiceError } from "../system/errors.js";
-import { joinCalibration, joinLikelihoods, joinPerplexity } from "./shared-measures.js";
-import { joinTraining } from "./shared-training.js";
+import type { Message, Ranks } from "../../ranks/index.js";
+import { CoppiceError } from "../../system/errors.js";
+import { joinCalibration } from "./calibration.js";
+import { joinCandidates } from "./candidates.js";
+import { joinLikelihoods } from "./likelihoods.js";
+import { joinPerplexity } from "./perplexity.js";
+import { joinTraining } from "./training.js";
 
 /** What followers can be asked for, by the kind of the message. */
 const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise<void>>> = {
   train: joinTraining,
   perplexity: joinPerplexity,
   calibrate: joinCalibration,
+  candidates: joinCandidates,
   likelihoods: joinLikelihoods,
 };
 

@@ -1,0 +1,71 @@
+import { TokenStream } from "../../data/index.js";
+import { Backend, type BackendOptions } from "../../ggml/index.js";
+import { openCheckpoint, type PassWeights } from "../../models/index.js";
+import type { Ranks } from "../../ranks/index.js";
+import type { ComputeType } from "../../tensor/index.js";
+import type { JobOptions } from "../job.js";
+import { weightsFor } from "../model-memory.js";
+
+/** A model that all ranks open, and what they compute with it. */
+export interface SharedModel {
+  readonly path: string;
+  readonly computeType: ComputeType;
+  readonly device: Pick<BackendOptions, "device" | "threads" | "kernels">;
+  readonly memoryBytes?: number | undefined;
+}
+
+export const sharedModel = (
+  path: string,
+  computeType: ComputeType,
+  { device, threads, kernels, memoryBytes }: JobOptions,
+): SharedModel => ({ path, computeType, device: { device, threads, kernels }, memoryBytes });
+
+/** A follower's part of some work on a model. */
+export async function withModel<T>(
+  ranks: Ranks,
+  { path, computeType, device, memoryBytes }: SharedModel,
+  work: (backend: Backend, weights: PassWeights) => Promise<T>,
+): Promise<T> {
+  const backend = Backend.open({ ...device, instance: ranks.local.rank });
+  try {
+    const weights = weightsFor(backend, openCheckpoint(path), computeType, { memoryBytes });
+    try {
+      return await work(backend, weights);
+    } finally {
+      weights.free();
+    }
+  } finally {
+    backend.free();
+  }
+}
+
+export const bytesOf = ({ buffer, byteOffset, byteLength }: Int32Array) =>
+  new Uint8Array(buffer, byteOffset, byteLength);
+
+export function receiveIds(ranks: Ranks, count: number): Int32Array {
+  const ids = new Int32Array(count);
+  ranks.receiveData(bytesOf(ids), 0);
+  return ids;
+}
+
+/** The tokens of the sequences [from, to) of a stream, and the one that follows. */
+export function idsOf(stream: TokenStream, length: number, [from, to]: readonly [number, number]): Int32Array {
+  const ids = new Int32Array(Math.min(stream.length, to * length + 1) - from * length);
+  stream.copy(from * length, ids.length, ids, 0);
+  return ids;
+}
+
+export function streamOf(ids: Int32Array, beginToken: number | undefined): TokenStream {
+  const stream = TokenStream.of(ids, "a part");
+  return beginToken === undefined ? stream : stream.beginningWith(beginToken);
+}
+
+/** A model that is measured on a text. */
+export interface MeasuredModel {
+  readonly backend: Backend;
+  readonly weights: PassWeights;
+  /** Where the weights come from. */
+  readonly path: string;
+  readonly computeType: ComputeType;
+  readonly options: JobOptions;
+}

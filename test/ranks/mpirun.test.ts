@@ -1,0 +1,153 @@
+import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openCheckpoint } from "../../src/models/index.js";
+import { loadScores } from "../../src/prune/index.js";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const heldOut = path.join(root, "examples/corpus/held-out.txt");
+const program = path.join(root, "bin/coppice.cjs");
+const teacher = path.join(root, "examples/tiny-teacher");
+const corpus = path.join(root, "examples/corpus");
+
+/** Debian's names, which tell the two apart. */
+const LAUNCHERS = {
+  "Open MPI": ["mpirun.openmpi", "--oversubscribe"],
+  MPICH: ["mpirun.mpich"],
+} as const;
+const isThere = (command: string) => spawnSync(command, ["--version"]).error === undefined;
+const present = Object.entries(LAUNCHERS).filter(([, [command]]) => isThere(command));
+if (present.length < 2)
+  console.warn("skipped with MPI: not both of Open MPI and MPICH are installed (Debian: openmpi-bin, mpich)");
+
+// a container's root is no risk to the machine
+const env = { ...process.env, OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", COPPICE_THREADS: "1" };
+const directory = mkdtempSync(path.join(tmpdir(), "coppice-mpi-"));
+afterAll(() => rmSync(directory, { recursive: true, force: true }));
+const student = path.join(directory, "student");
+const at = (name: string) => path.join(directory, name);
+
+const run = promisify(execFile);
+const coppice = (...args: readonly string[]) => run(process.execPath, [program, ...args], { env });
+const onRanks = (launcher: readonly string[], ranks: number, ...args: readonly string[]) => {
+  const [command = "", ...flags] = launcher;
+  return run(command, [...flags, "-n", String(ranks), process.execPath, program, ...args], { env });
+};
+
+const distill = (out: string, tokens = 2000): string[] => [
+  ...["distill", student, "--teacher", teacher, "--data", corpus, "--tokens", String(tokens)],
+  ...["--sequence-length", "32", "--batch-size", "6", "--out", at(out), "--json"],
+];
+const prune = (out: string, scores: string): string[] => [
+  ...["prune", teacher, "--target", "0.67x", "--data", heldOut, "--samples", "64", "--candidates", "4"],
+  ...["--start", "minitron", "--scores", at(scores), "--out", at(out)],
+];
+const lossesOf = (out: string): number[] =>
+  readFileSync(at(`${out}/metrics.jsonl`), "utf8")
+    .trim()
+    .split("\n")
+    .map((line) => (JSON.parse(line) as { loss: number }).loss);
+const weightsOf = (out: string) => readFileSync(at(`${out}/model.safetensors`));
+
+function expectClose(values: readonly number[], others: readonly number[], tolerance: number): void {
+  expect(values).toHaveLength(others.length);
+  values.forEach((value, i) => {
+    expect(Math.abs(value - (others[i] ?? Number.NaN))).toBeLessThan(tolerance * Math.abs(value) + 1e-6);
+  });
+}
+
+describe.skipIf(present.length === 0)("a job that mpirun starts in several processes", () => {
+  beforeAll(async () => {
+    await coppice(...prune("student", "one.scores"));
+    await coppice(...distill("one"));
+  });
+
+  it.each(present)("trains as one does, by %s, and to the same bits when it is repeated", async (name, launcher) => {
+    for (const ranks of [2, 3]) await onRanks(launcher, ranks, ...distill(`${name} ${ranks}`));
+    await onRanks(launcher, 2, ...distill(`${name} again`));
+    for (const ranks of [2, 3]) expectClose(lossesOf(`${name} ${ranks}`), lossesOf("one"), 1e-3);
+    expect(weightsOf(`${name} again`).equals(weightsOf(`${name} 2`))).toBe(true);
+    expect(weightsOf(`${name} 2`).equals(weightsOf("one"))).toBe(false); // sums in another order: so they were shared
+  });
+
+  it.each(present)(
+    "ends with an error when %s loses a process, and goes on with another number of them",
+    async (name, [command, ...flags]) => {
+      const out = `${name} killed`;
+      const args = [...flags, "-n", "2", process.execPath, program, ...distill(out, 40_000)];
+      const job = spawn(command, args, { env, stdio: "ignore" });
+      await untilCheckpoint(at(out), job);
+      const [leader, victim] = [processOf(at(out), 0), processOf(at(out), 1)];
+      process.kill(victim, "SIGKILL");
+      const [code, signal] = await once(job, "exit");
+      expect(code ?? signal).not.toBe(0);
+      while (isAlive(leader)) await new Promise((resolve) => setTimeout(resolve, 20)); // mpirun does not wait for those it kills
+      const before = lossesOf(out).length;
+      expect(before).toBeLessThan(200);
+      await coppice(...distill(out, 40_000));
+      expect(lossesOf(out)).toHaveLength(209);
+    },
+  );
+
+  it.each(present)("measures, calibrates and searches as one does, by %s", async (name, launcher) => {
+    const alone = JSON.parse((await coppice("perplexity", teacher, "--data", heldOut, "--json")).stdout);
+    const shared = JSON.parse((await onRanks(launcher, 2, "perplexity", teacher, "--data", heldOut, "--json")).stdout);
+    expect(shared.tokens).toBe(alone.tokens);
+    expect(shared.loss).toBeCloseTo(alone.loss, 6);
+    await onRanks(launcher, 2, ...prune(`${name} cut`, `${name}.scores`));
+    const { model } = openCheckpoint(teacher);
+    const [one, two] = [loadScores(at("one.scores"), model), loadScores(at(`${name}.scores`), model)];
+    for (const [dimension, values] of one) expectClose([...values], [...(two.get(dimension) ?? [])], 1e-4);
+    const config = (folder: string) => readFileSync(path.join(folder, "config.json"), "utf8");
+    expect(config(at(`${name} cut`))).toBe(config(student));
+  });
+
+  it.each(present)(
+    "with a mistake says so once, by %s, with the exit code of a wrong usage",
+    async (_name, launcher) => {
+      const failure = await onRanks(launcher, 7, ...distill("too small")).catch((error) => error);
+      expect(failure.code).toBe(2);
+      expect(failure.stderr.match(/a batch of 6 sequences cannot be shared by 7 processes/g)).toHaveLength(1);
+    },
+  );
+});
+
+/** Waits until a run has a checkpoint. @throws Error when its job ends before */
+async function untilCheckpoint(out: string, job: ChildProcess): Promise<void> {
+  const folder = path.join(out, "checkpoints");
+  const states = () =>
+    (existsSync(folder) ? readdirSync(folder) : []).map((name) => path.join(folder, name, "state.json"));
+  while (!states().some((file) => existsSync(file))) {
+    if (job.exitCode !== null) throw new Error(`the job ended with ${job.exitCode} before it had a checkpoint`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The process of a rank that writes to a directory, by what its launcher told it. */
+function processOf(out: string, rank: number): number {
+  const { stdout } = spawnSync("ps", ["-eww", "-o", "pid=,args="], { encoding: "utf8" });
+  const pids = stdout
+    .split("\n")
+    .filter((line) => line.includes(out) && line.replace(/^ *\d+ /, "").startsWith(process.execPath))
+    .map((line) => Number.parseInt(line, 10));
+  const isRank = (pid: number) => {
+    const variables = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
+    return [`OMPI_COMM_WORLD_RANK=${rank}`, `PMI_RANK=${rank}`].some((one) => variables.includes(one));
+  };
+  const pid = pids.find(isRank);
+  if (pid === undefined) throw new Error(`no process of rank ${rank} among ${pids}`);
+  return pid;
+}
