@@ -38,7 +38,7 @@ const onRanks = (launcher: readonly string[], ranks: number, ...args: readonly s
   return run(command, [...flags, "-n", String(ranks), process.execPath, program, ...args], { env });
 };
 
-const distill = (out: string, tokens = 2000): string[] => [
+const distill = (out: string, tokens = 1200): string[] => [
   ...["distill", student, "--teacher", teacher, "--data", corpus, "--tokens", String(tokens)],
   ...["--sequence-length", "32", "--batch-size", "6", "--out", at(out), "--json"],
 ];
@@ -108,8 +108,8 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
 
   it.each(present)(
     "with a mistake says so once, by %s, with the exit code of a wrong usage",
-    async (_name, launcher) => {
-      const failure = await onRanks(launcher, 7, ...distill("too small")).catch((error) => error);
+    async (name, launcher) => {
+      const failure = await onRanks(launcher, 7, ...distill(`${name} too small`)).catch((error) => error);
       expect(failure.code).toBe(2);
       expect(failure.stderr.match(/a batch of 6 sequences cannot be shared by 7 processes/g)).toHaveLength(1);
     },
