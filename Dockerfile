@@ -21,7 +21,9 @@ ARG RUNTIME
 RUN case "${RUNTIME}" in *cuda*) ;; *) rm -rf node_modules/@node-llama-cpp/*-cuda* ;; esac
 
 FROM ${RUNTIME}
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates libstdc++6 && rm -rf /var/lib/apt/lists/*
+# an MPI, for jobs on several machines: --build-arg MPI=mpich
+ARG MPI
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates libstdc++6 ${MPI} && rm -rf /var/lib/apt/lists/*
 COPY --from=build /usr/local/bin/node /usr/local/bin/node
 COPY --from=build /opt/coppice/package.json /opt/coppice/LICENSE /opt/coppice/README.md /opt/coppice/
 COPY --from=build /opt/coppice/node_modules /opt/coppice/node_modules
