@@ -4,4 +4,5 @@
  * `coppice/distill`, `coppice/quantize`, `coppice/generate`, `coppice/evaluate` and `coppice/serve`.
  */
 export * from "./jobs/index.js";
+export { type Message, type Numbers, Ranks } from "./ranks/index.js";
 export { CoppiceError, FormatError, UsageError } from "./system/errors.js";

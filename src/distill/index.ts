@@ -15,6 +15,7 @@ export {
 } from "./objective.js";
 export { type MetricsRecord, parseMetrics, RunDirectory, type TrainerState } from "./run-directory.js";
 export { type SampledOptions, sampledTargets } from "./sampled-targets.js";
+export type { SavedTensor } from "./saved-tensor.js";
 export type { Position, SparseTargets, TargetTensors, TargetValues } from "./sparse-targets.js";
 export {
   type FillOptions,
@@ -26,3 +27,4 @@ export {
 export { type TopKOptions, topKTargets } from "./top-k-targets.js";
 export { checkTrainOptions, defaultTrainOptions, forTokens, stepsOf, type TrainOptions } from "./train-options.js";
 export { Trainer, type TrainJob, type TrainProgress, type TrainResult, train } from "./trainer.js";
+export type { StepOutcome, TrainingStepInputs } from "./training-step.js";

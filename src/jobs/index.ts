@@ -30,6 +30,7 @@ export { type PretrainJob, pretrain } from "./pretrain.js";
 export { type PruneJob, type PruneOutcome, pruneModel } from "./prune.js";
 export { type FileReport, type QuantizedFile, type QuantizeJob, type QuantizeOutcome, quantize } from "./quantize.js";
 export type { RoundSummary } from "./round-summary.js";
+export { followLeader } from "./shared/follow.js";
 export type { TargetOptions } from "./target.js";
 export { isBenchmark } from "./task-names.js";
 export type { TeacherOptions } from "./teacher-options.js";

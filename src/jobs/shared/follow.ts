@@ -15,7 +15,21 @@ const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise
   likelihoods: joinLikelihoods,
 };
 
-/** Does parts of the leader's job on request, until the leader has finished. */
+/**
+ * Does parts of the leader's job on request, until the leader posts `quit`. Throws what a part throws.
+ * @example
+ * ```ts
+ * import { distill, followLeader, Ranks } from "coppice";
+ *
+ * // mpirun -n 4 node this-file.mjs
+ * const ranks = await Ranks.join();
+ * if (ranks === undefined || ranks.isLeader) {
+ *   await distill({ teacher: "./model", student: "./pruned", data: ["corpus.jsonl"], settings: { tokens: 1e9 }, out: "./student", ranks });
+ *   ranks?.postAll({ kind: "quit" });
+ * } else await followLeader(ranks);
+ * ranks?.leave();
+ * ```
+ */
 export async function followLeader(ranks: Ranks): Promise<void> {
   for (;;) {
     const message = await ranks.receive();
