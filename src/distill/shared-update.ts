@@ -1,4 +1,5 @@
 import type { Numbers, Ranks } from "../ranks/index.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { AdamW, elementCount, Graph, type GraphPart, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import type { SavedTensor } from "./saved-tensor.js";
@@ -64,6 +65,8 @@ export class SharedUpdate implements Update {
   /** Adds up the squares of this rank's gradients. */
   private readonly squares: Graph;
   private readonly ownSquares: Tensor;
+  /** Copies of this rank's pieces, where there are no kernels of ours: ggml's update refuses a part of a tensor. */
+  private readonly copies: TensorStore;
   /** Updates this rank's pieces. */
   private readonly update: Graph;
   private readonly norm: Tensor;
@@ -84,7 +87,10 @@ export class SharedUpdate implements Update {
     this.squares = new Graph(backend);
     this.update = new Graph(backend);
     this.norm = this.update.input("norm", "f32", [1]);
-    const owned = own.map((piece) => ({ ...partOf(this.update, piece.weight, piece), name: nameOf(piece) }));
+    const views = own.map((piece) => ({ ...partOf(this.update, piece.weight, piece), name: nameOf(piece) }));
+    this.copies = new TensorStore(backend, own.length);
+    const owned = backend.kernels === undefined ? views.map((view) => this.copyOf(view)) : views;
+    this.copies.allocate();
     this.state = new TensorStore(backend, AdamW.stateTensors(own.length));
     this.optimizer = new AdamW(this.state, owned, options, ({ name }) => matrices.has(name));
     this.state.allocate();
@@ -93,8 +99,17 @@ export class SharedUpdate implements Update {
     this.reduced.allocate();
     this.ownSquares = this.squares.output(this.optimizer.squares(this.squares, gradients));
     this.squares.compile();
+    const assign = (from: Tensor, to: Tensor) => {
+      if (from !== to) this.update.effect(ops.assign(this.update, from, to));
+    };
+    for (const [i, view] of views.entries()) assign(view, elementAt(owned, i));
     this.optimizer.update(this.update, gradients, this.norm);
+    for (const [i, view] of views.entries()) assign(elementAt(owned, i), view);
     this.update.compile();
+  }
+
+  private copyOf({ name, shape }: Tensor): Tensor {
+    return this.copies.add(name, shape, "f32", { trainable: true });
   }
 
   /** Whether native code reads the device's memory as it is. */
@@ -247,6 +262,7 @@ export class SharedUpdate implements Update {
     this.update.free();
     this.gradients.store.free();
     this.reduced.free();
+    this.copies.free();
     this.state.free();
   }
 }

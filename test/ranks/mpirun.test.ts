@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { openCheckpoint } from "../../src/models/index.js";
 import { loadScores } from "../../src/prune/index.js";
 
@@ -25,17 +25,25 @@ if (present.length < 2)
   console.warn("skipped with MPI: not both of Open MPI and MPICH are installed (Debian: openmpi-bin, mpich)");
 
 // a container's root is no risk to the machine
-const env = { ...process.env, OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", COPPICE_THREADS: "1" };
+const environment = () => ({
+  ...process.env,
+  OMPI_ALLOW_RUN_AS_ROOT: "1",
+  OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
+  COPPICE_THREADS: "1",
+});
+afterEach(() => {
+  delete process.env.COPPICE_KERNELS;
+});
 const directory = mkdtempSync(path.join(tmpdir(), "coppice-mpi-"));
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 const student = path.join(directory, "student");
 const at = (name: string) => path.join(directory, name);
 
 const run = promisify(execFile);
-const coppice = (...args: readonly string[]) => run(process.execPath, [program, ...args], { env });
+const coppice = (...args: readonly string[]) => run(process.execPath, [program, ...args], { env: environment() });
 const onRanks = (launcher: readonly string[], ranks: number, ...args: readonly string[]) => {
   const [command = "", ...flags] = launcher;
-  return run(command, [...flags, "-n", String(ranks), process.execPath, program, ...args], { env });
+  return run(command, [...flags, "-n", String(ranks), process.execPath, program, ...args], { env: environment() });
 };
 
 const distill = (out: string, tokens = 1200): string[] => [
@@ -74,12 +82,22 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     expect(weightsOf(`${name} 2`).equals(weightsOf("one"))).toBe(false); // sums in another order: so they were shared
   });
 
+  it("trains as one does where there are no kernels of ours", async () => {
+    const [[, launcher = []] = []] = present;
+    process.env.COPPICE_KERNELS = "none";
+    const flags = ["--compute", "f32"];
+    await coppice(...distill("plain one"), ...flags);
+    await onRanks(launcher, 2, ...distill("plain two"), ...flags);
+    expectClose(lossesOf("plain two"), lossesOf("plain one"), 1e-3);
+    expect(weightsOf("plain two").equals(weightsOf("plain one"))).toBe(false);
+  });
+
   it.each(present)(
     "ends with an error when %s loses a process, and goes on with another number of them",
     async (name, [command, ...flags]) => {
       const out = `${name} killed`;
       const args = [...flags, "-n", "2", process.execPath, program, ...distill(out, 40_000)];
-      const job = spawn(command, args, { env, stdio: "ignore" });
+      const job = spawn(command, args, { env: environment(), stdio: "ignore" });
       await untilCheckpoint(at(out), job);
       const [leader, victim] = [processOf(at(out), 0), processOf(at(out), 1)];
       process.kill(victim, "SIGKILL");
