@@ -131,11 +131,11 @@ static inline vf vexp(vf x) {
 #endif
 }
 
+// A where `is` is all ones, b where it is zero.
+static inline vf where(vi is, vf a, vf b) { return (vf)(((vi)a & is) | ((vi)b & ~is)); }
+
 // A where x > 0, b elsewhere.
-static inline vf where_positive(vf x, vf a, vf b) {
-  const vi positive = x > (vf){0};
-  return (vf)(((vi)a & positive) | ((vi)b & ~positive));
-}
+static inline vf where_positive(vf x, vf a, vf b) { return where(x > (vf){0}, a, b); }
 
 static inline vf vabs(vf x) { return vmax(x, -x); }
 

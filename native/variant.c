@@ -8,6 +8,7 @@
 #include "attention.c"
 #include "elementwise.c"
 #include "loss.c"
+#include "moments.c"
 #include "norm.c"
 #include "rotary.c"
 #include "statistics.c"

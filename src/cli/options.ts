@@ -5,6 +5,7 @@ import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../j
 import { DEPTH_METHODS, type DepthMethod } from "../prune/depth-methods.js";
 import { largestOf, parseSizes } from "../prune/sizes.js";
 import { START_METHODS, type StartMethod } from "../refit/start-methods.js";
+import type { OptimizerState } from "../tensor/index.js";
 import { type OptionGroup, option } from "./command.js";
 import {
   parseAtLeastOne,
@@ -202,6 +203,8 @@ export interface TrainFlags {
   readonly validateEvery?: number | undefined;
   readonly compute?: "f32" | "bf16" | undefined;
   readonly recompute?: boolean | undefined;
+  readonly optimizerState?: OptimizerState | undefined;
+  readonly freeGradients?: boolean | undefined;
 }
 
 /** Tokens to train on by default. */
@@ -238,11 +241,21 @@ export const training: OptionGroup = (command) =>
     .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)
     .addOption(option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]))
     .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
+    .addOption(
+      option(
+        "--optimizer-state <type>",
+        "how moments are kept: 8bit takes 2 bytes a parameter, not 8 (default: f32)",
+      ).choices(["f32", "8bit"]),
+    )
+    .option(
+      "--free-gradients",
+      "update each weight as soon as its gradient is known: 4 bytes a parameter less; clips by the norm of the step before",
+    )
     .option("--restart", "discard what a run in --out has done");
 
 export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
   const { tokens, sequenceLength, batchSize, microBatchSize, learningRate, minimumLearningRate } = flags;
-  const { schedule, warmupSteps, weightDecay, clipNorm, seed, recompute } = flags;
+  const { schedule, warmupSteps, weightDecay, clipNorm, seed, recompute, optimizerState, freeGradients } = flags;
   return defined({
     tokens,
     sequenceLength,
@@ -259,6 +272,8 @@ export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
     validateEverySteps: flags.validateEvery,
     computeType: flags.compute,
     recompute,
+    optimizerState,
+    freeGradients,
   });
 }
 

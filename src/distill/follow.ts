@@ -8,7 +8,11 @@ import { type MicroBatch, type StepOutcome, TrainingStep, type TrainingStepInput
  * @throws UsageError when the batch has fewer sequences than there are ranks
  */
 export function sharedOptions(options: TrainOptions, ranks: number): TrainOptions {
-  const { batchSize } = options;
+  const { batchSize, optimizerState, freeGradients } = options;
+  if (optimizerState === "8bit" || freeGradients === true)
+    throw new UsageError(
+      "--optimizer-state 8bit and --free-gradients are for one process: several divide the optimizer's state anyway",
+    );
   if (batchSize < ranks)
     throw new UsageError(
       `a batch of ${batchSize} sequences cannot be shared by ${ranks} processes: --batch-size ${ranks} or more, or fewer processes`,

@@ -92,7 +92,7 @@ export class SharedUpdate implements Update {
     const owned = backend.kernels === undefined ? views.map((view) => this.copyOf(view)) : views;
     this.copies.allocate();
     this.state = new TensorStore(backend, AdamW.stateTensors(own.length));
-    this.optimizer = new AdamW(this.state, owned, options, ({ name }) => matrices.has(name));
+    this.optimizer = new AdamW(this.state, owned, options, { decays: ({ name }) => matrices.has(name) });
     this.state.allocate();
     this.reduced = new TensorStore(backend, own.length);
     const gradients = own.map((piece) => this.reduced.add(nameOf(piece), [piece.to - piece.from], "f32"));

@@ -1,5 +1,11 @@
 import { UsageError } from "../system/errors.js";
-import { ADAMW_DEFAULTS, type AdamWOptions, type ComputeType, type Schedule } from "../tensor/index.js";
+import {
+  ADAMW_DEFAULTS,
+  type AdamWOptions,
+  type ComputeType,
+  type OptimizerState,
+  type Schedule,
+} from "../tensor/index.js";
 
 export interface TrainOptions extends AdamWOptions {
   /** How many tokens to train on; rounded up to whole steps. */
@@ -18,6 +24,13 @@ export interface TrainOptions extends AdamWOptions {
   readonly computeType: ComputeType;
   /** Recompute each layer's activations for its gradient instead of keeping them: less memory, about a third more time. */
   readonly recompute: boolean;
+  /** How the optimizer's moments are kept; f32 by default. */
+  readonly optimizerState?: OptimizerState | undefined;
+  /**
+   * Whether each weight is updated as soon as its gradient is known, instead of keeping all gradients until the last one is: clipped by
+   * the global norm of the step before.
+   */
+  readonly freeGradients?: boolean | undefined;
   /** Steps between checkpoints. */
   readonly saveEverySteps: number;
   /** Steps between measurements on the validation data; 0 for none. */
@@ -82,6 +95,10 @@ export function checkTrainOptions(options: TrainOptions): void {
   if (options.batchSize % options.microBatchSize !== 0)
     throw new UsageError(
       `the batch of ${options.batchSize} sequences cannot be computed ${options.microBatchSize} at a time`,
+    );
+  if (options.freeGradients === true && options.batchSize !== options.microBatchSize)
+    throw new UsageError(
+      `gradients of ${options.batchSize / options.microBatchSize} micro-batches must be kept until they are summed: --free-gradients needs a batch that is computed at once`,
     );
   const steps = stepsOf(options);
   if (options.warmupSteps > steps)

@@ -10,7 +10,7 @@ import type { BuiltObjective, Objective } from "./objective.js";
 import { type SavedTensor, savedTensors } from "./saved-tensor.js";
 import { SharedUpdate } from "./shared-update.js";
 import type { TrainOptions } from "./train-options.js";
-import { accumulatedUpdate, type Update, wholeUpdate } from "./update.js";
+import { accumulatedUpdate, freedUpdate, type Update, type UpdateInputs, wholeUpdate } from "./update.js";
 
 /** What a training step is built from. */
 export interface TrainingStepInputs {
@@ -36,6 +36,11 @@ export interface StepOutcome {
   readonly terms: Readonly<Record<string, number>>;
   /** Global norm of the gradient before clipping. */
   readonly gradientNorm: number;
+}
+
+function updateFor({ batchSize, microBatchSize, freeGradients }: TrainOptions): (inputs: UpdateInputs) => Update {
+  if (batchSize !== microBatchSize) return accumulatedUpdate;
+  return freeGradients === true ? freedUpdate : wholeUpdate;
 }
 
 /** The graphs and state of an optimizer step. */
@@ -71,8 +76,7 @@ export class TrainingStep {
       g.output(tensor);
     const updated = { backend, g, loss, weights: [...student.trained, ...this.auxiliary], options };
     this.shared = ranks === undefined ? undefined : new SharedUpdate(updated, ranks);
-    const isWhole = options.batchSize === options.microBatchSize;
-    this.update = this.shared ?? (isWhole ? wholeUpdate(updated) : accumulatedUpdate(updated));
+    this.update = this.shared ?? updateFor(options)(updated);
     g.compile();
   }
 

@@ -31,7 +31,7 @@ export interface UpdateInputs {
 /** An update from a single micro-batch, in the same graph. */
 export function wholeUpdate({ backend, g, loss, weights, options }: UpdateInputs): Update {
   const state = new TensorStore(backend, AdamW.stateTensors(weights.length));
-  const optimizer = new AdamW(state, weights, options);
+  const optimizer = new AdamW(state, weights, options, { state: options.optimizerState });
   state.allocate();
   // Every update waits for the norm and so for all gradients: no weight changes before its last use.
   const norm = g.output(optimizer.apply(g, gradients(g, loss, weights)));
@@ -40,6 +40,39 @@ export function wholeUpdate({ backend, g, loss, weights, options }: UpdateInputs
     compute: () => g.run(),
     finish: async () => g.read(norm)[0] ?? Number.NaN,
     saved: () => savedTensors(state, optimizer.moments),
+    graphs: [],
+    free: () => state.free(),
+  };
+}
+
+/**
+ * The same, but each weight changes as soon as its gradient is complete, whose memory is free then. Gradients are scaled down by the
+ * global norm of the step before, since that of this step is known only at its end.
+ */
+export function freedUpdate({ backend, g, loss, weights, options }: UpdateInputs): Update {
+  const state = new TensorStore(backend, AdamW.stateTensors(weights.length) + 1);
+  const optimizer = new AdamW(state, weights, options, { state: options.optimizerState });
+  const lastNorm = state.add("adamw.norm", [1], "f32");
+  state.allocate();
+  const factor = optimizer.factorFor(g, lastNorm); // 1 in the first step, whose size does not depend on the gradient's
+  const squares: Tensor[] = [];
+  gradients(g, loss, weights, (weight, gradient) => {
+    squares.push(optimizer.squares(g, [gradient]));
+    optimizer.step(g, weight, gradient, factor);
+  });
+  const norm = g.withoutGradient(() =>
+    ops.sqrt(
+      g,
+      squares.reduce((total, term) => ops.add(g, total, term)),
+    ),
+  );
+  g.output(norm);
+  g.effect(g.withoutGradient(() => ops.assign(g, norm, lastNorm)));
+  return {
+    begin: (learningRate, stepNumber) => optimizer.prepare(learningRate, stepNumber),
+    compute: () => g.run(),
+    finish: async () => g.read(norm)[0] ?? Number.NaN,
+    saved: () => savedTensors(state, [...optimizer.moments, lastNorm]),
     graphs: [],
     free: () => state.free(),
   };
@@ -73,7 +106,7 @@ export function sumGradients({ backend, g, loss, weights, options }: UpdateInput
 export function accumulatedUpdate(inputs: UpdateInputs): Update {
   const { backend, g, weights, options } = inputs;
   const state = new TensorStore(backend, AdamW.stateTensors(weights.length));
-  const optimizer = new AdamW(state, weights, options);
+  const optimizer = new AdamW(state, weights, options, { state: options.optimizerState });
   state.allocate();
   const { store: sums } = sumGradients(inputs);
   const update = new Graph(backend);

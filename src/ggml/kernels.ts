@@ -47,6 +47,7 @@ export const KERNEL_NAMES = [
   "squared_means",
   "cosines",
   "adamw",
+  "adamw8",
   "add_rows",
   "sum_squares",
 ] as const;

@@ -231,7 +231,7 @@ export class Compression {
   private async trainTeacher(tokens: number, out: string): Promise<TrainResult> {
     const { backend, job, original, validation, settings, directory } = this.inputs;
     const { checkpoint, model } = original;
-    const weights = trainableWeights(backend, checkpoint, job);
+    const weights = trainableWeights(backend, checkpoint, settings, job);
     const learningRate = settings.learningRate * CORRECTION_RATE_SHARE;
     try {
       const result = await runTraining({

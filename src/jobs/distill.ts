@@ -46,9 +46,9 @@ export async function distillStage(stage: DistillStage): Promise<TrainResult> {
   const { backend, student, teacherPath, vocabSize, distillation, cacheDir } = stage;
   const recipe = { teacherPath: path.resolve(teacherPath), vocabSize, distillation, teacher: stage.teacher, cacheDir };
   const studentParameters = countParameters(student.model.parameters, student.model.sizes);
-  checkTrainable(backend, studentParameters, stage.options);
+  checkTrainable(backend, studentParameters, stage.settings, stage.options);
   const teacher = await openTeacher(recipe, { ...stage, studentParameters });
-  const weights = trainableWeights(backend, student, stage.options);
+  const weights = trainableWeights(backend, student, stage.settings, stage.options);
   try {
     const { objective } = teacher;
     const result = await runTraining({ ...stage, model: student.model, student: weights, objective, recipe });

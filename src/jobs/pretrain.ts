@@ -123,11 +123,11 @@ async function pretrainStage(
   stage: Omit<TrainStage, "student" | "objective">,
 ): Promise<TrainResult> {
   const { backend, model, run, settings } = stage;
-  checkTrainable(backend, countParameters(model.parameters, model.sizes), stage.options);
+  checkTrainable(backend, countParameters(model.parameters, model.sizes), settings, stage.options);
   const student =
     checkpoint === undefined
       ? initialize(backend, model, settings.seed)
-      : trainableWeights(backend, checkpoint, stage.options);
+      : trainableWeights(backend, checkpoint, settings, stage.options);
   try {
     const outcome = await runTraining({ ...stage, student, objective: crossEntropyObjective });
     writeModel(

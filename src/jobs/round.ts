@@ -107,9 +107,10 @@ export class Round {
   private checkMemory(): void {
     const { backend, job, candidates, training, teacherPath } = this.inputs;
     const studentParameters = Math.max(...candidates.map(({ parameters }) => parameters));
-    checkTrainable(backend, studentParameters, job);
+    checkTrainable(backend, studentParameters, training.settings, job);
     streamedTeacher(backend, openCheckpoint(teacherPath), {
       studentParameters,
+      training: training.settings,
       computeType: training.settings.computeType,
       isCached: job.teacherOptions?.cache === true,
       memoryBytes: job.memoryBytes,

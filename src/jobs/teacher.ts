@@ -24,7 +24,7 @@ import { cacheDirectory } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { modelIdentity } from "./inputs.js";
 import type { JobOptions } from "./job.js";
-import { describeMemory, trainingBytes } from "./model-memory.js";
+import { describeMemory, type TrainingMemory, trainingBytes } from "./model-memory.js";
 import { sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
 
 /** Which teacher a distillation has, and how it is used. Plain data: other processes get it, too. */
@@ -40,6 +40,8 @@ export interface TeacherRecipe {
 /** What a teacher has to fit in memory beside. */
 export interface TeacherPlace {
   readonly studentParameters: number;
+  /** Of the student's training. */
+  readonly training: TrainingMemory;
   readonly computeType: ComputeType;
   /** Whether its predictions are kept on disk. */
   readonly isCached: boolean;
@@ -53,9 +55,9 @@ export interface TeacherPlace {
 export function streamedTeacher(
   backend: Backend,
   teacher: ModelTensors,
-  { studentParameters, computeType, isCached, memoryBytes }: TeacherPlace,
+  { studentParameters, training, computeType, isCached, memoryBytes }: TeacherPlace,
 ): StreamedWeights | undefined {
-  const left = Math.max(0, (memoryBytes ?? backend.freeBytes()) - trainingBytes(studentParameters));
+  const left = Math.max(0, (memoryBytes ?? backend.freeBytes()) - trainingBytes(studentParameters, training));
   const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
   if (streamed !== undefined && !isCached)
     throw new CoppiceError(
@@ -88,6 +90,7 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
   const { model, source } = checkpoint;
   const streamed = streamedTeacher(backend, checkpoint, {
     studentParameters: training.studentParameters,
+    training: settings,
     computeType,
     isCached: recipe.teacher.cache === true,
     memoryBytes: training.options.memoryBytes,

@@ -11,6 +11,14 @@ export {
 } from "./graph.js";
 export { defineOp, type KernelUse, type Native, type Op, type OpDefinition, type Step } from "./op.js";
 export * as ops from "./ops/index.js";
-export { ADAMW_DEFAULTS, AdamW, type AdamWOptions, learningRateAt, type Schedule } from "./optimizer.js";
+export {
+  ADAMW_DEFAULTS,
+  AdamW,
+  type AdamWOptions,
+  type AdamWSetup,
+  learningRateAt,
+  type OptimizerState,
+  type Schedule,
+} from "./optimizer.js";
 export { TensorStore } from "./store.js";
 export { describe, elementCount, rowCount, type Shape, type Tensor, type TensorData } from "./tensor.js";

@@ -3,7 +3,7 @@ import type { Graph } from "./graph.js";
 import { defineOp, type Op } from "./op.js";
 import { add, clamp, div, dotLast, mul, sqrt, square, sum } from "./ops/elementwise.js";
 import type { TensorStore } from "./store.js";
-import type { Tensor } from "./tensor.js";
+import { elementCount, type Shape, type Tensor } from "./tensor.js";
 
 /** AdamW's settings (Loshchilov & Hutter 2019, algorithm 2), without the learning rate. */
 export interface AdamWOptions {
@@ -31,6 +31,26 @@ const scaledStep: Op<[weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, se
     kernel: ([weight]) => ({ name: "adamw", inPlace: weight }),
   });
 
+/** The same with moments of 8 bits. */
+const packedStep: Op<
+  [
+    weight: Tensor,
+    gradient: Tensor,
+    mCodes: Tensor,
+    vCodes: Tensor,
+    mScales: Tensor,
+    vScales: Tensor,
+    settings: Tensor,
+    factor: Tensor,
+  ]
+> = defineOp("adamw8", 8, {
+  shape: ([weight]) => weight.shape,
+  kernel: ([weight]) => ({ name: "adamw8", inPlace: weight }),
+});
+
+/** Moments of 8 bits have a scale for so many numbers; native/moments.c has it, too. */
+const BLOCK = 256;
+
 /** How many partial sums the kernel computes. */
 const SQUARE_PARTS = 64;
 
@@ -44,36 +64,61 @@ function sumSquares(g: Graph, x: Tensor): Tensor {
   return sum(g, x.shape.length === 2 ? dotLast(g, x, x) : square(g, x));
 }
 
+/** How moments are kept: as they are, or in 8 bits by blocks (after Dettmers et al. 2022), which takes our own kernels. */
+export type OptimizerState = "f32" | "8bit";
+
+export interface AdamWSetup {
+  /** f32 by default. */
+  readonly state?: OptimizerState | undefined;
+  /** Whether a weight decays: matrices by default. */
+  readonly decays?: ((weight: Tensor) => boolean) | undefined;
+}
+
 /** AdamW's state on the device: both moments of each weight, and the settings of the next step. */
 export class AdamW {
   private readonly decayed: Tensor;
   private readonly plain: Tensor;
+  private readonly state: OptimizerState;
+  private readonly decays: (weight: Tensor) => boolean;
 
   /**
    * Declares its state in `store`, which must be allocated afterwards.
-   * @param decays whether a weight decays: matrices by default
+   * @throws CoppiceError when the device has no kernel for moments of 8 bits
    */
   constructor(
     private readonly store: TensorStore,
     private readonly weights: readonly Tensor[],
-    readonly options: AdamWOptions,
-    private readonly decays: (weight: Tensor) => boolean = ({ shape }) => shape.length > 1,
+    private readonly options: AdamWOptions,
+    { state = "f32", decays = ({ shape }) => shape.length > 1 }: AdamWSetup = {},
   ) {
-    this.decayed = store.add("adamw.settings.decayed", [7], "f32");
-    this.plain = store.add("adamw.settings.plain", [7], "f32");
-    for (const weight of weights) {
-      store.add(`${weight.name}.m`, weight.shape, "f32");
-      store.add(`${weight.name}.v`, weight.shape, "f32");
-    }
+    if (state === "8bit" && store.backend.kernels === undefined)
+      throw new CoppiceError(
+        `${store.backend.device.name} has no kernel for an optimizer's state of 8 bits: leave out --optimizer-state`,
+      );
+    this.state = state;
+    this.decays = decays;
+    this.decayed = store.add("adamw.settings.decayed", [this.settingCount], "f32");
+    this.plain = store.add("adamw.settings.plain", [this.settingCount], "f32");
+    for (const weight of weights)
+      for (const [name, shape] of momentsOf(weight, state)) store.add(`${weight.name}.${name}`, shape, "f32");
+  }
+
+  /** ggml's step checks that it has seven. */
+  private get settingCount(): number {
+    return this.state === "f32" ? 7 : 8;
   }
 
   /** Both moments of each weight: all that a later step depends on. */
   get moments(): Tensor[] {
-    return this.weights.flatMap(({ name }) => ["m", "v"].map((moment) => this.store.get(`${name}.${moment}`)));
+    return this.weights.flatMap((weight) => this.momentsOf(weight));
+  }
+
+  private momentsOf(weight: Tensor): Tensor[] {
+    return momentsOf(weight, this.state).map(([name]) => this.store.get(`${weight.name}.${name}`));
   }
 
   /** How many tensors it declares for a number of weights. */
-  static stateTensors = (weights: number): number => 2 * weights + 2;
+  static stateTensors = (weights: number): number => 4 * weights + 2;
 
   /**
    * Adds a step for every weight to a graph.
@@ -94,21 +139,30 @@ export class AdamW {
 
   /** Adds a step for every weight to a graph, with gradients of which the global norm is known. @param norm [1] */
   update(g: Graph, gradients: readonly Tensor[], norm: Tensor): void {
-    g.withoutGradient(() => {
+    const factor = this.factorFor(g, norm);
+    this.weights.forEach((weight, i) => {
+      const gradient = gradients[i];
+      if (gradient === undefined) throw new CoppiceError(`${weight.name} has no gradient`);
+      this.step(g, weight, gradient, factor);
+    });
+  }
+
+  /** What gradients of a global norm are multiplied by, [1]: 1 for a norm of 0. */
+  factorFor(g: Graph, norm: Tensor): Tensor {
+    return g.withoutGradient(() => {
       const limit = g.constant("clip norm", "f32", [1], Float32Array.of(this.options.clipNorm));
-      const factor = clamp(g, div(g, limit, norm), { low: 0, high: 1 });
-      this.weights.forEach((weight, i) => {
-        const gradient = gradients[i];
-        if (gradient === undefined) throw new CoppiceError(`${weight.name} has no gradient`);
-        const settings = this.decays(weight) ? this.decayed : this.plain;
-        const m = this.store.get(`${weight.name}.m`);
-        const v = this.store.get(`${weight.name}.v`);
-        g.effect(
-          g.backend.kernels === undefined
-            ? step(g, weight, mul(g, gradient, factor), m, v, settings)
-            : scaledStep(g, weight, gradient, m, v, settings, factor),
-        );
-      });
+      return clamp(g, div(g, limit, norm), { low: 0, high: 1 });
+    });
+  }
+
+  /** Adds the step of one weight to a graph. @param factor scales the gradient, [1] */
+  step(g: Graph, weight: Tensor, gradient: Tensor, factor: Tensor): void {
+    const settings = this.decays(weight) ? this.decayed : this.plain;
+    const [m, v, mScales, vScales] = this.momentsOf(weight) as [Tensor, Tensor, Tensor, Tensor];
+    g.withoutGradient(() => {
+      if (this.state === "8bit") g.effect(packedStep(g, weight, gradient, m, v, mScales, vScales, settings, factor));
+      else if (g.backend.kernels === undefined) g.effect(step(g, weight, mul(g, gradient, factor), m, v, settings));
+      else g.effect(scaledStep(g, weight, gradient, m, v, settings, factor));
     });
   }
 
@@ -124,10 +178,28 @@ export class AdamW {
         decay,
         1 / (1 - beta1 ** stepNumber),
         1 / (1 - beta2 ** stepNumber),
-      );
+        stepNumber,
+      ).subarray(0, this.settingCount);
     this.store.write(this.decayed, settings(weightDecay));
     this.store.write(this.plain, settings(0));
   }
+}
+
+/** The tensors that hold a weight's moments, by name and shape. Four codes of 8 bits take the place of a number. */
+function momentsOf({ shape }: Tensor, state: OptimizerState): [name: string, shape: Shape][] {
+  const packed = [Math.ceil(elementCount(shape) / 4)];
+  const scales = [Math.ceil(elementCount(shape) / BLOCK)];
+  return state === "f32"
+    ? [
+        ["m", shape],
+        ["v", shape],
+      ]
+    : [
+        ["m.codes", packed],
+        ["v.codes", packed],
+        ["m.scales", scales],
+        ["v.scales", scales],
+      ];
 }
 
 /** The learning rate over the steps of a run. */

@@ -143,10 +143,15 @@ describe("training", () => {
     expect(worst).toBeLessThan(1e-3);
   });
 
-  it("goes on after a stop at any step to the very same weights", async () => {
+  const saving = { ...options, freeGradients: true, ...(backend.kernels && { optimizerState: "8bit" as const }) };
+
+  it.each([
+    ["", options],
+    [", with less memory", saving],
+  ])("goes on after a stop at any step to the very same weights%s", async (name, options) => {
     const uninterrupted = fresh();
     await train({ backend, student: uninterrupted, objective: distilled, sequences, options });
-    const run = new RunDirectory(path.join(directory, "interrupted"));
+    const run = new RunDirectory(path.join(directory, `interrupted${name}`));
     for (const stopAt of [3, 9, 20, Number.POSITIVE_INFINITY]) {
       const student = fresh();
       const abort = new AbortController();
@@ -170,6 +175,27 @@ describe("training", () => {
     const steps = run.readMetrics().map(({ step }) => step);
     expect(steps).toEqual(Array.from({ length: 30 }, (_, i) => i + 1));
     expect(readdirSync(run.file("checkpoints")).length).toBeLessThanOrEqual(2);
+  });
+
+  it("does the same where gradients are freed as they come and none is clipped", async () => {
+    const [kept, freed] = [fresh(), fresh()];
+    const unclipped = { ...options, clipNorm: 1e9 };
+    for (const [student, freeGradients] of [
+      [kept, false],
+      [freed, true],
+    ] as const)
+      await train({ backend, student, objective: distilled, sequences, options: { ...unclipped, freeGradients } });
+    expect(same(kept, freed)).toBe(true);
+    for (const student of [kept, freed]) student.free();
+  });
+
+  it("refuses to free gradients that must be summed", async () => {
+    const student = fresh();
+    const summed = { ...saving, microBatchSize: 2 };
+    await expect(train({ backend, student, objective: distilled, sequences, options: summed })).rejects.toThrow(
+      /gradients of 4 micro-batches must be kept/,
+    );
+    student.free();
   });
 
   it("stops with advice when the loss is no number any more", async () => {

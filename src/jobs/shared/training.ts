@@ -60,7 +60,7 @@ export async function joinTraining(ranks: Ranks, message: unknown): Promise<void
   try {
     const model = modelFromConfig(config);
     const studentParameters = countParameters(model.parameters, model.sizes);
-    checkTrainable(backend, studentParameters, { memoryBytes });
+    checkTrainable(backend, studentParameters, settings, { memoryBytes });
     const options = sharedOptions(settings, ranks.size);
     const teacher = await teacherOf(recipe, {
       backend,
