@@ -1,9 +1,10 @@
 import { BENCH_WORK, type BenchWork } from "../jobs/bench-work.js";
 import type { BenchOutcome } from "../jobs/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
+import type { OptimizerState } from "../tensor/index.js";
 import { action } from "./action.js";
 import { command, option } from "./command.js";
-import { adapters, type CommonFlags, common } from "./options.js";
+import { adapters, type CommonFlags, common, optimizerMemory } from "./options.js";
 import { parseAtLeastOne } from "./parse.js";
 import { table } from "./table.js";
 
@@ -14,6 +15,8 @@ interface Flags extends CommonFlags {
   readonly steps?: number | undefined;
   readonly compute: "f32" | "bf16";
   readonly recompute?: boolean | undefined;
+  readonly optimizerState?: OptimizerState | undefined;
+  readonly freeGradients?: boolean | undefined;
   readonly profile?: boolean | undefined;
 }
 
@@ -26,6 +29,7 @@ export const benchCommand = command("bench", "Time training, calibration or a fo
   .option("--steps <n>", "timed steps; the median counts (default: 5)", parseAtLeastOne)
   .addOption(option("--compute <type>", "number type of matrix products").choices(["f32", "bf16"]).default("bf16"))
   .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
+  .with(optimizerMemory)
   .option("--profile", "print how long each kind of operation takes")
   .examples(
     "coppice bench hidden=288,ffn=768,layers=6,heads=6,vocab=32000 --profile",
@@ -34,6 +38,7 @@ export const benchCommand = command("bench", "Time training, calibration or a fo
   .action(
     action(async ({ job, print }, flags: Flags, model: string) => {
       const { work, sequenceLength, batchSize, steps, compute: computeType, recompute, profile } = flags;
+      const { optimizerState, freeGradients } = flags;
       const { bench } = await import("../jobs/bench.js");
       const outcome = await bench({
         ...job,
@@ -44,6 +49,8 @@ export const benchCommand = command("bench", "Time training, calibration or a fo
         batchSize,
         steps,
         recompute,
+        optimizerState,
+        freeGradients,
         profile,
       });
       print(outcome, render);

@@ -207,6 +207,20 @@ export interface TrainFlags {
   readonly freeGradients?: boolean | undefined;
 }
 
+/** What the optimizer keeps in memory. */
+export const optimizerMemory: OptionGroup = (command) =>
+  command
+    .addOption(
+      option(
+        "--optimizer-state <type>",
+        "how moments are kept: 8bit takes 2 bytes a parameter, not 8 (default: f32)",
+      ).choices(["f32", "8bit"]),
+    )
+    .option(
+      "--free-gradients",
+      "update each weight as soon as its gradient is known: 4 bytes a parameter less; clips by the norm of the step before",
+    );
+
 /** Tokens to train on by default. */
 export const DEFAULT_TOKENS = 2e6;
 
@@ -241,16 +255,7 @@ export const training: OptionGroup = (command) =>
     .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)
     .addOption(option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]))
     .option("--recompute", "compute activations again instead of keeping them: less memory, more time")
-    .addOption(
-      option(
-        "--optimizer-state <type>",
-        "how moments are kept: 8bit takes 2 bytes a parameter, not 8 (default: f32)",
-      ).choices(["f32", "8bit"]),
-    )
-    .option(
-      "--free-gradients",
-      "update each weight as soon as its gradient is known: 4 bytes a parameter less; clips by the norm of the step before",
-    )
+    .with(optimizerMemory)
     .option("--restart", "discard what a run in --out has done");
 
 export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {

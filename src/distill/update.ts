@@ -1,6 +1,6 @@
 import type { Backend } from "../ggml/device.js";
 import { AdamW, Graph, gradients, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { type SavedTensor, savedTensors } from "./saved-tensor.js";
+import { type SavedTensor, savedMoments, savedTensors } from "./saved-tensor.js";
 import type { TrainOptions } from "./train-options.js";
 
 /** How an optimizer step follows from the gradients of micro-batches. */
@@ -39,7 +39,7 @@ export function wholeUpdate({ backend, g, loss, weights, options }: UpdateInputs
     begin: (learningRate, stepNumber) => optimizer.prepare(learningRate, stepNumber),
     compute: () => g.run(),
     finish: async () => g.read(norm)[0] ?? Number.NaN,
-    saved: () => savedTensors(state, optimizer.moments),
+    saved: () => savedMoments(state, optimizer),
     graphs: [],
     free: () => state.free(),
   };
@@ -72,7 +72,7 @@ export function freedUpdate({ backend, g, loss, weights, options }: UpdateInputs
     begin: (learningRate, stepNumber) => optimizer.prepare(learningRate, stepNumber),
     compute: () => g.run(),
     finish: async () => g.read(norm)[0] ?? Number.NaN,
-    saved: () => savedTensors(state, [...optimizer.moments, lastNorm]),
+    saved: () => [...savedMoments(state, optimizer), ...savedTensors(state, [lastNorm])],
     graphs: [],
     free: () => state.free(),
   };
@@ -122,7 +122,7 @@ export function accumulatedUpdate(inputs: UpdateInputs): Update {
       await update.run();
       return update.read(norm)[0] ?? Number.NaN;
     },
-    saved: () => savedTensors(state, optimizer.moments),
+    saved: () => savedMoments(state, optimizer),
     graphs: [update],
     free: () => {
       update.free();

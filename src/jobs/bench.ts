@@ -20,7 +20,7 @@ import { UsageError } from "../system/errors.js";
 import { PeakMemory } from "../system/memory.js";
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
-import { type ComputeType, Graph, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
+import { type ComputeType, Graph, type OptimizerState, ops, type ProfileEntry, TensorStore } from "../tensor/index.js";
 import type { BenchWork } from "./bench-work.js";
 import { type JobOptions, onDevice } from "./job.js";
 import { openModel } from "./open-model.js";
@@ -37,6 +37,8 @@ export interface BenchJob extends JobOptions {
   readonly steps?: number | undefined;
   readonly computeType?: ComputeType | undefined;
   readonly recompute?: boolean | undefined;
+  readonly optimizerState?: OptimizerState | undefined;
+  readonly freeGradients?: boolean | undefined;
   /** Also time each kind of operation. */
   readonly profile?: boolean | undefined;
 }
@@ -90,6 +92,8 @@ async function withDefaults(job: BenchJob) {
     batchSize: job.batchSize ?? 4,
     computeType: job.computeType ?? ("bf16" as const),
     recompute: job.recompute ?? false,
+    optimizerState: job.optimizerState,
+    freeGradients: job.freeGradients,
   };
   return { model, settings };
 }
@@ -178,6 +182,8 @@ interface Settings {
   readonly batchSize: number;
   readonly computeType: ComputeType;
   readonly recompute: boolean;
+  readonly optimizerState?: OptimizerState | undefined;
+  readonly freeGradients?: boolean | undefined;
 }
 
 /** A step of work that can be repeated. */
@@ -218,7 +224,7 @@ function randomSequences(model: Model, length: number, count: number): Sequences
 }
 
 function trainingWork(backend: Backend, model: Model, settings: Settings, withTeacher: boolean): RepeatedWork {
-  const { sequenceLength, batchSize, computeType, recompute } = settings;
+  const { sequenceLength, batchSize, computeType, recompute, optimizerState, freeGradients } = settings;
   const student = initialize(backend, model, 1);
   const teacher = withTeacher ? initialize(backend, model, 2, { dtype: computeType, trainable: false }) : undefined;
   const objective =
@@ -227,7 +233,7 @@ function trainingWork(backend: Backend, model: Model, settings: Settings, withTe
       : distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
   const defaults = defaultTrainOptions(sizeOf("hidden", model.sizes), 1e6, sequenceLength, batchSize);
   const sequences = randomSequences(model, sequenceLength, 4 * batchSize);
-  const options = { ...defaults, computeType, recompute };
+  const options = { ...defaults, computeType, recompute, optimizerState, freeGradients };
   const trainer = new Trainer({ backend, student, objective, sequences, options });
   return {
     batches: 1,

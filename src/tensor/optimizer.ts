@@ -113,6 +113,12 @@ export class AdamW {
     return this.weights.flatMap((weight) => this.momentsOf(weight));
   }
 
+  /** Those of the moments that hold four codes of 8 bits in the place of each number. */
+  get packed(): ReadonlySet<Tensor> {
+    if (this.state === "f32") return new Set();
+    return new Set(this.weights.flatMap((weight) => this.momentsOf(weight).slice(0, 2)));
+  }
+
   private momentsOf(weight: Tensor): Tensor[] {
     return momentsOf(weight, this.state).map(([name]) => this.store.get(`${weight.name}.${name}`));
   }
