@@ -2,6 +2,7 @@ export type { RunFiles } from "../system/run-files.js";
 export { DIVERGENCES, type Divergence } from "./divergences.js";
 export { followTraining, sharedOptions } from "./follow.js";
 export { sampledCrossEntropy, topKDivergence } from "./losses.js";
+export { fittingMicroBatch, type StepMemory } from "./micro-batch.js";
 export {
   type BuiltObjective,
   crossEntropyObjective,

@@ -1,11 +1,11 @@
 import type { Batch } from "../data/index.js";
 import { overflowError } from "../evaluate/finite.js";
 import type { Backend } from "../ggml/device.js";
-import type { ModelWeights } from "../models/index.js";
+import type { ModelWeights, Tap } from "../models/index.js";
 import type { Ranks } from "../ranks/index.js";
 import type { CoppiceError } from "../system/errors.js";
 import { Random } from "../system/random.js";
-import { elementCount, Graph, type Tensor, TensorStore } from "../tensor/index.js";
+import { elementCount, Graph, gradients, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import type { BuiltObjective, Objective } from "./objective.js";
 import { type SavedTensor, savedTensors } from "./saved-tensor.js";
 import { SharedUpdate } from "./shared-update.js";
@@ -43,6 +43,43 @@ function updateFor({ batchSize, microBatchSize, freeGradients }: TrainOptions): 
   return freeGradients === true ? freedUpdate : wholeUpdate;
 }
 
+/** The parameters that an objective trains along, not allocated yet. */
+function declareAuxiliary({ backend, student, objective }: TrainingStepInputs): TensorStore {
+  const specs = objective.auxiliary(student.model);
+  const store = new TensorStore(backend, specs.length);
+  for (const { name, shape } of specs) store.add(name, shape, "f32", { trainable: true });
+  return store;
+}
+
+/** Adds a micro-batch's loss to a new graph. */
+function buildLoss({ backend, student, objective, options }: TrainingStepInputs, auxiliary: TensorStore) {
+  const { computeType, recompute, microBatchSize, sequenceLength } = options;
+  const { model } = student;
+  const g = new Graph(backend, { computeType, recompute });
+  const tokens = g.input("tokens", "i32", [microBatchSize, sequenceLength]);
+  const taps = new Map<string, Tensor>();
+  const tap: Tap = ({ name, tensor }) => void taps.set(name, tensor);
+  const result = model.forward(g, student.get, tokens, { tap });
+  const auxiliaryOf = (name: string) => auxiliary.get(name);
+  const built = objective.build({ g, model, tokens, student: result, taps, auxiliary: auxiliaryOf });
+  return { g, tokens, objective: built };
+}
+
+/** Bytes of a micro-batch's activations and of the gradients that flow through them, beside those of weights. */
+export function activationBytes(inputs: TrainingStepInputs): number {
+  const auxiliary = declareAuxiliary(inputs);
+  const { g, objective } = buildLoss(inputs, auxiliary);
+  try {
+    gradients(g, objective.loss, [...inputs.student.trained, ...auxiliary], (_weight, gradient) =>
+      g.effect(g.withoutGradient(() => ops.sum(g, gradient))),
+    );
+    return g.planBytes();
+  } finally {
+    g.free();
+    auxiliary.free();
+  }
+}
+
 /** The graphs and state of an optimizer step. */
 export class TrainingStep {
   private readonly auxiliary: TensorStore;
@@ -54,24 +91,13 @@ export class TrainingStep {
   readonly shared: SharedUpdate | undefined;
 
   constructor(private readonly inputs: TrainingStepInputs) {
-    const { backend, student, options, objective, ranks } = inputs;
+    const { backend, student, options, ranks } = inputs;
     this.auxiliary = this.initializeAuxiliary();
-    const g = new Graph(backend, { computeType: options.computeType, recompute: options.recompute });
+    const { g, tokens, objective } = buildLoss(inputs, this.auxiliary);
     this.forward = g;
-    this.tokens = g.input("tokens", "i32", [options.microBatchSize, options.sequenceLength]);
-    const taps = new Map<string, Tensor>();
-    const result = student.model.forward(g, student.get, this.tokens, {
-      tap: ({ name, tensor }) => void taps.set(name, tensor),
-    });
-    this.objective = objective.build({
-      g,
-      model: student.model,
-      tokens: this.tokens,
-      student: result,
-      taps,
-      auxiliary: (name) => this.auxiliary.get(name),
-    });
-    const { loss, teacherCheck, terms } = this.objective;
+    this.tokens = tokens;
+    this.objective = objective;
+    const { loss, teacherCheck, terms } = objective;
     for (const tensor of [loss, ...(teacherCheck === undefined ? [] : [teacherCheck]), ...Object.values(terms)])
       g.output(tensor);
     const updated = { backend, g, loss, weights: [...student.trained, ...this.auxiliary], options };
@@ -81,11 +107,8 @@ export class TrainingStep {
   }
 
   private initializeAuxiliary(): TensorStore {
-    const { backend, student, objective, options } = this.inputs;
-    const specs = objective.auxiliary(student.model);
-    const store = new TensorStore(backend, specs.length);
-    for (const { name, shape } of specs) store.add(name, shape, "f32", { trainable: true });
-    store.allocate();
+    const { options } = this.inputs;
+    const store = declareAuxiliary(this.inputs).allocate();
     [...store].forEach((tensor, i) => {
       const random = new Random(options.seed, 1000 + i);
       const deviation = 1 / Math.sqrt(tensor.shape.at(-1) ?? 1);

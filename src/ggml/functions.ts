@@ -158,6 +158,7 @@ export const SIGNATURES = {
   ggml_gallocr_free: c("void", "pointer"),
   ggml_gallocr_alloc_graph: c("bool", "pointer", "pointer"),
   ggml_gallocr_get_buffer_size: c("size", "pointer", "int"),
+  ggml_gallocr_reserve_n_size: c("void", "pointer", "pointer", "optionalBytes", "optionalBytes", "bytes"),
   // backends, buffers
   ggml_backend_dev_name: c("text", "pointer"),
   ggml_backend_dev_description: c("text", "pointer"),

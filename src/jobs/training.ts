@@ -1,8 +1,12 @@
+import { existsSync } from "node:fs";
+import { z } from "zod";
+import { readJsonObject } from "../checkpoint/json.js";
 import { storedType } from "../checkpoint/stored-type.js";
 import type { Sequences, TokenStream } from "../data/index.js";
 import {
   checkTrainOptions,
   defaultTrainOptions,
+  fittingMicroBatch,
   type Objective,
   type RunDirectory,
   type TrainOptions,
@@ -20,9 +24,12 @@ import {
   writeModel,
 } from "../models/index.js";
 import { defined } from "../system/defined.js";
+import { writeJson } from "../system/files.js";
+import { formatBytes } from "../system/format.js";
 import { forecast } from "./forecast.js";
 import type { JobOptions } from "./job.js";
 import { type Measurement, measure } from "./measure.js";
+import { trainingBytes } from "./model-memory.js";
 import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
@@ -75,7 +82,8 @@ const VALIDATION_SEQUENCES = 32;
 
 /** Trains, with progress, metrics and checkpoints in the run's directory. */
 export function runTraining(stage: TrainStage): Promise<TrainResult> {
-  const { backend, run, model, student, objective, sequences, settings, firstSequence, validation, options } = stage;
+  const { backend, run, model, student, objective, sequences, firstSequence, validation, options } = stage;
+  const settings = withFittingBatch(stage);
   const noteForecast = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
   return withFollowers(stage, () =>
@@ -111,6 +119,35 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
     }),
   );
 }
+
+/** Records how many sequences of a batch are computed at once, where the whole batch does not fit in memory. */
+const MICRO_BATCH_FILE = "micro-batch.json";
+/** How much of the free memory is used: some of it is for what is not counted. */
+const USED_SHARE = 0.95;
+
+/**
+ * Settings with micro-batches that fit in memory. A run that goes on keeps to those that it began with: others would add up numbers in
+ * another order.
+ * @throws CoppiceError where nothing fits
+ */
+function withFittingBatch({ backend, run, model, student, objective, settings, options }: TrainStage): TrainOptions {
+  if (options.ranks !== undefined) return settings;
+  const file = run.file(MICRO_BATCH_FILE);
+  if (existsSync(file)) return { ...settings, ...microBatchSchema.parse(readJsonObject(file)) };
+  const teacherBytes = objective.teacher?.store.byteLength ?? 0;
+  const available = options.memoryBytes ?? USED_SHARE * (backend.freeBytes() + student.store.byteLength + teacherBytes);
+  const fixed = trainingBytes(countParameters(model.parameters, model.sizes), settings) + teacherBytes;
+  const inputs = { backend, student, objective, options: settings };
+  const microBatchSize = fittingMicroBatch(inputs, { available, fixed });
+  if (microBatchSize === settings.microBatchSize) return settings;
+  writeJson(run.own(MICRO_BATCH_FILE), { microBatchSize });
+  options.onNote?.(
+    `a batch of ${settings.batchSize} sequences does not fit in ${formatBytes(available)}: ${microBatchSize} ${microBatchSize === 1 ? "is" : "are"} computed at a time`,
+  );
+  return { ...settings, microBatchSize };
+}
+
+const microBatchSchema = z.object({ microBatchSize: z.number().int().positive() });
 
 /**
  * Writes a model directory with trained weights, in the type in which the checkpoint was stored.

@@ -229,18 +229,36 @@ export class Graph {
     const f = this.functions;
     this.inputs.allocate();
     for (const [tensor, data] of this.constants) writeTensor(f, tensor, data);
+    const native = this.nativeGraph();
+    const { handle, allocator } = native;
+    this.compiled = native;
+    if (!f.ggml_gallocr_alloc_graph(allocator, handle))
+      throw new CoppiceError(
+        `${this.backend.device.name} has too little memory for the activations: use a smaller batch or sequence length`,
+      );
+    return this;
+  }
+
+  private nativeGraph() {
+    const f = this.functions;
     const size = this.contexts.length * TENSORS_PER_CONTEXT + MAX_INPUTS + 4096;
     const context = f.ggml_init(f.ggml_graph_overhead_custom(size, false) + 1024);
     const handle = f.ggml_new_graph_custom(context, size, false);
     for (const step of this.neededSteps()) f.ggml_build_forward_expand(handle, step);
     for (const root of this.roots) f.ggml_build_forward_expand(handle, root);
     const allocator = f.ggml_gallocr_new(f.ggml_backend_get_default_buffer_type(this.backend.handle));
-    this.compiled = { handle, context, allocator };
-    if (!f.ggml_gallocr_alloc_graph(allocator, handle))
-      throw new CoppiceError(
-        `${this.backend.device.name} has too little memory for the activations: use a smaller batch or sequence length`,
-      );
-    return this;
+    return { handle, context, allocator };
+  }
+
+  /** Bytes that {@link compile} would take for inputs and intermediate results. */
+  planBytes(): number {
+    const f = this.functions;
+    const { handle, context, allocator } = this.nativeGraph();
+    const bytes = new BigUint64Array(1);
+    f.ggml_gallocr_reserve_n_size(allocator, handle, null, null, bytes);
+    f.ggml_gallocr_free(allocator);
+    f.ggml_free(context);
+    return Number(bytes[0]);
   }
 
   /** The outputs of steps that outputs and effects depend on, in the order of recording. */

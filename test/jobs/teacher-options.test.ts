@@ -79,9 +79,10 @@ describe("ways to get the teacher's predictions", () => {
   it("distills from a teacher that does not fit beside its student: its predictions are computed first, layer by layer", async () => {
     const { parameters } = await inspect(model);
     const memoryBytes = 16 * parameters + 1_000_000; // what training takes, and less than the teacher
+    const settings = { ...common.settings, sequenceLength: 8, batchSize: 1 }; // activations fit into the rest
     const run = (name: string, more: { teacherOptions?: TeacherOptions; memoryBytes?: number }) => {
       const places = { out: path.join(directory, name), cacheDir: path.join(directory, `${name}-cache`) };
-      return distill({ ...common, ...places, ...more, teacher: model, student: model });
+      return distill({ ...common, settings, ...places, ...more, teacher: model, student: model });
     };
     const teacherOptions = { topK: 8, cache: true };
     await run("in-memory", { teacherOptions });
@@ -92,7 +93,14 @@ describe("ways to get the teacher's predictions", () => {
     expect(streamed!.equals(whole!)).toBe(true);
     await expect(run("uncached", { memoryBytes })).rejects.toThrow(/the teacher does not fit in .*--teacher-cache/);
     // a whole compression is refused before it searches
-    const compressed = compress({ ...common, model, target: "0.9x", out: path.join(directory, "early"), memoryBytes });
+    const compressed = compress({
+      ...common,
+      settings,
+      model,
+      target: "0.9x",
+      out: path.join(directory, "early"),
+      memoryBytes,
+    });
     await expect(compressed).rejects.toThrow(/the teacher does not fit in .*--teacher-cache/);
     expect(readdirSync(path.join(directory, "early"))).not.toContain("search.json");
     await expect(run("tiny", { memoryBytes: 1_000_000 })).rejects.toThrow(
