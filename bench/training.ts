@@ -2,7 +2,10 @@
  * A distillation step of ours beside PyTorch's: every contender is set up, then each takes a step in turn, again and again.
  *
  *     npm run build && npx tsx bench/training.ts [--python .venv/bin/python] [--shapes 15M,110M,60M] [--rounds 7]
- *         [--threads 2] [--out bench/results/training.json]
+ *         [--threads 2] [--low-memory] [--out bench/results/training.json]
+ *
+ * --low-memory: all recompute activations, keep moments in 8 bits and free gradients as they come; without our kernels and compiled
+ * variants, to leave room for a shape of a billion parameters.
  *
  * The peer needs bench/peers/requirements.txt.
  */
@@ -19,6 +22,7 @@ const { values } = parseArgs({
     shapes: { type: "string", default: "15M,110M,60M" },
     rounds: { type: "string", default: "7" },
     threads: { type: "string", default: "2" },
+    "low-memory": { type: "boolean", default: false },
     out: { type: "string", default: "bench/results/training.json" },
   },
 });
@@ -27,11 +31,15 @@ const { values } = parseArgs({
 const SHAPES: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   "15M": { hidden: 288, ffn: 768, layers: 6, heads: 6, vocab: 32000, batch: 4, sequence: 256 },
   "110M": { hidden: 768, ffn: 2048, layers: 12, heads: 12, vocab: 32000, batch: 1, sequence: 512 },
+  "1.2B": { hidden: 2048, ffn: 8192, layers: 16, heads: 16, vocab: 49152, batch: 1, sequence: 256 },
   "60M": { hidden: 384, ffn: 1024, layers: 6, heads: 6, vocab: 131072, batch: 2, sequence: 256 },
 };
 
 /** Long enough for the threads of whoever was last to go to sleep. */
 const PAUSE_MS = 300;
+
+/** The same measures as the peer's --low-memory. */
+const LESS_MEMORY = { recompute: true, optimizerState: "8bit", freeGradients: true };
 
 const here = import.meta.dirname;
 const threads = Number(values.threads);
@@ -41,40 +49,49 @@ function ours(name: string, shape: Readonly<Record<string, number>>, kernels: st
   const model = Object.entries(sizes)
     .map(([key, value]) => `${key}=${value}`)
     .join(",");
-  const job = { model, batchSize: batch, sequenceLength: sequence, threads, kernels };
+  const less = values["low-memory"] ? LESS_MEMORY : {};
+  const job = { model, batchSize: batch, sequenceLength: sequence, threads, kernels, ...less };
   return Contender.start(name, process.execPath, [path.join(here, "step.mjs"), JSON.stringify(job)]);
 }
 
 function pytorch(name: string, shape: Readonly<Record<string, number>>, flags: readonly string[]): Promise<Contender> {
   const sizes = Object.entries({ ...shape, threads }).flatMap(([key, value]) => [`--${key}`, String(value)]);
-  return Contender.start(name, values.python, [path.join(here, "peers/distill_step.py"), ...sizes, ...flags]);
+  const less = values["low-memory"] ? ["--low-memory"] : [];
+  return Contender.start(name, values.python, [path.join(here, "peers/distill_step.py"), ...sizes, ...flags, ...less]);
 }
 
 const results: Record<string, unknown>[] = [];
 for (const name of values.shapes.split(",")) {
   const shape = SHAPES[name];
   if (shape === undefined) throw new Error(`there is no shape ${name}, only ${Object.keys(SHAPES).join(", ")}`);
-  const contenders = [
-    await ours("coppice", shape, "auto"),
-    await ours("coppice without kernels", shape, "none"),
-    await pytorch("PyTorch bf16", shape, ["--dtype", "bf16"]),
-    await pytorch("PyTorch bf16, compiled", shape, ["--dtype", "bf16", "--compile"]),
-    await pytorch("PyTorch f32", shape, ["--dtype", "f32"]),
-    await pytorch("PyTorch f32, compiled", shape, ["--dtype", "f32", "--compile"]),
-  ];
-  const seconds = new Map(contenders.map((contender) => [contender, [] as number[]]));
-  for (let round = 0; round < Number(values.rounds); round++)
-    for (const contender of contenders) {
-      await wait(PAUSE_MS);
-      seconds.get(contender)!.push(await contender.ask("step"));
-    }
+  const starts = values["low-memory"]
+    ? [() => ours("coppice", shape, "auto"), () => pytorch("PyTorch f32", shape, ["--dtype", "f32"])]
+    : [
+        () => ours("coppice", shape, "auto"),
+        () => ours("coppice without kernels", shape, "none"),
+        () => pytorch("PyTorch bf16", shape, ["--dtype", "bf16"]),
+        () => pytorch("PyTorch bf16, compiled", shape, ["--dtype", "bf16", "--compile"]),
+        () => pytorch("PyTorch f32", shape, ["--dtype", "f32"]),
+        () => pytorch("PyTorch f32, compiled", shape, ["--dtype", "f32", "--compile"]),
+      ];
   const tokens = shape.batch! * shape.sequence!;
-  const measured = [];
-  for (const contender of contenders) {
-    const memory = await contender.ask("memory");
-    contender.stop();
-    const times = seconds.get(contender)!;
-    measured.push({ name: contender.name, times, tokensPerSecond: tokens / median(times), memory });
+  const measured: { name: string; times: number[]; tokensPerSecond: number; memory: number }[] = [];
+  // in turn, or where memory is for one only, one after the other
+  for (const group of values["low-memory"] ? starts.map((start) => [start]) : [starts]) {
+    const contenders: Contender[] = [];
+    for (const start of group) contenders.push(await start());
+    const seconds = new Map(contenders.map((contender) => [contender, [] as number[]]));
+    for (let round = 0; round < Number(values.rounds); round++)
+      for (const contender of contenders) {
+        await wait(PAUSE_MS);
+        seconds.get(contender)!.push(await contender.ask("step"));
+      }
+    for (const contender of contenders) {
+      const memory = await contender.ask("memory");
+      contender.stop();
+      const times = seconds.get(contender)!;
+      measured.push({ name: contender.name, times, tokensPerSecond: tokens / median(times), memory });
+    }
   }
   const [we] = measured;
   const rows = measured.map((m) => [

@@ -1,7 +1,7 @@
 """A distillation step in PyTorch and transformers, one line of seconds for each line "step" on standard input.
 
     python bench/peers/distill_step.py --hidden 288 --ffn 768 --layers 6 --heads 6 --vocab 32000 \
-        --batch 4 --sequence 256 --threads 2 --dtype bf16 [--compile] [--device cuda]
+        --batch 4 --sequence 256 --threads 2 --dtype bf16 [--compile] [--device cuda] [--low-memory]
 
 Teacher forward, student forward and backward, clipping to a global norm of 1, fused AdamW: the step of `coppice distill`.
 bf16 is autocast for the student, and bf16 weights for the teacher. Prints "ready" first, "memory BYTES" at the end.
@@ -21,6 +21,7 @@ for name in ("hidden", "ffn", "layers", "heads", "vocab", "batch", "sequence", "
 parser.add_argument("--dtype", choices=("bf16", "f32"), required=True)
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--device", default="cpu")
+parser.add_argument("--low-memory", action="store_true", help="recompute activations, 8-bit moments, free gradients")
 args = parser.parse_args()
 
 torch.set_num_threads(args.threads)
@@ -42,7 +43,23 @@ teacher = LlamaForCausalLM(config).to(args.device).eval().requires_grad_(False)
 half = args.dtype == "bf16"
 if half:
     teacher = teacher.bfloat16()
-optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+settings = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
+if args.low_memory:
+    from torchao.optim import AdamW8bit
+
+    student.gradient_checkpointing_enable()
+    student.train()
+    optimizers = {parameter: AdamW8bit([parameter], **settings) for parameter in student.parameters()}
+
+    def update(parameter):
+        """Takes the parameter's step as soon as its gradient is there."""
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad(set_to_none=True)
+
+    for parameter in student.parameters():
+        parameter.register_post_accumulate_grad_hook(update)
+else:
+    optimizer = torch.optim.AdamW(student.parameters(), **settings, fused=True)
 
 
 def loss_of(tokens):
@@ -69,9 +86,10 @@ def step():
     wait()
     started = time.perf_counter()
     loss_of(tokens).backward()
-    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if not args.low_memory:
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     wait()
     return time.perf_counter() - started
 
