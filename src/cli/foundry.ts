@@ -68,12 +68,16 @@ const computeOf = ({ device, threads, deadAfter }: Flags): FoundryOptions => ({
 const workerCommand = command("worker", "Only do jobs: start as many, on as many machines, as you want")
   .with(places, compute, fromEnvironment, output)
   .addOption(option("--attached", "end with the process that started it").hideHelp())
-  .examples("DATABASE_URL=postgres://db/foundry coppice foundry worker --storage s3://models/foundry")
+  .examples(
+    "DATABASE_URL=postgres://db/foundry coppice foundry worker --storage s3://models/foundry",
+    "mpirun -n 4 coppice foundry worker --database postgres://db/foundry --storage s3://models/foundry",
+  )
   .action(
     action(async ({ job }, flags: Flags) => {
       const { signal = new AbortController().signal } = job;
       const { runWorker } = await import("../foundry/index.js");
-      await runWorker({ ...placesOf(flags), ...computeOf(flags), attached: flags.attached === true }, signal);
+      const { ranks } = job;
+      await runWorker({ ...placesOf(flags), ...computeOf(flags), attached: flags.attached === true, ranks }, signal);
     }, "giving the job back"),
   );
 

@@ -16,6 +16,8 @@ const QUEUE = "jobs";
 /** Seconds after which a message that a worker took and did not complete goes to another worker. */
 const MESSAGE_SECONDS = 60;
 /** Days for which a message is kept until a worker takes it. */
+/** How long a job waits that no worker with what it asks for has taken. */
+const POSTPONED_SECONDS = 2;
 const MESSAGE_DAYS = 3650;
 
 /**
@@ -69,6 +71,11 @@ export class Database {
   async enqueue(client: Queryable, jobId: string): Promise<void> {
     const db = { executeSql: (text: string, values: unknown[]) => client.query(text, values) };
     await this.boss.send(QUEUE, { jobId }, { db, retentionDays: MESSAGE_DAYS });
+  }
+
+  /** Puts a job back in the queue for another worker, after a while. */
+  async postpone(jobId: string): Promise<void> {
+    await this.boss.send(QUEUE, { jobId }, { startAfter: POSTPONED_SECONDS, retentionDays: MESSAGE_DAYS });
   }
 
   /** A queued job, if there is one. `done` takes its message off the queue. */

@@ -7,10 +7,12 @@ import { setTimeout as wait } from "node:timers/promises";
 import { isMainThread, Worker as Thread, workerData } from "node:worker_threads";
 import pg from "pg";
 import { connectionOf } from "./database.js";
+import type { WorkerFacts } from "./store/jobs.js";
 
 interface HeartbeatOptions {
   readonly url: string;
   readonly workerId: string;
+  readonly facts: WorkerFacts;
   readonly intervalSeconds: number;
   /** Seconds after a request to cancel its job when a worker that has not reacted is killed; its job then counts as cancelled. */
   readonly unresponsiveSeconds: number;
@@ -30,7 +32,7 @@ export async function startHeartbeat(options: HeartbeatOptions): Promise<() => P
   };
 }
 
-async function main({ url, workerId, intervalSeconds, unresponsiveSeconds }: HeartbeatOptions): Promise<void> {
+async function main({ url, workerId, facts, intervalSeconds, unresponsiveSeconds }: HeartbeatOptions): Promise<void> {
   const { parentPort } = await import("node:worker_threads");
   let cancelledAt: number | undefined;
   for (;;) {
@@ -40,8 +42,9 @@ async function main({ url, workerId, intervalSeconds, unresponsiveSeconds }: Hea
       await client.connect();
       for (;;) {
         await client.query(
-          `insert into foundry.workers (id, host, pid) values ($1, $2, $3) on conflict (id) do update set seen_at = now()`,
-          [workerId, hostname(), process.pid],
+          `insert into foundry.workers (id, host, pid, device, memory_bytes, ranks) values ($1, $2, $3, $4, $5, $6)
+           on conflict (id) do update set seen_at = now()`,
+          [workerId, hostname(), process.pid, facts.device, facts.memoryBytes, facts.ranks],
         );
         parentPort?.postMessage("alive");
         const { rows } = await client.query(

@@ -1,9 +1,12 @@
+import { Backend } from "../ggml/index.js";
+import type { Ranks } from "../ranks/index.js";
 import { UsageError } from "../system/errors.js";
 import { startHeartbeat } from "./heartbeat.js";
 import { STOP_SECONDS } from "./job-watch.js";
 import { Materials } from "./materials.js";
 import { DEFAULTS, type FoundryOptions } from "./options.js";
 import { newLogger, openState } from "./state.js";
+import type { WorkerFacts } from "./store/jobs.js";
 import { Library } from "./store/library.js";
 import { Worker } from "./worker.js";
 
@@ -15,6 +18,16 @@ const UNRESPONSIVE_SECONDS = 5;
 export interface WorkerProcessOptions extends FoundryOptions {
   /** Whether to exit with the process that started it. */
   readonly attached?: boolean | undefined;
+  /** Processes that share each job, started by MPI. */
+  readonly ranks?: Ranks | undefined;
+}
+
+/** What this process has for jobs. @throws UsageError where there is no such device */
+function factsOf({ device, threads, ranks }: WorkerProcessOptions): WorkerFacts {
+  const backend = Backend.open({ device, threads, instance: ranks?.local.rank });
+  const { kind, memoryTotalBytes } = backend.device;
+  backend.free();
+  return { device: kind, memoryBytes: memoryTotalBytes, ranks: ranks?.size ?? 1 };
 }
 
 /** Runs jobs in this process until the signal. @throws UsageError without a database */
@@ -29,18 +42,20 @@ export async function runWorker(options: WorkerProcessOptions, signal: AbortSign
       .on("end", () => process.exit(1))
       .on("error", () => {})
       .resume();
-  const { device, threads } = options;
+  const { device, threads, ranks } = options;
+  const facts = factsOf(options);
   const library = new Library(db);
   const materials = new Materials(storage, tenants, library, hubCache);
-  const compute = { device, threads };
-  const worker = new Worker({ db, storage, library, materials, logger, deadAfterSeconds, compute });
+  const compute = { device, threads, ranks };
+  const worker = new Worker({ db, storage, library, materials, logger, deadAfterSeconds, compute, facts });
   const endHeartbeat = await startHeartbeat({
     url: db.url,
     workerId: worker.id,
+    facts,
     intervalSeconds: Math.min(HEARTBEAT_SECONDS, deadAfterSeconds / 4),
     unresponsiveSeconds: STOP_SECONDS + UNRESPONSIVE_SECONDS,
   });
-  logger.info({ worker: worker.id, pid: process.pid }, "worker");
+  logger.info({ worker: worker.id, pid: process.pid, ...facts }, "worker");
   try {
     await worker.run(signal);
   } finally {

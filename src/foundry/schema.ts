@@ -102,4 +102,10 @@ export const MIGRATIONS: readonly string[] = [
     seen_at timestamptz not null default now()
   );
   `,
+  `
+  alter table foundry.workers
+    add column device text not null default 'cpu',
+    add column memory_bytes bigint not null default 0,
+    add column ranks int not null default 1;
+  `,
 ];

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { DEVICES, THIS_MACHINE } from "../devices/index.js";
+import { DEVICE_KINDS } from "../ggml/index.js";
 import { isBenchmark } from "../jobs/index.js";
 import { FILE_KINDS } from "../quantize/index.js";
 
@@ -28,6 +29,20 @@ const evaluation = z.strictObject({
   tasks: tasks.describe("benchmarks or groups, for example minitron"),
   limit: z.number().gt(0).max(1e6).optional().describe("documents of each benchmark; below 1, that share of them"),
 });
+
+/** What a job asks of the worker that does it. */
+const requirements = z.strictObject({
+  device: z.enum(DEVICE_KINDS).optional().describe("where it computes"),
+  memory_bytes: z
+    .number()
+    .int()
+    .min(1)
+    .max(2 ** 50)
+    .optional()
+    .describe("memory of that device"),
+  ranks: z.number().int().min(1).max(65_536).optional().describe("processes that share the job, started by MPI"),
+});
+const requires = requirements.optional().describe("what a worker must have to take the job; it waits for one that has");
 
 /** Makes a model smaller. */
 export const compressSpec = z.strictObject({
@@ -74,6 +89,7 @@ export const compressSpec = z.strictObject({
   candidates: z.number().int().min(1).max(100).optional().describe("how many architectures to measure at most"),
   teacher_correction: z.boolean().optional().describe("adapt the teacher to the data before distillation"),
   evaluate: evaluation.optional().describe("benchmarks for teacher, pruned model and student"),
+  requires,
 });
 export type CompressSpec = z.infer<typeof compressSpec>;
 
@@ -83,6 +99,7 @@ export const evaluateSpec = z.strictObject({
   name: displayName.optional(),
   model: id,
   ...evaluation.shape,
+  requires,
 });
 export type EvaluateSpec = z.infer<typeof evaluateSpec>;
 

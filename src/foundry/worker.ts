@@ -9,7 +9,7 @@ import { keys, type Materials } from "./materials.js";
 import { Reporter } from "./reporter.js";
 import { type JobOutcome, runJob } from "./run-job.js";
 import type { Storage, Workspace } from "./storage.js";
-import { type Job, Jobs } from "./store/jobs.js";
+import { type Job, Jobs, type WorkerFacts } from "./store/jobs.js";
 import type { Library } from "./store/library.js";
 
 export interface WorkerOptions {
@@ -19,7 +19,8 @@ export interface WorkerOptions {
   readonly materials: Materials;
   readonly logger: Logger;
   /** The device and threads of jobs. */
-  readonly compute: Pick<JobOptions, "device" | "threads">;
+  readonly compute: Pick<JobOptions, "device" | "threads" | "ranks">;
+  readonly facts: WorkerFacts;
   /** Seconds without a heartbeat after which a worker counts as dead. */
   readonly deadAfterSeconds: number;
 }
@@ -59,7 +60,8 @@ export class Worker {
           await wait(IDLE_MILLISECONDS * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
           continue;
         }
-        const job = await this.jobs.claim(message.jobId, this.id);
+        const job = await this.jobs.claim(message.jobId, this.id, this.options.facts);
+        if (job === undefined && (await this.jobs.waits(message.jobId))) await db.postpone(message.jobId);
         await message.done();
         if (job !== undefined) await this.work(job, signal);
       } catch (error) {
@@ -104,6 +106,8 @@ export class Worker {
       await this.endUnfinished({ job, watch, workspace, reporter }, error, signal.aborted);
       const message = error instanceof CoppiceError ? error.message : String(error);
       logger.info({ job: job.id, lease: watch.lease, error: message }, "job ended");
+      // the other processes wait for what this one has left: whoever started them starts them again
+      if (this.options.compute.ranks?.busy) this.options.compute.ranks.abort(1);
     } finally {
       watch.close();
     }

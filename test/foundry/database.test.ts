@@ -7,6 +7,7 @@ import path from "node:path";
 import { pathToFileURL } from "node:url";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+
 import { connectionOf, Database } from "../../src/foundry/database.js";
 import { Secrets } from "../../src/foundry/secrets.js";
 import type { JobSpec } from "../../src/foundry/specification.js";
@@ -71,10 +72,31 @@ for (const { name, missing, start } of DATABASES)
       expect(await tenants.callerOf(key)).toEqual({ tenant: "anna-2", name: "laptop", role: "user" });
     });
 
+    it("gives a job only to a worker that has what it asks for", async () => {
+      const jobs = new Jobs(db);
+      const requires = { device: "cuda", memory_bytes: 80e9, ranks: 4 } as const;
+      const spec = { ...evaluation(), requires };
+      const { job } = await jobs.create({ tenant: "anna", name: "large", spec });
+      const enough = { device: "cuda", memoryBytes: 80e9, ranks: 4 } as const;
+      for (const less of [{ device: "cpu" }, { memoryBytes: 79e9 }, { ranks: 3 }] as const)
+        expect(await jobs.claim(job.id, randomUUID(), { ...enough, ...less })).toBeUndefined();
+      expect(await jobs.waits(job.id)).toBe(true);
+      expect(await jobs.claim(job.id, randomUUID(), { ...enough, ranks: 8 })).toMatchObject({ state: "running" });
+      expect(await jobs.waits(job.id)).toBe(false);
+      // a message that was put back is there again after a while
+      await db.postpone(job.id);
+      let message = await db.dequeue();
+      while (message?.jobId !== job.id) {
+        await message?.done();
+        message = await db.dequeue();
+      }
+      await message.done();
+    });
+
     it("thins a long curve, and keeps its end", async () => {
       const jobs = new Jobs(db);
       const { job } = await jobs.create({ tenant: "anna", name: "long", spec: evaluation() });
-      const held = (await jobs.claim(job.id, randomUUID()))!;
+      const held = (await jobs.claim(job.id, randomUUID(), FACTS))!;
       const points = Array.from({ length: 95 }, (_, step) => ({ step, loss: 1 / (1 + step) }));
       await jobs.addEvents(held, "metrics", points.slice(0, 50));
       await jobs.addEvents(held, "metrics", points.slice(50));
@@ -103,6 +125,9 @@ for (const { name, missing, start } of DATABASES)
     });
   });
 
+/** What most workers have. */
+const FACTS = { device: "cpu", memoryBytes: 16e9, ranks: 1 } as const;
+
 describe("a worker that does not react", () => {
   it("is killed when its job is cancelled, and the job then counts as cancelled", async () => {
     const directory = temporaryDirectory();
@@ -111,7 +136,7 @@ describe("a worker that does not react", () => {
     const { job } = await jobs.create({ tenant: "anna", name: "long", spec: evaluation() });
     const id = randomUUID();
     const module = pathToFileURL(path.resolve(import.meta.dirname, "../../dist/foundry/heartbeat.js"));
-    const options = { url: db.url, workerId: id, intervalSeconds: 0.1, unresponsiveSeconds: 0.5 };
+    const options = { url: db.url, workerId: id, facts: FACTS, intervalSeconds: 0.1, unresponsiveSeconds: 0.5 };
     const script = `
       const { startHeartbeat } = await import(${JSON.stringify(module.href)});
       await startHeartbeat(${JSON.stringify(options)});
@@ -122,7 +147,7 @@ describe("a worker that does not react", () => {
     const child = spawn(process.execPath, [file], { stdio: ["ignore", "pipe", "inherit"] });
     const exit = once(child, "exit");
     await once(child.stdout, "data");
-    await jobs.claim(job.id, id);
+    await jobs.claim(job.id, id, FACTS);
     expect(await jobs.recoverFromDeadWorkers(60)).toBe(0); // it is alive
     await jobs.cancel("anna", job.id);
     expect((await exit)[1]).toBe("SIGKILL");

@@ -116,9 +116,21 @@ export const healthRoutes: readonly Route[] = [
   route("Service", "GET /v1/workers", {
     summary: "List worker processes",
     needs: "admin",
-    reply: listOf(z.object({ id: z.uuid(), host: z.string(), pid: z.number().int(), started_at: time, seen_at: time })),
-    answer: async (_, { db }) => ({
-      data: (await db.pool.query("select * from foundry.workers order by started_at")).rows,
-    }),
+    reply: listOf(
+      z.object({
+        id: z.uuid(),
+        host: z.string(),
+        pid: z.number().int(),
+        device: z.string(),
+        memory_bytes: z.number().int(),
+        ranks: z.number().int(),
+        started_at: time,
+        seen_at: time,
+      }),
+    ),
+    answer: async (_, { db }) => {
+      const { rows } = await db.pool.query("select * from foundry.workers order by started_at");
+      return { data: rows.map((row) => ({ ...row, memory_bytes: Number(row.memory_bytes) })) };
+    },
   }),
 ];

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import type { DeviceKind } from "../../ggml/index.js";
 import type { Database, Queryable } from "../database.js";
 import type { JobSpec } from "../specification.js";
 import type { StoredFile } from "../storage.js";
@@ -92,6 +93,15 @@ const MAX_DEATHS = 5;
 export const MAX_EVENTS = 1000;
 
 const jobOf = (row: Job & { number: unknown }): Job => ({ ...row, number: Number(row.number) });
+
+/** What a worker has for its jobs. */
+export interface WorkerFacts {
+  readonly device: DeviceKind;
+  /** Memory of the device, of one of them where there are several. */
+  readonly memoryBytes: number;
+  /** Processes that share each job. */
+  readonly ranks: number;
+}
 
 /** The table of jobs. A worker can change a job only while it holds the job's lease. */
 export class Jobs {
@@ -193,18 +203,27 @@ export class Jobs {
     });
   }
 
-  /** Gives a waiting job to a worker, with a new lease; undefined when it no longer waits. */
-  async claim(id: string, workerId: string): Promise<Job | undefined> {
+  /** Gives a waiting job to a worker, with a new lease; undefined when it no longer waits, or asks for more than the worker has. */
+  async claim(id: string, workerId: string, { device, memoryBytes, ranks }: WorkerFacts): Promise<Job | undefined> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
         `update foundry.jobs set state = 'running', lease = $2, worker_id = $3, attempts = attempts + 1,
-         started_at = coalesce(started_at, now()) where id = $1 and state = 'queued' returning *`,
-        [id, randomUUID(), workerId],
+         started_at = coalesce(started_at, now()) where id = $1 and state = 'queued'
+         and coalesce(spec->'requires'->>'device', $4) = $4
+         and coalesce((spec->'requires'->>'memory_bytes')::bigint, 0) <= $5
+         and coalesce((spec->'requires'->>'ranks')::int, 1) <= $6 returning *`,
+        [id, randomUUID(), workerId, device, memoryBytes, ranks],
       );
       if (rows[0] === undefined) return undefined;
       await addEvent(client, id, "state", { state: "running", attempt: rows[0].attempts });
       return jobOf(rows[0]);
     });
+  }
+
+  /** Whether a job waits for a worker. */
+  async waits(id: string): Promise<boolean> {
+    const { rows } = await this.db.pool.query("select from foundry.jobs where id = $1 and state = 'queued'", [id]);
+    return rows.length > 0;
   }
 
   async leaseState({ id, lease }: Job): Promise<LeaseState> {
