@@ -27,8 +27,8 @@ function partsOf(numbers: Numbers): { readonly start: unknown; readonly count: n
   });
 }
 
-/** How often a rank that waits for work looks for a message. */
-const POLL_MILLISECONDS = 1;
+/** A rank that waits for work looks for a message this often at first, and more and more rarely. */
+const [FIRST_POLL_MILLISECONDS, LAST_POLL_MILLISECONDS] = [1, 16];
 const TAGS = { length: 1, message: 2, data: 3 } as const;
 const HOST_BYTES = 256;
 
@@ -206,10 +206,12 @@ export class Ranks {
     const { byte, world, ignoreStatus } = this.library.constants;
     const { MPI_Iprobe, MPI_Recv } = this.library.functions;
     const found = [0];
+    let pause = FIRST_POLL_MILLISECONDS;
     for (;;) {
       MPI_Iprobe(from, TAGS.length, world, found, ignoreStatus);
       if (found[0] !== 0) break;
-      await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
+      await new Promise((resolve) => setTimeout(resolve, pause));
+      pause = Math.min(LAST_POLL_MILLISECONDS, 1.02 * pause);
     }
     const length = new Int32Array(1);
     MPI_Recv(length, length.byteLength, byte, from, TAGS.length, world, ignoreStatus);
