@@ -26,8 +26,13 @@ if [ "$JOB_COMPLETION_INDEX" = 0 ]; then
   tail=$!
 fi
 
-until [ -s "$commands" ]; do sleep 1; done
-sh -c "$(sed -n "$((JOB_COMPLETION_INDEX + 1))p" "$commands")" || true
+version() { stat -c %i:%Y "$commands" 2>/dev/null || true; }
+start_proxy() {
+  until [ -s "$commands" ]; do sleep 1; done
+  seen=$(version)
+  sh -c "$(sed -n "$((JOB_COMPLETION_INDEX + 1))p" "$commands")" || true
+}
+start_proxy
 
 if [ "$JOB_COMPLETION_INDEX" = 0 ]; then
   code=0
@@ -39,6 +44,8 @@ if [ "$JOB_COMPLETION_INDEX" = 0 ]; then
 fi
 for _ in $(seq 60); do
   if [ -s "$exit_code" ]; then exit "$(cat "$exit_code")"; fi
+  # those commands may have been of an earlier attempt whose first pod was lost
+  if [ -s "$commands" ] && [ "$(version)" != "$seen" ]; then start_proxy; fi
   sleep 1
 done
 echo "the first pod has not said how the job ended" >&2

@@ -277,7 +277,7 @@ export function trainSettings(flags: TrainFlags): Partial<TrainSettings> {
     validateEverySteps: flags.validateEvery,
     computeType: flags.compute,
     recompute,
-    optimizerState,
+    optimizerState: optimizerState === "f32" ? undefined : optimizerState, // as if it had not been said
     freeGradients,
   });
 }

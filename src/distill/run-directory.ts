@@ -176,6 +176,11 @@ export class RunDirectory {
       .sort();
   }
 
+  /** Whether training has begun. */
+  get hasCheckpoint(): boolean {
+    return this.checkpoints().length > 0;
+  }
+
   private removeCheckpoint(name: string): void {
     this.files.remove(CHECKPOINT_FILES.map((file) => this.relative(CHECKPOINTS, name, file)));
   }

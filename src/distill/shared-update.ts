@@ -258,6 +258,7 @@ export class SharedUpdate implements Update {
   }
 
   free(): void {
+    if (this.reductions.length > 0) return; // after an error: calls under way still read the memory, and the process will end
     this.squares.free();
     this.update.free();
     this.gradients.store.free();

@@ -110,5 +110,6 @@ export function checkTrainOptions(options: TrainOptions): void {
       `the learning rate would rise: it ends at ${options.minimumLearningRate}, above its peak of ${options.learningRate}`,
     );
   for (const name of ["weightDecay", "minimumLearningRate", "warmupSteps", "validateEverySteps", "clipNorm"] as const)
-    if (!(options[name] >= 0)) throw new UsageError(`${name} must be 0 or more, not ${options[name]}`);
+    if (!(options[name] >= 0 && Number.isFinite(options[name])))
+      throw new UsageError(`${name} must be 0 or more, not ${options[name]}`);
 }

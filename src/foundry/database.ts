@@ -16,9 +16,9 @@ const QUEUE = "jobs";
 /** Seconds after which a message that a worker took and did not complete goes to another worker. */
 const MESSAGE_SECONDS = 60;
 /** Days for which a message is kept until a worker takes it. */
-/** How long a job waits that no worker with what it asks for has taken. */
-const POSTPONED_SECONDS = 2;
 const MESSAGE_DAYS = 3650;
+/** How long a job waits whose worker did not have what it asks for, before another worker looks at it. */
+const POSTPONED_SECONDS = 2;
 
 /**
  * PostgreSQL, or PGlite in this process, with the same driver and the same schema. The table of jobs holds their state; a queue

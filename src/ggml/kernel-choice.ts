@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { existsSync, linkSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, linkSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import path from "node:path";
 import { z } from "zod";
@@ -114,17 +114,23 @@ function read(file: string, names: readonly Variant[]): KernelTimes | undefined 
  * @returns whether these times hold
  */
 function keep(file: string, times: KernelTimes): boolean {
+  const content = `${JSON.stringify(times, null, 2)}\n`;
   const temporary = temporaryBeside(file);
   try {
-    writeFileAtomic(temporary, `${JSON.stringify(times, null, 2)}\n`);
+    writeFileAtomic(temporary, content);
     try {
       linkSync(temporary, file);
+    } catch (error) {
+      if (isThere(error)) throw error;
+      writeFileSync(file, content, { flag: "wx" }); // a file system without links
     } finally {
       rmSync(temporary);
     }
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "EEXIST") return false;
+    if (isThere(error)) return false;
     log.debug("the kernels' times could not be kept", { file, error: String(error) });
   }
   return true;
 }
+
+const isThere = (error: unknown): boolean => (error as NodeJS.ErrnoException).code === "EEXIST";

@@ -15,6 +15,7 @@ import { checkCacheFile, claim, inRun } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { candidatesOfRounds, trainingOfRounds } from "./rounds.js";
 import { noteTraining } from "./sanity.js";
+import { checkShared } from "./shared/training.js";
 import { checkStart } from "./start.js";
 import { candidatesFor } from "./target.js";
 import { checkTeacherOptions } from "./teacher-options.js";
@@ -68,6 +69,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
     const trainings = trainingOfRounds(settings, roundCount);
     const rounds = trainings.map((training, i) => ({ training, candidates: elementAt(candidates, i) }));
     const { train: tokens, validation } = await openData({ directory: checkpoint.directory, model }, job, job);
+    checkShared(settings, job);
     noteTraining(settings, tokens, job);
     const identity = job.modelName ?? (await modelIdentity(checkpoint, job.cacheDir));
     const identities = { model: identity, data: tokens.id, validation: validation.id };

@@ -1,4 +1,3 @@
-import path from "node:path";
 import type { TensorSource } from "../checkpoint/index.js";
 import { agreeingTokens, Sequences, type TokenizerSide, type TokenStream } from "../data/index.js";
 import {
@@ -14,6 +13,7 @@ import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import { countParameters, loadWeights, type Model, type ModelWeights } from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
+import { cacheDirectory } from "../system/files.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { onDevice } from "./job.js";
 import { measure } from "./measure.js";
@@ -22,6 +22,7 @@ import { openData } from "./open-data.js";
 import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { checkLength, noteTraining } from "./sanity.js";
+import { checkShared } from "./shared/training.js";
 import { Stages } from "./stages.js";
 import { openTeacher, type TeacherRecipe } from "./teacher.js";
 import { checkTeacherOptions, type TeacherOptions } from "./teacher-options.js";
@@ -35,7 +36,9 @@ import {
   writeTrained,
 } from "./training.js";
 
-export interface DistillStage extends Omit<TrainStage, "objective" | "recipe" | "student" | "model">, TeacherRecipe {
+export interface DistillStage
+  extends Omit<TrainStage, "objective" | "recipe" | "teacherBytes" | "student" | "model">,
+    TeacherRecipe {
   readonly student: { readonly model: Model; readonly source: TensorSource };
   /** Writes the trained weights. */
   readonly write: (weights: ModelWeights) => void;
@@ -43,15 +46,17 @@ export interface DistillStage extends Omit<TrainStage, "objective" | "recipe" | 
 
 /** Distills a teacher into a student. @throws UsageError for options that do not go together */
 export async function distillStage(stage: DistillStage): Promise<TrainResult> {
-  const { backend, student, teacherPath, vocabSize, distillation, cacheDir } = stage;
-  const recipe = { teacherPath: path.resolve(teacherPath), vocabSize, distillation, teacher: stage.teacher, cacheDir };
+  const { backend, student, teacherPath, vocabSize, distillation, teacher: teacherOptions } = stage;
+  const cacheDir = cacheDirectory(stage.cacheDir); // that of this process, for all of the job
+  const recipe = { teacherPath, vocabSize, distillation, teacher: teacherOptions, cacheDir };
   const studentParameters = countParameters(student.model.parameters, student.model.sizes);
   checkTrainable(backend, studentParameters, stage.settings, stage.options);
   const teacher = await openTeacher(recipe, { ...stage, studentParameters });
   const weights = trainableWeights(backend, student, stage.settings, stage.options);
   try {
-    const { objective } = teacher;
-    const result = await runTraining({ ...stage, model: student.model, student: weights, objective, recipe });
+    const { objective, bytes: teacherBytes } = teacher;
+    const { model } = student;
+    const result = await runTraining({ ...stage, model, student: weights, objective, recipe, teacherBytes });
     stage.write(weights);
     return result;
   } finally {
@@ -143,6 +148,7 @@ async function distillIn(run: RunDirectory, job: DistillJob, { teacher, student,
   const settings = trainOptionsFor(student.model, job.settings);
   checkLength(settings.sequenceLength, teacher.model, "the teacher");
   const { train: tokens, validation } = await openData({ directory, model: student.model }, job, job);
+  checkShared(settings, job);
   noteTraining(settings, tokens, job);
   const { distillation = {}, teacherOptions = {}, cacheDir } = job;
   const inputs = {

@@ -9,20 +9,20 @@ import {
   type PassWeights,
   StreamedWeights,
 } from "../models/index.js";
-import { CoppiceError } from "../system/errors.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
 import { formatBytes, formatCount } from "../system/format.js";
 import type { JobOptions } from "./job.js";
 
-type MemoryOptions = Pick<JobOptions, "memoryBytes" | "onNote">;
+type MemoryOptions = Pick<JobOptions, "memoryBytes" | "ranks" | "onNote">;
 
 /** Weights that a job reads, with a word where they do not fit in memory. @param dtype of matrices on the device */
 export function weightsFor(
   backend: Backend,
   tensors: ModelTensors,
   dtype: FloatDType,
-  { memoryBytes, onNote }: MemoryOptions,
+  { memoryBytes, ranks, onNote }: MemoryOptions,
 ): PassWeights {
-  const weights = openWeights(backend, tensors, { dtype, memoryBytes });
+  const weights = openWeights(backend, tensors, { dtype, memoryBytes: memoryFor(backend, { memoryBytes, ranks }) });
   if (weights instanceof StreamedWeights)
     onNote?.(
       `the model's weights do not fit in ${describeMemory(memoryBytes)}: they are read layer by layer in each pass over data`,
@@ -30,28 +30,48 @@ export function weightsFor(
   return weights;
 }
 
+/** Memory for a job: what it is told to take, or what is free, of which each of several processes on a machine has a part. */
+export const memoryFor = (
+  backend: Backend,
+  { memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">,
+): number => memoryBytes ?? backend.freeBytes() / (ranks?.local.size ?? 1);
+
 export const describeMemory = (memoryBytes: number | undefined): string =>
   memoryBytes === undefined ? "the free memory" : formatBytes(memoryBytes);
 
 /** Settings of a training that its memory depends on. */
 export type TrainingMemory = Partial<Pick<TrainOptions, "optimizerState" | "freeGradients">>;
 
-/** The memory that training so many parameters takes, besides activations: weights, gradients, and two moments of AdamW. */
-export const trainingBytes = (parameters: number, { optimizerState, freeGradients }: TrainingMemory): number =>
-  parameters * (4 + (freeGradients === true ? 0 : 4) + 2 * (optimizerState === "8bit" ? 1 + 4 / 256 : 4));
+/**
+ * The memory that training so many parameters takes, besides activations: weights, gradients, and two moments of AdamW.
+ * @param ranks processes that divide the moments; each has the sums of its share of the gradients, too
+ */
+export function trainingBytes(
+  parameters: number,
+  { optimizerState, freeGradients }: TrainingMemory,
+  ranks: number | undefined = 1,
+): number {
+  if (ranks > 1) return parameters * (4 + 4 + (4 + 2 * 4) / ranks);
+  return parameters * (4 + (freeGradients === true ? 0 : 4) + 2 * (optimizerState === "8bit" ? 1 + 4 / 256 : 4));
+}
 
 /** @throws CoppiceError where training so many parameters does not fit in memory: better now than killed for it in hours */
 export function checkTrainable(
   backend: Backend,
   parameters: number,
   training: TrainingMemory,
-  { memoryBytes = backend.freeBytes() }: Pick<MemoryOptions, "memoryBytes">,
+  options: Pick<MemoryOptions, "memoryBytes" | "ranks">,
 ): void {
-  const bytes = trainingBytes(parameters, training);
+  if (training.optimizerState === "8bit" && backend.kernels === undefined)
+    throw new UsageError(
+      `--optimizer-state 8bit takes kernels of ours, which ${backend.device.name} does not have: leave it out`,
+    );
+  const memoryBytes = memoryFor(backend, options);
+  const bytes = trainingBytes(parameters, training, options.ranks?.size);
   if (bytes > memoryBytes)
     throw new CoppiceError(
       `training ${formatCount(parameters)} parameters takes ${formatBytes(bytes)} for weights, gradients and the optimizer's moments alone, and there are ${formatBytes(memoryBytes)}: ` +
-        `${adviceFor(backend, parameters, training, memoryBytes)}cut more (--target), refit without training (prune --start refit), or say how much memory there is (--memory)`,
+        `${options.ranks === undefined ? adviceFor(backend, parameters, training, memoryBytes) : ""}cut more (--target), refit without training (prune --start refit), or say how much memory there is (--memory)`,
     );
 }
 
@@ -73,7 +93,7 @@ export function trainableWeights(
   backend: Backend,
   { model, source }: Pick<ModelTensors, "model" | "source">,
   training: TrainingMemory,
-  options: Pick<MemoryOptions, "memoryBytes">,
+  options: Pick<MemoryOptions, "memoryBytes" | "ranks">,
 ): ModelWeights {
   checkTrainable(backend, countParameters(model.parameters, model.sizes), training, options);
   return loadWeights(backend, model, source, { dtype: "f32", trainable: true });

@@ -21,6 +21,7 @@ import { openData } from "./open-data.js";
 import { openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { noteTraining } from "./sanity.js";
+import { checkShared } from "./shared/training.js";
 import { Stages } from "./stages.js";
 import {
   finish,
@@ -87,6 +88,7 @@ export async function pretrain(job: PretrainJob): Promise<TrainingOutcome> {
     const settings = trainOptionsFor(model, job.settings);
     const { train: tokens, validation } = await openData({ directory, model }, job, job);
     checkVocabulary(tokens, model.vocabSize);
+    checkShared(settings, job);
     noteTraining(settings, tokens, job);
     const dtype = job.dtype ?? (checkpoint === undefined ? "bf16" : storedType(checkpoint.source));
     claim(run, job, {

@@ -113,7 +113,7 @@ export class Round {
       training: training.settings,
       computeType: training.settings.computeType,
       isCached: job.teacherOptions?.cache === true,
-      memoryBytes: job.memoryBytes,
+      options: job,
     });
   }
 

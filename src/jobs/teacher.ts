@@ -12,6 +12,7 @@ import {
 } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
 import {
+  bytesOnDevice,
   loadWeights,
   type ModelTensors,
   type ModelWeights,
@@ -24,7 +25,7 @@ import { cacheDirectory } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { modelIdentity } from "./inputs.js";
 import type { JobOptions } from "./job.js";
-import { describeMemory, type TrainingMemory, trainingBytes } from "./model-memory.js";
+import { describeMemory, memoryFor, type TrainingMemory, trainingBytes } from "./model-memory.js";
 import { sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
 
 /** Which teacher a distillation has, and how it is used. Plain data: other processes get it, too. */
@@ -45,7 +46,7 @@ export interface TeacherPlace {
   readonly computeType: ComputeType;
   /** Whether its predictions are kept on disk. */
   readonly isCached: boolean;
-  readonly memoryBytes?: number | undefined;
+  readonly options: Pick<JobOptions, "memoryBytes" | "ranks">;
 }
 
 /**
@@ -55,13 +56,14 @@ export interface TeacherPlace {
 export function streamedTeacher(
   backend: Backend,
   teacher: ModelTensors,
-  { studentParameters, training, computeType, isCached, memoryBytes }: TeacherPlace,
+  { studentParameters, training, computeType, isCached, options }: TeacherPlace,
 ): StreamedWeights | undefined {
-  const left = Math.max(0, (memoryBytes ?? backend.freeBytes()) - trainingBytes(studentParameters, training));
+  const taken = trainingBytes(studentParameters, training, options.ranks?.size);
+  const left = Math.max(0, memoryFor(backend, options) - taken);
   const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
   if (streamed !== undefined && !isCached)
     throw new CoppiceError(
-      `the teacher does not fit in ${describeMemory(memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
+      `the teacher does not fit in ${describeMemory(options.memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
     );
   return streamed;
 }
@@ -74,11 +76,13 @@ export interface TaughtTraining {
   /** The data; only the leader of several processes has its tokens. */
   readonly sequences: SequenceSet | Sequences;
   readonly firstSequence?: number | undefined;
-  readonly options: Pick<JobOptions, "memoryBytes" | "signal" | "onProgress">;
+  readonly options: Pick<JobOptions, "memoryBytes" | "ranks" | "signal" | "onProgress">;
 }
 
 export interface OpenTeacher {
   readonly objective: Objective;
+  /** Memory that the teacher's weights take, or will take when they are needed. */
+  readonly bytes: number;
   readonly free: () => void;
 }
 
@@ -93,12 +97,17 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
     training: settings,
     computeType,
     isCached: recipe.teacher.cache === true,
-    memoryBytes: training.options.memoryBytes,
+    options: training.options,
   });
   const vocabSize = Math.min(recipe.vocabSize ?? model.vocabSize, model.vocabSize);
   if (sequences instanceof Sequences) checkVocabulary(sequences.stream, vocabSize);
   let weights: ModelWeights | undefined;
+  const bytes = streamed === undefined ? bytesOnDevice(model, source, computeType) : 0;
   const loadTeacher = (): ModelWeights => {
+    if (streamed !== undefined && !(sequences instanceof Sequences))
+      throw new CoppiceError(
+        `the teacher's predictions are not in ${recipe.cacheDir}: all processes of the job must see this cache of the first one`,
+      );
     weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
     return weights;
   };
@@ -106,7 +115,7 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
   const targets = sparseTargetsOf(recipe.teacher, { ...options, vocabSize, seed: settings.seed });
   if (targets === undefined) {
     const objective = distillationObjective({ kind: "online", weights: loadTeacher() }, options);
-    return { objective, free: () => weights?.free() };
+    return { objective, bytes, free: () => weights?.free() };
   }
   const sparse = new SparseTeacher(backend, loadTeacher, sequences, {
     targets,
@@ -120,6 +129,7 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
   const { divergence } = targets;
   return {
     objective: distillationObjective({ kind: "sparse", source: sparse }, { ...options, divergence }),
+    bytes,
     free: () => {
       sparse.free();
       weights?.free();

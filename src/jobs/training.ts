@@ -69,6 +69,8 @@ export interface TrainStage {
   readonly objective: Objective;
   /** How other processes of the job make the same objective: from a teacher, or else the next tokens of the data. */
   readonly recipe?: TeacherRecipe | undefined;
+  /** Memory that the teacher takes, or will take. */
+  readonly teacherBytes?: number | undefined;
   readonly sequences: Sequences;
   readonly settings: TrainOptions;
   /** Where in the order of training the stage begins; 0 by default. */
@@ -130,12 +132,14 @@ const USED_SHARE = 0.95;
  * another order.
  * @throws CoppiceError where nothing fits
  */
-function withFittingBatch({ backend, run, model, student, objective, settings, options }: TrainStage): TrainOptions {
+function withFittingBatch(stage: TrainStage): TrainOptions {
+  const { backend, run, model, student, objective, settings, options, teacherBytes = 0 } = stage;
   if (options.ranks !== undefined) return settings;
   const file = run.file(MICRO_BATCH_FILE);
   if (existsSync(file)) return { ...settings, ...microBatchSchema.parse(readJsonObject(file)) };
-  const teacherBytes = objective.teacher?.store.byteLength ?? 0;
-  const available = options.memoryBytes ?? USED_SHARE * (backend.freeBytes() + student.store.byteLength + teacherBytes);
+  if (run.hasCheckpoint) return settings;
+  const loadedBytes = student.store.byteLength + (objective.teacher?.store.byteLength ?? 0);
+  const available = options.memoryBytes ?? USED_SHARE * (backend.freeBytes() + loadedBytes);
   const fixed = trainingBytes(countParameters(model.parameters, model.sizes), settings) + teacherBytes;
   const inputs = { backend, student, objective, options: settings };
   const microBatchSize = fittingMicroBatch(inputs, { available, fixed });

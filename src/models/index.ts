@@ -104,4 +104,4 @@ export {
   streamedIfLarge,
   wholeWeights,
 } from "./streamed-weights.js";
-export { blankWeights, initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";
+export { blankWeights, bytesOnDevice, initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

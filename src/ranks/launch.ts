@@ -19,6 +19,8 @@ export interface Launch {
   readonly launcher: string;
   /** The library that most likely belongs to the launcher. */
   readonly library: Launcher["library"];
+  /** How many processes it started, where it tells. */
+  readonly count?: number | undefined;
 }
 
 /**
@@ -28,8 +30,9 @@ export interface Launch {
 export function launchOf(environment: NodeJS.ProcessEnv): Launch | undefined {
   for (const { name, rank, size, library } of LAUNCHERS) {
     if (environment[rank] === undefined) continue;
-    const count = size === undefined ? undefined : environment[size];
-    if (count === undefined || Number(count) > 1) return { launcher: name, library };
+    const told = size === undefined ? undefined : environment[size];
+    const count = told === undefined ? undefined : Number(told);
+    if (count === undefined || count > 1) return { launcher: name, library, count };
   }
   return undefined;
 }

@@ -69,6 +69,10 @@ export class Ranks {
     const alone = new Ranks(library, rank[0] ?? 0, size[0] ?? 1, { rank: 0, size: 1 });
     if (alone.size === 1) {
       f.MPI_Finalize();
+      if ((launch.count ?? 1) > 1)
+        throw new CoppiceError(
+          `${launch.launcher} started ${launch.count} processes, but ${library.file} knows of one: it belongs to another MPI; name the right library in COPPICE_MPI`,
+        );
       return undefined;
     }
     const local = await alone.neighbours();

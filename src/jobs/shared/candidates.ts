@@ -11,6 +11,7 @@ import {
   type Scores,
 } from "../../prune/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
+import { memoryFor } from "../model-memory.js";
 import { bytesOf, idsOf, type MeasuredModel, receiveIds, type SharedModel, sharedModel, streamOf } from "./model.js";
 
 interface CandidatesTask extends SharedModel {
@@ -62,10 +63,11 @@ export async function joinCandidates(ranks: Ranks, message: Message): Promise<vo
   const vectors = new Map(scores.map(([name, values]) => [name, Float32Array.from(values)]));
   const backend = Backend.open({ ...device, instance: ranks.local.rank });
   try {
+    const options = { ...measuring, memoryBytes: memoryFor(backend, { memoryBytes: measuring.memoryBytes, ranks }) };
     const losses: number[] = [];
     for (const plan of plans) {
       const cut = prune(original, plan, keptIndices(original.model, plan, vectors));
-      losses.push(await candidateLoss(cut, { backend, validation }, measuring));
+      losses.push(await candidateLoss(cut, { backend, validation }, options));
     }
     ranks.post({ kind: "candidates", losses }, 0);
   } finally {

@@ -28,7 +28,7 @@ export async function withModel<T>(
 ): Promise<T> {
   const backend = Backend.open({ ...device, instance: ranks.local.rank });
   try {
-    const weights = weightsFor(backend, openCheckpoint(path), computeType, { memoryBytes });
+    const weights = weightsFor(backend, openCheckpoint(path), computeType, { memoryBytes, ranks });
     try {
       return await work(backend, weights);
     } finally {

@@ -29,12 +29,16 @@ export interface LedTraining extends Pick<SharedTraining, "settings" | "recipe" 
   readonly options: JobOptions;
 }
 
+/** Refuses a training that the job's processes cannot share, before anything that takes long. @throws UsageError saying why */
+export function checkShared(settings: TrainOptions, { ranks }: Pick<JobOptions, "ranks">): void {
+  if (ranks !== undefined) sharedOptions(settings, ranks.size);
+}
+
 /** Runs a training while the other processes of the job, if there are any, follow it. */
 export async function withFollowers<T>(training: LedTraining, train: () => Promise<T>): Promise<T> {
   const { options, model, settings, recipe, sequences } = training;
   const { ranks, device, threads, kernels, memoryBytes } = options;
   if (ranks === undefined) return train();
-  sharedOptions(settings, ranks.size); // refuses a batch that is too small before the others begin
   const { count, length, stream } = sequences;
   const task: SharedTraining = {
     kind: "train",
@@ -60,14 +64,14 @@ export async function joinTraining(ranks: Ranks, message: unknown): Promise<void
   try {
     const model = modelFromConfig(config);
     const studentParameters = countParameters(model.parameters, model.sizes);
-    checkTrainable(backend, studentParameters, settings, { memoryBytes });
+    checkTrainable(backend, studentParameters, settings, { memoryBytes, ranks });
     const options = sharedOptions(settings, ranks.size);
     const teacher = await teacherOf(recipe, {
       backend,
       settings,
       studentParameters,
       sequences,
-      options: { memoryBytes },
+      options: { memoryBytes, ranks },
     });
     const student = blankWeights(backend, model);
     try {
