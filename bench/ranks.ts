@@ -1,5 +1,5 @@
 /**
- * Training steps shared by several processes on this machine, by each MPI that is installed, and what a model of time says about them.
+ * Training steps shared by several processes on this machine, by each MPI that is installed.
  *
  *     npm run build && npx tsx bench/ranks.ts [--ranks 1,2,4] [--shape 15M] [--steps 7]
  *

@@ -34,7 +34,10 @@ export const distillCommand = command("distill", "Train a smaller model to answe
   .requiredOption("--teacher <model>", "the model to learn from; same vocabulary")
   .option("--teacher-lora <adapters...>", "LoRA adapters to merge into the teacher")
   .requiredOption("--out <dir>", "the run's directory; becomes the trained model")
-  .examples("coppice distill ./smaller --teacher ./model --data corpus.jsonl --tokens 100M --out ./student")
+  .examples(
+    "coppice distill ./smaller --teacher ./model --data corpus.jsonl --tokens 100M --out ./student",
+    "mpirun -n 4 coppice distill ./smaller --teacher ./model --data corpus.jsonl --tokens 1B --batch-size 64 --out ./student",
+  )
   .action(
     action(async ({ job, print }, flags: Flags, student: string) => {
       const { distill } = await import("../jobs/distill.js");

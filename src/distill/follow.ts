@@ -34,8 +34,7 @@ export function leadStep(
     for (let to = 1; to < ranks.size; to++) {
       const theirs = batches.slice(...ranks.share(batches.length, to));
       ranks.post({ kind: "step", learningRate, stepNumber, numbers: theirs.map(({ numbers }) => numbers) }, to);
-      for (const { tokens, targets } of theirs)
-        for (const ids of [tokens, targets]) ranks.sendData(new Uint8Array(ids.buffer), to);
+      for (const { tokens, targets } of theirs) for (const ids of [tokens, targets]) ranks.sendData(ids, to);
     }
     return step.take(batches.slice(...ranks.share(batches.length)), learningRate, stepNumber);
   });
@@ -47,31 +46,43 @@ export async function followTraining(inputs: TrainingStepInputs & { readonly ran
   const step = new TrainingStep(inputs);
   const { shared } = step;
   if (shared === undefined) throw new CoppiceError("a training that is followed is shared");
-  const receiveIds = (): Int32Array => {
-    const ids = new Int32Array(options.microBatchSize * options.sequenceLength);
-    ranks.receiveData(new Uint8Array(ids.buffer), 0);
-    return ids;
-  };
+  const receiveIds = () => ranks.receiveIds(options.microBatchSize * options.sequenceLength);
   try {
     for (;;) {
-      const message = await ranks.receive();
-      if (message.kind === "spread") await step.spread();
-      else if (message.kind === "step") {
-        const { numbers, learningRate, stepNumber } = message as unknown as StepMessage;
-        const batches = numbers.map((each) => ({ numbers: each, tokens: receiveIds(), targets: receiveIds() }));
-        await step.take(batches, learningRate, stepNumber);
-      } else if (message.kind === "give") shared.give(String(message.name));
-      else if (message.kind === "take") shared.take(String(message.name));
-      else if (message.kind === "end") return;
-      else throw new CoppiceError(`the leader sent an unknown message: ${message.kind}`);
+      const message = await ranks.receive<TrainingMessage>();
+      switch (message.kind) {
+        case "spread":
+          await step.spread();
+          break;
+        case "step": {
+          const { numbers, learningRate, stepNumber } = message;
+          const batches = numbers.map((each) => ({ numbers: each, tokens: receiveIds(), targets: receiveIds() }));
+          await step.take(batches, learningRate, stepNumber);
+          break;
+        }
+        case "give":
+        case "take":
+          shared[message.kind](message.name);
+          break;
+        case "end":
+          return;
+      }
     }
   } finally {
     step.free();
   }
 }
 
-interface StepMessage {
-  readonly numbers: readonly (readonly number[])[];
-  readonly learningRate: number;
-  readonly stepNumber: number;
-}
+/** What the leader of a training says. */
+type TrainingMessage =
+  | {
+      readonly kind: "step";
+      readonly numbers: readonly (readonly number[])[];
+      readonly learningRate: number;
+      readonly stepNumber: number;
+    }
+  /** All get the leader's weights. */
+  | { readonly kind: "spread" }
+  /** A piece of the optimizer's state goes to the leader, or comes from there. */
+  | { readonly kind: "give" | "take"; readonly name: string }
+  | { readonly kind: "end" };

@@ -201,9 +201,9 @@ export class SharedUpdate implements Update {
   /** Takes a piece of the optimizer's state from the leader. */
   take(name: string): void {
     const tensor = this.state.get(name);
-    const bytes = new Uint8Array(4 * elementCount(tensor.shape));
-    this.ranks.receiveData(bytes, 0);
-    this.state.write(tensor, bytes);
+    const numbers = new Float32Array(elementCount(tensor.shape));
+    this.ranks.receiveData(numbers, 0);
+    this.state.write(tensor, numbers);
   }
 
   private stateOf(name: string): Uint8Array {

@@ -156,7 +156,7 @@ export function loadKernels(functions: Functions, wish: "auto" | "none" | Varian
     if (wanted !== "auto") throw new UsageError(`the kernels "${wanted}" cannot be used: ${status.reason}`);
     return status;
   }
-  const name = wanted === "auto" ? fastest(status.variants) : wanted;
+  const name = wanted === "auto" ? (timesOf(status.variants)?.chosen ?? status.variants[0]?.variant) : wanted;
   const chosen = status.variants.find(({ variant }) => variant === name);
   if (chosen !== undefined) return { kernels: chosen };
   if (wanted !== "auto") throw new UsageError(`this processor cannot run the kernels "${wanted}"`);
@@ -172,12 +172,13 @@ export function availableKernels(functions: Functions): Variant[] {
 /** What the variants took that this processor can run; undefined where there are fewer than two. */
 export function kernelTimes(functions: Functions): KernelTimes | undefined {
   const status = open(functions);
-  if (!("variants" in status) || status.variants.length < 2) return undefined;
-  return fastestVariant(status.variants, status.variants[0]?.file ?? "");
+  return "variants" in status ? timesOf(status.variants) : undefined;
 }
 
-const fastest = (variants: readonly LoadedVariant[]): Variant | undefined =>
-  variants.length < 2 ? variants[0]?.variant : fastestVariant(variants, variants[0]?.file ?? "").chosen;
+function timesOf(variants: readonly LoadedVariant[]): KernelTimes | undefined {
+  const [first, second] = variants;
+  return first === undefined || second === undefined ? undefined : fastestVariant(variants, first.file);
+}
 
 type LoadedVariant = Kernels & TimedVariant;
 type Opened =

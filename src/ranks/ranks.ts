@@ -1,4 +1,5 @@
 import { availableParallelism, cpus, hostname } from "node:os";
+import { bytesOf } from "../ggml/dtype.js";
 import { CoppiceError } from "../system/errors.js";
 import { logOf } from "../system/log.js";
 import { hideLaunch, launchOf } from "./launch.js";
@@ -14,7 +15,7 @@ export type Message = Readonly<Record<string, unknown>> & { readonly kind: strin
 
 /** MPI counts elements in 32 bits. */
 const MOST_AT_ONCE = 2 ** 30;
-const bytesOf = (numbers: Numbers): number => 4 * ("address" in numbers ? numbers.count : numbers.length);
+const byteCount = (numbers: Numbers): number => 4 * ("address" in numbers ? numbers.count : numbers.length);
 
 /** Ranges of numbers that MPI can count. */
 function partsOf(numbers: Numbers): { readonly start: unknown; readonly count: number }[] {
@@ -151,7 +152,7 @@ export class Ranks {
   /** Copies numbers from one rank to all others. */
   async broadcast(numbers: Numbers, root: number): Promise<void> {
     const { float, world } = this.library.constants;
-    this.traffic.bytes += bytesOf(numbers);
+    this.traffic.bytes += byteCount(numbers);
     for (const { start, count } of partsOf(numbers)) await this.call("MPI_Bcast", start, count, float, root, world);
   }
 
@@ -161,7 +162,7 @@ export class Ranks {
    */
   async reduce(numbers: Numbers, root: number, sum?: Numbers): Promise<void> {
     const { float, sum: add, world } = this.library.constants;
-    this.traffic.bytes += bytesOf(numbers);
+    this.traffic.bytes += byteCount(numbers);
     const sums = sum === undefined ? [] : partsOf(sum);
     for (const [i, { start, count }] of partsOf(numbers).entries())
       await this.call("MPI_Reduce", start, sums[i]?.start ?? null, count, float, add, root, world);
@@ -175,9 +176,10 @@ export class Ranks {
     return Array.from({ length: this.size }, (_, i) => all.subarray(i * own.length, (i + 1) * own.length));
   }
 
-  /** Sends bytes to a rank, which must {@link receiveData} them. Blocks until they are on their way. */
-  sendData(bytes: Uint8Array, to: number): void {
+  /** Sends data to a rank, which must {@link receiveData} it. Blocks until it is on its way. */
+  sendData(data: NodeJS.ArrayBufferView, to: number): void {
     const { byte, world } = this.library.constants;
+    const bytes = bytesOf(data);
     for (let from = 0; from < bytes.byteLength; from += MOST_AT_ONCE) {
       const part = bytes.subarray(from, from + MOST_AT_ONCE);
       this.library.functions.MPI_Send(part, part.byteLength, byte, to, TAGS.data, world);
@@ -185,12 +187,20 @@ export class Ranks {
   }
 
   /** Receives as many bytes as `into` holds. Blocks until they are there. */
-  receiveData(into: Uint8Array, from: number): void {
+  receiveData(into: NodeJS.ArrayBufferView, from: number): void {
     const { byte, world, ignoreStatus } = this.library.constants;
-    for (let at = 0; at < into.byteLength; at += MOST_AT_ONCE) {
-      const part = into.subarray(at, at + MOST_AT_ONCE);
+    const bytes = bytesOf(into);
+    for (let at = 0; at < bytes.byteLength; at += MOST_AT_ONCE) {
+      const part = bytes.subarray(at, at + MOST_AT_ONCE);
       this.library.functions.MPI_Recv(part, part.byteLength, byte, from, TAGS.data, world, ignoreStatus);
     }
+  }
+
+  /** Receives token ids of the leader. */
+  receiveIds(count: number): Int32Array {
+    const ids = new Int32Array(count);
+    this.receiveData(ids, 0);
+    return ids;
   }
 
   /** Sends a message to a rank, which must {@link receive} it. */
@@ -209,7 +219,7 @@ export class Ranks {
   }
 
   /** Waits for a message of a rank, by default the leader, without using the processor. */
-  async receive(from = 0): Promise<Message> {
+  async receive<Body = Message>(from = 0): Promise<Body> {
     const { byte, world, ignoreStatus } = this.library.constants;
     const { MPI_Iprobe, MPI_Recv } = this.library.functions;
     const found = [0];
@@ -224,7 +234,7 @@ export class Ranks {
     MPI_Recv(length, length.byteLength, byte, from, TAGS.length, world, ignoreStatus);
     const bytes = Buffer.alloc(length[0] ?? 0);
     MPI_Recv(bytes, bytes.byteLength, byte, from, TAGS.message, world, ignoreStatus);
-    return JSON.parse(bytes.toString()) as Message;
+    return JSON.parse(bytes.toString()) as Body;
   }
 
   /** A rank's share [from, to) of so many things. */

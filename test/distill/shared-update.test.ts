@@ -3,10 +3,16 @@ import { describe, expect, it } from "vitest";
 import { sharedOptions } from "../../src/distill/follow.js";
 import { defaultTrainOptions } from "../../src/distill/index.js";
 import { piecesOf } from "../../src/distill/shared-update.js";
+import type { Pointer } from "../../src/ggml/index.js";
 import { elementCount, type Tensor } from "../../src/tensor/index.js";
 
-const tensor = (name: string, shape: readonly number[]): Tensor =>
-  ({ name, shape, dtype: "f32", handle: 0n, requiresGrad: true }) as unknown as Tensor;
+const tensor = (name: string, shape: readonly number[]): Tensor => ({
+  name,
+  shape,
+  dtype: "f32",
+  handle: 0n as Pointer,
+  requiresGrad: true,
+});
 
 const shapes = fc.array(fc.array(fc.integer({ min: 1, max: 300 }), { minLength: 1, maxLength: 2 }), {
   minLength: 1,

@@ -33,6 +33,7 @@ const environment = () => ({
 });
 afterEach(() => {
   delete process.env.COPPICE_KERNELS;
+  delete process.env.COPPICE_MPI;
 });
 const directory = mkdtempSync(path.join(tmpdir(), "coppice-mpi-"));
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
@@ -123,6 +124,17 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     const config = (folder: string) => readFileSync(path.join(folder, "config.json"), "utf8");
     expect(config(at(`${name} cut`))).toBe(config(student));
   });
+
+  it.skipIf(present.length < 2)(
+    "is refused by a library of another MPI, instead of being done by each process",
+    async () => {
+      process.env.COPPICE_MPI = "libmpi.so.40";
+      const failure = await onRanks(LAUNCHERS.MPICH, 2, ...distill("other")).catch((error) => error);
+      expect(failure.code).toBe(1);
+      expect(failure.stderr).toMatch(/mpiexec started 2 processes, but libmpi.so.40 knows of one/);
+      expect(existsSync(at("other"))).toBe(false);
+    },
+  );
 
   it.each(present)(
     "with a mistake says so once, by %s, with the exit code of a wrong usage",

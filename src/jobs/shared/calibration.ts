@@ -3,7 +3,7 @@ import { type SharedSums, spreadBatches } from "../../evaluate/index.js";
 import { calibrate, type Scores } from "../../prune/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
 import type { TensorStore } from "../../tensor/index.js";
-import { bytesOf, type MeasuredModel, receiveIds, type SharedModel, sharedModel, withModel } from "./model.js";
+import { type MeasuredModel, type SharedModel, sharedModel, withModel } from "./model.js";
 
 interface CalibrationTask extends SharedModel {
   readonly sequenceLength: number;
@@ -59,7 +59,7 @@ export async function sharedCalibration(
         allBatches: all.length,
       };
       ranks.post({ kind: "calibrate", ...task }, to);
-      ranks.sendData(bytesOf(idsFor(to)), to);
+      ranks.sendData(idsFor(to), to);
     }
     const own = sequencesOf(idsFor(0), length);
     return calibrate(backend, weights, own, {
@@ -78,7 +78,7 @@ export async function joinCalibration(ranks: Ranks, message: Message): Promise<v
   const task = message as Message & CalibrationTask;
   const { sequenceLength, batchSize, batches, allBatches, computeType } = task;
   const samples = batches * batchSize;
-  const own = sequencesOf(receiveIds(ranks, samples * sequenceLength), sequenceLength);
+  const own = sequencesOf(ranks.receiveIds(samples * sequenceLength), sequenceLength);
   const shared = sumsOver(ranks, allBatches);
   await withModel(ranks, task, (backend, weights) =>
     calibrate(backend, weights, own, { samples, batchSize, computeType, shared }),

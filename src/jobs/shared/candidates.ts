@@ -1,5 +1,4 @@
 import type { TokenStream } from "../../data/index.js";
-import { Backend } from "../../ggml/index.js";
 import { type DimensionName, openCheckpoint } from "../../models/index.js";
 import {
   candidateLoss,
@@ -11,8 +10,9 @@ import {
   type Scores,
 } from "../../prune/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
+import { onDevice } from "../job.js";
 import { memoryFor } from "../model-memory.js";
-import { bytesOf, idsOf, type MeasuredModel, receiveIds, type SharedModel, sharedModel, streamOf } from "./model.js";
+import { idsOf, type MeasuredModel, type SharedModel, sharedModel, streamOf } from "./model.js";
 
 interface CandidatesTask extends SharedModel {
   readonly plans: readonly PrunePlan[];
@@ -21,6 +21,11 @@ interface CandidatesTask extends SharedModel {
   readonly tokens: number;
   readonly beginToken?: number | undefined;
   readonly measuring: MeasuringOptions;
+}
+
+/** What a follower answers. */
+interface CandidateLosses {
+  readonly losses: readonly number[];
 }
 
 /** Measures candidates, each rank some of them. */
@@ -46,23 +51,21 @@ export const sharedCandidates =
           measuring,
         };
         ranks.post({ kind: "candidates", ...task }, to);
-        ranks.sendData(bytesOf(ids), to);
+        ranks.sendData(ids, to);
       }
       const losses: number[] = [];
       for (const plan of plans.slice(...ranks.share(plans.length))) losses.push(await lossOf(plan));
-      for (let from = 1; from < ranks.size; from++)
-        losses.push(...((await ranks.receive(from)) as unknown as { readonly losses: readonly number[] }).losses);
+      for (let from = 1; from < ranks.size; from++) losses.push(...(await ranks.receive<CandidateLosses>(from)).losses);
       return losses;
     });
 
 /** A follower's part of {@link sharedCandidates}. */
 export async function joinCandidates(ranks: Ranks, message: Message): Promise<void> {
   const { path, device, plans, scores, tokens, beginToken, measuring } = message as Message & CandidatesTask;
-  const validation = streamOf(receiveIds(ranks, tokens), beginToken);
+  const validation = streamOf(ranks.receiveIds(tokens), beginToken);
   const original = openCheckpoint(path);
   const vectors = new Map(scores.map(([name, values]) => [name, Float32Array.from(values)]));
-  const backend = Backend.open({ ...device, instance: ranks.local.rank });
-  try {
+  await onDevice({ ...device, ranks }, async (backend) => {
     const options = { ...measuring, memoryBytes: memoryFor(backend, { memoryBytes: measuring.memoryBytes, ranks }) };
     const losses: number[] = [];
     for (const plan of plans) {
@@ -70,7 +73,5 @@ export async function joinCandidates(ranks: Ranks, message: Message): Promise<vo
       losses.push(await candidateLoss(cut, { backend, validation }, options));
     }
     ranks.post({ kind: "candidates", losses }, 0);
-  } finally {
-    backend.free();
-  }
+  });
 }

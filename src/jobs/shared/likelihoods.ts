@@ -11,6 +11,11 @@ interface LikelihoodTask extends SharedModel {
   readonly requests: Parameters<LikelihoodModel["logLikelihoods"]>[0];
 }
 
+/** What a follower answers. */
+interface LikelihoodReplies {
+  readonly replies: readonly Likelihood[];
+}
+
 /** Requests for each rank that are answered before the next are shared out, so that little is lost by a kill. */
 const REQUESTS_AT_ONCE = 4096;
 
@@ -35,7 +40,7 @@ export function sharedLikelihoods(
       }
       await own.logLikelihoods(requests.slice(...ranks.share(requests.length)), onReply, ask);
       for (let from = 1; from < ranks.size; from++) {
-        const { replies } = (await ranks.receive(from)) as unknown as { readonly replies: readonly Likelihood[] };
+        const { replies } = await ranks.receive<LikelihoodReplies>(from);
         const [first] = ranks.share(requests.length, from);
         for (const [i, reply] of replies.entries()) onReply(first + i, reply);
       }

@@ -1,9 +1,9 @@
 import { TokenStream } from "../../data/index.js";
-import { Backend, type BackendOptions } from "../../ggml/index.js";
+import type { Backend, BackendOptions } from "../../ggml/index.js";
 import { openCheckpoint, type PassWeights } from "../../models/index.js";
 import type { Ranks } from "../../ranks/index.js";
 import type { ComputeType } from "../../tensor/index.js";
-import type { JobOptions } from "../job.js";
+import { type JobOptions, onDevice } from "../job.js";
 import { weightsFor } from "../model-memory.js";
 
 /** A model that all ranks open, and what they compute with it. */
@@ -21,31 +21,19 @@ export const sharedModel = (
 ): SharedModel => ({ path, computeType, device: { device, threads, kernels }, memoryBytes });
 
 /** A follower's part of some work on a model. */
-export async function withModel<T>(
+export function withModel<T>(
   ranks: Ranks,
   { path, computeType, device, memoryBytes }: SharedModel,
   work: (backend: Backend, weights: PassWeights) => Promise<T>,
 ): Promise<T> {
-  const backend = Backend.open({ ...device, instance: ranks.local.rank });
-  try {
+  return onDevice({ ...device, ranks }, async (backend) => {
     const weights = weightsFor(backend, openCheckpoint(path), computeType, { memoryBytes, ranks });
     try {
       return await work(backend, weights);
     } finally {
       weights.free();
     }
-  } finally {
-    backend.free();
-  }
-}
-
-export const bytesOf = ({ buffer, byteOffset, byteLength }: Int32Array) =>
-  new Uint8Array(buffer, byteOffset, byteLength);
-
-export function receiveIds(ranks: Ranks, count: number): Int32Array {
-  const ids = new Int32Array(count);
-  ranks.receiveData(bytesOf(ids), 0);
-  return ids;
+  });
 }
 
 /** The tokens of the sequences [from, to) of a stream, and the one that follows. */

@@ -1,16 +1,7 @@
 import type { TokenStream } from "../../data/index.js";
 import { type Perplexity, perplexity } from "../../evaluate/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
-import {
-  bytesOf,
-  idsOf,
-  type MeasuredModel,
-  receiveIds,
-  type SharedModel,
-  sharedModel,
-  streamOf,
-  withModel,
-} from "./model.js";
+import { idsOf, type MeasuredModel, type SharedModel, sharedModel, streamOf, withModel } from "./model.js";
 
 interface PerplexityTask extends SharedModel {
   readonly tokens: number;
@@ -46,10 +37,10 @@ export async function sharedPerplexity(
         beginToken: stream.beginToken,
       };
       ranks.post({ kind: "perplexity", ...task }, to);
-      ranks.sendData(bytesOf(ids), to);
+      ranks.sendData(ids, to);
     }
     const parts = [await measureOwn(streamOf(idsOf(stream, length, ranks.share(count)), stream.beginToken))];
-    for (let from = 1; from < ranks.size; from++) parts.push((await ranks.receive(from)) as unknown as Perplexity);
+    for (let from = 1; from < ranks.size; from++) parts.push(await ranks.receive<Perplexity>(from));
     const tokens = parts.reduce((sum, part) => sum + part.tokens, 0);
     const loss = parts.reduce((sum, part) => sum + part.loss * part.tokens, 0) / tokens;
     return { loss, perplexity: Math.exp(loss), tokens };
@@ -60,7 +51,7 @@ export async function sharedPerplexity(
 export async function joinPerplexity(ranks: Ranks, message: Message): Promise<void> {
   const task = message as Message & PerplexityTask;
   const { tokens, sequenceLength, beginToken, computeType } = task;
-  const ids = receiveIds(ranks, tokens);
+  const ids = ranks.receiveIds(tokens);
   const part = await withModel(ranks, task, (backend, weights) =>
     perplexity(backend, weights, streamOf(ids, beginToken), { sequenceLength, computeType }),
   );

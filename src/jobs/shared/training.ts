@@ -5,12 +5,12 @@ import {
   sharedOptions,
   type TrainOptions,
 } from "../../distill/index.js";
-import { Backend, type BackendOptions } from "../../ggml/index.js";
+import type { BackendOptions } from "../../ggml/index.js";
 import { blankWeights, type ConfigJson, countParameters, type Model, modelFromConfig } from "../../models/index.js";
 import type { Ranks } from "../../ranks/index.js";
-import type { JobOptions } from "../job.js";
+import { type JobOptions, onDevice } from "../job.js";
 import { checkTrainable } from "../model-memory.js";
-import { type OpenTeacher, openTeacher, type TaughtTraining, type TeacherRecipe } from "../teacher.js";
+import { openTeacher, type TeacherRecipe } from "../teacher.js";
 
 /** What a follower must know to train along. */
 interface SharedTraining {
@@ -60,38 +60,19 @@ export async function withFollowers<T>(training: LedTraining, train: () => Promi
 /** A follower's part in a training. @param message of the leader */
 export async function joinTraining(ranks: Ranks, message: unknown): Promise<void> {
   const { device, config, settings, recipe, sequences, memoryBytes } = message as SharedTraining;
-  const backend = Backend.open({ ...device, instance: ranks.local.rank });
-  try {
+  await onDevice({ ...device, ranks }, async (backend) => {
     const model = modelFromConfig(config);
     const studentParameters = countParameters(model.parameters, model.sizes);
     checkTrainable(backend, studentParameters, settings, { memoryBytes, ranks });
-    const options = sharedOptions(settings, ranks.size);
-    const teacher = await teacherOf(recipe, {
-      backend,
-      settings,
-      studentParameters,
-      sequences,
-      options: { memoryBytes, ranks },
-    });
+    const taught = { backend, settings, studentParameters, sequences, options: { memoryBytes, ranks } };
+    const teacher = recipe === undefined ? undefined : await openTeacher(recipe, taught);
     const student = blankWeights(backend, model);
+    const objective = teacher?.objective ?? crossEntropyObjective;
     try {
-      await followTraining({
-        backend,
-        student,
-        objective: teacher?.objective ?? crossEntropyObjective,
-        options,
-        ranks,
-      });
+      await followTraining({ backend, student, objective, options: sharedOptions(settings, ranks.size), ranks });
     } finally {
       student.free();
       teacher?.free();
     }
-  } finally {
-    backend.free();
-  }
+  });
 }
-
-const teacherOf = async (
-  recipe: TeacherRecipe | undefined,
-  training: TaughtTraining,
-): Promise<OpenTeacher | undefined> => (recipe === undefined ? undefined : openTeacher(recipe, training));
