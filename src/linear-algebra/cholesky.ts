@@ -1,41 +1,55 @@
 import type { Backend } from "../ggml/device.js";
 import { CoppiceError, ShapeError } from "../system/errors.js";
-import { TensorStore } from "../tensor/index.js";
+import { type Tensor, TensorStore } from "../tensor/index.js";
+import { writeAll } from "./device.js";
 import { type CholeskyOptions, declareFactor, type Factor, factorPanels } from "./factor.js";
 import { invert } from "./inverse.js";
 import { checkMatrix, checkSquare, type Matrix } from "./matrix.js";
-import { type SolveOptions, solveColumns } from "./solve.js";
+import { solveColumns } from "./solve.js";
 
 /**
  * The Cholesky factorization L Lᵀ of a symmetric positive definite matrix, on the backend's device in f32; diagonal blocks are
  * factored and inverted on the host in f64. Blocked and left-looking: Golub & Van Loan, Matrix Computations, 4th edition, 4.2.6.
  *
- * Takes 4 n² bytes on the device for L (822 MB for 14336 rows) and 1.5 KB n more while it factors; on devices without our
- * kernels up to n² bytes more for copies of operands. It keeps a reference to the matrix, which must not change before
- * {@link free}.
+ * L takes the place of the matrix on the device, 4 n² bytes (822 MB for 14336 rows), with 1.5 KB n more while it factors; on devices
+ * without our kernels up to n² bytes more for copies of operands.
  */
 export class Cholesky {
   private constructor(
-    private readonly matrix: Matrix,
-    private readonly ridge: number,
-    private readonly tensors: TensorStore,
+    private readonly tensors: readonly TensorStore[],
     private readonly factorization: Factor,
   ) {}
 
   /**
-   * Factors a + ridge · I. Reads the lower triangle only.
+   * Factors a + ridge · I, a copy of it. Reads the lower triangle only.
    * @throws ShapeError when a is not square, CoppiceError when a + ridge · I is not positive definite in f32, or the device has
    * too little memory
    */
-  static async factor(backend: Backend, a: Matrix, { ridge = 0, onProgress }: CholeskyOptions = {}): Promise<Cholesky> {
+  static async factor(backend: Backend, a: Matrix, options: CholeskyOptions = {}): Promise<Cholesky> {
     checkSquare("the matrix to factor", a);
-    if (!(ridge >= 0 && Number.isFinite(ridge))) throw new CoppiceError(`ridge must be 0 or more, not ${ridge}`);
-    const tensors = new TensorStore(backend, 2);
+    const copy = new TensorStore(backend, 1);
     try {
-      const factor = declareFactor(tensors, a.rows);
+      const tensor = copy.add("copy", [a.rows, a.columns], "f32");
+      copy.allocate();
+      await writeAll(backend, tensor, a.data);
+      const { tensors, factorization } = await Cholesky.overwrite(backend, tensor, options);
+      return new Cholesky([...tensors, copy], factorization);
+    } catch (error) {
+      copy.free();
+      throw error;
+    }
+  }
+
+  /** The same of a matrix on the device, [n, n] in f32, whose memory the factorization takes until it is freed. */
+  static async overwrite(backend: Backend, a: Tensor, options: CholeskyOptions = {}): Promise<Cholesky> {
+    const { ridge = 0 } = options;
+    if (!(ridge >= 0 && Number.isFinite(ridge))) throw new CoppiceError(`ridge must be 0 or more, not ${ridge}`);
+    const tensors = new TensorStore(backend, 1);
+    try {
+      const factor = declareFactor(tensors, a);
       tensors.allocate();
-      await factorPanels(factor, a, { ridge, onProgress });
-      return new Cholesky(a, ridge, tensors, factor);
+      await factorPanels(factor, options);
+      return new Cholesky([tensors], factor);
     } catch (error) {
       tensors.free();
       throw error;
@@ -47,27 +61,28 @@ export class Cholesky {
   }
 
   /**
-   * x with (a + ridge · I) x = b. Takes 12 n · min(columns, 2048) bytes on the device, and as many on the host besides x.
+   * x with (a + ridge · I) x = b. Takes 12 n · min(columns, 1024) bytes on the device, and as many on the host besides x.
    * @param b [size, columns]
    * @throws ShapeError when b has another number of rows
    */
-  async solve(b: Matrix, options: SolveOptions = {}): Promise<Matrix> {
+  async solve(b: Matrix): Promise<Matrix> {
     checkMatrix("the right-hand side", b);
     if (b.rows !== this.size)
       throw new ShapeError(`the right-hand side must have ${this.size} rows, as the matrix has, not ${b.rows}`);
-    return solveColumns(this.factorization, { a: this.matrix, ridge: this.ridge }, b, options);
+    return solveColumns(this.factorization, b);
   }
 
   /**
-   * (a + ridge · I)⁻¹, symmetric. Takes 4 n² bytes on the device besides the factorization, twice that without our kernels, and
-   * 4 n² on the host for the result.
+   * Replaces the factorization, which ends with that, by (a + ridge · I)⁻¹: both triangles.
+   * @returns it, [size, size]; it lives until this is freed, or as long as the matrix that was overwritten
    */
-  async inverse(): Promise<Matrix> {
-    return invert(this.factorization);
+  async invert(): Promise<Tensor> {
+    await invert(this.factorization);
+    return this.factorization.lower;
   }
 
-  /** Releases the device's memory. */
+  /** Releases the device's memory, but for a matrix that was overwritten. */
   free(): void {
-    this.tensors.free();
+    for (const store of this.tensors) store.free();
   }
 }

@@ -20,7 +20,8 @@ export const block: Op<[x: Tensor], Range> = defineOp<[x: Tensor], Range>("block
   build: (native, [x], range) => viewOf(native, x, range),
 });
 
-const blockCopy: Op<[x: Tensor], Range> = defineOp<[x: Tensor], Range>("blockCopy", 1, {
+/** The same, copied. */
+export const blockCopy: Op<[x: Tensor], Range> = defineOp<[x: Tensor], Range>("blockCopy", 1, {
   shape: (_, { rows, columns }) => [rows, columns],
   build: (native, [x], range) => native.f.ggml_cont(native.context, viewOf(native, x, range)),
 });
@@ -73,10 +74,18 @@ export function writeElements(backend: Backend, tensor: Tensor, from: number, da
 /** Elements to copy between the host and the device before the event loop gets a rest: 64 MB. */
 const COPIED_AT_ONCE = 16 << 20;
 
-/** Reads a whole f32 tensor, with rests for the event loop. */
-export async function readAll(backend: Backend, tensor: Tensor, into: Float32Array): Promise<void> {
-  for (let from = 0; from < into.length; from += COPIED_AT_ONCE) {
-    readElements(backend, tensor, from, into.subarray(from, from + COPIED_AT_ONCE));
+/** Writes a whole f32 tensor, with rests for the event loop. */
+export async function writeAll(backend: Backend, tensor: Tensor, data: Float32Array): Promise<void> {
+  for (let from = 0; from < data.length; from += COPIED_AT_ONCE) {
+    writeElements(backend, tensor, from, data.subarray(from, from + COPIED_AT_ONCE));
     await rest();
   }
+}
+
+/** The diagonal of a square f32 tensor. */
+export function diagonalOf(backend: Backend, tensor: Tensor): Float32Array {
+  const diagonal = new Float32Array(tensor.shape[0] ?? 0);
+  for (let i = 0; i < diagonal.length; i++)
+    readElements(backend, tensor, i * (diagonal.length + 1), diagonal.subarray(i, i + 1));
+  return diagonal;
 }

@@ -2,9 +2,18 @@ import type { Backend } from "../ggml/device.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { blockOperand, readElements, runOnce, store, timesTransposed, writeElements } from "./device.js";
+import {
+  blockCopy,
+  blockOperand,
+  diagonalOf,
+  readElements,
+  runOnce,
+  store,
+  timesTransposed,
+  writeElements,
+} from "./device.js";
 import { factorBlock, invertLower } from "./diagonal-block.js";
-import { blockOf, type Matrix } from "./matrix.js";
+import { meanOf } from "./matrix.js";
 
 export interface CholeskyOptions {
   /** Is added to the diagonal; 0 by default. */
@@ -17,7 +26,7 @@ export interface CholeskyOptions {
 export interface Factor {
   readonly backend: Backend;
   readonly size: number;
-  /** L below its diagonal blocks; everything else is undefined. [size, size] */
+  /** The matrix to factor, [size, size], and L below its diagonal blocks as that is found; diagonal blocks stay the matrix's. */
   readonly lower: Tensor;
   /** L_pp⁻¹ of each diagonal block. [panels · PANEL, PANEL] */
   readonly inverses: Tensor;
@@ -34,8 +43,9 @@ export interface Panel {
 /** Columns in a panel. Wider panels make better products, and more work for the host: 128 was as fast as any from 576 to 4096 rows. */
 export const PANEL = 128;
 
-/** Declares the tensors of a factorization in a store. */
-export function declareFactor(tensors: TensorStore, size: number): Factor {
+/** Declares what the factorization of a matrix takes beside that in a store. @param lower the matrix, which is overwritten */
+export function declareFactor(tensors: TensorStore, lower: Tensor): Factor {
+  const [size = 0] = lower.shape;
   const panels = Array.from({ length: Math.ceil(size / PANEL) }, (_, i): Panel => {
     const from = i * PANEL;
     const to = Math.min(from + PANEL, size);
@@ -44,7 +54,7 @@ export function declareFactor(tensors: TensorStore, size: number): Factor {
   return {
     backend: tensors.backend,
     size,
-    lower: tensors.add("lower", [size, size], "f32"),
+    lower,
     inverses: tensors.add("inverses", [panels.length * PANEL, PANEL], "f32"),
     panels,
   };
@@ -58,12 +68,8 @@ export const diagonalInverse = (g: Graph, { inverses }: Factor, { from, width }:
 export const belowPanel = (g: Graph, { lower, size }: Factor, { from, to, width }: Panel): Tensor =>
   blockOperand(g, lower, { row: to, column: from, rows: size - to, columns: width });
 
-/** Computes the factorization of a + ridge · I. @throws CoppiceError when that is not positive definite */
-export async function factorPanels(
-  factor: Factor,
-  a: Matrix,
-  { ridge = 0, onProgress }: CholeskyOptions,
-): Promise<void> {
+/** Computes the factorization of the matrix + ridge · I. @throws CoppiceError when that is not positive definite */
+export async function factorPanels(factor: Factor, { ridge = 0, onProgress }: CholeskyOptions): Promise<void> {
   const { backend, size, panels } = factor;
   const work = new TensorStore(backend, 1);
   try {
@@ -71,8 +77,8 @@ export async function factorPanels(
     work.allocate();
     let previous: Panel | undefined;
     for (const [i, panel] of panels.entries()) {
-      await reducePanel(factor, reduced, panel, { a, previous });
-      factorDiagonal(factor, reduced, panel, { a, ridge });
+      await reducePanel(factor, reduced, panel, previous);
+      factorDiagonal(factor, reduced, panel, ridge);
       previous = panel;
       onProgress?.(i + 1, panels.length);
     }
@@ -89,12 +95,12 @@ function reducePanel(
   factor: Factor,
   reduced: Tensor,
   { from, width }: Panel,
-  { a, previous }: { readonly a: Matrix; readonly previous: Panel | undefined },
+  previous: Panel | undefined,
 ): Promise<void> {
   const { lower } = factor;
   const rows = factor.size - from;
   return runOnce(factor.backend, async (g) => {
-    const original = g.input("original", "f32", [rows, width]);
+    const original = blockCopy(g, lower, { row: from, column: from, rows, columns: width });
     let value = original;
     if (previous !== undefined) {
       const range = { row: previous.width, column: 0, rows, columns: previous.width };
@@ -105,18 +111,13 @@ function reducePanel(
       value = ops.sub(g, original, timesTransposed(g, done, beside));
     }
     store(g, value, reduced, { row: 0, column: 0, rows, columns: width });
-    g.write(original, blockOf(a, { row: from, column: from, rows, columns: width }).data);
     await g.run();
   });
 }
 
 /** Factors and inverts a panel's diagonal block on the host. */
-function factorDiagonal(
-  { backend, inverses }: Factor,
-  reduced: Tensor,
-  { from, width }: Panel,
-  { a, ridge }: { readonly a: Matrix; readonly ridge: number },
-): void {
+function factorDiagonal(factor: Factor, reduced: Tensor, { from, width }: Panel, ridge: number): void {
+  const { backend, inverses } = factor;
   const rows = new Float32Array(width * PANEL);
   readElements(backend, reduced, 0, rows);
   const diagonal = new Float64Array(width * width);
@@ -125,24 +126,31 @@ function factorDiagonal(
     diagonal[i * width + i] = elementAt(diagonal, i * width + i) + ridge;
   }
   const failure = factorBlock(diagonal, width);
-  if (failure !== undefined) throw notPositiveDefinite(a, ridge, from + failure.row, failure.pivot);
+  if (failure !== undefined) throw notPositiveDefinite(factor, ridge, from + failure.row, failure.pivot);
   const inverse = invertLower(diagonal, width);
   const padded = new Float32Array(PANEL * PANEL);
   for (let i = 0; i < width; i++) padded.set(inverse.subarray(i * width, (i + 1) * width), i * PANEL);
   writeElements(backend, inverses, from * PANEL, padded);
 }
 
-function notPositiveDefinite({ rows, data }: Matrix, ridge: number, pivot: number, value: number): CoppiceError {
-  for (let i = 0; i < rows; i++)
-    for (let j = 0; j <= i; j++) {
-      const element = elementAt(data, i * rows + j);
-      if (!Number.isFinite(element))
-        return new CoppiceError(`the matrix to factor holds ${element} in row ${i}, column ${j} (from 0)`);
-    }
-  let diagonal = 0;
-  for (let i = 0; i < rows; i++) diagonal += elementAt(data, i * rows + i) / rows;
+function notPositiveDefinite(
+  { backend, size, lower }: Factor,
+  ridge: number,
+  pivot: number,
+  value: number,
+): CoppiceError {
+  const row = new Float32Array(size);
+  for (let i = 0; i <= pivot; i++) {
+    // what comes before the first of them is finite in the matrix and in L
+    readElements(backend, lower, i * size, row);
+    const column = row.subarray(0, i + 1).findIndex((element) => !Number.isFinite(element));
+    if (column >= 0)
+      return new CoppiceError(
+        `the matrix to factor holds a number that is not finite (NaN or infinite) in row ${i}, column ${column} (from 0)`,
+      );
+  }
   return new CoppiceError(
-    `the matrix is not positive definite: pivot ${pivot} of ${rows} is ${value.toPrecision(3)} with a ridge of ${ridge}. ` +
-      `Use a larger ridge (the mean of its diagonal is ${diagonal.toPrecision(3)}; a hundredth of that is usual)`,
+    `the matrix is not positive definite: pivot ${pivot} of ${size} is ${value.toPrecision(3)} with a ridge of ${ridge}. ` +
+      `Use a larger ridge (the mean of its diagonal is ${meanOf(diagonalOf(backend, lower)).toPrecision(3)}; a hundredth of that is usual)`,
   );
 }

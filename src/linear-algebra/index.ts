@@ -1,7 +1,7 @@
 export { Cholesky } from "./cholesky.js";
+export { diagonalOf, readElements, writeElements } from "./device.js";
 export { inverseOfBlock } from "./diagonal-block.js";
 export { type EigenOptions, type SymmetricEigen, symmetricEigen } from "./eigen.js";
 export type { CholeskyOptions } from "./factor.js";
-export { type Matrix, meanDiagonal, symmetric, transpose, zeroMatrix } from "./matrix.js";
+export { type Matrix, meanDiagonal, meanOf, symmetric, transpose, zeroMatrix } from "./matrix.js";
 export { type MultiplyOptions, multiply } from "./multiply.js";
-export type { SolveOptions } from "./solve.js";

@@ -74,8 +74,8 @@ export function transpose({ rows, columns, data }: Matrix): Matrix {
 }
 
 /** The mean of a square matrix's diagonal. */
-export function meanDiagonal({ rows, data }: Matrix): number {
-  let sum = 0;
-  for (let i = 0; i < rows; i++) sum += data[i * (rows + 1)] as number;
-  return sum / rows;
-}
+export const meanDiagonal = ({ rows, data }: Matrix): number =>
+  meanOf(Float32Array.from({ length: rows }, (_, i) => data[i * (rows + 1)] as number));
+
+/** The mean of numbers, summed in f64. */
+export const meanOf = (values: Float32Array): number => values.reduce((sum, value) => sum + value, 0) / values.length;

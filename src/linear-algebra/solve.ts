@@ -1,36 +1,13 @@
-import { setImmediate as rest } from "node:timers/promises";
-import { elementAt } from "../system/arrays.js";
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { blockOperand, store, times, timesTransposed, transposed } from "./device.js";
 import { belowPanel, diagonalInverse, type Factor, type Panel } from "./factor.js";
 import { blockOf, type Matrix, setBlock, zeroMatrix } from "./matrix.js";
 
 /** The most right-hand sides to solve at once. */
-const CHUNK = 2048;
-/** Rows of the matrix that are on the device at once for residuals. */
-const RESIDUAL_ROWS = 512;
+const CHUNK = 1024;
 
-export interface SolveOptions {
-  /**
-   * Whether a step of iterative refinement follows, as by default. With f32 residuals it divides the backward error by 1 to 4 and
-   * triples the time.
-   */
-  readonly refine?: boolean | undefined;
-}
-
-/** A symmetric matrix to solve with: the lower triangle of `a`, and what is added to its diagonal. */
-interface System {
-  readonly a: Matrix;
-  readonly ridge: number;
-}
-
-/** x with (a + ridge · I) x = b, in chunks of columns. */
-export async function solveColumns(
-  factor: Factor,
-  system: System,
-  b: Matrix,
-  { refine = true }: SolveOptions,
-): Promise<Matrix> {
+/** x with L Lᵀ x = b, in chunks of columns. */
+export async function solveColumns(factor: Factor, b: Matrix): Promise<Matrix> {
   const width = Math.ceil(b.columns / Math.ceil(b.columns / CHUNK));
   const solver = new ChunkSolver(factor, width);
   const x = zeroMatrix(b.rows, b.columns);
@@ -39,12 +16,7 @@ export async function solveColumns(
       const right = zeroMatrix(b.rows, width);
       const columns = Math.min(width, b.columns - column);
       setBlock(right, 0, 0, blockOf(b, { row: 0, column, rows: b.rows, columns }));
-      const solution = await solver.solve(right);
-      if (refine) {
-        await solver.residual(system, right);
-        addTo(solution, await solver.solve(right));
-      }
-      setBlock(x, 0, column, solution);
+      setBlock(x, 0, column, await solver.solve(right));
     }
     return x;
   } finally {
@@ -52,38 +24,24 @@ export async function solveColumns(
   }
 }
 
-function addTo(sum: Matrix, { data }: Matrix): void {
-  for (let i = 0; i < data.length; i++) sum.data[i] = (sum.data[i] ?? 0) + (data[i] ?? 0);
-}
-
 /** Solves for a fixed number of right-hand sides. Solutions are kept on the device transposed: [width, size]. */
 class ChunkSolver {
   private readonly tensors: TensorStore;
-  private readonly solution: Tensor;
   private readonly substitution: Graph;
   private readonly right: Tensor;
   private readonly result: Tensor;
-  private readonly product: Graph;
-  private readonly rows: Tensor;
-  private readonly rowsTimesSolution: Tensor;
 
-  constructor(
-    private readonly factor: Factor,
-    private readonly width: number,
-  ) {
+  constructor(factor: Factor, width: number) {
     const { backend, size, panels } = factor;
     this.tensors = new TensorStore(backend, 1);
-    this.solution = this.tensors.add("solution", [width, size], "f32");
+    const solution = this.tensors.add("solution", [width, size], "f32");
     this.tensors.allocate();
     const g = new Graph(backend);
     this.substitution = g;
     this.right = g.input("right", "f32", [size, width]);
-    for (const panel of panels) forward(g, factor, panel, { right: this.right, solution: this.solution });
-    for (const panel of panels.toReversed()) backward(g, factor, panel, this.solution);
-    this.result = g.output(transposed(g, this.solution));
-    this.product = new Graph(backend);
-    this.rows = this.product.input("rows", "f32", [Math.min(RESIDUAL_ROWS, size), size]);
-    this.rowsTimesSolution = this.product.output(timesTransposed(this.product, this.rows, this.solution));
+    for (const panel of panels) forward(g, factor, panel, { right: this.right, solution });
+    for (const panel of panels.toReversed()) backward(g, factor, panel, solution);
+    this.result = g.output(transposed(g, solution));
   }
 
   /** x with L Lᵀ x = right. */
@@ -93,23 +51,8 @@ class ChunkSolver {
     return { rows: right.rows, columns: right.columns, data: this.substitution.read(this.result) };
   }
 
-  /** Subtracts (a + ridge · I) x from the right-hand side, x the solution found last. */
-  async residual({ a, ridge }: System, right: Matrix): Promise<void> {
-    const count = Math.min(RESIDUAL_ROWS, this.factor.size);
-    for (let row = 0; row < right.rows; row += count) {
-      this.product.write(this.rows, symmetricRows(a, ridge, row, count));
-      await this.product.run();
-      const product = this.product.read(this.rowsTimesSolution);
-      const from = row * this.width;
-      const end = Math.min(product.length, right.data.length - from);
-      for (let i = 0; i < end; i++) right.data[from + i] = (right.data[from + i] ?? 0) - (product[i] ?? 0);
-      await rest();
-    }
-  }
-
   free(): void {
     this.substitution.free();
-    this.product.free();
     this.tensors.free();
   }
 }
@@ -144,18 +87,4 @@ function backward(g: Graph, factor: Factor, panel: Panel, solution: Tensor): voi
     value = ops.sub(g, value, times(g, after, belowPanel(g, factor, panel)));
   }
   store(g, times(g, value, diagonalInverse(g, factor, panel)), solution, range);
-}
-
-/** Rows [row, row + count) of the whole symmetric matrix, of which the lower triangle is read; zeros past its end. */
-function symmetricRows({ rows: size, data }: Matrix, ridge: number, row: number, count: number): Float32Array {
-  const result = new Float32Array(count * size);
-  const end = Math.min(row + count, size);
-  for (let i = row; i < end; i++) {
-    result.set(data.subarray(i * size, i * size + i + 1), (i - row) * size);
-    const diagonal = (i - row) * size + i;
-    result[diagonal] = elementAt(result, diagonal) + ridge;
-  }
-  for (let j = row + 1; j < size; j++)
-    for (let i = row; i < Math.min(j, end); i++) result[(i - row) * size + j] = data[j * size + i] ?? 0;
-  return result;
 }

@@ -1,6 +1,5 @@
-import { checkSums } from "../evaluate/finite.js";
-import { overBatches, type Passage, ResidualStream } from "../evaluate/residual-stream.js";
-import { type Matrix, symmetric } from "../linear-algebra/index.js";
+import { overBatches, type Passage, type RecordedStep, ResidualStream } from "../evaluate/residual-stream.js";
+import type { Matrix } from "../linear-algebra/index.js";
 import {
   axisSize,
   type DimensionName,
@@ -10,11 +9,12 @@ import {
   shapeOf,
   sizeOf,
 } from "../models/index.js";
-import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { type Graph, ops, type Tensor } from "../tensor/index.js";
 import { groupSums } from "./calibration.js";
+import { Gram } from "./gram.js";
 import { readMatrix } from "./matrices.js";
 import { removalLosses } from "./obs.js";
-import { writerMoments } from "./writer-moments.js";
+import { withWriterMoments } from "./writer-moments.js";
 
 export interface SurgeonScores {
   /** The losses of removal of neurons and heads, by dimension: see {@link removalLosses}. A key-value head's is the sum of its heads'. */
@@ -51,10 +51,8 @@ export async function surgeonScores(
   const { backend } = passage;
   const hidden = sizeOf("hidden", model.sizes);
   const scores = new Map(known?.scores);
-  const sums = new TensorStore(backend, 1);
-  const streamSum = sums.add("stream moments", [hidden, hidden], "f32");
-  sums.allocate();
-  if (known !== undefined) sums.write(streamSum, known.streamMoments);
+  const streamSum = new Gram(backend, "the second moments of the residual stream", hidden);
+  if (known !== undefined) streamSum.write(known.streamMoments);
   const stream = await ResidualStream.before(passage, tensors);
   try {
     for (const [i, step] of model.steps.entries()) {
@@ -63,27 +61,26 @@ export async function surgeonScores(
         continue;
       }
       const [, width = 0] = shapeOf(step.writer, model.sizes);
-      const moments = await writerMoments(passage, stream, step, width, (g, { blockInput, writerInput }) => {
+      const rowsOf = (g: Graph, { blockInput, writerInput }: RecordedStep): Tensor => {
         addStreamMoments(g, streamSum, blockInput);
         return writerInput;
-      });
-      const units = unitsOf(step, model);
-      if (units !== undefined) {
+      };
+      await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, async (moments) => {
+        const units = unitsOf(step, model);
+        if (units === undefined) return;
         const weight = readMatrix(source, step.writer.name);
         const losses = await removalLosses(backend, moments, weight, { groupSize: units.size });
         scores.set(units.dimension, losses);
         for (const groups of groupsOf(units.dimension, model))
           scores.set(groups, groupSums(losses, sizeOf(groups, model.sizes)));
-      }
-      onStep?.({ steps: i + 1, scores, streamMoments: sums.read(streamSum) });
+      });
+      onStep?.({ steps: i + 1, scores, streamMoments: streamSum.read() });
     }
     await addLastMoments(passage, stream, streamSum);
-    const streamMoments = symmetric(hidden, sums.read(streamSum));
-    checkSums("the second moments of the residual stream", streamMoments.data);
-    return { scores, streamMoments };
+    return { scores, streamMoments: streamSum.matrix() };
   } finally {
     stream.free();
-    sums.free();
+    streamSum.free();
   }
 }
 
@@ -99,12 +96,9 @@ async function passThrough(stream: ResidualStream, step: ResidualStep): Promise<
 /** Keeps rows of zeros from becoming infinite. */
 const EPSILON = 1e-12;
 
-function addStreamMoments(g: Graph, sum: Tensor, x: Tensor): void {
-  const normed = ops.rmsNorm(g, x, { epsilon: EPSILON });
-  g.effect(ops.addGram(g, sum, normed));
-}
+const addStreamMoments = (g: Graph, sum: Gram, x: Tensor): void => sum.add(g, ops.rmsNorm(g, x, { epsilon: EPSILON }));
 
-const addLastMoments = (passage: Passage, stream: ResidualStream, sum: Tensor): Promise<void> =>
+const addLastMoments = (passage: Passage, stream: ResidualStream, sum: Gram): Promise<void> =>
   overBatches(passage, (g) => {
     const wire = stream.input(g, "stream");
     addStreamMoments(g, sum, wire[0]);

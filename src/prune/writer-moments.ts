@@ -1,40 +1,39 @@
-import { checkSums } from "../evaluate/finite.js";
 import { overBatches, type Passage, type RecordedStep, type ResidualStream } from "../evaluate/residual-stream.js";
-import { type Matrix, symmetric } from "../linear-algebra/index.js";
 import type { ResidualStep } from "../models/index.js";
-import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import type { Graph, Tensor } from "../tensor/index.js";
+import { Gram } from "./gram.js";
 
-/**
- * Goes through a step of a model, and sums Σ m mᵀ over the data.
- * @param inputs what the step's writer multiplies has so many values
- * @param rowsOf m, [rows, inputs], from the recorded step
- * @throws CoppiceError when the sums are not finite
- */
-export async function writerMoments(
-  passage: Passage,
-  stream: ResidualStream,
-  step: ResidualStep,
-  inputs: number,
-  rowsOf: (g: Graph, recorded: RecordedStep) => Tensor,
-): Promise<Matrix> {
-  const sums = new TensorStore(passage.backend, 1);
-  const moments = sums.add("moments", [inputs, inputs], "f32");
-  sums.allocate();
-  const weights = stream.weightsOf(step.parameters);
-  const written = stream.take();
+export interface WriterMomentsInputs {
+  readonly passage: Passage;
+  readonly stream: ResidualStream;
+  readonly step: ResidualStep;
+  /** What the step's writer multiplies has so many values. */
+  readonly inputs: number;
+  /** m, [rows, inputs], from the recorded step. */
+  readonly rowsOf: (g: Graph, recorded: RecordedStep) => Tensor;
+}
+
+/** Goes through a step of a model, sums Σ m mᵀ over the data, and uses the sums. */
+export async function withWriterMoments<T>(
+  { passage, stream, step, inputs, rowsOf }: WriterMomentsInputs,
+  use: (moments: Gram) => T | Promise<T>,
+): Promise<T> {
+  const moments = new Gram(passage.backend, `the second moments of ${step.writer.input}`, inputs);
   try {
-    await overBatches(passage, (g) => {
-      const recorded = stream.record(g, step, weights.get, "stream");
-      const rows = rowsOf(g, recorded);
-      g.effect(ops.addGram(g, moments, rows));
-      return { reads: recorded.reads, writes: [[recorded.after, written]] };
-    });
-    stream.advance(step, written);
-    const data = sums.read(moments);
-    checkSums(`the second moments of ${step.writer.input}`, data);
-    return symmetric(inputs, data);
+    const weights = stream.weightsOf(step.parameters);
+    try {
+      const written = stream.take();
+      await overBatches(passage, (g) => {
+        const recorded = stream.record(g, step, weights.get, "stream");
+        moments.add(g, rowsOf(g, recorded));
+        return { reads: recorded.reads, writes: [[recorded.after, written]] };
+      });
+      stream.advance(step, written);
+    } finally {
+      weights.free();
+    }
+    return await use(moments);
   } finally {
-    weights.free();
-    sums.free();
+    moments.free();
   }
 }

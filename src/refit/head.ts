@@ -75,7 +75,7 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
       moments.add(g, hidden, target);
       return { reads: [original, smaller] };
     });
-    return { inputs: moments.inputs, targets: moments.targets };
+    return { inputs: moments.inputs.matrix(), targets: moments.targets };
   } finally {
     denseWeights.free();
     store.free();

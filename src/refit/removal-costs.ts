@@ -1,12 +1,12 @@
 import type { DivergenceMeter } from "../evaluate/divergence.js";
 import type { ReadableWeights } from "../evaluate/finite.js";
-import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
+import { type Passage, type RecordedStep, ResidualStream } from "../evaluate/residual-stream.js";
 import { type Matrix, multiply, zeroMatrix } from "../linear-algebra/index.js";
 import { type ModelTensors, type ResidualStep, shapeOf } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
-import { writerMoments } from "../prune/writer-moments.js";
+import { withWriterMoments } from "../prune/writer-moments.js";
 import { elementAt } from "../system/arrays.js";
-import { ops, TensorStore } from "../tensor/index.js";
+import { type Graph, ops, TensorStore } from "../tensor/index.js";
 import { Ridge } from "./ridge.js";
 import { rowSizes } from "./scale.js";
 
@@ -42,10 +42,10 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
       const kept = keptOf(step);
       const [, width = 0] = shapeOf(step.writer, original.model.sizes);
       // rows are weighted as in the refit
-      const moments = await writerMoments(passage, stream, step, width, (g, { writerInput, after }) =>
-        ops.div(g, writerInput, rowSizes(g, after)),
-      );
-      if (kept !== undefined) costs.set(step, await costsOf(inputs, step, moments, kept));
+      const rowsOf = (g: Graph, { writerInput, after }: RecordedStep) => ops.div(g, writerInput, rowSizes(g, after));
+      await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, async (moments) => {
+        if (kept !== undefined) costs.set(step, await costsOf(inputs, step, moments.matrix(), kept));
+      });
       onProgress?.(i + 1, steps.length);
     }
     return costs;

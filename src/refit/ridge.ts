@@ -1,5 +1,6 @@
 import type { Backend } from "../ggml/device.js";
-import { Cholesky, type Matrix, meanDiagonal, transpose } from "../linear-algebra/index.js";
+import { Cholesky, type Matrix, meanDiagonal, meanOf, transpose } from "../linear-algebra/index.js";
+import type { Gram } from "../prune/gram.js";
 
 /** The weight of the starting point, as a share of the mean diagonal of X'X: 0.01 to 0.1 served alike. */
 export const DAMPING = 0.1;
@@ -20,13 +21,19 @@ export class Ridge {
     return new Ridge(ridge > 0 ? await Cholesky.factor(backend, inputs, { ridge }) : undefined, ridge);
   }
 
+  /** The same of moments on the device, which are overwritten and must outlive it. */
+  static async overwrite(backend: Backend, moments: Gram): Promise<Ridge> {
+    const ridge = DAMPING * meanOf(moments.diagonal());
+    return new Ridge(ridge > 0 ? await Cholesky.overwrite(backend, moments.sums, { ridge }) : undefined, ridge);
+  }
+
   /** @param targets XᵀY, [inputs, outputs] @param start W0, [outputs, inputs] @returns W */
   async solve(targets: Matrix, start: Matrix): Promise<Matrix> {
     if (this.factor === undefined) return start; // inputs that are all zero tell nothing
     const right = transpose(start);
     for (let i = 0; i < right.data.length; i++)
       right.data[i] = (right.data[i] as number) * this.ridge + (targets.data[i] as number);
-    return transpose(await this.factor.solve(right, { refine: false }));
+    return transpose(await this.factor.solve(right));
   }
 
   free(): void {

@@ -115,7 +115,7 @@ class StepRefit {
     const moments = new Moments(backend, what, sizes);
     try {
       await this.overBatches((g) => build(g, moments));
-      const ridge = await Ridge.of(backend, moments.inputs);
+      const ridge = await Ridge.overwrite(backend, moments.inputs);
       try {
         await solve(moments.targets, ridge);
       } finally {

@@ -2,8 +2,9 @@ import type { TensorSource } from "../checkpoint/index.js";
 import { floatSource, rowCount, tensorInfo } from "../checkpoint/tensor-source.js";
 import { toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import { type Matrix, symmetric } from "../linear-algebra/index.js";
-import { Graph, ops, TensorStore } from "../tensor/index.js";
+import type { Matrix } from "../linear-algebra/index.js";
+import { Gram } from "../prune/gram.js";
+import { Graph } from "../tensor/index.js";
 
 /** Second moments of a model's token embeddings, [hidden, hidden]. */
 export interface TokenMoments {
@@ -21,14 +22,12 @@ export async function tokenMoments(backend: Backend, stored: TensorSource, name:
   const source = floatSource(stored);
   const info = tensorInfo(source, name);
   const [tokens, hidden] = [rowCount(info), info.shape[1] as number];
-  const store = new TensorStore(backend, 1);
-  const sum = store.add("gram", [hidden, hidden], "f32");
-  store.allocate();
+  const sums = new Gram(backend, `the second moments of ${name}`, hidden);
   const total = new Float64Array(hidden);
   const g = new Graph(backend);
   try {
     const rows = g.input("rows", "f32", [ROWS, hidden]);
-    g.effect(ops.addGram(g, sum, rows));
+    sums.add(g, rows);
     for (let from = 0; from < tokens; from += ROWS) {
       const to = Math.min(tokens, from + ROWS);
       const block = new Float32Array(ROWS * hidden);
@@ -38,13 +37,13 @@ export async function tokenMoments(backend: Backend, stored: TensorSource, name:
       g.write(rows, block);
       await g.run();
     }
-    const gram: Matrix = symmetric(hidden, store.read(sum));
+    const gram: Matrix = sums.matrix();
     const centred = gram.data.map(
       (value, i) => value - ((total[Math.floor(i / hidden)] as number) * (total[i % hidden] as number)) / tokens,
     );
     return { gram, centred: { ...gram, data: centred } };
   } finally {
     g.free();
-    store.free();
+    sums.free();
   }
 }

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { PANEL } from "../../src/linear-algebra/factor.js";
-import { Cholesky, type Matrix } from "../../src/linear-algebra/index.js";
+import { Cholesky, type Matrix, readElements } from "../../src/linear-algebra/index.js";
 import { CoppiceError, ShapeError } from "../../src/system/errors.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "./backend.js";
@@ -34,6 +34,12 @@ const identity = (size: number): Matrix => ({
 
 describe.each(testBackends)("Cholesky on %s", (_, options) => {
   const { backend, freeLater } = openAlgebraBackend(options);
+  const inverseOf = async (a: Matrix, ridge?: number): Promise<Matrix> => {
+    const tensor = await (await factor(a, ridge)).invert();
+    const inverse = { rows: a.rows, columns: a.rows, data: new Float32Array(a.rows ** 2) };
+    readElements(backend, tensor, 0, inverse.data);
+    return inverse;
+  };
   const factor = async (a: Matrix, ridge?: number): Promise<Cholesky> => {
     const result = await Cholesky.factor(backend, a, { ridge });
     freeLater(result);
@@ -54,7 +60,7 @@ describe.each(testBackends)("Cholesky on %s", (_, options) => {
           expect(cholesky.size).toBe(size);
           const whole = plusRidge(a, ridge);
           expect(backwardError(whole, await cholesky.solve(b), b)).toBeLessThan(2);
-          expect(inverseError(whole, await cholesky.inverse())).toBeLessThan(3);
+          expect(inverseError(whole, await inverseOf(a, ridge))).toBeLessThan(3);
         },
       ),
       { numRuns: options.device === "vulkan" ? 3 : 8 },
@@ -65,9 +71,8 @@ describe.each(testBackends)("Cholesky on %s", (_, options) => {
     const a = positiveDefinite(size, 1e3, size);
     const b = randomMatrix(size, 3, 1);
     const cholesky = await factor(a);
-    for (const refine of [true, false])
-      expect(backwardError(a, await cholesky.solve(b, { refine }), b)).toBeLessThan(2);
-    const inverse = await cholesky.inverse();
+    expect(backwardError(a, await cholesky.solve(b), b)).toBeLessThan(2);
+    const inverse = await inverseOf(a);
     expect(inverseError(a, inverse)).toBeLessThan(3);
     for (let i = 0; i < size; i++)
       for (let j = 0; j < i; j++) expect(inverse.data[i * size + j]).toBe(inverse.data[j * size + i]);
@@ -75,7 +80,7 @@ describe.each(testBackends)("Cholesky on %s", (_, options) => {
 
   it("solves for more right-hand sides than it takes at once", async () => {
     const a = positiveDefinite(3, 10, 5);
-    const b = randomMatrix(3, 4097, 6);
+    const b = randomMatrix(3, 2049, 6);
     expect(backwardError(a, await (await factor(a)).solve(b), b)).toBeLessThan(2);
   });
 
@@ -111,7 +116,7 @@ describe.each(testBackends)("Cholesky on %s", (_, options) => {
   it.each([Number.NaN, Number.POSITIVE_INFINITY])("says where a matrix holds %d", async (value) => {
     const a = identity(5);
     a.data[3 * 5 + 1] = value;
-    await expect(factor(a)).rejects.toThrow(`holds ${value} in row 3, column 1`);
+    await expect(factor(a)).rejects.toThrow("holds a number that is not finite (NaN or infinite) in row 3, column 1");
   });
 
   it("refuses sizes that do not fit, and ridges that are none", async () => {

@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
 
+import type { Backend } from "../../src/ggml/index.js";
+import { Gram } from "../../src/prune/gram.js";
 import { removalLosses } from "../../src/prune/obs.js";
 import { Random } from "../../src/system/random.js";
 import { testBackends } from "../devices.js";
@@ -27,6 +29,17 @@ function momentsOf(inputs: number, samples = 4 * inputs) {
       for (let j = 0; j < inputs; j++)
         moments.data[i * inputs + j]! += x.data[s * inputs + i]! * x.data[s * inputs + j]!;
   return moments;
+}
+
+/** The losses of removal, by sums on the device. */
+async function lossesOf(backend: Backend, moments: Dense, weight: Dense, groupSize: number): Promise<Float32Array> {
+  const sums = new Gram(backend, "test", moments.rows);
+  try {
+    sums.write(moments.data);
+    return await removalLosses(backend, sums, weight, { groupSize });
+  } finally {
+    sums.free();
+  }
 }
 
 /** Solves a x = b by Gaussian elimination with pivots, f64. a: [n, n], b: [n, m] */
@@ -81,13 +94,65 @@ function damped(moments: Dense): number[][] {
   );
 }
 
+/** aᵀ b. */
+function product(a: Dense, b: Dense): Dense {
+  const sums = matrix(a.columns, b.columns, () => 0);
+  for (let s = 0; s < a.rows; s++)
+    for (let i = 0; i < a.columns; i++)
+      for (let j = 0; j < b.columns; j++) sums.data[i * b.columns + j]! += at(a, s, i) * at(b, s, j);
+  return sums;
+}
+
+/** Takes the inputs with the least losses out, so many at a time, by elimination of one after the other. f64 */
+function eliminated(moments: Dense, weight: Dense, atOnce: number, count: number): Map<number, number> {
+  const n = moments.rows;
+  const identity = Array.from({ length: n }, (_, i) => Array.from({ length: n }, (__, j) => (i === j ? 1 : 0)));
+  const inverse = solve(damped(moments), identity).map((row) => Float64Array.from(row));
+  const w = Array.from({ length: n }, (_, i) => Array.from({ length: weight.rows }, (__, o) => at(weight, o, i)));
+  const left = new Set(w.keys());
+  const result = new Map<number, number>();
+  while (result.size < count) {
+    const loss = (i: number) => w[i]!.reduce((sum, value) => sum + value ** 2, 0) / inverse[i]![i]!;
+    const order = [...left].map((i) => [i, loss(i)] as const).sort((a, b) => a[1] - b[1]);
+    for (const [input, value] of order.slice(0, atOnce)) {
+      result.set(input, Math.max(value, ...result.values()));
+      left.delete(input);
+      const row = inverse[input]!.map((v) => v / inverse[input]![input]!);
+      const removed = [...w[input]!];
+      for (let i = 0; i < n; i++) {
+        const factor = inverse[i]![input]!;
+        if (factor === 0) continue;
+        for (let o = 0; o < removed.length; o++) w[i]![o]! -= row[i]! * removed[o]!;
+        if (i !== input) for (let j = 0; j < n; j++) inverse[i]![j]! -= factor * row[j]!;
+      }
+      inverse[input]!.fill(0);
+      for (const other of inverse) other[input] = 0;
+    }
+  }
+  return result;
+}
+
+let large: { readonly moments: Dense; readonly weight: Dense; readonly expected: Map<number, number> } | undefined;
+
+/** Losses of an elimination of most inputs, which takes seconds. */
+function largeElimination() {
+  if (large !== undefined) return large;
+  const [inputs, outputs] = [720, 3];
+  const x = matrix(900, inputs);
+  const moments = product(x, x);
+  for (let i = 0; i < inputs; i++) moments.data[i * (inputs + 1)]! += 90 * i; // well conditioned, and none like another
+  const weight = matrix(outputs, inputs, () => random.normal() * Math.exp(3 * random.normal()));
+  large = { moments, weight, expected: eliminated(moments, weight, 8, 544) };
+  return large;
+}
+
 describe.each(testBackends)("removal losses on %s", (_, options) => {
   const { backend } = openBackend(options);
   it.each([1, 4])("are what a regression on the other inputs loses, in groups of %i", async (groupSize) => {
     const [inputs, outputs] = [12 * groupSize, 6];
     const moments = momentsOf(inputs);
     const weight = matrix(outputs, inputs);
-    const losses = await removalLosses(backend, moments, weight, { groupSize });
+    const losses = await lossesOf(backend, moments, weight, groupSize);
     const h = damped(moments);
     const groups = Array.from({ length: inputs / groupSize }, (_unused, i) => i);
     const without = (removed: readonly number[]) =>
@@ -106,7 +171,7 @@ describe.each(testBackends)("removal losses on %s", (_, options) => {
     const groupSize = 2;
     const moments = momentsOf(16);
     const weight = matrix(5, 16);
-    const losses = await removalLosses(backend, moments, weight, { groupSize });
+    const losses = await lossesOf(backend, moments, weight, groupSize);
     const h = damped(moments);
     const order = [...losses.keys()].sort((a, b) => losses[a]! - losses[b]!);
     const removed: number[] = [];
@@ -124,9 +189,17 @@ describe.each(testBackends)("removal losses on %s", (_, options) => {
     }
   });
 
+  it("are those of an elimination in f64, input by input, where many are taken out", async () => {
+    const { moments, weight, expected } = largeElimination();
+    const losses = await lossesOf(backend, moments, weight, 1);
+    const errors = [...expected].map(([input, loss]) => Math.abs(losses[input]! / loss - 1));
+    expect(expected.size).toBe(544);
+    expect(Math.max(...errors)).toBeLessThan(0.01);
+  });
+
   it.each([1, 4])("are zero where no input ever is more than zero, in groups of %i", async (groupSize) => {
     const nothing = { rows: 16, columns: 16, data: new Float32Array(256) };
-    expect([...(await removalLosses(backend, nothing, matrix(5, 16), { groupSize }))]).toEqual(
+    expect([...(await lossesOf(backend, nothing, matrix(5, 16), groupSize))]).toEqual(
       Array.from({ length: 16 / groupSize }, () => 0),
     );
   });
