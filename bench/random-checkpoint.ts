@@ -17,6 +17,17 @@ export interface LlamaSizes {
   readonly headDim: number;
 }
 
+/** Mistral NeMo 12B, whose 40 layers are 24.5 GB in bf16. */
+export const MISTRAL_NEMO: LlamaSizes = {
+  vocab: 131072,
+  hidden: 5120,
+  ffn: 14336,
+  layers: 40,
+  heads: 32,
+  kvHeads: 8,
+  headDim: 128,
+};
+
 /** A Llama of about so many bytes in bf16, as a model directory of random weights, made once. */
 export function randomCheckpoint(directory: string, gigabytes: number): Model {
   const layers = Math.max(1, Math.round((gigabytes - 0.5) / 0.24));

@@ -13,13 +13,14 @@
 enum { ATTENTION_BF16 = 1, ATTENTION_FOREST = 2, ATTENTION_SOFT_CAP = 4, ATTENTION_SINKS = 8, WINDOW_SHIFT = 4 };
 
 #define SCORE_BYTES (256 << 10) // scores of a block of queries stay in the second-level cache
-#define MAX_QUERIES (4 * NR > 64 ? 4 * NR : 64)
+#define MAX_QUERIES 64
 
 typedef struct {
   int64_t batch, length, heads, kv_heads, dim;
   int64_t window; // how many keys a query reads, including its own
   float scale;
   int pairs;
+  int panel;   // keys in a panel
   int queries; // in a block
   const int32_t *ends, *positions; // of a forest; NULL for one sequence
   float cap;                       // of the scaled scores; 0 for none
@@ -38,9 +39,11 @@ static Shape shape_of(const Tensor *q, const Tensor *k, Tensor *const *more, con
   shape.window = s.flags >> WINDOW_SHIFT;
   if (shape.window == 0 || shape.window > shape.length) shape.window = shape.length;
   shape.scale = s.value;
-  shape.pairs = HAS_BF16_DOT && (s.flags & ATTENTION_BF16);
-  int64_t queries = SCORE_BYTES / (4 * shape.length) / NR * NR;
-  shape.queries = queries < NR ? NR : queries > MAX_QUERIES ? MAX_QUERIES : (int)queries;
+  shape.pairs = HAS_PAIRS && (s.flags & ATTENTION_BF16);
+  shape.panel = width_a(shape.pairs);
+  const int unit = width_b(shape.pairs);
+  const int64_t queries = SCORE_BYTES / (4 * shape.length) / unit * unit;
+  shape.queries = queries < unit ? unit : queries > MAX_QUERIES ? MAX_QUERIES : (int)queries;
   if (s.flags & ATTENTION_FOREST) {
     shape.ends = (*more++)->data;
     shape.positions = (*more++)->data;
@@ -59,7 +62,7 @@ static Operand head_of(const Tensor *x, int64_t batch, int64_t head, int64_t at,
 // The keys of one sequence that the queries [q0, q1) read, from the edge of the first key's panel.
 static Run keys_of(const Shape *s, int64_t q0, int64_t q1) {
   const int64_t first = q0 - s->window + 1;
-  return (Run){first > 0 ? first / MR * MR : 0, q1};
+  return (Run){first > 0 ? first / s->panel * s->panel : 0, q1};
 }
 
 // The same as several runs, without panels that no query of the block reads. @returns the number of runs
@@ -71,8 +74,8 @@ static int runs_of(const Shape *s, int64_t q0, int64_t q1, Run *runs) {
   int64_t lowest = s->positions[q0];
   for (int64_t i = q0 + 1; i < q1; i++) lowest = s->positions[i] < lowest ? s->positions[i] : lowest;
   int count = 0;
-  for (int64_t panel = 0; panel < q1; panel += MR) {
-    const int64_t end = panel + MR < q1 ? panel + MR : q1;
+  for (int64_t panel = 0; panel < q1; panel += s->panel) {
+    const int64_t end = panel + s->panel < q1 ? panel + s->panel : q1;
     int64_t last = 0; // the last place from which a key of the panel is read
     for (int64_t j = panel; j < end; j++)
       if (s->positions[j] > lowest - s->window && s->ends[j] > last) last = s->ends[j];
@@ -148,14 +151,14 @@ static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t head
 // by channel (panels of channels, summed over positions).
 static uint32_t *pack_head(int slot, const Tensor *x, int64_t batch, int64_t head, const Shape *s, int transposed) {
   const int rows = (int)(transposed ? s->dim : s->length), terms = (int)(transposed ? s->length : s->dim);
-  uint32_t *out = coppice_scratch(slot, panel_bytes(rows, MR, words_for(terms, s->pairs)));
+  uint32_t *out = coppice_scratch(slot, panel_bytes(rows, s->panel, words_for(terms, s->pairs)));
   const Operand operand = head_of(x, batch, head, 0, transposed);
   pack_a(&operand, 0, rows, 0, terms, s->pairs, out);
   return out;
 }
 
 // The words of a panel of channels before position `from`, which is even.
-static inline int64_t words_before(const Shape *s, int64_t from) { return (s->pairs ? from / 2 : from) * MR; }
+static inline int64_t words_before(const Shape *s, int64_t from) { return (s->pairs ? from / 2 : from) * s->panel; }
 
 static inline Operand matrix(const float *data, int64_t ld, int transposed) {
   return transposed ? (Operand){(const char *)data, TYPE_F32, 4, ld * 4} : (Operand){(const char *)data, TYPE_F32, ld * 4, 4};
@@ -166,7 +169,7 @@ static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t f
                                int rows, float *out, int64_t row, int add) {
   const Operand operand = matrix(rows_data, ld, 0);
   const int words = words_for(n, s->pairs);
-  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, NR, words_for((int)s->length, s->pairs)));
+  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, width_b(s->pairs), words_for((int)s->length, s->pairs)));
   pack_b(&operand, 0, rows, 0, n, s->pairs, pb);
   multiply_panels(s->pairs, words, packed + words_before(s, from), words_for((int)s->length, s->pairs), (int)s->dim, pb, rows,
                   out, row, add, WHOLE);
@@ -179,8 +182,8 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL), row = s.heads * s.dim;
   const int words = words_for((int)s.dim, s.pairs);
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
-  uint32_t *pq = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
-  Run *runs = coppice_scratch(SCRATCH_5, (s.length / MR + 1) * sizeof(Run));
+  uint32_t *pq = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, width_b(s.pairs), words));
+  Run *runs = coppice_scratch(SCRATCH_5, (s.length / s.panel + 1) * sizeof(Run));
   float sums[MAX_QUERIES], sunk[MAX_QUERIES];
   // more threads than key-value heads share a head's blocks of queries
   const int64_t units = s.batch * s.kv_heads, shares = units >= nth ? 1 : (nth + units - 1) / units;
@@ -243,7 +246,7 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
   float *scores = coppice_scratch(SCRATCH_3, 4 * s.queries * ld);
   float *slopes = coppice_scratch(SCRATCH_5, 4 * s.queries * ld);
   float *bends = s.cap > 0 ? coppice_scratch(SCRATCH_7, 4 * s.queries * ld) : NULL;
-  uint32_t *pb = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, NR, words));
+  uint32_t *pb = coppice_scratch(SCRATCH_4, panel_bytes(s.queries, width_b(s.pairs), words));
   float sums[MAX_QUERIES], sunk[MAX_QUERIES];
   for (int64_t unit = ith; unit < s.batch * s.kv_heads; unit += nth) {
     const int64_t batch = unit / s.kv_heads, kv = unit % s.kv_heads;

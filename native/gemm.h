@@ -1,10 +1,33 @@
 // Matrix products of packed panels. Panels are as wide as the registers allow: MR x NR results stay in registers.
 #pragma once
-#include "pack.h"
+#include "tiles.h"
 
 #define MV 3         // vectors of rows
 #define MR (MV * VL) // rows of the vectorized operand
 #define NR (VL == 4 ? 8 : VL / 2)
+
+#define KC 256 // words in a block of the sum: a panel of a stays in the first-level cache
+#define MC (4 * MR)
+#define NC 1024
+
+// The same for products of pairs.
+#if HAS_TILES
+#define PAIR_MR 32
+#define PAIR_NR 32
+#define PAIR_KC 512 // sums are read and written once per block
+#define PAIR_MC 512
+#define PAIR_NC 512
+#else
+#define PAIR_MR MR
+#define PAIR_NR NR
+#define PAIR_KC KC
+#define PAIR_MC MC
+#define PAIR_NC NC
+#endif
+
+// Rows of a panel of either operand.
+static inline int width_a(int pairs) { return pairs ? PAIR_MR : MR; }
+static inline int width_b(int pairs) { return pairs ? PAIR_NR : NR; }
 
 // One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: the size of a partial tile.
 static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
@@ -18,7 +41,7 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
     for (int i = 0; i < MV; i++) av[i] = load_words(a + i * VL);
 #pragma GCC unroll 8
     for (int j = 0; j < NR; j++) {
-#if HAS_BF16_DOT
+#if HAS_BF16_DOT && !HAS_TILES
       if (pairs) {
         const vu bv = splat_word(b[j]);
         for (int i = 0; i < MV; i++) total[j][i] = dot_pairs(total[j][i], av[i], bv);
@@ -55,13 +78,19 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
                             int64_t ldc, int add, int64_t last) {
   (void)pairs;
+#if HAS_TILES
+  if (pairs) {
+    multiply_tiles(words, a, a_words, m, b, n, c, ldc, add, last);
+    return;
+  }
+#endif
   for (int i = 0; i < m; i += MR)
     for (int j = 0; j < n; j += NR) {
       const int mi = m - i < MR ? m - i : MR, nj = n - j < NR ? n - j : NR;
       if (i > last + j + nj - 1) continue;
       const uint32_t *ai = a + (size_t)i * a_words, *bj = b + (size_t)j * words;
       float *cij = c + j * ldc + i;
-#if HAS_BF16_DOT
+#if HAS_BF16_DOT && !HAS_TILES
       if (pairs) {
         tile(1, words, ai, bj, cij, ldc, mi, nj, add);
         continue;
@@ -73,9 +102,9 @@ static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words
 
 static void pack_a(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, int pairs, uint32_t *out) {
   (void)pairs;
-#if HAS_BF16_DOT
+#if HAS_PAIRS
   if (pairs) {
-    pack(x, r0, rows, k0, kc, MR, 1, out);
+    pack(x, r0, rows, k0, kc, PAIR_MR, 1, out);
     return;
   }
 #endif
@@ -84,7 +113,12 @@ static void pack_a(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, i
 
 static void pack_b(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, int pairs, uint32_t *out) {
   (void)pairs;
-#if HAS_BF16_DOT
+#if HAS_TILES
+  if (pairs) {
+    pack_tiles(x, r0, rows, k0, kc, out);
+    return;
+  }
+#elif HAS_PAIRS
   if (pairs) {
     pack(x, r0, rows, k0, kc, NR, 1, out);
     return;
@@ -92,10 +126,6 @@ static void pack_b(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, i
 #endif
   pack(x, r0, rows, k0, kc, NR, 0, out);
 }
-
-#define KC 256 // words in a block of the sum: a panel of a stays in the first-level cache
-#define MC (4 * MR)
-#define NC 1024
 
 // Bytes for packed rows, whole strips included.
 static inline size_t panel_bytes(int rows, int width, int words) {
@@ -106,17 +136,18 @@ static inline size_t panel_bytes(int rows, int width, int words) {
 // lower: what lies above the diagonal, m > n, may be left out
 static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b, int64_t n0, int64_t n1, int64_t k, float *c,
                      int64_t ldc, int pairs, int add, int lower) {
-  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(MC, MR, KC));
-  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(NC, NR, KC));
-  const int step = pairs ? 2 * KC : KC;
+  const int most_m = pairs ? PAIR_MC : MC, most_n = pairs ? PAIR_NC : NC, most_words = pairs ? PAIR_KC : KC;
+  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(most_m, width_a(pairs), most_words));
+  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(most_n, width_b(pairs), most_words));
+  const int step = pairs ? 2 * most_words : most_words;
   for (int64_t k0 = 0; k0 < k; k0 += step) {
     const int kc = k - k0 < step ? (int)(k - k0) : step, words = words_for(kc, pairs);
-    for (int64_t n = n0; n < n1; n += NC) {
-      const int nc = n1 - n < NC ? (int)(n1 - n) : NC;
+    for (int64_t n = n0; n < n1; n += most_n) {
+      const int nc = n1 - n < most_n ? (int)(n1 - n) : most_n;
       pack_b(b, n, nc, k0, kc, pairs, pb);
       const int64_t m_end = lower && n + nc < m1 ? n + nc : m1;
-      for (int64_t m = m0; m < m_end; m += MC) {
-        const int mc = m1 - m < MC ? (int)(m1 - m) : MC;
+      for (int64_t m = m0; m < m_end; m += most_m) {
+        const int mc = m1 - m < most_m ? (int)(m1 - m) : most_m;
         pack_a(a, m, mc, k0, kc, pairs, pa);
         multiply_panels(pairs, words, pa, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
                         lower ? n - m : WHOLE);

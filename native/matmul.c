@@ -25,9 +25,9 @@ static void part(int64_t n, int unit, int i, int parts, int64_t *from, int64_t *
 }
 
 // A thread's rows of a lower triangle of n rows, so that all threads have as many elements: up to row r there are r * r / 2.
-static void triangle_part(int64_t n, int i, int parts, int64_t *from, int64_t *to) {
-  *from = (int64_t)(n * sqrt((double)i / parts)) / NR * NR;
-  *to = i + 1 == parts ? n : (int64_t)(n * sqrt((double)(i + 1) / parts)) / NR * NR;
+static void triangle_part(int64_t n, int unit, int i, int parts, int64_t *from, int64_t *to) {
+  *from = (int64_t)(n * sqrt((double)i / parts)) / unit * unit;
+  *to = i + 1 == parts ? n : (int64_t)(n * sqrt((double)(i + 1) / parts)) / unit * unit;
 }
 
 // src: a, b; in place: the sum so far, a, b. LOWER: a square result is wanted on and below its diagonal only.
@@ -38,18 +38,18 @@ void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
   const int ar = flags & A_TRANSPOSED ? 0 : 1, br = flags & B_TRANSPOSED ? 0 : 1;
   const int64_t m = dst->ne[0], n = dst->ne[1], k = a->ne[1 - ar];
   const int64_t batches = dst->ne[2] * dst->ne[3];
-  const int pairs = HAS_BF16_DOT && (flags & BF16);
+  const int pairs = HAS_PAIRS && (flags & BF16);
   // whole matrices to each thread where there are enough of them
   const int split = batches % nth == 0 ? 1 : nth;
   const int rows = grid_rows(m, n, split);
   int64_t m0, m1, n0, n1;
-  part(m, MR, split == 1 ? 0 : ith % rows, rows, &m0, &m1);
-  part(n, NR, split == 1 ? 0 : ith / rows, split / rows, &n0, &n1);
+  part(m, width_a(pairs), split == 1 ? 0 : ith % rows, rows, &m0, &m1);
+  part(n, width_b(pairs), split == 1 ? 0 : ith / rows, split / rows, &n0, &n1);
   const int lower = (flags & LOWER) != 0;
   if (lower && split > 1) {
     m0 = 0;
     m1 = m;
-    triangle_part(n, ith, split, &n0, &n1);
+    triangle_part(n, width_b(pairs), ith, split, &n0, &n1);
   }
   for (int64_t i = split == 1 ? ith : 0; i < batches; i += split == 1 ? nth : 1) {
     const int64_t i2 = i % dst->ne[2], i3 = i / dst->ne[2];

@@ -73,10 +73,10 @@ static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t l
   return pairs_of(values);
 }
 
-// The number of words in a panel for kc terms.
-static inline int words_for(int kc, int pairs) { return pairs ? (kc + 1) / 2 : kc; }
-
 static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+// The number of words in a panel for kc terms: whole tiles of pairs. Words past the last term are zeros.
+static inline int words_for(int kc, int pairs) { return pairs ? round_up((kc + 1) / 2, HAS_TILES ? 16 : 1) : kc; }
 
 // The address of a strip of rows, which is part of a panel or spans several.
 static inline uint32_t *strip_at(uint32_t *out, int s, int words, int width) {
@@ -140,18 +140,18 @@ static inline __attribute__((always_inline)) void pack_across_terms(const Operan
   const int all = round_up(rows, width);
   for (int g = 0; g < all; g += GROUP * VL)
     for (int q = 0; q < words; q++) {
-      const int second = pairs && q * 2 + 1 < kc;
+      const int first = q * step < kc, second = pairs && q * 2 + 1 < kc;
       for (int s = g; s < all && s < g + GROUP * VL; s += VL) {
         const int valid = rows - s;
         const char *p = corner + (size_t)s * bytes + q * step * x->k_stride;
         __builtin_prefetch(p + AHEAD * step * x->k_stride);
         if (pairs) __builtin_prefetch(p + (AHEAD * step + 1) * x->k_stride);
-        vf even, odd = (vf){0};
+        vf even = (vf){0}, odd = (vf){0};
         if (valid >= VL) {
-          even = numbers_at(p, type);
+          if (first) even = numbers_at(p, type);
           if (second) odd = numbers_at(p + x->k_stride, type);
         } else {
-          even = some_numbers_at(p, type, valid);
+          if (first) even = some_numbers_at(p, type, valid);
           if (second) odd = some_numbers_at(p + x->k_stride, type, valid);
         }
         put_strip(strip_at(out, s, words, width), q, words, width, pairs ? pair_words(even, odd) : (vu)even);

@@ -24,6 +24,14 @@
 #define HAS_BF16_DOT 0
 #endif
 
+#if defined(__AMX_BF16__) || defined(EMULATE_TILES)
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
+#endif
+
+#define HAS_PAIRS (HAS_BF16_DOT || HAS_TILES) // products of pairs of bf16
+
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));

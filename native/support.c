@@ -5,6 +5,10 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -57,7 +61,7 @@ void *coppice_scratch(int slot, size_t bytes) {
 #if defined(__x86_64__)
 // Instruction sets by CPUID (Intel's manual, volume 2A) rather than by __builtin_cpu_supports, whose tables not every linker has.
 typedef struct {
-  int avx2, avx512, avx512bf16;
+  int avx2, avx512, avx512bf16, amxbf16;
 } Sets;
 
 // Which registers the operating system saves: bits of XCR0.
@@ -69,9 +73,10 @@ static uint64_t saved_registers(void) {
 
 static Sets instruction_sets(void) {
   enum { FMA = 1 << 12, XSAVE = 1 << 27, F16C = 1 << 29 };                               // leaf 1, ecx
+  enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };                                       // leaf 7, edx
   enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };     // leaf 7, ebx
   const uint32_t avx512vl = 1u << 31, bf16 = 1 << 5;                                     // leaf 7, ebx; leaf 7.1, eax
-  const uint64_t vectors = 0x6, wide_vectors = 0xe6;                                     // XCR0
+  const uint64_t vectors = 0x6, wide_vectors = 0xe6, tiles = 0x60000;                                    // XCR0
   Sets sets = {0};
   uint32_t a, b, c, d;
   const uint32_t base = FMA | XSAVE | F16C;
@@ -86,18 +91,34 @@ static Sets instruction_sets(void) {
 #endif
   const uint32_t wide = AVX512F | AVX512DQ | AVX512BW | avx512vl;
   sets.avx512 = sets.avx2 && saves_wide && (b & wide) == wide;
+  const int has_tiles = (saved & tiles) == tiles && (d & (AMX_BF16 | AMX_TILE)) == (AMX_BF16 | AMX_TILE);
   if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) sets.avx512bf16 = sets.avx512 && (a & bf16) != 0;
+  sets.amxbf16 = sets.avx512bf16 && has_tiles;
   return sets;
 }
 #endif
 
-// Whether this processor has what a variant was compiled for.
+#if defined(__x86_64__)
+// Asks the system for the use of tiles, whose registers it does not save for every process.
+static int tiles_permitted(void) {
+#if defined(__linux__)
+  enum { REQUEST = 0x1023, TILE_DATA = 18 }; // ARCH_REQ_XCOMP_PERM, Documentation/arch/x86/xstate.rst
+  return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+  return 0;
+#endif
+}
+#endif
+
+// Whether this processor has what a variant was compiled for, and the system permits its use.
 int coppice_supports(const char *variant) {
 #if defined(__x86_64__)
   const Sets sets = instruction_sets();
   if (strcmp(variant, "avx2") == 0) return sets.avx2;
   if (strcmp(variant, "avx512") == 0) return sets.avx512;
   if (strcmp(variant, "avx512bf16") == 0) return sets.avx512bf16;
+  if (strcmp(variant, "amxbf16") == 0) return sets.amxbf16 && tiles_permitted();
+  if (strcmp(variant, "emulated") == 0) return sets.avx2;
 #elif defined(__aarch64__)
   if (strcmp(variant, "neon") == 0) return 1;
   if (strcmp(variant, "neonbf16") == 0) {

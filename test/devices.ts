@@ -1,11 +1,12 @@
 import { test } from "vitest";
-import { availableKernels, type BackendOptions, listDevices, loadLibrary } from "../src/ggml/index.js";
+import { availableKernels, type BackendOptions, emulatedKernels, listDevices, loadLibrary } from "../src/ggml/index.js";
 
 type TestBackend = readonly [name: string, options: BackendOptions];
 
 /** The CPU with ggml alone, and with each variant of our kernels that it can run. */
 function onProcessor(): TestBackend[] {
-  const variants = availableKernels(loadLibrary().functions);
+  const { functions } = loadLibrary();
+  const variants = [...availableKernels(functions), ...emulatedKernels(functions)];
   if (variants.length === 0)
     console.warn("skipped with kernels: none are built for this processor (`coppice doctor` says why)");
   return [

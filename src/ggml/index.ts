@@ -17,6 +17,7 @@ export type { Functions, Pointer } from "./functions.js";
 export type { KernelTimes, Variant } from "./kernel-choice.js";
 export {
   availableKernels,
+  emulatedKernels,
   type KernelName,
   type KernelStatus,
   type Kernels,

@@ -60,14 +60,22 @@ export type KernelName = (typeof KERNEL_NAMES)[number];
 const AVX2 = ["-mavx2", "-mfma", "-mf16c"];
 const AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"];
 
-/** Instruction sets that kernels are compiled for, best first, and the compiler's flags for each. */
-export const VARIANTS: Readonly<
-  Record<string, readonly { readonly name: string; readonly flags: readonly string[] }[]>
-> = {
+/** An instruction set that kernels are compiled for, and the compiler's flags for it. */
+interface CompiledVariant {
+  readonly name: string;
+  readonly flags: readonly string[];
+  /** Computes as a better processor would, slowly: taken by name only, to check what that computes. */
+  readonly emulates?: string | undefined;
+}
+
+/** Instruction sets by architecture, best first. */
+export const VARIANTS: Readonly<Record<string, readonly CompiledVariant[]>> = {
   x64: [
+    { name: "amxbf16", flags: [...AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"] },
     { name: "avx512bf16", flags: [...AVX512, "-mavx512bf16"] },
     { name: "avx512", flags: AVX512 },
     { name: "avx2", flags: AVX2 },
+    { name: "emulated", flags: [...AVX2, "-DEMULATE_TILES"], emulates: "amxbf16" },
   ],
   arm64: [
     { name: "neonbf16", flags: ["-mcpu=generic+bf16"] },
@@ -156,31 +164,39 @@ export function loadKernels(functions: Functions, wish: "auto" | "none" | Varian
     if (wanted !== "auto") throw new UsageError(`the kernels "${wanted}" cannot be used: ${status.reason}`);
     return status;
   }
-  const name = wanted === "auto" ? (timesOf(status.variants)?.chosen ?? status.variants[0]?.variant) : wanted;
+  const name = wanted === "auto" ? fastestOf(status.variants) : wanted;
   const chosen = status.variants.find(({ variant }) => variant === name);
   if (chosen !== undefined) return { kernels: chosen };
   if (wanted !== "auto") throw new UsageError(`this processor cannot run the kernels "${wanted}"`);
   return { kernels: undefined, reason: `this processor has none of ${known.map(({ name }) => name).join(", ")}` };
 }
 
-/** The variants that this processor can run, best first. */
-export function availableKernels(functions: Functions): Variant[] {
+/** The variants that this processor can run, best first, without those that emulate another. */
+export const availableKernels = (functions: Functions): Variant[] =>
+  openedVariants(functions).flatMap(({ variant, emulates }) => (emulates === undefined ? [variant] : []));
+
+/** The variants that compute as a better processor would, to check what that computes. */
+export const emulatedKernels = (functions: Functions): Variant[] =>
+  openedVariants(functions).flatMap(({ variant, emulates }) => (emulates === undefined ? [] : [variant]));
+
+function openedVariants(functions: Functions): readonly LoadedVariant[] {
   const status = open(functions);
-  return "variants" in status ? status.variants.map(({ variant }) => variant) : [];
+  return "variants" in status ? status.variants : [];
 }
 
 /** What the variants took that this processor can run; undefined where there are fewer than two. */
-export function kernelTimes(functions: Functions): KernelTimes | undefined {
-  const status = open(functions);
-  return "variants" in status ? timesOf(status.variants) : undefined;
-}
+export const kernelTimes = (functions: Functions): KernelTimes | undefined => timesOf(openedVariants(functions));
+
+const fastestOf = (variants: readonly LoadedVariant[]): Variant | undefined =>
+  timesOf(variants)?.chosen ?? variants.find(({ emulates }) => emulates === undefined)?.variant;
 
 function timesOf(variants: readonly LoadedVariant[]): KernelTimes | undefined {
-  const [first, second] = variants;
-  return first === undefined || second === undefined ? undefined : fastestVariant(variants, first.file);
+  const real = variants.filter(({ emulates }) => emulates === undefined);
+  const [first, second] = real;
+  return first === undefined || second === undefined ? undefined : fastestVariant(real, first.file);
 }
 
-type LoadedVariant = Kernels & TimedVariant;
+type LoadedVariant = Kernels & TimedVariant & Pick<CompiledVariant, "emulates">;
 type Opened =
   | { readonly variants: readonly LoadedVariant[] }
   | { readonly kernels: undefined; readonly reason: string };
@@ -212,14 +228,14 @@ function openFile(functions: Functions, file: string): Opened {
     if (!readsTensors(functions, describe))
       return { kernels: undefined, reason: "this release of ggml lays its tensors out in another way" };
     const supports = library.func("coppice_supports", "int", ["const char *"]);
-    const names = (VARIANTS[process.arch] ?? []).map(({ name }) => name).filter((name) => supports(name) === 1);
-    const variants = names.flatMap((variant): LoadedVariant[] => {
+    const supported = (VARIANTS[process.arch] ?? []).filter(({ name }) => supports(name) === 1);
+    const variants = supported.flatMap(({ name: variant, emulates }): LoadedVariant[] => {
       try {
         const addresses = new Map(
           KERNEL_NAMES.map((name) => [name, BigInt(library.symbol(`coppice_${variant}_${name}`) as bigint) as Pointer]),
         );
         const workload = library.func(`coppice_${variant}_workload`, "void", ["void *", "void *"]);
-        return [{ variant, file, address: (name) => addresses.get(name) as Pointer, workload }];
+        return [{ variant, emulates, file, address: (name) => addresses.get(name) as Pointer, workload }];
       } catch {
         return []; // the compiler that built the library did not know this instruction set
       }

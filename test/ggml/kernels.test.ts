@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { xielu } from "../../src/check/op-cases.js";
-import { availableKernels, Backend, fromFloat32, loadLibrary } from "../../src/ggml/index.js";
+import { availableKernels, Backend, emulatedKernels, fromFloat32, loadLibrary } from "../../src/ggml/index.js";
 import { Random } from "../../src/system/random.js";
 import {
   type ComputeType,
@@ -14,7 +14,8 @@ import {
   TensorStore,
 } from "../../src/tensor/index.js";
 
-const variants = availableKernels(loadLibrary().functions);
+const { functions } = loadLibrary();
+const variants = [...availableKernels(functions), ...emulatedKernels(functions)];
 const plain = Backend.open({ device: "cpu", kernels: "none" });
 afterAll(() => plain.free());
 

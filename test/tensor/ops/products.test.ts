@@ -35,6 +35,41 @@ describe.each(each)("on %s", (_, compute) => {
     },
   );
 
+  it.each([
+    [1, 1, 1],
+    [31, 33, 17],
+    [5, 70, 1027],
+    [530, 545, 66],
+  ])("a product in bf16 of small whole numbers is exact, in any layout: %i x %i, sums of %i", async (m, n, k) => {
+    const random = new Random(4);
+    const whole = (shape: readonly number[]) => ({
+      shape,
+      data: Float32Array.from({ length: shape[0]! * shape[1]! }, () => Math.round(12 * random.uniform() - 6)),
+    });
+    const [a, b] = [whole([m, k]), whole([n, k])];
+    const swapped = ({ shape: [rows = 0, columns = 0], data }: typeof a) => ({
+      shape: [columns, rows],
+      data: data.map((_unused, i) => data[(i % rows) * columns + Math.floor(i / rows)]!),
+    });
+    const expected = new Float32Array(m * n);
+    for (let i = 0; i < m; i++)
+      for (let j = 0; j < n; j++) {
+        let total = 0;
+        for (let t = 0; t < k; t++) total += a.data[i * k + t]! * b.data[j * k + t]!;
+        expected[i * n + j] = total;
+      }
+    const [along] = await compute([a, b], (g, [x, y]) => [ops.matmul(g, x!, y!)], { computeType: "bf16" });
+    const [across] = await compute([a, swapped(b)], (g, [x, y]) => [ops.linear(g, x!, y!, { transposed: true })], {
+      computeType: "bf16",
+    });
+    const [both] = await compute(
+      [swapped(a), b],
+      (g, [x, y]) => [ops.matmul(g, ops.permute(g, x!, { order: [1, 0] }), y!)],
+      { computeType: "bf16" },
+    );
+    for (const product of [along, across, both]) expect(furthest(product!, expected)).toBe(0);
+  });
+
   it("a product is exact to f32 where f32 is asked for, and within the rounding of its factors where bf16 is", async () => {
     const random = new Random(3);
     const [a, b] = [normal(random, [M, ROWS]), normal(random, [N, ROWS])];
