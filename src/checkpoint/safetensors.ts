@@ -244,10 +244,18 @@ function checkCoverage(
     );
 }
 
-/** A tensor to write: its elements come in chunks, in order. */
-export interface TensorToWrite extends TensorInfo<FloatDType> {
+interface NamedTensor extends TensorInfo<FloatDType> {
   readonly name: string;
+}
+
+/** A tensor to write: its elements come in chunks, in order. */
+export interface TensorToWrite extends NamedTensor {
   readonly chunks: () => Iterable<Uint8Array>;
+}
+
+/** The same where chunks take time to compute. */
+export interface TensorToStream extends NamedTensor {
+  readonly chunks: () => AsyncIterable<Uint8Array>;
 }
 
 /**
@@ -260,39 +268,100 @@ export function writeSafetensors(
   metadata: Readonly<Record<string, string>> = {},
   onBytes: (count: number) => void = () => {},
 ): void {
-  mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
-  const temporary = temporaryBeside(file);
-  const header = encodeHeader(tensors, metadata);
-  const total = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), header.byteLength);
-  checkSpace(file, total, "its tensors");
+  const growing = new GrowingFile(file, tensors, metadata);
   try {
-    const handle = openSync(temporary, "w");
-    try {
-      writeAll(handle, header);
-      for (const tensor of tensors) {
-        let written = 0;
-        for (const chunk of tensor.chunks()) {
-          writeAll(handle, chunk);
-          written += chunk.byteLength;
-          onBytes(chunk.byteLength);
-        }
-        if (written !== tensorBytes(tensor))
-          throw new FormatError(
-            `${tensor.name}: its chunks have ${written} bytes, its shape needs ${tensorBytes(tensor)}`,
-          );
+    for (const tensor of tensors) {
+      for (const chunk of tensor.chunks()) {
+        growing.append(chunk);
+        onBytes(chunk.byteLength);
       }
-      fsyncSync(handle);
-    } finally {
-      closeSync(handle);
+      growing.endTensor(tensor);
     }
-    moveIntoPlace(temporary, file);
+    growing.moveIntoPlace();
   } catch (error) {
-    rmSync(temporary, { force: true });
-    throw writingError(error, file, total);
+    throw growing.abandon(error);
   }
 }
 
-function encodeHeader(tensors: readonly TensorToWrite[], metadata: Readonly<Record<string, string>>): Uint8Array {
+/** The same where chunks take time to compute. */
+export async function streamSafetensors(
+  file: string,
+  tensors: readonly TensorToStream[],
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const growing = new GrowingFile(file, tensors, metadata);
+  try {
+    for (const tensor of tensors) {
+      for await (const chunk of tensor.chunks()) growing.append(chunk);
+      growing.endTensor(tensor);
+    }
+    growing.moveIntoPlace();
+  } catch (error) {
+    throw growing.abandon(error);
+  }
+}
+
+/** A safetensors file while it is written, under another name. */
+class GrowingFile {
+  private readonly temporary: string;
+  private readonly bytes: number;
+  private readonly handle: number;
+  private tensorBytes = 0;
+
+  /** @throws CoppiceError when the disk has too little room, or the file cannot be made */
+  constructor(
+    private readonly file: string,
+    tensors: readonly NamedTensor[],
+    metadata: Readonly<Record<string, string>>,
+  ) {
+    mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
+    this.temporary = temporaryBeside(file);
+    const header = encodeHeader(tensors, metadata);
+    this.bytes = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), header.byteLength);
+    checkSpace(file, this.bytes, "its tensors");
+    try {
+      this.handle = openSync(this.temporary, "w");
+    } catch (error) {
+      throw writingError(error, file, this.bytes);
+    }
+    try {
+      writeAll(this.handle, header);
+    } catch (error) {
+      throw this.abandon(error);
+    }
+  }
+
+  append(chunk: Uint8Array): void {
+    writeAll(this.handle, chunk);
+    this.tensorBytes += chunk.byteLength;
+  }
+
+  /** @throws FormatError when its chunks do not add up to its shape */
+  endTensor(tensor: NamedTensor): void {
+    if (this.tensorBytes !== tensorBytes(tensor))
+      throw new FormatError(
+        `${tensor.name}: its chunks have ${this.tensorBytes} bytes, its shape needs ${tensorBytes(tensor)}`,
+      );
+    this.tensorBytes = 0;
+  }
+
+  moveIntoPlace(): void {
+    fsyncSync(this.handle);
+    closeSync(this.handle);
+    moveIntoPlace(this.temporary, this.file);
+  }
+
+  /** Deletes what was written. @returns the error to throw */
+  abandon(error: unknown): unknown {
+    try {
+      closeSync(this.handle);
+    } catch {} // closed already
+    rmSync(this.temporary, { force: true });
+    return writingError(error, this.file, this.bytes);
+  }
+}
+
+function encodeHeader(tensors: readonly NamedTensor[], metadata: Readonly<Record<string, string>>): Uint8Array {
   const header: Record<string, unknown> = Object.create(null); // any name is a tensor's, also __proto__
   header.__metadata__ = { format: "pt", ...metadata };
   let offset = 0;

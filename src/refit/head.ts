@@ -1,14 +1,15 @@
 import { overBatches } from "../evaluate/residual-stream.js";
 import { Cholesky, type Matrix, meanDiagonal, multiply, zeroMatrix } from "../linear-algebra/index.js";
 import { type RmsNorm, shapeOf, type Weights } from "../models/index.js";
-import { readMatrix } from "../prune/matrices.js";
 import { elementAt } from "../system/arrays.js";
 import { type Tensor, TensorStore } from "../tensor/index.js";
 import type { RefitInputs, Streams } from "./inputs.js";
+import { type MatrixRows, rowsTimes } from "./matrix-rows.js";
 import { Moments } from "./moments.js";
 import { Ridge } from "./ridge.js";
 import { projectedScale } from "./scale.js";
 import type { Values } from "./start.js";
+import type { PartContent } from "./step-files.js";
 import { tokenMoments } from "./token-moments.js";
 
 /** The weight of the final gain's starting point, as a share of the mean diagonal. */
@@ -16,22 +17,21 @@ const GAIN_DAMPING = 0.01;
 
 /**
  * Refits what turns the last stream into logits: the head, where it is a matrix of its own; else the final gain.
- * @returns the values of the final norm and of the head
+ * @returns the final norm and the head
  */
-export async function refitHead(inputs: RefitInputs, streams: Streams): Promise<Values> {
+export async function refitHead(inputs: RefitInputs, streams: Streams): Promise<PartContent> {
   const { passage, student, basis, start } = inputs;
   const scale = basis?.read === undefined ? 1 : await projectedScale(passage, streams.dense, undefined, basis.write);
-  const { values, headMap } = await start.last(scale);
+  const { values, headMap } = start.last(scale);
   const { finalNorm, tiedEmbeddings } = student;
-  if (tiedEmbeddings && finalNorm === undefined) return values; // a norm with a bias, and a head that is the embedding
+  if (tiedEmbeddings && finalNorm === undefined) return { values }; // a norm with a bias, and a head that is the embedding
   const moments = await lastMoments(inputs, streams, values);
   if (tiedEmbeddings && finalNorm !== undefined) {
     values.set(finalNorm.gain, await refitGain(inputs, finalNorm, gainOf(values, finalNorm), moments));
-    return values;
+    return { values };
   }
   const gained = finalNorm === undefined ? moments : withGain(moments, gainOf(values, finalNorm));
-  values.set(student.head, await refitMatrix(inputs, headMap, gained));
-  return values;
+  return { values, matrices: [await refitMatrix(inputs, headMap, gained)] };
 }
 
 /** Moments of the student's last states n, before the gain where there is only a gain, and the original's h. */
@@ -134,11 +134,11 @@ async function refitMatrix(
   { passage: { backend }, student, within, basis }: RefitInputs,
   headMap: Matrix | undefined,
   { inputs, targets }: LastMoments,
-): Promise<Float32Array> {
+): Promise<MatrixRows> {
   const ridge = await Ridge.of(backend, inputs);
   try {
     const map = await ridge.solve(targets, headMap ?? basis?.write ?? identity(targets.columns));
-    return (await multiply(backend, readMatrix(within, student.head), map)).data;
+    return rowsTimes(backend, within, student.head, map);
   } finally {
     ridge.free();
   }

@@ -1,11 +1,9 @@
 import type { TensorSource } from "../checkpoint/index.js";
 import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
 import type { FloatDType } from "../ggml/dtype.js";
-import { type Model, type ModelTensors, type ResidualStep, shapeOf } from "../models/index.js";
-import { memorySource } from "../models/sources.js";
+import type { Model, ModelTensors, ResidualStep } from "../models/index.js";
 import { refitHead } from "./head.js";
 import type { RefitInputs, Streams } from "./inputs.js";
-import type { Values } from "./start.js";
 import { refitStep } from "./step-refit.js";
 
 /**
@@ -19,8 +17,8 @@ import { refitStep } from "./step-refit.js";
  */
 export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDType>> {
   const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
-  const embeddings = await files.once("embeddings", start.embeddings);
-  const streams = await streamsBefore(passage, dense, { model: student, source: sourceOf(student, embeddings) });
+  await files.once("embeddings", () => ({ matrices: start.embeddings() }));
+  const streams = await streamsBefore(passage, dense, { model: student, source: files.source(["embeddings"]) });
   try {
     const parts = ["embeddings"];
     for (const [i, step] of dense.model.steps.entries()) {
@@ -67,15 +65,3 @@ async function runAlone(stream: ResidualStream, step: ResidualStep): Promise<voi
     weights.free();
   }
 }
-
-const sourceOf = (model: Model, values: Values) =>
-  memorySource(
-    new Map(
-      model.parameters
-        .filter(({ name }) => values.has(name))
-        .map((spec) => [
-          spec.name,
-          { shape: shapeOf(spec, model.sizes), values: values.get(spec.name) as Float32Array },
-        ]),
-    ),
-  );

@@ -6,6 +6,7 @@ import { readMatrix } from "../prune/matrices.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import type { Basis } from "./basis.js";
+import { type MatrixRows, rowsTimes, storedRows } from "./matrix-rows.js";
 
 /** Values of parameters by name, f32. */
 export type Values = Map<string, Float32Array>;
@@ -13,14 +14,14 @@ export type Values = Map<string, Float32Array>;
 /** A cut model before its refit, part by part. */
 export interface Start {
   /** The embeddings. */
-  embeddings(): Promise<Values>;
+  embeddings(): readonly MatrixRows[];
   /** A step's parameters. @param scale rms of the projected, normalized stream that the step's norm reads; see `streamScale` */
   step(step: ResidualStep, scale: number): Promise<Values>;
   /**
-   * The final norm, and the head where that is a matrix of its own. `headMap` [hidden, narrower hidden] is what the original's head was
-   * multiplied by, unless that only selects channels.
+   * What comes after the layers, without the head where that is a matrix of its own. `headMap` [hidden, narrower hidden] is what the
+   * original's head would be multiplied by, unless that only selects channels.
    */
-  last(scale: number): Promise<{ readonly values: Values; readonly headMap: Matrix | undefined }>;
+  last(scale: number): { readonly values: Values; readonly headMap: Matrix | undefined };
 }
 
 /** A model with some channels of every axis cut off. @param source its tensors */
@@ -28,9 +29,9 @@ export function cutStart(model: Model, source: TensorSource): Start {
   const read = (names: readonly string[]): Values =>
     new Map(names.map((name) => [name, readMatrix(source, name).data]));
   return {
-    embeddings: async () => read(embeddingNames(model)),
+    embeddings: () => embeddingNames(model).map((name) => storedRows(source, name)),
     step: async ({ parameters }) => read(parameters.map(({ name }) => name)),
-    last: async () => ({ values: read(lastNames(model)), headMap: undefined }),
+    last: () => ({ values: read(lastNames(model)), headMap: undefined }),
   };
 }
 
@@ -61,12 +62,7 @@ export function rotatedStart({ backend, model, within, basis }: RotatedInputs): 
   ];
   const finalNorm = normOf(model.finalNorm);
   return {
-    embeddings: async () => {
-      const values: Values = new Map();
-      for (const name of embeddingNames(model))
-        values.set(name, (await multiply(backend, matrixOf(name), basis.write)).data);
-      return values;
-    },
+    embeddings: () => embeddingNames(model).map((name) => rowsTimes(backend, within, name, basis.write)),
     step: async (step, scale) => {
       const norm = normOf(step.norm);
       const gain = gainOf(norm);
@@ -83,13 +79,10 @@ export function rotatedStart({ backend, model, within, basis }: RotatedInputs): 
       for (const { name } of step.parameters) if (!values.has(name)) values.set(name, matrixOf(name).data);
       return values;
     },
-    last: async (scale) => {
+    last: (scale) => {
       const gain = gainOf(finalNorm);
-      if (!model.tiedEmbeddings) {
-        const headMap = readMap(gain, scale);
-        const head = await multiply(backend, matrixOf(model.head), headMap);
-        return { values: new Map([evenGain(finalNorm, rootMeanSquare(gain)), [model.head, head.data]]), headMap };
-      }
+      if (!model.tiedEmbeddings)
+        return { values: new Map([evenGain(finalNorm, rootMeanSquare(gain))]), headMap: readMap(gain, scale) };
       // the head is the embedding E R, and both R's have the stream's factor
       const [name, values] = evenGain(finalNorm, scale / basis.scale ** 2);
       for (let i = 0; i < basis.negative; i++)
@@ -102,10 +95,10 @@ export function rotatedStart({ backend, model, within, basis }: RotatedInputs): 
 const embeddingNames = ({ embedding, positions }: Model): string[] =>
   [embedding, positions].filter((name) => name !== undefined);
 
-/** The parameters outside of the layers that are not embeddings. */
+/** The parameters outside of the layers that are neither embeddings nor the head. */
 const lastNames = (model: Model): string[] =>
   model.parameters
-    .filter(({ layer, name }) => layer === undefined && !embeddingNames(model).includes(name))
+    .filter(({ layer, name }) => layer === undefined && name !== model.head && !embeddingNames(model).includes(name))
     .map(({ name }) => name);
 
 function normOf(norm: RmsNorm | undefined): RmsNorm {

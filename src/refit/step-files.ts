@@ -1,13 +1,21 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { openSafetensors, writeSafetensors } from "../checkpoint/safetensors.js";
+import { openSafetensors, streamSafetensors } from "../checkpoint/safetensors.js";
 import { floatSource, type TensorSource } from "../checkpoint/tensor-source.js";
 import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { type Model, shapeOf } from "../models/index.js";
 import { joinedSource } from "../models/sources.js";
 import { readMatrix } from "../prune/matrices.js";
-import { CoppiceError, FormatError } from "../system/errors.js";
+import { CoppiceError, FormatError, required } from "../system/errors.js";
+import type { MatrixRows } from "./matrix-rows.js";
 import type { Values } from "./start.js";
+
+/** What a part consists of. */
+export interface PartContent {
+  readonly values?: Values | undefined;
+  /** Is computed while it is written. */
+  readonly matrices?: readonly MatrixRows[] | undefined;
+}
 
 /** Finished parts of a model on disk, a file each: work that was killed goes on after the last of them. */
 export class StepFiles {
@@ -21,8 +29,8 @@ export class StepFiles {
     this.shapes = new Map(model.parameters.map((spec) => [spec.name, shapeOf(spec, model.sizes)]));
   }
 
-  /** A finished part's values. @throws FormatError when they are another cut's */
-  read(part: string): Values | undefined {
+  /** A finished part's values. @param names only these @throws FormatError when they are another cut's */
+  read(part: string, names?: readonly string[]): Values | undefined {
     const file = this.fileOf(part);
     if (!existsSync(file)) return undefined;
     const source = openSafetensors(file);
@@ -33,32 +41,36 @@ export class StepFiles {
           `${file}: ${name} has the shape [${shape.join(", ")}], in this cut it is [${wanted?.join(", ") ?? "absent"}]: the file is another cut's; delete it`,
         );
     }
-    return new Map([...source.tensors.keys()].map((name) => [name, readMatrix(source, name).data]));
+    return new Map((names ?? [...source.tensors.keys()]).map((name) => [name, readMatrix(source, name).data]));
   }
 
   /** @throws CoppiceError when a value is not finite */
-  write(part: string, values: Values): void {
-    for (const [name, data] of values)
-      if (!data.every(Number.isFinite))
-        throw new CoppiceError(
-          `the cut model's ${name} came out with values that are not finite (NaN or infinite): its regression or its rotation overflows f32`,
-        );
-    const tensors = [...values].map(([name, data]) => ({
+  async write(part: string, { values = new Map(), matrices = [] }: PartContent): Promise<void> {
+    const kept = [...values].map(
+      ([name, data]): MatrixRows => ({
+        name,
+        async *blocks() {
+          yield data;
+        },
+      }),
+    );
+    const tensors = [...kept, ...matrices].map(({ name, blocks }) => ({
       name,
       dtype: "f32" as const,
-      shape: this.shapes.get(name) ?? [data.length],
-      chunks: () => [bytesOf(data)],
+      shape: required(this.shapes.get(name), `the cut model has no parameter ${name}`),
+      async *chunks() {
+        for await (const block of blocks()) {
+          if (!block.every(Number.isFinite)) throw notFinite(name);
+          yield bytesOf(block);
+        }
+      },
     }));
-    writeSafetensors(this.fileOf(part), tensors, { kind: "coppice refit" });
+    await streamSafetensors(this.fileOf(part), tensors, { kind: "coppice refit" });
   }
 
-  /** A part's values, computed and written unless they are there. */
-  async once(part: string, compute: () => Promise<Values>): Promise<Values> {
-    const known = this.read(part);
-    if (known !== undefined) return known;
-    const values = await compute();
-    this.write(part, values);
-    return values;
+  /** Computes and writes a part unless it is there. */
+  async once(part: string, compute: () => PartContent | Promise<PartContent>): Promise<void> {
+    if (this.read(part, []) === undefined) await this.write(part, await compute());
   }
 
   /** The tensors of all parts. */
@@ -72,3 +84,8 @@ export class StepFiles {
     return path.resolve(this.place(`${part}.safetensors`));
   }
 }
+
+const notFinite = (name: string) =>
+  new CoppiceError(
+    `the cut model's ${name} came out with values that are not finite (NaN or infinite): its regression or its rotation overflows f32`,
+  );

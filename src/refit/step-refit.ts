@@ -5,6 +5,7 @@ import { type ParameterSpec, type ResidualStep, shapeOf, type Weights } from "..
 import { readMatrix } from "../prune/matrices.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import type { RefitInputs, Streams } from "./inputs.js";
+import type { MatrixRows } from "./matrix-rows.js";
 import { Moments } from "./moments.js";
 import { Ridge } from "./ridge.js";
 import { projectedScale, rowSizes } from "./scale.js";
@@ -36,7 +37,6 @@ class StepRefit {
   /** The original's stream after the step. */
   readonly reached: HiddenStates;
   private readonly store: TensorStore;
-  private values: Values = new Map();
 
   constructor(
     private readonly inputs: RefitInputs,
@@ -69,23 +69,31 @@ class StepRefit {
     this.load(await start.step(student, scale));
     await this.refitReaders();
     await this.refitWriter();
-    files.write(part, this.values);
+    await files.write(part, { matrices: student.parameters.map(({ name }) => this.stored(name)) });
   }
 
   private load(values: Values): void {
-    this.values = values;
     for (const [name, data] of values) this.store.write(this.store.get(name), data);
   }
 
   private set({ name }: ParameterSpec, { data }: Matrix): void {
-    this.values.set(name, data);
     this.store.write(this.store.get(name), data);
   }
 
   /** A parameter's values so far. */
   private matrixOf(spec: ParameterSpec): Matrix {
     const [rows, columns] = shapeOf(spec, this.inputs.student.sizes) as [number, number];
-    return { rows, columns, data: this.values.get(spec.name) as Float32Array };
+    return { rows, columns, data: this.store.read(this.weight(spec.name)) };
+  }
+
+  private stored(name: string): MatrixRows {
+    const { store } = this;
+    return {
+      name,
+      async *blocks() {
+        yield store.read(store.get(name));
+      },
+    };
   }
 
   private overBatches = (build: Parameters<typeof overBatches>[1]): Promise<void> =>

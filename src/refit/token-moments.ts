@@ -1,10 +1,10 @@
 import type { TensorSource } from "../checkpoint/index.js";
-import { floatSource, rowCount, tensorInfo } from "../checkpoint/tensor-source.js";
-import { toFloat32 } from "../ggml/convert.js";
+import { rowCount, tensorInfo } from "../checkpoint/tensor-source.js";
 import type { Backend } from "../ggml/device.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import { Gram } from "../prune/gram.js";
 import { Graph } from "../tensor/index.js";
+import { ROWS, readBlocks } from "./matrix-rows.js";
 
 /** Second moments of a model's token embeddings, [hidden, hidden]. */
 export interface TokenMoments {
@@ -14,12 +14,8 @@ export interface TokenMoments {
   readonly centred: Matrix;
 }
 
-/** Embeddings that are on the device at a time. */
-const ROWS = 4096;
-
 /** @param name of the embedding matrix */
-export async function tokenMoments(backend: Backend, stored: TensorSource, name: string): Promise<TokenMoments> {
-  const source = floatSource(stored);
+export async function tokenMoments(backend: Backend, source: TensorSource, name: string): Promise<TokenMoments> {
   const info = tensorInfo(source, name);
   const [tokens, hidden] = [rowCount(info), info.shape[1] as number];
   const sums = new Gram(backend, `the second moments of ${name}`, hidden);
@@ -28,13 +24,11 @@ export async function tokenMoments(backend: Backend, stored: TensorSource, name:
   try {
     const rows = g.input("rows", "f32", [ROWS, hidden]);
     sums.add(g, rows);
-    for (let from = 0; from < tokens; from += ROWS) {
-      const to = Math.min(tokens, from + ROWS);
-      const block = new Float32Array(ROWS * hidden);
-      block.set(toFloat32(backend.functions, source.readRows(name, from, to), info.dtype));
-      source.releaseRows(name, from, to);
+    for (const block of readBlocks(source, name)) {
       for (let i = 0; i < block.length; i++) total[i % hidden] = (total[i % hidden] as number) + (block[i] as number);
-      g.write(rows, block);
+      const padded = new Float32Array(ROWS * hidden);
+      padded.set(block);
+      g.write(rows, padded);
       await g.run();
     }
     const gram: Matrix = sums.matrix();

@@ -7,6 +7,7 @@ import { type ModelTensors, openCheckpoint, sizeOf } from "../../src/models/inde
 import { readMatrix } from "../../src/prune/matrices.js";
 import { surgeonScores } from "../../src/prune/surgeon-scores.js";
 import { type Basis, rotationBasis } from "../../src/refit/basis.js";
+import { type MatrixRows, rowsTimes } from "../../src/refit/matrix-rows.js";
 import { projectedScale } from "../../src/refit/scale.js";
 import { rotatedStart } from "../../src/refit/start.js";
 import { tokenMoments } from "../../src/refit/token-moments.js";
@@ -31,12 +32,20 @@ async function basisOf(passage: Passage, { model, source }: ModelTensors): Promi
   return { ...basis, read: basis.read };
 }
 
+/** All rows of a matrix. */
+async function whole({ blocks }: MatrixRows): Promise<Float32Array> {
+  const values: number[] = [];
+  for await (const block of blocks()) values.push(...block);
+  return Float32Array.from(values);
+}
+
 /** A model in another basis of as many channels. */
 async function rotated(passage: Passage, original: ModelTensors): Promise<ModelTensors> {
   const { model, source } = original;
   const basis = await basisOf(passage, original);
   const start = rotatedStart({ backend: passage.backend, model, within: source, basis });
-  const values = new Map(await start.embeddings());
+  const values = new Map<string, Float32Array>();
+  for (const matrix of start.embeddings()) values.set(matrix.name, await whole(matrix));
   const stream = await ResidualStream.before(passage, original);
   const scaleAt = (step: Parameters<typeof projectedScale>[2]) => projectedScale(passage, stream, step, basis.write);
   try {
@@ -46,7 +55,10 @@ async function rotated(passage: Passage, original: ModelTensors): Promise<ModelT
       await stream.run(step, weights.get);
       weights.free();
     }
-    for (const [name, data] of (await start.last(await scaleAt(undefined))).values) values.set(name, data);
+    const { values: last, headMap } = start.last(await scaleAt(undefined));
+    for (const [name, data] of last) values.set(name, data);
+    if (headMap !== undefined)
+      values.set(model.head, await whole(rowsTimes(passage.backend, source, model.head, headMap)));
     return changed(original, (name, data) => data.set(values.get(name)!));
   } finally {
     stream.free();
@@ -90,19 +102,19 @@ describe.each(testBackends)("on %s", (_, options) => {
     const step = model.steps[0]!;
     const values = await start.step(step, 1);
     for (const { name } of step.readers) {
-      const whole = readMatrix(source, name);
-      const wanted = withGain(whole, readMatrix(source, step.norm!.gain).data);
+      const matrix = readMatrix(source, name);
+      const wanted = withGain(matrix, readMatrix(source, step.norm!.gain).data);
       // a norm's gain is even in the rotated model
       const data = values.get(name)!.map((value) => value * values.get(step.norm!.gain)![0]!);
-      const read = await multiply(backend, { ...whole, data }, basis.write, { transposeB: true });
+      const read = await multiply(backend, { ...matrix, data }, basis.write, { transposeB: true });
       expect(relativeDifference(read.data, wanted.data)).toBeLessThan(1e-5);
     }
-    const embedding = (await start.embeddings()).get(model.embedding)!;
-    const { values: last } = await start.last(1);
-    const whole = readMatrix(source, model.embedding);
-    const head = withGain({ ...whole, data: embedding }, last.get(model.finalNorm!.gain)!);
+    const embedding = await whole(start.embeddings()[0]!);
+    const { values: last } = start.last(1);
+    const stored = readMatrix(source, model.embedding);
+    const head = withGain({ ...stored, data: embedding }, last.get(model.finalNorm!.gain)!);
     const read = await multiply(backend, head, basis.write, { transposeB: true });
-    const wanted = withGain(whole, readMatrix(source, model.finalNorm!.gain).data);
+    const wanted = withGain(stored, readMatrix(source, model.finalNorm!.gain).data);
     expect(relativeDifference(read.data, wanted.data)).toBeLessThan(1e-5);
   });
 });

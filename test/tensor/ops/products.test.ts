@@ -51,7 +51,7 @@ describe.each(each)("on %s", (_, compute) => {
       shape: [columns, rows],
       data: data.map((_unused, i) => data[(i % rows) * columns + Math.floor(i / rows)]!),
     });
-    const expected = new Float32Array(m * n);
+    const expected = new Float64Array(m * n);
     for (let i = 0; i < m; i++)
       for (let j = 0; j < n; j++) {
         let total = 0;
