@@ -1,5 +1,6 @@
 import type { Sequences } from "../data/index.js";
 import type { ComputeType, TensorStore } from "../tensor/index.js";
+import type { SavedStreams } from "./saved-streams.js";
 
 /** How calibration data is batched. */
 export interface BatchOptions {
@@ -22,6 +23,8 @@ export interface SharedSums {
 export interface CalibrationOptions extends BatchOptions {
   /** Set where the sequences are a part of the data. */
   readonly shared?: SharedSums | undefined;
+  /** Where weights are streamed: a calibration that was killed goes on from the last layer that is saved here. */
+  readonly savedStreams?: SavedStreams | undefined;
   /** When aborted, the calibration ends with an error before its next batch. */
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;

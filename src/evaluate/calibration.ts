@@ -6,12 +6,14 @@ import { CoppiceError } from "../system/errors.js";
 import type { TensorStore } from "../tensor/index.js";
 import { type CalibrationOptions, spreadBatches } from "./batches.js";
 import { overflowError } from "./finite.js";
-import { forwardPass, type Observer } from "./forward-pass.js";
+import { forwardPass, type Observer, type PassProgress } from "./forward-pass.js";
+import { ResidualStream } from "./residual-stream.js";
+import { restoreSums, type SavedStreams } from "./saved-streams.js";
 
 /** Statistics of activations that graphs accumulate on the device. */
 export interface ActivationStatistics extends Observer {
   /** Names of wanted activations that the forward pass did not have; empty when all is well. */
-  readonly missing: Iterable<string>;
+  readonly missing: Set<string>;
   /** What is added up, on the device. */
   readonly sums: TensorStore;
   /** The statistics, by name, after so many batches. */
@@ -36,7 +38,7 @@ export interface Calibration {
  */
 export async function calibrationStatistics(calibration: Calibration): Promise<Map<string, Float32Array>> {
   const { backend, weights, sequences, options } = calibration;
-  const { computeType, signal, onProgress } = options;
+  const { computeType, signal, savedStreams, onProgress } = options;
   checkVocabulary(sequences.stream, weights.model.vocabSize);
   const batches = spreadBatches(sequences, options.samples, options.batchSize);
   const [firstBatch = []] = batches;
@@ -52,6 +54,7 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
     await forwardPass(backend, weights, data, statistics, {
       computeType,
       signal,
+      progress: savedStreams && progressOf(statistics, savedStreams),
       onProgress: (share) => onProgress?.(Math.floor(share * total), total),
     });
     for (const name of statistics.missing)
@@ -72,3 +75,28 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
     statistics.free();
   }
 }
+
+/** Keeps statistics beside the stream that they are of. */
+const progressOf = (statistics: ActivationStatistics, saved: SavedStreams): PassProgress => ({
+  restore: (passage, { tensors, dtype }) => {
+    const known = saved.read();
+    const stream = known && ResidualStream.restored(passage, tensors, { source: known.file, name: STREAM }, dtype);
+    if (known === undefined || stream === undefined) return undefined;
+    if (!restoreSums(known, statistics.sums)) {
+      stream.free();
+      return undefined;
+    }
+    const missing = known.file.metadata[MISSING]?.split("\n") ?? [];
+    for (const name of [...statistics.missing]) if (!missing.includes(name)) statistics.missing.delete(name);
+    return { layers: known.steps, stream };
+  },
+  save: (layers, stream) =>
+    saved.save(
+      layers,
+      { [STREAM]: stream },
+      { sums: statistics.sums, notes: { [MISSING]: [...statistics.missing].join("\n") } },
+    ),
+});
+
+/** Names in the file. */
+const [STREAM, MISSING] = ["stream", "missing"];

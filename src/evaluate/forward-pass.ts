@@ -9,7 +9,7 @@ import {
   StreamedWeights,
 } from "../models/index.js";
 import { type ComputeType, Graph, type ops } from "../tensor/index.js";
-import { layoutIn, overBatches, ResidualStream } from "./residual-stream.js";
+import { layoutIn, overBatches, type Passage, ResidualStream } from "./residual-stream.js";
 
 /** Sequences that go through a model. */
 export interface PassData {
@@ -46,8 +46,20 @@ export interface PassOptions {
   readonly who?: string | undefined;
   /** When aborted, the pass ends with an error before its next batch. */
   readonly signal?: AbortSignal | undefined;
+  /** Where weights are streamed: keeps what was done after each layer, and is gone on from. */
+  readonly progress?: PassProgress | undefined;
   /** Called with the share of the pass that is done. */
   readonly onProgress?: ((share: number) => void) | undefined;
+}
+
+/** A streamed pass that can be gone on with. */
+export interface PassProgress {
+  /** The stream after the layers that were run before, and how many; undefined to begin. */
+  readonly restore: (
+    passage: Passage,
+    weights: StreamedWeights,
+  ) => { readonly layers: number; readonly stream: ResidualStream } | undefined;
+  readonly save: (layers: number, stream: ResidualStream) => Promise<void>;
 }
 
 /**
@@ -99,17 +111,22 @@ async function wholePass({ backend, data, observer, options }: Pass, weights: Mo
 
 async function streamedPass({ backend, data, observer, options }: Pass, weights: StreamedWeights): Promise<void> {
   const { model, tensors, dtype, statesBytes: memoryBytes } = weights;
-  const { computeType, layers = [...Array(model.layerCount).keys()], who, signal, onProgress } = options;
+  const { computeType, layers = [...Array(model.layerCount).keys()], who, signal, progress, onProgress } = options;
   const batches = Array.from({ length: data.batches }, (_, i) => data.tokensOf(i));
   const passage = { backend, computeType, layout: data.layout, forestOf: data.forestOf, batches, memoryBytes };
-  let done = 0;
+  const restored = progress?.restore(passage, weights);
+  let done = (restored?.layers ?? 0) * data.batches;
   const advance = () => {
     signal?.throwIfAborted();
     onProgress?.(++done / (data.batches * (layers.length + 1)));
   };
-  const stream = await ResidualStream.before(passage, tensors, dtype);
+  const stream = restored?.stream ?? (await ResidualStream.before(passage, tensors, dtype));
   try {
-    for (const layer of layers) await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance, who });
+    for (const [i, layer] of layers.entries()) {
+      if (i < (restored?.layers ?? 0)) continue;
+      await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance, who });
+      await progress?.save(i + 1, stream);
+    }
     const isEmbedding = ({ name }: ParameterSpec) => name === model.embedding || name === model.positions;
     const last = weights.load(
       model.parameters.filter((spec) => spec.layer === undefined && (spec.name === model.head || !isEmbedding(spec))),

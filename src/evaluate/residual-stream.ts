@@ -1,6 +1,9 @@
+import type { TensorToStream } from "../checkpoint/safetensors.js";
+import type { TensorSource } from "../checkpoint/tensor-source.js";
 import { checkVocabulary, type Sequences } from "../data/index.js";
+import { toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
-import type { FloatDType } from "../ggml/dtype.js";
+import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import {
   type Activation,
   type Layout,
@@ -158,6 +161,53 @@ export class ResidualStream {
       stream.free();
       throw error;
     }
+  }
+
+  /** The stream where it was when it was saved. @returns undefined when what was saved is of other data or another model */
+  static restored(
+    passage: Passage,
+    tensors: ModelTensors,
+    saved: { readonly source: TensorSource; readonly name: string },
+    dtype: FloatDType = passage.computeType,
+  ): ResidualStream | undefined {
+    const stream = new ResidualStream(passage, tensors, dtype);
+    const { source, name } = saved;
+    const isOurs = (tensor: string) => source.tensors.get(tensor)?.shape.join() === stream.savedShape.join();
+    if (!isOurs(`${name}.sum`)) {
+      stream.free();
+      return undefined;
+    }
+    const read = (states: HiddenStates, tensor: string) => {
+      for (const i of passage.batches.keys())
+        states.set(i, toFloat32(passage.backend.functions, source.readRows(tensor, i, i + 1), "f32").slice());
+    };
+    read(stream.sum, `${name}.sum`);
+    if (isOurs(`${name}.layerInput`)) {
+      stream.layerInput = stream.take();
+      read(stream.layerInput, `${name}.layerInput`);
+    }
+    return stream;
+  }
+
+  /** Its states, to be saved in a file. */
+  saved(name: string): TensorToStream[] {
+    const tensor = (own: string, states: HiddenStates): TensorToStream => {
+      const { batches } = this.passage;
+      return {
+        name: `${name}.${own}`,
+        dtype: "f32",
+        shape: this.savedShape,
+        async *chunks() {
+          for (const i of batches.keys()) yield bytesOf(states.get(i));
+        },
+      };
+    };
+    const { sum, layerInput } = this;
+    return [tensor("sum", sum), ...(layerInput === sum ? [] : [tensor("layerInput", layerInput)])];
+  }
+
+  private get savedShape(): [batches: number, length: number] {
+    return [this.passage.batches.length, rowsOfBatch(this.passage) * this.width];
   }
 
   private async embed(): Promise<void> {

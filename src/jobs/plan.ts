@@ -67,7 +67,7 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     const weights = weightsFor(backend, checkpoint, computeType, job);
     try {
       const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
-      const scores = await scoresFor(inputs, identity);
+      const scores = await scoresFor(inputs, { identity });
       const statistics = job.start === "refit" ? await startStatistics(inputs) : undefined;
       const ranked = await search({ ...inputs, scores }, { statistics, distill: briefDistiller(inputs) });
       const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));

@@ -168,9 +168,9 @@ async function choose(
   const weights = weightsFor(backend, checkpoint, computeType, job);
   try {
     const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
-    const scores = await scoresFor(inputs, identity);
-    const statistics =
-      start === "refit" ? await startStatistics(inputs, job.place("refit/statistics.safetensors")) : undefined;
+    const place = (name: string) => job.place(`refit/${name}`);
+    const scores = await scoresFor(inputs, { identity, place });
+    const statistics = start === "refit" ? await startStatistics(inputs, place) : undefined;
     const plan = await planOf(only, { ...inputs, scores }, statistics, () => job.place(RANKING_FILE));
     if (statistics === undefined) return prune(checkpoint, plan, keptIndices(model, plan, scores));
     noteSelection(inputs, plan);
@@ -178,7 +178,7 @@ async function choose(
       plan,
       scores,
       statistics,
-      place: (name) => job.place(`refit/${name}`),
+      place,
       onProgress: (done, total) => job.onProgress?.({ stage: "refit", done, total, unit: "steps" }),
     });
   } finally {

@@ -138,7 +138,8 @@ export class Round {
       const options = { ...job, scoresFile: this.inputs.scoresFile };
       const inputs = { backend, original, weights, tokens, validation, computeType, options };
       const identity = await stages.once("calibrate", async () => {
-        await scoresFor(inputs, await this.inputs.identity());
+        const place = (name: string) => directory.own(REFIT, name);
+        await scoresFor(inputs, { identity: await this.inputs.identity(), place });
         return scoresIdentity(this.inputs.scoresFile);
       });
       const scores = await this.unchangedScores(identity);
@@ -171,11 +172,11 @@ export class Round {
   private async statistics(inputs: StartInputs): Promise<StartStatistics | undefined> {
     const { job, directory, stages } = this.inputs;
     if (job.start === "minitron") return undefined;
-    const file = directory.own(REFIT, "statistics.safetensors");
+    const place = (name: string) => directory.own(REFIT, name);
     await stages.once("statistics", async () => {
-      await startStatistics(inputs, file);
+      await startStatistics(inputs, place);
     });
-    return startStatistics(inputs, file);
+    return startStatistics(inputs, place);
   }
 
   /** The student before it is distilled. */

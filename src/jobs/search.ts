@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
 import { Sequences } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
+import { SavedStreams } from "../evaluate/saved-streams.js";
 import { type Model, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
@@ -39,13 +40,19 @@ const DEFAULT_DEPTH_METHOD = "contiguous-loss";
 const SEARCH_SEQUENCES = 64;
 const CALIBRATION_BATCH_TOKENS = 2048;
 
-/**
- * Calibrates, or reads the scores of an earlier calibration.
- * @param identity of the model's content, for the file of scores
- */
-export async function scoresFor(inputs: Omit<SearchInputs, "validation">, identity?: string) {
+/** Where a calibration keeps what it found. */
+export interface ScoresPlace {
+  /** Of the model's content, for the file of scores. */
+  readonly identity?: string | undefined;
+  /** The path of a file of the run, by its name: for scores that the user wants no file of, and for the progress of a long pass. */
+  readonly place?: ((name: string) => string) | undefined;
+}
+
+/** Calibrates, or reads the scores of an earlier calibration. */
+export async function scoresFor(inputs: Omit<SearchInputs, "validation">, { identity, place }: ScoresPlace = {}) {
   const { backend, original, weights, tokens, computeType, options } = inputs;
-  const { scoresFile, signal, ranks } = options;
+  const { signal, ranks } = options;
+  const scoresFile = options.scoresFile ?? place?.("scores.safetensors");
   if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(scoresFile, weights.model, identity);
   const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
   const sequences = new Sequences(tokens, length);
@@ -56,11 +63,13 @@ export async function scoresFor(inputs: Omit<SearchInputs, "validation">, identi
   const onProgress = (done: number, total: number) =>
     options.onProgress?.({ stage: "calibrate", done, total, unit: "sequences" });
   const measured = { backend, weights, path: original.path, computeType, options };
+  const savedStreams = place && new SavedStreams(place("calibration-streams.safetensors"));
   const scores =
     ranks === undefined
-      ? await calibrate(backend, weights, sequences, { ...batches, computeType, signal, onProgress })
+      ? await calibrate(backend, weights, sequences, { ...batches, computeType, signal, savedStreams, onProgress })
       : await sharedCalibration(ranks, measured, sequences, batches, onProgress);
   if (scoresFile !== undefined) saveScores(scoresFile, scores, identity);
+  savedStreams?.delete();
   return scores;
 }
 
@@ -147,7 +156,9 @@ function rerankingsOf(
   const start = <T>(plan: PrunePlan, samples: number, use: (cut: PrunedModel) => Promise<T>): Promise<T> =>
     statistics === undefined
       ? use(prune(original, plan, keptIndices(original.model, plan, scores)))
-      : withRefittedStart(inputs, { plan, scores, statistics, samples }, use);
+      : withRefittedStart(inputs, { plan, scores, statistics, samples, onProgress }, use);
+  const onProgress = (done: number, total: number) =>
+    inputs.options.onProgress?.({ stage: "refit a candidate", done, total, unit: "steps" });
   const samplesOfAll = refitSamplesOf(inputs);
   // a second refit on as many sequences as the first would tell nothing new
   const refits = REFITS.filter((_, i) => i === 0 || elementAt(REFITS, i - 1).samples < samplesOfAll).map(

@@ -5,6 +5,7 @@ import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
 import { Sequences } from "../data/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import { type Passage, passageOf } from "../evaluate/residual-stream.js";
+import { SavedStreams } from "../evaluate/saved-streams.js";
 import { type Model, shapeOf, sizeOf } from "../models/index.js";
 import {
   keptIndices,
@@ -72,16 +73,18 @@ const STEPS = "steps";
 
 /**
  * Scores neurons and heads by optimal brain surgeon, or reads what was found before.
- * @param file to keep the results in
+ * @param place the path of a file of the run, by its name; without it nothing is kept
  */
-export async function startStatistics(inputs: StartInputs, file?: string): Promise<StartStatistics> {
+export async function startStatistics(inputs: StartInputs, place?: (name: string) => string): Promise<StartStatistics> {
   const { original, options } = inputs;
+  const file = place?.("statistics.safetensors");
   if (file !== undefined && existsSync(file)) return readStatistics(file, original.model);
   noteData(inputs);
-  const partial = file === undefined ? undefined : `${file}.partial`;
-  const save = (place: string, { scores, streamMoments }: StartStatistics, steps: number) =>
+  const partial = place?.("statistics-so-far.safetensors");
+  const savedStreams = place && new SavedStreams(place("statistics-streams.safetensors"));
+  const save = (to: string, { scores, streamMoments }: StartStatistics, steps: number) =>
     saveVectors(
-      place,
+      to,
       new Map([...scores, [STREAM, streamMoments], [STEPS, Float32Array.of(steps)]]),
       "coppice start statistics",
       undefined,
@@ -89,6 +92,7 @@ export async function startStatistics(inputs: StartInputs, file?: string): Promi
   const total = original.model.steps.length;
   const { scores, streamMoments } = await surgeonScores(passageFor(inputs, refitSamplesOf(inputs)), original, {
     known: partial !== undefined && existsSync(partial) ? readStatistics(partial, original.model) : undefined,
+    savedStreams,
     onStep: (progress) => {
       if (partial !== undefined) save(partial, progress, progress.steps);
       options.onProgress?.({ stage: "statistics", done: progress.steps, total, unit: "steps" });
@@ -97,11 +101,10 @@ export async function startStatistics(inputs: StartInputs, file?: string): Promi
   const statistics = { scores, streamMoments: streamMoments.data };
   if (file !== undefined) save(file, statistics, total);
   if (partial !== undefined) rmSync(partial, { force: true });
+  savedStreams?.delete();
   return statistics;
 }
 
-/** Matrices of [inputs, inputs] that choosing a step's neurons holds at once: moments, their factor and inverse, on host and device. */
-const MATRICES = 5;
 /** Less is not worth a word. */
 const NOTED_BYTES = 2 ** 30;
 
@@ -113,16 +116,16 @@ function noteData(inputs: StartInputs): void {
   const { model } = inputs.original;
   const { layout, batches } = passageFor(inputs, refitSamplesOf(inputs));
   const widest = Math.max(...model.steps.map(({ writer }) => shapeOf(writer, model.sizes)[1] ?? 0));
-  const matrices = MATRICES * widest ** 2 * Float32Array.BYTES_PER_ELEMENT;
+  const matrix = widest ** 2 * Float32Array.BYTES_PER_ELEMENT;
   const tokens = batches.length * layout.batch * layout.seq;
   const states = 3 * tokens * sizeOf("hidden", model.sizes) * Float32Array.BYTES_PER_ELEMENT;
   if (tokens < TOKENS_AN_INPUT * widest)
     inputs.options.onNote?.(
       `the start is refitted on ${tokens} tokens, which is little for matrices of ${widest} inputs: give more data or --refit-samples, or --start minitron`,
     );
-  if (matrices + states >= NOTED_BYTES)
+  if (matrix + states >= NOTED_BYTES)
     inputs.options.onNote?.(
-      `statistics and refit take about ${formatBytes(matrices)} for one layer's second moments and ${formatBytes(states)} for hidden states of ${tokens} tokens, ` +
+      `statistics and refit take about ${formatBytes(matrix)} for one layer's second moments and ${formatBytes(states)} for hidden states of ${tokens} tokens, ` +
         "on disk where they do not fit in memory: --refit-samples takes fewer",
     );
 }

@@ -5,7 +5,7 @@ import { writeAll } from "./device.js";
 import { type CholeskyOptions, declareFactor, type Factor, factorPanels } from "./factor.js";
 import { invert } from "./inverse.js";
 import { checkMatrix, checkSquare, type Matrix } from "./matrix.js";
-import { solveColumns } from "./solve.js";
+import { solveRows } from "./solve.js";
 
 /**
  * The Cholesky factorization L Lᵀ of a symmetric positive definite matrix, on the backend's device in f32; diagonal blocks are
@@ -61,15 +61,15 @@ export class Cholesky {
   }
 
   /**
-   * x with (a + ridge · I) x = b. Takes 12 n · min(columns, 1024) bytes on the device, and as many on the host besides x.
-   * @param b [size, columns]
-   * @throws ShapeError when b has another number of rows
+   * x with x (a + ridge · I) = b, row by row. Takes 4 n · min(rows, 1024) bytes on the device and as many on the host, besides x.
+   * @param b [rows, size]
+   * @throws ShapeError when b has another number of columns
    */
   async solve(b: Matrix): Promise<Matrix> {
     checkMatrix("the right-hand side", b);
-    if (b.rows !== this.size)
-      throw new ShapeError(`the right-hand side must have ${this.size} rows, as the matrix has, not ${b.rows}`);
-    return solveColumns(this.factorization, b);
+    if (b.columns !== this.size)
+      throw new ShapeError(`the right-hand side must have ${this.size} columns, as the matrix has, not ${b.columns}`);
+    return solveRows(this.factorization, b);
   }
 
   /**

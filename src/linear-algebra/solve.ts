@@ -1,22 +1,21 @@
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
-import { blockOperand, store, times, timesTransposed, transposed } from "./device.js";
+import { blockOperand, store, times, timesTransposed, writeElements } from "./device.js";
 import { belowPanel, diagonalInverse, type Factor, type Panel } from "./factor.js";
-import { blockOf, type Matrix, setBlock, zeroMatrix } from "./matrix.js";
+import { type Matrix, zeroMatrix } from "./matrix.js";
 
-/** The most right-hand sides to solve at once. */
+/** The most rows to solve for at once. */
 const CHUNK = 1024;
 
-/** x with L Lᵀ x = b, in chunks of columns. */
-export async function solveColumns(factor: Factor, b: Matrix): Promise<Matrix> {
-  const width = Math.ceil(b.columns / Math.ceil(b.columns / CHUNK));
-  const solver = new ChunkSolver(factor, width);
+/** x with x L Lᵀ = b, [rows, size], in chunks of rows. */
+export async function solveRows(factor: Factor, b: Matrix): Promise<Matrix> {
+  const count = Math.ceil(b.rows / Math.ceil(b.rows / CHUNK));
+  const solver = new ChunkSolver(factor, count);
   const x = zeroMatrix(b.rows, b.columns);
   try {
-    for (let column = 0; column < b.columns; column += width) {
-      const right = zeroMatrix(b.rows, width);
-      const columns = Math.min(width, b.columns - column);
-      setBlock(right, 0, 0, blockOf(b, { row: 0, column, rows: b.rows, columns }));
-      setBlock(x, 0, column, await solver.solve(right));
+    for (let row = 0; row < b.rows; row += count) {
+      const right = b.data.subarray(row * b.columns, (row + count) * b.columns);
+      const solution = await solver.solve(right);
+      x.data.set(solution.subarray(0, right.length), row * b.columns);
     }
     return x;
   } finally {
@@ -24,31 +23,27 @@ export async function solveColumns(factor: Factor, b: Matrix): Promise<Matrix> {
   }
 }
 
-/** Solves for a fixed number of right-hand sides. Solutions are kept on the device transposed: [width, size]. */
+/** Solves for a fixed number of rows, in place. */
 class ChunkSolver {
   private readonly tensors: TensorStore;
+  private readonly rows: Tensor;
   private readonly substitution: Graph;
-  private readonly right: Tensor;
-  private readonly result: Tensor;
 
-  constructor(factor: Factor, width: number) {
+  constructor(factor: Factor, count: number) {
     const { backend, size, panels } = factor;
     this.tensors = new TensorStore(backend, 1);
-    const solution = this.tensors.add("solution", [width, size], "f32");
+    this.rows = this.tensors.add("rows", [count, size], "f32");
     this.tensors.allocate();
-    const g = new Graph(backend);
-    this.substitution = g;
-    this.right = g.input("right", "f32", [size, width]);
-    for (const panel of panels) forward(g, factor, panel, { right: this.right, solution });
-    for (const panel of panels.toReversed()) backward(g, factor, panel, solution);
-    this.result = g.output(transposed(g, solution));
+    this.substitution = new Graph(backend);
+    for (const panel of panels) forward(this.substitution, factor, panel, this.rows);
+    for (const panel of panels.toReversed()) backward(this.substitution, factor, panel, this.rows);
   }
 
-  /** x with L Lᵀ x = right. */
-  async solve(right: Matrix): Promise<Matrix> {
-    this.substitution.write(this.right, right.data);
+  /** @param right so many rows, or fewer in the last chunk */
+  async solve(right: Float32Array): Promise<Float32Array> {
+    writeElements(this.substitution.backend, this.rows, 0, right);
     await this.substitution.run();
-    return { rows: right.rows, columns: right.columns, data: this.substitution.read(this.result) };
+    return this.tensors.read(this.rows);
   }
 
   free(): void {
@@ -57,34 +52,29 @@ class ChunkSolver {
   }
 }
 
-/** Y_p = L_pp⁻¹ (B_p − L[p, ..p] Y[..p]), everything transposed. */
-function forward(
-  g: Graph,
-  factor: Factor,
-  panel: Panel,
-  { right, solution }: { readonly right: Tensor; readonly solution: Tensor },
-): void {
-  const { from, to, width } = panel;
-  const columns = solution.shape[0] ?? 0;
-  let value = transposed(g, ops.rowsOf(g, right, { from, to }));
+/** Y_p = (B_p − Y[..p] L[p, ..p]ᵀ) L_pp⁻ᵀ, in place of B_p. */
+function forward(g: Graph, factor: Factor, panel: Panel, rows: Tensor): void {
+  const { from, width } = panel;
+  const [count = 0] = rows.shape;
+  const range = { row: 0, column: from, rows: count, columns: width };
+  let value = blockOperand(g, rows, range);
   if (from > 0) {
-    const before = blockOperand(g, solution, { row: 0, column: 0, rows: columns, columns: from });
+    const before = blockOperand(g, rows, { row: 0, column: 0, rows: count, columns: from });
     const beside = blockOperand(g, factor.lower, { row: from, column: 0, rows: width, columns: from });
     value = ops.sub(g, value, timesTransposed(g, before, beside));
   }
-  const solved = timesTransposed(g, value, diagonalInverse(g, factor, panel));
-  store(g, solved, solution, { row: 0, column: from, rows: columns, columns: width });
+  store(g, timesTransposed(g, value, diagonalInverse(g, factor, panel)), rows, range);
 }
 
-/** X_p = L_pp⁻ᵀ (Y_p − L[p.., p]ᵀ X[p..]), everything transposed. */
-function backward(g: Graph, factor: Factor, panel: Panel, solution: Tensor): void {
+/** X_p = (Y_p − X[p..] L[p.., p]) L_pp⁻¹, in place of Y_p. */
+function backward(g: Graph, factor: Factor, panel: Panel, rows: Tensor): void {
   const { from, to, width } = panel;
-  const columns = solution.shape[0] ?? 0;
-  const range = { row: 0, column: from, rows: columns, columns: width };
-  let value = blockOperand(g, solution, range);
+  const [count = 0] = rows.shape;
+  const range = { row: 0, column: from, rows: count, columns: width };
+  let value = blockOperand(g, rows, range);
   if (to < factor.size) {
-    const after = blockOperand(g, solution, { row: 0, column: to, rows: columns, columns: factor.size - to });
+    const after = blockOperand(g, rows, { row: 0, column: to, rows: count, columns: factor.size - to });
     value = ops.sub(g, value, times(g, after, belowPanel(g, factor, panel)));
   }
-  store(g, times(g, value, diagonalInverse(g, factor, panel)), solution, range);
+  store(g, times(g, value, diagonalInverse(g, factor, panel)), rows, range);
 }

@@ -1,4 +1,5 @@
 import { overBatches, type Passage, type RecordedStep, ResidualStream } from "../evaluate/residual-stream.js";
+import type { SavedStreams } from "../evaluate/saved-streams.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import {
   axisSize,
@@ -34,6 +35,8 @@ export interface SurgeonProgress {
 export interface SurgeonOptions {
   /** What earlier work on the same data found: it goes on from there, with the same result. */
   readonly known?: SurgeonProgress | undefined;
+  /** The model's stream after some of the steps that are known, which are gone through again without it. */
+  readonly savedStreams?: SavedStreams | undefined;
   /** Called after each step, with what `known` would be. */
   readonly onStep?: ((progress: SurgeonProgress) => void) | undefined;
 }
@@ -45,7 +48,7 @@ export interface SurgeonOptions {
 export async function surgeonScores(
   passage: Passage,
   tensors: ModelTensors,
-  { known, onStep }: SurgeonOptions = {},
+  { known, savedStreams, onStep }: SurgeonOptions = {},
 ): Promise<SurgeonScores> {
   const { model, source } = tensors;
   const { backend } = passage;
@@ -53,9 +56,15 @@ export async function surgeonScores(
   const scores = new Map(known?.scores);
   const streamSum = new Gram(backend, "the second moments of the residual stream", hidden);
   if (known !== undefined) streamSum.write(known.streamMoments);
-  const stream = await ResidualStream.before(passage, tensors);
+  const saved = savedStreams?.read();
+  const restored =
+    saved !== undefined && saved.steps <= (known?.steps ?? 0)
+      ? ResidualStream.restored(passage, tensors, { source: saved.file, name: "stream" })
+      : undefined;
+  const stream = restored ?? (await ResidualStream.before(passage, tensors));
   try {
     for (const [i, step] of model.steps.entries()) {
+      if (restored !== undefined && i < (saved?.steps ?? 0)) continue;
       if (known !== undefined && i < known.steps) {
         await passThrough(stream, step);
         continue;
@@ -75,6 +84,7 @@ export async function surgeonScores(
           scores.set(groups, groupSums(losses, sizeOf(groups, model.sizes)));
       });
       onStep?.({ steps: i + 1, scores, streamMoments: streamSum.read() });
+      await savedStreams?.save(i + 1, { stream });
     }
     await addLastMoments(passage, stream, streamSum);
     return { scores, streamMoments: streamSum.matrix() };

@@ -19,12 +19,14 @@ export interface RefittedCut {
   readonly streamMoments: Matrix | undefined;
   /** The path of a file for finished parts, by its name. A cut that was stopped goes on with the files that are there. */
   readonly place: (name: string) => string;
+  /** Streams are saved that often, 20 by default. */
+  readonly saveEverySeconds?: number | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
 /** Cuts a model and mends what is left in closed form: see {@link refit}. */
 export async function cutAndRefit(inputs: RefittedCut): Promise<PrunedModel> {
-  const { passage, original, plan, kept, place, onProgress } = inputs;
+  const { passage, original, plan, kept, place, saveEverySeconds, onProgress } = inputs;
   const pruned = prune(original, plan, kept);
   const within = cutWithinLayers(original, plan, kept);
   const basis = await basisFor(inputs);
@@ -40,7 +42,7 @@ export async function cutAndRefit(inputs: RefittedCut): Promise<PrunedModel> {
     start,
     within,
     basis,
-    files: new StepFiles(place, pruned.model),
+    files: new StepFiles(place, pruned.model, { saveEverySeconds }),
     onProgress,
   });
   return { ...pruned, source };

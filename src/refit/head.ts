@@ -38,7 +38,7 @@ export async function refitHead(inputs: RefitInputs, streams: Streams): Promise<
 interface LastMoments {
   /** Σ n nᵀ, [student's hidden, student's hidden]. */
   readonly inputs: Matrix;
-  /** Σ n hᵀ, [student's hidden, hidden]. */
+  /** Σ h nᵀ, [hidden, student's hidden]. */
   readonly targets: Matrix;
 }
 
@@ -100,11 +100,11 @@ async function refitGain(
   const system: Matrix = { ...inputs, data: inputs.data.map((value, i) => value * elementAt(gram.data, i)) };
   const ridge = GAIN_DAMPING * meanDiagonal(system);
   if (ridge === 0) return gain.map((value) => value - offset); // states or embeddings that are all zero tell nothing
-  const right = zeroMatrix(gain.length, 1);
+  const right = zeroMatrix(1, gain.length);
   for (let i = 0; i < gain.length; i++) {
     let sum = ridge * elementAt(gain, i);
-    for (let j = 0; j < targets.columns; j++)
-      sum += (cross.data[i * targets.columns + j] as number) * (targets.data[i * targets.columns + j] as number);
+    for (let j = 0; j < targets.rows; j++)
+      sum += (cross.data[i * targets.rows + j] as number) * (targets.data[j * targets.columns + i] as number);
     right.data[i] = sum;
   }
   const factor = await Cholesky.factor(backend, system, { ridge });
@@ -125,7 +125,7 @@ const withGain = ({ inputs, targets }: LastMoments, gain: Float32Array): LastMom
   },
   targets: {
     ...targets,
-    data: targets.data.map((value, i) => value * elementAt(gain, Math.floor(i / targets.columns))),
+    data: targets.data.map((value, i) => value * elementAt(gain, i % targets.columns)),
   },
 });
 
@@ -137,7 +137,7 @@ async function refitMatrix(
 ): Promise<MatrixRows> {
   const ridge = await Ridge.of(backend, inputs);
   try {
-    const map = await ridge.solve(targets, headMap ?? basis?.write ?? identity(targets.columns));
+    const map = await ridge.solve(targets, headMap ?? basis?.write ?? identity(targets.rows));
     return rowsTimes(backend, within, student.head, map);
   } finally {
     ridge.free();

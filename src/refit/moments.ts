@@ -19,17 +19,17 @@ export class Moments {
   ) {
     this.inputs = new Gram(backend, `the moments of ${what}`, inputs);
     this.store = new TensorStore(backend, 1);
-    this.cross = this.store.add("x'y", [inputs, targets], "f32");
+    this.cross = this.store.add("y'x", [targets, inputs], "f32");
     this.store.allocate();
   }
 
-  /** Adds x'x and x'y when the graph runs. x: [rows, inputs], y: [rows, targets] */
+  /** Adds x'x and y'x when the graph runs. x: [rows, inputs], y: [rows, targets] */
   add(g: Graph, x: Tensor, y: Tensor): void {
     this.inputs.add(g, x);
-    g.effect(ops.addProducts(g, this.cross, x, y));
+    g.effect(ops.addProducts(g, this.cross, y, x));
   }
 
-  /** x'y, [inputs, targets]. @throws CoppiceError when it is not finite */
+  /** y'x, [targets, inputs]. @throws CoppiceError when it is not finite */
   get targets(): Matrix {
     const [rows, columns] = this.cross.shape as [number, number];
     const data = this.store.read(this.cross);

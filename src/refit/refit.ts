@@ -18,21 +18,26 @@ import { refitStep } from "./step-refit.js";
 export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDType>> {
   const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
   await files.once("embeddings", () => ({ matrices: start.embeddings() }));
-  const streams = await streamsBefore(passage, dense, { model: student, source: files.source(["embeddings"]) });
+  const cut = { model: student, source: files.source(["embeddings"]) };
+  const saved = files.streams.read();
+  const restored = saved && streamsAt(saved.file, inputs, cut);
+  const streams = restored ?? (await streamsBefore(passage, dense, cut));
+  const done = restored === undefined ? 0 : (saved?.steps ?? 0);
   try {
     const parts = ["embeddings"];
     for (const [i, step] of dense.model.steps.entries()) {
       const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step, dense.model);
-      if (counterpart === undefined) await runAlone(streams.dense, step);
-      else {
-        const part = `step-${student.steps.indexOf(counterpart)}`;
-        parts.push(part);
-        await refitStep(inputs, streams, { dense: step, student: counterpart, part });
-      }
+      const part = counterpart && `step-${student.steps.indexOf(counterpart)}`;
+      if (part !== undefined) parts.push(part);
+      if (i < done) continue;
+      if (counterpart === undefined || part === undefined) await runAlone(streams.dense, step);
+      else await refitStep(inputs, streams, { dense: step, student: counterpart, part });
+      await files.streams.save(i + 1, { dense: streams.dense, student: streams.student });
       onProgress?.(i + 1, dense.model.steps.length + 1);
     }
     parts.push("last");
     await files.once("last", () => refitHead(inputs, streams));
+    files.streams.delete();
     onProgress?.(dense.model.steps.length + 1, dense.model.steps.length + 1);
     return files.source(parts);
   } finally {
@@ -49,6 +54,16 @@ async function streamsBefore(passage: Passage, dense: ModelTensors, student: Mod
     original.free();
     throw error;
   }
+}
+
+/** The streams that an earlier run saved; undefined when they are of other data. */
+function streamsAt(source: TensorSource, { passage, dense }: RefitInputs, student: ModelTensors): Streams | undefined {
+  const original = ResidualStream.restored(passage, dense, { source, name: "dense" });
+  const smaller = ResidualStream.restored(passage, student, { source, name: "student" });
+  if (original !== undefined && smaller !== undefined) return { dense: original, student: smaller };
+  original?.free();
+  smaller?.free();
+  return undefined;
 }
 
 /** The step of a layer of the student that is like a step of the original. */

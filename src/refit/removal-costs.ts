@@ -107,7 +107,7 @@ async function refitColumns(
   const rows = selectRows(moments, columns); // [kept, inputs]
   const ridge = await Ridge.of(backend, selectColumns(rows, columns));
   try {
-    const targets = await multiply(backend, rows, whole, { transposeB: true });
+    const targets = await multiply(backend, whole, rows, { transposeB: true });
     const solved = await ridge.solve(targets, selectColumns(whole, columns));
     const result = zeroMatrix(whole.rows, whole.columns);
     for (let i = 0; i < whole.rows; i++)

@@ -1,13 +1,14 @@
 import type { Backend } from "../ggml/device.js";
-import { Cholesky, type Matrix, meanDiagonal, meanOf, transpose } from "../linear-algebra/index.js";
+import { Cholesky, type Matrix, meanDiagonal, meanOf } from "../linear-algebra/index.js";
 import type { Gram } from "../prune/gram.js";
+import { elementAt } from "../system/arrays.js";
 
 /** The weight of the starting point, as a share of the mean diagonal of X'X: 0.01 to 0.1 served alike. */
 export const DAMPING = 0.1;
 
 /**
  * Regressions on the same inputs: W = argmin ‖X Wᵀ - Y‖² + λ ‖W - W0‖² with λ = 0.1 · the mean diagonal of XᵀX, in closed form
- * W = (XᵀX + λ I)⁻¹ (XᵀY + λ W0ᵀ), transposed. Free it after use.
+ * W = (YᵀX + λ W0) (XᵀX + λ I)⁻¹. Free it after use.
  */
 export class Ridge {
   private constructor(
@@ -27,13 +28,12 @@ export class Ridge {
     return new Ridge(ridge > 0 ? await Cholesky.overwrite(backend, moments.sums, { ridge }) : undefined, ridge);
   }
 
-  /** @param targets XᵀY, [inputs, outputs] @param start W0, [outputs, inputs] @returns W */
+  /** @param targets YᵀX, [outputs, inputs] @param start W0, the same @returns W */
   async solve(targets: Matrix, start: Matrix): Promise<Matrix> {
     if (this.factor === undefined) return start; // inputs that are all zero tell nothing
-    const right = transpose(start);
-    for (let i = 0; i < right.data.length; i++)
-      right.data[i] = (right.data[i] as number) * this.ridge + (targets.data[i] as number);
-    return transpose(await this.factor.solve(right));
+    const { ridge } = this;
+    const right = start.data.map((value, i) => value * ridge + elementAt(targets.data, i));
+    return await this.factor.solve({ ...start, data: right });
   }
 
   free(): void {

@@ -2,6 +2,7 @@ import { existsSync } from "node:fs";
 import path from "node:path";
 import { openSafetensors, streamSafetensors } from "../checkpoint/safetensors.js";
 import { floatSource, type TensorSource } from "../checkpoint/tensor-source.js";
+import { SavedStreams } from "../evaluate/saved-streams.js";
 import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { type Model, shapeOf } from "../models/index.js";
 import { joinedSource } from "../models/sources.js";
@@ -20,12 +21,16 @@ export interface PartContent {
 /** Finished parts of a model on disk, a file each: work that was killed goes on after the last of them. */
 export class StepFiles {
   private readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** Both models' streams between two steps. */
+  readonly streams: SavedStreams;
 
   /** @param place the path of a file in the directory, by its name */
   constructor(
     private readonly place: (name: string) => string,
     model: Model,
+    { saveEverySeconds }: { readonly saveEverySeconds?: number | undefined } = {},
   ) {
+    this.streams = new SavedStreams(path.resolve(place("streams.safetensors")), saveEverySeconds);
     this.shapes = new Map(model.parameters.map((spec) => [spec.name, shapeOf(spec, model.sizes)]));
   }
 

@@ -149,7 +149,7 @@ class StepRefit {
       },
       async (cross, ridge) => {
         for (const spec of this.steps.student.readers) {
-          const targets = await multiply(passage.backend, cross, readMatrix(within, spec.name), { transposeB: true });
+          const targets = await multiply(passage.backend, readMatrix(within, spec.name), cross);
           this.set(spec, await ridge.solve(targets, this.matrixOf(spec)));
         }
       },
@@ -228,7 +228,7 @@ class StepRefit {
         const whole = readMatrix(dense.source, original.name);
         const kept =
           basis === undefined ? whole : await multiply(passage.backend, basis.write, whole, { transposeA: true });
-        const targets = await multiply(passage.backend, cross, kept, { transposeB: true });
+        const targets = await multiply(passage.backend, kept, cross);
         this.set(writer, await ridge.solve(targets, this.matrixOf(writer)));
       },
     );

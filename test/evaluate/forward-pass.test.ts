@@ -1,7 +1,9 @@
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { Sequences, TokenStream } from "../../src/data/index.js";
 import { perplexity } from "../../src/evaluate/index.js";
+import { SavedStreams } from "../../src/evaluate/saved-streams.js";
 import { Backend } from "../../src/ggml/index.js";
 import {
   type ModelTensors,
@@ -95,6 +97,33 @@ describe("a model that is read layer by layer", () => {
     const options = { sequenceLength: LENGTH, batchSize: 1, signal: abort.signal, onProgress };
     await expect(perplexity(backend, weights, stream, options)).rejects.toThrow(/abort/i);
     expect(calls).toBe(1);
+    weights.free();
+  });
+
+  it.each([1, 2])("goes on from layer %i after it was stopped, to the same scores", async (layers) => {
+    const { checkpoint } = randomModel(root, `stopped-${layers}`, {});
+    const weights = openWeights(backend, checkpoint, { dtype: "f32", memoryBytes: ON_DISK });
+    const sequences = new Sequences(streamFor(checkpoint.model.vocabSize), LENGTH);
+    const options = { samples: 8, batchSize: 2, computeType: "f32" } as const;
+    const wanted = await calibrate(backend, weights, sequences, options);
+    const savedStreams = new SavedStreams(path.join(root, `stopped-${layers}.safetensors`), 0);
+    const all = 4 * (checkpoint.model.layerCount + 1);
+    let batches = 0;
+    const stop = () => {
+      if (++batches > 4 * layers) throw new Error("stopped");
+    };
+    const stopped = calibrate(backend, weights, sequences, { ...options, savedStreams, onProgress: stop });
+    await expect(stopped).rejects.toThrow("stopped");
+    let rest = 0;
+    const onProgress = () => void rest++;
+    expect(await calibrate(backend, weights, sequences, { ...options, savedStreams, onProgress })).toEqual(wanted);
+    expect(rest).toBe(all - 4 * layers);
+    // what is kept of other data, or damaged, is not used
+    const other = new Sequences(streamFor(checkpoint.model.vocabSize), LENGTH - 1);
+    const whole = await calibrate(backend, weights, other, options);
+    expect(await calibrate(backend, weights, other, { ...options, savedStreams })).toEqual(whole);
+    writeFileSync(path.join(root, `stopped-${layers}.safetensors`), "damaged");
+    expect(await calibrate(backend, weights, sequences, { ...options, savedStreams })).toEqual(wanted);
     weights.free();
   });
 

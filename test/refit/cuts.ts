@@ -63,6 +63,7 @@ export interface Cut {
   readonly rotate?: boolean;
   /** Layers in the order in which they are cut. */
   readonly layerOrder?: readonly number[];
+  readonly saveEverySeconds?: number;
   readonly onProgress?: (done: number, total: number) => void;
 }
 
@@ -77,7 +78,7 @@ export async function planOf({ passage, original, wanted, layerOrder = [], stati
 
 /** Cuts a model by optimal brain surgeon, and refits it. */
 export async function cutBySurgeon(cut: Cut): Promise<PrunedModel> {
-  const { passage, original, directory, rotate = true, onProgress } = cut;
+  const { passage, original, directory, rotate = true, saveEverySeconds, onProgress } = cut;
   const { plan, kept, streamMoments } = await planOf(cut);
   return cutAndRefit({
     passage,
@@ -86,8 +87,22 @@ export async function cutBySurgeon(cut: Cut): Promise<PrunedModel> {
     kept,
     streamMoments: rotate ? streamMoments : undefined,
     place: (name) => path.join(directory, name),
+    saveEverySeconds,
     onProgress,
   });
+}
+
+/** A model that notes which parameters are read. */
+export function observed({ model, source }: ModelTensors): {
+  readonly tensors: ModelTensors;
+  readonly read: Set<string>;
+} {
+  const read = new Set<string>();
+  const readRows: typeof source.readRows = (name, from, to) => {
+    read.add(name);
+    return source.readRows(name, from, to);
+  };
+  return { tensors: { model, source: { ...source, tensors: source.tensors, readRows } }, read };
 }
 
 /** Mean KL divergence of rows of logits from a reference's. */

@@ -1,15 +1,16 @@
-import { mkdtempSync, readdirSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it, vi } from "vitest";
 import { readTensor } from "../../src/checkpoint/index.js";
+import { SavedStreams } from "../../src/evaluate/saved-streams.js";
 import { type ModelTensors, openCheckpoint } from "../../src/models/index.js";
 import { prune } from "../../src/prune/index.js";
-import { surgeonScores } from "../../src/prune/surgeon-scores.js";
+import { type SurgeonProgress, surgeonScores } from "../../src/prune/surgeon-scores.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf } from "../models/architectures.js";
 import { temporaryDirectory } from "../temporary.js";
-import { changed, cutBySurgeon, divergence, fixtures, fixtureTokens, passageOver, planOf } from "./cuts.js";
+import { changed, cutBySurgeon, divergence, fixtures, fixtureTokens, observed, passageOver, planOf } from "./cuts.js";
 
 const temporary = temporaryDirectory();
 const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
@@ -38,6 +39,57 @@ describe.each(testBackends)("on %s", (_, options) => {
       expect(finished.length).toBe(last + 1);
       expect(bytesOf(await cutBySurgeon(cut))).toEqual(wanted);
     }
+  });
+
+  it("a refit whose streams are saved goes on from them, to the same bits, without what came before", async () => {
+    const statistics = await surgeonScores(passage, tied);
+    const cut = { passage, wanted: both, statistics, saveEverySeconds: 0 };
+    const wanted = bytesOf(await cutBySurgeon({ ...cut, original: tied, directory: newDirectory() }));
+    const directory = newDirectory();
+    const onProgress = (done: number) => {
+      if (done === 3) throw new Error("stopped");
+    };
+    await expect(cutBySurgeon({ ...cut, original: tied, directory, onProgress })).rejects.toThrow("stopped");
+    const { tensors, read } = observed(tied);
+    expect(bytesOf(await cutBySurgeon({ ...cut, original: tensors, directory }))).toEqual(wanted);
+    const [first, second, third, fourth] = tied.model.steps.map(({ writer }) => writer.name);
+    expect([first, second, third, fourth].map((name) => read.has(name!))).toEqual([false, false, false, true]);
+    expect(readdirSync(directory)).not.toContain("streams.safetensors");
+  });
+
+  it("streams of other data are not gone on with", async () => {
+    const statistics = await surgeonScores(passage, tied);
+    const cut = { original: tied, wanted: both, statistics, saveEverySeconds: 0 };
+    const other = passageOver(backend, fixtureTokens.calibration.slice(0, 4));
+    const directory = newDirectory();
+    const onProgress = (done: number) => {
+      if (done === 1) throw new Error("stopped");
+    };
+    await expect(cutBySurgeon({ ...cut, passage: other, directory, onProgress })).rejects.toThrow("stopped");
+    for (const file of readdirSync(directory)) if (file.startsWith("step")) rmSync(path.join(directory, file));
+    const wanted = bytesOf(await cutBySurgeon({ ...cut, passage, directory: newDirectory() }));
+    expect(bytesOf(await cutBySurgeon({ ...cut, passage, directory }))).toEqual(wanted);
+  });
+
+  it.each([1, 3, 4])("statistics go on from the streams of step %i, to the same bits", async (stopped) => {
+    const file = path.join(newDirectory(), "streams.safetensors");
+    const wanted = await surgeonScores(passage, tied);
+    let known: SurgeonProgress | undefined;
+    const savedStreams = new SavedStreams(file, 0);
+    const stop = (progress: SurgeonProgress) => {
+      if (progress.steps > stopped) throw new Error("stopped");
+      known = { ...progress, scores: new Map(progress.scores) };
+    };
+    const first = surgeonScores(passage, tied, { savedStreams, onStep: stop });
+    if (stopped < tied.model.steps.length) await expect(first).rejects.toThrow("stopped");
+    else await first;
+    const { tensors, read } = observed(tied);
+    const { scores, streamMoments } = await surgeonScores(passage, tensors, { known, savedStreams });
+    expect([...scores]).toEqual([...wanted.scores]);
+    expect(streamMoments).toEqual(wanted.streamMoments);
+    expect(tied.model.steps.map(({ writer }) => read.has(writer.name))).toEqual(
+      tied.model.steps.map((_unused, i) => i >= stopped),
+    );
   });
 
   it("layers are left out", async () => {

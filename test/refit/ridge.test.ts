@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type Matrix, meanDiagonal } from "../../src/linear-algebra/index.js";
+import { type Matrix, meanDiagonal, transpose } from "../../src/linear-algebra/index.js";
 import { DAMPING, Ridge } from "../../src/refit/ridge.js";
 import { Random } from "../../src/system/random.js";
 import { testBackends } from "../devices.js";
@@ -51,7 +51,7 @@ describe.each(testBackends)("a regression on %s", (_, options) => {
     const [y, start] = [matrix(x.rows, OUTPUTS), matrix(OUTPUTS, INPUTS)];
     const gram = products(x, x);
     const regression = await Ridge.of(backend, gram);
-    const fitted = await regression.solve(products(x, y), start);
+    const fitted = await regression.solve(products(y, x), start);
     regression.free();
     const ridge = DAMPING * meanDiagonal(gram);
     const least = objective(x, y, start, ridge, fitted);
@@ -70,18 +70,15 @@ describe.each(testBackends)("a regression on %s", (_, options) => {
     );
     expect(
       await nothing.solve(
-        matrix(INPUTS, OUTPUTS, () => 0),
+        matrix(OUTPUTS, INPUTS, () => 0),
         start,
       ),
     ).toEqual(start);
     nothing.free();
     const gram = products(x, x);
-    const transposed = matrix(INPUTS, OUTPUTS, () => 0);
-    start.data.forEach((value, i) => {
-      transposed.data[(i % INPUTS) * OUTPUTS + Math.floor(i / INPUTS)] = value;
-    });
+    const targets = products(transpose(start), gram);
     const met = await Ridge.of(backend, gram);
-    const fitted = await met.solve(products(gram, transposed), start);
+    const fitted = await met.solve(targets, start);
     met.free();
     fitted.data.forEach((value, i) => {
       expect(value).toBeCloseTo(start.data[i]!, 4);
