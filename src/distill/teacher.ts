@@ -1,5 +1,5 @@
 import path from "node:path";
-import type { Batch, Sequences } from "../data/index.js";
+import type { Batch } from "../data/index.js";
 import { notFinite, overflowError } from "../evaluate/finite.js";
 import { forwardPass, type LastPart, type PassOptions } from "../evaluate/forward-pass.js";
 import type { Backend } from "../ggml/device.js";
@@ -45,6 +45,9 @@ export interface FillOptions {
   /** Called with how many of all sequences the cache has. */
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
+
+/** The tokens of sequences, one after the other, by their numbers. */
+export type TokensOf = (numbers: readonly number[]) => Int32Array;
 
 /** The version of the cache's format. */
 const FORMAT = 3;
@@ -107,29 +110,34 @@ export class SparseTeacher {
     g.write(inputs.values, values);
   }
 
+  /** Those of some sequences that the cache lacks, each once. @throws CoppiceError without a cache */
+  missing(numbers: readonly number[]): number[] {
+    const { cache } = this;
+    if (cache === undefined)
+      throw new CoppiceError("a teacher that does not fit in memory needs a cache of its logits");
+    return [...new Set(numbers)].filter((number) => cache.get(number) === undefined);
+  }
+
   /**
    * Computes what the cache lacks of some sequences, by a teacher whose layers go through memory one after the other.
    * @throws CoppiceError without a cache, and when the teacher's outputs are not finite
    */
   async fillCache(
     weights: StreamedWeights,
-    sequences: Sequences,
+    tokensOf: TokensOf,
     numbers: readonly number[],
     { signal, onProgress }: FillOptions = {},
   ): Promise<void> {
-    const { cache } = this;
-    if (cache === undefined)
-      throw new CoppiceError("a teacher that does not fit in memory needs a cache of its logits");
     const all = [...new Set(numbers)];
-    const missing = all.filter((number) => cache.get(number) === undefined);
-    const { length } = sequences;
+    const missing = this.missing(all);
+    const { length } = this.sequences;
     const batch = Math.max(1, Math.floor(FILLED_BATCH_TOKENS / length));
     const stateBytes = batch * length * sizeOf("hidden", weights.model.sizes) * Float32Array.BYTES_PER_ELEMENT;
     const atOnce = batch * Math.max(1, Math.floor(weights.statesBytes / (STATES_AT_ONCE * stateBytes)));
     for (let from = 0; from < missing.length; from += atOnce) {
       const done = all.length - missing.length + from;
       const part = missing.slice(from, from + atOnce);
-      await this.fill(weights, sequences, part, Math.min(batch, part.length), {
+      await this.fill(weights, tokensOf, part, Math.min(batch, part.length), {
         signal,
         onProgress: (share) => onProgress?.(done + Math.floor(share * part.length), all.length),
       });
@@ -138,21 +146,21 @@ export class SparseTeacher {
 
   private async fill(
     weights: StreamedWeights,
-    sequences: Sequences,
+    tokensOf: TokensOf,
     numbers: readonly number[],
     batch: number,
     passOptions: Pick<PassOptions, "signal" | "onProgress">,
   ): Promise<void> {
     const { backend, options } = this;
     const { targets, vocabSize, computeType } = options;
-    const { length } = sequences;
+    const { length } = this.sequences;
     // the last batch is filled up with the last sequence
     const numbersOf = (i: number) =>
       Array.from({ length: batch }, (_, k) => elementAt(numbers, Math.min(i * batch + k, numbers.length - 1)));
     const data = {
       layout: { batch, seq: length },
       batches: Math.ceil(numbers.length / batch),
-      tokensOf: (i: number) => sequences.batch(numbersOf(i)).tokens,
+      tokensOf: (i: number) => tokensOf(numbersOf(i)),
     };
     const last = (g: Graph, { hidden, logits }: ForwardResult): LastPart => {
       const parts = [...ops.rowRanges(batch * length, weights.model.vocabSize)].map((range) => {

@@ -23,8 +23,9 @@ import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { checkShared } from "./shared/training.js";
+import type { TeacherRecipe } from "./sparse-teacher.js";
 import { Stages } from "./stages.js";
-import { openTeacher, type TeacherRecipe } from "./teacher.js";
+import { openTeacher } from "./teacher.js";
 import { checkTeacherOptions, type TeacherOptions } from "./teacher-options.js";
 import {
   finish,

@@ -1,12 +1,9 @@
-import path from "node:path";
 import { checkVocabulary, Sequences, TrainingOrder } from "../data/index.js";
 import {
-  DISTILLATION_DEFAULTS,
-  type DistillationOptions,
   distillationObjective,
   type Objective,
   type SequenceSet,
-  SparseTeacher,
+  type SparseTeacher,
   stepsOf,
   type TrainOptions,
 } from "../distill/index.js";
@@ -21,22 +18,17 @@ import {
   streamedIfLarge,
 } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
-import { cacheDirectory } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
-import { modelIdentity } from "./inputs.js";
 import type { JobOptions } from "./job.js";
 import { describeMemory, memoryFor, type TrainingMemory, trainingBytes } from "./model-memory.js";
-import { sparseTargetsOf, type TeacherOptions } from "./teacher-options.js";
-
-/** Which teacher a distillation has, and how it is used. Plain data: other processes get it, too. */
-export interface TeacherRecipe {
-  readonly teacherPath: string;
-  /** The number of tokens that both models know, if it is smaller than the teacher's vocabulary. */
-  readonly vocabSize?: number | undefined;
-  readonly distillation: Partial<DistillationOptions>;
-  readonly teacher: TeacherOptions;
-  readonly cacheDir?: string | undefined;
-}
+import { sharedLogits } from "./shared/logits.js";
+import {
+  distillationOf,
+  openSparseTeacher,
+  sharedVocabulary,
+  type TeacherRecipe,
+  targetsOf,
+} from "./sparse-teacher.js";
 
 /** What a teacher has to fit in memory beside. */
 export interface TeacherPlace {
@@ -76,7 +68,10 @@ export interface TaughtTraining {
   /** The data; only the leader of several processes has its tokens. */
   readonly sequences: SequenceSet | Sequences;
   readonly firstSequence?: number | undefined;
-  readonly options: Pick<JobOptions, "memoryBytes" | "ranks" | "signal" | "onProgress">;
+  readonly options: Pick<
+    JobOptions,
+    "device" | "threads" | "kernels" | "memoryBytes" | "ranks" | "signal" | "onProgress"
+  >;
 }
 
 export interface OpenTeacher {
@@ -99,7 +94,7 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
     isCached: recipe.teacher.cache === true,
     options: training.options,
   });
-  const vocabSize = Math.min(recipe.vocabSize ?? model.vocabSize, model.vocabSize);
+  const vocabSize = sharedVocabulary(recipe, model);
   if (sequences instanceof Sequences) checkVocabulary(sequences.stream, vocabSize);
   let weights: ModelWeights | undefined;
   const bytes = streamed === undefined ? bytesOnDevice(model, source, computeType) : 0;
@@ -111,21 +106,15 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
     weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
     return weights;
   };
-  const options = { ...DISTILLATION_DEFAULTS, ...recipe.distillation, vocabSize };
-  const targets = sparseTargetsOf(recipe.teacher, { ...options, vocabSize, seed: settings.seed });
+  const options = distillationOf(recipe, vocabSize);
+  const targets = targetsOf(recipe, settings, vocabSize);
   if (targets === undefined) {
     const objective = distillationObjective({ kind: "online", weights: loadTeacher() }, options);
     return { objective, bytes, free: () => weights?.free() };
   }
-  const sparse = new SparseTeacher(backend, loadTeacher, sequences, {
-    targets,
-    computeType,
-    vocabSize,
-    expectedSequences: Math.ceil(settings.tokens / settings.sequenceLength),
-    teacherId: await modelIdentity(checkpoint, recipe.cacheDir),
-    cacheDirectory: recipe.teacher.cache ? path.join(cacheDirectory(recipe.cacheDir), "logits") : undefined,
-  });
-  if (streamed !== undefined && sequences instanceof Sequences) await fillCache(sparse, streamed, sequences, training);
+  const sparse = await openSparseTeacher(recipe, targets, training, loadTeacher);
+  if (streamed !== undefined && sequences instanceof Sequences)
+    await fillCache(sparse, streamed, recipe, { ...training, sequences });
   const { divergence } = targets;
   return {
     objective: distillationObjective({ kind: "sparse", source: sparse }, { ...options, divergence }),
@@ -141,11 +130,14 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
 async function fillCache(
   sparse: SparseTeacher,
   teacher: StreamedWeights,
-  sequences: Sequences,
-  { settings, firstSequence = 0, options }: TaughtTraining,
+  recipe: TeacherRecipe,
+  { settings, sequences, firstSequence = 0, options }: TaughtTraining & { readonly sequences: Sequences },
 ): Promise<void> {
   const order = new TrainingOrder(sequences.count, settings.seed);
-  await sparse.fillCache(teacher, sequences, order.range(firstSequence, stepsOf(settings) * settings.batchSize), {
+  const numbers = order.range(firstSequence, stepsOf(settings) * settings.batchSize);
+  if (options.ranks !== undefined)
+    return sharedLogits(options.ranks, { sparse, teacher, recipe, settings, sequences, numbers, options });
+  await sparse.fillCache(teacher, (wanted) => sequences.batch(wanted).tokens, numbers, {
     signal: options.signal,
     onProgress: (done, total) => options.onProgress?.({ stage: "teacher's logits", done, total, unit: "sequences" }),
   });

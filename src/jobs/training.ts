@@ -34,8 +34,8 @@ import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
 import { withFollowers } from "./shared/training.js";
+import type { TeacherRecipe } from "./sparse-teacher.js";
 import type { Stages } from "./stages.js";
-import type { TeacherRecipe } from "./teacher.js";
 
 /** Training settings; those that are not set have defaults that suit the model. */
 export type TrainSettings = Partial<Omit<TrainOptions, "tokens">> & { readonly tokens: number };

@@ -102,6 +102,7 @@ export {
   type PassWeightsOptions,
   StreamedWeights,
   streamedIfLarge,
+  streamedWeights,
   wholeWeights,
 } from "./streamed-weights.js";
 export { blankWeights, bytesOnDevice, initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";

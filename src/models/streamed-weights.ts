@@ -64,7 +64,16 @@ export function streamedIfLarge(
 ): StreamedWeights | undefined {
   const { model, source } = tensors;
   if (bytesOnDevice(model, source, dtype) <= WEIGHTS_SHARE * memoryBytes) return undefined;
-  checkTensors(model, source);
+  return streamedWeights(backend, tensors, { dtype, memoryBytes });
+}
+
+/** A model's weights to be streamed, whether or not they fit as a whole. @throws FormatError for missing tensors */
+export function streamedWeights(
+  backend: Backend,
+  tensors: ModelTensors,
+  { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
+): StreamedWeights {
+  checkTensors(tensors.model, tensors.source);
   return new StreamedWeights(backend, tensors, dtype, STATES_SHARE * memoryBytes);
 }
 

@@ -27,6 +27,7 @@ afterAll(() => {
 });
 const ids = Array.from({ length: 6 * LENGTH + 1 }, (_, i) => (i * i + 3 * i) % VOCAB);
 const sequences = new Sequences(streamOf(ids, directory), LENGTH);
+const tokensOf = (numbers: readonly number[]) => sequences.batch(numbers).tokens;
 
 const sampled = (options: { samples?: number; seed?: number; temperature?: number } = {}) =>
   sampledTargets({ samples: 12, seed: 5, temperature: 1, vocabSize: VOCAB, ...options });
@@ -179,7 +180,7 @@ describe("a teacher that does not fit in memory", () => {
     for (const statesBytes of [0, 1e9]) {
       const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
       const done: number[] = [];
-      await teacher.fillCache(streamed(statesBytes), sequences, [0, 1, 2, 3, 4, 5, 0, 3], {
+      await teacher.fillCache(streamed(statesBytes), tokensOf, [0, 1, 2, 3, 4, 5, 0, 3], {
         onProgress: (n) => void done.push(n),
       });
       if (statesBytes === 0) expect(done.at(-1)).toBe(6);
@@ -202,14 +203,14 @@ describe("a teacher that does not fit in memory", () => {
   it("needs a cache, and is blamed where its outputs are not finite", async () => {
     const targets = sampled();
     const uncached = new SparseTeacher(backend, () => weights, sequences, { ...options, targets });
-    await expect(uncached.fillCache(streamed(0), sequences, [0])).rejects.toThrow(/needs a cache/);
+    await expect(uncached.fillCache(streamed(0), tokensOf, [0])).rejects.toThrow(/needs a cache/);
     const damaged = initialize(backend, model, 4);
     damaged.store.write(damaged.get("model.norm.weight"), new Float32Array(32).fill(3e38));
     const source = damaged.source();
     const cacheDirectory = path.join(directory, "damaged");
     const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
     await expect(
-      teacher.fillCache(new StreamedWeights(backend, { model, source }, "f32", 0), sequences, [0]),
+      teacher.fillCache(new StreamedWeights(backend, { model, source }, "f32", 0), tokensOf, [0]),
     ).rejects.toThrow(/^the teacher gives outputs that are not finite/);
     expect((await feed(targets, [[0]], cacheDirectory)).asked).toBe(1); // nothing of it was kept
     teacher.free();

@@ -75,6 +75,23 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     await coppice(...distill("one"));
   });
 
+  it("computes a part of a streamed teacher's predictions in each process", async () => {
+    const [launcher = []] = present.map(([, each]) => each);
+    const cached = (out: string) => [...distill(out), "--teacher-cache"];
+    await coppice(...cached("whole teacher"));
+    const cache = at("cache of ranks");
+    const [command = "", ...flags] = launcher;
+    const args = [...cached("streamed teacher"), "--memory", "7.5MB"];
+    const { stderr } = await run(command, [...flags, "-n", "3", process.execPath, program, ...args], {
+      env: { ...environment(), COPPICE_CACHE: cache },
+    });
+    expect(stderr).toContain("teacher's logits");
+    const [logits = ""] = readdirSync(path.join(cache, "logits"));
+    const files = readdirSync(path.join(cache, "logits", logits)).filter((name) => name.startsWith("entries"));
+    expect(files).toHaveLength(3);
+    expectClose(lossesOf("streamed teacher"), lossesOf("whole teacher"), 1e-4);
+  });
+
   it.each(present)("trains as one does, by %s, and to the same bits when it is repeated", async (name, launcher) => {
     for (const ranks of [2, 3]) await onRanks(launcher, ranks, ...distill(`${name} ${ranks}`));
     await onRanks(launcher, 2, ...distill(`${name} again`));

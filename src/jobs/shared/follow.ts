@@ -3,6 +3,7 @@ import { CoppiceError } from "../../system/errors.js";
 import { joinCalibration } from "./calibration.js";
 import { joinCandidates } from "./candidates.js";
 import { joinLikelihoods } from "./likelihoods.js";
+import { joinLogits } from "./logits.js";
 import { joinPerplexity } from "./perplexity.js";
 import { joinTraining } from "./training.js";
 
@@ -13,6 +14,7 @@ const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise
   calibrate: joinCalibration,
   candidates: joinCandidates,
   likelihoods: joinLikelihoods,
+  logits: joinLogits,
 };
 
 /**

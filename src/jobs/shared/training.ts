@@ -10,7 +10,8 @@ import { blankWeights, type ConfigJson, countParameters, type Model, modelFromCo
 import type { Ranks } from "../../ranks/index.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { checkTrainable } from "../model-memory.js";
-import { openTeacher, type TeacherRecipe } from "../teacher.js";
+import type { TeacherRecipe } from "../sparse-teacher.js";
+import { openTeacher } from "../teacher.js";
 
 /** What a follower must know to train along. */
 interface SharedTraining {
