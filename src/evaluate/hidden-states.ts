@@ -1,8 +1,7 @@
-import { closeSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, openSync, readSync, rmSync } from "node:fs";
 import path from "node:path";
 import { bytesOf } from "../ggml/dtype.js";
-import { checkSpace, writeAll, writingError } from "../system/files.js";
+import { checkSpace, scratchDirectory, writeAll, writingError } from "../system/files.js";
 
 export interface StatesOptions {
   /** Values in a batch. */
@@ -25,9 +24,16 @@ export class HiddenStates {
       this.inMemory = [];
       return;
     }
-    checkSpace(tmpdir(), bytes, "the calibration data's hidden states");
-    const directory = mkdtempSync(path.join(tmpdir(), "coppice-states-"));
-    this.scratch = { directory, file: openSync(path.join(directory, "states.bin"), "w+") };
+    const directory = scratchDirectory("states");
+    try {
+      checkSpace(path.join(directory, "states.bin"), bytes, "the calibration data's hidden states");
+      this.scratch = { directory, file: openSync(path.join(directory, "states.bin"), "w+") };
+    } catch (error) {
+      rmSync(directory, { recursive: true, force: true });
+      throw error;
+    }
+    // an open file lives on without its name, and a process that is killed leaves nothing; Windows does not permit that
+    if (process.platform !== "win32") rmSync(directory, { recursive: true, force: true });
   }
 
   /** The states of a batch that was set before. They may be a view that the next call overwrites. */

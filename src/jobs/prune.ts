@@ -167,8 +167,17 @@ async function choose(
   const { train, validation } = await openData({ directory, model }, { ...job, data }, job);
   const weights = weightsFor(backend, checkpoint, computeType, job);
   try {
-    const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
     const place = (name: string) => job.place(`refit/${name}`);
+    const inputs = {
+      backend,
+      original: checkpoint,
+      weights,
+      tokens: train,
+      validation,
+      computeType,
+      options: job,
+      place,
+    };
     const scores = await scoresFor(inputs, { identity, place });
     const statistics = start === "refit" ? await startStatistics(inputs, place) : undefined;
     const plan = await planOf(only, { ...inputs, scores }, statistics, () => job.place(RANKING_FILE));

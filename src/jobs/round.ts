@@ -136,9 +136,9 @@ export class Round {
     const teacher = searchTokens === undefined || teacherPath === cutPath ? weights : load(teacherPath);
     try {
       const options = { ...job, scoresFile: this.inputs.scoresFile };
-      const inputs = { backend, original, weights, tokens, validation, computeType, options };
+      const place = (name: string) => directory.own(REFIT, name);
+      const inputs = { backend, original, weights, tokens, validation, computeType, options, place };
       const identity = await stages.once("calibrate", async () => {
-        const place = (name: string) => directory.own(REFIT, name);
         await scoresFor(inputs, { identity: await this.inputs.identity(), place });
         return scoresIdentity(this.inputs.scoresFile);
       });

@@ -15,4 +15,6 @@ export interface SearchInputs {
   readonly validation: TokenStream;
   readonly computeType: ComputeType;
   readonly options: TargetOptions & JobOptions;
+  /** The path of a file of the run, by its name, for what a killed search goes on from; without it nothing is kept. */
+  readonly place?: ((name: string) => string) | undefined;
 }

@@ -1,5 +1,5 @@
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
-import { freemem, tmpdir } from "node:os";
+import { existsSync, rmSync } from "node:fs";
+import { freemem } from "node:os";
 import path from "node:path";
 import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
 import { Sequences } from "../data/index.js";
@@ -19,6 +19,7 @@ import {
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
 import { UsageError } from "../system/errors.js";
+import { hashBytes, scratchDirectory } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
 import type { SearchInputs } from "./search-inputs.js";
 import type { TargetOptions } from "./target.js";
@@ -169,17 +170,27 @@ export function refittedStart(inputs: StartInputs, start: RefittedStart): Promis
   });
 }
 
-/** The same for a while: its files are deleted after use. */
+/** The same for a while: its files are deleted after use. Those of a run that was killed are found again by it. */
 export async function withRefittedStart<T>(
-  inputs: StartInputs,
+  inputs: StartInputs & Pick<SearchInputs, "place">,
   start: Omit<RefittedStart, "place">,
   use: (cut: PrunedModel) => Promise<T>,
 ): Promise<T> {
-  const directory = mkdtempSync(path.join(tmpdir(), "coppice-refit-"));
+  const { plan, samples } = start;
+  const id = hashBytes(JSON.stringify([plan.sizes, plan.keptLayers, samples])).slice(0, 12);
+  const scratch = inputs.place === undefined ? scratchDirectory("refit") : undefined;
+  const files = new Set<string>();
+  const place = (name: string): string => {
+    const file = inputs.place?.(`candidate-${id}-${name}`) ?? path.join(scratch ?? "", name);
+    files.add(file);
+    return file;
+  };
   try {
-    return await use(await refittedStart(inputs, { ...start, place: (name) => path.join(directory, name) }));
+    const result = await use(await refittedStart(inputs, { ...start, place }));
+    for (const file of files) rmSync(file, { force: true });
+    return result;
   } finally {
-    rmSync(directory, { recursive: true, force: true });
+    if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
   }
 }
 

@@ -27,6 +27,7 @@ export interface RefittedCut {
 /** Cuts a model and mends what is left in closed form: see {@link refit}. */
 export async function cutAndRefit(inputs: RefittedCut): Promise<PrunedModel> {
   const { passage, original, plan, kept, place, saveEverySeconds, onProgress } = inputs;
+  onProgress?.(0, original.model.steps.length + 1);
   const pruned = prune(original, plan, kept);
   const within = cutWithinLayers(original, plan, kept);
   const basis = await basisFor(inputs);

@@ -67,6 +67,22 @@ describe("a pruned model that is refitted", () => {
     expect(bytesOf(place).equals(bytesOf(out("refitted")))).toBe(true);
   });
 
+  it("is the same after its search was stopped while it measured a candidate, and leaves nothing of that", async () => {
+    const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2 };
+    await pruneModel({ ...searched, out: out("searched") });
+    const place = out("search stopped");
+    const stopped = { ...searched, out: place, onProgress: stopAt("refit a candidate", 3) };
+    await expect(pruneModel(stopped)).rejects.toThrow(Stopped);
+    const parts = readdirSync(path.join(place, "refit")).filter((name) => name.startsWith("candidate-"));
+    expect(parts.filter((name) => /step-\d+/.test(name)).length).toBeGreaterThan(0);
+    const stages = new Set<string>();
+    await pruneModel({ ...searched, out: place, onProgress: ({ stage }) => void stages.add(stage) });
+    expect(bytesOf(place).equals(bytesOf(out("searched")))).toBe(true);
+    expect(readdirSync(place)).not.toContain("refit");
+    // scores are kept, too
+    expect(stages).not.toContain("calibrate");
+  });
+
   it("needs data", async () => {
     await expect(pruneModel({ model, target: "ffn=96", start: "refit", out: out("none") })).rejects.toThrow(
       /--start refit needs --data/,
