@@ -9,6 +9,7 @@ import {
   fittingMicroBatch,
   type Objective,
   type RunDirectory,
+  sharedOptions,
   type TrainOptions,
   type TrainResult,
   train,
@@ -88,7 +89,7 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const settings = withFittingBatch(stage);
   const noteForecast = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
-  return withFollowers(stage, () =>
+  return withFollowers({ ...stage, settings }, () =>
     train({
       backend,
       student,
@@ -134,19 +135,20 @@ const USED_SHARE = 0.95;
  */
 function withFittingBatch(stage: TrainStage): TrainOptions {
   const { backend, run, model, student, objective, settings, options, teacherBytes = 0 } = stage;
-  if (options.ranks !== undefined) return settings;
+  const { ranks } = options;
   const file = run.file(MICRO_BATCH_FILE);
   if (existsSync(file)) return { ...settings, ...microBatchSchema.parse(readJsonObject(file)) };
   if (run.hasCheckpoint) return settings;
   const loadedBytes = student.store.byteLength + (objective.teacher?.store.byteLength ?? 0);
-  const available = options.memoryBytes ?? USED_SHARE * (backend.freeBytes() + loadedBytes);
-  const fixed = trainingBytes(countParameters(model.parameters, model.sizes), settings) + teacherBytes;
-  const inputs = { backend, student, objective, options: settings };
-  const microBatchSize = fittingMicroBatch(inputs, { available, fixed });
-  if (microBatchSize === settings.microBatchSize) return settings;
+  const free = USED_SHARE * (backend.freeBytes() + loadedBytes);
+  const available = options.memoryBytes ?? free / (ranks?.local.size ?? 1);
+  const fixed = trainingBytes(countParameters(model.parameters, model.sizes), settings, ranks?.size) + teacherBytes;
+  const whole = ranks === undefined ? settings : sharedOptions(settings, ranks.size);
+  const microBatchSize = fittingMicroBatch({ backend, student, objective, options: whole }, { available, fixed });
+  if (microBatchSize === whole.microBatchSize) return settings;
   writeJson(run.own(MICRO_BATCH_FILE), { microBatchSize });
   options.onNote?.(
-    `a batch of ${settings.batchSize} sequences does not fit in ${formatBytes(available)}: ${microBatchSize} ${microBatchSize === 1 ? "is" : "are"} computed at a time`,
+    `${ranks === undefined ? "a batch of" : "a process's part of"} ${settings.batchSize} sequences does not fit in ${formatBytes(available)}: ${microBatchSize} ${microBatchSize === 1 ? "is" : "are"} computed at a time`,
   );
   return { ...settings, microBatchSize };
 }
