@@ -1,8 +1,9 @@
 import type { HiddenStates } from "../evaluate/hidden-states.js";
 import { overBatches } from "../evaluate/residual-stream.js";
 import { type Matrix, multiply } from "../linear-algebra/index.js";
-import { type ParameterSpec, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
+import { type ModelWeights, type ParameterSpec, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
+import { required } from "../system/errors.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import type { RefitInputs, Streams } from "./inputs.js";
 import type { MatrixRows } from "./matrix-rows.js";
@@ -21,14 +22,12 @@ export interface StepPair {
 /** Refits a step, unless that is done already, and goes through it with both models. */
 export async function refitStep(inputs: RefitInputs, streams: Streams, steps: StepPair): Promise<void> {
   const { dense, student } = streams;
-  const weights = dense.weightsOf(steps.dense.parameters);
-  const work = new StepRefit(inputs, streams, steps, weights.get);
+  const work = new StepRefit(inputs, streams, steps);
   try {
     await work.run();
     await student.run(steps.student, work.weight);
     dense.advance(steps.dense, work.reached);
   } finally {
-    weights.free();
     work.free();
   }
 }
@@ -37,16 +36,18 @@ class StepRefit {
   /** The original's stream after the step. */
   readonly reached: HiddenStates;
   private readonly store: TensorStore;
+  /** The original's weights, while they are needed. */
+  private denseWeights: ModelWeights | undefined;
 
   constructor(
     private readonly inputs: RefitInputs,
     private readonly streams: Streams,
     private readonly steps: StepPair,
-    private readonly denseWeights: Weights,
   ) {
     const { passage, student: model } = inputs;
     const { parameters } = steps.student;
     this.reached = streams.dense.take();
+    this.denseWeights = streams.dense.weightsOf(steps.dense.parameters);
     this.store = new TensorStore(passage.backend, parameters.length);
     for (const spec of parameters)
       this.store.add(spec.name, spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes), "f32");
@@ -68,7 +69,11 @@ class StepRefit {
     const scale = basis?.read === undefined ? 1 : await projectedScale(passage, this.streams.dense, dense, basis.write);
     this.load(await start.step(student, scale));
     await this.refitReaders();
-    await this.refitWriter();
+    if (student.isNormedAfter) await this.refitNormedWriter();
+    else {
+      this.releaseDense(); // its result is known
+      await this.refitWriter();
+    }
     await files.write(part, { matrices: student.parameters.map(({ name }) => this.stored(name)) });
   }
 
@@ -101,7 +106,8 @@ class StepRefit {
 
   /** The original's step, whose result is kept as `reached`. */
   private recordDense(g: Graph) {
-    const recorded = this.streams.dense.record(g, this.steps.dense, this.denseWeights, "original");
+    const weights = required(this.denseWeights, "the original's weights are released");
+    const recorded = this.streams.dense.record(g, this.steps.dense, weights.get, "original");
     return { ...recorded, writes: [[recorded.after, this.reached] as const] };
   }
 
@@ -157,7 +163,6 @@ class StepRefit {
   }
 
   private async refitWriter(): Promise<void> {
-    if (this.steps.student.isNormedAfter) return this.refitNormedWriter();
     const { writer } = this.steps.student;
     const [outputs, inputs] = shapeOf(writer, this.inputs.student.sizes) as [number, number];
     const target = await this.target();
@@ -234,7 +239,13 @@ class StepRefit {
     );
   }
 
+  private releaseDense(): void {
+    this.denseWeights?.free();
+    this.denseWeights = undefined;
+  }
+
   free(): void {
+    this.releaseDense();
     this.store.free();
   }
 }
