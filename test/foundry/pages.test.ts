@@ -172,6 +172,26 @@ describe.skipIf(browserPath === undefined)("the foundry's pages in a browser", (
     await expect.poll(heading).toBe("Jobs");
   });
 
+  it("tell what a waiting job needs", async () => {
+    const call = async (place: string, body?: unknown) => {
+      const headers = { "content-type": "application/json" };
+      const init = body === undefined ? {} : { method: "POST", headers, body: JSON.stringify(body) };
+      return (await fetch(`${foundry.url}/v1/${place}`, init)).json() as Promise<{
+        id: string;
+        data: { id: string }[];
+      }>;
+    };
+    const [[model], [dataset]] = [(await call("models")).data, (await call("datasets")).data];
+    const requires = { device: "cuda", memory_bytes: 80_000_000_000, ranks: 4 };
+    const { id } = await call("jobs", { model: model?.id, dataset: dataset?.id, device: "phone-4gb", requires });
+    await goTo(`jobs/${id}`);
+    await expect
+      .poll(() => page.locator("dl.facts").textContent())
+      .toContain("needs a worker withcuda, 74.5 GiB of memory, 4 processes");
+    await page.getByRole("button", { name: "Stop" }).click();
+    await expect.poll(() => page.getByTestId("state").textContent()).toBe("cancelled");
+  });
+
   it("delete a job with its files and its model", async () => {
     await goTo("jobs");
     const link = page.getByRole("link", { name: "Tiny teacher for phone-4gb" });

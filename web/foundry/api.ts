@@ -108,6 +108,8 @@ export interface Job extends JobStatus {
     readonly target?: string;
     readonly tokens?: number;
     readonly quantization?: readonly string[];
+    /** What a worker must have to take the job. */
+    readonly requires?: { readonly device?: string; readonly memory_bytes?: number; readonly ranks?: number };
   };
   readonly error: string | null;
   readonly result: JobResult | null;

@@ -67,7 +67,13 @@ function factsOf({ spec }: Job, base: Model | undefined): [string, string][] {
   ];
   if (spec.kind === "compress") facts.push(["distilled on", `${count(spec.tokens ?? 0)} tokens`]);
   facts.push(["file types", spec.quantization?.join(", ") ?? "what suits the device"]);
+  if (spec.requires !== undefined) facts.push(["needs a worker with", needs(spec.requires)]);
   return facts;
+}
+
+function needs({ device, memory_bytes: memory, ranks }: NonNullable<Job["spec"]["requires"]>): string {
+  const all = [device, memory && `${bytes(memory)} of memory`, ranks && `${count(ranks)} processes`];
+  return all.filter(Boolean).join(", ");
 }
 
 /** A job's name, state and progress, and buttons for what can be done with it. */
