@@ -189,6 +189,21 @@ export class ResidualStream {
     return stream;
   }
 
+  /** A stream of its own at the same place. */
+  fork(): ResidualStream {
+    const copy = new ResidualStream(this.passage, this.tensors, this.dtype);
+    this.copyStates(this.sum, copy.sum);
+    if (this.layerInput !== this.sum) {
+      copy.layerInput = copy.take();
+      this.copyStates(this.layerInput, copy.layerInput);
+    }
+    return copy;
+  }
+
+  private copyStates(from: HiddenStates, to: HiddenStates): void {
+    for (const i of this.passage.batches.keys()) to.set(i, from.get(i).slice());
+  }
+
   /** Its states, to be saved in a file. */
   saved(name: string): TensorToStream[] {
     const tensor = (own: string, states: HiddenStates): TensorToStream => {

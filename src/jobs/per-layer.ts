@@ -1,6 +1,4 @@
-import { Sequences } from "../data/index.js";
-import { DivergenceMeter } from "../evaluate/divergence.js";
-import { type Model, wholeWeights } from "../models/index.js";
+import type { Model } from "../models/index.js";
 import {
   type Candidate,
   cheapestSizes,
@@ -51,31 +49,21 @@ export async function perLayerCandidate(
   statistics: StartStatistics,
   parameters: number,
 ): Promise<Candidate | undefined> {
-  const { backend, original, tokens, options, computeType } = inputs;
-  const weights = wholeWeights(inputs.weights, "choosing a size for each layer (--per-layer)");
+  const { original, options } = inputs;
   const { model } = original;
   const steps = layerSizes(model, spaceOf(model, options));
   const scores = new Map([...inputs.scores, ...statistics.scores]);
-  const passage = passageFor(inputs, MOMENT_SAMPLES);
-  const { batch, seq } = passage.layout;
-  const measuring = { samples: MEASURED_SAMPLES, batchSize: batch, computeType };
-  const meter = await DivergenceMeter.prepare(backend, weights, new Sequences(tokens, seq), measuring);
-  try {
-    const costs = await removalCosts({
-      passage,
-      original,
-      weights,
-      meter,
-      keptOf: (step) => {
-        const own = steps.find((each) => each.step === step);
-        return own && keptColumns(model, own, scores);
-      },
-      onProgress: (done, total) => options.onProgress?.({ stage: "cost of each layer", done, total, unit: "steps" }),
-    });
-    const costOf = steps.map(({ step, dimension }) => required(costs.get(step), `${dimension} has no costs`));
-    const sizes = await cheapestSizes(model, steps, costOf, parameters);
-    return sizes && { sizes, parameters: parametersAt(model, sizes) };
-  } finally {
-    meter.free();
-  }
+  const costs = await removalCosts({
+    passage: passageFor(inputs, MOMENT_SAMPLES),
+    measured: passageFor(inputs, MEASURED_SAMPLES),
+    original,
+    keptOf: (step) => {
+      const own = steps.find((each) => each.step === step);
+      return own && keptColumns(model, own, scores);
+    },
+    onProgress: (done, total) => options.onProgress?.({ stage: "cost of each layer", done, total, unit: "steps" }),
+  });
+  const costOf = steps.map(({ step, dimension }) => required(costs.get(step), `${dimension} has no costs`));
+  const sizes = await cheapestSizes(model, steps, costOf, parameters);
+  return sizes && { sizes, parameters: parametersAt(model, sizes) };
 }

@@ -1,8 +1,21 @@
-import type { DivergenceMeter } from "../evaluate/divergence.js";
-import type { ReadableWeights } from "../evaluate/finite.js";
-import { type Passage, type RecordedStep, ResidualStream } from "../evaluate/residual-stream.js";
+import { notFinite } from "../evaluate/finite.js";
+import {
+  overBatches,
+  type Passage,
+  type RecordedStep,
+  ResidualStream,
+  rowsOfBatch,
+} from "../evaluate/residual-stream.js";
+import type { Backend } from "../ggml/device.js";
 import { type Matrix, multiply, zeroMatrix } from "../linear-algebra/index.js";
-import { type ModelTensors, type ResidualStep, shapeOf } from "../models/index.js";
+import {
+  type ForwardResult,
+  type ModelTensors,
+  type ParameterSpec,
+  type ResidualStep,
+  shapeOf,
+  type Weights,
+} from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
 import { withWriterMoments } from "../prune/writer-moments.js";
 import { elementAt } from "../system/arrays.js";
@@ -11,12 +24,11 @@ import { Ridge } from "./ridge.js";
 import { rowSizes } from "./scale.js";
 
 export interface RemovalCostInputs {
+  /** Sequences for second moments. */
   readonly passage: Passage;
+  /** Sequences that divergences are measured on. */
+  readonly measured: Passage;
   readonly original: ModelTensors;
-  /** The original's weights on the device. */
-  readonly weights: ReadableWeights;
-  /** Holds the original's predictions on the data that divergences are measured on. */
-  readonly meter: DivergenceMeter;
   /**
    * For steps that may be cut, what their writing matrix would still multiply: ascending columns, a list for each size. A step
    * whose lists are absent stays whole.
@@ -25,42 +37,85 @@ export interface RemovalCostInputs {
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
+/** A model of which one step is cut, on its way through the others. */
+interface Variant {
+  readonly step: ResidualStep;
+  readonly stream: ResidualStream;
+  /** The squared error of the step's output for each size, and for the size that it is cut to. */
+  readonly errors: readonly number[];
+  readonly error: number;
+}
+
 /**
  * What it costs to cut each step alone to each of several sizes: the mean divergence from the original, in nats per token, with the
- * writing matrix refitted to what is left. One size of each step is measured by a forward pass; the others' divergences are in
- * proportion to the squared error of the step's output, which the second moments give in closed form, because divergence grows with
- * the square of a small error. Takes the moments of one step, [inputs, inputs], in memory at a time.
+ * writing matrix refitted to what is left. One size of each step is measured; the others' divergences are in proportion to the squared
+ * error of the step's output, which the second moments give in closed form, because divergence grows with the square of a small error.
+ * All cut models go through the layers side by side, each from the step that it is cut at: the moments and the weights of one step are
+ * in memory at a time, and half a forward pass is computed for each.
  * @returns a cost for each size of each step that may be cut; a step that is kept whole costs nothing
+ * @throws CoppiceError when a cut model's outputs are not finite
  */
 export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyMap<ResidualStep, readonly number[]>> {
   const { passage, original, keptOf, onProgress } = inputs;
   const { steps } = original.model;
   const costs = new Map<ResidualStep, readonly number[]>();
-  const stream = await ResidualStream.before(passage, original);
+  const variants: Variant[] = [];
+  const streams: ResidualStream[] = [];
   try {
+    const stream = await ResidualStream.before(passage, original);
+    streams.push(stream);
+    // each stream that is measured has a part of the memory
+    const memoryBytes = inputs.measured.memoryBytes / (steps.length + 1);
+    const measured = { ...inputs.measured, memoryBytes };
+    const reference = await ResidualStream.before(measured, original);
+    streams.push(reference);
     for (const [i, step] of steps.entries()) {
       const kept = keptOf(step);
       const [, width = 0] = shapeOf(step.writer, original.model.sizes);
       // rows are weighted as in the refit
       const rowsOf = (g: Graph, { writerInput, after }: RecordedStep) => ops.div(g, writerInput, rowSizes(g, after));
-      await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, async (moments) => {
-        if (kept !== undefined) costs.set(step, await costsOf(inputs, step, moments.matrix(), kept));
-      });
+      const cut = await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, (moments) =>
+        kept === undefined ? undefined : cutAlone(inputs, step, moments.matrix(), kept),
+      );
+      if (kept !== undefined && cut === undefined)
+        costs.set(
+          step,
+          kept.map(() => 0),
+        );
+      const weights = reference.weightsOf(step.parameters);
+      try {
+        for (const variant of variants) await variant.stream.run(step, weights.get);
+        if (cut !== undefined) {
+          const own = reference.fork();
+          streams.push(own);
+          variants.push({ step, stream: own, ...cut });
+          await runReplaced(passage.backend, own, step, weights.get, cut.matrix);
+        }
+        await reference.run(step, weights.get);
+      } finally {
+        weights.free();
+      }
       onProgress?.(i + 1, steps.length);
     }
+    const divergences = await divergencesOf(measured, original, reference, variants);
+    for (const [i, { step, errors, error }] of variants.entries())
+      costs.set(
+        step,
+        errors.map((other) => (other * elementAt(divergences, i)) / error),
+      );
     return costs;
   } finally {
-    stream.free();
+    for (const stream of streams) stream.free();
   }
 }
 
-async function costsOf(
-  { passage, original, weights, meter }: RemovalCostInputs,
+/** The size to measure a step at, and its refitted matrix, with zeros for what is cut; undefined when no size changes anything. */
+async function cutAlone(
+  { passage, original }: RemovalCostInputs,
   { writer }: ResidualStep,
   moments: Matrix,
   kept: readonly Uint32Array[],
-): Promise<number[]> {
-  const { backend } = passage;
+): Promise<{ readonly errors: readonly number[]; readonly error: number; readonly matrix: Matrix } | undefined> {
   const whole = readMatrix(original.source, writer.name);
   const errors: number[] = [];
   const refitted: Matrix[] = [];
@@ -70,20 +125,67 @@ async function costsOf(
     refitted.push(matrix);
   }
   const probed = probeOf(kept, whole.columns, errors);
-  if (probed === undefined) return kept.map(() => 0);
+  return probed === undefined
+    ? undefined
+    : { errors, error: elementAt(errors, probed), matrix: elementAt(refitted, probed) };
+}
+
+/** Runs a step with another writing matrix. */
+async function runReplaced(
+  backend: Backend,
+  stream: ResidualStream,
+  step: ResidualStep,
+  weights: Weights,
+  { rows, columns, data }: Matrix,
+): Promise<void> {
   const store = new TensorStore(backend, 1);
-  const replaced = store.add(writer.name, [whole.rows, whole.columns], "f32");
-  store.allocate().write(replaced, elementAt(refitted, probed).data);
-  const variant = meter.of({
-    model: weights.model,
-    get: (name) => (name === writer.name ? replaced : weights.get(name)),
-  });
   try {
-    const perError = (await variant.measure()) / elementAt(errors, probed);
-    return errors.map((error) => error * perError);
+    const replaced = store.add(step.writer.name, [rows, columns], "f32");
+    store.allocate().write(replaced, data);
+    await stream.run(step, (name) => (name === step.writer.name ? replaced : weights(name)));
   } finally {
-    variant.free();
     store.free();
+  }
+}
+
+/** The mean divergences of models from the original, in nats per token, from their last states. */
+async function divergencesOf(
+  passage: Passage,
+  { model }: ModelTensors,
+  reference: ResidualStream,
+  variants: readonly Variant[],
+): Promise<number[]> {
+  const isNeeded = ({ layer, name }: ParameterSpec) =>
+    layer === undefined && (name === model.head || (name !== model.embedding && name !== model.positions));
+  const weights = reference.weightsOf(model.parameters.filter(isNeeded));
+  const divergences: number[] = [];
+  try {
+    for (const { step, stream } of variants) {
+      let sum = 0;
+      await overBatches(passage, (g) => {
+        const wires = [reference.input(g, "reference"), stream.input(g, "cut")] as const;
+        const [original, cut] = wires.map(([states]) =>
+          model.finish({ g, weights: weights.get, layout: passage.layout, tap: () => {} }, states),
+        ) as [ForwardResult, ForwardResult];
+        const sums = ops.mapHeadRows(g, cut.hidden, model.vocabSize, (part, range) =>
+          ops.divergence(g, cut.logits(part), original.logits(ops.rowsOf(g, original.hidden, range)), {
+            kind: "forward-kl",
+            temperature: 1,
+          }),
+        );
+        const total = g.output(ops.sum(g, sums));
+        const afterBatch = () => {
+          sum += elementAt(g.read(total), 0);
+        };
+        return { reads: wires, afterBatch };
+      });
+      if (!Number.isFinite(sum)) throw notFinite("the model", step.writer.name);
+      // rounding can leave it slightly negative
+      divergences.push(Math.max(0, sum / (passage.batches.length * rowsOfBatch(passage))));
+    }
+    return divergences;
+  } finally {
+    weights.free();
   }
 }
 

@@ -1,8 +1,6 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { Sequences, TokenStream } from "../../src/data/index.js";
-import { DivergenceMeter } from "../../src/evaluate/divergence.js";
-import { loadWeights, openCheckpoint, type ResidualStep } from "../../src/models/index.js";
+import { openCheckpoint, type ResidualStep } from "../../src/models/index.js";
 import { removalCosts } from "../../src/refit/index.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
@@ -19,27 +17,16 @@ describe.each(testBackends)("the cost of cutting a step, on %s", (_, options) =>
   /** Costs of keeping the first neurons, so many of each layer. */
   async function costs(original: typeof tied | ReturnType<typeof changed>, sizes: readonly number[]) {
     const passage = passageOver(backend, fixtureTokens.calibration);
-    const { seq, batch } = passage.layout;
-    const stream = TokenStream.of(Int32Array.from(fixtureTokens.calibration.flat()), "random");
-    const weights = loadWeights(backend, original.model, original.source, { dtype: "f32", trainable: false });
-    const sampling = { samples: 8, batchSize: batch, computeType: "f32" as const };
-    const meter = await DivergenceMeter.prepare(backend, weights, new Sequences(stream, seq), sampling);
-    try {
-      const found = await removalCosts({
-        passage,
-        original,
-        weights,
-        meter,
-        keptOf: (step) =>
-          step.writer.local.startsWith("mlp.")
-            ? sizes.map((size) => Uint32Array.from({ length: Math.min(size, inputsOf(step)) }, (__, i) => i))
-            : undefined,
-      });
-      return (layer: number) => [...found].find(([step]) => feedForward(layer)(step))![1];
-    } finally {
-      meter.free();
-      weights.free();
-    }
+    const found = await removalCosts({
+      passage,
+      measured: passageOver(backend, fixtureTokens.calibration.slice(0, 8)),
+      original,
+      keptOf: (step) =>
+        step.writer.local.startsWith("mlp.")
+          ? sizes.map((size) => Uint32Array.from({ length: Math.min(size, inputsOf(step)) }, (__, i) => i))
+          : undefined,
+    });
+    return (layer: number) => [...found].find(([step]) => feedForward(layer)(step))![1];
   }
 
   it("is nothing for the whole step, and grows with what is cut", async () => {
