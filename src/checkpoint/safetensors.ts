@@ -62,6 +62,8 @@ export interface SafetensorsFile extends TensorSource<FloatDType> {
   readonly others: ReadonlyMap<string, OtherTensor>;
   /** The bytes of rows [from, to) of one of the others. */
   readOther(name: string, from: number, to: number): Uint8Array;
+  /** Lets another file take its name, which some systems refuse while it is open. It must not be read after that. */
+  close(): void;
 }
 
 /**
@@ -169,6 +171,10 @@ class OpenFile implements SafetensorsFile {
 
   releaseRows(name: string, from: number, to: number): void {
     this.mapped.release(...this.range(name, from, to));
+  }
+
+  close(): void {
+    this.mapped.close();
   }
 }
 
@@ -307,6 +313,7 @@ class GrowingFile {
   private readonly bytes: number;
   private readonly handle: number;
   private tensorBytes = 0;
+  private isClosed = false;
 
   /** @throws CoppiceError when the disk has too little room, or the file cannot be made */
   constructor(
@@ -347,15 +354,19 @@ class GrowingFile {
 
   moveIntoPlace(): void {
     fsyncSync(this.handle);
-    closeSync(this.handle);
+    this.close();
     moveIntoPlace(this.temporary, this.file);
+  }
+
+  private close(): void {
+    if (this.isClosed) return;
+    this.isClosed = true;
+    closeSync(this.handle);
   }
 
   /** Deletes what was written. @returns the error to throw */
   abandon(error: unknown): unknown {
-    try {
-      closeSync(this.handle);
-    } catch {} // closed already
+    this.close();
     rmSync(this.temporary, { force: true });
     return writingError(error, this.file, this.bytes);
   }

@@ -38,13 +38,17 @@ export function loadVectors(
   identity: string | undefined,
 ): Map<string, Float32Array> {
   const source = openSafetensors(file);
-  checkOwner(source, identity, what);
-  const vectors = new Map<string, Float32Array>();
-  for (const [name, length] of lengths) {
-    const info = source.tensors.get(name);
-    if (info?.shape.join() !== String(length))
-      throw new FormatError(`${file} has no ${length} ${what} for ${name}: it was made for another model`);
-    vectors.set(name, toFloat32(loadFunctions(), readTensor(source, name), info.dtype).slice());
+  try {
+    checkOwner(source, identity, what);
+    const vectors = new Map<string, Float32Array>();
+    for (const [name, length] of lengths) {
+      const info = source.tensors.get(name);
+      if (info?.shape.join() !== String(length))
+        throw new FormatError(`${file} has no ${length} ${what} for ${name}: it was made for another model`);
+      vectors.set(name, toFloat32(loadFunctions(), readTensor(source, name), info.dtype).slice());
+    }
+    return vectors;
+  } finally {
+    source.close();
   }
-  return vectors;
 }

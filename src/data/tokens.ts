@@ -72,6 +72,7 @@ export class TokenStream {
       byteLength: words.byteLength,
       bytes: (offset, length) => new Uint8Array(words.buffer, offset, length),
       release: () => {},
+      close: () => {},
     };
     const { length } = words;
     const largestId = words.reduce((a, b) => Math.max(a, b), 0);

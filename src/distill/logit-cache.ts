@@ -33,7 +33,7 @@ const isEntriesFile = (name: string): boolean => /^entries-\d+\.bin$/.test(name)
  * index says where an entry is, after its bytes are written, and has its checksum: what a kill or a crash left incomplete is missing.
  */
 export class LogitCache {
-  private readonly index: number;
+  private index: number;
   private readonly handles = new Map<number, number>();
   /** The file that entries are appended to. */
   private appended: { readonly file: number; readonly handle: number; offset: number } | undefined;
@@ -49,8 +49,20 @@ export class LogitCache {
       .reduce((sum, name) => sum + statSync(path.join(directory, name)).size, 0);
     checkSpace(directory, expectedBytes - present, "the teacher's logits");
     writeJson(path.join(directory, "cache.json"), description);
-    this.index = openSync(path.join(directory, INDEX), constants.O_RDWR | constants.O_CREAT);
+    this.index = this.openIndex();
     log.debug(present > 0 ? "teacher's logits cached" : "teacher's logits not cached", { directory });
+  }
+
+  private openIndex(): number {
+    return openSync(path.join(this.directory, INDEX), constants.O_RDWR | constants.O_CREAT);
+  }
+
+  /** Opens its files anew: network file systems show what other machines have written to those who open a file after that. */
+  refresh(): void {
+    for (const handle of this.handles.values()) closeSync(handle);
+    this.handles.clear();
+    closeSync(this.index);
+    this.index = this.openIndex();
   }
 
   put(number: number, entry: Uint8Array): void {

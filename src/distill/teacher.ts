@@ -110,6 +110,11 @@ export class SparseTeacher {
     g.write(inputs.values, values);
   }
 
+  /** Looks for what other processes have put into the cache. */
+  refreshCache(): void {
+    this.cache?.refresh();
+  }
+
   /** Those of some sequences that the cache lacks, each once. @throws CoppiceError without a cache */
   missing(numbers: readonly number[]): number[] {
     const { cache } = this;

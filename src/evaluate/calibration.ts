@@ -79,16 +79,17 @@ export async function calibrationStatistics(calibration: Calibration): Promise<M
 /** Keeps statistics beside the stream that they are of. */
 const progressOf = (statistics: ActivationStatistics, saved: SavedStreams): PassProgress => ({
   restore: (passage, { tensors, dtype }) => {
-    const known = saved.read();
-    const stream = known && ResidualStream.restored(passage, tensors, { source: known.file, name: STREAM }, dtype);
-    if (known === undefined || stream === undefined) return undefined;
-    if (!restoreSums(known, statistics.sums)) {
-      stream.free();
+    const known = saved.resume((found) => {
+      const stream = ResidualStream.restored(passage, tensors, { source: found.file, name: STREAM }, dtype);
+      if (stream !== undefined && restoreSums(found, statistics.sums)) {
+        const missing = found.file.metadata[MISSING]?.split("\n") ?? [];
+        for (const name of [...statistics.missing]) if (!missing.includes(name)) statistics.missing.delete(name);
+        return stream;
+      }
+      stream?.free();
       return undefined;
-    }
-    const missing = known.file.metadata[MISSING]?.split("\n") ?? [];
-    for (const name of [...statistics.missing]) if (!missing.includes(name)) statistics.missing.delete(name);
-    return { layers: known.steps, stream };
+    });
+    return known && { layers: known.steps, stream: known.restored };
   },
   save: (layers, stream) =>
     saved.save(

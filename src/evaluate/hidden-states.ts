@@ -1,7 +1,8 @@
 import { closeSync, openSync, readSync, rmSync } from "node:fs";
 import path from "node:path";
 import { bytesOf } from "../ggml/dtype.js";
-import { checkSpace, scratchDirectory, writeAll, writingError } from "../system/files.js";
+import { checkSpace, writeAll, writingError } from "../system/files.js";
+import { scratchDirectory } from "../system/scratch.js";
 
 export interface StatesOptions {
   /** Values in a batch. */
@@ -32,8 +33,10 @@ export class HiddenStates {
       rmSync(directory, { recursive: true, force: true });
       throw error;
     }
-    // an open file lives on without its name, and a process that is killed leaves nothing; Windows does not permit that
-    if (process.platform !== "win32") rmSync(directory, { recursive: true, force: true });
+    try {
+      // an open file lives on without its name, so that a process that is killed leaves nothing
+      rmSync(directory, { recursive: true, force: true });
+    } catch {} // Windows and NFS do not permit that: it goes when it is closed
   }
 
   /** The states of a batch that was set before. They may be a view that the next call overwrites. */

@@ -181,19 +181,24 @@ export class ResidualStream {
       for (const i of passage.batches.keys())
         states.set(i, toFloat32(passage.backend.functions, source.readRows(tensor, i, i + 1), "f32").slice());
     };
-    read(stream.sum, `${name}.sum`);
-    if (isOurs(`${name}.layerInput`)) {
-      stream.layerInput = stream.take();
-      read(stream.layerInput, `${name}.layerInput`);
+    try {
+      read(stream.sum, `${name}.sum`);
+      if (isOurs(`${name}.layerInput`)) {
+        stream.layerInput = stream.take();
+        read(stream.layerInput, `${name}.layerInput`);
+      }
+      return stream;
+    } catch (error) {
+      stream.free();
+      throw error;
     }
-    return stream;
   }
 
   /** A stream of its own at the same place. */
   fork(): ResidualStream {
     const copy = new ResidualStream(this.passage, this.tensors, this.dtype);
     this.copyStates(this.sum, copy.sum);
-    if (this.layerInput !== this.sum) {
+    if (this.readsLayerInput) {
       copy.layerInput = copy.take();
       this.copyStates(this.layerInput, copy.layerInput);
     }
@@ -217,8 +222,12 @@ export class ResidualStream {
         },
       };
     };
-    const { sum, layerInput } = this;
-    return [tensor("sum", sum), ...(layerInput === sum ? [] : [tensor("layerInput", layerInput)])];
+    return [tensor("sum", this.sum), ...(this.readsLayerInput ? [tensor("layerInput", this.layerInput)] : [])];
+  }
+
+  /** Whether further steps read the layer's input, and not only what came of it. */
+  private get readsLayerInput(): boolean {
+    return this.layerInput !== this.sum && this.tensors.model.steps.some(({ isParallel }) => isParallel);
   }
 
   private get savedShape(): [batches: number, length: number] {

@@ -1,4 +1,4 @@
-import { existsSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import {
   openSafetensors,
@@ -10,7 +10,11 @@ import { readTensor } from "../checkpoint/tensor-source.js";
 import { toFloat32 } from "../ggml/convert.js";
 import { bytesOf } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
+import { CoppiceError } from "../system/errors.js";
+import { logOf } from "../system/log.js";
 import type { TensorStore } from "../tensor/index.js";
+
+const log = logOf("engine");
 
 /** What goes on after so many steps of a model: its residual streams, by name. */
 export type StreamsByName = Readonly<Record<string, { readonly saved: (name: string) => TensorToStream[] }>>;
@@ -26,14 +30,21 @@ export interface Saved {
  * hidden states: they are saved when some time has passed since they were saved last.
  */
 export class SavedStreams {
+  private readonly file: string;
   private savedAt = performance.now();
 
   constructor(
-    private readonly file: string,
+    file: string,
     private readonly everySeconds = 20,
-  ) {}
+  ) {
+    this.file = path.resolve(file);
+  }
 
-  /** Saves streams after so many steps, with sums that belong to them. @param notes are kept with them */
+  /**
+   * Saves streams after so many steps, with sums that belong to them. Where the disk has too little room for them, work goes on all the
+   * same: it could only not be gone on with.
+   * @param notes are kept with them
+   */
   async save(
     steps: number,
     streams: StreamsByName,
@@ -44,29 +55,52 @@ export class SavedStreams {
       ...Object.entries(streams).flatMap(([name, stream]) => stream.saved(name)),
       ...(sums === undefined ? [] : [...sums].map((tensor) => storedSum(sums, tensor.name, tensor.shape))),
     ];
-    await streamSafetensors(path.resolve(this.file), tensors, {
-      ...notes,
-      kind: "coppice streams",
-      steps: String(steps),
-    });
+    try {
+      await streamSafetensors(this.file, tensors, { ...notes, kind: "coppice streams", steps: String(steps) });
+    } catch (error) {
+      if (!(error instanceof CoppiceError)) throw error;
+      log.warn(`progress could not be saved: ${error.message}`);
+    }
     this.savedAt = performance.now();
   }
 
-  /** What was saved last. A damaged file, which no interruption leaves, counts as none. */
-  read(): Saved | undefined {
-    if (!existsSync(this.file)) return undefined;
+  /**
+   * Goes on from what was saved last. A damaged file, which no interruption leaves, counts as none.
+   * @param restore is given the saved file, to be read at once
+   */
+  resume<T>(restore: (saved: Saved) => T | undefined): { readonly steps: number; readonly restored: T } | undefined {
+    for (const abandoned of abandonedCopies(this.file)) rmSync(abandoned, { force: true });
+    const file = openIfSound(this.file);
+    if (file === undefined) return undefined;
     try {
-      const file = openSafetensors(path.resolve(this.file));
       const steps = Number(file.metadata.steps);
-      return Number.isSafeInteger(steps) && steps > 0 ? { steps, file } : undefined;
-    } catch {
-      return undefined;
+      const restored = Number.isSafeInteger(steps) && steps > 0 ? restore({ steps, file }) : undefined;
+      return restored === undefined ? undefined : { steps, restored };
+    } finally {
+      file.close();
     }
   }
 
   delete(): void {
     rmSync(this.file, { force: true });
   }
+}
+
+function openIfSound(file: string): SafetensorsFile | undefined {
+  try {
+    return existsSync(file) ? openSafetensors(file) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** What processes that were killed while they wrote a file have left of it. */
+function abandonedCopies(file: string): string[] {
+  const directory = path.dirname(file);
+  if (!existsSync(directory)) return [];
+  return readdirSync(directory)
+    .filter((name) => name.startsWith(`${path.basename(file)}.partial-`))
+    .map((name) => path.join(directory, name));
 }
 
 const SUMS = "sums.";

@@ -19,8 +19,9 @@ import {
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
 import { UsageError } from "../system/errors.js";
-import { hashBytes, scratchDirectory } from "../system/files.js";
+import { hashBytes } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
+import { scratchDirectory } from "../system/scratch.js";
 import type { SearchInputs } from "./search-inputs.js";
 import type { TargetOptions } from "./target.js";
 

@@ -56,15 +56,15 @@ export async function surgeonScores(
   const scores = new Map(known?.scores);
   const streamSum = new Gram(backend, "the second moments of the residual stream", hidden);
   if (known !== undefined) streamSum.write(known.streamMoments);
-  const saved = savedStreams?.read();
-  const restored =
-    saved !== undefined && saved.steps <= (known?.steps ?? 0)
-      ? ResidualStream.restored(passage, tensors, { source: saved.file, name: "stream" })
-      : undefined;
-  const stream = restored ?? (await ResidualStream.before(passage, tensors));
+  const saved = savedStreams?.resume(({ steps, file }) =>
+    steps <= (known?.steps ?? 0)
+      ? ResidualStream.restored(passage, tensors, { source: file, name: "stream" })
+      : undefined,
+  );
+  const stream = saved?.restored ?? (await ResidualStream.before(passage, tensors));
   try {
     for (const [i, step] of model.steps.entries()) {
-      if (restored !== undefined && i < (saved?.steps ?? 0)) continue;
+      if (i < (saved?.steps ?? 0)) continue;
       if (known !== undefined && i < known.steps) {
         await passThrough(stream, step);
         continue;

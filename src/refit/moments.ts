@@ -20,7 +20,12 @@ export class Moments {
     this.inputs = new Gram(backend, `the moments of ${what}`, inputs);
     this.store = new TensorStore(backend, 1);
     this.cross = this.store.add("y'x", [targets, inputs], "f32");
-    this.store.allocate();
+    try {
+      this.store.allocate();
+    } catch (error) {
+      this.free();
+      throw error;
+    }
   }
 
   /** Adds x'x and y'x when the graph runs. x: [rows, inputs], y: [rows, targets] */

@@ -17,28 +17,28 @@ import { refitStep } from "./step-refit.js";
  */
 export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDType>> {
   const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
+  const total = dense.model.steps.length + 1;
+  const pairs = dense.model.steps.map((step) => {
+    const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step, dense.model);
+    return { step, counterpart, part: counterpart && `step-${student.steps.indexOf(counterpart)}` };
+  });
+  const parts = ["embeddings", ...pairs.flatMap(({ part }) => part ?? []), "last"];
+  if (parts.every((part) => files.has(part))) return files.source(parts);
   await files.once("embeddings", () => ({ matrices: start.embeddings() }));
   const cut = { model: student, source: files.source(["embeddings"]) };
-  const saved = files.streams.read();
-  const restored = saved && streamsAt(saved.file, inputs, cut);
-  const streams = restored ?? (await streamsBefore(passage, dense, cut));
-  const done = restored === undefined ? 0 : (saved?.steps ?? 0);
+  const saved = files.streams.resume(({ file }) => streamsAt(file, inputs, cut));
+  const streams = saved?.restored ?? (await streamsBefore(passage, dense, cut));
   try {
-    const parts = ["embeddings"];
-    for (const [i, step] of dense.model.steps.entries()) {
-      const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step, dense.model);
-      const part = counterpart && `step-${student.steps.indexOf(counterpart)}`;
-      if (part !== undefined) parts.push(part);
-      if (i < done) continue;
+    for (const [i, { step, counterpart, part }] of pairs.entries()) {
+      if (i < (saved?.steps ?? 0)) continue;
       if (counterpart === undefined || part === undefined) await runAlone(streams.dense, step);
       else await refitStep(inputs, streams, { dense: step, student: counterpart, part });
       await files.streams.save(i + 1, { dense: streams.dense, student: streams.student });
-      onProgress?.(i + 1, dense.model.steps.length + 1);
+      onProgress?.(i + 1, total);
     }
-    parts.push("last");
     await files.once("last", () => refitHead(inputs, streams));
     files.streams.delete();
-    onProgress?.(dense.model.steps.length + 1, dense.model.steps.length + 1);
+    onProgress?.(total, total);
     return files.source(parts);
   } finally {
     streams.dense.free();

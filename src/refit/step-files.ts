@@ -73,9 +73,14 @@ export class StepFiles {
     await streamSafetensors(this.fileOf(part), tensors, { kind: "coppice refit" });
   }
 
+  /** @throws FormatError when the file is another cut's */
+  has(part: string): boolean {
+    return this.read(part, []) !== undefined;
+  }
+
   /** Computes and writes a part unless it is there. */
   async once(part: string, compute: () => PartContent | Promise<PartContent>): Promise<void> {
-    if (this.read(part, []) === undefined) await this.write(part, await compute());
+    if (!this.has(part)) await this.write(part, await compute());
   }
 
   /** The tensors of all parts. */

@@ -4,7 +4,6 @@ import {
   createReadStream,
   fsyncSync,
   mkdirSync,
-  mkdtempSync,
   openSync,
   renameSync,
   rmSync,
@@ -12,29 +11,13 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { homedir, tmpdir } from "node:os";
+import { homedir } from "node:os";
 import path from "node:path";
 import { CoppiceError } from "./errors.js";
 
 /** The directory for files that can be recreated: `directory`, or COPPICE_CACHE, or `~/.cache/coppice`. */
 export const cacheDirectory = (directory?: string): string =>
   directory ?? process.env.COPPICE_CACHE ?? path.join(homedir(), ".cache", "coppice");
-
-/**
- * A new directory for large files of this process: beside the cache, because the system's directory for temporary files is in memory on
- * some systems; there only where the cache cannot be written.
- */
-export function scratchDirectory(name: string): string {
-  const make = (parent: string): string => {
-    mkdirSync(parent, { recursive: true });
-    return mkdtempSync(path.join(parent, `coppice-${name}-`));
-  };
-  try {
-    return make(path.join(cacheDirectory(), "scratch"));
-  } catch {
-    return make(tmpdir());
-  }
-}
 
 /** Flushes a directory, so that a rename in it survives a power failure. */
 export function syncDirectory(directory: string): void {

@@ -117,7 +117,8 @@ function isGone({ pid, host, processes, boot, began }: Holder): boolean {
   return !isAlive(pid) || startTimeOf(pid) !== began;
 }
 
-function isAlive(pid: number): boolean {
+/** Whether a process of this machine runs. */
+export function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;

@@ -13,6 +13,8 @@ export interface MappedFile {
   bytes(offset: number, length: number): Uint8Array;
   /** Lets the system drop a range from this process's resident memory until it is read again. */
   release(offset: number, length: number): void;
+  /** Lets another file take its name, which some systems refuse while it is open. Its bytes must not be read after that. */
+  close(): void;
 }
 
 const PAGE = 4096;
@@ -110,6 +112,8 @@ class Mapping implements MappedFile {
     // a page shared with a neighboring range is loaded again when that range is read
     if (length > 0) this.native.madvise(this.address + BigInt(start), offset + length - start, MADV_DONTNEED);
   }
+
+  close(): void {} // unmapped when no view is left
 }
 
 /** The same by positioned reads, for platforms that cannot map files. */
@@ -133,4 +137,8 @@ class ReadFile implements MappedFile {
   }
 
   release(): void {}
+
+  close(): void {
+    closeSync(this.handle);
+  }
 }

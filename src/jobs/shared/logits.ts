@@ -1,3 +1,4 @@
+import { setTimeout as wait } from "node:timers/promises";
 import type { Sequences } from "../../data/index.js";
 import type { SequenceSet, SparseTeacher, TrainOptions } from "../../distill/index.js";
 import { openCheckpoint, type StreamedWeights, streamedWeights } from "../../models/index.js";
@@ -28,11 +29,15 @@ export interface SharedFill {
   readonly options: Pick<JobOptions, "device" | "threads" | "kernels" | "memoryBytes" | "signal" | "onProgress">;
 }
 
+/** So often the leader looks for what others computed: a network file system may show it late. */
+const [LOOKS, SECONDS_BETWEEN] = [40, 2];
+
 /** Puts a teacher's predictions of sequences into the cache, each rank a part of them. */
 export async function sharedLogits(ranks: Ranks, fill: SharedFill): Promise<void> {
   const { sparse, teacher, recipe, settings, sequences, options } = fill;
   const { count, length, stream } = sequences;
   const missing = sparse.missing(fill.numbers);
+  if (missing.length === 0) return;
   const known = new Set(fill.numbers).size - missing.length;
   await ranks.together(async () => {
     for (let to = 1; to < ranks.size; to++) {
@@ -60,7 +65,11 @@ export async function sharedLogits(ranks: Ranks, fill: SharedFill): Promise<void
     });
     for (let from = 1; from < ranks.size; from++) await ranks.receive(from);
   });
-  if (sparse.missing(fill.numbers).length > 0)
+  for (let i = 0; i < LOOKS && sparse.missing(missing).length > 0; i++) {
+    if (i > 0) await wait(SECONDS_BETWEEN * 1000);
+    sparse.refreshCache();
+  }
+  if (sparse.missing(missing).length > 0)
     throw new CoppiceError(
       `the predictions that other processes computed are not in ${recipe.cacheDir ?? "the cache"}: all processes of the job must see the same cache (COPPICE_CACHE)`,
     );
