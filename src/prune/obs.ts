@@ -154,8 +154,13 @@ class Elimination {
     const factor = await Cholesky.overwrite(options.backend, moments, { ridge });
     try {
       const elimination = new Elimination(await factor.invert(), options);
-      await elimination.computeGrams();
-      return elimination;
+      try {
+        await elimination.computeGrams();
+        return elimination;
+      } catch (error) {
+        elimination.free();
+        throw error;
+      }
     } finally {
       factor.free();
     }

@@ -53,12 +53,13 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
     name !== dense.model.head &&
     name !== dense.model.embedding &&
     name !== dense.model.positions;
+  // first, because only it is large
+  const moments = new Moments(passage.backend, "the final norm", [streams.student.width, streams.dense.width]);
   const denseWeights = streams.dense.weightsOf(dense.model.parameters.filter(isNorm));
   const norms = student.parameters.filter(isNorm);
   const store = new TensorStore(passage.backend, norms.length);
   for (const spec of norms) store.add(spec.name, shapeOf(spec, student.sizes), "f32");
   store.allocate();
-  const moments = new Moments(passage.backend, "the final norm", [streams.student.width, streams.dense.width]);
   try {
     for (const { name } of norms) {
       const data = values.get(name) as Float32Array;

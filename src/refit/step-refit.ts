@@ -47,11 +47,16 @@ class StepRefit {
     const { passage, student: model } = inputs;
     const { parameters } = steps.student;
     this.reached = streams.dense.take();
-    this.denseWeights = streams.dense.weightsOf(steps.dense.parameters);
     this.store = new TensorStore(passage.backend, parameters.length);
     for (const spec of parameters)
       this.store.add(spec.name, spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes), "f32");
-    this.store.allocate();
+    try {
+      this.store.allocate();
+      this.denseWeights = streams.dense.weightsOf(steps.dense.parameters);
+    } catch (error) {
+      this.store.free();
+      throw error;
+    }
   }
 
   /** The student's weights. */
