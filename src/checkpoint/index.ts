@@ -26,6 +26,7 @@ export {
   type OtherTensor,
   openSafetensors,
   type SafetensorsFile,
+  type TensorToStream,
   type TensorToWrite,
   writeSafetensors,
 } from "./safetensors.js";

@@ -24,6 +24,7 @@ export {
   type SparseInputs,
   SparseTeacher,
   type SparseTeacherOptions,
+  type TokensOf,
 } from "./teacher.js";
 export { type TopKOptions, topKTargets } from "./top-k-targets.js";
 export { checkTrainOptions, defaultTrainOptions, forTokens, stepsOf, type TrainOptions } from "./train-options.js";

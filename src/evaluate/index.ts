@@ -37,6 +37,7 @@ export { ReplyCache } from "./reply-cache.js";
 export * from "./requests.js";
 export { type Passage, type PassageOptions, passageOf } from "./residual-stream.js";
 export { type ProgramOutcome, PythonSandbox, type SandboxOptions } from "./sandbox/python.js";
+export { type Saved, SavedStreams, type StreamsByName } from "./saved-streams.js";
 export { CompletionServer, type ServerOptions } from "./server.js";
 export * from "./task.js";
 export { loadTaskFile } from "./task-file.js";

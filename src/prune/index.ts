@@ -12,6 +12,7 @@ export {
 } from "./candidates.js";
 export { ascending, type DepthOptions, layerOrder, type RankingInputs } from "./depth.js";
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
+export { Gram } from "./gram.js";
 export { type RemovalOptions, removalLosses } from "./obs.js";
 export { cheapestSizes, keptColumns, layerSizes, leastParameters, type StepSizes } from "./per-layer.js";
 export { axisSizes, type KeptIndices, keptIndices, type PrunePlan, planFor, planWithLayers } from "./plan.js";
