@@ -87,12 +87,30 @@ export async function rotationBasis(inputs: RotationInputs): Promise<Basis | und
   return { write: scaled(write, scale), read: scaled(read, 1 / scale), scale, negative: fixed.length };
 }
 
+/** What was computed of moments, by their numbers: the candidates of a search have the same. */
+const computed = new WeakMap<
+  Float32Array,
+  { readonly factors: Float32Array; readonly channels: readonly number[]; readonly vectors: Matrix }
+>();
+
 /** Eigenvectors of the factored moments, restricted to some channels: row by row, leading first. */
 async function principalComponents(
   moments: Matrix,
   factors: Float32Array,
   channels: readonly number[],
 ): Promise<Matrix> {
+  const known = computed.get(moments.data);
+  const isSame =
+    known !== undefined &&
+    known.channels.join() === channels.join() &&
+    known.factors.every((factor, i) => factor === factors[i]);
+  if (isSame) return known.vectors;
+  const vectors = await eigenvectors(moments, factors, channels);
+  computed.set(moments.data, { factors, channels, vectors });
+  return vectors;
+}
+
+async function eigenvectors(moments: Matrix, factors: Float32Array, channels: readonly number[]): Promise<Matrix> {
   const size = channels.length;
   const restricted = zeroMatrix(size, size);
   channels.forEach((a, i) => {
