@@ -50,10 +50,20 @@ function loadLibc(): Libc | null {
   return libc;
 }
 
-/** Unmaps once nothing refers to the bytes any more, so that no view can dangle. */
+/** What keeps a mapping alive: it is unmapped when neither its file nor any of its bytes refers to this. */
+type Keeper = Readonly<Record<string, never>>;
 const unmapper = new FinalizationRegistry<{ address: bigint; length: number }>(({ address, length }) => {
   loadLibc()?.munmap(address, length);
 });
+const keepers = new WeakMap<ArrayBufferLike, Keeper>();
+
+/**
+ * Files are seen through windows of twice so many bytes, which begin at its multiples: Node has no buffers of 4 GiB or more, and
+ * half of that serve almost every range.
+ */
+const WINDOW = 2 ** 30;
+/** Node 20 has no larger buffers. */
+const LARGEST_RANGE = 2 ** 32 - 1;
 
 /**
  * Opens a file for random access.
@@ -78,9 +88,7 @@ export function mapFile(path: string): MappedFile {
   const address = BigInt(native.mmap(null, status.size, PROT_READ, MAP_SHARED, handle, 0));
   closeSync(handle);
   if (address === -1n) throw new CoppiceError(`cannot map ${path} (${status.size} bytes) into memory`);
-  const buffer = koffi.view(address, status.size);
-  unmapper.register(buffer, { address, length: status.size });
-  return new Mapping(path, buffer, address, native);
+  return new Mapping(path, status.size, address, native);
 }
 
 function checkRange(file: MappedFile, offset: number, length: number): void {
@@ -91,19 +99,38 @@ function checkRange(file: MappedFile, offset: number, length: number): void {
 }
 
 class Mapping implements MappedFile {
-  readonly byteLength: number;
+  private readonly keeper: Keeper = {};
+  private readonly windows = new Map<number, ArrayBuffer>();
+
   constructor(
     readonly path: string,
-    private readonly buffer: ArrayBuffer,
+    readonly byteLength: number,
     private readonly address: bigint,
     private readonly native: Libc,
   ) {
-    this.byteLength = buffer.byteLength;
+    unmapper.register(this.keeper, { address, length: byteLength });
   }
 
   bytes(offset: number, length: number): Uint8Array {
     checkRange(this, offset, length);
-    return new Uint8Array(this.buffer, offset, length);
+    if (length > LARGEST_RANGE)
+      throw new CoppiceError(
+        `${this.path}: a tensor of ${length} bytes is too large: at most ${LARGEST_RANGE} are read`,
+      );
+    const from = Math.floor(offset / WINDOW) * WINDOW;
+    if (offset + length > from + 2 * WINDOW) return new Uint8Array(this.view(offset, length));
+    let window = this.windows.get(from);
+    if (window === undefined) {
+      window = this.view(from, Math.min(2 * WINDOW, this.byteLength - from));
+      this.windows.set(from, window);
+    }
+    return new Uint8Array(window, offset - from, length);
+  }
+
+  private view(offset: number, length: number): ArrayBuffer {
+    const buffer = koffi.view(this.address + BigInt(offset), length);
+    keepers.set(buffer, this.keeper);
+    return buffer;
   }
 
   release(offset: number, length: number): void {
