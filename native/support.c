@@ -76,7 +76,7 @@ static Sets instruction_sets(void) {
   enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };                                       // leaf 7, edx
   enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };     // leaf 7, ebx
   const uint32_t avx512vl = 1u << 31, bf16 = 1 << 5;                                     // leaf 7, ebx; leaf 7.1, eax
-  const uint64_t vectors = 0x6, wide_vectors = 0xe6, tiles = 0x60000;                                    // XCR0
+  const uint64_t vectors = 0x6, wide_vectors = 0xe6, tiles = 0x60000;                    // XCR0
   Sets sets = {0};
   uint32_t a, b, c, d;
   const uint32_t base = FMA | XSAVE | F16C;

@@ -24,3 +24,8 @@ function onVulkan(): TestBackend[] {
 /** What tests compute on, by name; COPPICE_TEST_DEVICES is set by the projects of vitest.config.ts. */
 export const testBackends: readonly TestBackend[] =
   process.env.COPPICE_TEST_DEVICES === "vulkan" ? onVulkan() : onProcessor();
+
+/** The last of them that emulates no other processor: for tests of what does not depend on the device. */
+export const oneTestBackend: readonly TestBackend[] = testBackends
+  .filter(([, { kernels }]) => kernels === undefined || !emulatedKernels(loadLibrary().functions).includes(kernels))
+  .slice(-1);

@@ -4,7 +4,6 @@ import {
   type ForwardResult,
   type Layout,
   type ModelWeights,
-  type ParameterSpec,
   type PassWeights,
   StreamedWeights,
 } from "../models/index.js";
@@ -127,10 +126,7 @@ async function streamedPass({ backend, data, observer, options }: Pass, weights:
       await stream.runLayer(layer, { tap: observer.tap, afterBatch: advance, who });
       await progress?.save(i + 1, stream);
     }
-    const isEmbedding = ({ name }: ParameterSpec) => name === model.embedding || name === model.positions;
-    const last = weights.load(
-      model.parameters.filter((spec) => spec.layer === undefined && (spec.name === model.head || !isEmbedding(spec))),
-    );
+    const last = stream.lastWeights();
     try {
       await overBatches(passage, (g) => {
         const wire = stream.input(g, "stream");

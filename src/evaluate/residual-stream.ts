@@ -264,6 +264,15 @@ export class ResidualStream {
     return loadWeights(passage.backend, tensors.model, tensors.source, { dtype, trainable: false, only });
   }
 
+  /** Loads what follows the last layer: norms and the head. */
+  lastWeights(): ModelWeights {
+    const { model } = this.tensors;
+    const isEmbedding = ({ name }: ParameterSpec) => name === model.embedding || name === model.positions;
+    return this.weightsOf(
+      model.parameters.filter((spec) => spec.layer === undefined && (spec.name === model.head || !isEmbedding(spec))),
+    );
+  }
+
   /** The stream as an input of a graph, [rows, hidden]. */
   input(g: Graph, name: string): Wire {
     return [g.input(name, "f32", [rowsOfBatch(this.passage), this.width]), this.sum];
@@ -327,7 +336,17 @@ export class ResidualStream {
     this.layerInput = written;
   }
 
-  /** Runs a step on its own. */
+  /** Runs a step with the model's own weights. */
+  async runOwn(step: ResidualStep): Promise<void> {
+    const weights = this.weightsOf(step.parameters);
+    try {
+      await this.run(step, weights.get);
+    } finally {
+      weights.free();
+    }
+  }
+
+  /** Runs a step. */
   async run(step: ResidualStep, weights: Weights): Promise<void> {
     const written = this.take();
     await overBatches(this.passage, (g) => {

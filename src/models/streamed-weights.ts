@@ -4,7 +4,6 @@ import { CoppiceError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
 import type { Model } from "./architecture.js";
 import type { ModelTensors } from "./checkpoint.js";
-import type { ParameterSpec } from "./dimensions.js";
 import { bytesOnDevice, checkTensors, loadWeights, type ModelWeights } from "./weights.js";
 
 /** Parameters that do not fit on a device together: a pass over data loads those of one part of the model after the other. */
@@ -16,18 +15,11 @@ export class StreamedWeights {
    * @param statesBytes of hidden states between parts of the model that are kept in memory; more go to disk
    */
   constructor(
-    private readonly backend: Backend,
     readonly tensors: ModelTensors,
     readonly dtype: FloatDType,
     readonly statesBytes: number,
   ) {
     this.model = tensors.model;
-  }
-
-  /** Loads some of the parameters, to be freed after use. */
-  load(only: readonly ParameterSpec[]): ModelWeights {
-    const { backend, dtype, tensors } = this;
-    return loadWeights(backend, tensors.model, tensors.source, { dtype, trainable: false, only });
   }
 
   /** Nothing is kept between passes. */
@@ -74,7 +66,7 @@ export function streamedWeights(
   { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
 ): StreamedWeights {
   checkTensors(tensors.model, tensors.source);
-  return new StreamedWeights(backend, tensors, dtype, STATES_SHARE * memoryBytes);
+  return new StreamedWeights(tensors, dtype, STATES_SHARE * memoryBytes);
 }
 
 /**

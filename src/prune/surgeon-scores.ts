@@ -66,7 +66,7 @@ export async function surgeonScores(
     for (const [i, step] of model.steps.entries()) {
       if (i < (saved?.steps ?? 0)) continue;
       if (known !== undefined && i < known.steps) {
-        await passThrough(stream, step);
+        await stream.runOwn(step);
         continue;
       }
       const [, width = 0] = shapeOf(step.writer, model.sizes);
@@ -91,15 +91,6 @@ export async function surgeonScores(
   } finally {
     stream.free();
     streamSum.free();
-  }
-}
-
-async function passThrough(stream: ResidualStream, step: ResidualStep): Promise<void> {
-  const weights = stream.weightsOf(step.parameters);
-  try {
-    await stream.run(step, weights.get);
-  } finally {
-    weights.free();
   }
 }
 

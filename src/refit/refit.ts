@@ -31,7 +31,7 @@ export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDTyp
   try {
     for (const [i, { step, counterpart, part }] of pairs.entries()) {
       if (i < (saved?.steps ?? 0)) continue;
-      if (counterpart === undefined || part === undefined) await runAlone(streams.dense, step);
+      if (counterpart === undefined || part === undefined) await streams.dense.runOwn(step);
       else await refitStep(inputs, streams, { dense: step, student: counterpart, part });
       await files.streams.save(i + 1, { dense: streams.dense, student: streams.student });
       onProgress?.(i + 1, total);
@@ -70,13 +70,4 @@ function streamsAt(source: TensorSource, { passage, dense }: RefitInputs, studen
 function stepOf(student: Model, layer: number, step: ResidualStep, dense: Model): ResidualStep | undefined {
   const place = dense.steps.filter((other) => other.layer === step.layer).indexOf(step);
   return student.steps.filter((other) => other.layer === layer)[place];
-}
-
-async function runAlone(stream: ResidualStream, step: ResidualStep): Promise<void> {
-  const weights = stream.weightsOf(step.parameters);
-  try {
-    await stream.run(step, weights.get);
-  } finally {
-    weights.free();
-  }
 }

@@ -8,14 +8,7 @@ import {
 } from "../evaluate/residual-stream.js";
 import type { Backend } from "../ggml/device.js";
 import { type Matrix, multiply, zeroMatrix } from "../linear-algebra/index.js";
-import {
-  type ForwardResult,
-  type ModelTensors,
-  type ParameterSpec,
-  type ResidualStep,
-  shapeOf,
-  type Weights,
-} from "../models/index.js";
+import { type ForwardResult, type ModelTensors, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
 import { withWriterMoments } from "../prune/writer-moments.js";
 import { elementAt } from "../system/arrays.js";
@@ -155,9 +148,7 @@ async function divergencesOf(
   reference: ResidualStream,
   variants: readonly Variant[],
 ): Promise<number[]> {
-  const isNeeded = ({ layer, name }: ParameterSpec) =>
-    layer === undefined && (name === model.head || (name !== model.embedding && name !== model.positions));
-  const weights = reference.weightsOf(model.parameters.filter(isNeeded));
+  const weights = reference.lastWeights();
   const divergences: number[] = [];
   try {
     for (const { step, stream } of variants) {

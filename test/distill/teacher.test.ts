@@ -163,7 +163,7 @@ describe("a teacher that does not fit in memory", () => {
   const kinds = [sampled(), topKTargets({ k: 5, temperature: 2 })];
   const options = { computeType: "f32", teacherId: "test", vocabSize: VOCAB } as const;
   const streamed = (statesBytes: number) =>
-    new StreamedWeights(backend, { model, source: weights.source() }, "f32", statesBytes);
+    new StreamedWeights({ model, source: weights.source() }, "f32", statesBytes);
 
   it.each(kinds)("fills a cache with the bits of one that does, whatever is there already", async (targets) => {
     const whole = await feed(targets, [[4, 1]], path.join(directory, `whole-${targets.slots}`));
@@ -209,9 +209,9 @@ describe("a teacher that does not fit in memory", () => {
     const source = damaged.source();
     const cacheDirectory = path.join(directory, "damaged");
     const teacher = new SparseTeacher(backend, () => weights, sequences, { ...options, targets, cacheDirectory });
-    await expect(
-      teacher.fillCache(new StreamedWeights(backend, { model, source }, "f32", 0), tokensOf, [0]),
-    ).rejects.toThrow(/^the teacher gives outputs that are not finite/);
+    await expect(teacher.fillCache(new StreamedWeights({ model, source }, "f32", 0), tokensOf, [0])).rejects.toThrow(
+      /^the teacher gives outputs that are not finite/,
+    );
     expect((await feed(targets, [[0]], cacheDirectory)).asked).toBe(1); // nothing of it was kept
     teacher.free();
     uncached.free();

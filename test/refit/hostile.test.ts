@@ -6,7 +6,7 @@ import { type ModelTensors, openCheckpoint } from "../../src/models/index.js";
 import { prune } from "../../src/prune/index.js";
 import { surgeonScores } from "../../src/prune/surgeon-scores.js";
 import { exportGguf } from "../../src/quantize/index.js";
-import { testBackends } from "../devices.js";
+import { oneTestBackend } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf } from "../models/architectures.js";
 import { randomModel } from "../random-model.js";
@@ -61,7 +61,7 @@ const data: readonly (readonly [string, TokenRows, number])[] = [
   ["one token", [[7]], 1],
 ];
 
-describe.each(testBackends.slice(-1))("on %s", (_, options) => {
+describe.each(oneTestBackend)("on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
 
   /** Cuts a model in every way. @returns the divergences of the cuts alone and refitted */
