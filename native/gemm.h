@@ -29,11 +29,41 @@
 static inline int width_a(int pairs) { return pairs ? PAIR_MR : MR; }
 static inline int width_b(int pairs) { return pairs ? PAIR_NR : NR; }
 
-// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: the size of a partial tile.
-static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
-                                                       float *c, int64_t ldc, int m, int n, int add) {
+#if HAS_MATRICES
+// total[n] = sums of products of pairs, two rows of either panel at a time.
+static inline __attribute__((always_inline)) void multiply_matrices(int words, const uint32_t *a, const uint32_t *b,
+                                                                    vf total[NR][MV]) {
+  float32x4_t sums[NR / 2][MR / 2]; // row n of m and m + 1, then row n + 1
+  for (int j = 0; j < NR / 2; j++)
+    for (int i = 0; i < MR / 2; i++) sums[j][i] = vdupq_n_f32(0);
+  for (int q = 0; q < words; q += 2, a += 2 * MR, b += 2 * NR) {
+    vu av[MR / 2];
+    for (int i = 0; i < MR / 2; i++) av[i] = load_words(a + 4 * i);
+#pragma GCC unroll 4
+    for (int j = 0; j < NR / 2; j++) {
+      const vu bv = load_words(b + 4 * j);
+      for (int i = 0; i < MR / 2; i++) sums[j][i] = vbfmmlaq_f32(sums[j][i], (bfloat16x8_t)bv, (bfloat16x8_t)av[i]);
+    }
+  }
+  for (int j = 0; j < NR / 2; j++)
+    for (int i = 0; i < MV; i++) {
+      const float32x4_t left = sums[j][2 * i], right = sums[j][2 * i + 1];
+      total[2 * j][i] = (vf)vcombine_f32(vget_low_f32(left), vget_low_f32(right));
+      total[2 * j + 1][i] = (vf)vcombine_f32(vget_high_f32(left), vget_high_f32(right));
+    }
+}
+#endif
+
+// total[n] = sum over words of a[m] * b[n].
+static inline __attribute__((always_inline)) void multiply_words(const int pairs, int words, const uint32_t *a, const uint32_t *b,
+                                                                 vf total[NR][MV]) {
   (void)pairs; // unused without products of pairs
-  vf total[NR][MV];
+#if HAS_MATRICES
+  if (pairs) {
+    multiply_matrices(words, a, b, total);
+    return;
+  }
+#endif
   for (int j = 0; j < NR; j++)
     for (int i = 0; i < MV; i++) total[j][i] = (vf){0};
   for (int q = 0; q < words; q++, a += MR, b += NR) {
@@ -56,6 +86,13 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 #endif
     }
   }
+}
+
+// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: the size of a partial tile.
+static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
+                                                       float *c, int64_t ldc, int m, int n, int add) {
+  vf total[NR][MV];
+  multiply_words(pairs, words, a, b, total);
   if (m == MR && n == NR) {
     for (int j = 0; j < NR; j++)
       for (int i = 0; i < MV; i++) {
@@ -105,6 +142,9 @@ static void pack_a(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, i
 #if HAS_PAIRS
   if (pairs) {
     pack(x, r0, rows, k0, kc, PAIR_MR, 1, out);
+#if HAS_MATRICES
+    pack_matrices(rows, words_for(kc, 1), PAIR_MR, out);
+#endif
     return;
   }
 #endif
@@ -121,6 +161,9 @@ static void pack_b(const Operand *x, int64_t r0, int rows, int64_t k0, int kc, i
 #elif HAS_PAIRS
   if (pairs) {
     pack(x, r0, rows, k0, kc, NR, 1, out);
+#if HAS_MATRICES
+    pack_matrices(rows, words_for(kc, 1), NR, out);
+#endif
     return;
   }
 #endif

@@ -75,8 +75,10 @@ static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t l
 
 static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// The number of words in a panel for kc terms: whole tiles of pairs. Words past the last term are zeros.
-static inline int words_for(int kc, int pairs) { return pairs ? round_up((kc + 1) / 2, HAS_TILES ? 16 : 1) : kc; }
+// The number of words in a panel for kc terms: whole tiles of pairs, or whole matrices. Words past the last term are zeros.
+static inline int words_for(int kc, int pairs) {
+  return pairs ? round_up((kc + 1) / 2, HAS_TILES ? 16 : HAS_MATRICES ? 2 : 1) : kc;
+}
 
 // The address of a strip of rows, which is part of a panel or spans several.
 static inline uint32_t *strip_at(uint32_t *out, int s, int words, int width) {
@@ -195,3 +197,21 @@ static inline __attribute__((always_inline)) void pack(const Operand *x, int64_t
   else
     pack_across_terms(x, corner, rows, kc, TYPE_F16, width, pairs, out);
 }
+
+#if HAS_MATRICES
+// Reorders panels of pairs: words q and q + 1 of a row, for even q, become neighbors, so that 4 words are 2 rows of 4 terms.
+static inline void pack_matrices(int rows, int words, const int width, uint32_t *out) {
+  for (int p = 0; p < rows; p += width)
+    for (int q = 0; q < words; q += 2, out += 2 * width) {
+      vu first[8], second[8];
+      for (int i = 0; i < width / VL; i++) {
+        first[i] = load_words(out + i * VL);
+        second[i] = load_words(out + width + i * VL);
+      }
+      for (int i = 0; i < width / VL; i++) {
+        store_words(out + 2 * i * VL, (vu)vzip1q_u32((uint32x4_t)first[i], (uint32x4_t)second[i]));
+        store_words(out + (2 * i + 1) * VL, (vu)vzip2q_u32((uint32x4_t)first[i], (uint32x4_t)second[i]));
+      }
+    }
+}
+#endif

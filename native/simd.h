@@ -24,6 +24,13 @@
 #define HAS_BF16_DOT 0
 #endif
 
+// Products of 2 x 4 with 4 x 2 bf16 at once (Arm Architecture Reference Manual, BFMMLA).
+#if defined(BF16_MATRICES) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define HAS_MATRICES 1
+#else
+#define HAS_MATRICES 0
+#endif
+
 #if defined(__AMX_BF16__) || defined(EMULATE_TILES)
 #define HAS_TILES 1
 #else

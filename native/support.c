@@ -121,7 +121,7 @@ int coppice_supports(const char *variant) {
   if (strcmp(variant, "emulated") == 0) return sets.avx2;
 #elif defined(__aarch64__)
   if (strcmp(variant, "neon") == 0) return 1;
-  if (strcmp(variant, "neonbf16") == 0) {
+  if (strcmp(variant, "neonbf16") == 0 || strcmp(variant, "neonbfmmla") == 0) {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP2) >> 14) & 1; // HWCAP2_BF16
 #elif defined(__APPLE__)

@@ -60,6 +60,8 @@ export type KernelName = (typeof KERNEL_NAMES)[number];
 const AVX2 = ["-mavx2", "-mfma", "-mf16c"];
 const AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"];
 
+const NEON_BF16 = ["-mcpu=generic+bf16"];
+
 /** An instruction set that kernels are compiled for, and the compiler's flags for it. */
 interface CompiledVariant {
   readonly name: string;
@@ -78,7 +80,8 @@ export const VARIANTS: Readonly<Record<string, readonly CompiledVariant[]>> = {
     { name: "emulated", flags: [...AVX2, "-DEMULATE_TILES"], emulates: "amxbf16" },
   ],
   arm64: [
-    { name: "neonbf16", flags: ["-mcpu=generic+bf16"] },
+    { name: "neonbfmmla", flags: [...NEON_BF16, "-DBF16_MATRICES"] },
+    { name: "neonbf16", flags: NEON_BF16 },
     { name: "neon", flags: [] },
   ],
 };

@@ -109,6 +109,8 @@ export interface PruningAxis {
   readonly groupedBy?: string | undefined;
   /** What its sizes must be multiples of, for the checkpoint's format. */
   readonly multipleOf?: number | undefined;
+  /** Whether a layer can do without the block that it is a size of: its size is 0 there. */
+  readonly isOptional?: boolean | undefined;
 }
 
 /** A model of a known architecture with concrete sizes: everything that the rest of the program knows about it. */
@@ -169,6 +171,8 @@ export interface SizeField {
   readonly name: string;
   /** Whether it can list a size for each layer. */
   readonly list?: boolean | undefined;
+  /** Whether the list can say 0 of a layer that does without the block. */
+  readonly optional?: boolean | undefined;
 }
 
 /** The fields that hold sizes, by dimension: `hidden`, `vocab`, `layers`, and those of layers by their names within a layer. */

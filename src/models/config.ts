@@ -28,9 +28,10 @@ export function parseConfig<T extends z.ZodType>(schema: T, config: ConfigJson):
   throw new FormatError(`config.json: ${describeSchemaError(parsed.error, config)}`);
 }
 
-/** @throws FormatError when query heads cannot be divided among key-value heads */
+/** @throws FormatError when query heads cannot be divided among key-value heads; a layer without attention has none of either */
 export function checkHeads(heads: number, kvHeads: number): void {
-  if (heads % kvHeads !== 0)
+  const isSkipped = heads === 0 && kvHeads === 0;
+  if (!isSkipped && (heads === 0 || heads % kvHeads !== 0))
     throw new FormatError(`config.json: ${heads} attention heads cannot be divided among ${kvHeads} key-value heads`);
 }
 

@@ -5,7 +5,7 @@ import type { GgufPlacement } from "./blocks/block.js";
 import type { ParameterSpec } from "./dimensions.js";
 import { combined, type DerivedTensor, type GgufLayout, type GgufParameter, type ListedValues } from "./gguf-layout.js";
 import { rotaryLayout } from "./rotary-gguf.js";
-import { blocksOf, type DecoderSpec } from "./spec.js";
+import { blocksOf, type DecoderSpec, skippedIn } from "./spec.js";
 
 /** A parameter with its placement in a GGUF file. */
 export interface PlacedParameter extends ParameterSpec {
@@ -60,9 +60,13 @@ function copiedHead(spec: DecoderSpec, [embedding]: readonly PlacedParameter[]):
   return parameterLayout({ ...embedding, gguf: { name: "output" } });
 }
 
-const zeros = ({ gguf: { zeros = {} }, layers }: DecoderSpec): DerivedTensor[] =>
+const zeros = ({ gguf: { zeros = () => ({}) }, layers }: DecoderSpec): DerivedTensor[] =>
   layers.flatMap((_, layer) =>
-    Object.entries(zeros).map(([name, size]) => ({ name: `blk.${layer}.${name}`, values: new Float32Array(size) })),
+    Object.entries(zeros(layer)).map(([name, shape]) => ({
+      name: `blk.${layer}.${name}`,
+      shape,
+      values: new Float32Array(shape.reduce((product, size) => product * size, 1)),
+    })),
   );
 
 function listedValues(parameters: readonly PlacedParameter[]): ListedValues[] {
@@ -76,7 +80,8 @@ function listedValues(parameters: readonly PlacedParameter[]): ListedValues[] {
 function blockMetadata(spec: DecoderSpec): [string, GgufValue][] {
   const valuesOf = new Map<string, number[]>();
   for (const layer of spec.layers) {
-    const own = Object.assign({}, ...blocksOf(layer).map(([, block]) => block.metadata)) as Record<string, number>;
+    const blocks = [...blocksOf(layer).map(([, block]) => block), ...skippedIn(layer)];
+    const own = Object.assign({}, ...blocks.map(({ metadata }) => metadata)) as Record<string, number>;
     for (const [key, value] of Object.entries(own)) valuesOf.set(key, [...(valuesOf.get(key) ?? []), value]);
   }
   for (const [key, value] of Object.entries(spec.finalNorm.metadata))

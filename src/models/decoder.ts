@@ -6,6 +6,7 @@ import type {
   ForwardResult,
   Model,
   PruningAxis,
+  SizeFields,
   Surroundings,
   Tap,
   Weights,
@@ -43,7 +44,7 @@ export function decoderModel(
     maxPositions: spec.maxPositions,
     needsBeginToken: spec.needsBeginToken ?? false,
     tiedEmbeddings: spec.tied,
-    axes: axesOf(spec),
+    axes: axesOf(spec, architecture.fields),
     scoredBy: scoresOf(spec),
     groups: groupsOf(spec),
     cost: (context) => totalCost(spec, context),
@@ -183,12 +184,12 @@ const groupsOf = (spec: DecoderSpec): Model["groups"] =>
     ),
   );
 
-function axesOf(spec: DecoderSpec): PruningAxis[] {
+function axesOf(spec: DecoderSpec, fields: SizeFields): PruningAxis[] {
   const axes = new Map<string, PruningAxis & { dimensions: DimensionName[] }>();
   spec.layers.forEach((layer, i) => {
     for (const [name, { prunable, groupedBy }] of Object.entries(layerDimensions(layer))) {
       if (!prunable) continue;
-      const axis = axes.get(name) ?? { name, dimensions: [], groupedBy };
+      const axis = axes.get(name) ?? { name, dimensions: [], groupedBy, isOptional: fields[name]?.optional };
       axis.dimensions.push(layerDimension(i, name));
       axes.set(name, axis);
     }

@@ -18,6 +18,8 @@ export interface GgufParameter {
 /** A tensor that is computed from the configuration. */
 export interface DerivedTensor {
   readonly name: string;
+  /** Outermost axis first. */
+  readonly shape: readonly number[];
   readonly values: Float32Array;
 }
 
@@ -53,8 +55,8 @@ export interface GgufFacts {
   readonly rotaryReads?: { readonly factors?: boolean | undefined; readonly betas?: boolean | undefined } | undefined;
   /** The graph needs a separate head: a tied embedding is written twice. */
   readonly copiesHead?: boolean | undefined;
-  /** Tensors of zeros that the graph needs in every layer and the checkpoint does not have (`attn_output.bias`), with their sizes. */
-  readonly zeros?: Readonly<Record<string, number>> | undefined;
+  /** Tensors of zeros that the graph needs in a layer and the checkpoint does not have (`attn_output.bias`), with their shapes. */
+  readonly zeros?: ((layer: number) => Readonly<Record<string, readonly number[]>>) | undefined;
   readonly notes?: readonly string[] | undefined;
   /** Why llama.cpp cannot compute the model at all. */
   readonly refused?: string | undefined;

@@ -1,5 +1,5 @@
 import { type Block, rmsNorm } from "./blocks/index.js";
-import type { DecoderSpec, Layer } from "./spec.js";
+import { type DecoderSpec, isEmpty, type Layer, type Residual } from "./spec.js";
 
 /** The kinds of layers: with norms before their blocks, after them, or both. */
 
@@ -38,15 +38,17 @@ export const rmsNorms =
 export type LayerNames = readonly [norm: string, mixer: string, secondNorm: string, feedForward: string];
 const LAYER_NAMES: LayerNames = ["input_layernorm", "self_attn", "post_attention_layernorm", "mlp"];
 
-/** A norm before each block: Llama's layer. */
+/** A norm before each block: Llama's layer. Blocks of size 0 are skipped. */
 export const preNormDecoder = (c: DecoderFields, norm: Norm, blocksOf: LayerBlocks, names = LAYER_NAMES): BaseDecoder =>
   decoderOf(c, norm, (i) => {
     const [mixer, feedForward] = blocksOf(i);
+    const residuals: Residual[] = [
+      { norm: [names[0], norm("attn_norm")], block: [names[1], mixer] },
+      { norm: [names[2], norm("ffn_norm")], block: [names[3], feedForward] },
+    ];
     return {
-      residuals: [
-        { norm: [names[0], norm("attn_norm")], block: [names[1], mixer] },
-        { norm: [names[2], norm("ffn_norm")], block: [names[3], feedForward] },
-      ],
+      residuals: residuals.filter(({ block: [, block] }) => !isEmpty(block)),
+      skipped: [mixer, feedForward].filter(isEmpty),
     };
   });
 

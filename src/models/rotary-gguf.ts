@@ -14,6 +14,7 @@ interface RotaryLayout {
 }
 
 const EMPTY: RotaryLayout = { metadata: {}, derived: [], notes: [] };
+const derived = (name: string, values: Float32Array): DerivedTensor => ({ name, shape: [values.length], values });
 
 /**
  * What a GGUF file says of a rotary scaling.
@@ -47,7 +48,7 @@ export function rotaryLayout(
         metadata: { "rope.scaling.type": gguf.string("linear"), "rope.scaling.factor": gguf.float32(factor) },
       };
     case "llama3":
-      return { ...EMPTY, derived: [{ name: "rope_freqs.weight", values: factors(1) }] };
+      return { ...EMPTY, derived: [derived("rope_freqs.weight", factors(1))] };
     case "yarn":
       return yarnLayout(rotary, { factor, original, readsBetas: reads.betas === true });
     case "longrope":
@@ -58,8 +59,8 @@ export function rotaryLayout(
           "rope.scaling.attn_factor": gguf.float32(rotaryFrequencies(rotary, 1).attentionFactor),
         },
         derived: [
-          { name: "rope_factors_long.weight", values: factors(original + 1) },
-          { name: "rope_factors_short.weight", values: factors(1) },
+          derived("rope_factors_long.weight", factors(original + 1)),
+          derived("rope_factors_short.weight", factors(1)),
         ],
         notes: ["llama.cpp chooses between long and short rotary factors by the size of the context, not of the text"],
       };

@@ -15,6 +15,8 @@ export interface Residual {
 /** A layer of a decoder. */
 export interface Layer {
   readonly residuals: readonly Residual[];
+  /** Blocks that it does without: nothing is computed, and a size of theirs is 0. */
+  readonly skipped?: readonly Block[] | undefined;
   /** Every residual reads the layer's input rather than the previous residual's output (GPT-NeoX). */
   readonly parallel?: boolean | undefined;
 }
@@ -68,7 +70,14 @@ export const mainBlocks = ({ residuals }: Layer): NamedBlock[] => residuals.map(
 export const blocksOf = ({ residuals }: Layer): NamedBlock[] =>
   residuals.flatMap(({ norm, block, after }) => [norm, block, after].filter((named) => named !== undefined));
 
+/** The blocks that a layer does without. */
+export const skippedIn = ({ skipped = [] }: Layer): readonly Block[] => skipped;
+
+/** Whether there is nothing to compute in a block. */
+export const isEmpty = ({ dimensions }: Block): boolean => Object.values(dimensions).some(({ size }) => size === 0);
+
 /** A layer's dimensions by local name. */
 export function layerDimensions(layer: Layer): Readonly<Record<string, Dimension>> {
-  return Object.assign({}, ...mainBlocks(layer).map(([, block]) => block.dimensions));
+  const blocks = [...mainBlocks(layer).map(([, block]) => block), ...skippedIn(layer)];
+  return Object.assign({}, ...blocks.map(({ dimensions }) => dimensions));
 }

@@ -9,7 +9,7 @@ import {
 import { elementAt } from "../system/arrays.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import { cheapestWithin } from "../system/knapsack.js";
-import { divisorOf, type SearchSpace } from "./candidates.js";
+import { divisorOf, parametersAt, type SearchSpace } from "./candidates.js";
 import { keptIndices, planFor, sizesByAxis } from "./plan.js";
 import type { Scores } from "./scores.js";
 import type { AxisSizes } from "./sizes.js";
@@ -25,7 +25,7 @@ const LARGEST_CUT = 0.7;
 export interface StepSizes {
   readonly step: ResidualStep;
   readonly dimension: DimensionName;
-  /** Largest first: the step as it is. */
+  /** Largest first: the step as it is. The last may be 0, a layer without the step. */
   readonly sizes: readonly number[];
   /** The whole model's parameters with each of the sizes in this layer alone. */
   readonly parameters: readonly number[];
@@ -42,19 +42,19 @@ export function layerSizes(model: Model, space: SearchSpace): StepSizes[] {
       `sizes for each layer can be chosen of ${LAYER_AXES.join(" and ")}, of which this model and --axes (${space.axes.join(", ")}) have none: add --axes ffn`,
     );
   return axes.flatMap((axis) =>
-    axis.dimensions.map((dimension): StepSizes => {
+    axis.dimensions.flatMap((dimension): StepSizes[] => {
       const before = model.sizes[dimension] ?? 0;
-      const sizes = spread(multiples(before, divisorOf(axis, before, space), space.maxWidthCut ?? LARGEST_CUT));
-      const smallest = sizes.at(-1) ?? before;
-      checkListed(model, dimension, smallest);
-      const parameters = sizes.map((size) => countParameters(model.parameters, sizesWith(model, dimension, size)));
-      return { step: stepOf(model, dimension), dimension, sizes, parameters };
+      if (before === 0) return [];
+      const smaller = spread(multiples(before, divisorOf(axis, before, space), space.maxWidthCut ?? LARGEST_CUT));
+      checkListed(model, dimension, smaller.at(-1) ?? before);
+      // in llama.cpp, the first layer has the sizes that are the whole model's
+      const canSkip = axis.isOptional && space.maxWidthCut === undefined && dimension !== axis.dimensions[0];
+      const sizes = canSkip ? [...smaller, 0] : smaller;
+      const parameters = sizes.map((size) => parametersAt(model, { [dimension]: size }));
+      return [{ step: stepOf(model, dimension), dimension, sizes, parameters }];
     }),
   );
 }
-
-const sizesWith = (model: Model, dimension: DimensionName, size: number) =>
-  planFor(model, { [dimension]: size }, []).sizes;
 
 /** @throws UsageError when one layer cannot have a size of its own */
 function checkListed(model: Model, dimension: DimensionName, size: number): void {

@@ -78,13 +78,17 @@ function wantedSizes(model: Model, wanted: AxisSizes): Map<DimensionName, number
     if (name in model.sizes && name !== "layers") sizes.set(name, largestOf(size));
   for (const { dimension, groupedBy } of model.groups) {
     // heads and their key-value heads are cut together when only one of the two is named
-    const perGroup = sizeOf(dimension, model.sizes) / sizeOf(groupedBy, model.sizes);
+    const perGroup = membersPerGroup(model, dimension, groupedBy);
     const [members, groups] = [sizes.get(dimension), sizes.get(groupedBy)];
     if (members === undefined && groups !== undefined) sizes.set(dimension, groups * perGroup);
     if (members !== undefined && groups === undefined && perGroup === 1) sizes.set(groupedBy, members);
   }
   return sizes;
 }
+
+/** How many indices of a dimension belong to each of the one that groups it; 0 where there are none. */
+const membersPerGroup = (model: Model, dimension: DimensionName, groupedBy: DimensionName): number =>
+  sizeOf(dimension, model.sizes) / Math.max(1, sizeOf(groupedBy, model.sizes));
 
 /** The original's dimensions that stay, each with its name in the smaller model, whose layers are numbered anew. */
 function keptDimensions(model: Model, keptLayers: readonly number[]): Map<DimensionName, DimensionName> {
@@ -110,21 +114,39 @@ export function checkPlan(model: Model, plan: PrunePlan): void {
   const names = new Set(dimensions.values());
   const unknown = Object.keys(plan.sizes).find((name) => !names.has(name));
   if (unknown !== undefined) throw new UsageError(`${unknown} is not a dimension of this model`);
+  const optional = new Set(model.axes.filter(({ isOptional }) => isOptional).flatMap((axis) => axis.dimensions));
   for (const [original, name] of dimensions) {
     if (name === "layers") continue;
     const [before, size] = [sizeOf(original, model.sizes), sizeOf(name, plan.sizes)];
-    if (!Number.isInteger(size) || size < 1 || size > before)
-      throw new UsageError(`${name}=${size}: the model has ${before}; choose a whole number from 1 to ${before}`);
+    const least = optional.has(original) ? 0 : 1;
+    if (!Number.isInteger(size) || size < least || size > before)
+      throw new UsageError(
+        `${name}=${size}: the model has ${before}; choose a whole number from ${least} to ${before}`,
+      );
   }
+  checkSomeStay(model, plan, dimensions);
   for (const { dimension, groupedBy } of model.groups) {
     const [name, groupName] = [dimensions.get(dimension), dimensions.get(groupedBy)];
     if (name === undefined || groupName === undefined) continue;
     const [size, groupCount] = [sizeOf(name, plan.sizes), sizeOf(groupName, plan.sizes)];
-    const maxPerGroup = sizeOf(dimension, model.sizes) / sizeOf(groupedBy, model.sizes);
-    if (size % groupCount !== 0 || size / groupCount > maxPerGroup)
+    if (size === 0 && groupCount === 0) continue;
+    const maxPerGroup = membersPerGroup(model, dimension, groupedBy);
+    if (size === 0 || size % groupCount !== 0 || size / groupCount > maxPerGroup)
       throw new UsageError(
         `${name}=${size} cannot be shared by ${model.layerDimensions.get(groupedBy)?.name}=${groupCount}; it must be a multiple of it and at most ${maxPerGroup} times it`,
       );
+  }
+}
+
+/** @throws UsageError when every layer would do without a block */
+function checkSomeStay(model: Model, plan: PrunePlan, dimensions: ReadonlyMap<DimensionName, DimensionName>): void {
+  for (const axis of model.axes) {
+    const sizes = axis.dimensions.flatMap((original) => {
+      const name = dimensions.get(original);
+      return name === undefined ? [] : sizeOf(name, plan.sizes);
+    });
+    if (sizes.length > 0 && sizes.every((size) => size === 0))
+      throw new UsageError(`${axis.name}=0 in every layer: some must stay in at least one`);
   }
 }
 

@@ -71,11 +71,7 @@ function requantizedNotes({ source, tensors }: GgufContent, types: WriteContentO
   ];
 }
 
-const derivedShape = ({ name, values }: GgufLayout["derived"][number]) => ({
-  name,
-  dtype: "f32" as const,
-  shape: [values.length],
-});
+const derivedShape = ({ name, shape }: GgufLayout["derived"][number]) => ({ name, dtype: "f32" as const, shape });
 
 /** The size of the file that {@link writeContent} would write, if it is not split. */
 export function fileBytes(content: GgufContent, options: Omit<WriteContentOptions, "threads">): number {

@@ -19,7 +19,7 @@ export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDTyp
   const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
   const total = dense.model.steps.length + 1;
   const pairs = dense.model.steps.map((step) => {
-    const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step, dense.model);
+    const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step);
     return { step, counterpart, part: counterpart && `step-${student.steps.indexOf(counterpart)}` };
   });
   const parts = ["embeddings", ...pairs.flatMap(({ part }) => part ?? []), "last"];
@@ -66,8 +66,7 @@ function streamsAt(source: TensorSource, { passage, dense }: RefitInputs, studen
   return undefined;
 }
 
-/** The step of a layer of the student that is like a step of the original. */
-function stepOf(student: Model, layer: number, step: ResidualStep, dense: Model): ResidualStep | undefined {
-  const place = dense.steps.filter((other) => other.layer === step.layer).indexOf(step);
-  return student.steps.filter((other) => other.layer === layer)[place];
+/** The step of a layer of the student that is like a step of the original; undefined where the layer, or the step, is cut. */
+function stepOf(student: Model, layer: number, step: ResidualStep): ResidualStep | undefined {
+  return student.steps.find((other) => other.layer === layer && other.writer.local === step.writer.local);
 }

@@ -30,19 +30,25 @@ export interface RemovalCostInputs {
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
+/** A step cut to one size, and other sizes whose costs follow from its cost. */
+interface Cut {
+  /** The refitted matrix, with zeros for what is cut; undefined where the step gives nothing. */
+  readonly matrix: Matrix | undefined;
+  /** For each size the share of this one's divergence that it costs; undefined where another cut says it. */
+  readonly shares: readonly (number | undefined)[];
+}
+
 /** A model of which one step is cut, on its way through the others. */
-interface Variant {
+interface Variant extends Cut {
   readonly step: ResidualStep;
   readonly stream: ResidualStream;
-  /** The squared error of the step's output for each size, and for the size that it is cut to. */
-  readonly errors: readonly number[];
-  readonly error: number;
 }
 
 /**
  * What it costs to cut each step alone to each of several sizes: the mean divergence from the original, in nats per token, with the
- * writing matrix refitted to what is left. One size of each step is measured; the others' divergences are in proportion to the squared
- * error of the step's output, which the second moments give in closed form, because divergence grows with the square of a small error.
+ * writing matrix refitted to what is left. One size of each step is measured, and the step's absence; the other sizes' divergences are in
+ * proportion to the squared error of the step's output, which the second moments give in closed form, because divergence grows with the
+ * square of a small error.
  * All cut models go through the layers side by side, each from the step that it is cut at: the moments and the weights of one step are
  * in memory at a time, and half a forward pass is computed for each.
  * @returns a cost for each size of each step that may be cut; a step that is kept whole costs nothing
@@ -58,7 +64,8 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
     const stream = await ResidualStream.before(passage, original);
     streams.push(stream);
     // each stream that is measured has a part of the memory
-    const memoryBytes = inputs.measured.memoryBytes / (steps.length + 1);
+    const measuredSizes = steps.map((step) => ((keptOf(step) ?? []).some(({ length }) => length === 0) ? 2 : 1));
+    const memoryBytes = inputs.measured.memoryBytes / (measuredSizes.reduce((sum, count) => sum + count, 0) + 1);
     const measured = { ...inputs.measured, memoryBytes };
     const reference = await ResidualStream.before(measured, original);
     streams.push(reference);
@@ -67,10 +74,10 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
       const [, width = 0] = shapeOf(step.writer, original.model.sizes);
       // rows are weighted as in the refit
       const rowsOf = (g: Graph, { writerInput, after }: RecordedStep) => ops.div(g, writerInput, rowSizes(g, after));
-      const cut = await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, (moments) =>
-        kept === undefined ? undefined : cutAlone(inputs, step, moments.matrix(), kept),
+      const cuts = await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, async (moments) =>
+        kept === undefined ? [] : cutAlone(inputs, step, moments.matrix(), kept),
       );
-      if (kept !== undefined && cut === undefined)
+      if (kept !== undefined)
         costs.set(
           step,
           kept.map(() => 0),
@@ -78,7 +85,7 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
       const weights = reference.weightsOf(step.parameters);
       try {
         for (const variant of variants) await variant.stream.run(step, weights.get);
-        if (cut !== undefined) {
+        for (const cut of cuts) {
           const own = reference.fork();
           streams.push(own);
           variants.push({ step, stream: own, ...cut });
@@ -91,24 +98,26 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
       onProgress?.(i + 1, steps.length);
     }
     const divergences = await divergencesOf(measured, original, reference, variants);
-    for (const [i, { step, errors, error }] of variants.entries())
+    for (const [i, { step, shares }] of variants.entries()) {
+      const known = costs.get(step) ?? [];
       costs.set(
         step,
-        errors.map((other) => (other * elementAt(divergences, i)) / error),
+        shares.map((share, j) => (share === undefined ? elementAt(known, j) : share * elementAt(divergences, i))),
       );
+    }
     return costs;
   } finally {
     for (const stream of streams) stream.free();
   }
 }
 
-/** The size to measure a step at, and its refitted matrix, with zeros for what is cut; undefined when no size changes anything. */
+/** The sizes to measure a step at: none when no size changes anything. */
 async function cutAlone(
   { passage, original }: RemovalCostInputs,
   { writer }: ResidualStep,
   moments: Matrix,
   kept: readonly Uint32Array[],
-): Promise<{ readonly errors: readonly number[]; readonly error: number; readonly matrix: Matrix } | undefined> {
+): Promise<Cut[]> {
   const whole = readMatrix(original.source, writer.name);
   const errors: number[] = [];
   const refitted: Matrix[] = [];
@@ -117,25 +126,36 @@ async function cutAlone(
     errors.push(await squaredError(passage, whole, matrix, moments));
     refitted.push(matrix);
   }
+  const isAbsent = kept.map(({ length }) => length === 0);
+  const cuts: Cut[] = [];
   const probed = probeOf(kept, whole.columns, errors);
-  return probed === undefined
-    ? undefined
-    : { errors, error: elementAt(errors, probed), matrix: elementAt(refitted, probed) };
+  if (probed !== undefined) {
+    const shares = errors.map((error, i) => (isAbsent[i] ? undefined : error / elementAt(errors, probed)));
+    cuts.push({ matrix: elementAt(refitted, probed), shares });
+  }
+  const absent = isAbsent.indexOf(true);
+  if (absent >= 0 && elementAt(errors, absent) > 0)
+    cuts.push({ matrix: undefined, shares: isAbsent.map((value) => (value ? 1 : undefined)) });
+  return cuts;
 }
 
-/** Runs a step with another writing matrix. */
+/** Runs a step with another writing matrix, or with zeros for all that it writes. */
 async function runReplaced(
   backend: Backend,
   stream: ResidualStream,
   step: ResidualStep,
   weights: Weights,
-  { rows, columns, data }: Matrix,
+  matrix: Matrix | undefined,
 ): Promise<void> {
-  const store = new TensorStore(backend, 1);
+  const names =
+    matrix === undefined ? [step.writer, step.writerBias].flatMap((spec) => spec?.name ?? []) : [step.writer.name];
+  const store = new TensorStore(backend, names.length);
   try {
-    const replaced = store.add(step.writer.name, [rows, columns], "f32");
-    store.allocate().write(replaced, data);
-    await stream.run(step, (name) => (name === step.writer.name ? replaced : weights(name)));
+    const replaced = new Map(names.map((name) => [name, store.add(name, weights(name).shape, "f32")]));
+    store.allocate();
+    for (const tensor of replaced.values())
+      store.write(tensor, matrix?.data ?? new Float32Array(tensor.shape.reduce((product, size) => product * size, 1)));
+    await stream.run(step, (name) => replaced.get(name) ?? weights(name));
   } finally {
     store.free();
   }
@@ -186,7 +206,7 @@ const PROBED_SHARE = 0.6;
 /** The size to measure; undefined when none changes anything. */
 function probeOf(kept: readonly Uint32Array[], inputs: number, errors: readonly number[]): number | undefined {
   const distance = (i: number) => Math.abs(elementAt(kept, i).length / inputs - PROBED_SHARE);
-  const changing = [...kept.keys()].filter((i) => elementAt(errors, i) > 0);
+  const changing = [...kept.keys()].filter((i) => elementAt(kept, i).length > 0 && elementAt(errors, i) > 0);
   return changing.sort((a, b) => distance(a) - distance(b))[0];
 }
 
@@ -197,6 +217,7 @@ async function refitColumns(
   moments: Matrix,
   columns: Uint32Array,
 ): Promise<Matrix> {
+  if (columns.length === 0) return zeroMatrix(whole.rows, whole.columns);
   const rows = selectRows(moments, columns); // [kept, inputs]
   const ridge = await Ridge.of(backend, selectColumns(rows, columns));
   try {

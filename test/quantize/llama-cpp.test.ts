@@ -39,19 +39,19 @@ function prepared(name: string, root: string): string {
   return directory;
 }
 
-/** A model with its own number of heads and neurons in each layer, as pruning layer by layer makes them. */
-function layersThatDiffer(root: string): string {
-  const directory = path.join(root, "differing");
+/** A model with its own numbers of neurons and of heads in each layer, as pruning layer by layer makes them. */
+function layersThatDiffer(root: string, name: string, ffn: readonly number[], kvHeads: readonly number[]): string {
+  const directory = path.join(root, name);
   const sizes = {
     hidden_size: 64,
     head_dim: 16,
-    num_hidden_layers: 3,
-    intermediate_size: [96, 64, 128],
-    num_attention_heads: [4, 2, 6],
-    num_key_value_heads: [2, 1, 2],
+    num_hidden_layers: ffn.length,
+    intermediate_size: ffn,
+    num_attention_heads: kvHeads.map((count) => 2 * count),
+    num_key_value_heads: kvHeads,
     max_position_embeddings: 512,
   };
-  const { checkpoint } = randomModel(root, "differing", sizes, 0.3);
+  const { checkpoint } = randomModel(root, name, sizes, 0.3);
   writeCheckpoint(directory, checkpoint.config, checkpoint.source, { place: (name) => path.join(directory, name) }); // again for each use
   return directory;
 }
@@ -103,7 +103,10 @@ describe("a model exported to f32 computes in llama.cpp what it computes here", 
   const cases: (readonly [string, () => string])[] = [
     ...variants.map((name) => [name, () => prepared(name, root)] as const),
     ["the demo's teacher", () => demoTeacher],
-    ["layers that differ in size", () => layersThatDiffer(root)],
+    ["layers that differ in size", () => layersThatDiffer(root, "differing", [96, 64, 128], [2, 1, 3])],
+    ["layers without attention", () => layersThatDiffer(root, "no-attention", [96, 64, 96, 64], [2, 0, 2, 0])],
+    ["layers without a network", () => layersThatDiffer(root, "no-network", [96, 0, 96, 0], [2, 2, 2, 2])],
+    ["layers without either", () => layersThatDiffer(root, "neither", [0, 64, 0, 96], [2, 0, 0, 2])],
     ["a model cut as the demo cuts", () => path.join(root, "cut")],
     ...(hasSharedData ? [["stories260K", () => stories260K] as const] : []),
   ];

@@ -111,6 +111,23 @@ describe.each(testBackends)("on %s", (_, options) => {
     }
   });
 
+  it.each([
+    ["a feed-forward network", { "layers.0.ffn": 0 }],
+    ["attention", { "layers.0.kvHeads": 0 }],
+    ["attention and some width", { "layers.1.kvHeads": 0, hidden: 24, ffn: 36 }],
+  ])("what is left makes up for a layer without %s", async (_what, wanted) => {
+    const statistics = await surgeonScores(passage, tied);
+    const cut = { passage, original: tied, wanted, statistics };
+    const { plan, kept } = await planOf({ ...cut, directory: temporary });
+    const reference = await logitsOf(backend, tied, fixtureTokens.evaluation);
+    const losses: number[] = [];
+    for (const model of [await cutBySurgeon({ ...cut, directory: newDirectory() }), prune(tied, plan, kept)])
+      losses.push(
+        divergence(reference, await logitsOf(backend, model, fixtureTokens.evaluation), tied.model.vocabSize),
+      );
+    expect(losses[0]).toBeLessThan(0.9 * losses[1]!);
+  });
+
   it("a finished part of another cut is refused", async () => {
     const directory = newDirectory();
     await cutBySurgeon({ passage, original: tied, wanted: { ffn: 36 }, directory });

@@ -1,10 +1,12 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { openCheckpoint, type ResidualStep } from "../../src/models/index.js";
+import { planFor, prune } from "../../src/prune/index.js";
 import { removalCosts } from "../../src/refit/index.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
-import { changed, fixtures, fixtureTokens, passageOver } from "./cuts.js";
+import { logitsOf } from "../models/architectures.js";
+import { changed, divergence, fixtures, fixtureTokens, passageOver } from "./cuts.js";
 
 const feedForward = (layer: number) => (step: ResidualStep) =>
   step.layer === layer && step.writer.local.startsWith("mlp.");
@@ -37,6 +39,18 @@ describe.each(testBackends)("the cost of cutting a step, on %s", (_, options) =>
       expect(costOf(layer)[0]).toBe(0);
       expect([...costOf(layer)].sort((a, b) => a - b)).toEqual(costOf(layer));
       expect(costOf(layer)[3]).toBeGreaterThan(0);
+    }
+  });
+
+  it("is, for a step that goes altogether, the divergence of the model without it", async () => {
+    const evaluated = fixtureTokens.calibration.slice(0, 8);
+    const dense = await logitsOf(backend, tied, evaluated);
+    const costOf = await costs(tied, [inputsOf(tied.model.steps[1]!), 24, 0]);
+    for (let layer = 0; layer < tied.model.layerCount; layer++) {
+      const without = prune(tied, planFor(tied.model, { [`layers.${layer}.ffn`]: 0 }, []), new Map());
+      const measured = divergence(dense, await logitsOf(backend, without, evaluated), tied.model.vocabSize);
+      expect(costOf(layer)[2]! / measured).toBeCloseTo(1, 2);
+      expect(costOf(layer)[1]).toBeLessThan(measured);
     }
   });
 

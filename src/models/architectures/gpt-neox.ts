@@ -49,7 +49,7 @@ export const gptNeox = architecture({
         rotary,
         metadata: { use_parallel_residual: gguf.bool(c.use_parallel_residual) },
         copiesHead: true,
-        zeros: bias ? {} : { "attn_qkv.bias": 3 * hidden, "attn_output.bias": hidden },
+        zeros: () => (bias ? {} : { "attn_qkv.bias": [3 * hidden], "attn_output.bias": [hidden] }),
         notes: geluNotes(c.hidden_act),
       },
     };

@@ -1,12 +1,16 @@
 import { z } from "zod";
+import { gguf } from "../../checkpoint/gguf.js";
+import { FormatError } from "../../system/errors.js";
 import { attention, gatedFeedForward } from "../blocks/index.js";
-import { type ConfigJson, choice, entryOf, flag, headSize, size } from "../config.js";
-import { architecture, BASE_SIZES, baseSchema, headsOf, wholeRotaryOf } from "../family.js";
+import { type ConfigJson, checkHeads, choice, entryOf, flag, headSize, size } from "../config.js";
+import { architecture, BASE_SIZES, baseSchema, wholeRotaryOf } from "../family.js";
+import type { GgufConfig } from "../gguf-config.js";
+import type { GgufFacts } from "../gguf-layout.js";
 import { windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
-/** A size for all layers, or a list with one for each layer. */
-const sizes = z.union([size, z.array(size).nonempty()]);
+/** A size for all layers, or a list with one for each layer, 0 where it skips the block. */
+const sizes = z.union([size, z.array(z.union([size, z.literal(0)])).nonempty()]);
 
 export const llama = architecture({
   name: "llama",
@@ -36,7 +40,8 @@ export const llama = architecture({
       const value = listed[field];
       return typeof value === "number" ? value : entryOf(field, value, layer, c.num_hidden_layers);
     };
-    const heads = sizeIn("num_attention_heads", 0);
+    const heads = [listed.num_attention_heads].flat().find((count) => count > 0);
+    if (heads === undefined) throw new FormatError("config.json: num_attention_heads is 0 in every layer");
     const headDim = headSize(c.head_dim, c.hidden_size, heads);
     const rotary = wholeRotaryOf(c, { headDim });
     const mixerOf = (i: number) => {
@@ -44,17 +49,23 @@ export const llama = architecture({
         sizeIn("num_attention_heads", i),
         sizeIn("num_key_value_heads", i),
       ];
-      const own = headsOf({ hidden_size: c.hidden_size, head_dim: headDim, num_attention_heads, num_key_value_heads });
+      checkHeads(num_attention_heads, num_key_value_heads);
+      const own = { heads: num_attention_heads, kvHeads: num_key_value_heads, headDim };
       return attention({ ...own, rotary, window, bias: attentionBias, ggufInterleaved: true });
     };
     const feedForwardOf = (i: number) =>
       gatedFeedForward({ size: sizeIn("intermediate_size", i), activation: "silu", bias });
-    const isMixed = Object.values(listed).some((value) => new Set([value].flat()).size > 1);
+    const feedForwardSizes = Array.from({ length: c.num_hidden_layers }, (_, i) => sizeIn("intermediate_size", i));
+    const skipsFeedForward = feedForwardSizes.includes(0);
+    const isMixed = skipsFeedForward || Object.values(listed).some((value) => new Set([value].flat()).size > 1);
     return {
       ...preNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForwardOf(i)]),
       hiddenAxis: { prunable: true, multipleOf: attentionBias || c.mlp_bias ? heads : 1 },
       gguf: {
         architecture: isMixed ? "deci" : "llama",
+        ...(skipsFeedForward ? idleFeedForward(c.hidden_size, feedForwardSizes) : {}),
+        // llama.cpp takes the size of heads from the first layer
+        refused: sizeIn("num_attention_heads", 0) === 0 ? "llama.cpp needs attention in the first layer" : undefined,
         rotary,
         rotaryReads: { factors: true },
         notes: windowNotes(window, c),
@@ -63,9 +74,9 @@ export const llama = architecture({
   },
   sizes: {
     ...BASE_SIZES,
-    ffn: { name: "intermediate_size", list: true },
-    heads: { name: "num_attention_heads", list: true },
-    kvHeads: { name: "num_key_value_heads", list: true },
+    ffn: { name: "intermediate_size", list: true, optional: true },
+    heads: { name: "num_attention_heads", list: true, optional: true },
+    kvHeads: { name: "num_key_value_heads", list: true, optional: true },
   },
   adapt,
   gguf: {
@@ -76,10 +87,39 @@ export const llama = architecture({
       // Qwen 2 is written as Llama where its own graph does not support its sizes
       if (attention_bias && !read.has("blk.0.attn_output.bias"))
         return { model_type: "qwen2", architectures: ["Qwen2ForCausalLM"] };
-      return { attention_bias, mlp_bias: read.has("blk.0.ffn_gate.bias") };
+      const sizes = read.optionalNumbers("feed_forward_length");
+      const intermediate_size = Array.isArray(sizes)
+        ? sizes.map((size, i) => (isIdle(read, i, size) ? 0 : size))
+        : sizes;
+      return { attention_bias, mlp_bias: read.has("blk.0.ffn_gate.bias"), intermediate_size };
     },
   },
 });
+
+/**
+ * llama.cpp's graph leaves out a whole layer whose feed-forward network has size 0, with its attention: such a network is written as one
+ * neuron that gives nothing.
+ */
+const idleFeedForward = (hidden: number, sizes: readonly number[]): Pick<GgufFacts, "metadata" | "zeros"> => ({
+  metadata: {
+    feed_forward_length: gguf.numbers(
+      "uint32",
+      sizes.map((size) => Math.max(1, size)),
+    ),
+  },
+  zeros: (layer): Record<string, readonly number[]> =>
+    sizes[layer] === 0
+      ? {
+          "ffn_norm.weight": [hidden],
+          "ffn_gate.weight": [1, hidden],
+          "ffn_up.weight": [1, hidden],
+          "ffn_down.weight": [hidden, 1],
+        }
+      : {},
+});
+
+const isIdle = (read: GgufConfig, layer: number, size: number): boolean =>
+  size === 1 && read.values(`blk.${layer}.ffn_down.weight`)?.every((value) => value === 0) === true;
 
 /** transformers' Llama rejects a width that its heads do not divide; its Mistral accepts it and computes the same. */
 function adapt(config: ConfigJson): ConfigJson {

@@ -33,7 +33,7 @@ export const starcoder2 = architecture({
       gguf: {
         architecture: "starcoder2",
         rotary,
-        zeros: bias ? {} : { "attn_output.bias": hidden, "ffn_up.bias": ffn, "ffn_down.bias": hidden },
+        zeros: () => (bias ? {} : { "attn_output.bias": [hidden], "ffn_up.bias": [ffn], "ffn_down.bias": [hidden] }),
         refused: tooWide("StarCoder 2", heads, c),
         notes: windowNotes(window, c),
       },
