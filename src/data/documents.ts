@@ -98,6 +98,8 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
 
 /** The approximate length of the parts of a long document. */
 const PART_CHARACTERS = 4096;
+/** Lines longer than this are divided, at a space if there is one. */
+const LONGEST_LINE = 2 ** 20;
 
 /** A long document is yielded in parts that end at line ends, so that no file need fit in memory. */
 async function* readText(
@@ -119,8 +121,9 @@ async function* readText(
       }
       while (rest.length > 2 * PART_CHARACTERS) {
         const line = rest.indexOf("\n", PART_CHARACTERS);
-        const cut = line < 0 || line > rest.length - separator.length ? -1 : line + 1;
-        if (cut < 0) break;
+        const isComplete = line >= 0 && line <= rest.length - separator.length;
+        const cut = isComplete ? line + 1 : cutOfLine(rest, separator);
+        if (cut === undefined) break;
         yield part(inside ? rest.slice(0, cut) : rest.slice(0, cut).trimStart());
         inside = true;
         rest = rest.slice(cut);
@@ -130,6 +133,15 @@ async function* readText(
     throw readError(file, error);
   }
   if (rest.trim() !== "") yield part(inside ? rest.trimEnd() : rest.trim());
+}
+
+/** Where to cut a text without line ends that has become too long: before a space, else between two characters. */
+function cutOfLine(text: string, separator: string): number | undefined {
+  if (text.length <= LONGEST_LINE + separator.length) return undefined;
+  const space = text.lastIndexOf(" ", LONGEST_LINE);
+  if (space > 0) return space;
+  const isHalf = /[\ud800-\udbff]/.test(text.charAt(LONGEST_LINE - 1)); // of a character of two code units
+  return isHalf ? LONGEST_LINE - 1 : LONGEST_LINE;
 }
 
 /** After this many rows, all without the field, it is considered missing. */

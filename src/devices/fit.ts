@@ -126,7 +126,7 @@ function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Mo
   const divisors = { ...only(quantizableDivisors(model), axes), ...space.divisors };
   const sizesByShare = SHARES.map((share) => {
     if (share === 1) return original;
-    return nearestCandidate(model, share * parameters, { axes, ...space, divisors })?.sizes;
+    return nearestCandidate(model, share * parameters, { axes, ...space, divisors, forLlamaCpp: true })?.sizes;
   }).filter((sizes) => sizes !== undefined);
   const distinct = new Map(sizesByShare.map((sizes) => [JSON.stringify(sizes), sizes]));
   return [...distinct.values()].map((sizes) => {

@@ -64,10 +64,11 @@ export class SparseTeacher {
     private readonly sequences: SequenceSet,
     readonly options: SparseTeacherOptions,
   ) {
-    const { cacheDirectory, teacherId, vocabSize, targets, expectedSequences = 0 } = options;
+    const { cacheDirectory, teacherId, computeType, vocabSize, targets, expectedSequences = 0 } = options;
     if (cacheDirectory === undefined) return;
     const { stream, length, count } = sequences;
-    const key = hashBytes(JSON.stringify([FORMAT, teacherId, vocabSize, stream.id, length, ...targets.identity]));
+    const identity = [FORMAT, teacherId, computeType, vocabSize, stream.id, length, ...targets.identity];
+    const key = hashBytes(JSON.stringify(identity));
     this.cache = new LogitCache(path.join(cacheDirectory, key.slice(0, 32)), {
       description: { sequences: count, sequenceLength: length, targets: targets.identity },
       expectedBytes: Math.min(expectedSequences, count) * length * targets.expectedBytes,

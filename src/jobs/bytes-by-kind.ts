@@ -2,6 +2,7 @@ import { storedTensors } from "../devices/predict.js";
 import { isQuantized } from "../ggml/index.js";
 import type { Checkpoint, Model } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
+import { refusalOf } from "./open-model.js";
 
 /** The bytes of a model's tensors in each kind of file. */
 export type BytesByKind = Readonly<Partial<Record<FileKind, number>>>;
@@ -15,12 +16,13 @@ export function comparedKinds(wanted: readonly FileKind[], teacher: Pick<Checkpo
   return [...teacher.source.tensors.values()].some(({ dtype }) => isQuantized(dtype)) ? ["f16"] : [];
 }
 
-/** The sizes of models in files of the same kinds, whatever types each is stored in. */
+/** The sizes of models in files of the same kinds, whatever types each is stored in; none where llama.cpp has no graph for one of them. */
 export const bytesByKind = (
   models: Readonly<Record<string, Model>>,
-  kinds: readonly FileKind[],
-): Readonly<Record<string, BytesByKind>> =>
-  Object.fromEntries(
+  wanted: readonly FileKind[],
+): Readonly<Record<string, BytesByKind>> => {
+  const kinds = Object.values(models).every((model) => refusalOf(model) === undefined) ? wanted : [];
+  return Object.fromEntries(
     Object.entries(models).map(([role, model]) => [
       role,
       Object.fromEntries(
@@ -28,3 +30,4 @@ export const bytesByKind = (
       ),
     ]),
   );
+};

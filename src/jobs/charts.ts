@@ -3,9 +3,9 @@ import { formatCount } from "../system/format.js";
 import { escapeHtml } from "../system/html.js";
 import type { PlanSummary } from "./plan-summary.js";
 
-/** A bar of each size before and after. */
-export function cutChart(plan: PlanSummary): string {
-  const rows = Object.entries(plan).flatMap(cutRows);
+/** A bar of each size before and after. @param keptLayers the original's layers that stay; all by default */
+export function cutChart(plan: PlanSummary, keptLayers?: readonly number[]): string {
+  const rows = Object.entries(plan).flatMap(([axis, sizes]) => cutRows(axis, sizes, keptLayers));
   const height = rows.length * 26;
   const bars = rows.map(({ axis, from, to }, i) => {
     const y = i * 26 + 4;
@@ -13,20 +13,24 @@ export function cutChart(plan: PlanSummary): string {
     return [
       `<text x="0" y="${y + 12}">${escapeHtml(axis)}</text>`,
       `<rect class="before" x="80" y="${y}" width="420" height="16"/>`,
-      `<rect class="after" x="80" y="${y}" width="${((420 * to) / from).toFixed(1)}" height="16"/>`,
+      `<rect class="after" x="80" y="${y}" width="${(from === 0 ? 0 : (420 * to) / from).toFixed(1)}" height="16"/>`,
       `<text x="510" y="${y + 12}">${change}</text>`,
     ].join("");
   });
   return `<svg viewBox="0 0 660 ${height}" role="img" aria-label="Sizes before and after">${bars.join("")}</svg>`;
 }
 
-/** One row for an axis, or one for each of its layers if they differ. */
-function cutRows([axis, { from, to }]: [string, PlanSummary[string]]): { axis: string; from: number; to: number }[] {
+/** One row for an axis, or one for each of the layers that stay if they differ. */
+function cutRows(
+  axis: string,
+  { from, to }: PlanSummary[string],
+  keptLayers?: readonly number[],
+): { axis: string; from: number; to: number }[] {
   const [before, after] = [[from].flat(), [to].flat()];
-  const length = Math.max(before.length, after.length);
-  const at = (sizes: readonly number[], i: number): number => sizes[i] ?? sizes[0] ?? 0;
-  if (length === 1) return [{ axis, from: at(before, 0), to: at(after, 0) }];
-  return Array.from({ length }, (_, i) => ({ axis: `${axis} ${i}`, from: at(before, i), to: at(after, i) }));
+  const at = (sizes: readonly number[], i: number): number => sizes[sizes.length === 1 ? 0 : i] ?? 0;
+  if (before.length === 1 && after.length === 1) return [{ axis, from: at(before, 0), to: at(after, 0) }];
+  const layers = keptLayers ?? Array.from({ length: Math.max(before.length, after.length) }, (_, i) => i);
+  return layers.map((layer, i) => ({ axis: `${axis} ${layer}`, from: at(before, layer), to: at(after, i) }));
 }
 
 const MAX_POINTS = 600;

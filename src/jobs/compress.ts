@@ -103,7 +103,7 @@ function forQuantization(job: CompressJob, model: Model): CompressJob {
   if (kinds.length === 0) return job;
   const withDivisors = (divisors: ReturnType<typeof quantizableDivisors>): CompressJob => ({
     ...job,
-    space: { ...job.space, divisors: { ...divisors, ...job.space?.divisors } },
+    space: { ...job.space, divisors: { ...divisors, ...job.space?.divisors }, forLlamaCpp: true },
   });
   const preferred = withDivisors(quantizableDivisors(model, kinds));
   return hasCandidates(model, preferred) ? preferred : withDivisors(quantizableDivisors(model));

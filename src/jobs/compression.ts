@@ -140,7 +140,10 @@ export class Compression {
       ...places,
       carryFrom: original.checkpoint.directory,
       scoresFile: this.scoresFile(i),
-      identity: async () => (i === 0 && job.modelName === undefined ? await this.modelIdentity() : undefined),
+      identity: async () =>
+        i === 0 && job.modelName === undefined
+          ? await modelIdentity(openCheckpoint(places.cutPath), job.cacheDir)
+          : undefined,
     };
   }
 
@@ -257,11 +260,6 @@ export class Compression {
     } finally {
       weights.free();
     }
-  }
-
-  private modelIdentity(): Promise<string> {
-    const { original, job } = this.inputs;
-    return modelIdentity(original.checkpoint, job.cacheDir);
   }
 
   /** The scores of the original may be the user's own; later rounds cut other models. */

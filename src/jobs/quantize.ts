@@ -1,6 +1,7 @@
 import { existsSync, statSync } from "node:fs";
 import path from "node:path";
 import { isGguf, openGguf } from "../checkpoint/index.js";
+import { floatSource } from "../checkpoint/tensor-source.js";
 import { Sequences } from "../data/index.js";
 import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
@@ -12,6 +13,7 @@ import {
   exportToSize,
   type FileKind,
   type Importance,
+  importanceIdentity,
   loadImportance,
   measureImportance,
   measureSensitivity,
@@ -293,14 +295,27 @@ interface MixInputs {
   readonly sizeBytes: number;
 }
 
+/** Part of a measurement's key: another way to measure is another one. */
+const COSTS_FORMAT = 2;
+
 async function writeMix(file: string, inputs: MixInputs, job: QuantizeJob): Promise<WrittenModel> {
   const { opened, sequences, importance, sizeBytes } = inputs;
   const { checkpoint } = opened;
   const { probe = false, candidateTypes, sensitivitySamples: samples = DEFAULT_SENSITIVITY_SAMPLES } = job;
-  const measurement = { probe, candidateTypes, samples, length: sequences.length, data: sequences.stream.id };
-  const key = hashBytes(JSON.stringify([fileIdentity(checkpoint), measurement])).slice(0, 32);
-  const sensitivity = await withWeights(job, opened, (backend, weights) =>
-    measureSensitivity(backend, weights, checkpoint.source, sequences, {
+  const measurement = {
+    probe,
+    candidateTypes,
+    samples,
+    length: sequences.length,
+    data: sequences.stream.id,
+    importance: importanceIdentity(importance),
+  };
+  const key = hashBytes(JSON.stringify([COSTS_FORMAT, fileIdentity(checkpoint), measurement])).slice(0, 32);
+  // types are tried on values: those of a quantized checkpoint are expanded
+  const source = floatSource(checkpoint.source);
+  const whole = { ...opened, checkpoint: { ...checkpoint, source } };
+  const sensitivity = await withWeights(job, whole, (backend, weights) =>
+    measureSensitivity(backend, weights, source, sequences, {
       importance,
       samples,
       computeType: "f32",

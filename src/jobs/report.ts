@@ -18,6 +18,8 @@ export interface ReportContent {
   /** By role: teacher, pruned, student. */
   readonly models: Readonly<Record<string, Measurement>>;
   readonly plan?: PlanSummary | undefined;
+  /** The original's layers that stay. */
+  readonly keptLayers?: readonly number[] | undefined;
   /** What led to the plan, where it took several rounds. */
   readonly rounds?: readonly RoundSummary[] | undefined;
   readonly tokens: number;
@@ -72,7 +74,7 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
       ]),
     ),
     ...(content.evaluation === undefined ? [] : ["<h2>Benchmarks</h2>", comparisonTable(content.evaluation.models)]),
-    ...(plan === undefined ? [] : ["<h2>What was cut</h2>", cutChart(plan)]),
+    ...(plan === undefined ? [] : ["<h2>What was cut</h2>", cutChart(plan, content.keptLayers)]),
     ...(rounds === undefined ? [] : ["<h2>Rounds</h2>", roundsTable(rounds)]),
     ...(metrics.length > 1 ? ["<h2>Training</h2>", lossChart(metrics)] : []),
     "<h2>Stages</h2>",

@@ -181,9 +181,9 @@ export class Round {
 
   /** The student before it is distilled. */
   private async start(plan: PrunePlan): Promise<PrunedModel> {
-    const { backend, job, tokens, training, directory, cutPath, scoresFile } = this.inputs;
+    const { backend, job, tokens, training, directory, stages, cutPath, scoresFile } = this.inputs;
     const original = openCheckpoint(cutPath);
-    const scores = loadScores(scoresFile, original.model);
+    const scores = await this.unchangedScores(await stages.once("calibrate", () => scoresIdentity(scoresFile)));
     const inputs = { backend, original, tokens, computeType: training.settings.computeType, options: job };
     const statistics = await this.statistics(inputs);
     if (statistics === undefined) return prune(original, plan, keptIndices(original.model, plan, scores));

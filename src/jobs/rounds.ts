@@ -131,7 +131,8 @@ function largestCut(model: Model, candidates: readonly Candidate[], counts: (axi
   const shares = candidates.flatMap(({ sizes }) =>
     Object.keys(original)
       .filter(counts)
-      .flatMap((axis) => pairs(original[axis], sizes[axis]).map(([before, after]) => 1 - after / before)),
+      .flatMap((axis) => pairs(original[axis], sizes[axis]))
+      .map(([before, after]) => (before === 0 ? 0 : 1 - after / before)),
   );
   return Math.max(0, ...shares);
 }

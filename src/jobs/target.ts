@@ -55,7 +55,8 @@ const DEFAULT_BITS = 16;
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
   if (isDevice(options.target)) {
     const { sizes, parameters, share } = bestFit(model, options.target, options.space);
-    return share === 1 ? [{ sizes, parameters }] : enumerateCandidates(model, parameters, spaceOf(model, options));
+    const space = { ...spaceOf(model, options), forLlamaCpp: true };
+    return share === 1 ? [{ sizes, parameters }] : enumerateCandidates(model, parameters, space);
   }
   const devices = DEVICES.map(({ id }) => id);
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS, devices);

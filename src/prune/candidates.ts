@@ -25,6 +25,8 @@ export interface SearchSpace {
   readonly maxDepthCut?: number | undefined;
   /** How far the parameter count may be from the target; 5 % by default (arXiv 2407.14679, section 2.3). */
   readonly tolerance?: number | undefined;
+  /** Leave out architectures that llama.cpp has no graph for. */
+  readonly forLlamaCpp?: boolean | undefined;
 }
 
 /** Largest cuts by axis; of other widths {@link DEFAULT_WIDTH_CUT}. */
@@ -76,30 +78,31 @@ export function parametersAt(model: Model, sizes: AxisSizes): number {
  * @throws UsageError when there is none, naming the nearest that the limits allow
  */
 export function enumerateCandidates(model: Model, targetParameters: number, space: SearchSpace): Candidate[] {
-  const { ranked, isNear } = rank(model, targetParameters, space);
-  const { isExpressible } = formulaOf(model);
-  const found = ranked.filter((candidate) => isNear(candidate) && isExpressible(candidate.sizes));
+  const { ranked, isNear, isPossible } = rank(model, targetParameters, space);
+  const found = ranked.filter((candidate) => isNear(candidate) && isPossible(candidate));
   if (found.length > 0) return found;
-  const nearest = ranked.find(({ sizes }) => isExpressible(sizes));
+  const nearest = ranked.find(isPossible);
+  const limits = nearest
+    ? `the nearest that the limits allow has ${nearest.parameters} (${describeSizes(nearest.sizes)})`
+    : `the limits allow none that ${space.forLlamaCpp ? "llama.cpp can compute" : "the model's configuration can express"}`;
   throw new UsageError(
-    `no architecture has ${targetParameters} parameters within ${toleranceOf(space) * 100} %; the nearest that the limits allow has ${nearest?.parameters} (${describeSizes(nearest?.sizes ?? axisSizes(model))}): ` +
+    `no architecture has ${targetParameters} parameters within ${toleranceOf(space) * 100} %; ${limits}: ` +
       "widen --axes, the limits (--max-width-cut, --max-depth-cut) or --tolerance",
   );
 }
 
 /** The first of the candidates that `enumerateCandidates` returns; undefined when there is none. */
 export function nearestCandidate(model: Model, targetParameters: number, space: SearchSpace): Candidate | undefined {
-  const { ranked, isNear } = rank(model, targetParameters, space);
-  const { isExpressible } = formulaOf(model);
-  return ranked.find((candidate) => isNear(candidate) && isExpressible(candidate.sizes));
+  const { ranked, isNear, isPossible } = rank(model, targetParameters, space);
+  return ranked.find((candidate) => isNear(candidate) && isPossible(candidate));
 }
 
 const toleranceOf = ({ tolerance = DEFAULT_TOLERANCE }: SearchSpace): number => tolerance;
 
-/** The whole space, nearest to the target first, and a test of whether a candidate is within the tolerance. */
+/** The whole space, nearest to the target first, and tests of whether a candidate is within the tolerance, and is possible at all. */
 function rank(model: Model, targetParameters: number, space: SearchSpace) {
   checkAxes(model, space);
-  const { count } = formulaOf(model);
+  const { count, isExpressible, isInLlamaCpp } = formulaOf(model);
   const distance = ({ parameters }: Candidate) => Math.abs(parameters - targetParameters);
   const size = ({ sizes }: Candidate, axis: string) => largestOf(sizes[axis]);
   const ranked = [...combinations(model, axisSizes(model), space)]
@@ -108,7 +111,11 @@ function rank(model: Model, targetParameters: number, space: SearchSpace) {
       (a, b) =>
         distance(a) - distance(b) || size(b, "layers") - size(a, "layers") || size(b, "hidden") - size(a, "hidden"),
     );
-  return { ranked, isNear: (candidate: Candidate) => distance(candidate) <= toleranceOf(space) * targetParameters };
+  return {
+    ranked,
+    isNear: (candidate: Candidate) => distance(candidate) <= toleranceOf(space) * targetParameters,
+    isPossible: ({ sizes }: Candidate) => (space.forLlamaCpp === true ? isInLlamaCpp(sizes) : isExpressible(sizes)),
+  };
 }
 
 /** @throws UsageError naming an axis that the model does not have */
@@ -156,7 +163,9 @@ function isGrouped({ name, groupedBy }: PruningAxis, original: AxisSizes, chosen
   };
   const layers = Math.max(...[name, groupedBy].map((axis) => [sizeOn(axis, chosen)].flat().length));
   return Array.from({ length: layers }, (_, layer) => layer).every((layer) => {
-    const perGroup = inLayer(chosen, name, layer) / inLayer(chosen, groupedBy, layer);
+    const [members, groups] = [inLayer(chosen, name, layer), inLayer(chosen, groupedBy, layer)];
+    if (members === 0 && groups === 0) return true;
+    const perGroup = members / groups;
     return (
       Number.isInteger(perGroup) && perGroup <= inLayer(original, name, layer) / inLayer(original, groupedBy, layer)
     );
@@ -168,6 +177,8 @@ interface Formula {
   /** Layers count in proportion to how many stay, which is exact where all are alike. */
   readonly count: (sizes: AxisSizes) => number;
   readonly isExpressible: (sizes: AxisSizes) => boolean;
+  /** The same, with a graph in llama.cpp. */
+  readonly isInLlamaCpp: (sizes: AxisSizes) => boolean;
 }
 
 /** Counting and trying take long for large models, and several targets ask for the same sizes. */
@@ -181,7 +192,7 @@ function formulaOf(model: Model): Formula {
 
 function newFormula(model: Model): Formula {
   const counts = new Map<string, readonly [rest: number, layers: number]>();
-  const expressible = new Map<string, boolean>();
+  const [expressible, inLlamaCpp] = [new Map<string, boolean>(), new Map<string, boolean>()];
   const once = <T>(cache: Map<string, T>, widths: AxisSizes, value: () => T): T => {
     const key = JSON.stringify(widths);
     const found = cache.get(key) ?? value();
@@ -202,9 +213,9 @@ function newFormula(model: Model): Formula {
     return parts;
   };
   const allLayers = Array.from({ length: model.layerCount }, (_, i) => i);
-  const canExpress = (widths: AxisSizes): boolean => {
+  const succeeds = (widths: AxisSizes, use: (smaller: Model) => unknown): boolean => {
     try {
-      model.resized(planFor(model, widths, []).sizes, allLayers);
+      use(model.resized(planFor(model, widths, []).sizes, allLayers));
       return true;
     } catch (error) {
       if (error instanceof FormatError) return false;
@@ -217,7 +228,9 @@ function newFormula(model: Model): Formula {
       const share = layers === undefined ? 1 : largestOf(layers) / model.layerCount;
       return Math.round(rest + inLayers * share);
     },
-    isExpressible: ({ layers: _, ...widths }) => once(expressible, widths, () => canExpress(widths)),
+    isExpressible: ({ layers: _, ...widths }) => once(expressible, widths, () => succeeds(widths, () => {})),
+    isInLlamaCpp: ({ layers: _, ...widths }) =>
+      once(inLlamaCpp, widths, () => succeeds(widths, (smaller) => smaller.gguf())),
   };
 }
 

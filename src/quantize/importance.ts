@@ -3,7 +3,9 @@ import type { Sequences } from "../data/index.js";
 import type { CalibrationOptions } from "../evaluate/batches.js";
 import { type ActivationStatistics, calibrationStatistics } from "../evaluate/calibration.js";
 import type { Backend } from "../ggml/device.js";
+import { bytesOf } from "../ggml/dtype.js";
 import { type Activation, axisSize, type Model, type ParameterSpec, type PassWeights } from "../models/index.js";
+import { hashBytes } from "../system/files.js";
 import { type Graph, ops, TensorStore } from "../tensor/index.js";
 
 /**
@@ -11,6 +13,10 @@ import { type Graph, ops, TensorStore } from "../tensor/index.js";
  * that rounding a weight causes in the output is proportional to it (llama.cpp's "importance matrix").
  */
 export type Importance = ReadonlyMap<string, Float32Array>;
+
+/** Identifies importances: equal texts mean equal values. */
+export const importanceIdentity = (importance: Importance): string =>
+  hashBytes(JSON.stringify([...importance].map(([name, values]) => [name, hashBytes(bytesOf(values))])));
 
 /** A parameter that activations are multiplied with, and the name of those activations. */
 type Matrix = ParameterSpec & { readonly input: string };

@@ -2,6 +2,7 @@ export { type GgufOrigin, nameOf } from "./content.js";
 export { type ExportOptions, type ExportToSizeOptions, exportGguf, exportToSize, type FittedModel } from "./export.js";
 export {
   type Importance,
+  importanceIdentity,
   loadImportance,
   measureImportance,
   saveImportance,

@@ -1,9 +1,11 @@
 import type { Passage } from "../evaluate/residual-stream.js";
+import { bytesOf } from "../ggml/dtype.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import { type ModelTensors, sizeOf } from "../models/index.js";
 import { type KeptIndices, type PrunedModel, type PrunePlan, prune } from "../prune/index.js";
 import { readMatrix } from "../prune/matrices.js";
 import { cutWithinLayers } from "../prune/surgery.js";
+import { hashBytes } from "../system/files.js";
 import { type Basis, rotationBasis, selectionBasis, whyNotRotated } from "./basis.js";
 import { refit } from "./refit.js";
 import { cutStart, rotatedStart, type Start } from "./start.js";
@@ -43,11 +45,23 @@ export async function cutAndRefit(inputs: RefittedCut): Promise<PrunedModel> {
     start,
     within,
     basis,
-    files: new StepFiles(place, pruned.model, { saveEverySeconds }),
+    files: new StepFiles(place, pruned.model, { identity: identityOf(inputs), saveEverySeconds }),
     onProgress,
   });
   return { ...pruned, source };
 }
+
+/** Identifies what a cut takes out, and what it is mended on. */
+const identityOf = ({ plan, kept, passage, streamMoments }: RefittedCut): string =>
+  hashBytes(
+    JSON.stringify([
+      plan.sizes,
+      plan.keptLayers,
+      [...kept].map(([dimension, indices]) => [dimension, hashBytes(bytesOf(indices))]),
+      passage.batches.map((batch) => hashBytes(bytesOf(batch))),
+      streamMoments && hashBytes(bytesOf(streamMoments.data)),
+    ]),
+  );
 
 async function basisFor({ passage, original, kept, plan, streamMoments }: RefittedCut): Promise<Basis | undefined> {
   const channels = kept.get("hidden");

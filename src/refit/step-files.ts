@@ -21,6 +21,8 @@ export interface PartContent {
 /** Finished parts of a model on disk, a file each: work that was killed goes on after the last of them. */
 export class StepFiles {
   private readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** Of the cut: parts of another one are refused. */
+  private readonly identity: string;
   /** Both models' streams between two steps. */
   readonly streams: SavedStreams;
 
@@ -28,8 +30,9 @@ export class StepFiles {
   constructor(
     private readonly place: (name: string) => string,
     model: Model,
-    { saveEverySeconds }: { readonly saveEverySeconds?: number | undefined } = {},
+    { identity, saveEverySeconds }: { readonly identity: string; readonly saveEverySeconds?: number | undefined },
   ) {
+    this.identity = identity;
     this.streams = new SavedStreams(path.resolve(place("streams.safetensors")), saveEverySeconds);
     this.shapes = new Map(model.parameters.map((spec) => [spec.name, shapeOf(spec, model.sizes)]));
   }
@@ -39,13 +42,11 @@ export class StepFiles {
     const file = this.fileOf(part);
     if (!existsSync(file)) return undefined;
     const source = openSafetensors(file);
-    for (const [name, { shape }] of source.tensors) {
-      const wanted = this.shapes.get(name);
-      if (wanted?.join() !== shape.join())
-        throw new FormatError(
-          `${file}: ${name} has the shape [${shape.join(", ")}], in this cut it is [${wanted?.join(", ") ?? "absent"}]: the file is another cut's; delete it`,
-        );
-    }
+    const isOwn = [...source.tensors].every(([name, { shape }]) => this.shapes.get(name)?.join() === shape.join());
+    if (!isOwn || source.metadata.cut !== this.identity)
+      throw new FormatError(
+        `${file} is of another cut, or was fitted to other scores or data: begin anew with --restart, or delete it`,
+      );
     return new Map((names ?? [...source.tensors.keys()]).map((name) => [name, readMatrix(source, name).data]));
   }
 
@@ -70,7 +71,7 @@ export class StepFiles {
         }
       },
     }));
-    await streamSafetensors(this.fileOf(part), tensors, { kind: "coppice refit" });
+    await streamSafetensors(this.fileOf(part), tensors, { kind: "coppice refit", cut: this.identity });
   }
 
   /** @throws FormatError when the file is another cut's */

@@ -128,6 +128,7 @@ export const chained = (g: Graph, gradient: Tensor, dy: Tensor): Tensor =>
 export function recomputed(g: Graph, x: Tensor, f: (x: Tensor) => Tensor): Tensor {
   if (!g.recompute || !g.isRecording) return f(x);
   const { value, tape } = g.taped(() => f(x));
+  if (tape.length === 0) return value; // nothing is computed
   const leaves = leavesOf(tape);
   const output = { ...value };
   g.record({

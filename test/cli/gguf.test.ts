@@ -95,6 +95,31 @@ describe("coppice quantize", () => {
     }
   });
 
+  it("makes a file to a size from a quantized one, by costs of its own for each way to measure importances", async () => {
+    const [file = ""] = outcome.files[0]!.files;
+    const costs = path.join(at("cache"), "type-costs");
+    const mixOf = async (samples: string, place: string) => {
+      const measuring = [
+        "--data",
+        data,
+        "--sequence-length",
+        "64",
+        "--samples",
+        samples,
+        "--cost-samples",
+        "4",
+        "--probe",
+      ];
+      const size = ["--size", "600KB", "--candidates", "q8_0,q5_0,q4_0"];
+      await json("quantize", file, ...size, ...measuring, "--threads", "1", "--out", at(place));
+      return readdirSync(costs).length;
+    };
+    const known = readdirSync(costs).length;
+    expect(await mixOf("4", "mix-4")).toBe(known + 1);
+    expect(await mixOf("16", "mix-16")).toBe(known + 2);
+    expect(await mixOf("16", "mix-again")).toBe(known + 2);
+  });
+
   it("makes models that every command takes, without expanding them", async () => {
     const [file = ""] = outcome.files[1]!.files;
     const backend = Backend.open({ device: "cpu" });

@@ -81,6 +81,17 @@ describe("documents", () => {
     );
   });
 
+  it("come from a line of any length in pieces that add up to it, between words where there are some", async () => {
+    const words = Array.from({ length: 400_000 }, (_, i) => `word${i}`).join(" ");
+    const pieces = await documentsOf("one-line.txt", words);
+    expect(pieces.length).toBeGreaterThan(2);
+    expect(pieces.map(({ text }) => text).join("")).toBe(words);
+    expect(pieces.slice(1).every(({ text, continues }) => continues && text.startsWith(" word"))).toBe(true);
+    const faces = await documentsOf("no-spaces.txt", `${"a".repeat(2 ** 20 - 1)}${"😀".repeat(2 ** 20)}`);
+    expect(faces.length).toBeGreaterThan(1);
+    for (const { text } of faces) expect(Buffer.from(text).toString()).toBe(text); // no half of a character
+  });
+
   it("come from JSON lines by a field", async () => {
     const text = '{"text":"a"}\n\n{"text":"b\\nc","body":"d"}\n';
     expect(await documentsOf("a.jsonl", text)).toEqual(whole("a", "b\nc"));

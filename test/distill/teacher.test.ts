@@ -5,7 +5,7 @@ import { Sequences } from "../../src/data/index.js";
 import { type SparseTargets, SparseTeacher, sampledTargets, topKTargets } from "../../src/distill/index.js";
 import { Backend } from "../../src/ggml/index.js";
 import { initialize, type ModelWeights, modelFromConfig, StreamedWeights } from "../../src/models/index.js";
-import { Graph } from "../../src/tensor/index.js";
+import { type ComputeType, Graph } from "../../src/tensor/index.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
 
@@ -33,13 +33,18 @@ const sampled = (options: { samples?: number; seed?: number; temperature?: numbe
   sampledTargets({ samples: 12, seed: 5, temperature: 1, vocabSize: VOCAB, ...options });
 
 /** The targets of batches of sequences, and how often the teacher was asked for. */
-async function feed(targets: SparseTargets, batches: readonly (readonly number[])[], cacheDirectory?: string) {
+async function feed(
+  targets: SparseTargets,
+  batches: readonly (readonly number[])[],
+  cacheDirectory?: string,
+  computeType: ComputeType = "f32",
+) {
   let asked = 0;
   const load = (): ModelWeights => {
     asked++;
     return weights;
   };
-  const options = { targets, computeType: "f32", teacherId: "test", vocabSize: VOCAB, cacheDirectory } as const;
+  const options = { targets, computeType, teacherId: "test", vocabSize: VOCAB, cacheDirectory };
   const teacher = new SparseTeacher(backend, load, sequences, options);
   const fed = new Map<number, { indices: Int32Array; values: Float32Array }>();
   for (const numbers of batches) {
@@ -74,6 +79,13 @@ describe("a teacher of whom samples are taken", () => {
     expect(written.fed).toEqual(computed.fed);
     expect(read.fed).toEqual(computed.fed);
     expect([computed.asked, written.asked, read.asked]).toEqual([2, 2, 0]);
+  });
+
+  it("does not read what was computed in another type", async () => {
+    const cache = path.join(directory, "types");
+    await feed(sampled(), [[0, 1]], cache, "bf16");
+    expect((await feed(sampled(), [[0, 1]], cache, "f32")).asked).toBe(1);
+    expect((await feed(sampled(), [[0, 1]], cache, "bf16")).asked).toBe(0);
   });
 
   it("gives them whatever the order and the batches", async () => {

@@ -1,7 +1,8 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { type ModelTensors, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
+import { loadWeights, type ModelTensors, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { type AxisSizes, axisSizes, keptIndices, planFor, prune, type Scores } from "../../src/prune/index.js";
+import { Graph, gradients, ops } from "../../src/tensor/index.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { changed, fixtures, fixtureTokens } from "../refit/cuts.js";
@@ -35,6 +36,27 @@ describe.each(testBackends)("a layer without some of its blocks, on %s", (_, opt
     const [skipped, zeroed] = [await logitsOf(backend, cut, tokens), await logitsOf(backend, idle, tokens)];
     expect(relativeDifference(skipped, zeroed)).toBeLessThan(1e-6);
     expect(relativeDifference(skipped, await logitsOf(backend, original, tokens))).toBeGreaterThan(1e-3);
+  });
+
+  it.each([false, true])("passes the gradient on, recomputed: %s", async (recompute) => {
+    const { model, source } = cutTo(original, { "layers.1.ffn": 0, "layers.1.kvHeads": 0 });
+    const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: true });
+    const g = new Graph(backend, { computeType: "f32", recompute });
+    try {
+      const input = g.input("tokens", "i32", [1, 8]);
+      const logits = model.forward(g, weights.get, input).logits();
+      const first = weights.get(model.steps[0]!.writer.name);
+      const gradient = g.output(gradients(g, ops.mean(g, ops.square(g, logits)), [first])[0]!);
+      g.write(
+        input,
+        Int32Array.from({ length: 8 }, (_unused, i) => i + 3),
+      );
+      await g.run();
+      expect(g.read(gradient).some((value) => Math.abs(value) > 1e-6)).toBe(true);
+    } finally {
+      g.free();
+      weights.free();
+    }
   });
 
   it("can be cut further, but not to layers that all do without the same block", async () => {

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { deviceProfile, fitDevice } from "../../src/devices/index.js";
 import { countParameters, modelFromConfig } from "../../src/models/index.js";
 import {
+  type AxisSizes,
   axisSizes,
   enumerateCandidates,
   largestOf,
@@ -25,6 +26,15 @@ const nemo = modelFromConfig({
   sliding_window: null,
   tie_word_embeddings: false,
 });
+
+const throws = (work: () => unknown): boolean => {
+  try {
+    work();
+    return false;
+  } catch {
+    return true;
+  }
+};
 
 /** Counted by hand: embeddings and head, and in each layer q and o, k and v, the three of the FFN, two norms. */
 const byHand = (hidden: number, ffn: number, layers: number) =>
@@ -89,6 +99,64 @@ describe("targets", () => {
   );
   it("larger than the model is refused", () => {
     expect(() => parseTarget("13B", nemo, 16)).toThrow(/more than the model's/);
+  });
+});
+
+describe("a model of which some layers do without attention or network", () => {
+  const skipping = modelFromConfig({
+    model_type: "llama",
+    vocab_size: 1000,
+    hidden_size: 256,
+    num_hidden_layers: 4,
+    intermediate_size: [512, 512, 0, 512],
+    num_attention_heads: [8, 0, 8, 8],
+    num_key_value_heads: [4, 0, 4, 4],
+  });
+
+  it("is cut to a number of parameters, each block where there is one", () => {
+    const count = countParameters(skipping.parameters, skipping.sizes);
+    const candidates = enumerateCandidates(skipping, 0.7 * count, { axes: ["hidden", "ffn", "kvHeads"] });
+    expect(candidates.length).toBeGreaterThan(4);
+    for (const { sizes } of candidates) {
+      expect([sizes.ffn].flat()[2]).toBe(0);
+      expect([sizes.kvHeads].flat()[1]).toBe(0);
+      expect(parametersAt(skipping, sizes)).toBeLessThan(0.8 * count);
+    }
+  });
+});
+
+describe("candidates for llama.cpp", () => {
+  // its graph needs heads as wide together as the model
+  const starcoder = modelFromConfig({
+    model_type: "starcoder2",
+    vocab_size: 1000,
+    hidden_size: 256,
+    intermediate_size: 1024,
+    num_hidden_layers: 4,
+    num_attention_heads: 8,
+    num_key_value_heads: 2,
+  });
+  const runs = (sizes: AxisSizes) => {
+    const plan = planFor(starcoder, sizes, []);
+    return !throws(() => starcoder.resized(plan.sizes).gguf());
+  };
+  const target = 0.7 * countParameters(starcoder.parameters, starcoder.sizes);
+
+  it("are those that it has a graph for", () => {
+    const all = enumerateCandidates(starcoder, target, { axes: ["hidden", "ffn"] });
+    const possible = enumerateCandidates(starcoder, target, { axes: ["hidden", "ffn"], forLlamaCpp: true });
+    expect(possible).toEqual(all.filter(({ sizes }) => runs(sizes)));
+    expect(possible.length).toBeGreaterThan(0);
+    expect(possible.length).toBeLessThan(all.length);
+    expect(() => enumerateCandidates(starcoder, target, { axes: ["hidden"], forLlamaCpp: true })).toThrow(
+      /no architecture has/,
+    );
+  });
+
+  it("are what a device is offered", () => {
+    const { candidates } = fitDevice(starcoder, deviceProfile("phone-8gb"));
+    expect(candidates.some(({ share }) => share < 0.8)).toBe(true);
+    for (const { sizes } of candidates) expect(runs(sizes)).toBe(true);
   });
 });
 

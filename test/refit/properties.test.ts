@@ -131,9 +131,16 @@ describe.each(testBackends)("on %s", (_, options) => {
   it("a finished part of another cut is refused", async () => {
     const directory = newDirectory();
     await cutBySurgeon({ passage, original: tied, wanted: { ffn: 36 }, directory });
-    await expect(cutBySurgeon({ passage, original: tied, wanted: { ffn: 40 }, directory })).rejects.toThrow(
-      /step-1\.safetensors: .*gate_proj\.weight has the shape \[36, 32\], in this cut it is \[40, 32\]/,
-    );
+    const refused = /\.safetensors is of another cut, or was fitted to other scores or data: begin anew/;
+    await expect(cutBySurgeon({ passage, original: tied, wanted: { ffn: 40 }, directory })).rejects.toThrow(refused);
+    // of the same sizes
+    const { scores, streamMoments } = await surgeonScores(passage, tied);
+    const reversed = new Map([...scores].map(([name, values]) => [name, values.map((value) => -value)]));
+    const statistics = { scores: reversed, streamMoments };
+    const wanted = { ffn: 36 };
+    await expect(cutBySurgeon({ passage, original: tied, wanted, directory, statistics })).rejects.toThrow(refused);
+    const other = passageOver(backend, fixtureTokens.evaluation);
+    await expect(cutBySurgeon({ passage: other, original: tied, wanted, directory })).rejects.toThrow(refused);
   });
 
   it("nothing is left on disk of a cut that fails", async () => {
