@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it, vi } from "vitest";
 import { readTensor } from "../../src/checkpoint/index.js";
@@ -57,7 +57,7 @@ describe.each(testBackends)("on %s", (_, options) => {
     expect(readdirSync(directory)).not.toContain("streams.safetensors");
   });
 
-  it("streams of other data are not gone on with", async () => {
+  it("a refit of other data is not gone on with", async () => {
     const statistics = await surgeonScores(passage, tied);
     const cut = { original: tied, wanted: both, statistics, saveEverySeconds: 0 };
     const other = passageOver(backend, fixtureTokens.calibration.slice(0, 4));
@@ -66,9 +66,7 @@ describe.each(testBackends)("on %s", (_, options) => {
       if (done === 1) throw new Error("stopped");
     };
     await expect(cutBySurgeon({ ...cut, passage: other, directory, onProgress })).rejects.toThrow("stopped");
-    for (const file of readdirSync(directory)) if (file.startsWith("step")) rmSync(path.join(directory, file));
-    const wanted = bytesOf(await cutBySurgeon({ ...cut, passage, directory: newDirectory() }));
-    expect(bytesOf(await cutBySurgeon({ ...cut, passage, directory }))).toEqual(wanted);
+    await expect(cutBySurgeon({ ...cut, passage, directory })).rejects.toThrow(/fitted to other scores or data/);
   });
 
   it.each([1, 3, 4])("statistics go on from the streams of step %i, to the same bits", async (stopped) => {
