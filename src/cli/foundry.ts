@@ -84,12 +84,12 @@ const workerCommand = command("worker", "Only do jobs: start as many, on as many
 const addKeyCommand = command("add", "Make a key, and show it once")
   .with(places, fromEnvironment, output)
   .argument("<name>", "what the key is called")
-  .option("--tenant <tenant>", "whose jobs, data and models it sees", "local")
+  .option("--tenant <tenant>", "whose jobs, data and models it sees (default: the key's name)")
   .addOption(option("--role <role>", "what it is allowed to do").choices(ROLES).default("user"))
   .examples("coppice foundry keys add laptop --tenant research --role user")
   .action(
     action(async ({ print }, flags: Flags, name: string) => {
-      const { tenant = "local", role = "user" } = flags;
+      const { tenant = name, role = "user" } = flags;
       const { withTenants } = await import("../foundry/index.js");
       const added = await withTenants(placesOf(flags), (tenants) => tenants.addKey(tenant, name, role));
       print({ ...added.row, key: added.key }, ({ key }) => key);

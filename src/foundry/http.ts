@@ -150,6 +150,7 @@ function addRoute(app: Hono<FoundryEnv>, route: Route, { services, identify, toA
       content: () => Readable.from(wholeBody(c)),
     };
     const answer = await route.answer(request as never, services);
+    if (c.req.method === "HEAD") return headersOf(c, answer);
     if (answer !== null && typeof answer === "object" && "events" in answer)
       return sendEvents(c, answer as Events, { abort, ending: services.ending, toApiError });
     if (answer !== null && typeof answer === "object" && "stream" in answer) return sendStream(answer as Streamed);
@@ -198,6 +199,19 @@ async function* wholeBody(c: Context): AsyncGenerator<Uint8Array> {
   if (c.req.raw.body !== null) yield* c.req.raw.body;
   // a body that broke off before it was read ends like a complete one
   if (!c.env.incoming.complete) throw new ApiError(408, "the upload is incomplete");
+}
+
+/** What a HEAD request gets: streams are not read. */
+async function headersOf(c: Context, answer: unknown): Promise<Response> {
+  if (answer === null || typeof answer !== "object") return c.body(null, 204);
+  if ("events" in answer) {
+    await (answer as Events).events.return(undefined);
+    return c.body(null, 200, { "content-type": "text/event-stream" });
+  }
+  if (!("stream" in answer)) return c.json(answer);
+  const { stream, status = 200, headers } = answer as Streamed;
+  stream.destroy();
+  return new Response(null, { status, headers: { ...headers } });
 }
 
 const sendStream = ({ stream, status = 200, headers }: Streamed): Response =>

@@ -6,6 +6,7 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
+  readFileSync,
   renameSync,
   rmSync,
   statSync,
@@ -23,7 +24,7 @@ import {
 } from "@aws-sdk/client-s3";
 import { Upload } from "@aws-sdk/lib-storage";
 import { CoppiceError, UsageError } from "../system/errors.js";
-import { moveIntoPlace, temporaryBeside } from "../system/files.js";
+import { moveIntoPlace, temporaryBeside, writeFileAtomic } from "../system/files.js";
 import { LOCK_FILE } from "../system/lock.js";
 import { RUN_FILE } from "../system/run-files.js";
 
@@ -162,7 +163,8 @@ const COMPLETE = "complete";
 interface StoredObject {
   /** With the store's prefix. */
   readonly key: string;
-  readonly bytes: number;
+  /** Changes with the content. */
+  readonly etag: string;
 }
 
 /** Objects that one request can delete. */
@@ -227,8 +229,8 @@ class S3Storage implements Storage {
       const page = await this.client.send(
         new ListObjectsV2Command({ Bucket: this.bucket, Prefix: prefix, ContinuationToken: token }),
       );
-      for (const { Key = "", Size = 0 } of page.Contents ?? [])
-        if (Key === prefix || Key.startsWith(`${prefix}/`)) objects.push({ key: Key, bytes: Size });
+      for (const { Key = "", ETag = "", Size = 0 } of page.Contents ?? [])
+        if (Key === prefix || Key.startsWith(`${prefix}/`)) objects.push({ key: Key, etag: `${Size} ${ETag}` });
       token = page.NextContinuationToken;
     } while (token !== undefined);
     return objects;
@@ -253,15 +255,19 @@ class S3Storage implements Storage {
     await writeAtomic(file, await this.read(key), new PassThrough());
   }
 
-  /** Stored files never change: a copy of the right length is good. */
+  /** A copy is good as long as the object has the tag that it was copied with. */
   async local(key: string): Promise<string> {
     const base = this.at(key);
     const files = await this.list(base);
     if (files.length === 0) throw new CoppiceError(`the store has no ${key}`);
     const target = path.join(this.root, ...key.split("/"));
-    for (const { key: objectKey, bytes } of files) {
+    for (const { key: objectKey, etag } of files) {
       const file = path.join(target, ...objectKey.slice(base.length).split("/"));
-      if (!existsSync(file) || statSync(file).size !== bytes) await this.download(objectKey, file);
+      const tag = path.join(this.root, "etags", path.relative(this.root, file));
+      if (existsSync(file) && existsSync(tag) && readFileSync(tag, "utf8") === etag) continue;
+      rmSync(tag, { force: true });
+      await this.download(objectKey, file);
+      writeFileAtomic(tag, etag);
     }
     return target;
   }
@@ -298,8 +304,12 @@ class S3Storage implements Storage {
   private saver(directory: string, key: string, obsolete: readonly string[]): () => Promise<void> {
     const saved = new Map<string, string>();
     let isComplete = false;
-    // a checkpoint before the file that announces it, and last the list of all files of the run
-    const rank = (name: string) => (name.includes("/") ? 0 : name === RUN_FILE ? 2 : 1);
+    // first the list of a run's files, which has them before they exist; a checkpoint before the file that announces it; and last the
+    // list that says that the run has finished
+    const rank = (name: string) => {
+      if (path.basename(name) === RUN_FILE) return isFinished(path.join(directory, name)) ? 3 : 0;
+      return name.includes("/") ? 1 : 2;
+    };
     return async () => {
       const names = filesBelow(directory).sort((a, b) => rank(a) - rank(b));
       for (const name of names) {
@@ -317,6 +327,15 @@ class S3Storage implements Storage {
       isComplete = true;
       await this.removeKeys(obsolete);
     };
+  }
+}
+
+/** Whether a run's list of files says that it has finished. */
+function isFinished(runFile: string): boolean {
+  try {
+    return (JSON.parse(readFileSync(runFile, "utf8")) as { readonly finished?: unknown }).finished === true;
+  } catch {
+    return false;
   }
 }
 

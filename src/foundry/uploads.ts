@@ -43,6 +43,8 @@ export interface UploadOptions {
   readonly content: () => Readable;
   /** The service's own limit applies as well. */
   readonly maxBytes?: number | undefined;
+  /** Called when all of it has arrived, before it is stored. @throws ApiError when it is not wanted any more */
+  readonly onArrived?: (() => Promise<void>) | undefined;
 }
 
 /**
@@ -53,14 +55,25 @@ export async function storeUpload(services: FoundryServices, upload: UploadOptio
   const { storage, tenants, library, maxUploadBytes } = services;
   const { tenant, key, name, content } = upload;
   const { max_bytes: quotaBytes } = await tenants.quota(tenant);
-  const freeBytes = quotaBytes === null ? Number.POSITIVE_INFINITY : quotaBytes - (await library.bytesOf(tenant));
+  const freeBytes = async () =>
+    quotaBytes === null ? Number.POSITIVE_INFINITY : quotaBytes - (await library.bytesOf(tenant));
   const maxBytes = Math.min(upload.maxBytes ?? maxUploadBytes, maxUploadBytes);
-  const checked = checkingStream(upload, (bytes) => {
-    if (bytes > maxBytes) throw new ApiError(413, `${name} has more than ${maxBytes} bytes`);
-    if (bytes > freeBytes)
+  const checkQuota = (bytes: number, free: number) => {
+    if (bytes > free)
       throw new ApiError(403, `the quota of ${quotaBytes} bytes is used up: delete something first`, {
         code: "quota_exceeded",
       });
+  };
+  const freeAtStart = await freeBytes();
+  const checked = checkingStream(upload, {
+    checkSize: (bytes) => {
+      if (bytes > maxBytes) throw new ApiError(413, `${name} has more than ${maxBytes} bytes`);
+      checkQuota(bytes, freeAtStart);
+    },
+    onArrived: async (bytes) => {
+      checkQuota(bytes, await freeBytes()); // other uploads have ended since
+      await upload.onArrived?.();
+    },
   });
   // only now: a stream that ends before anybody listens does not report it later
   const source = content();
@@ -74,7 +87,7 @@ export async function storeUpload(services: FoundryServices, upload: UploadOptio
 /** Passes an upload through, and fails when it is empty, too large or of another format. */
 function checkingStream(
   { name, format }: Pick<UploadOptions, "name" | "format">,
-  checkSize: (bytes: number) => void,
+  { checkSize, onArrived }: { checkSize: (bytes: number) => void; onArrived: (bytes: number) => Promise<void> },
 ): Transform {
   let bytes = 0;
   /** The first bytes, until they have been checked. */
@@ -98,7 +111,11 @@ function checkingStream(
         errorOf(() => check(chunk)),
         chunk,
       ),
-    flush: (done) => done(errorOf(checkEnd)),
+    flush: (done) => {
+      const error = errorOf(checkEnd);
+      if (error !== null) done(error);
+      else onArrived(bytes).then(() => done(), done);
+    },
   });
 }
 

@@ -47,12 +47,12 @@ export class Worker {
   /** Runs jobs until the signal; a job that is running then goes back to the queue. */
   async run(signal: AbortSignal): Promise<void> {
     const { db, logger, deadAfterSeconds } = this.options;
-    let lastSweep = 0;
+    let lastSweep = Number.NEGATIVE_INFINITY;
     while (!signal.aborted) {
       try {
         if (performance.now() - lastSweep > 500 * deadAfterSeconds) {
           lastSweep = performance.now();
-          const requeued = await this.jobs.recoverFromDeadWorkers(deadAfterSeconds);
+          const requeued = await this.jobs.recoverFromDeadWorkers(deadAfterSeconds, this.id);
           if (requeued > 0) logger.info({ jobs: requeued }, "recovered jobs from dead workers");
         }
         const message = await db.dequeue();
@@ -66,6 +66,7 @@ export class Worker {
         if (job !== undefined) await this.work(job, signal);
       } catch (error) {
         logger.error({ error: String(error) }, "worker error");
+        lastSweep = Number.NEGATIVE_INFINITY; // a job that it was working on is still this worker's
         await wait(2000, undefined, { signal }).catch(() => {});
       }
     }

@@ -95,7 +95,20 @@ async function withDefaults(job: BenchJob) {
     optimizerState: job.optimizerState,
     freeGradients: job.freeGradients,
   };
+  checkUsed(job, settings.work);
   return { model, settings };
+}
+
+/** @throws UsageError for an option that the work does not use */
+function checkUsed({ recompute, optimizerState, freeGradients, profile }: BenchJob, work: BenchWork): void {
+  const isTraining = work === "distill" || work === "train";
+  const unused = [
+    ["--recompute", recompute === true && !isTraining],
+    ["--optimizer-state", optimizerState !== undefined && !isTraining],
+    ["--free-gradients", freeGradients === true && !isTraining],
+    ["--profile", profile === true && work === "calibrate"],
+  ].find(([, isUnused]) => isUnused);
+  if (unused !== undefined) throw new UsageError(`${unused[0]} changes nothing of --work ${work}: leave it out`);
 }
 
 /** Prepares work on random weights and tokens. @throws UsageError for sizes that are not understood */

@@ -8,6 +8,7 @@ import { openRunnable } from "../generate/index.js";
 import type { FloatDType } from "../ggml/index.js";
 import { type Checkpoint, openCheckpoint } from "../models/index.js";
 import { exportGguf, type FileKind, type GgufOrigin, nameOf, type WrittenModel } from "../quantize/index.js";
+import { UsageError } from "../system/errors.js";
 import { fileStamp } from "../system/file-stamp.js";
 import { cacheDirectory, hashBytes } from "../system/files.js";
 import { logOf } from "../system/log.js";
@@ -47,6 +48,9 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
   if (!isGguf(job.out)) {
     checkDirectoryName(job.out);
+    if (job.preTokenizer !== undefined) throw new UsageError("--pre-tokenizer is for GGUF files: name one with --out");
+    if (job.overwrite === true)
+      throw new UsageError("--overwrite is for GGUF files: --restart writes a directory's model again");
     const { checkpoint } = await openModel(job.model, job);
     const inputs = modelInput("the model", checkpoint);
     return timed(await inRun(job, inputs, (run) => exportDirectory(run, job, checkpoint)));

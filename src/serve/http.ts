@@ -172,11 +172,12 @@ function addEndpoint(app: Hono<Bindings>, endpoint: Endpoint, { service, info, o
       }
       const first = await reply.events.next(); // an error until then is answered with its status
       note.streamed = true;
-      return streamReply(c, first, reply.events, options, (status) => {
+      const onEnd = (status: number) => {
         end();
         delete note.streamed;
         logRequest(c, status, started, options.logger);
-      });
+      };
+      return streamReply(c, { first, events: reply.events, signal: context.signal, onEnd }, options);
     } catch (error) {
       end();
       throw error;
@@ -184,14 +185,17 @@ function addEndpoint(app: Hono<Bindings>, endpoint: Endpoint, { service, info, o
   });
 }
 
-/** Sends events as they come. @param onEnd called with the status when all are sent */
-function streamReply(
-  c: AppContext,
-  first: IteratorResult<ServerEvent>,
-  events: AsyncGenerator<ServerEvent>,
-  options: HttpOptions,
-  onEnd: (status: number) => void,
-): Response {
+interface StreamedReply {
+  readonly first: IteratorResult<ServerEvent>;
+  readonly events: AsyncGenerator<ServerEvent>;
+  /** Aborted when the time is up. */
+  readonly signal: AbortSignal;
+  /** Called with the status when all are sent. */
+  readonly onEnd: (status: number) => void;
+}
+
+/** Sends events as they come. A client that does not read them loses its connection when the time is up. */
+function streamReply(c: AppContext, { first, events, signal, onEnd }: StreamedReply, options: HttpOptions): Response {
   const protocol = protocolFor(c);
   c.header("content-type", protocol.streamType);
   c.header("cache-control", "no-cache");
@@ -199,17 +203,34 @@ function streamReply(
   return stream(c, async (output) => {
     output.onAbort(() => void events.return(undefined));
     let status = 200;
+    let isStalled = false;
+    const write = async (event: ServerEvent) => {
+      isStalled = true;
+      await unlessAborted(output.write(protocol.encode(event)), signal);
+      isStalled = false;
+    };
     try {
-      for (let next = first; next.done !== true; next = await events.next())
-        await output.write(protocol.encode(next.value));
+      for (let next = first; next.done !== true; next = await events.next()) await write(next.value);
     } catch (error) {
       const { known, body } = failure(error, c, options);
       status = known.status;
-      await output.write(protocol.encode(protocol.errorEvent(body)));
+      await events.return(undefined); // frees its slot, whether the client reads on or not
+      if (isStalled) c.env.incoming.socket.destroy();
+      else await output.write(protocol.encode(protocol.errorEvent(body)));
     } finally {
       await events.return(undefined);
       onEnd(status);
     }
+  });
+}
+
+/** Waits for something, but no longer than a signal lets it. @throws the signal's reason when it is aborted first */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const stop = () => reject(signal.reason);
+    if (signal.aborted) stop();
+    signal.addEventListener("abort", stop, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
   });
 }
 

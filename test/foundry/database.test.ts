@@ -157,6 +157,25 @@ describe("a worker that does not react", () => {
   });
 });
 
+describe("a job that its living worker no longer works on", () => {
+  it("goes back to the queue when that worker looks for work", async () => {
+    const db = await Database.open(undefined, temporaryDirectory());
+    const jobs = new Jobs(db);
+    const { job } = await jobs.create({ tenant: "anna", name: "lost", spec: evaluation() });
+    const id = randomUUID();
+    await db.pool.query(
+      "insert into foundry.workers (id, host, pid, device, memory_bytes, ranks) values ($1, 'here', 1, 'cpu', 1, 1)",
+      [id],
+    );
+    await jobs.claim(job.id, id, FACTS);
+    expect(await jobs.recoverFromDeadWorkers(60)).toBe(0);
+    expect(await jobs.recoverFromDeadWorkers(60, randomUUID())).toBe(0);
+    expect(await jobs.recoverFromDeadWorkers(60, id)).toBe(1);
+    expect(await jobs.get("anna", job.id)).toMatchObject({ state: "queued", deaths: 1 });
+    await db.close();
+  });
+});
+
 describe("an embedded database", () => {
   it("starts again after its process was killed, with what was committed", async () => {
     const directory = temporaryDirectory();

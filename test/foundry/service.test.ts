@@ -1,5 +1,7 @@
 import { createHash, randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { type IncomingMessage, request } from "node:http";
 import path from "node:path";
 import fc from "fast-check";
 import { OpenAPIClientAxios } from "openapi-client-axios";
@@ -296,6 +298,19 @@ for (const { name: engine, missing, start } of DATABASES)
         param: "tokens",
         code: "quota_exceeded",
       });
+      await set({ max_jobs: 1 });
+      const all = await Promise.all(
+        Array.from({ length: 4 }, () => ask("bert", "POST", "/v1/jobs", { ...QUICK, model })),
+      );
+      expect(all.map(({ status }) => status).sort()).toEqual([201, 403, 403, 403]);
+      await ask("bert", "POST", `/v1/jobs/${all.find(({ status }) => status === 201)!.json.id}/cancel`);
+      await ended("bert", all.find(({ status }) => status === 201)!.json.id);
+      const repeat = () => ask("bert", "POST", "/v1/jobs", { ...QUICK, model }, { "idempotency-key": "once" });
+      const [first, second] = [await repeat(), await repeat()];
+      expect([first.status, second.status, second.json.id]).toEqual([201, 201, first.json.id]);
+      expect((await ask("bert", "HEAD", `/v1/jobs/${first.json.id}/events`)).status).toBe(200);
+      await ask("bert", "POST", `/v1/jobs/${first.json.id}/cancel`);
+      await ended("bert", first.json.id);
       await set({ max_jobs: 0 });
       expect((await ask("bert", "POST", "/v1/jobs", { ...QUICK, model })).json.error.code).toBe("quota_exceeded");
       await set({});
@@ -343,6 +358,21 @@ for (const { name: engine, missing, start } of DATABASES)
       expect(incomplete.json.error.message).not.toContain(data);
       expect((await ask("bert", "DELETE", `/v1/models/${model}`)).status).toBe(204);
       expect((await ask("bert", "GET", "/v1/me")).json.used_bytes).toBe(0);
+    });
+
+    it("stores no upload that ends after its model is gone", async () => {
+      const model = (await ask("bert", "POST", "/v1/models", { name: "Gone" })).json.id;
+      const upload = request(`${foundry.url}/v1/models/${model}/files/config.json`, {
+        method: "PUT",
+        headers: { authorization: `Bearer ${keys.bert}` },
+      });
+      upload.write('{"model_type":');
+      const answer = once(upload, "response") as Promise<[IncomingMessage]>;
+      await ask("bert", "DELETE", `/v1/models/${model}`);
+      upload.end('"llama"}');
+      const [response] = await answer;
+      response.resume();
+      expect(response.statusCode).toBe(404);
     });
 
     it("takes an uploaded model, file by file", async () => {

@@ -44,6 +44,15 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
     await server?.close();
   });
 
+  it("are copied again when they have changed, also to as many bytes", async () => {
+    const storage = await open();
+    for (const content of ["one", "two", "three"]) {
+      await storage.put("tenants/c/changing/x.txt", Readable.from([Buffer.from(content)]));
+      const copy = path.join(await storage.local("tenants/c/changing"), "x.txt");
+      expect(readFileSync(copy, "utf8")).toBe(content);
+    }
+  });
+
   it("can be read in whole and in part, and removed", async () => {
     const storage = await open();
     const content = Buffer.from("0123456789".repeat(1000));

@@ -1,7 +1,7 @@
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { compress, exportModel, inspect, quantize } from "../../src/index.js";
+import { bench, compress, exportModel, inspect, quantize } from "../../src/index.js";
 import { coppice } from "../cli/command-line.js";
 import { writeTokenizer } from "../llama-cpp.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -105,5 +105,25 @@ describe("a model that llama.cpp cannot compute", () => {
     await expect(compressing(model, "late")).rejects.toThrow(/heads as wide as the model.*--axes ffn/);
     expect(existsSync(path.join(directory, "late", "pruned", "config.json"))).toBe(true);
     expect(existsSync(path.join(directory, "late", "metrics.jsonl"))).toBe(false);
+  });
+});
+
+describe("an option that would change nothing", () => {
+  it.each([
+    [{ work: "calibrate", profile: true }, /--profile changes nothing of --work calibrate/],
+    [{ work: "forward", recompute: true }, /--recompute changes nothing of --work forward/],
+    [{ work: "logits", optimizerState: "8bit" }, /--optimizer-state changes nothing/],
+    [{ work: "forward", freeGradients: true }, /--free-gradients changes nothing/],
+  ] as const)("of bench %j is refused", async (options, message) => {
+    await expect(bench({ model: "hidden=32,ffn=32,layers=1,heads=2,vocab=64", ...options })).rejects.toThrow(message);
+  });
+
+  it.each([
+    [{ preTokenizer: "gpt-2" }, /--pre-tokenizer is for GGUF files/],
+    [{ overwrite: true }, /--overwrite is for GGUF files: --restart/],
+  ])("of export to a directory %j is refused", async (options, message) => {
+    await expect(exportModel({ model: teacher, out: path.join(directory, "copy"), ...options })).rejects.toThrow(
+      message,
+    );
   });
 });

@@ -276,6 +276,32 @@ describe("a service", () => {
     await guarded.close();
   });
 
+  it("takes its place from a client that does not read its answer, when the time is up", async () => {
+    const guarded = await start({ slots: 1, timeoutSeconds: 2, queueLimit: 64 });
+    const { port } = new URL(guarded.url);
+    const body = JSON.stringify({
+      ...story,
+      prompt: Array.from({ length: 48 }, (_, i) => `Story ${i}`),
+      max_tokens: 400,
+      logprobs: 5,
+      ignore_eos: true,
+      stream: true,
+    });
+    const stalled = connect(Number(port), "127.0.0.1").pause();
+    stalled.on("error", () => {});
+    const head = `POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:${port}\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n`;
+    stalled.write(head + body);
+    const short = JSON.stringify({ ...story, prompt: "Tom", max_tokens: 1 });
+    const answered = async () =>
+      (await fetch(`${guarded.url}/v1/completions`, { method: "POST", body: short })).status === 200;
+    const running = async () =>
+      /^vllm:num_requests_running(?:\{.*\})? (\d+)/m.exec(await (await fetch(`${guarded.url}/v1/metrics`)).text())?.[1];
+    await expect.poll(running).toBe("1");
+    await expect.poll(answered).toBe(true);
+    stalled.destroy();
+    await guarded.close();
+  });
+
   it("that ends answers what is under way and takes nothing new", async () => {
     const ending = await start();
     const last = new OpenAI({ baseURL: `${ending.url}/v1`, apiKey: "none", maxRetries: 0 });

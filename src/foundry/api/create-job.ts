@@ -3,7 +3,7 @@ import { THIS_MACHINE } from "../../devices/index.js";
 import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
 import type { CompressSpec, JobSpec } from "../specification.js";
-import type { Job } from "../store/jobs.js";
+import { type Job, TooManyJobs } from "../store/jobs.js";
 import type { ModelRow } from "../store/library.js";
 import type { Caller } from "../store/tenants.js";
 import { resolveTarget, UNCUT } from "../target.js";
@@ -21,6 +21,8 @@ export async function createJob(
   idempotencyKey: string | undefined,
 ): Promise<Job> {
   const { library, jobs, tenants } = services;
+  const known = idempotencyKey === undefined ? undefined : await jobs.byIdempotencyKey(tenant, idempotencyKey);
+  if (known !== undefined) return checkSame(known, requested);
   const model = await library.model(tenant, requested.model);
   if (model === undefined) throw new ApiError(404, "there is no such model", { param: "model" });
   if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet", { param: "model" });
@@ -36,17 +38,28 @@ export async function createJob(
         code: "quota_exceeded",
       });
   }
-  if (quota.max_jobs !== null && (await jobs.unfinished(tenant)) >= quota.max_jobs)
-    throw new ApiError(403, `the quota allows at most ${quota.max_jobs} jobs that wait or run`, {
-      code: "quota_exceeded",
-    });
   const name = (spec.name ?? defaultName(spec, model)).slice(0, 120);
-  const { job, existed } = await jobs.create({ tenant, name, spec, idempotencyKey });
+  const newJob = { tenant, name, spec, idempotencyKey, maxUnfinished: quota.max_jobs ?? undefined };
+  const { job, existed } = await jobs.create(newJob).catch((error: unknown) => {
+    if (error instanceof TooManyJobs) throw new ApiError(403, error.message, { code: "quota_exceeded" });
+    throw error;
+  });
+  return existed ? checkSame(job, requested) : job;
+}
+
+/** @throws ApiError 409 when a job was made for another request than the one that repeats its idempotency key */
+function checkSame(job: Job, requested: JobSpec): Job {
+  const { spec } = job;
+  const isSettled = requested.kind === "compress" && spec.kind === "compress" && isForThisMachine(requested);
+  const expected = isSettled ? { ...requested, target: spec.target, quantization: spec.quantization } : requested;
   // a stored specification has been through JSON
-  if (existed && !isDeepStrictEqual(job.spec, JSON.parse(JSON.stringify(spec))))
+  if (!isDeepStrictEqual(spec, JSON.parse(JSON.stringify(expected))))
     throw new ApiError(409, "another job has this idempotency key", { code: "idempotency_conflict" });
   return job;
 }
+
+/** Whether its target is settled when the job is made. */
+const isForThisMachine = ({ device, target }: CompressSpec): boolean => device === THIS_MACHINE && target === undefined;
 
 const defaultName = (spec: JobSpec, model: ModelRow): string =>
   spec.kind === "compress" ? `${model.name} for ${spec.device ?? spec.target}` : `${model.name}, measured`;
@@ -64,7 +77,7 @@ async function withCheckedTarget(
 ): Promise<CompressSpec> {
   const storedBytes = model.bytes || undefined;
   try {
-    if (spec.device === THIS_MACHINE && spec.target === undefined) {
+    if (isForThisMachine(spec)) {
       const { config } = await materials.facts(tenant, model);
       const { target = UNCUT, kinds } = await resolveTarget(spec, config, storedBytes);
       return { ...spec, target, quantization: [...kinds] };

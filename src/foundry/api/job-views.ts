@@ -65,7 +65,11 @@ export async function* followJob(job: Job, after: number, services: FoundryServi
   let last = after;
   let lastStatus = "";
   for (;;) {
-    const current = (await services.jobs.get(job.tenant, job.id)) ?? job;
+    const current = await services.jobs.get(job.tenant, job.id);
+    if (current === undefined) {
+      yield { event: "end", data: { state: "deleted" } };
+      return;
+    }
     const events = await services.jobs.events(job.id, last);
     for (const { id, kind, at, data } of events) {
       last = id;

@@ -174,9 +174,13 @@ export const modelRoutes: readonly Route[] = [
     body: { upload: "application/octet-stream" },
     reply: z.object({ name: z.string(), bytes: z.number().int(), sha256: z.string() }),
     answer: async ({ parameters: { id, name }, caller: { tenant }, content }, services) => {
-      const model = await ownModel(id, tenant, services);
-      if (model.state !== "uploading" || model.source.kind !== "upload")
-        throw new ApiError(409, "the model is complete: its files can no longer be changed");
+      const unfinished = async () => {
+        const model = await ownModel(id, tenant, services);
+        if (model.state !== "uploading" || model.source.kind !== "upload")
+          throw new ApiError(409, "the model is complete: its files can no longer be changed");
+        return model;
+      };
+      const model = await unfinished();
       const rule = MODEL_FILES.find(({ pattern }) => pattern.test(name));
       if (rule === undefined)
         throw new ApiError(
@@ -186,7 +190,8 @@ export const modelRoutes: readonly Route[] = [
         );
       const { format, maxBytes } = rule;
       const key = `${keys.model(tenant, model.id)}/${name}`;
-      const stored = await storeUpload(services, { tenant, key, name, format, content, maxBytes });
+      const onArrived = async () => void (await unfinished()); // an upload may take hours
+      const stored = await storeUpload(services, { tenant, key, name, format, content, maxBytes, onArrived });
       await services.library.addModelFile(model.id, { name, storageKey: key, ...stored });
       return { name, ...stored };
     },

@@ -68,6 +68,8 @@ export interface NewJob {
   readonly spec: JobSpec;
   /** A second job with the same key is not created. */
   readonly idempotencyKey?: string | undefined;
+  /** How many of the tenant's jobs may wait or run; any number by default. */
+  readonly maxUnfinished?: number | undefined;
 }
 
 export interface JobFilter {
@@ -103,18 +105,28 @@ export interface WorkerFacts {
   readonly ranks: number;
 }
 
+/** A tenant has as many jobs as it may. */
+export class TooManyJobs extends Error {
+  constructor(readonly limit: number) {
+    super(`the quota allows at most ${limit} jobs that wait or run`);
+  }
+}
+
 /** The table of jobs. A worker can change a job only while it holds the job's lease. */
 export class Jobs {
   constructor(private readonly db: Database) {}
 
-  /** Queues a job. @returns the job, or the one that has its idempotency key already */
+  /** Queues a job. @returns the job, or the one that has its idempotency key already @throws TooManyJobs beyond the limit */
   async create({
     tenant,
     name,
     spec,
     idempotencyKey,
+    maxUnfinished,
   }: NewJob): Promise<{ readonly job: Job; readonly existed: boolean }> {
     return this.db.transaction(async (client) => {
+      // one at a time for each tenant: the insertions of others are not seen otherwise
+      await client.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", [`jobs of ${tenant}`]);
       const { rows } = await client.query(
         `insert into foundry.jobs (tenant, name, spec, state, idempotency_key) values ($1, $2, $3, 'queued', $4)
          on conflict (tenant, idempotency_key) do nothing returning *`,
@@ -122,6 +134,8 @@ export class Jobs {
       );
       const [created] = rows;
       if (created !== undefined) {
+        if (maxUnfinished !== undefined && (await countUnfinished(client, tenant)) > maxUnfinished)
+          throw new TooManyJobs(maxUnfinished);
         await addEvent(client, created.id, "state", { state: "queued" });
         await this.db.enqueue(client, created.id);
         return { job: jobOf(created), existed: false };
@@ -149,13 +163,13 @@ export class Jobs {
     return rows.map(jobOf);
   }
 
-  /** How many of a tenant's jobs wait or run. */
-  async unfinished(tenant: string): Promise<number> {
-    const { rows } = await this.db.pool.query(
-      "select count(*)::int as count from foundry.jobs where tenant = $1 and state in ('queued', 'running')",
-      [tenant],
-    );
-    return rows[0].count;
+  /** The job that a tenant created with an idempotency key. */
+  async byIdempotencyKey(tenant: string, key: string): Promise<Job | undefined> {
+    const { rows } = await this.db.pool.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
+      tenant,
+      key,
+    ]);
+    return rows[0] && jobOf(rows[0]);
   }
 
   /** Cancels a job: at once while it waits, by its worker while it runs. Nothing happens to a job that has ended. */
@@ -302,20 +316,26 @@ export class Jobs {
     });
   }
 
-  /** Puts jobs whose workers have sent no heartbeat for so many seconds back in the queue. @returns how many jobs there were */
-  async recoverFromDeadWorkers(seconds: number): Promise<number> {
+  /**
+   * Puts jobs whose workers have sent no heartbeat for so many seconds back in the queue, and jobs that a worker has let go of by mistake.
+   * @param idleWorkerId a worker that works on no job @returns how many jobs there were
+   */
+  async recoverFromDeadWorkers(seconds: number, idleWorkerId?: string): Promise<number> {
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
         `select j.id, j.deaths, j.cancel_requested from foundry.jobs j left join foundry.workers w on w.id = j.worker_id
-         where j.state = 'running' and (w.seen_at is null or w.seen_at < now() - make_interval(secs => $1))
+         where j.state = 'running'
+         and (w.seen_at is null or w.seen_at < now() - make_interval(secs => $1) or j.worker_id = $2)
          for update of j skip locked`,
-        [seconds],
+        [seconds, idleWorkerId ?? null],
       );
       for (const { id, deaths, cancel_requested: cancelled } of rows) {
         const isHopeless = deaths + 1 >= MAX_DEATHS;
         const state = cancelled ? "cancelled" : isHopeless ? "failed" : "queued";
         const error =
-          state === "failed" ? `its worker died ${deaths + 1} times: it may need more memory than there is` : undefined;
+          state === "failed"
+            ? `its worker died or could not go on ${deaths + 1} times: it may need more memory or room than there is; the worker's log says more`
+            : undefined;
         await client.query(
           `update foundry.jobs set state = $2, lease = null, deaths = deaths + 1, error = $3,
            finished_at = case when $2 = 'queued' then null else now() end where id = $1`,
@@ -366,6 +386,15 @@ export class Jobs {
       storageKey: row.storage_key,
     }));
   }
+}
+
+/** How many of a tenant's jobs wait or run. */
+async function countUnfinished(client: Queryable, tenant: string): Promise<number> {
+  const { rows } = await client.query(
+    "select count(*)::int as count from foundry.jobs where tenant = $1 and state in ('queued', 'running')",
+    [tenant],
+  );
+  return rows[0].count;
 }
 
 const addEvent = (client: Queryable, jobId: string, kind: EventKind, data: object) =>
