@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from "node:child_process";
-import { chownSync, existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { chownSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
@@ -28,7 +28,9 @@ async function startPostgres(binaries: string): Promise<TestDatabase> {
   const run = { ...user, cwd: directory, stdio: "ignore" as const };
   execFileSync(path.join(binaries, "initdb"), ["-D", files, "-U", "postgres", "-A", "trust", "-N"], run);
   const server = spawn(path.join(binaries, "postgres"), ["-D", files, "-k", directory, "-h", "", "-F"], run);
-  while (!existsSync(path.join(directory, ".s.PGSQL.5432"))) {
+  // the eighth line of its lock file says whether it takes connections (PostgreSQL's pidfile.h)
+  const status = () => readFileSync(path.join(files, "postmaster.pid"), "utf8").split("\n")[7]?.trim();
+  while (!existsSync(path.join(files, "postmaster.pid")) || status() !== "ready") {
     if (server.exitCode !== null) throw new Error(`PostgreSQL ended with ${server.exitCode}`);
     await wait(50);
   }
