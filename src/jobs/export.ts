@@ -48,9 +48,6 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   const timed = (written: WrittenModel) => ({ ...written, seconds: (performance.now() - started) / 1000 });
   if (!isGguf(job.out)) {
     checkDirectoryName(job.out);
-    if (job.preTokenizer !== undefined) throw new UsageError("--pre-tokenizer is for GGUF files: name one with --out");
-    if (job.overwrite === true)
-      throw new UsageError("--overwrite is for GGUF files: --restart writes a directory's model again");
     const { checkpoint } = await openModel(job.model, job);
     const inputs = modelInput("the model", checkpoint);
     return timed(await inRun(job, inputs, (run) => exportDirectory(run, job, checkpoint)));
@@ -104,7 +101,10 @@ function ownFiles(run: RunDirectory | undefined, files: readonly string[]): void
 }
 
 async function exportDirectory(run: RunDirectory, job: ExportJob, checkpoint: Checkpoint): Promise<WrittenModel> {
-  const { dtype, shardBytes } = job;
+  const { dtype, shardBytes, preTokenizer, overwrite } = job;
+  if (preTokenizer !== undefined) throw new UsageError("--pre-tokenizer is for GGUF files: name one with --out");
+  if (overwrite === true)
+    throw new UsageError("--overwrite is for GGUF files: --restart writes a directory's model again");
   claim(run, job, { command: "export", inputs: { model: await modelIdentity(checkpoint) }, dtype, shardBytes });
   if (!run.finished) {
     const place = (name: string) => run.own(name);

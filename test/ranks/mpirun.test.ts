@@ -47,9 +47,10 @@ const onRanks = (launcher: readonly string[], ranks: number, ...args: readonly s
   return run(command, [...flags, "-n", String(ranks), process.execPath, program, ...args], { env: environment() });
 };
 
+/** In f32: where processors round products to bf16, small differences of sums grow from step to step. */
 const distill = (out: string, tokens = 1200): string[] => [
   ...["distill", student, "--teacher", teacher, "--data", corpus, "--tokens", String(tokens)],
-  ...["--sequence-length", "32", "--batch-size", "6", "--out", at(out), "--json"],
+  ...["--sequence-length", "32", "--batch-size", "6", "--compute", "f32", "--out", at(out), "--json"],
 ];
 const prune = (out: string, scores: string): string[] => [
   ...["prune", teacher, "--target", "0.67x", "--data", heldOut, "--samples", "64", "--candidates", "4"],
@@ -77,7 +78,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
 
   it("computes its batches in parts where they do not fit in memory", async () => {
     const [launcher = []] = present.map(([, each]) => each);
-    const { stderr } = await onRanks(launcher, 2, ...distill("in parts"), "--memory", "12MB");
+    const { stderr } = await onRanks(launcher, 2, ...distill("in parts"), "--memory", "13.8MB");
     expect(stderr).toMatch(/a process's part of 6 sequences does not fit in .*: 1 is computed at a time/);
     expectClose(lossesOf("in parts"), lossesOf("one"), 1e-4);
   });
@@ -110,9 +111,8 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
   it("trains as one does where there are no kernels of ours", async () => {
     const [[, launcher = []] = []] = present;
     process.env.COPPICE_KERNELS = "none";
-    const flags = ["--compute", "f32"];
-    await coppice(...distill("plain one"), ...flags);
-    await onRanks(launcher, 2, ...distill("plain two"), ...flags);
+    await coppice(...distill("plain one"));
+    await onRanks(launcher, 2, ...distill("plain two"));
     expectClose(lossesOf("plain two"), lossesOf("plain one"), 1e-3);
     expect(weightsOf("plain two").equals(weightsOf("plain one"))).toBe(false);
   });
