@@ -1,6 +1,7 @@
 import type { GgufValue } from "../checkpoint/gguf.js";
 import { gguf } from "../checkpoint/gguf.js";
 import { FormatError } from "../system/errors.js";
+import { elementCount } from "../tensor/index.js";
 import type { GgufPlacement } from "./blocks/block.js";
 import type { ParameterSpec } from "./dimensions.js";
 import { combined, type DerivedTensor, type GgufLayout, type GgufParameter, type ListedValues } from "./gguf-layout.js";
@@ -65,7 +66,7 @@ const zeros = ({ gguf: { zeros = () => ({}) }, layers }: DecoderSpec): DerivedTe
     Object.entries(zeros(layer)).map(([name, shape]) => ({
       name: `blk.${layer}.${name}`,
       shape,
-      values: new Float32Array(shape.reduce((product, size) => product * size, 1)),
+      values: new Float32Array(elementCount(shape)),
     })),
   );
 

@@ -97,6 +97,11 @@ export class GgufConfig {
     return this.file.tensors.has(tensor);
   }
 
+  /** Whether any layer has a tensor of this name (`attn_q.bias`): some layers may do without the block that it belongs to. */
+  hasInLayers(name: string): boolean {
+    return Array.from({ length: this.layers }, (_, i) => `blk.${i}.${name}`).some((tensor) => this.has(tensor));
+  }
+
   /** The elements of a small tensor. */
   values(tensor: string): Float32Array | undefined {
     const info = this.file.tensors.get(tensor);

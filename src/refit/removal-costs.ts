@@ -12,7 +12,7 @@ import { type ForwardResult, type ModelTensors, type ResidualStep, shapeOf, type
 import { readMatrix } from "../prune/matrices.js";
 import { withWriterMoments } from "../prune/writer-moments.js";
 import { elementAt } from "../system/arrays.js";
-import { type Graph, ops, TensorStore } from "../tensor/index.js";
+import { elementCount, type Graph, ops, TensorStore } from "../tensor/index.js";
 import { Ridge } from "./ridge.js";
 import { rowSizes } from "./scale.js";
 
@@ -154,7 +154,7 @@ async function runReplaced(
     const replaced = new Map(names.map((name) => [name, store.add(name, weights(name).shape, "f32")]));
     store.allocate();
     for (const tensor of replaced.values())
-      store.write(tensor, matrix?.data ?? new Float32Array(tensor.shape.reduce((product, size) => product * size, 1)));
+      store.write(tensor, matrix?.data ?? new Float32Array(elementCount(tensor.shape)));
     await stream.run(step, (name) => replaced.get(name) ?? weights(name));
   } finally {
     store.free();

@@ -40,7 +40,13 @@ function prepared(name: string, root: string): string {
 }
 
 /** A model with its own numbers of neurons and of heads in each layer, as pruning layer by layer makes them. */
-function layersThatDiffer(root: string, name: string, ffn: readonly number[], kvHeads: readonly number[]): string {
+function layersThatDiffer(
+  root: string,
+  name: string,
+  ffn: readonly number[],
+  kvHeads: readonly number[],
+  more: Readonly<Record<string, unknown>> = {},
+): string {
   const directory = path.join(root, name);
   const sizes = {
     hidden_size: 64,
@@ -50,6 +56,7 @@ function layersThatDiffer(root: string, name: string, ffn: readonly number[], kv
     num_attention_heads: kvHeads.map((count) => 2 * count),
     num_key_value_heads: kvHeads,
     max_position_embeddings: 512,
+    ...more,
   };
   const { checkpoint } = randomModel(root, name, sizes, 0.3);
   writeCheckpoint(directory, checkpoint.config, checkpoint.source, { place: (name) => path.join(directory, name) }); // again for each use
@@ -106,6 +113,10 @@ describe("a model exported to f32 computes in llama.cpp what it computes here", 
     ["layers that differ in size", () => layersThatDiffer(root, "differing", [96, 64, 128], [2, 1, 3])],
     ["layers without attention", () => layersThatDiffer(root, "no-attention", [96, 64, 96, 64], [2, 0, 2, 0])],
     ["layers without a network", () => layersThatDiffer(root, "no-network", [96, 0, 96, 0], [2, 2, 2, 2])],
+    [
+      "layers without a network, with biases",
+      () => layersThatDiffer(root, "biased", [0, 96, 96], [2, 0, 2], { attention_bias: true, mlp_bias: true }),
+    ],
     ["layers without either", () => layersThatDiffer(root, "neither", [0, 64, 0, 96], [2, 0, 0, 2])],
     ["a model cut as the demo cuts", () => path.join(root, "cut")],
     ...(hasSharedData ? [["stories260K", () => stories260K] as const] : []),
@@ -118,6 +129,9 @@ describe("a model exported to f32 computes in llama.cpp what it computes here", 
     const { vocabSize } = modelFromConfig(openCheckpoint(directory).config);
     const tokens = Array.from({ length: 24 }, (_, i) => 3 + ((i * 37) % (vocabSize - 3)));
     const ours = await ourLogits(backend, directory, tokens);
+    // read back, it has the same parameters
+    const names = (from: string) => openCheckpoint(from).model.parameters.map((parameter) => parameter.name);
+    expect(names(file)).toEqual(names(directory));
     const model = await loadInLlamaCpp(file);
     try {
       const theirs = await logProbabilities(model, tokens, vocabSize);

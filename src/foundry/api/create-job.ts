@@ -51,7 +51,9 @@ export async function createJob(
 function checkSame(job: Job, requested: JobSpec): Job {
   const { spec } = job;
   const isSettled = requested.kind === "compress" && spec.kind === "compress" && isForThisMachine(requested);
-  const expected = isSettled ? { ...requested, target: spec.target, quantization: spec.quantization } : requested;
+  const expected = isSettled
+    ? { ...requested, target: spec.target, quantization: requested.quantization ?? spec.quantization }
+    : requested;
   // a stored specification has been through JSON
   if (!isDeepStrictEqual(spec, JSON.parse(JSON.stringify(expected))))
     throw new ApiError(409, "another job has this idempotency key", { code: "idempotency_conflict" });

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { DeviceKind } from "../../ggml/index.js";
+import { required } from "../../system/errors.js";
 import type { Database, Queryable } from "../database.js";
 import type { JobSpec } from "../specification.js";
 import type { StoredFile } from "../storage.js";
@@ -140,11 +141,8 @@ export class Jobs {
         await this.db.enqueue(client, created.id);
         return { job: jobOf(created), existed: false };
       }
-      const existing = await client.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
-        tenant,
-        idempotencyKey,
-      ]);
-      return { job: jobOf(existing.rows[0]), existed: true };
+      const known = await this.byIdempotencyKey(tenant, idempotencyKey ?? "", client);
+      return { job: required(known, "a job has the key, and is not there"), existed: true };
     });
   }
 
@@ -164,8 +162,8 @@ export class Jobs {
   }
 
   /** The job that a tenant created with an idempotency key. */
-  async byIdempotencyKey(tenant: string, key: string): Promise<Job | undefined> {
-    const { rows } = await this.db.pool.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
+  async byIdempotencyKey(tenant: string, key: string, client: Queryable = this.db.pool): Promise<Job | undefined> {
+    const { rows } = await client.query("select * from foundry.jobs where tenant = $1 and idempotency_key = $2", [
       tenant,
       key,
     ]);

@@ -83,15 +83,15 @@ export const llama = architecture({
     architectures: ["llama", "deci"],
     className: "LlamaForCausalLM",
     fields: (read) => {
-      const attention_bias = read.has("blk.0.attn_q.bias");
+      const attention_bias = read.hasInLayers("attn_q.bias");
       // Qwen 2 is written as Llama where its own graph does not support its sizes
-      if (attention_bias && !read.has("blk.0.attn_output.bias"))
+      if (attention_bias && !read.hasInLayers("attn_output.bias"))
         return { model_type: "qwen2", architectures: ["Qwen2ForCausalLM"] };
       const sizes = read.optionalNumbers("feed_forward_length");
       const intermediate_size = Array.isArray(sizes)
         ? sizes.map((size, i) => (isIdle(read, i, size) ? 0 : size))
         : sizes;
-      return { attention_bias, mlp_bias: read.has("blk.0.ffn_gate.bias"), intermediate_size };
+      return { attention_bias, mlp_bias: read.hasInLayers("ffn_gate.bias"), intermediate_size };
     },
   },
 });
