@@ -128,7 +128,7 @@ export interface TargetFlags {
 
 const addTarget = (mandatory: boolean): OptionGroup => {
   const forms =
-    "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520; for each layer ffn=400/300/200, for one layers.2.ffn=128";
+    "8.4B (parameters), 0.67x (share), 4GiB (weights), a device (phone-8gb) or sizes: hidden=4096,ffn=11520; for each layer ffn=400/300/200, for one layers.2.ffn=128 (0: without)";
   const starts =
     "how the smaller model starts: refit mends the cut in closed form (default of compress), minitron only cuts (default of plan and prune)";
   const depths = "how layers to cut are chosen (default: contiguous-loss)";
@@ -152,7 +152,7 @@ const addTarget = (mandatory: boolean): OptionGroup => {
       .addOption(option("--depth <method>", depths).choices(DEPTH_METHODS))
       .addOption(option("--start <method>", starts).choices(START_METHODS))
       .option("--refit-samples <n>", "sequences of 256 tokens to refit on (default: 192)", parseAtLeastOne)
-      .option("--per-layer", "also try sizes that differ from layer to layer, chosen by what each layer's cut costs")
+      .option("--per-layer", "also try sizes that differ from layer to layer, or none, chosen by what each layer's cut costs")
       .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
       .option(
         "--search-tokens <n>",
