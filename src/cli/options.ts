@@ -152,7 +152,10 @@ const addTarget = (mandatory: boolean): OptionGroup => {
       .addOption(option("--depth <method>", depths).choices(DEPTH_METHODS))
       .addOption(option("--start <method>", starts).choices(START_METHODS))
       .option("--refit-samples <n>", "sequences of 256 tokens to refit on (default: 192)", parseAtLeastOne)
-      .option("--per-layer", "also try sizes that differ from layer to layer, or none, chosen by what each layer's cut costs")
+      .option(
+        "--per-layer",
+        "also try sizes that differ from layer to layer, or none, chosen by what each layer's cut costs",
+      )
       .option("--candidates <n>", "how many architectures to measure at most (default: 12)", parseAtLeastOne)
       .option(
         "--search-tokens <n>",
