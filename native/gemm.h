@@ -9,20 +9,23 @@
 #define KC 256 // words in a block of the sum: a panel of a stays in the first-level cache
 #define MC (4 * MR)
 #define NC 1024
+#define KEPT MC // rows of a that stay packed for all of b
 
 // The same for products of pairs.
 #if HAS_TILES
 #define PAIR_MR 32
 #define PAIR_NR 32
 #define PAIR_KC 512 // sums are read and written once per block
-#define PAIR_MC 512
-#define PAIR_NC 512
+#define PAIR_MC 256
+#define PAIR_NC 1024
+#define PAIR_KEPT 2048 // packing takes as long as the product with a few hundred rows
 #else
 #define PAIR_MR MR
 #define PAIR_NR NR
 #define PAIR_KC KC
 #define PAIR_MC MC
 #define PAIR_NC NC
+#define PAIR_KEPT KEPT
 #endif
 
 // Rows of a panel of either operand.
@@ -180,19 +183,23 @@ static inline size_t panel_bytes(int rows, int width, int words) {
 static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b, int64_t n0, int64_t n1, int64_t k, float *c,
                      int64_t ldc, int pairs, int add, int lower) {
   const int most_m = pairs ? PAIR_MC : MC, most_n = pairs ? PAIR_NC : NC, most_words = pairs ? PAIR_KC : KC;
-  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(most_m, width_a(pairs), most_words));
+  const int keeps = m1 - m0 <= (pairs ? PAIR_KEPT : KEPT);
+  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(keeps ? (int)(m1 - m0) : most_m, width_a(pairs), most_words));
   uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(most_n, width_b(pairs), most_words));
   const int step = pairs ? 2 * most_words : most_words;
   for (int64_t k0 = 0; k0 < k; k0 += step) {
     const int kc = k - k0 < step ? (int)(k - k0) : step, words = words_for(kc, pairs);
+    int64_t packed = m0; // where the kept rows end
     for (int64_t n = n0; n < n1; n += most_n) {
       const int nc = n1 - n < most_n ? (int)(n1 - n) : most_n;
       pack_b(b, n, nc, k0, kc, pairs, pb);
       const int64_t m_end = lower && n + nc < m1 ? n + nc : m1;
       for (int64_t m = m0; m < m_end; m += most_m) {
         const int mc = m1 - m < most_m ? (int)(m1 - m) : most_m;
-        pack_a(a, m, mc, k0, kc, pairs, pa);
-        multiply_panels(pairs, words, pa, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
+        uint32_t *at = keeps ? pa + (m - m0) * words : pa;
+        if (!keeps || m >= packed) pack_a(a, m, mc, k0, kc, pairs, at);
+        if (m >= packed) packed = m + mc;
+        multiply_panels(pairs, words, at, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
                         lower ? n - m : WHOLE);
       }
     }

@@ -104,28 +104,48 @@ static inline float widen_half(uint16_t half) {
 #endif
 }
 
+#if VL == 8
+static inline float fold(__m256 v, __m128 (*both)(__m128, __m128)) {
+  __m128 x = both(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = both(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(both(x, _mm_movehdup_ps(x)));
+}
+static inline __m128 add4(__m128 a, __m128 b) { return _mm_add_ps(a, b); }
+static inline __m128 max4(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
+#endif
+
 static inline float sum_of(vf v) {
-  float total = 0;
-  for (int i = 0; i < VL; i++) total += v[i];
-  return total;
+#if VL == 16
+  return _mm512_reduce_add_ps((__m512)v);
+#elif VL == 8
+  return fold((__m256)v, add4);
+#else
+  return vaddvq_f32((float32x4_t)v);
+#endif
 }
 
 static inline float max_of(vf v) {
-  float best = v[0];
-  for (int i = 1; i < VL; i++) best = v[i] > best ? v[i] : best;
-  return best;
+#if VL == 16
+  return _mm512_reduce_max_ps((__m512)v);
+#elif VL == 8
+  return fold((__m256)v, max4);
+#else
+  return vmaxvq_f32((float32x4_t)v);
+#endif
 }
 
-// e^x, within 2 units in the last place; 0 (or denormal) below -87.3. Range reduction by ln 2 in two parts, then a minimax polynomial
+// e^x, within 2 units in the last place; 0 below -87.3, where it is no normal number: those take some processors thirty times as
+// long. NaN stays NaN: of a comparison with it, the second operand is taken. Range reduction by ln 2 in two parts, then a minimax polynomial
 // (Cephes' expf).
 static inline vf vexp(vf x) {
 #if VL == 16
-  x = vmax(x, splat(-120.0f)); // keeps -infinity from the subtraction below
+  const __mmask16 is_normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
+  x = vmax(splat(-87.3f), x); // keeps -infinity from the subtraction below
   const __m512 rounded = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const vf n = (vf)rounded;
 #else
   vi tiny = x < splat(-87.3f);
-  x = vmin(vmax(x, splat(-87.3f)), splat(88.3f));
+  x = vmin(splat(88.3f), vmax(splat(-87.3f), x));
   const vf magic = splat(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
   vf n = x * 1.44269504f + magic;
   vi exponent = (vi)n << 23;
@@ -140,7 +160,7 @@ static inline vf vexp(vf x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
 #if VL == 16
-  return (vf)_mm512_scalef_ps((__m512)p, rounded); // p 2^n, 0 or infinity past the ends
+  return (vf)_mm512_maskz_scalef_ps(is_normal, (__m512)p, rounded); // p 2^n, infinity past the end
 #else
   return (vf)(((vi)p + exponent) & ~tiny);
 #endif
