@@ -172,7 +172,7 @@ static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t f
   uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, width_b(s->pairs), words_for((int)s->length, s->pairs)));
   pack_b(&operand, 0, rows, 0, n, s->pairs, pb);
   multiply_panels(s->pairs, words, packed + words_before(s, from), words_for((int)s->length, s->pairs), (int)s->dim, pb, rows,
-                  out, row, add, WHOLE);
+                  out, row, add, WHOLE, 0);
 }
 
 // src: q, k, v, and the sources that the flags name -> [batch, sequence, heads, headDim]
@@ -200,7 +200,7 @@ void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
         int64_t at = 0;
         for (int i = 0; i < count; at += runs[i].to - runs[i].from, i++)
           multiply_panels(s.pairs, words, pk + runs[i].from * words, words, (int)(runs[i].to - runs[i].from), pq, rows,
-                          scores + at, ld, 0, WHOLE);
+                          scores + at, ld, 0, WHOLE, 0);
         if (s.cap > 0) limit(&s, scores, ld, rows, at, NULL);
         exponentials(&s, scores, ld, h, q0, rows, runs, count, sums, sunk);
         float *out = (float *)dst->data + (batch * s.length + q0) * row + h * s.dim;
@@ -271,11 +271,11 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
         const Operand dy_rows = matrix(dy_block, row, 0), dy_t = matrix(dy_block, row, 1);
 
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pb);
-        multiply_panels(s.pairs, words, pk + from * words, words, n, pb, rows, scores, ld, 0, WHOLE);
+        multiply_panels(s.pairs, words, pk + from * words, words, n, pb, rows, scores, ld, 0, WHOLE, 0);
         if (s.cap > 0) limit(&s, scores, ld, rows, n, bends);
         exponentials(&s, scores, ld, h, q0, rows, &run, 1, sums, sunk);
         pack_b(&dy_rows, 0, rows, 0, (int)s.dim, s.pairs, pb);
-        multiply_panels(s.pairs, words, pv + from * words, words, n, pb, rows, slopes, ld, 0, WHOLE);
+        multiply_panels(s.pairs, words, pv + from * words, words, n, pb, rows, slopes, ld, 0, WHOLE, 0);
         for (int r = 0; r < rows; r++) {
           const float inverse = 1 / sums[r];
           const float *bent = bends == NULL ? NULL : bends + r * ld;
@@ -284,8 +284,8 @@ void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
         }
         multiply_positions(&s, pk_t, from, n, slopes, ld, rows, dq + at, row, 0);
         const Operand p_t = matrix(scores, ld, 1), ds_t = matrix(slopes, ld, 1);
-        multiply(&dy_t, 0, s.dim, &p_t, 0, n, rows, dv_head + from * kv_row, kv_row, s.pairs, 1, 0);
-        multiply(&queries_t, 0, s.dim, &ds_t, 0, n, rows, dk_head + from * kv_row, kv_row, s.pairs, 1, 0);
+        multiply(&dy_t, 0, s.dim, &p_t, 0, n, rows, dv_head + from * kv_row, kv_row, s.pairs, 1, 0, 0);
+        multiply(&queries_t, 0, s.dim, &ds_t, 0, n, rows, dk_head + from * kv_row, kv_row, s.pairs, 1, 0, 0);
       }
       if (s.sinks != NULL) dsinks[batch * s.heads + h] = (float)-read_sink;
     }

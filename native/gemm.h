@@ -116,11 +116,11 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 // A tile whose first row of a is more than `last` after its last row of b is left out.
 #define WHOLE INT32_MAX // leaves none out
 static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
-                            int64_t ldc, int add, int64_t last) {
-  (void)pairs;
+                            int64_t ldc, int add, int64_t last, int past_caches) {
+  (void)pairs, (void)past_caches; // only tiles are fast enough to wait for stores
 #if HAS_TILES
   if (pairs) {
-    multiply_tiles(words, a, a_words, m, b, n, c, ldc, add, last);
+    multiply_tiles(words, a, a_words, m, b, n, c, ldc, add, last, past_caches);
     return;
   }
 #endif
@@ -179,9 +179,9 @@ static inline size_t panel_bytes(int rows, int width, int words) {
 }
 
 // c[n * ldc + m] (+)= sum over k of a(m, k) * b(n, k), for m in [m0, m1) and n in [n0, n1).
-// lower: what lies above the diagonal, m > n, may be left out
+// lower: what lies above the diagonal, m > n, may be left out; past_caches: the results are read much later
 static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b, int64_t n0, int64_t n1, int64_t k, float *c,
-                     int64_t ldc, int pairs, int add, int lower) {
+                     int64_t ldc, int pairs, int add, int lower, int past_caches) {
   const int most_m = pairs ? PAIR_MC : MC, most_n = pairs ? PAIR_NC : NC, most_words = pairs ? PAIR_KC : KC;
   const int keeps = m1 - m0 <= (pairs ? PAIR_KEPT : KEPT);
   uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(keeps ? (int)(m1 - m0) : most_m, width_a(pairs), most_words));
@@ -200,7 +200,7 @@ static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b,
         if (!keeps || m >= packed) pack_a(a, m, mc, k0, kc, pairs, at);
         if (m >= packed) packed = m + mc;
         multiply_panels(pairs, words, at, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
-                        lower ? n - m : WHOLE);
+                        lower ? n - m : WHOLE, past_caches && k <= step);
       }
     }
   }

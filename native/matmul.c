@@ -46,6 +46,9 @@ void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
   part(m, width_a(pairs), split == 1 ? 0 : ith % rows, rows, &m0, &m1);
   part(n, width_b(pairs), split == 1 ? 0 : ith / rows, split / rows, &n0, &n1);
   const int lower = (flags & LOWER) != 0;
+  // the gradients of weights, sums over rows, are read after the whole backward pass; other large results do not fit the caches
+  const int is_gradient = (flags & (A_TRANSPOSED | B_TRANSPOSED)) == (A_TRANSPOSED | B_TRANSPOSED);
+  const int past_caches = m * n * 4 >= (is_gradient ? 1 : 16) << 20;
   if (lower && split > 1) {
     m0 = 0;
     m1 = m;
@@ -60,6 +63,6 @@ void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
     const Operand right = {(const char *)b->data + b2 * b->nb[2] + b3 * b->nb[3], b->type, b->nb[br], b->nb[1 - br]};
     float *out = (float *)((char *)dst->data + i2 * dst->nb[2] + i3 * dst->nb[3]);
     if (m1 > m0 && n1 > n0)
-      multiply(&left, m0, m1, &right, n0, n1, k, out, (int64_t)(dst->nb[1] / 4), pairs, (flags & ADD) != 0, lower);
+      multiply(&left, m0, m1, &right, n0, n1, k, out, (int64_t)(dst->nb[1] / 4), pairs, (flags & ADD) != 0, lower, past_caches);
   }
 }

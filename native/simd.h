@@ -49,6 +49,23 @@ static inline vf load(const float *p) { return *(const vf_unaligned *)p; }
 static inline void store(float *p, vf v) { *(vf_unaligned *)p = v; }
 static inline vu load_words(const void *p) { return *(const vu_unaligned *)p; }
 static inline void store_words(void *p, vu v) { *(vu_unaligned *)p = v; }
+// The same without a place in the caches, where there are such stores; p is aligned to vectors. `order_stores` comes after them,
+// before other threads read.
+static inline void store_past_caches(float *p, vf v) {
+#if VL == 16
+  _mm512_stream_ps(p, (__m512)v);
+#elif VL == 8
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+static inline void order_stores(void) {
+#if VL >= 8
+  _mm_sfence();
+#endif
+}
+
 // Reads the first n (at most VL) numbers; the others are `fill`.
 static inline vf load_part(const float *p, int64_t n, float fill) {
 #if VL == 16

@@ -116,23 +116,27 @@ static void pack_tiles(const Operand *x, int64_t r0, int rows, int64_t k0, int k
 }
 
 // As `multiply_panels`, for a in panels of 32 rows and b in tiles: 32 x 32 results stay in four tiles.
+// past_caches: the results are read much later, and need not be fetched before they are overwritten
 static void multiply_tiles(int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c, int64_t ldc, int add,
-                           int64_t last) {
+                           int64_t last, int past_caches) {
   enum { SIDE = 2 * TILE_ROWS, TILE = TILE_ROWS * TILE_WORDS };
+  past_caches = past_caches && !add && ((uintptr_t)c | (uintptr_t)(4 * ldc)) % 64 == 0;
   tiles_begin();
   for (int j = 0; j < n; j += SIDE)
     for (int i = 0; i < m; i += SIDE) {
       const int mi = m - i < SIDE ? m - i : SIDE, nj = n - j < SIDE ? n - j : SIDE;
       if (i > last + j + nj - 1) continue;
       const uint32_t *ai = a + (size_t)i * a_words, *b0 = b + (size_t)j * words, *b1 = b0 + (size_t)TILE_ROWS * words;
-      float edge[SIDE * SIDE], *out = c + j * ldc + i;
+      float edge[SIDE * SIDE] __attribute__((aligned(64))), *out = c + j * ldc + i;
       int64_t ld = ldc;
       const int whole = mi == SIDE && nj == SIDE;
-      if (!whole) {
-        memset(edge, 0, sizeof edge);
-        for (int y = 0; add && y < nj; y++) memcpy(edge + y * SIDE, out + y * ldc, 4 * mi);
+      if (!whole || past_caches) {
         out = edge;
         ld = SIDE;
+      }
+      if (!whole && add) {
+        memset(edge, 0, sizeof edge);
+        for (int y = 0; y < nj; y++) memcpy(edge + y * SIDE, c + (j + y) * ldc + i, 4 * mi);
       }
       if (add) {
         tile_load_sums(0, out, ld * 4);
@@ -159,9 +163,12 @@ static void multiply_tiles(int words, const uint32_t *a, int a_words, int m, con
       tile_store(1, out + TILE_ROWS, ld * 4);
       tile_store(2, out + TILE_ROWS * ld, ld * 4);
       tile_store(3, out + TILE_ROWS * ld + TILE_ROWS, ld * 4);
+      for (int y = 0; whole && past_caches && y < SIDE; y++)
+        for (int x = 0; x < SIDE; x += VL) store_past_caches(c + (j + y) * ldc + i + x, load(edge + y * SIDE + x));
       for (int y = 0; !whole && y < nj; y++) memcpy(c + (j + y) * ldc + i, edge + y * SIDE, 4 * mi);
     }
   tiles_end();
+  if (past_caches) order_stores();
 }
 
 #endif
