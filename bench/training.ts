@@ -27,10 +27,11 @@ const { values } = parseArgs({
   },
 });
 
-/** Teacher and student are both of the shape; tied embeddings. */
+/** Teacher and student are both of the shape; tied embeddings. 135M is SmolLM2-135M's. */
 const SHAPES: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   "15M": { hidden: 288, ffn: 768, layers: 6, heads: 6, vocab: 32000, batch: 4, sequence: 256 },
   "110M": { hidden: 768, ffn: 2048, layers: 12, heads: 12, vocab: 32000, batch: 1, sequence: 512 },
+  "135M": { hidden: 576, ffn: 1536, layers: 30, heads: 9, kvHeads: 3, vocab: 49152, batch: 1, sequence: 1024 },
   "1.2B": { hidden: 2048, ffn: 8192, layers: 16, heads: 16, vocab: 49152, batch: 1, sequence: 256 },
   "60M": { hidden: 384, ffn: 1024, layers: 6, heads: 6, vocab: 131072, batch: 2, sequence: 256 },
 };
@@ -55,7 +56,10 @@ function ours(name: string, shape: Readonly<Record<string, number>>, kernels: st
 }
 
 function pytorch(name: string, shape: Readonly<Record<string, number>>, flags: readonly string[]): Promise<Contender> {
-  const sizes = Object.entries({ ...shape, threads }).flatMap(([key, value]) => [`--${key}`, String(value)]);
+  const sizes = Object.entries({ ...shape, threads }).flatMap(([key, value]) => [
+    `--${key === "kvHeads" ? "kv-heads" : key}`,
+    String(value),
+  ]);
   const less = values["low-memory"] ? ["--low-memory"] : [];
   return Contender.start(name, values.python, [path.join(here, "peers/distill_step.py"), ...sizes, ...flags, ...less]);
 }

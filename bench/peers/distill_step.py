@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 parser = argparse.ArgumentParser()
 for name in ("hidden", "ffn", "layers", "heads", "vocab", "batch", "sequence", "threads"):
     parser.add_argument(f"--{name}", type=int, required=True)
+parser.add_argument("--kv-heads", type=int)
 parser.add_argument("--dtype", choices=("bf16", "f32"), required=True)
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--device", default="cpu")
@@ -32,7 +33,7 @@ config = LlamaConfig(
     intermediate_size=args.ffn,
     num_hidden_layers=args.layers,
     num_attention_heads=args.heads,
-    num_key_value_heads=args.heads,
+    num_key_value_heads=args.kv_heads or args.heads,
     max_position_embeddings=args.sequence,
     tie_word_embeddings=True,
     use_cache=False,
