@@ -2,7 +2,7 @@
  * The parts of a training step that take the most time, ours beside PyTorch's in bf16: matrix products beside oneDNN's, attention
  * beside SDPA, the head with its loss. Each in turn, again and again; the best of two to ten counts in a round, the median over rounds.
  *
- *     npm run build && npx tsx bench/kernels.ts [--python .venv/bin/python] [--rounds 5] [--threads 2] [--kinds matmul,attention,head]
+ *     npm run build && npx tsx bench/step-parts.ts [--python .venv/bin/python] [--rounds 5] [--threads 2] [--kinds matmul,attention,head]
  *
  * Ours reads and writes f32 and converts on the way; PyTorch's reads and writes bf16.
  */
@@ -70,8 +70,8 @@ const KINDS: Readonly<Record<string, Kind>> = {
 };
 
 const here = import.meta.dirname;
-const ours = await Contender.start("coppice", process.execPath, [path.join(here, "kernels.mjs"), values.threads]);
-const peerArguments = [path.join(here, "peers/kernels.py"), "--threads", values.threads];
+const ours = await Contender.start("coppice", process.execPath, [path.join(here, "step-parts.mjs"), values.threads]);
+const peerArguments = [path.join(here, "peers/step_parts.py"), "--threads", values.threads];
 const peer = await Contender.start("PyTorch", values.python, peerArguments);
 
 async function secondsOf(question: string): Promise<readonly [ours: number, peer: number]> {

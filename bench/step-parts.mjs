@@ -1,4 +1,4 @@
-// Our side of bench/kernels.ts: for each line of a kind of work and its sizes the least seconds that it takes, f32 in and out and
+// Our side of bench/step-parts.ts: for each line of a kind of work and its sizes the least seconds that it takes, f32 in and out and
 // computed in bf16, conversion included.
 import { createInterface } from "node:readline";
 import { Backend } from "../dist/ggml/index.js";

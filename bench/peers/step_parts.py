@@ -5,7 +5,7 @@ input the least seconds that it takes; "gradients" is forwards and backwards.
     attention forward|gradients batch length heads kvHeads dim    causal
     head forward|gradients n k m                               cross-entropy of x w'
 
-    python bench/peers/kernels.py --threads 2
+    python bench/peers/step_parts.py --threads 2
 """
 import argparse
 import sys
