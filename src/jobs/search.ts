@@ -10,7 +10,6 @@ import {
   keptIndices,
   loadScores,
   type PrunedModel,
-  type PrunePlan,
   planFor,
   prune,
   type RankedCandidate,
@@ -29,7 +28,7 @@ import { perLayerCandidate } from "./per-layer.js";
 import type { SearchInputs } from "./search-inputs.js";
 import { sharedCalibration } from "./shared/calibration.js";
 import { sharedCandidates } from "./shared/candidates.js";
-import { refitSamplesOf, type StartStatistics, withRefittedStart } from "./start.js";
+import { CandidateRefits, refitSamplesOf, type StartStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { trainOptionsFor } from "./training.js";
 
@@ -110,7 +109,9 @@ export async function search(
 ): Promise<RankedCandidate[]> {
   const { original, options, computeType, candidates = candidatesFor(original.model, options) } = inputs;
   const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
-  const rerankings = rerankingsOf(inputs, { statistics, distill });
+  const refits =
+    statistics && new CandidateRefits(inputs, { scores: inputs.scores, statistics, onProgress: refitProgress(inputs) });
+  const rerankings = rerankingsOf(inputs, refits, distill);
   const { ranks } = options;
   const measured = { path: original.path, computeType, options };
   const alike = await rankCandidates(inputs, candidates, {
@@ -123,6 +124,7 @@ export async function search(
   });
   const isPerLayer = options.perLayer === true && statistics !== undefined;
   const ranked = isPerLayer ? await withPerLayer(inputs, alike, { statistics, rerankings }) : alike;
+  refits?.keepOnly(ranked[0]?.plan);
   if (rankingFile !== undefined) {
     const available = inputs.validation.length - 1;
     const sequenceLength = Math.min(measuring.sequenceLength, available);
@@ -148,32 +150,39 @@ const REFITS = [
 ];
 const DISTILLED_CANDIDATES = 4;
 
+const refitProgress =
+  ({ options }: SearchInputs) =>
+  (done: number, total: number): void =>
+    options.onProgress?.({ stage: "refit a candidate", done, total, unit: "steps" });
+
+/** @param refits for refitted starts */
 function rerankingsOf(
   inputs: SearchInputs & { readonly scores: Scores },
-  { statistics, distill }: SearchMeasurements,
+  refits: CandidateRefits | undefined,
+  distill: SearchMeasurements["distill"],
 ): Reranking[] {
   const { scores, original } = inputs;
-  const start = <T>(plan: PrunePlan, samples: number, use: (cut: PrunedModel) => Promise<T>): Promise<T> =>
-    statistics === undefined
-      ? use(prune(original, plan, keptIndices(original.model, plan, scores)))
-      : withRefittedStart(inputs, { plan, scores, statistics, samples, onProgress }, use);
-  const onProgress = (done: number, total: number) =>
-    inputs.options.onProgress?.({ stage: "refit a candidate", done, total, unit: "steps" });
   const samplesOfAll = refitSamplesOf(inputs);
   // a second refit on as many sequences as the first would tell nothing new
-  const refits = REFITS.filter((_, i) => i === 0 || elementAt(REFITS, i - 1).samples < samplesOfAll).map(
-    ({ candidates, samples }): Reranking => ({
-      measure: "refittedLoss",
-      candidates,
-      lossOf: ({ plan }) => start(plan, samples, (cut) => lossOf(inputs, cut)),
-    }),
+  const refitted = REFITS.filter((_, i) => i === 0 || elementAt(REFITS, i - 1).samples < samplesOfAll).map(
+    ({ candidates, samples }) =>
+      ({ measure: "refittedLoss", candidates, samples, of: (cut: PrunedModel) => lossOf(inputs, cut) }) as const,
   );
-  const last = distill && {
+  const distilled = distill && {
     measure: "distilledLoss" as const,
     candidates: DISTILLED_CANDIDATES,
-    lossOf: ({ plan }: RankedCandidate) => start(plan, elementAt(REFITS, 1).samples, distill),
+    samples: elementAt(REFITS, 1).samples,
+    of: distill,
   };
-  return [...(statistics === undefined ? [] : refits), ...(last === undefined ? [] : [last])];
+  const measurements = [...(refits === undefined ? [] : refitted), ...(distilled === undefined ? [] : [distilled])];
+  return measurements.map(({ measure, candidates, samples, of }) => ({
+    measure,
+    candidates,
+    lossOf: ({ plan }) =>
+      refits === undefined
+        ? of(prune(original, plan, keptIndices(original.model, plan, scores)))
+        : refits.measure(plan, { samples, measure }, of),
+  }));
 }
 
 /** The candidates beside one with a size for each layer, of as many parameters as the best, measured as the best was. */

@@ -1,4 +1,4 @@
-import { existsSync, rmSync } from "node:fs";
+import { existsSync, rmSync, statSync } from "node:fs";
 import { freemem } from "node:os";
 import path from "node:path";
 import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
@@ -19,7 +19,7 @@ import {
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
 import { UsageError } from "../system/errors.js";
-import { hashBytes } from "../system/files.js";
+import { freeBytes, hashBytes } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
 import { scratchDirectory } from "../system/scratch.js";
 import type { SearchInputs } from "./search-inputs.js";
@@ -154,11 +154,15 @@ export interface RefittedStart {
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
-/** Cuts a model and mends the cut in closed form; what was finished before is read from its files. */
+/**
+ * Cuts a model and mends the cut in closed form; what was finished before is read from its files. The same cut on as many sequences has
+ * the same files, whether as a candidate or as what was chosen.
+ */
 export function refittedStart(inputs: StartInputs, start: RefittedStart): Promise<PrunedModel> {
   const { model } = inputs.original;
   const { plan, scores, statistics, place, onProgress } = start;
   const samples = Math.min(start.samples ?? Number.POSITIVE_INFINITY, refitSamplesOf(inputs));
+  const id = hashBytes(JSON.stringify([plan.sizes, plan.keptLayers, samples])).slice(0, 12);
   const hidden = sizeOf("hidden", model.sizes);
   return cutAndRefit({
     passage: passageFor(inputs, samples),
@@ -166,33 +170,81 @@ export function refittedStart(inputs: StartInputs, start: RefittedStart): Promis
     plan,
     kept: keptIndices(model, plan, new Map([...scores, ...statistics.scores])),
     streamMoments: { rows: hidden, columns: hidden, data: statistics.streamMoments },
-    place,
+    place: (name) => place(`${id}-${name}`),
     onProgress,
   });
 }
 
-/** The same for a while: its files are deleted after use. Those of a run that was killed are found again by it. */
-export async function withRefittedStart<T>(
-  inputs: StartInputs & Pick<SearchInputs, "place">,
-  start: Omit<RefittedStart, "place">,
-  use: (cut: PrunedModel) => Promise<T>,
-): Promise<T> {
-  const { plan, samples } = start;
-  const id = hashBytes(JSON.stringify([plan.sizes, plan.keptLayers, samples])).slice(0, 12);
-  const scratch = inputs.place === undefined ? scratchDirectory("refit") : undefined;
-  const files = new Set<string>();
-  const place = (name: string): string => {
-    const file = inputs.place?.(`candidate-${id}-${name}`) ?? path.join(scratch ?? "", name);
-    files.add(file);
-    return file;
-  };
-  try {
-    const result = await use(await refittedStart(inputs, { ...start, place }));
-    for (const file of files) rmSync(file, { force: true });
-    return result;
-  } finally {
-    if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
+/** A candidate's refit on disk. */
+interface KeptRefit {
+  readonly plan: PrunePlan;
+  readonly measure: string;
+  readonly loss: number;
+  readonly files: ReadonlySet<string>;
+}
+
+/**
+ * Refits candidates to measure them. Files are deleted after that, but for those of the best candidate that was refitted on all sequences:
+ * the start is made of them. Those of a run that was killed are found again by it.
+ */
+export class CandidateRefits {
+  private kept: KeptRefit | undefined;
+
+  constructor(
+    private readonly inputs: StartInputs & Pick<SearchInputs, "place">,
+    private readonly start: Omit<RefittedStart, "plan" | "samples" | "place">,
+  ) {}
+
+  /** @param measure what `lossOf` measures: only losses of the same kind are compared */
+  async measure(
+    plan: PrunePlan,
+    { samples, measure }: { readonly samples: number; readonly measure: string },
+    lossOf: (cut: PrunedModel) => Promise<number>,
+  ): Promise<number> {
+    const { inputs } = this;
+    const scratch = inputs.place === undefined ? scratchDirectory("refit") : undefined;
+    const files = new Set<string>();
+    const place = (name: string): string => {
+      const file = inputs.place?.(name) ?? path.join(scratch ?? "", name);
+      files.add(file);
+      return file;
+    };
+    try {
+      const loss = await lossOf(await refittedStart(inputs, { ...this.start, plan, samples, place }));
+      const canBeStart = scratch === undefined && samples >= refitSamplesOf(inputs);
+      if (canBeStart && isBest(loss, measure, this.kept) && roomForAnother(files)) {
+        this.keep({ plan, measure, loss, files });
+      } else deleteAll(files);
+      return loss;
+    } finally {
+      if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
+    }
   }
+
+  /** Deletes what another plan has left. */
+  keepOnly(plan: PrunePlan | undefined): void {
+    if (this.kept !== undefined && this.kept.plan !== plan) this.keep(undefined);
+  }
+
+  private keep(refit: KeptRefit | undefined): void {
+    deleteAll([...(this.kept?.files ?? [])].filter((file) => refit?.files.has(file) !== true));
+    this.kept = refit;
+  }
+}
+
+const isBest = (loss: number, measure: string, kept: KeptRefit | undefined): boolean =>
+  kept === undefined || kept.measure !== measure || loss < kept.loss;
+
+/** Whether the disk takes as much again, for the next candidate. */
+function roomForAnother(files: ReadonlySet<string>): boolean {
+  const existing = [...files].filter((file) => existsSync(file));
+  const bytes = existing.reduce((sum, file) => sum + statSync(file).size, 0);
+  const [first] = existing;
+  return first !== undefined && (freeBytes(first) ?? 0) > bytes;
+}
+
+function deleteAll(files: Iterable<string>): void {
+  for (const file of files) rmSync(file, { force: true });
 }
 
 /** Says where a model's residual stream cannot be rotated, though its width is to be cut. */

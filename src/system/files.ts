@@ -69,8 +69,8 @@ export function checkSpace(file: string, bytes: number, what: string): void {
     );
 }
 
-/** Undefined when the system does not say. */
-function freeBytes(file: string): number | undefined {
+/** Free space on the disk of a file that may not exist yet; undefined when the system does not say. */
+export function freeBytes(file: string): number | undefined {
   for (let at = path.resolve(file); ; at = path.dirname(at)) {
     try {
       const { bavail, bsize, blocks } = statfsSync(at);

@@ -62,7 +62,7 @@ describe("a pruned model that is refitted", () => {
     };
     await expect(pruneModel({ ...stopped, onProgress })).rejects.toThrow(Stopped);
     expect(goingOn[0]).toBe(4);
-    expect(existsSync(path.join(place, "refit", "step-1.safetensors"))).toBe(true);
+    expect(readdirSync(path.join(place, "refit")).join()).toMatch(/-step-1\.safetensors/);
     await pruneModel(stopped);
     expect(bytesOf(place).equals(bytesOf(out("refitted")))).toBe(true);
   });
@@ -73,7 +73,7 @@ describe("a pruned model that is refitted", () => {
     const place = out("search stopped");
     const stopped = { ...searched, out: place, onProgress: stopAt("refit a candidate", 3) };
     await expect(pruneModel(stopped)).rejects.toThrow(Stopped);
-    const parts = readdirSync(path.join(place, "refit")).filter((name) => name.startsWith("candidate-"));
+    const parts = readdirSync(path.join(place, "refit"));
     expect(parts.filter((name) => /step-\d+/.test(name)).length).toBeGreaterThan(0);
     const stages = new Set<string>();
     await pruneModel({ ...searched, out: place, onProgress: ({ stage }) => void stages.add(stage) });
@@ -81,6 +81,24 @@ describe("a pruned model that is refitted", () => {
     expect(readdirSync(place)).not.toContain("refit");
     // scores are kept, too
     expect(stages).not.toContain("calibrate");
+  });
+
+  it("is made of the best candidate's refit where that was on all sequences", async () => {
+    const refitted: string[] = [];
+    await pruneModel({
+      ...{ ...job, ...refit, target: "0.7x", maxCandidates: 2, out: out("once") },
+      onProgress: ({ stage, done }) => void (stage.startsWith("refit") && refitted.push(`${stage} ${done}`)),
+    });
+    expect(refitted.filter((progress) => progress === "refit a candidate 3")).toHaveLength(2);
+    expect(refitted.filter((progress) => progress.startsWith("refit ") && !progress.includes("candidate"))).toEqual([
+      "refit 0",
+    ]);
+    expect(bytesOf(out("once")).equals(bytesOf(out("searched")))).toBe(true);
+    // the same cut without a search
+    const { hidden_size, intermediate_size } = JSON.parse(readFileSync(path.join(out("once"), "config.json"), "utf8"));
+    const target = `hidden=${hidden_size},ffn=${intermediate_size}`;
+    await pruneModel({ ...job, ...refit, target, out: out("named") });
+    expect(bytesOf(out("named")).equals(bytesOf(out("once")))).toBe(true);
   });
 
   it("needs data", async () => {
