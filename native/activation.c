@@ -85,19 +85,19 @@ static void activate_back(Tensor *dst, int ith, int nth, const void *data, const
 }
 
 // src: x -> gelu(x)
-void KERNEL(gelu)(Tensor *dst, int ith, int nth, void *data) { activate(dst, ith, nth, data, dst->src[0], NULL); }
+OP(gelu) { activate(dst, ith, nth, data, dst->src[0], NULL); }
 
 // src: gradient of the result, x -> the gradient of x
-void KERNEL(gelu_back)(Tensor *dst, int ith, int nth, void *data) { activate_back(dst, ith, nth, data, NULL); }
+OP(gelu_back) { activate_back(dst, ith, nth, data, NULL); }
 
 // src: gate, up -> activation(gate) up
-void KERNEL(gated)(Tensor *dst, int ith, int nth, void *data) { activate(dst, ith, nth, data, dst->src[0], dst->src[1]); }
+OP(gated) { activate(dst, ith, nth, data, dst->src[0], dst->src[1]); }
 
 // src: gradient of the result, gate, up -> the gradients of gate and up, concatenated
-void KERNEL(gated_back)(Tensor *dst, int ith, int nth, void *data) { activate_back(dst, ith, nth, data, dst->src[2]); }
+OP(gated_back) { activate_back(dst, ith, nth, data, dst->src[2]); }
 
 // src: x -> cap tanh(x / cap)
-void KERNEL(soft_cap)(Tensor *dst, int ith, int nth, void *data) {
+OP(soft_cap) {
   const float cap = ((Settings){.pointer = data}).value, *x = dst->src[0]->data;
   int64_t i, to;
   span_of(count_of(dst), ith, nth, &i, &to);
@@ -105,7 +105,7 @@ void KERNEL(soft_cap)(Tensor *dst, int ith, int nth, void *data) {
 }
 
 // src: gradient of the result, the result -> the gradient of x
-void KERNEL(soft_cap_back)(Tensor *dst, int ith, int nth, void *data) {
+OP(soft_cap_back) {
   const float cap = ((Settings){.pointer = data}).value, *dy = dst->src[0]->data, *y = dst->src[1]->data;
   int64_t i, to;
   span_of(count_of(dst), ith, nth, &i, &to);
@@ -130,7 +130,7 @@ static inline void xielu_curves(vf x, float epsilon, vf *rise, vf *fall, vf *ris
 
 // src: x, rising [1], falling [1], beta and epsilon -> rising x^2 + beta x where x > 0,
 // falling (e^min(x, epsilon) - 1 - x) + beta x elsewhere
-void KERNEL(xielu)(Tensor *dst, int ith, int nth, void *data) {
+OP(xielu) {
   (void)data;
   const float *x = dst->src[0]->data, *settings = dst->src[3]->data;
   const float rising = *(const float *)dst->src[1]->data, falling = *(const float *)dst->src[2]->data;
@@ -146,7 +146,7 @@ void KERNEL(xielu)(Tensor *dst, int ith, int nth, void *data) {
 
 // src: gradient of the result, and the sources of xielu -> the gradient of x, then partial sums of the gradients of rising and of
 // falling
-void KERNEL(xielu_back)(Tensor *dst, int ith, int nth, void *data) {
+OP(xielu_back) {
   (void)data;
   const float *dy = dst->src[0]->data, *x = dst->src[1]->data, *settings = dst->src[4]->data;
   const float rising = *(const float *)dst->src[2]->data, falling = *(const float *)dst->src[3]->data;

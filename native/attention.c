@@ -176,7 +176,7 @@ static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t f
 }
 
 // src: q, k, v, and the sources that the flags name -> [batch, sequence, heads, headDim]
-void KERNEL(attention)(Tensor *dst, int ith, int nth, void *data) {
+OP(attention) {
   const Tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2];
   const Shape s = shape_of(q, k, dst->src + 3, data);
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL), row = s.heads * s.dim;
@@ -235,7 +235,7 @@ static float score_gradient(const Shape *s, float *e, float *d, const float *slo
 
 // src: gradient of the result, q, k, v, and the sources that the flags name, without a forest -> the gradients of q, k and v,
 // concatenated, and with sinks then theirs for each sequence, [batch, heads]
-void KERNEL(attention_back)(Tensor *dst, int ith, int nth, void *data) {
+OP(attention_back) {
   const Tensor *dy = dst->src[0], *q = dst->src[1], *k = dst->src[2], *v = dst->src[3];
   const Shape s = shape_of(q, k, dst->src + 4, data);
   const int64_t group = s.heads / s.kv_heads, ld = round_up((int)s.length, VL);

@@ -3,7 +3,7 @@
 
 // AdamW (Loshchilov & Hutter 2019, algorithm 2) on a scaled gradient. In place on the weight.
 // src: weight, gradient, m, v, settings [rate, beta1, beta2, epsilon, decay, 1/(1-beta1^t), 1/(1-beta2^t)], gradient scale [1]
-void KERNEL(adamw)(Tensor *dst, int ith, int nth, void *data) {
+OP(adamw) {
   (void)data;
   float *w = dst->data, *m = dst->src[2]->data, *v = dst->src[3]->data;
   const float *g = dst->src[1]->data, *s = dst->src[4]->data;
@@ -27,7 +27,7 @@ void KERNEL(adamw)(Tensor *dst, int ith, int nth, void *data) {
 }
 
 // Squares summed over 64 equal spans, so that the sum is the same for any number of threads. src: x -> [64]
-void KERNEL(sum_squares)(Tensor *dst, int ith, int nth, void *data) {
+OP(sum_squares) {
   (void)data;
   const float *x = dst->src[0]->data;
   const int64_t n = count_of(dst->src[0]);
@@ -52,7 +52,7 @@ void KERNEL(sum_squares)(Tensor *dst, int ith, int nth, void *data) {
 }
 
 // dst[ids[i]] += x[i] for rows. In place on the table. src: table, x [n, width], ids i32 [n]
-void KERNEL(add_rows)(Tensor *dst, int ith, int nth, void *data) {
+OP(add_rows) {
   (void)data;
   const Tensor *x = dst->src[1], *ids = dst->src[2];
   int64_t from, to;
@@ -67,7 +67,7 @@ void KERNEL(add_rows)(Tensor *dst, int ith, int nth, void *data) {
 }
 
 // src: tensors, whose rows are concatenated
-void KERNEL(concat_last)(Tensor *dst, int ith, int nth, void *data) {
+OP(concat_last) {
   (void)data;
   int64_t from, to;
   share_of(dst->ne[1] * dst->ne[2] * dst->ne[3], ith, nth, &from, &to);

@@ -104,7 +104,7 @@ static void forward_kl_row(const float *student, const float *teacher, int64_t n
 
 // src: student logits [n, vocab], teacher logits [n, vocab] -> [n, 3]: each row's divergence at 1 / scale, and the two logs of
 // sums that its gradient needs.
-void KERNEL(divergence)(Tensor *dst, int ith, int nth, void *data) {
+OP(divergence) {
   const Settings s = {.pointer = data};
   const Tensor *student = dst->src[0], *teacher = dst->src[1];
   const int64_t n = student->ne[0];
@@ -126,7 +126,7 @@ void KERNEL(divergence)(Tensor *dst, int ith, int nth, void *data) {
 
 // src: student logits, teacher logits, the result of `divergence`, the gradient of the sum of its losses [1]
 // -> the gradient of the student logits
-void KERNEL(divergence_back)(Tensor *dst, int ith, int nth, void *data) {
+OP(divergence_back) {
   const Settings s = {.pointer = data};
   const Tensor *student = dst->src[0], *teacher = dst->src[1], *stats = dst->src[2], *dy = dst->src[3];
   const int64_t n = student->ne[0];
@@ -166,7 +166,7 @@ void KERNEL(divergence_back)(Tensor *dst, int ith, int nth, void *data) {
 
 // src: logits [n, vocab], the index of each row's target in them, i32 [n]: row * vocab + id -> [n, 2]: each row's negative
 // log-likelihood and log of sums
-void KERNEL(cross_entropy)(Tensor *dst, int ith, int nth, void *data) {
+OP(cross_entropy) {
   (void)data;
   const Tensor *logits = dst->src[0], *targets = dst->src[1];
   int64_t from, to;
@@ -181,7 +181,7 @@ void KERNEL(cross_entropy)(Tensor *dst, int ith, int nth, void *data) {
 
 // src: logits, target indices, the result of `cross_entropy`, the gradient of the sum of its losses [1]
 // -> the gradient of the logits
-void KERNEL(cross_entropy_back)(Tensor *dst, int ith, int nth, void *data) {
+OP(cross_entropy_back) {
   (void)data;
   const Tensor *logits = dst->src[0], *targets = dst->src[1], *stats = dst->src[2], *dy = dst->src[3];
   const int64_t n = logits->ne[0];

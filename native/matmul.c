@@ -31,7 +31,7 @@ static void triangle_part(int64_t n, int unit, int i, int parts, int64_t *from, 
 }
 
 // src: a, b; in place: the sum so far, a, b. LOWER: a square result is wanted on and below its diagonal only.
-void KERNEL(matmul)(Tensor *dst, int ith, int nth, void *data) {
+OP(matmul) {
   const uint32_t flags = ((Settings){.pointer = data}).flags;
   const int first = flags & ADD ? 1 : 0;
   const Tensor *a = dst->src[first], *b = dst->src[first + 1];

@@ -54,7 +54,7 @@ static inline void put_bytes(uint8_t *p, vu words, int n) {
 
 // AdamW with moments of 8 bits, in place on the weight. src: weight, gradient, codes of m and v (a byte each), largest m and v of each
 // block, settings [as above, number of the step], gradient scale [1]
-void KERNEL(adamw8)(Tensor *dst, int ith, int nth, void *data) {
+OP(adamw8) {
   (void)data;
   float *w = dst->data, *most_m = dst->src[4]->data, *most_v = dst->src[5]->data;
   uint8_t *codes_m = dst->src[2]->data, *codes_v = dst->src[3]->data;

@@ -26,7 +26,7 @@ static float inverse_rms(const float *x, int64_t n, float mean, float epsilon) {
 }
 
 // src: x [rows, n], gain [n] -> (x - mean) / rms(x - mean) * gain
-void KERNEL(norm)(Tensor *dst, int ith, int nth, void *data) {
+OP(norm) {
   const Settings s = {.pointer = data};
   const float *gain = dst->src[1]->data;
   const int64_t n = dst->ne[0];
@@ -46,7 +46,7 @@ void KERNEL(norm)(Tensor *dst, int ith, int nth, void *data) {
 enum { GAIN_PARTS = 16 };
 
 // src: gradient of the result, x, gain -> [rows + GAIN_PARTS, n]: the gradient of x, then partial sums of the gain's
-void KERNEL(norm_back)(Tensor *dst, int ith, int nth, void *data) {
+OP(norm_back) {
   const Settings s = {.pointer = data};
   const float *gain = dst->src[2]->data;
   const int64_t n = dst->ne[0], rows = dst->ne[1] - GAIN_PARTS;

@@ -5,7 +5,7 @@ enum { ROTARY_BACKWARDS = 1, ROTARY_INTERLEAVED = 2 };
 
 // src: x [batch, sequence, heads, headDim], table [sequence, 2, half]: cosines and sines -> x rotated, or rotated back. Pairs
 // are channels i and i + half, or 2i and 2i + 1. Channels after the rotated ones are copied.
-void KERNEL(rope)(Tensor *dst, int ith, int nth, void *data) {
+OP(rope) {
   const Tensor *x = dst->src[0], *table = dst->src[1];
   const uint32_t flags = ((Settings){.pointer = data}).flags;
   const float sign = flags & ROTARY_BACKWARDS ? -1 : 1;

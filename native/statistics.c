@@ -3,7 +3,7 @@
 
 // src: x [batch * seq, size * channels] -> [batch, size]: for each sequence the square of the mean, over its positions, of the L2
 // norm of each run of channels (of one channel: of its magnitude). Flags: the sequence's length.
-void KERNEL(squared_means)(Tensor *dst, int ith, int nth, void *data) {
+OP(squared_means) {
   const Tensor *x = dst->src[0];
   const int64_t length = ((Settings){.pointer = data}).flags, size = dst->ne[0], batch = dst->ne[1];
   const int64_t channels = x->ne[0] / size;
@@ -41,7 +41,7 @@ void KERNEL(squared_means)(Tensor *dst, int ith, int nth, void *data) {
 }
 
 // src: x [rows, n], y [rows, n] -> [64]: the cosines of their rows, summed over 64 equal spans of rows
-void KERNEL(cosines)(Tensor *dst, int ith, int nth, void *data) {
+OP(cosines) {
   (void)data;
   const Tensor *x = dst->src[0], *y = dst->src[1];
   const int64_t n = x->ne[0];

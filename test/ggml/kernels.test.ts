@@ -258,6 +258,38 @@ describe.each(variants)("the %s kernels", (variant) => {
     );
   });
 
+  it("keep what is not a number, wherever it is", async () => {
+    const length = 40;
+    for (const at of [0, 17, 39]) {
+      const values = Float32Array.from({ length: 2 * length }, (_, i) => (i === length + at ? Number.NaN : i / 10 - 4));
+      const g = new Graph(backend);
+      const x = g.constant("x", "f32", [2, length], values);
+      const ones = g.constant("ones", "f32", [2, length], new Float32Array(2 * length).fill(1));
+      const gated = [ops.swiglu(g, x, ones), ops.gelu(g, x, { approximation: "tanh" })].map((result) =>
+        g.output(result),
+      );
+      const ids = g.constant("ids", "i32", [2], Int32Array.of(3, length + 5));
+      const loss = g.output(ops.crossEntropyOfRows(g, x, ids));
+      await g.run();
+      for (const result of gated)
+        expect([...g.read(result).keys()].filter((i) => Number.isNaN(g.read(result)[i]))).toEqual([length + at]);
+      expect([...g.read(loss)].map(Number.isNaN)).toEqual([false, true]);
+      g.free();
+    }
+  });
+
+  it("leave numbers below the normal ones to their caller", async () => {
+    const g = new Graph(backend);
+    const tiny = 1e-40;
+    const x = g.constant("x", "f32", [1, 3], Float32Array.of(tiny, 1, -tiny));
+    const result = g.output(ops.swiglu(g, x, g.constant("ones", "f32", [1, 3], Float32Array.of(1, 1, 1))));
+    await g.run();
+    expect([...g.read(result)].map(Math.abs)).toEqual([0, expect.closeTo(0.731, 3), 0]);
+    const smallest = new Float64Array([Number.MIN_VALUE]);
+    expect(smallest[0]! * 3).toBe(1.5e-323); // JavaScript's own arithmetic, on this thread
+    g.free();
+  });
+
   it("multiply matrices of any shape, stored in any type", async () => {
     const size = fc.integer({ min: 1, max: 130 });
     const dtype = fc.constantFrom("f32" as const, "bf16" as const, "f16" as const);

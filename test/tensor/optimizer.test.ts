@@ -64,6 +64,31 @@ describe.each(testBackends)("AdamW on %s", (_, options) => {
   });
 });
 
+describe.each(testBackends.filter(([name]) => name.endsWith("kernels")))("AdamW on %s", (_, options) => {
+  const { backend, freeLater } = openBackend({ ...options, threads: 2 });
+
+  it("ends moments that have decayed below the normal numbers, where 0.9 of the smallest would be rounded up to it", async () => {
+    const weights = new TensorStore(backend, 1);
+    const row = weights.add("row", [1, 40], "f32", { trainable: true });
+    weights.allocate();
+    weights.write(row, new Float32Array(40).fill(1));
+    const state = new TensorStore(backend, AdamW.stateTensors(1));
+    const settings = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0, clipNorm: 1 };
+    const optimizer = new AdamW(state, [row], settings);
+    state.allocate();
+    const smallest = 2 ** -149;
+    for (const moment of optimizer.moments) state.write(moment, new Float32Array(40).fill(smallest));
+    const g = new Graph(backend);
+    freeLater(g, state, weights);
+    const loss = ops.scale(g, ops.sum(g, row), { factor: 0 });
+    g.output(optimizer.apply(g, gradients(g, loss, [row])));
+    optimizer.prepare(0.1, 2000);
+    await g.run();
+    for (const moment of optimizer.moments) expect(new Set(state.read(moment))).toEqual(new Set([0]));
+    expect(new Set(weights.read(row))).toEqual(new Set([1]));
+  });
+});
+
 /** The value of a code from 0 to 1: a float of three bits below its exponent, by the format's definition. */
 function decoded(code: number, exponents: number): number {
   const [exponent, fraction] = [code >> 3, (code & 7) / 8];
