@@ -12,8 +12,9 @@
 static __thread float emulated_sums[4][TILE_ROWS][TILE_WORDS];
 static __thread uint32_t emulated_words[4][TILE_ROWS][TILE_WORDS];
 
-static inline void tiles_begin(void) {}
-static inline void tiles_end(void) {}
+typedef int TileConfig;
+static inline TileConfig tiles_begin(void) { return 0; }
+static inline void tiles_end(TileConfig before) { (void)before; }
 static inline void emulate_load(void *tile, const void *from, int64_t stride) {
   for (int r = 0; r < TILE_ROWS; r++) memcpy((uint32_t *)tile + r * TILE_WORDS, (const char *)from + r * stride, 64);
 }
@@ -39,21 +40,31 @@ static inline void emulate_dot(float (*sums)[TILE_WORDS], uint32_t (*a)[TILE_WOR
 #define tile_store(t, to, stride) \
   for (int tile_row = 0; tile_row < TILE_ROWS; tile_row++) memcpy((char *)(to) + tile_row * (stride), emulated_sums[t][tile_row], 64)
 #else
-static inline void tiles_begin(void) {
-  struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-  } config = {.palette = 1};
+// What the tiles are set up for, which belongs to the thread: ggml's own kernels set them up once and rely on it.
+typedef struct {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+} TileConfig;
+// The compilers' intrinsics for this take 8 bytes of the record for the whole.
+static inline void configure(const TileConfig *config) { __asm__ volatile("ldtilecfg %0" : : "m"(*config) : "memory"); }
+static inline TileConfig tiles_begin(void) {
+  TileConfig before, config = {.palette = 1};
   for (int i = 0; i < 8; i++) {
     config.row_bytes[i] = 64;
     config.rows[i] = TILE_ROWS;
   }
-  __asm__ volatile("" : : "r"(&config) : "memory"); // GCC takes the instruction for a reader of 8 bytes, and leaves out stores
-  _tile_loadconfig(&config);
+  __asm__ volatile("sttilecfg %0" : "=m"(before) : : "memory");
+  configure(&config);
+  return before;
 }
 // Without tiles in use a change of threads has less to save.
-static inline void tiles_end(void) { _tile_release(); }
+static inline void tiles_end(TileConfig before) {
+  if (before.palette == 0)
+    _tile_release();
+  else
+    configure(&before);
+}
 #define tile_zero(t) _tile_zero(t)
 #define tile_load_sums(t, from, stride) _tile_loadd(t, from, stride)
 #define tile_load(t, from, stride) _tile_loadd(t, from, stride)
@@ -121,7 +132,7 @@ static void multiply_tiles(int words, const uint32_t *a, int a_words, int m, con
                            int64_t last, int past_caches) {
   enum { SIDE = 2 * TILE_ROWS, TILE = TILE_ROWS * TILE_WORDS };
   past_caches = past_caches && !add && ((uintptr_t)c | (uintptr_t)(4 * ldc)) % 64 == 0;
-  tiles_begin();
+  const TileConfig before = tiles_begin();
   for (int j = 0; j < n; j += SIDE)
     for (int i = 0; i < m; i += SIDE) {
       const int mi = m - i < SIDE ? m - i : SIDE, nj = n - j < SIDE ? n - j : SIDE;
@@ -167,7 +178,7 @@ static void multiply_tiles(int words, const uint32_t *a, int a_words, int m, con
         for (int x = 0; x < SIDE; x += VL) store_past_caches(c + (j + y) * ldc + i + x, load(edge + y * SIDE + x));
       for (int y = 0; !whole && y < nj; y++) memcpy(c + (j + y) * ldc + i, edge + y * SIDE, 4 * mi);
     }
-  tiles_end();
+  tiles_end(before);
   if (past_caches) order_stores();
 }
 

@@ -129,9 +129,13 @@ export class RunDirectory {
     return this.files.result;
   }
 
-  /** Records that the run has finished. @param result of it, which must be expressible in JSON */
-  finish(result?: unknown): void {
-    this.files.finish(result);
+  /**
+   * Records that the run has finished.
+   * @param result of it, which must be expressible in JSON
+   * @param workFolder what the run wrote to it is deleted
+   */
+  finish(result?: unknown, workFolder?: string): void {
+    this.files.finish(result, workFolder === undefined ? undefined : this.relative(workFolder));
   }
 
   /** Deletes what the run wrote, and nothing else. */

@@ -1,7 +1,7 @@
-import { closeSync, openSync, readSync, rmSync } from "node:fs";
+import { closeSync, openSync, rmSync } from "node:fs";
 import path from "node:path";
 import { bytesOf } from "../ggml/dtype.js";
-import { checkSpace, writeAll, writingError } from "../system/files.js";
+import { checkSpace, readAll, writeAll, writingError } from "../system/files.js";
 import { scratchDirectory } from "../system/scratch.js";
 
 export interface StatesOptions {
@@ -44,7 +44,7 @@ export class HiddenStates {
     if (this.inMemory !== undefined) return this.inMemory[batch] ?? new Float32Array(this.options.length);
     const states = new Float32Array(this.options.length);
     if (this.scratch !== undefined)
-      readSync(this.scratch.file, bytesOf(states), 0, states.byteLength, batch * states.byteLength);
+      readAll(this.scratch.file, bytesOf(states), batch * states.byteLength, "the file of hidden states");
     return states;
   }
 

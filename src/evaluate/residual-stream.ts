@@ -197,12 +197,17 @@ export class ResidualStream {
   /** A stream of its own at the same place. */
   fork(): ResidualStream {
     const copy = new ResidualStream(this.passage, this.tensors, this.dtype);
-    this.copyStates(this.sum, copy.sum);
-    if (this.readsLayerInput) {
-      copy.layerInput = copy.take();
-      this.copyStates(this.layerInput, copy.layerInput);
+    try {
+      this.copyStates(this.sum, copy.sum);
+      if (this.readsLayerInput) {
+        copy.layerInput = copy.take();
+        this.copyStates(this.layerInput, copy.layerInput);
+      }
+      return copy;
+    } catch (error) {
+      copy.free();
+      throw error;
     }
-    return copy;
   }
 
   private copyStates(from: HiddenStates, to: HiddenStates): void {

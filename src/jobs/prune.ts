@@ -102,8 +102,7 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     if (run.finished) return { ...(await recordedOutcome(run, job)), out: job.out };
     if (scoresFile !== undefined) ownIfInside(run, scoresFile);
     const outcome = await pruneInto(job, opened, candidates, (name) => run.own(name));
-    run.drop("refit");
-    run.finish({ outcome, scores: await scoresIn(scoresFile) } satisfies RecordedResult);
+    run.finish({ outcome, scores: await scoresIn(scoresFile) } satisfies RecordedResult, "refit");
     return { ...outcome, out: job.out };
   });
 }

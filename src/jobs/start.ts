@@ -11,6 +11,7 @@ import {
   keptIndices,
   type PrunedModel,
   type PrunePlan,
+  type Reranking,
   type Scores,
   type SurgeonProgress,
   scoredBySteps,
@@ -18,7 +19,7 @@ import {
 } from "../prune/index.js";
 import { cutAndRefit, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
-import { UsageError } from "../system/errors.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
 import { freeBytes, hashBytes } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
 import { scratchDirectory } from "../system/scratch.js";
@@ -175,10 +176,12 @@ export function refittedStart(inputs: StartInputs, start: RefittedStart): Promis
   });
 }
 
+type Measure = Reranking["measure"];
+
 /** A candidate's refit on disk. */
 interface KeptRefit {
   readonly plan: PrunePlan;
-  readonly measure: string;
+  readonly measure: Measure;
   readonly loss: number;
   readonly files: ReadonlySet<string>;
 }
@@ -198,7 +201,7 @@ export class CandidateRefits {
   /** @param measure what `lossOf` measures: only losses of the same kind are compared */
   async measure(
     plan: PrunePlan,
-    { samples, measure }: { readonly samples: number; readonly measure: string },
+    { samples, measure }: { readonly samples: number; readonly measure: Measure },
     lossOf: (cut: PrunedModel) => Promise<number>,
   ): Promise<number> {
     const { inputs } = this;
@@ -210,14 +213,25 @@ export class CandidateRefits {
       return file;
     };
     try {
-      const loss = await lossOf(await refittedStart(inputs, { ...this.start, plan, samples, place }));
+      const loss = await lossOf(await this.refitted({ ...this.start, plan, samples, place }));
       const canBeStart = scratch === undefined && samples >= refitSamplesOf(inputs);
       if (canBeStart && isBest(loss, measure, this.kept) && roomForAnother(files)) {
         this.keep({ plan, measure, loss, files });
-      } else deleteAll(files);
+      } else deleteAll([...files].filter((file) => this.kept?.files.has(file) !== true));
       return loss;
     } finally {
       if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
+    }
+  }
+
+  /** Without the files that are kept where the disk has no room beside them. */
+  private async refitted(start: RefittedStart): Promise<PrunedModel> {
+    try {
+      return await refittedStart(this.inputs, start);
+    } catch (error) {
+      if (this.kept === undefined || !(error instanceof CoppiceError)) throw error;
+      this.keep(undefined);
+      return refittedStart(this.inputs, start);
     }
   }
 
@@ -232,8 +246,14 @@ export class CandidateRefits {
   }
 }
 
-const isBest = (loss: number, measure: string, kept: KeptRefit | undefined): boolean =>
-  kept === undefined || kept.measure !== measure || loss < kept.loss;
+/** Measures of candidates, each of those that the one before left. */
+const MEASURES: readonly Measure[] = ["refittedLoss", "distilledLoss"];
+
+function isBest(loss: number, measure: Measure, kept: KeptRefit | undefined): boolean {
+  if (kept === undefined) return true;
+  const later = MEASURES.indexOf(measure) - MEASURES.indexOf(kept.measure);
+  return later > 0 || (later === 0 && loss < kept.loss);
+}
 
 /** Whether the disk takes as much again, for the next candidate. */
 function roomForAnother(files: ReadonlySet<string>): boolean {

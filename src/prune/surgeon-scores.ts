@@ -55,14 +55,15 @@ export async function surgeonScores(
   const hidden = sizeOf("hidden", model.sizes);
   const scores = new Map(known?.scores);
   const streamSum = new Gram(backend, "the second moments of the residual stream", hidden);
-  if (known !== undefined) streamSum.write(known.streamMoments);
-  const saved = savedStreams?.resume(({ steps, file }) =>
-    steps <= (known?.steps ?? 0)
-      ? ResidualStream.restored(passage, tensors, { source: file, name: "stream" })
-      : undefined,
-  );
-  const stream = saved?.restored ?? (await ResidualStream.before(passage, tensors));
+  let stream: ResidualStream | undefined;
   try {
+    if (known !== undefined) streamSum.write(known.streamMoments);
+    const saved = savedStreams?.resume(({ steps, file }) =>
+      steps <= (known?.steps ?? 0)
+        ? ResidualStream.restored(passage, tensors, { source: file, name: "stream" })
+        : undefined,
+    );
+    stream = saved?.restored ?? (await ResidualStream.before(passage, tensors));
     for (const [i, step] of model.steps.entries()) {
       if (i < (saved?.steps ?? 0)) continue;
       if (known !== undefined && i < known.steps) {
@@ -89,7 +90,7 @@ export async function surgeonScores(
     await addLastMoments(passage, stream, streamSum);
     return { scores, streamMoments: streamSum.matrix() };
   } finally {
-    stream.free();
+    stream?.free();
     streamSum.free();
   }
 }

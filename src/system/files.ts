@@ -5,6 +5,7 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
+  readSync,
   renameSync,
   rmSync,
   statfsSync,
@@ -78,6 +79,18 @@ export function freeBytes(file: string): number | undefined {
     } catch {
       if (at === path.dirname(at)) return undefined;
     }
+  }
+}
+
+/**
+ * Reads until the bytes are full: the system may read fewer at a time, and Node takes no more than 2 GiB.
+ * @param name says in an error what ended too early
+ */
+export function readAll(handle: number, bytes: Uint8Array, position: number, name: string): void {
+  for (let done = 0; done < bytes.byteLength; ) {
+    const count = readSync(handle, bytes, done, Math.min(bytes.byteLength - done, MOST_AT_ONCE), position + done);
+    if (count === 0) throw new CoppiceError(`${name} ended at byte ${position + done} while being read`);
+    done += count;
   }
 }
 

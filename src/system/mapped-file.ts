@@ -1,6 +1,7 @@
-import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync } from "node:fs";
 import { CoppiceError } from "./errors.js";
 import koffi from "./ffi.js";
+import { readAll } from "./files.js";
 import { logOf } from "./log.js";
 
 const log = logOf("files");
@@ -154,12 +155,7 @@ class ReadFile implements MappedFile {
   bytes(offset: number, length: number): Uint8Array {
     checkRange(this, offset, length);
     const bytes = new Uint8Array(length);
-    let done = 0;
-    while (done < length) {
-      const count = readSync(this.handle, bytes, done, Math.min(length - done, 1 << 30), offset + done);
-      if (count === 0) throw new CoppiceError(`${this.path} ended at byte ${offset + done} while being read`);
-      done += count;
-    }
+    readAll(this.handle, bytes, offset, this.path);
     return bytes;
   }
 

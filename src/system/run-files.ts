@@ -23,6 +23,8 @@ const recordSchema = z.object({
   files: z.array(z.string().refine(isOwnName)),
   finished: z.boolean(),
   result: z.unknown().optional(),
+  /** Files that a finished run has yet to delete. */
+  leftovers: z.array(z.string().refine(isOwnName)).optional(),
   /** How the run was started; nothing depends on it. */
   origin: z.unknown().optional(),
 });
@@ -122,6 +124,7 @@ export class RunFiles {
    * @throws UsageError naming the differences when the directory holds another run, or a finished one whose files are gone
    */
   claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown): void {
+    this.removeLeftovers();
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
     if (this.record.configuration === undefined) {
       this.write({ configuration: plain, origin });
@@ -154,9 +157,20 @@ export class RunFiles {
     return this.record.result;
   }
 
-  /** Records that the run has finished, with its result. */
-  finish(result?: unknown): void {
-    if (!this.record.finished) this.write({ finished: true, result });
+  /**
+   * Records that the run has finished, with its result.
+   * @param workFolder is deleted then: a run that is killed meanwhile has finished all the same
+   */
+  finish(result?: unknown, workFolder?: string): void {
+    if (this.record.finished) return;
+    this.write({ finished: true, result, leftovers: workFolder === undefined ? undefined : this.below(workFolder) });
+    this.removeLeftovers();
+  }
+
+  private removeLeftovers(): void {
+    if (this.record.leftovers === undefined) return;
+    this.remove(this.record.leftovers);
+    this.write({ leftovers: undefined });
   }
 
   /** Deletes everything that the run wrote, and nothing else. */
