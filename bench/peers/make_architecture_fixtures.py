@@ -156,6 +156,9 @@ FIXTURES = {
         wrapper=TIED | dict(mm_tokens_per_image=4, image_token_index=95, boi_token_index=94, eoi_token_index=93)),
     "llama": Fixture("llama", RMS | HEADS | rope(LLAMA3), {"llama3 scaling": rope(LLAMA3, rope_type="default")}),
     "mistral": Fixture("mistral", RMS | HEADS | dict(sliding_window=8), {"window": NO_WINDOW}),
+    "ministral": Fixture("ministral", RMS | HEADS | ALTERNATING, {
+        "window": NO_WINDOW, "full layers": dict(layer_types=[SLIDING] * 4),
+    }),
     "ministral3": Fixture("ministral3", MINISTRAL3 | UNTIED, MINISTRAL3_WITHOUT),
     "mistral3": Fixture(
         "mistral3", MINISTRAL3 | TIED, MINISTRAL3_WITHOUT, text_type="ministral3",

@@ -38,7 +38,7 @@ export interface CheckpointDirectory {
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 
-/** Files of the tokenizer and the generation settings, which are copied along with the weights. */
+/** Files of the tokenizer, the processors of images and the generation settings, which are copied along with the weights. */
 const CARRIED = [
   "generation_config.json",
   "tokenizer.json",
@@ -51,6 +51,9 @@ const CARRIED = [
   "merges.txt",
   "chat_template.jinja",
   "chat_template.json",
+  "preprocessor_config.json",
+  "processor_config.json",
+  "video_preprocessor_config.json",
 ];
 
 const isLicense = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
@@ -239,7 +242,9 @@ function withDtype(
 ): Record<string, unknown> {
   const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[requested ?? tensors[0]?.dtype ?? "f32"];
   const field = "dtype" in config ? "dtype" : "torch_dtype";
-  return { ...config, [field]: stored };
+  // the Python files that it names are not carried; transformers has every family itself
+  const { auto_map: _, ...rest } = config;
+  return { ...rest, [field]: stored };
 }
 
 /** @param target the type to convert to; the tensor's own where undefined */

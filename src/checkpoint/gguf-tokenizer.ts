@@ -276,7 +276,8 @@ function specialTokenMetadata(
 function chatTemplate(directory: string, settings: Step): string | undefined {
   const file = path.join(directory, "chat_template.jinja");
   if (existsSync(file)) return readFileSync(file, "utf8");
-  const { chat_template: template } = settings;
+  const json = path.join(directory, "chat_template.json"); // transformers wrote it for processors
+  const template = settings.chat_template ?? (existsSync(json) ? readJsonObject(json).chat_template : undefined);
   if (typeof template === "string") return template;
   const named = Array.isArray(template) ? (template as Step[]) : [];
   const chosen = (named.find(({ name }) => name === "default") ?? named[0])?.template;

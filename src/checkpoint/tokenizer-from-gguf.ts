@@ -57,7 +57,7 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
     family === "llama"
       ? sentencePieceDefinition(file, keys, vocabulary, tokens.unk_token)
       : byteLevelDefinition(file, keys, vocabulary);
-  const addsBos = (keys.scalar("add_bos_token") ?? family === "llama") === true;
+  const addsBos = (keys.scalar("add_bos_token") ?? addsBosByDefault(family, keys.scalar("pre"))) === true;
   const chat = metadata.get("tokenizer.chat_template")?.value;
   return {
     "tokenizer.json": {
@@ -79,6 +79,13 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
     }),
   };
 }
+
+/** Pre-tokenizers whose models begin texts with a token where the file does not say (llama.cpp's llama_vocab::impl::load). */
+const BEGINNING = new Set([
+  ...["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"],
+]);
+const addsBosByDefault = (family: string, preTokenizer: unknown): boolean =>
+  family === "llama" || (typeof preTokenizer === "string" && BEGINNING.has(preTokenizer));
 
 const withoutUndefined = (fields: Readonly<Record<string, unknown>>): Record<string, unknown> =>
   Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));

@@ -15,6 +15,8 @@ export interface SpecialToken {
 export interface TextTokenizer {
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;
+  /** The tokens that end an answer: instruct models have several. */
+  readonly ends: ReadonlySet<number>;
   /** The token ids of each text. @param addSpecialTokens whether to add those that a text begins or ends with */
   encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]>;
   decode(ids: readonly number[]): Promise<string>;
@@ -29,16 +31,18 @@ export class Tokenizer implements TextTokenizer {
   readonly beginToken: number | undefined;
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;
+  readonly ends: ReadonlySet<number>;
 
   private constructor(
     private readonly native: NativeTokenizer,
-    properties: Pick<Tokenizer, "hash" | "vocabSize" | "beginToken" | "bos" | "eos">,
+    properties: Pick<Tokenizer, "hash" | "vocabSize" | "beginToken" | "bos" | "eos" | "ends">,
   ) {
     this.hash = properties.hash;
     this.vocabSize = properties.vocabSize;
     this.beginToken = properties.beginToken;
     this.bos = properties.bos;
     this.eos = properties.eos;
+    this.ends = properties.ends;
   }
 
   /** Reads `tokenizer.json` of a model directory. @throws CoppiceError when there is none or it is invalid */
@@ -63,7 +67,9 @@ export class Tokenizer implements TextTokenizer {
     const vocab = Object.values(native.getVocab(true));
     const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
     const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
-    return new Tokenizer(native, { hash: hashBytes(definition), vocabSize: largest + 1, beginToken, bos, eos });
+    const stops = [readOptional(directory, "generation_config.json").eos_token_id].flat();
+    const ends = new Set([eos?.id, ...stops].filter((id) => typeof id === "number"));
+    return new Tokenizer(native, { hash: hashBytes(definition), vocabSize: largest + 1, beginToken, bos, eos, ends });
   }
 
   /** The token ids of each text. Runs on native threads. */
@@ -77,12 +83,24 @@ export class Tokenizer implements TextTokenizer {
   }
 }
 
-/** A special token that tokenizer_config.json names. */
+function readOptional(directory: string, name: string): Readonly<Record<string, unknown>> {
+  const file = path.join(directory, name);
+  return existsSync(file) ? readJsonObject(file) : {};
+}
+
+/** A special token that the tokenizer's files name, or whose id is in the model's; null in the former means that there is none. */
 function specialToken(directory: string, native: NativeTokenizer, name: string): SpecialToken | undefined {
-  const file = path.join(directory, "tokenizer_config.json");
-  if (!existsSync(file)) return undefined;
-  const { [name]: token } = readJsonObject(file);
-  const text = typeof token === "object" && token !== null ? (token as Record<string, unknown>).content : token;
-  const id = typeof text === "string" ? native.tokenToId(text) : null;
-  return typeof text === "string" && id !== null ? { id, text } : undefined;
+  for (const file of ["tokenizer_config.json", "special_tokens_map.json"]) {
+    const { [name]: token } = readOptional(directory, file);
+    if (token === undefined) continue;
+    const text = typeof token === "object" && token !== null ? (token as Record<string, unknown>).content : token;
+    const id = typeof text === "string" ? native.tokenToId(text) : null;
+    return typeof text === "string" && id !== null ? { id, text } : undefined;
+  }
+  for (const file of ["generation_config.json", "config.json"]) {
+    const [id] = [readOptional(directory, file)[`${name}_id`]].flat();
+    const text = typeof id === "number" && Number.isInteger(id) && id >= 0 ? native.idToToken(id) : null;
+    if (typeof id === "number" && text !== null) return { id, text };
+  }
+  return undefined;
 }

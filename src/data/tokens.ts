@@ -226,7 +226,8 @@ export async function openCorpus(
   const files = await findDataFiles(inputs, options.hub);
   const contents = [];
   for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
-  const key = hashBytes(JSON.stringify([FORMAT, tokenizer.hash, reading, heldOutShare, contents])).slice(0, 32);
+  const identity = [FORMAT, tokenizer.hash, separatorOf(tokenizer), reading, heldOutShare, contents];
+  const key = hashBytes(JSON.stringify(identity)).slice(0, 32);
   const directory = path.join(cache, "tokens", key);
   const isCached = existsSync(path.join(directory, "index.json"));
   log.debug(isCached ? "tokens cached" : "tokens not cached", { files, directory });
@@ -241,6 +242,10 @@ export async function openCorpus(
     TokenStream.open(directory, index[part], index.bytesPerToken, `${key}-${part}`);
   return { train: stream("train"), heldOut: stream("heldOut"), files };
 }
+
+/** Documents are separated by the begin token where the tokenizer adds one, otherwise by an end token. */
+const separatorOf = ({ beginToken, eos }: Tokenizer): number | undefined =>
+  beginToken === undefined ? eos?.id : undefined;
 
 /** A file's hash, cached while its size and modification time stay the same. */
 async function contentHash(cache: string, file: string): Promise<string> {
@@ -347,8 +352,7 @@ async function encodeBatch(
     continuations.map(({ text }) => text),
     false,
   );
-  // Documents are separated by the begin token where the tokenizer adds one, otherwise by an end token.
-  const end = tokenizer.beginToken === undefined ? tokenizer.eos?.id : undefined;
+  const end = separatorOf(tokenizer);
   const written = new Set<ShardWriter>();
   for (const document of batch) {
     const ids = (document.continues ? encodedContinuations : encodedBeginnings).shift() ?? [];

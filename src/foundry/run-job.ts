@@ -117,7 +117,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
 
 /** The files of a model directory that a job delivers. */
 const MODEL_FILES =
-  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$|^model(-\d+-of-\d+)?\.safetensors$|^tokenizer\.model$|^LICENSE(\.md|\.txt)?$/;
+  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$|^model(-\d+-of-\d+)?\.safetensors$|^tokenizer\.model$|^chat_template\.jinja$|^LICENSE(\.md|\.txt)?$/;
 
 /** Stores the GGUF files, the model's own files and the report. */
 async function addFiles(results: Results, { gguf, directory }: Compression, workspace: string): Promise<void> {

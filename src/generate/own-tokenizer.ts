@@ -5,10 +5,12 @@ import type { SpecialToken, TextTokenizer } from "../data/index.js";
 export class OwnTokenizer implements TextTokenizer {
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;
+  readonly ends: ReadonlySet<number>;
 
   constructor(private readonly model: LlamaModel) {
     this.bos = this.special(model.tokens.bos);
     this.eos = this.special(model.tokens.eos);
+    this.ends = new Set([model.tokens.eos, model.tokens.eot].filter((id) => id !== null));
   }
 
   private special(id: Token | null): SpecialToken | undefined {

@@ -144,7 +144,7 @@ function ggufCheckpoint(file: GgufFile): Checkpoint {
   const config = configFromGguf(file);
   const model = modelFromConfig(config);
   const places = ggufPlaces(file, model);
-  checkBiases(file, model, places);
+  checkUnknown(file, model, places);
   const source = joinedSource(placedSource(file, places), listedValues(file, model));
   let directory: string | undefined;
   return {
@@ -183,13 +183,22 @@ function ggufPlaces(file: GgufFile, model: Model): Map<string, Place> {
   return places;
 }
 
-/** Some of llama.cpp's graphs add biases that the family's checkpoints cannot have. @throws FormatError naming such a bias */
-function checkBiases(file: GgufFile, model: Model, places: ReadonlyMap<string, Place>): void {
+/**
+ * Some of llama.cpp's graphs add biases that the family's checkpoints cannot have, or multiply by scales of a matrix (NVFP4).
+ * @throws FormatError naming such a tensor
+ */
+function checkUnknown(file: GgufFile, model: Model, places: ReadonlyMap<string, Place>): void {
   const known = new Set([...places.values()].map(({ name }) => name));
   for (const { name } of model.gguf().derived) known.add(name);
-  const bias = [...file.tensors.keys()].find((name) => name.endsWith(".bias") && !known.has(name));
-  if (bias !== undefined)
-    throw new FormatError(`${file.path}: ${bias} is a bias that ${model.architecture} models do not have`);
+  for (const name of file.tensors.keys()) {
+    if (known.has(name)) continue;
+    if (name.endsWith(".bias"))
+      throw new FormatError(`${file.path}: ${name} is a bias that ${model.architecture} models do not have`);
+    if (/\.(input_)?scale$/.test(name))
+      throw new FormatError(
+        `${file.path}: ${name} scales a matrix, which is not supported: open the model that the file was made of`,
+      );
+  }
 }
 
 /** Scalar parameters that the metadata lists: one for each layer, or one for all. */

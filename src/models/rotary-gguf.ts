@@ -105,7 +105,9 @@ interface RotaryFacts {
 /** The rotary scaling that a file describes. @throws FormatError for one that is not supported */
 export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson | undefined {
   const optional = (name: string) => read.optional(`rope.scaling.${name}`);
-  const type = read.string("rope.scaling.type") ?? "linear";
+  const [long, short] = ["long", "short"].map((kind) => read.values(`rope_factors_${kind}.weight`));
+  // llama.cpp takes such factors whatever the type, which its converter leaves out
+  const type = long === undefined ? (read.string("rope.scaling.type") ?? "linear") : "longrope";
   const factor = optional("factor");
   const original = optional("original_context_length") ?? facts.maxPositions;
   const frequencies = read.values("rope_freqs.weight");
@@ -121,7 +123,6 @@ export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson 
       beta_fast: optional("yarn_beta_fast") ?? 32,
       beta_slow: optional("yarn_beta_slow") ?? 1,
     };
-  const [long, short] = ["long", "short"].map((kind) => read.values(`rope_factors_${kind}.weight`));
   if (type === "longrope" && long !== undefined && short !== undefined)
     return {
       rope_type: "longrope",

@@ -161,9 +161,12 @@ export const recipeFacts = (model: Model, hasImportance: boolean): RecipeFacts =
   hasImportance,
 });
 
-/** The name of a model's directory or file. */
-export const nameOf = ({ path: at }: Pick<Checkpoint, "path">): string =>
-  path.basename(path.resolve(at)).replace(/\.gguf$/, "");
+/** The name of a model's directory or file; of a commit in the hub's cache that of the model. */
+export function nameOf({ path: at }: Pick<Checkpoint, "path">): string {
+  const whole = path.resolve(at);
+  const [, hubName] = /[/\\]models--(?:[^/\\]+?--)?([^/\\]+)[/\\]snapshots[/\\][0-9a-f]{40}$/.exec(whole) ?? [];
+  return hubName ?? path.basename(whole).replace(/\.gguf$/, "");
+}
 
 const generalMetadata = (name: string, model: Model, layout: GgufLayout): [string, GgufValue][] => [
   ["general.architecture", gguf.string(layout.architecture)],

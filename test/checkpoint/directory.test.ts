@@ -34,6 +34,18 @@ describe("a model directory", () => {
       expect(Buffer.from(readTensor(again.source, name)).equals(readTensor(source, name))).toBe(true);
   });
 
+  it("takes along what belongs to images, and names no Python files that it lacks", () => {
+    const original = copyOf("llama-1");
+    const names = ["preprocessor_config.json", "processor_config.json"];
+    for (const name of names) writeFileSync(path.join(original, name), "{}");
+    const { config, source } = openCheckpoint(original);
+    const target = path.join(directory, "with processor");
+    const auto_map = { AutoConfig: "configuration_llama.LlamaConfig" };
+    writeCheckpoint(target, { ...config, auto_map }, source, { carryFrom: original });
+    expect(readdirSync(target)).toEqual(expect.arrayContaining(names));
+    expect(openCheckpoint(target).config).toEqual(config);
+  });
+
   it("is converted to another type when asked, and says so in its configuration", () => {
     const { config, source } = openCheckpoint(path.join(fixtures, "llama-1"));
     const target = path.join(directory, "converted");

@@ -3,7 +3,7 @@ import path from "node:path";
 import fc from "fast-check";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
 import { beforeAll, describe, expect, it } from "vitest";
-import { openGguf } from "../../src/checkpoint/index.js";
+import { gguf, openGguf } from "../../src/checkpoint/gguf.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { PRE_TOKENIZERS } from "../../src/checkpoint/pre-tokenizers.js";
 import { tokenizerFiles } from "../../src/checkpoint/tokenizer-from-gguf.js";
@@ -210,6 +210,25 @@ describe.each(cases)("$name", ({ make, differing }) => {
     for (const key of ["bos_token", "eos_token", "chat_template"])
       expect(readJsonObject(after)[key]).toEqual(readJsonObject(before)[key]);
   });
+});
+
+it("begins texts with a token by its pre-tokenizer where the file does not say whether", async () => {
+  for (const [name, begins] of [
+    ["llama-bpe", true],
+    ["tekken", true],
+    ["qwen2", false],
+    ["gpt-2", false],
+  ] as const) {
+    const directory = byteLevelDirectory(PRE_TOKENIZERS.find((way) => way.name === name)!);
+    const file = path.join(root, `${name}-unsaid.gguf`);
+    await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
+    const { metadata } = openGguf(file);
+    const unsaid = new Map([...metadata, ["tokenizer.ggml.bos_token_id", gguf.uint32(1)] as const]);
+    unsaid.delete("tokenizer.ggml.add_bos_token");
+    const made = NativeTokenizer.fromString(JSON.stringify(tokenizerFiles(file, unsaid)["tokenizer.json"]));
+    const ids = async (special: boolean) => (await made.encode("a b", null, { addSpecialTokens: special })).getIds();
+    expect(await ids(true), name).toEqual([...(begins ? [1] : []), ...(await ids(false))]);
+  }
 });
 
 describe("a tokenizer that llama.cpp does not have", () => {

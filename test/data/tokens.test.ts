@@ -1,4 +1,4 @@
-import { readdirSync, writeFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { openCorpus, Sequences, Tokenizer, type TokenStream, TrainingOrder } from "../../src/data/index.js";
@@ -17,6 +17,39 @@ const all = (stream: TokenStream): number[] => {
 };
 
 const reader = (needsBeginToken: boolean) => ({ directory: tiny, model: { needsBeginToken } });
+
+describe("special tokens", () => {
+  const loaded = async (name: string, files: Readonly<Record<string, object>>) => {
+    const copy = path.join(directory, name);
+    cpSync(tiny, copy, { recursive: true });
+    writeFileSync(path.join(copy, "tokenizer_config.json"), JSON.stringify({ model_max_length: 512 }));
+    for (const [file, content] of Object.entries(files)) writeFileSync(path.join(copy, file), JSON.stringify(content));
+    return Tokenizer.load(copy);
+  };
+
+  it("are those of the tokenizer's configuration, of special_tokens_map.json, or by the model's ids", async () => {
+    const named = await Tokenizer.load(tiny);
+    const mapped = { "special_tokens_map.json": { bos_token: "<|begin|>", eos_token: { content: "<|end|>" } } };
+    const id = named.eos!.id;
+    for (const [name, files] of [
+      ["mapped", mapped],
+      ["by id", { "config.json": { bos_token_id: named.bos!.id, eos_token_id: id } }],
+      ["of several", { "generation_config.json": { bos_token_id: named.bos!.id, eos_token_id: [id, 5] } }],
+    ] as const) {
+      const tokenizer = await loaded(name, { "config.json": {}, ...files });
+      expect([tokenizer.bos, tokenizer.eos], name).toEqual([named.bos, named.eos]);
+    }
+    const without = await loaded("none", { ...mapped, "tokenizer_config.json": { bos_token: null, eos_token: null } });
+    expect([without.bos, without.eos]).toEqual([undefined, undefined]);
+  });
+
+  it("that end an answer are all that the generation's configuration lists", async () => {
+    const tokenizer = await loaded("ends", { "generation_config.json": { eos_token_id: [1, 7] } });
+    expect([...tokenizer.ends].sort()).toEqual([1, 7]);
+    const { eos, ends } = await Tokenizer.load(tiny);
+    expect([...ends]).toEqual([eos!.id]);
+  });
+});
 
 describe("a corpus", () => {
   const file = path.join(directory, "corpus.txt");
@@ -46,6 +79,23 @@ describe("a corpus", () => {
     writeFileSync(changed, `${documents.join("<|endoftext|>")}!`);
     expect((await openCorpus([changed], tokenizer, { cacheDir })).train.id).not.toBe(first.train.id);
     expect(opened()).toBe(before + 2);
+  });
+
+  it("is tokenized anew for another token between documents", async () => {
+    const copies = ["<|end|>", "<|begin|>"].map((eos_token, i) => {
+      const copy = path.join(directory, `ending-${i}`);
+      cpSync(tiny, copy, { recursive: true });
+      const definition = JSON.parse(readFileSync(path.join(copy, "tokenizer.json"), "utf8"));
+      writeFileSync(path.join(copy, "tokenizer.json"), JSON.stringify({ ...definition, post_processor: null }));
+      writeFileSync(path.join(copy, "tokenizer_config.json"), JSON.stringify({ eos_token }));
+      return copy;
+    });
+    for (const copy of copies) {
+      const tokenizer = await Tokenizer.load(copy);
+      const { train } = await openCorpus([file], tokenizer, { cacheDir });
+      const ends = all(train).filter((id) => id === tokenizer.eos?.id).length;
+      expect(ends).toBe(documents.length - 1);
+    }
   });
 
   it("says how many rows had no text, also when it was tokenized before, and tells CSV from text by the name", async () => {

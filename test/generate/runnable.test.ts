@@ -59,4 +59,19 @@ describe("what llama.cpp would end the process over", () => {
     const changed = await rewritten(file, [], [bias]);
     expect(() => openCheckpoint(changed)).toThrow(/blk\.0\.attn_q\.bias is a bias that arcee models do not have/);
   });
+
+  it("scales that multiply matrices are refused: weights without them are others", async () => {
+    const file = await exported("qwen3");
+    const scale = { name: "blk.0.ffn_up.scale", dtype: "f32" as const, shape: [1], chunks: () => [new Uint8Array(4)] };
+    const changed = await rewritten(file, [], [scale]);
+    expect(() => openCheckpoint(changed)).toThrow(/blk\.0\.ffn_up\.scale scales a matrix, which is not supported/);
+  });
+});
+
+describe("a file of another converter", () => {
+  it("has factors of its rotation, whatever it calls their kind", async () => {
+    const file = await exported("phi3-longrope-partial");
+    const changed = await rewritten(file, [["phi3.rope.scaling.type", gguf.string("linear")]], []);
+    expect(openCheckpoint(changed).config).toEqual(openCheckpoint(file).config);
+  });
 });

@@ -29,6 +29,7 @@ const REFUSED: Readonly<Record<string, RegExp>> = {
 
 /** Up to where llama.cpp computes the same: these windows are not in its graphs, which the export says. */
 const PLACES: Readonly<Record<string, number>> = {
+  ministral: 8,
   mistral: 8,
   phi3: 8,
   "qwen2-window": 8,

@@ -91,6 +91,21 @@ describe("configurations with a field that transformers does not read", () => {
   });
 });
 
+describe("configurations of other models", () => {
+  it("of a family's embedding models, whose queries read later keys, are refused", () => {
+    const config = readJsonObject(path.join(fixtures, "gemma3_text", "config.json"));
+    expect(() => modelFromConfig({ ...config, use_bidirectional_attention: true })).toThrow(
+      /use_bidirectional_attention/,
+    );
+    expect(() => modelFromConfig({ ...config, use_bidirectional_attention: false })).not.toThrow();
+  });
+
+  it("called mistral whose layers have types are Ministral's", async () => {
+    const copy = rewritten("ministral", "called-mistral", (source) => source, { model_type: "mistral" });
+    expect(await differenceFrom("ministral", copy)).toBeLessThan(1e-5);
+  });
+});
+
 describe("names of tensors", () => {
   it.each([
     ["without their prefix", (name: string) => name.replace(/^model\./, "")],

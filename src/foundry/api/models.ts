@@ -70,7 +70,11 @@ const MODEL_FILES: readonly ModelFileRule[] = [
   },
   { pattern: /^model(-\d{5}-of-\d{5})?\.safetensors$/, format: "safetensors" },
   { pattern: /^[A-Za-z0-9][\w.-]{0,120}\.gguf$/, format: "gguf" },
-  { pattern: /^(README\.md|LICENSE|LICENSE\.md|LICENSE\.txt)$/, format: "text", maxBytes: 1 << 20 },
+  {
+    pattern: /^(chat_template\.jinja|README\.md|LICENSE|LICENSE\.md|LICENSE\.txt)$/,
+    format: "text",
+    maxBytes: 1 << 20,
+  },
 ];
 
 /** A model that the tenant may change. @throws ApiError 404 where there is none, 403 for a shared one */

@@ -1,4 +1,4 @@
-import type { z } from "zod";
+import { z } from "zod";
 import { gguf } from "../../checkpoint/gguf.js";
 import { attention, gatedFeedForward } from "../blocks/index.js";
 import { type ConfigJson, choice, flag, layerCount, positive, size } from "../config.js";
@@ -60,6 +60,8 @@ const schemaOf = ({ every, maxPositions, caps }: (typeof VERSIONS)[Version]) =>
     sliding_window: size.default(4096),
     sliding_window_pattern: size.default(every),
     layer_types: layerTypes.nullish(),
+    // embedding models, whose queries read later keys
+    use_bidirectional_attention: z.literal(false).nullish(),
     rope_parameters: nestedRotary.nullish(),
     rope_local_base_freq: positive.nullish(),
     attn_logit_softcapping: positive.nullable().default(caps.attention),

@@ -6,7 +6,7 @@ import { type ConfigJson, checkHeads, choice, entryOf, flag, headSize, size } fr
 import { architecture, BASE_SIZES, baseSchema, wholeRotaryOf } from "../family.js";
 import type { GgufConfig } from "../gguf-config.js";
 import type { GgufFacts } from "../gguf-layout.js";
-import { windowNotes } from "../layer-types.js";
+import { layerTypes, layerTypesOf, windowNotes } from "../layer-types.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
 /** A size for all layers, or a list with one for each layer, 0 where it skips the block. */
@@ -14,8 +14,8 @@ const sizes = z.union([size, z.array(z.union([size, z.literal(0)])).nonempty()])
 
 export const llama = architecture({
   name: "llama",
-  families: "Llama 1 to 3.x, Mistral, Mistral NeMo, SmolLM 1 and 2, Minitron (Llama 3.1, NeMo)",
-  modelTypes: ["llama", "mistral"],
+  families: "Llama 1 to 3.x, Mistral, Mistral NeMo, Ministral, SmolLM 1 and 2, Minitron (Llama 3.1, NeMo)",
+  modelTypes: ["llama", "mistral", "ministral"],
   schema: baseSchema.extend({
     intermediate_size: sizes,
     num_attention_heads: sizes,
@@ -25,11 +25,15 @@ export const llama = architecture({
     mlp_bias: flag(false),
     // Mistral's own default where the field is absent; null means none
     sliding_window: size.nullable().default(4096),
+    // Ministral's; transformers computes a mistral with such a list as one
+    layer_types: layerTypes.nullish(),
   }),
   decoder: (c) => {
     // Llama never has a window and Mistral never biases, whatever their configurations say
-    const isMistral = c.model_type === "mistral";
+    const isMistral = c.model_type !== "llama";
     const window = isMistral ? (c.sliding_window ?? undefined) : undefined;
+    const types = layerTypesOf(isMistral ? c : { ...c, layer_types: undefined }, () => window !== undefined);
+    const windowOf = (i: number) => (types[i] === "sliding_attention" ? window : undefined);
     const [attentionBias, bias] = [c.attention_bias && !isMistral, c.mlp_bias && !isMistral];
     const listed = {
       intermediate_size: c.intermediate_size,
@@ -51,7 +55,7 @@ export const llama = architecture({
       ];
       checkHeads(num_attention_heads, num_key_value_heads);
       const own = { heads: num_attention_heads, kvHeads: num_key_value_heads, headDim };
-      return attention({ ...own, rotary, window, bias: attentionBias, ggufInterleaved: true });
+      return attention({ ...own, rotary, window: windowOf(i), bias: attentionBias, ggufInterleaved: true });
     };
     const feedForwardOf = (i: number) =>
       gatedFeedForward({ size: sizeIn("intermediate_size", i), activation: "silu", bias });
@@ -60,6 +64,7 @@ export const llama = architecture({
     const isMixed = skipsFeedForward || Object.values(listed).some((value) => new Set([value].flat()).size > 1);
     return {
       ...preNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForwardOf(i)]),
+      perLayer: isMistral && c.layer_types ? { layer_types: types } : undefined,
       hiddenAxis: { prunable: true, multipleOf: attentionBias || c.mlp_bias ? heads : 1 },
       gguf: {
         architecture: isMixed ? "deci" : "llama",
@@ -68,7 +73,7 @@ export const llama = architecture({
         refused: sizeIn("num_attention_heads", 0) === 0 ? "llama.cpp needs attention in the first layer" : undefined,
         rotary,
         rotaryReads: { factors: true },
-        notes: windowNotes(window, c),
+        notes: windowNotes(types.includes("sliding_attention") ? window : undefined, c),
       },
     };
   },
