@@ -12,10 +12,9 @@ for (const tensor of store) store.write(tensor, new Float32Array(64 * 64).fill(0
 const g = new Graph(backend, { computeType: "bf16" });
 const product = g.output(ops.linear(g, x, weight));
 for (let turn = 0; turn < 2; turn++) {
-  const { text } = await generate({
-    ...{ model, prompt: "Mira went to the market and bought", maxTokens: 8, temperature: 0 },
-    ...{ device: "cpu", threads: 1 },
-  });
+  const sampling = { maxTokens: 8, temperature: 0 };
+  const prompt = "Mira went to the market and bought";
+  const { text } = await generate({ model, prompt, sampling, device: "cpu", threads: 1 });
   await g.run();
   console.log(JSON.stringify({ text, product: g.read(product)[0] }));
 }
