@@ -12,7 +12,7 @@ function matmul(g, store, [n, k, m]) {
     store.add("x", [n, k], "f32", { trainable: true }),
     store.add("w", [m, k], "f32", { trainable: true }),
   ];
-  return { inputs, result: () => ops.linear(g, ...inputs), counts: ["matmul"] };
+  return { inputs, result: () => ops.linear(g, ...inputs), shape: [n, m], counts: ["matmul"] };
 }
 
 /** Causal attention with grouped queries. */
@@ -21,7 +21,7 @@ function attention(g, store, [batch, length, heads, kvHeads, dim]) {
     store.add(`${i}`, [batch, length, n, dim], "f32", { trainable: true }),
   );
   const result = () => ops.attention(g, ...inputs, { scale: 1 / Math.sqrt(dim) });
-  return { inputs, result, counts: ["attention", "attentionBack"] };
+  return { inputs, result, shape: [batch * length, heads * dim], counts: ["attention", "attentionBack"] };
 }
 
 /** The cross-entropy of an output head: hidden states [n, k], vocabulary m. */
@@ -31,9 +31,8 @@ function head(g, store, [n, k, m]) {
     store.add("w", [m, k], "f32", { trainable: true }),
   ];
   const ids = store.add("ids", [n], "i32");
-  const weights = () => inputs[1];
   const term = { weight: 1, of: (logits, range) => ops.crossEntropy(g, logits, ops.rowsOf(g, ids, range)) };
-  const result = () => ops.headLoss(g, inputs[0], m, (rows) => ops.linear(g, rows, weights()), [term]).loss;
+  const result = () => ops.headLoss(g, inputs[0], m, (rows) => ops.linear(g, rows, inputs[1]), [term]).loss;
   return { inputs, result, ids: { tensor: ids, rows: n, vocab: m } };
 }
 
@@ -43,14 +42,12 @@ const KINDS = { matmul, attention, head };
 function workOf(kind, gradient, sizes) {
   const store = new TensorStore(backend, 8);
   const g = new Graph(backend, { computeType: "bf16" });
-  const { inputs, result, counts, ids } = KINDS[kind](g, store, sizes);
-  const dy = new Map();
-  const shapeOf = { matmul: [sizes[0], sizes[2]], attention: [sizes[0] * sizes[1], sizes[2] * sizes[4]], head: [1] };
-  if (kind !== "head") dy.set("dy", store.add("dy", shapeOf[kind], "f32"));
+  const { inputs, result, shape, counts, ids } = KINDS[kind](g, store, sizes);
+  const dy = shape && store.add("dy", shape, "f32");
   store.allocate();
   for (const tensor of store) {
+    if (tensor === ids?.tensor) continue;
     const length = tensor.shape.reduce((a, b) => a * b);
-    if (tensor.name === "ids") continue;
     store.write(
       tensor,
       Float32Array.from({ length }, () => Math.random() - 0.5),
@@ -62,7 +59,7 @@ function workOf(kind, gradient, sizes) {
   }
   if (gradient) {
     const value = result();
-    const loss = kind === "head" ? value : ops.sum(g, ops.mul(g, value, dy.get("dy")));
+    const loss = dy === undefined ? value : ops.sum(g, ops.mul(g, value, dy));
     for (const each of gradients(g, loss, inputs)) g.output(each);
     g.output(loss);
   } else g.output(g.withoutGradient(result));

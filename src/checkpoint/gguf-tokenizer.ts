@@ -5,7 +5,7 @@ import { CoppiceError, FormatError } from "../system/errors.js";
 import { describeSchemaError } from "../system/schema.js";
 import { type GgufValue, gguf } from "./gguf-format.js";
 import { SPACE, splitMerge, TOKEN } from "./gguf-tokens.js";
-import { readJsonObject } from "./json.js";
+import { readJsonObject, readOptionalJson } from "./json.js";
 import { type PreTokenizerStep, preTokenizerNamed, preTokenizerOf } from "./pre-tokenizers.js";
 
 /**
@@ -234,11 +234,7 @@ function specialTokenMetadata(
   definition: Definition,
   vocabSize: number,
 ): (readonly [string, GgufValue])[] {
-  const readOptional = (name: string): Step => {
-    const file = path.join(directory, name);
-    return existsSync(file) ? readJsonObject(file) : {};
-  };
-  const settings = readOptional("tokenizer_config.json");
+  const settings = readOptionalJson(directory, "tokenizer_config.json");
   const added = new Map((definition.added_tokens ?? []).map(({ content, id }) => [content, id]));
   const idOf = (text: string | undefined): number | undefined =>
     text === undefined ? undefined : (added.get(text) ?? definition.model.vocab[text]);
@@ -247,7 +243,7 @@ function specialTokenMetadata(
     readonly SpecialToken?: { readonly id: string } | undefined;
   }[];
   const [first, last] = [single[0]?.SpecialToken?.id, single.at(-1)?.SpecialToken?.id];
-  const stops = idsOf(readOptional("generation_config.json").eos_token_id);
+  const stops = idsOf(readOptionalJson(directory, "generation_config.json").eos_token_id);
   const bos = idOf(first) ?? idOf(contentOf(settings.bos_token)) ?? idsOf(config.bos_token_id)[0];
   const eos = idOf(contentOf(settings.eos_token)) ?? idsOf(config.eos_token_id)[0] ?? stops[0];
   const ids = {
@@ -276,8 +272,8 @@ function specialTokenMetadata(
 function chatTemplate(directory: string, settings: Step): string | undefined {
   const file = path.join(directory, "chat_template.jinja");
   if (existsSync(file)) return readFileSync(file, "utf8");
-  const json = path.join(directory, "chat_template.json"); // transformers wrote it for processors
-  const template = settings.chat_template ?? (existsSync(json) ? readJsonObject(json).chat_template : undefined);
+  // transformers wrote the latter for processors
+  const template = settings.chat_template ?? readOptionalJson(directory, "chat_template.json").chat_template;
   if (typeof template === "string") return template;
   const named = Array.isArray(template) ? (template as Step[]) : [];
   const chosen = (named.find(({ name }) => name === "default") ?? named[0])?.template;

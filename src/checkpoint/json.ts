@@ -1,4 +1,5 @@
-import { readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
+import path from "node:path";
 import { FormatError } from "../system/errors.js";
 
 const MAX_JSON_BYTES = 256 << 20;
@@ -32,4 +33,10 @@ export function readJsonObject(file: string): Record<string, unknown> {
   if (typeof value !== "object" || value === null || Array.isArray(value))
     throw new FormatError(`${file} is not a JSON object`);
   return value as Record<string, unknown>;
+}
+
+/** The same of a file that a directory may lack: then an empty object. */
+export function readOptionalJson(directory: string, name: string): Record<string, unknown> {
+  const file = path.join(directory, name);
+  return existsSync(file) ? readJsonObject(file) : {};
 }

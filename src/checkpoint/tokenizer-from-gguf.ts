@@ -81,11 +81,9 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
 }
 
 /** Pre-tokenizers whose models begin texts with a token where the file does not say (llama.cpp's llama_vocab::impl::load). */
-const BEGINNING = new Set([
-  ...["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"],
-]);
+const ADDING_BOS = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken".split(" ");
 const addsBosByDefault = (family: string, preTokenizer: unknown): boolean =>
-  family === "llama" || (typeof preTokenizer === "string" && BEGINNING.has(preTokenizer));
+  family === "llama" || ADDING_BOS.some((name) => name === preTokenizer);
 
 const withoutUndefined = (fields: Readonly<Record<string, unknown>>): Record<string, unknown> =>
   Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
-import { readJsonObject, readLimited } from "../checkpoint/json.js";
+import { readLimited, readOptionalJson } from "../checkpoint/json.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { hashBytes } from "../system/files.js";
 
@@ -67,7 +67,7 @@ export class Tokenizer implements TextTokenizer {
     const vocab = Object.values(native.getVocab(true));
     const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
     const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
-    const stops = [readOptional(directory, "generation_config.json").eos_token_id].flat();
+    const stops = [readOptionalJson(directory, "generation_config.json").eos_token_id].flat();
     const ends = new Set([eos?.id, ...stops].filter((id) => typeof id === "number"));
     return new Tokenizer(native, { hash: hashBytes(definition), vocabSize: largest + 1, beginToken, bos, eos, ends });
   }
@@ -83,22 +83,17 @@ export class Tokenizer implements TextTokenizer {
   }
 }
 
-function readOptional(directory: string, name: string): Readonly<Record<string, unknown>> {
-  const file = path.join(directory, name);
-  return existsSync(file) ? readJsonObject(file) : {};
-}
-
 /** A special token that the tokenizer's files name, or whose id is in the model's; null in the former means that there is none. */
 function specialToken(directory: string, native: NativeTokenizer, name: string): SpecialToken | undefined {
   for (const file of ["tokenizer_config.json", "special_tokens_map.json"]) {
-    const { [name]: token } = readOptional(directory, file);
+    const { [name]: token } = readOptionalJson(directory, file);
     if (token === undefined) continue;
     const text = typeof token === "object" && token !== null ? (token as Record<string, unknown>).content : token;
     const id = typeof text === "string" ? native.tokenToId(text) : null;
     return typeof text === "string" && id !== null ? { id, text } : undefined;
   }
   for (const file of ["generation_config.json", "config.json"]) {
-    const [id] = [readOptional(directory, file)[`${name}_id`]].flat();
+    const [id] = [readOptionalJson(directory, file)[`${name}_id`]].flat();
     const text = typeof id === "number" && Number.isInteger(id) && id >= 0 ? native.idToToken(id) : null;
     if (typeof id === "number" && text !== null) return { id, text };
   }

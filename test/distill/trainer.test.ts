@@ -1,4 +1,4 @@
-import { appendFileSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { Sequences } from "../../src/data/index.js";
@@ -358,6 +358,34 @@ describe("a run's directory", () => {
     expect(() => run.claim({ tokens: 6, seed: 1 })).toThrow(/other settings \(tokens 5 -> 6\)/);
     run.discard();
     expect(existsSync(run.file("run.json"))).toBe(false);
+  });
+
+  it("has finished once its result is written, though a kill keeps it from deleting its work", () => {
+    const place = path.join(directory, "cleaning");
+    const start = () => {
+      const run = new RunDirectory(place);
+      run.claim({ seed: 1 });
+      return run;
+    };
+    const run = start();
+    for (const name of ["work/a", "work/b"]) {
+      const file = run.own(...name.split("/"));
+      mkdirSync(path.dirname(file), { recursive: true });
+      writeFileSync(file, name);
+    }
+    const before = readFileSync(run.file("run.json"), "utf8");
+    run.finish({ loss: 2 }, "work");
+    expect(readdirSync(place)).not.toContain("work");
+    run.close();
+    // as a kill between two files leaves it
+    const record = { ...JSON.parse(before), finished: true, result: { loss: 2 }, leftovers: ["work/a", "work/b"] };
+    mkdirSync(path.join(place, "work"));
+    writeFileSync(path.join(place, "work", "b"), "work/b");
+    writeFileSync(path.join(place, "run.json"), JSON.stringify(record));
+    const again = start();
+    expect([again.finished, again.result]).toEqual([true, { loss: 2 }]);
+    expect(readdirSync(place)).not.toContain("work");
+    again.close();
   });
 
   it("survives a metrics line that a kill has cut short", () => {

@@ -1,3 +1,4 @@
+import { cpSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { Tokenizer } from "../../src/data/index.js";
@@ -53,6 +54,23 @@ describe("llama.cpp", async () => {
       expect(Math.abs(found.replies[i]!.logLikelihood - logLikelihood), `request ${i}`).toBeLessThan(1e-3);
       expect(found.replies[i]!.isGreedy).toBe(isGreedy);
     }
+  });
+
+  it("ends an answer at each of the tokens that the model's configuration lists", async () => {
+    const answer = async (answering: LlamaCppModel) => {
+      const { replies, onReply } = collector<string>();
+      await answering.generate([{ kind: "generate", context: story, until: [], maxTokens: 24 }], onReply);
+      return (await tokenizer.encode([replies[0] ?? ""], false))[0] ?? [];
+    };
+    const whole = await answer(model);
+    const end = whole[8]!;
+    const copy = temporaryDirectory();
+    cpSync(teacher, copy, { recursive: true });
+    writeFileSync(path.join(copy, "generation_config.json"), JSON.stringify({ eos_token_id: [0, end] }));
+    const options = { device: "cpu", threads: 1, maxLength: 96, exact: true } as const;
+    const ending = await LlamaCppModel.open(file, await Tokenizer.load(copy), options);
+    expect(await answer(ending)).toEqual(whole.slice(0, whole.indexOf(end)));
+    await ending.dispose();
   });
 
   it("stops at the requested texts, and continues a text in the same way alone or after another", async () => {
