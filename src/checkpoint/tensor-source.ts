@@ -109,7 +109,7 @@ export function readTensor(source: TensorSource, name: string): Uint8Array {
 }
 
 /** The type of quantized weights where a format or a computation needs plain floats; bf16 would be too coarse. */
-const EXPANDED_DTYPE = "f16";
+export const EXPANDED_DTYPE = "f16";
 
 /** The same tensors as plain floats: quantized ones are dequantized as they are read. */
 export function floatSource(source: TensorSource): TensorSource<FloatDType> {

@@ -7,7 +7,7 @@ import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import { Engine } from "../generate/index.js";
 import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
-import { loadWeights, type ModelWeights, openCheckpoint } from "../models/index.js";
+import { loadWeights, type ModelWeights, openCheckpoint, typesThatFit } from "../models/index.js";
 import {
   exportGguf,
   exportToSize,
@@ -235,7 +235,13 @@ async function withWeights<T>(
 ): Promise<T> {
   return onDevice(job, async (backend) => {
     const { checkpoint, model } = opened;
-    const weights = loadWeights(backend, model, checkpoint.source, { dtype, trainable: false });
+    const types = typesThatFit(backend, checkpoint, { dtype, memoryBytes: job.memoryBytes });
+    const weights = loadWeights(backend, model, checkpoint.source, {
+      dtype,
+      keepsQuantized: true,
+      ...types,
+      trainable: false,
+    });
     try {
       return await use(backend, weights);
     } finally {
@@ -380,7 +386,8 @@ function measureQualities(
       const qualities: Quality[] = [];
       for (const { files: names } of files) {
         const { model, source } = openCheckpoint(names[0] ?? "");
-        const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
+        // as they are where they are deployed
+        const weights = loadWeights(backend, model, source, { dtype: "f32", keepsQuantized: true, trainable: false });
         const variant = meter.of(weights);
         try {
           qualities.push({ divergence: await variant.measure(), ...(await lossOf(weights)) });

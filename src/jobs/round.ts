@@ -26,7 +26,7 @@ import { type RoundTraining, withinSizes } from "./rounds.js";
 import { BRIEF_DISTILLATION, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { Stages } from "./stages.js";
 import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
-import { streamedTeacher } from "./teacher.js";
+import { teacherTypes } from "./teacher.js";
 import { writeTrained } from "./training.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -108,7 +108,7 @@ export class Round {
     const { backend, job, candidates, training, teacherPath } = this.inputs;
     const studentParameters = Math.max(...candidates.map(({ parameters }) => parameters));
     checkTrainable(backend, studentParameters, training.settings, job);
-    streamedTeacher(backend, openCheckpoint(teacherPath), {
+    teacherTypes(backend, openCheckpoint(teacherPath), {
       studentParameters,
       training: training.settings,
       computeType: training.settings.computeType,

@@ -47,22 +47,26 @@ export interface SparseTraining {
   readonly backend: Backend;
   readonly settings: TrainOptions;
   readonly sequences: SequenceSet;
+  /** Whether the teacher's quantized matrices stay so on the device. */
+  readonly keepsQuantized?: boolean | undefined;
 }
 
 /** @param load the teacher's weights, when they are needed */
 export async function openSparseTeacher(
   recipe: TeacherRecipe,
   targets: SparseTargets,
-  { backend, settings, sequences }: SparseTraining,
+  { backend, settings, sequences, keepsQuantized = false }: SparseTraining,
   load: () => ModelWeights,
 ): Promise<SparseTeacher> {
   const checkpoint = openCheckpoint(recipe.teacherPath);
+  const identity = await modelIdentity(checkpoint, recipe.cacheDir);
   return new SparseTeacher(backend, load, sequences, {
     targets,
     computeType: settings.computeType,
     vocabSize: sharedVocabulary(recipe, checkpoint.model),
     expectedSequences: stepsOf(settings) * settings.batchSize,
-    teacherId: await modelIdentity(checkpoint, recipe.cacheDir),
+    // what quantized products predict is kept apart from what plain ones do
+    teacherId: keepsQuantized ? `${identity} quantized` : identity,
     cacheDirectory: recipe.teacher.cache ? path.join(cacheDirectory(recipe.cacheDir), "logits") : undefined,
   });
 }

@@ -89,3 +89,29 @@ export function diagonalOf(backend: Backend, tensor: Tensor): Float32Array {
     readElements(backend, tensor, i * (diagonal.length + 1), diagonal.subarray(i, i + 1));
   return diagonal;
 }
+
+/**
+ * Moves some rows of an f32 matrix to its beginning, and some columns of theirs to the left; what else was there is undefined
+ * afterwards. Rests for the event loop.
+ * @param rows in rising order @param columns in rising order; all by default
+ */
+export async function keepRows(
+  backend: Backend,
+  x: Tensor,
+  rows: readonly number[],
+  columns?: readonly number[],
+): Promise<void> {
+  const width = axisFromEnd(x.shape, 1);
+  const row = new Float32Array(width);
+  const order = Uint32Array.from(columns ?? []);
+  let copied = 0;
+  for (const [to, from] of rows.entries()) {
+    readElements(backend, x, from * width, row);
+    for (let i = 0; i < order.length; i++) row[i] = row[order[i] as number] as number;
+    writeElements(backend, x, to * width, columns === undefined ? row : row.subarray(0, order.length));
+    copied += width;
+    if (copied < COPIED_AT_ONCE) continue;
+    copied = 0;
+    await rest();
+  }
+}

@@ -1,5 +1,5 @@
 export { Cholesky } from "./cholesky.js";
-export { diagonalOf, readElements, writeElements } from "./device.js";
+export { block, diagonalOf, keepRows, readElements, writeElements } from "./device.js";
 export { inverseOfBlock } from "./diagonal-block.js";
 export { type EigenOptions, type SymmetricEigen, symmetricEigen } from "./eigen.js";
 export type { CholeskyOptions } from "./factor.js";

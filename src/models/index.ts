@@ -101,8 +101,16 @@ export {
   type PassWeights,
   type PassWeightsOptions,
   StreamedWeights,
-  streamedIfLarge,
   streamedWeights,
+  typesThatFit,
   wholeWeights,
 } from "./streamed-weights.js";
-export { blankWeights, bytesOnDevice, initialize, type LoadOptions, loadWeights, ModelWeights } from "./weights.js";
+export {
+  blankWeights,
+  bytesOnDevice,
+  initialize,
+  type LoadOptions,
+  loadWeights,
+  type MatrixTypes,
+  ModelWeights,
+} from "./weights.js";

@@ -4,14 +4,14 @@ import { CoppiceError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
 import type { Model } from "./architecture.js";
 import type { ModelTensors } from "./checkpoint.js";
-import { bytesOnDevice, checkTensors, loadWeights, type ModelWeights } from "./weights.js";
+import { bytesOnDevice, checkTensors, loadWeights, type MatrixTypes, type ModelWeights } from "./weights.js";
 
 /** Parameters that do not fit on a device together: a pass over data loads those of one part of the model after the other. */
 export class StreamedWeights {
   readonly model: Model;
 
   /**
-   * @param dtype of matrices on the device; quantized ones stay quantized
+   * @param dtype of matrices on the device
    * @param statesBytes of hidden states between parts of the model that are kept in memory; more go to disk
    */
   constructor(
@@ -30,7 +30,7 @@ export class StreamedWeights {
 export type PassWeights = ModelWeights | StreamedWeights;
 
 export interface PassWeightsOptions {
-  /** Of matrices on the device; quantized ones stay quantized. */
+  /** Of matrices on the device. */
   readonly dtype: FloatDType;
   /** Memory that weights and activations may take; by default what the device has free. */
   readonly memoryBytes?: number | undefined;
@@ -44,19 +44,21 @@ const STATES_SHARE = 0.2;
 /** A model's weights to be read: loaded as a whole where they fit. @throws FormatError for missing tensors */
 export function openWeights(backend: Backend, tensors: ModelTensors, options: PassWeightsOptions): PassWeights {
   const { model, source } = tensors;
-  const streamed = streamedIfLarge(backend, tensors, options);
-  return streamed ?? loadWeights(backend, model, source, { dtype: options.dtype, trainable: false });
+  const types = typesThatFit(backend, tensors, options);
+  if (types === undefined) return streamedWeights(backend, tensors, options);
+  return loadWeights(backend, model, source, { ...types, trainable: false });
 }
 
-/** A model's weights to be streamed; undefined where they fit as a whole. @throws FormatError for missing tensors */
-export function streamedIfLarge(
+/** How a model's matrices fit in memory as a whole; quantized ones as plain floats only where these fit. */
+export function typesThatFit(
   backend: Backend,
-  tensors: ModelTensors,
+  { model, source }: Pick<ModelTensors, "model" | "source">,
   { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
-): StreamedWeights | undefined {
-  const { model, source } = tensors;
-  if (bytesOnDevice(model, source, dtype) <= WEIGHTS_SHARE * memoryBytes) return undefined;
-  return streamedWeights(backend, tensors, { dtype, memoryBytes });
+): MatrixTypes | undefined {
+  const choices = backend.kernels === undefined ? [true] : [false, true];
+  return choices
+    .map((keepsQuantized): MatrixTypes => ({ dtype, keepsQuantized }))
+    .find((types) => bytesOnDevice(model, source, types) <= WEIGHTS_SHARE * memoryBytes);
 }
 
 /** A model's weights to be streamed, whether or not they fit as a whole. @throws FormatError for missing tensors */
@@ -78,6 +80,6 @@ export function wholeWeights(weights: PassWeights, what: string): ModelWeights {
   if (!(weights instanceof StreamedWeights)) return weights;
   const { model, tensors, dtype } = weights;
   throw new CoppiceError(
-    `${what} needs the whole model in memory, ${formatBytes(bytesOnDevice(model, tensors.source, dtype))}: do without it, or give it more (--memory)`,
+    `${what} needs the whole model in memory, ${formatBytes(bytesOnDevice(model, tensors.source, { dtype, keepsQuantized: true }))}: do without it, or give it more (--memory)`,
   );
 }

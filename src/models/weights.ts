@@ -1,4 +1,11 @@
-import { blocks, rowBytes, type TensorInfo, type TensorSource, tensorInfo } from "../checkpoint/tensor-source.js";
+import {
+  blocks,
+  EXPANDED_DTYPE,
+  rowBytes,
+  type TensorInfo,
+  type TensorSource,
+  tensorInfo,
+} from "../checkpoint/tensor-source.js";
 import { fromFloat32, toFloat32 } from "../ggml/convert.js";
 import type { Backend } from "../ggml/device.js";
 import { DTYPE_BYTES, type DType, dataBytes, type FloatDType, isQuantized, type StoredDType } from "../ggml/dtype.js";
@@ -47,12 +54,14 @@ export class ModelWeights {
 }
 
 export interface LoadOptions {
-  /**
-   * Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. Quantized weights stay quantized
-   * unless they are trained.
-   */
+  /** Type on the device. Training needs f32; bf16 halves the memory of a model that is only read. */
   readonly dtype: FloatDType;
   readonly trainable: boolean;
+  /**
+   * Whether quantized weights that are only read stay so, and are multiplied by activations of 8 bits, as they are where the model is
+   * deployed. By default only on devices without our kernels, which are two to ten times as fast on plain floats.
+   */
+  readonly keepsQuantized?: boolean | undefined;
   /** Only these parameters, for work on a part of a model; all by default. */
   readonly only?: readonly ParameterSpec[] | undefined;
 }
@@ -60,28 +69,38 @@ export interface LoadOptions {
 function declare(
   backend: Backend,
   model: Model,
-  { dtype, trainable, only = model.parameters }: LoadOptions,
+  { dtype, trainable, only = model.parameters, keepsQuantized = backend.kernels === undefined }: LoadOptions,
   tensors?: TensorSource["tensors"],
 ): TensorStore {
   const store = new TensorStore(backend, only.length);
   for (const spec of only) {
     const stored = trainable ? undefined : tensors?.get(spec.name)?.dtype;
     const shape = spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes);
-    store.add(spec.name, shape, typeOnDevice(spec, dtype, stored), { trainable: trainable && !spec.fixed });
+    const type = typeOnDevice(spec, { dtype, keepsQuantized }, stored);
+    store.add(spec.name, shape, type, { trainable: trainable && !spec.fixed });
   }
   return store.allocate();
 }
 
+/** How matrices are kept on a device. */
+export type MatrixTypes = Pick<LoadOptions, "dtype"> & { readonly keepsQuantized: boolean };
+
 /** Gains and biases stay f32: they are small, and ggml adds and multiplies only f32. */
-function typeOnDevice({ axes }: ParameterSpec, dtype: FloatDType, stored: StoredDType | undefined): DType {
+function typeOnDevice(
+  { axes }: ParameterSpec,
+  { dtype, keepsQuantized }: MatrixTypes,
+  stored: StoredDType | undefined,
+): DType {
   if (axes.length < 2) return "f32";
-  return stored !== undefined && isQuantized(stored) ? stored : dtype;
+  if (stored === undefined || !isQuantized(stored)) return dtype;
+  if (keepsQuantized) return stored;
+  return dtype === "f32" ? EXPANDED_DTYPE : dtype;
 }
 
 /** The memory that a model's parameters take on a device, to be read. */
-export const bytesOnDevice = (model: Model, { tensors }: TensorSource, dtype: FloatDType): number =>
+export const bytesOnDevice = (model: Model, { tensors }: TensorSource, types: MatrixTypes): number =>
   model.parameters.reduce((sum, spec) => {
-    const type = typeOnDevice(spec, dtype, tensors.get(spec.name)?.dtype);
+    const type = typeOnDevice(spec, types, tensors.get(spec.name)?.dtype);
     return sum + dataBytes(type, elementCount(shapeOf(spec, model.sizes)));
   }, 0);
 

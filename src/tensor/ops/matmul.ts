@@ -97,8 +97,9 @@ function product(g: Graph, a: Tensor, b: Tensor): Tensor {
 }
 
 /**
- * Adds aᵀ b to a sum, in place, for statistics: products and sums are f32 whatever the graph's compute type is. Make the result an
- * effect of the graph. a: [rows, m], b: [rows, n], sum: [m, n]
+ * Adds aᵀ b to a sum in f32, in place, for statistics. Where the graph computes in bf16, a and b are rounded to it: aᵀ a stays exactly
+ * the moments of the rounded rows, and so positive semidefinite. Make the result an effect of the graph.
+ * a: [rows, m], b: [rows, n], sum: [m, n]
  */
 export function addProducts(g: Graph, sum: Tensor, a: Tensor, b: Tensor): Tensor {
   const [rows, m] = sizesOf(a, 2);
@@ -107,7 +108,7 @@ export function addProducts(g: Graph, sum: Tensor, a: Tensor, b: Tensor): Tensor
     throw new ShapeError(`the transpose of ${describe(a)} times ${describe(b)} cannot be added to ${describe(sum)}`);
   if (g.backend.kernels === undefined)
     return assign(g, add(g, sum, dotProducts(g, transpose(g, a), transpose(g, b))), sum);
-  return preciseProductInto(g, sum, b, a, { lower: false });
+  return rowProductsInto(g, sum, b, a, { lower: false });
 }
 
 /**
@@ -117,19 +118,24 @@ export function addProducts(g: Graph, sum: Tensor, a: Tensor, b: Tensor): Tensor
 export function addGram(g: Graph, sum: Tensor, a: Tensor): Tensor {
   const [, m] = sizesOf(a, 2);
   if (g.backend.kernels === undefined || !sameShape(sum.shape, [m, m])) return addProducts(g, sum, a, a);
-  return preciseProductInto(g, sum, a, a, { lower: true });
+  return rowProductsInto(g, sum, a, a, { lower: true });
 }
 
-/** The transpose of `row` times `column`, added to `sum` in place, with products in f32. */
-const preciseProductInto: Op<[sum: Tensor, column: Tensor, row: Tensor], { readonly lower: boolean }> = defineOp(
+/** The transpose of `row` times `column`, added to `sum` in place. */
+const rowProductsInto: Op<[sum: Tensor, column: Tensor, row: Tensor], { readonly lower: boolean }> = defineOp(
   "matmul",
   3,
   {
     shape: ([sum]) => sum.shape,
-    kernel: ([sum], { lower }) => ({
+    kernel: ([sum], { lower }, g) => ({
       name: "matmul",
       inPlace: sum,
-      flags: FLAG.add | FLAG.leftTransposed | FLAG.rightTransposed | (lower ? FLAG.lower : 0),
+      flags:
+        FLAG.add |
+        FLAG.leftTransposed |
+        FLAG.rightTransposed |
+        (lower ? FLAG.lower : 0) |
+        (g.computeType === "bf16" ? FLAG.bf16 : 0),
     }),
   },
 );
