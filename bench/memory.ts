@@ -2,7 +2,8 @@
  * Prunes a sharded checkpoint of random weights with less memory than it has bytes, and says how much it took: a plain cut with known
  * scores, and one that is calibrated, searched and refitted, killed on the way.
  *
- *     npx tsx bench/memory.ts [--size-gb 4.5] [--memory 1GiB] [--samples 8] [--target 0.7x] [--dir /tmp/coppice-memory]
+ *     npx tsx bench/memory.ts [--size-gb 4.5] [--memory 1GiB] [--samples 8] [--refit-samples 8] [--only refitted] [--target 0.7x]
+ *         [--dir /tmp/coppice-memory]
  *     npx tsx bench/memory.ts --nemo-layers 40 --target 8.4B --samples 128    # Mistral NeMo 12B, 24.5 GB
  */
 import { spawn } from "node:child_process";
@@ -20,6 +21,10 @@ const { values } = parseArgs({
     memory: { type: "string", default: "1GiB" },
     "nemo-layers": { type: "string" },
     samples: { type: "string", default: "8" },
+    /** As many as --samples by default. */
+    "refit-samples": { type: "string" },
+    /** Only what has this in its name. */
+    only: { type: "string", default: "" },
     target: { type: "string", default: "0.7x" },
     dir: { type: "string", default: "/tmp/coppice-memory" },
   },
@@ -95,17 +100,20 @@ const cut = async (...args: string[]) => {
 };
 const samples = Number(values.samples);
 const data = ["--data", randomText("data.txt", 256 * samples + 1, 1), "--validation", randomText("held.txt", 1025, 2)];
-const measured = ["--samples", values.samples, "--refit-samples", values.samples, "--candidates", "2"];
-const runs: readonly (readonly [string, Run])[] = [
-  ["cut, scores known", await run(await cut("--target", values.target, "--scores", scores))],
+const refitSamples = values["refit-samples"] ?? values.samples;
+const measured = ["--samples", values.samples, "--refit-samples", refitSamples, "--candidates", "2"];
+const start = ["--start", "refit", "--memory", values.memory, ...data, ...measured];
+const work: readonly (readonly [name: string, extra: readonly string[], killAt?: RegExp])[] = [
+  ["cut, scores known", ["--scores", scores]],
   [
-    `calibrated on ${256 * samples} tokens, searched, refitted and cut, killed on the way; --memory ${values.memory}`,
-    await run(
-      await cut("--target", values.target, "--start", "refit", "--memory", values.memory, ...data, ...measured),
-      /statistics.*[2-9] of/,
-    ),
+    `calibrated on ${256 * samples} tokens, searched, refitted on ${256 * Number(refitSamples)} and cut, killed on the way; --memory ${values.memory}`,
+    start,
+    /statistics.*[2-9] of/,
   ],
 ];
+const runs: (readonly [string, Run])[] = [];
+for (const [name, extra, killAt] of work.filter(([title]) => title.includes(values.only)))
+  runs.push([name, await run(await cut("--target", values.target, ...extra), killAt)]);
 const gigabytes = (parameters: number) => `${((2 * parameters) / 1e9).toFixed(2)} GB`;
 console.log(
   `| of ${gigabytes(countParameters(model.parameters, model.sizes))} | to | seconds | peak resident memory |`,

@@ -1,3 +1,4 @@
+import { storedType } from "../checkpoint/stored-type.js";
 import type { Passage } from "../evaluate/residual-stream.js";
 import { bytesOf } from "../ggml/dtype.js";
 import type { Matrix } from "../linear-algebra/index.js";
@@ -45,7 +46,12 @@ export async function cutAndRefit(inputs: RefittedCut): Promise<PrunedModel> {
     start,
     within,
     basis,
-    files: new StepFiles(place, pruned.model, { identity: identityOf(inputs), saveEverySeconds }),
+    files: new StepFiles(place, pruned.model, {
+      identity: identityOf(inputs),
+      // as the cut model will be written, unless f16 might not hold what the refit finds
+      dtype: storedType(original.source) === "bf16" ? "bf16" : "f32",
+      saveEverySeconds,
+    }),
     onProgress,
   });
   return { ...pruned, source };

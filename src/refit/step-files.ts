@@ -3,7 +3,9 @@ import path from "node:path";
 import { openSafetensors, streamSafetensors } from "../checkpoint/safetensors.js";
 import { floatSource, type TensorSource } from "../checkpoint/tensor-source.js";
 import { SavedStreams } from "../evaluate/saved-streams.js";
-import { bytesOf, type FloatDType } from "../ggml/dtype.js";
+import { fromFloat32, toFloat32 } from "../ggml/convert.js";
+import type { FloatDType } from "../ggml/dtype.js";
+import { loadFunctions } from "../ggml/library.js";
 import { type Model, shapeOf } from "../models/index.js";
 import { joinedSource } from "../models/sources.js";
 import { readMatrix } from "../prune/matrices.js";
@@ -18,11 +20,23 @@ export interface PartContent {
   readonly matrices?: readonly MatrixRows[] | undefined;
 }
 
+const ROUNDED_AT_ONCE = 1 << 20;
+
+export interface StepFilesOptions {
+  /** Identifies the cut. */
+  readonly identity: string;
+  /** In which numbers are kept. */
+  readonly dtype: FloatDType;
+  /** Streams are saved that often, 20 by default. */
+  readonly saveEverySeconds?: number | undefined;
+}
+
 /** Finished parts of a model on disk, a file each: work that was killed goes on after the last of them. */
 export class StepFiles {
   private readonly shapes: ReadonlyMap<string, readonly number[]>;
   /** Of the cut: parts of another one are refused. */
   private readonly identity: string;
+  private readonly dtype: FloatDType;
   /** Both models' streams between two steps. */
   readonly streams: SavedStreams;
 
@@ -30,9 +44,10 @@ export class StepFiles {
   constructor(
     private readonly place: (name: string) => string,
     model: Model,
-    { identity, saveEverySeconds }: { readonly identity: string; readonly saveEverySeconds?: number | undefined },
+    { identity, dtype, saveEverySeconds }: StepFilesOptions,
   ) {
     this.identity = identity;
+    this.dtype = dtype;
     this.streams = new SavedStreams(path.resolve(place("streams.safetensors")), saveEverySeconds);
     this.shapes = new Map(model.parameters.map((spec) => [spec.name, shapeOf(spec, model.sizes)]));
   }
@@ -60,18 +75,30 @@ export class StepFiles {
         },
       }),
     );
+    const { dtype } = this;
     const tensors = [...kept, ...matrices].map(({ name, blocks }) => ({
       name,
-      dtype: "f32" as const,
+      dtype,
       shape: required(this.shapes.get(name), `the cut model has no parameter ${name}`),
       async *chunks() {
         for await (const block of blocks()) {
           if (!block.every(Number.isFinite)) throw notFinite(name);
-          yield bytesOf(block);
+          const bytes = fromFloat32(loadFunctions(), block, dtype);
+          yield bytes;
         }
       },
     }));
     await streamSafetensors(this.fileOf(part), tensors, { kind: "coppice refit", cut: this.identity });
+  }
+
+  /** Rounds numbers to those that are kept of them, in place. */
+  round(values: Float32Array): void {
+    if (this.dtype === "f32") return;
+    const f = loadFunctions();
+    for (let from = 0; from < values.length; from += ROUNDED_AT_ONCE) {
+      const block = values.subarray(from, from + ROUNDED_AT_ONCE);
+      block.set(toFloat32(f, fromFloat32(f, block, this.dtype), this.dtype));
+    }
   }
 
   /** @throws FormatError when the file is another cut's */

@@ -83,10 +83,16 @@ class StepRefit {
   }
 
   private load(values: Values): void {
-    for (const [name, data] of values) this.store.write(this.store.get(name), data);
+    for (const [name, data] of values) this.write(name, data);
   }
 
   private set({ name }: ParameterSpec, { data }: Matrix): void {
+    this.write(name, data);
+  }
+
+  /** Later steps make up for rounding, too. @param data is rounded to what is kept of it */
+  private write(name: string, data: Float32Array): void {
+    this.inputs.files.round(data);
     this.store.write(this.store.get(name), data);
   }
 
