@@ -23,6 +23,7 @@ import { type ComputeType, Graph, ops, type Tensor } from "../tensor/index.js";
 import { spreadBatches } from "./batches.js";
 import { notFinite } from "./finite.js";
 import { HiddenStates } from "./hidden-states.js";
+import type { Team } from "./team.js";
 
 /** Calibration data that goes through models step by step, with the weights of one step in memory at a time. */
 export interface Passage {
@@ -36,6 +37,8 @@ export interface Passage {
   readonly batches: readonly Int32Array[];
   /** A model's hidden states are kept in memory up to so many bytes, else on disk. */
   readonly memoryBytes: number;
+  /** The processes that share the data, where `batches` are only this one's. */
+  readonly team?: Team | undefined;
 }
 
 export interface PassageOptions {
@@ -61,7 +64,7 @@ export function passageOf(backend: Backend, sequences: Sequences, vocabSize: num
 }
 
 /** The rows of a batch. */
-export const rowsOfBatch = ({ layout }: Passage): number => layout.batch * layout.seq;
+export const rowsOfBatch = ({ layout }: Pick<Passage, "layout">): number => layout.batch * layout.seq;
 
 /** The layout of a graph's rows, and what fills it before each batch. */
 export function layoutIn(

@@ -1,3 +1,4 @@
+import { freemem } from "node:os";
 import type { TrainOptions } from "../distill/index.js";
 import type { Backend, FloatDType } from "../ggml/index.js";
 import {
@@ -35,6 +36,13 @@ export const memoryFor = (
   backend: Backend,
   { memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">,
 ): number => memoryBytes ?? backend.freeBytes() / (ranks?.local.size ?? 1);
+
+/** The share of the memory that the hidden states of one model may take; what does not fit goes to disk. */
+const STATES_SHARE = 0.2;
+
+/** Memory for the hidden states of a model between its steps. */
+export const statesBytes = ({ memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>
+  STATES_SHARE * (memoryBytes ?? freemem() / (ranks?.local.size ?? 1));
 
 export const describeMemory = (memoryBytes: number | undefined): string =>
   memoryBytes === undefined ? "the free memory" : formatBytes(memoryBytes);

@@ -1,5 +1,4 @@
 import { existsSync, rmSync, statSync } from "node:fs";
-import { freemem } from "node:os";
 import path from "node:path";
 import { loadVectors, saveVectors } from "../checkpoint/vectors.js";
 import { Sequences } from "../data/index.js";
@@ -13,25 +12,26 @@ import {
   type PrunePlan,
   type Reranking,
   type Scores,
+  type SurgeonOptions,
   type SurgeonProgress,
   scoredBySteps,
   surgeonScores,
 } from "../prune/index.js";
-import { cutAndRefit, whyNotRotated } from "../refit/index.js";
+import { prepareCut, type RefitOptions, refitCut, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { freeBytes, hashBytes } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
 import { scratchDirectory } from "../system/scratch.js";
+import { statesBytes } from "./model-memory.js";
 import type { SearchInputs } from "./search-inputs.js";
+import { canShare, sharedRefit, sharedStatistics } from "./shared/start.js";
 import type { TargetOptions } from "./target.js";
 
 /** Sequences that a cut is refitted on by default, and their length at most: about 50 thousand tokens. */
 export const DEFAULT_REFIT_SAMPLES = 192;
 const SEQUENCE_LENGTH = 256;
 const BATCH_TOKENS = 2048;
-/** The share of the free memory that the hidden states of one model may take; what does not fit goes to disk. */
-const MEMORY_SHARE = 0.2;
 
 /** What a refitted start needs to know of the original beside the scores of {@link surgeonScores}. */
 export interface StartStatistics {
@@ -63,7 +63,7 @@ export function passageFor({ backend, original, tokens, computeType, options }: 
     computeType,
     samples,
     batchSize: Math.max(1, Math.floor(BATCH_TOKENS / length)),
-    memoryBytes: (options.memoryBytes ?? freemem()) * MEMORY_SHARE,
+    memoryBytes: statesBytes(options),
   });
 }
 
@@ -93,14 +93,19 @@ export async function startStatistics(inputs: StartInputs, place?: (name: string
       undefined,
     );
   const total = original.model.steps.length;
-  const { scores, streamMoments } = await surgeonScores(passageFor(inputs, refitSamplesOf(inputs)), original, {
+  const passage = passageFor(inputs, refitSamplesOf(inputs));
+  const { ranks } = options;
+  const surgeonOptions: SurgeonOptions = {
     known: partial !== undefined && existsSync(partial) ? readStatistics(partial, original.model) : undefined,
     savedStreams,
     onStep: (progress) => {
       if (partial !== undefined) save(partial, progress, progress.steps);
       options.onProgress?.({ stage: "statistics", done: progress.steps, total, unit: "steps" });
     },
-  });
+  };
+  const { scores, streamMoments } = canShare(ranks, passage)
+    ? await sharedStatistics({ ranks, passage, original, options }, surgeonOptions)
+    : await surgeonScores(passage, original, surgeonOptions);
   const statistics = { scores, streamMoments: streamMoments.data };
   if (file !== undefined) save(file, statistics, total);
   if (partial !== undefined) rmSync(partial, { force: true });
@@ -159,21 +164,27 @@ export interface RefittedStart {
  * Cuts a model and mends the cut in closed form; what was finished before is read from its files. The same cut on as many sequences has
  * the same files, whether as a candidate or as what was chosen.
  */
-export function refittedStart(inputs: StartInputs, start: RefittedStart): Promise<PrunedModel> {
-  const { model } = inputs.original;
+export async function refittedStart(inputs: StartInputs, start: RefittedStart): Promise<PrunedModel> {
+  const { original, options } = inputs;
+  const { model } = original;
   const { plan, scores, statistics, place, onProgress } = start;
   const samples = Math.min(start.samples ?? Number.POSITIVE_INFINITY, refitSamplesOf(inputs));
   const id = hashBytes(JSON.stringify([plan.sizes, plan.keptLayers, samples])).slice(0, 12);
   const hidden = sizeOf("hidden", model.sizes);
-  return cutAndRefit({
-    passage: passageFor(inputs, samples),
-    original: inputs.original,
+  const passage = passageFor(inputs, samples);
+  onProgress?.(0, model.steps.length + 1);
+  const cut = await prepareCut({
+    passage,
+    original,
     plan,
     kept: keptIndices(model, plan, new Map([...scores, ...statistics.scores])),
     streamMoments: { rows: hidden, columns: hidden, data: statistics.streamMoments },
-    place: (name) => place(`${id}-${name}`),
-    onProgress,
   });
+  const refitOptions: RefitOptions = { place: (name) => place(`${id}-${name}`), onProgress };
+  const { ranks } = options;
+  return canShare(ranks, passage)
+    ? sharedRefit({ ranks, passage, original, options }, cut, refitOptions)
+    : refitCut(cut, passage, refitOptions);
 }
 
 type Measure = Reranking["measure"];

@@ -1,4 +1,5 @@
 import { checkSums } from "../evaluate/finite.js";
+import type { Team } from "../evaluate/team.js";
 import type { Backend } from "../ggml/device.js";
 import { diagonalOf, type Matrix, symmetric } from "../linear-algebra/index.js";
 import { type Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
@@ -33,6 +34,16 @@ export class Gram {
     const diagonal = diagonalOf(this.backend, this.sums);
     checkSums(this.what, diagonal);
     return diagonal;
+  }
+
+  /** Adds up the sums of a team, at one of its processes or at all. */
+  async sumOver(team: Team | undefined, root?: number): Promise<void> {
+    await team?.sum(this.store, root);
+  }
+
+  /** Sets all sums to zero. */
+  clear(): void {
+    this.store.clear();
   }
 
   /** The sums so far, row by row; the lower triangle counts. */

@@ -1,5 +1,6 @@
 import { overBatches, type Passage, type RecordedStep, ResidualStream } from "../evaluate/residual-stream.js";
 import type { SavedStreams } from "../evaluate/saved-streams.js";
+import { leads, type Team } from "../evaluate/team.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import {
   axisSize,
@@ -15,7 +16,7 @@ import { groupSums } from "./calibration.js";
 import { Gram } from "./gram.js";
 import { readMatrix } from "./matrices.js";
 import { removalLosses } from "./obs.js";
-import { withWriterMoments } from "./writer-moments.js";
+import { writerMoments } from "./writer-moments.js";
 
 export interface SurgeonScores {
   /** The losses of removal of neurons and heads, by dimension: see {@link removalLosses}. A key-value head's is the sum of its heads'. */
@@ -43,30 +44,32 @@ export interface SurgeonOptions {
 
 /**
  * Scores what the matrices that write to the residual stream read, neurons and heads, by optimal brain surgeon. The model is gone
- * through step by step: one step's weights and second moments [inputs, inputs] are in memory at a time.
+ * through step by step: one step's weights and second moments [inputs, inputs] are in memory at a time. In a team each process goes
+ * through its part of the data, keeps the moments of one of as many steps as there are processes, and scores that.
+ * @returns the scores; the stream's moments at the leader only
  */
 export async function surgeonScores(
   passage: Passage,
   tensors: ModelTensors,
   { known, savedStreams, onStep }: SurgeonOptions = {},
 ): Promise<SurgeonScores> {
-  const { model, source } = tensors;
-  const { backend } = passage;
+  const { model } = tensors;
+  const { backend, team } = passage;
   const hidden = sizeOf("hidden", model.sizes);
   const scores = new Map(known?.scores);
   const streamSum = new Gram(backend, "the second moments of the residual stream", hidden);
+  const turns = new Turns(passage, tensors);
+  const finished = known?.steps ?? 0;
   let stream: ResidualStream | undefined;
   try {
     if (known !== undefined) streamSum.write(known.streamMoments);
     const saved = savedStreams?.resume(({ steps, file }) =>
-      steps <= (known?.steps ?? 0)
-        ? ResidualStream.restored(passage, tensors, { source: file, name: "stream" })
-        : undefined,
+      steps <= finished ? ResidualStream.restored(passage, tensors, { source: file, name: "stream" }) : undefined,
     );
     stream = saved?.restored ?? (await ResidualStream.before(passage, tensors));
     for (const [i, step] of model.steps.entries()) {
       if (i < (saved?.steps ?? 0)) continue;
-      if (known !== undefined && i < known.steps) {
+      if (i < finished) {
         await stream.runOwn(step);
         continue;
       }
@@ -75,23 +78,92 @@ export async function surgeonScores(
         addStreamMoments(g, streamSum, blockInput);
         return writerInput;
       };
-      await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, async (moments) => {
-        const units = unitsOf(step, model);
-        if (units === undefined) return;
-        const weight = readMatrix(source, step.writer.name);
-        const losses = await removalLosses(backend, moments, weight, { groupSize: units.size });
-        scores.set(units.dimension, losses);
-        for (const groups of groupsOf(units.dimension, model))
-          scores.set(groups, groupSums(losses, sizeOf(groups, model.sizes)));
-      });
+      await turns.take(step, await writerMoments({ passage, stream, step, inputs: width, rowsOf }));
+      if (!turns.areOver && i < model.steps.length - 1) continue;
+      for (const [dimension, values] of await turns.scores()) scores.set(dimension, values);
+      await sumAtLeader(streamSum, team);
       onStep?.({ steps: i + 1, scores, streamMoments: streamSum.read() });
       await savedStreams?.save(i + 1, { stream });
     }
     await addLastMoments(passage, stream, streamSum);
+    await sumAtLeader(streamSum, team);
     return { scores, streamMoments: streamSum.matrix() };
   } finally {
+    turns.free();
     stream?.free();
     streamSum.free();
+  }
+}
+
+/** Moves the sums of all to the leader. */
+async function sumAtLeader(sum: Gram, team: Team | undefined): Promise<void> {
+  await sum.sumOver(team, 0);
+  if (!leads(team)) sum.clear();
+}
+
+/** Steps that a team's processes score, each one of them. */
+class Turns {
+  private steps: ResidualStep[] = [];
+  /** Of the step that is this process's. */
+  private moments: Gram | undefined;
+
+  constructor(
+    private readonly passage: Passage,
+    private readonly tensors: ModelTensors,
+  ) {}
+
+  /** Whether every process has a step. */
+  get areOver(): boolean {
+    return this.steps.length === (this.passage.team?.size ?? 1);
+  }
+
+  /** Gives the next process a step. @param moments of this process's data */
+  async take(step: ResidualStep, moments: Gram): Promise<void> {
+    const { team } = this.passage;
+    const turn = this.steps.length;
+    const isOwn = turn === (team?.rank ?? 0);
+    if (isOwn) this.moments = moments;
+    try {
+      await moments.sumOver(team, turn);
+      this.steps.push(step);
+    } finally {
+      if (!isOwn) moments.free();
+    }
+  }
+
+  /** The scores of all steps that were taken, at all processes. */
+  async scores(): Promise<Map<DimensionName, Float32Array>> {
+    const { passage, tensors, steps } = this;
+    const { model } = tensors;
+    const own = await this.ownLosses();
+    this.free();
+    this.steps = [];
+    const scores = new Map<DimensionName, Float32Array>();
+    for (const [turn, step] of steps.entries()) {
+      const units = unitsOf(step, model);
+      if (units === undefined) continue;
+      const isOwn = turn === (passage.team?.rank ?? 0);
+      const losses = isOwn && own !== undefined ? own : new Float32Array(sizeOf(units.dimension, model.sizes));
+      await passage.team?.broadcast(losses, turn);
+      scores.set(units.dimension, losses);
+      for (const groups of groupsOf(units.dimension, model))
+        scores.set(groups, groupSums(losses, sizeOf(groups, model.sizes)));
+    }
+    return scores;
+  }
+
+  private async ownLosses(): Promise<Float32Array | undefined> {
+    const { passage, tensors, moments, steps } = this;
+    const step = steps[passage.team?.rank ?? 0];
+    const units = step && unitsOf(step, tensors.model);
+    if (step === undefined || units === undefined || moments === undefined) return undefined;
+    const weight = readMatrix(tensors.source, step.writer.name);
+    return await removalLosses(passage.backend, moments, weight, { groupSize: units.size });
+  }
+
+  free(): void {
+    this.moments?.free();
+    this.moments = undefined;
   }
 }
 

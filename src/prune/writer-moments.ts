@@ -13,11 +13,8 @@ export interface WriterMomentsInputs {
   readonly rowsOf: (g: Graph, recorded: RecordedStep) => Tensor;
 }
 
-/** Goes through a step of a model, sums Σ m mᵀ over the data, and uses the sums. */
-export async function withWriterMoments<T>(
-  { passage, stream, step, inputs, rowsOf }: WriterMomentsInputs,
-  use: (moments: Gram) => T | Promise<T>,
-): Promise<T> {
+/** Goes through a step of a model and sums Σ m mᵀ over the data. Free the sums after use. */
+export async function writerMoments({ passage, stream, step, inputs, rowsOf }: WriterMomentsInputs): Promise<Gram> {
   const moments = new Gram(passage.backend, `the second moments of ${step.writer.input}`, inputs);
   try {
     const weights = stream.weightsOf(step.parameters);
@@ -32,8 +29,9 @@ export async function withWriterMoments<T>(
     } finally {
       weights.free();
     }
-    return await use(moments);
-  } finally {
+    return moments;
+  } catch (error) {
     moments.free();
+    throw error;
   }
 }

@@ -1,4 +1,5 @@
 import { overBatches } from "../evaluate/residual-stream.js";
+import { leads } from "../evaluate/team.js";
 import { Cholesky, type Matrix, meanDiagonal, multiply, zeroMatrix } from "../linear-algebra/index.js";
 import { type RmsNorm, shapeOf, type Weights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
@@ -17,7 +18,7 @@ const GAIN_DAMPING = 0.01;
 
 /**
  * Refits what turns the last stream into logits: the head, where it is a matrix of its own; else the final gain.
- * @returns the final norm and the head
+ * @returns the final norm and the head, at the leader of a team
  */
 export async function refitHead(inputs: RefitInputs, streams: Streams): Promise<PartContent> {
   const { passage, student, basis, start } = inputs;
@@ -26,6 +27,7 @@ export async function refitHead(inputs: RefitInputs, streams: Streams): Promise<
   const { finalNorm, tiedEmbeddings } = student;
   if (tiedEmbeddings && finalNorm === undefined) return { values }; // a norm with a bias, and a head that is the embedding
   const moments = await lastMoments(inputs, streams, values);
+  if (!leads(passage.team)) return {};
   if (tiedEmbeddings && finalNorm !== undefined) {
     values.set(finalNorm.gain, await refitGain(inputs, finalNorm, gainOf(values, finalNorm), moments));
     return { values };
@@ -76,6 +78,7 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
       moments.add(g, hidden, target);
       return { reads: [original, smaller] };
     });
+    await moments.sumOver(passage.team);
     return { inputs: moments.inputs.matrix(), targets: moments.targets };
   } finally {
     denseWeights.free();

@@ -1,4 +1,5 @@
 import { checkSums } from "../evaluate/finite.js";
+import type { Team } from "../evaluate/team.js";
 import type { Backend } from "../ggml/device.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import { Gram } from "../prune/gram.js";
@@ -32,6 +33,12 @@ export class Moments {
   add(g: Graph, x: Tensor, y: Tensor): void {
     this.inputs.add(g, x);
     g.effect(ops.addProducts(g, this.cross, y, x));
+  }
+
+  /** Adds up the sums of a team, at all of its processes. */
+  async sumOver(team: Team | undefined): Promise<void> {
+    await this.inputs.sumOver(team);
+    await team?.sum(this.store);
   }
 
   /** y'x, [targets, inputs]. @throws CoppiceError when it is not finite */

@@ -1,6 +1,6 @@
 import type { TensorSource } from "../checkpoint/index.js";
 import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
-import type { FloatDType } from "../ggml/dtype.js";
+import { agreed, leads } from "../evaluate/team.js";
 import type { Model, ModelTensors, ResidualStep } from "../models/index.js";
 import { refitHead } from "./head.js";
 import type { RefitInputs, Streams } from "./inputs.js";
@@ -13,38 +13,49 @@ import { refitStep } from "./step-refit.js";
  *   own; a step's block then runs with them;
  * - the matrix that writes to the stream is regressed, from what it multiplies in the student to what the student's stream lacks to the
  *   original's after the step. Rows are divided by the rms of the original's stream, because first positions are a thousand times larger.
- * @returns the tensors of the student
+ *
+ * In a team each process has its part of the data, and solves for its part of each matrix; the leader keeps what is found.
  */
-export async function refit(inputs: RefitInputs): Promise<TensorSource<FloatDType>> {
+export async function refit(inputs: RefitInputs): Promise<void> {
   const { passage, dense, student, keptLayers, start, files, onProgress } = inputs;
+  const { team } = passage;
   const total = dense.model.steps.length + 1;
-  const pairs = dense.model.steps.map((step) => {
-    const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step);
-    return { step, counterpart, part: counterpart && `step-${student.steps.indexOf(counterpart)}` };
-  });
-  const parts = ["embeddings", ...pairs.flatMap(({ part }) => part ?? []), "last"];
-  if (parts.every((part) => files.has(part))) return files.source(parts);
+  const parts = partsOf(student);
+  if (await agreed(team, () => parts.every((part) => files.has(part)))) return;
   await files.once("embeddings", () => ({ matrices: start.embeddings() }));
   const cut = { model: student, source: files.source(["embeddings"]) };
-  const saved = files.streams.resume(({ file }) => streamsAt(file, inputs, cut));
+  // a team goes through the steps that are known once more, because all need what the leader knows
+  const saved = team === undefined ? files.streams.resume(({ file }) => streamsAt(file, inputs, cut)) : undefined;
   const streams = saved?.restored ?? (await streamsBefore(passage, dense, cut));
   try {
-    for (const [i, { step, counterpart, part }] of pairs.entries()) {
+    for (const [i, step] of dense.model.steps.entries()) {
       if (i < (saved?.steps ?? 0)) continue;
-      if (counterpart === undefined || part === undefined) await streams.dense.runOwn(step);
-      else await refitStep(inputs, streams, { dense: step, student: counterpart, part });
-      await files.streams.save(i + 1, { dense: streams.dense, student: streams.student });
+      const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step);
+      if (counterpart === undefined) await streams.dense.runOwn(step);
+      else await refitStep(inputs, streams, { dense: step, student: counterpart, part: partOf(student, counterpart) });
+      if (team === undefined) await files.streams.save(i + 1, { dense: streams.dense, student: streams.student });
       onProgress?.(i + 1, total);
     }
-    await files.once("last", () => refitHead(inputs, streams));
+    if (!(await agreed(team, () => files.has("last")))) {
+      const last = await refitHead(inputs, streams);
+      if (leads(team)) await files.write("last", last);
+    }
     files.streams.delete();
     onProgress?.(total, total);
-    return files.source(parts);
   } finally {
     streams.dense.free();
     streams.student.free();
   }
 }
+
+/** The files that a student's tensors are in after its refit. */
+export const partsOf = (student: Model): string[] => [
+  "embeddings",
+  ...student.steps.map((step) => partOf(student, step)),
+  "last",
+];
+
+const partOf = (student: Model, step: ResidualStep): string => `step-${student.steps.indexOf(step)}`;
 
 async function streamsBefore(passage: Passage, dense: ModelTensors, student: ModelTensors): Promise<Streams> {
   const original = await ResidualStream.before(passage, dense);

@@ -10,7 +10,7 @@ import type { Backend } from "../ggml/device.js";
 import { type Matrix, multiply, zeroMatrix } from "../linear-algebra/index.js";
 import { type ForwardResult, type ModelTensors, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
-import { withWriterMoments } from "../prune/writer-moments.js";
+import { writerMoments } from "../prune/writer-moments.js";
 import { elementAt } from "../system/arrays.js";
 import { elementCount, type Graph, ops, TensorStore } from "../tensor/index.js";
 import { Ridge } from "./ridge.js";
@@ -74,9 +74,13 @@ export async function removalCosts(inputs: RemovalCostInputs): Promise<ReadonlyM
       const [, width = 0] = shapeOf(step.writer, original.model.sizes);
       // rows are weighted as in the refit
       const rowsOf = (g: Graph, { writerInput, after }: RecordedStep) => ops.div(g, writerInput, rowSizes(g, after));
-      const cuts = await withWriterMoments({ passage, stream, step, inputs: width, rowsOf }, async (moments) =>
-        kept === undefined ? [] : cutAlone(inputs, step, moments.matrix(), kept),
-      );
+      const moments = await writerMoments({ passage, stream, step, inputs: width, rowsOf });
+      let cuts: readonly Cut[] = [];
+      try {
+        if (kept !== undefined) cuts = await cutAlone(inputs, step, moments.matrix(), kept);
+      } finally {
+        moments.free();
+      }
       if (kept !== undefined)
         costs.set(
           step,

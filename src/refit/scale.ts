@@ -25,7 +25,9 @@ export async function projectedScale(
       addSquares(g, total, wire[0], write);
       return { reads: [wire] };
     });
-    const values = passage.batches.length * passage.layout.batch * passage.layout.seq * write.columns;
+    await passage.team?.sum(store);
+    const batches = passage.team?.batches ?? passage.batches.length;
+    const values = batches * passage.layout.batch * passage.layout.seq * write.columns;
     return Math.sqrt((store.read(total)[0] as number) / values);
   } finally {
     store.free();

@@ -1,5 +1,6 @@
 import type { HiddenStates } from "../evaluate/hidden-states.js";
 import { overBatches } from "../evaluate/residual-stream.js";
+import { agreed, leads, shareOf } from "../evaluate/team.js";
 import { type Matrix, multiply } from "../linear-algebra/index.js";
 import { type ModelWeights, type ParameterSpec, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
@@ -11,6 +12,15 @@ import { Moments } from "./moments.js";
 import { Ridge } from "./ridge.js";
 import { projectedScale, rowSizes } from "./scale.js";
 import type { Values } from "./start.js";
+
+type RowRange = readonly [from: number, to: number];
+
+/** Some rows of a matrix, without a copy. */
+const rowsOf = ({ columns, data }: Matrix, [from, to]: RowRange): Matrix => ({
+  rows: to - from,
+  columns,
+  data: data.subarray(from * columns, to * columns),
+});
 
 /** A step of the original, the student's that comes from it, and the name under which its values are kept. */
 export interface StepPair {
@@ -65,9 +75,9 @@ class StepRefit {
   async run(): Promise<void> {
     const { start, basis, files, passage } = this.inputs;
     const { part, student, dense } = this.steps;
-    const known = files.read(part);
-    if (known !== undefined) {
-      this.load(known);
+    const known = leads(passage.team) ? files.read(part) : undefined;
+    if (await agreed(passage.team, () => known !== undefined)) {
+      await this.loadLeaders(known);
       await this.overBatches((g) => this.recordDense(g));
       return;
     }
@@ -79,7 +89,18 @@ class StepRefit {
       this.releaseDense(); // its result is known
       await this.refitWriter();
     }
-    await files.write(part, { matrices: student.parameters.map(({ name }) => this.stored(name)) });
+    if (leads(passage.team))
+      await files.write(part, { matrices: student.parameters.map(({ name }) => this.stored(name)) });
+  }
+
+  /** @param known what the leader has read */
+  private async loadLeaders(known: Values | undefined): Promise<void> {
+    const { team } = this.inputs.passage;
+    for (const { name } of this.steps.student.parameters) {
+      const data = known?.get(name) ?? this.store.read(this.weight(name));
+      await team?.broadcast(data, 0);
+      this.write(name, data);
+    }
   }
 
   private load(values: Values): void {
@@ -140,6 +161,7 @@ class StepRefit {
     const moments = new Moments(backend, what, sizes);
     try {
       await this.overBatches((g) => build(g, moments));
+      await moments.sumOver(this.inputs.passage.team);
       const ridge = await Ridge.overwrite(backend, moments.inputs);
       try {
         await solve(moments.targets, ridge);
@@ -149,6 +171,28 @@ class StepRefit {
     } finally {
       moments.free();
     }
+  }
+
+  /** Solves for a matrix; each process of a team for some of its rows. @param targets the regression's, of some rows */
+  private async solve(
+    spec: ParameterSpec,
+    ridge: Ridge,
+    targets: (rows: RowRange) => Matrix | Promise<Matrix>,
+  ): Promise<void> {
+    const { team } = this.inputs.passage;
+    const start = this.matrixOf(spec);
+    const { rows, columns, data } = start;
+    if (team === undefined) {
+      this.set(spec, await ridge.solve(await targets([0, rows]), start));
+      return;
+    }
+    const own = shareOf(rows, team, team.rank);
+    if (own[0] < own[1]) data.set((await ridge.solve(await targets(own), rowsOf(start, own))).data, own[0] * columns);
+    for (let rank = 0; rank < team.size; rank++) {
+      const part = rowsOf(start, shareOf(rows, team, rank)).data;
+      if (part.length > 0) await team.broadcast(part, rank);
+    }
+    this.set(spec, start);
   }
 
   /** From the student's normalized stream to what the original's matrices give on its own. */
@@ -166,8 +210,8 @@ class StepRefit {
       },
       async (cross, ridge) => {
         for (const spec of this.steps.student.readers) {
-          const targets = await multiply(passage.backend, readMatrix(within, spec.name), cross);
-          this.set(spec, await ridge.solve(targets, this.matrixOf(spec)));
+          const original = readMatrix(within, spec.name);
+          await this.solve(spec, ridge, (rows) => multiply(passage.backend, rowsOf(original, rows), cross));
         }
       },
     );
@@ -190,7 +234,7 @@ class StepRefit {
           moments.add(g, ops.div(g, writerInput, size), lacking);
           return { reads: [...reads, [goal, target], [reached, this.reached]] };
         },
-        async (targets, ridge) => this.set(writer, await ridge.solve(targets, this.matrixOf(writer))),
+        (targets, ridge) => this.solve(writer, ridge, (rows) => rowsOf(targets, rows)),
       );
     } finally {
       if (target !== this.reached) this.streams.student.giveBack(target);
@@ -244,8 +288,7 @@ class StepRefit {
         const whole = readMatrix(dense.source, original.name);
         const kept =
           basis === undefined ? whole : await multiply(passage.backend, basis.write, whole, { transposeA: true });
-        const targets = await multiply(passage.backend, kept, cross);
-        this.set(writer, await ridge.solve(targets, this.matrixOf(writer)));
+        await this.solve(writer, ridge, (rows) => multiply(passage.backend, rowsOf(kept, rows), cross));
       },
     );
   }

@@ -5,6 +5,7 @@ import { joinCandidates } from "./candidates.js";
 import { joinLikelihoods } from "./likelihoods.js";
 import { joinLogits } from "./logits.js";
 import { joinPerplexity } from "./perplexity.js";
+import { joinRefit, joinStatistics } from "./start.js";
 import { joinTraining } from "./training.js";
 
 /** What followers can be asked for, by the kind of the message. */
@@ -15,6 +16,8 @@ const TASKS: Readonly<Record<string, (ranks: Ranks, message: Message) => Promise
   candidates: joinCandidates,
   likelihoods: joinLikelihoods,
   logits: joinLogits,
+  statistics: joinStatistics,
+  refit: joinRefit,
 };
 
 /**

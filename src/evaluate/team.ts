@@ -1,0 +1,30 @@
+import type { TensorStore } from "../tensor/index.js";
+
+/** Processes that go through the same steps of a model at the same time, each with some of the data. */
+export interface Team {
+  /** This process, from 0 on: the first one leads. */
+  readonly rank: number;
+  readonly size: number;
+  /** Batches of all processes. */
+  readonly batches: number;
+  /** Adds up the tensors of a store, which become the sums of all processes at one of them, or at all. */
+  readonly sum: (store: TensorStore, root?: number) => Promise<void>;
+  /** Copies numbers of one process to all others. */
+  readonly broadcast: (numbers: Float32Array, from: number) => Promise<void>;
+}
+
+/** Whether this process leads, or is alone. */
+export const leads = (team: Team | undefined): boolean => team === undefined || team.rank === 0;
+
+/** What the leader says, at all. @param own is asked of the leader alone */
+export async function agreed(team: Team | undefined, own: () => boolean): Promise<boolean> {
+  const answer = Float32Array.of(leads(team) && own() ? 1 : 0);
+  await team?.broadcast(answer, 0);
+  return answer[0] === 1;
+}
+
+/** A process's share [from, to) of so many things. */
+export const shareOf = (count: number, { size }: Pick<Team, "size">, rank: number): [from: number, to: number] => [
+  Math.floor((count * rank) / size),
+  Math.floor((count * (rank + 1)) / size),
+];
