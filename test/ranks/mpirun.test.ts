@@ -7,6 +7,7 @@ import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { openCheckpoint } from "../../src/models/index.js";
 import { loadScores } from "../../src/prune/index.js";
+import { readMatrix } from "../../src/prune/matrices.js";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const heldOut = path.join(root, "examples/corpus/held-out.txt");
@@ -63,6 +64,8 @@ const lossesOf = (out: string): number[] =>
     .map((line) => (JSON.parse(line) as { loss: number }).loss);
 const weightsOf = (out: string) => readFileSync(at(`${out}/model.safetensors`));
 
+const norm = (values: Float32Array): number => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
+
 function expectClose(values: readonly number[], others: readonly number[], tolerance: number): void {
   expect(values).toHaveLength(others.length);
   values.forEach((value, i) => {
@@ -106,6 +109,26 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     for (const ranks of [2, 3]) expectClose(lossesOf(`${name} ${ranks}`), lossesOf("one"), 1e-3);
     expect(weightsOf(`${name} again`).equals(weightsOf(`${name} 2`))).toBe(true);
     expect(weightsOf(`${name} 2`).equals(weightsOf("one"))).toBe(false); // sums in another order: so they were shared
+  });
+
+  it.each(present)("refits a cut as one does, by %s", async (name, launcher) => {
+    process.env.COPPICE_KERNELS = "none";
+    if (!existsSync(at("teacher in f32")))
+      await coppice("export", teacher, "--dtype", "f32", "--out", at("teacher in f32"));
+    const refit = (out: string) => [
+      ...["prune", at("teacher in f32"), "--target", "ffn=376", "--start", "refit", "--data", corpus],
+      ...["--samples", "64", "--refit-samples", "64", "--scores", at("refit.scores"), "--out", at(out)],
+    ];
+    if (!existsSync(at("refit by one"))) await coppice(...refit("refit by one"));
+    await onRanks(launcher, 2, ...refit(`refit by ${name}`));
+    const [alone, shared] = ["refit by one", `refit by ${name}`].map((out) => openCheckpoint(at(out)));
+    for (const parameter of alone!.model.parameters) {
+      const [expected, values] = [alone!, shared!].map(({ source }) => readMatrix(source, parameter.name).data);
+      const size = norm(expected!);
+      expect(norm(expected!.map((value, i) => value - values![i]!))).toBeLessThan(1e-2 * size);
+    }
+    // sums in another order: so they were shared
+    expect(weightsOf(`refit by ${name}`).equals(weightsOf("refit by one"))).toBe(false);
   });
 
   it("trains as one does where there are no kernels of ours", async () => {
