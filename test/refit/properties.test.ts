@@ -1,11 +1,14 @@
 import { existsSync, mkdtempSync, readdirSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it, vi } from "vitest";
-import { readTensor } from "../../src/checkpoint/index.js";
+import { readTensor, type TensorSource, tensorInfo } from "../../src/checkpoint/index.js";
 import { SavedStreams } from "../../src/evaluate/saved-streams.js";
+import { fromFloat32, loadFunctions } from "../../src/ggml/index.js";
 import { type ModelTensors, openCheckpoint } from "../../src/models/index.js";
 import { prune } from "../../src/prune/index.js";
+import { readMatrix } from "../../src/prune/matrices.js";
 import { type SurgeonProgress, surgeonScores } from "../../src/prune/surgeon-scores.js";
+import { required } from "../../src/system/errors.js";
 import { testBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf } from "../models/architectures.js";
@@ -18,6 +21,29 @@ const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
 /** Every parameter's bytes, by name. */
 const bytesOf = ({ model, source }: ModelTensors) =>
   new Map(model.parameters.map(({ name }) => [name, Buffer.from(readTensor(source, name)).toString("base64")]));
+
+/** A model's tensors in bf16. */
+function roundedSource({ model, source }: ModelTensors): TensorSource {
+  const values = new Map(
+    model.parameters.map(({ name }) => [
+      name,
+      {
+        ...tensorInfo(source, name),
+        dtype: "bf16" as const,
+        bytes: fromFloat32(loadFunctions(), readMatrix(source, name).data, "bf16").slice(),
+      },
+    ]),
+  );
+  return {
+    tensors: values,
+    readRows: (name, from, to) => {
+      const { shape, bytes } = required(values.get(name), name);
+      const width = bytes.length / (shape[0] as number);
+      return bytes.subarray(from * width, to * width);
+    },
+    releaseRows: () => {},
+  };
+}
 
 describe.each(testBackends)("on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
@@ -39,6 +65,22 @@ describe.each(testBackends)("on %s", (_, options) => {
       expect(finished.length).toBe(last + 1);
       expect(bytesOf(await cutBySurgeon(cut))).toEqual(wanted);
     }
+  });
+
+  it("the parts of a cut that will be written in bf16 are kept so, and used so", async () => {
+    const halved = { ...tied, source: roundedSource(tied) };
+    const cut = { passage, original: halved, wanted: both };
+    const whole = newDirectory();
+    const wanted = await cutBySurgeon({ ...cut, directory: whole });
+    expect([...wanted.source.tensors.values()].map(({ dtype }) => dtype)).toEqual(
+      wanted.model.parameters.map(() => "bf16"),
+    );
+    const stopped = newDirectory();
+    const onProgress = (done: number) => {
+      if (done === 2) throw new Error("stopped");
+    };
+    await expect(cutBySurgeon({ ...cut, directory: stopped, onProgress })).rejects.toThrow("stopped");
+    expect(bytesOf(await cutBySurgeon({ ...cut, directory: stopped }))).toEqual(bytesOf(wanted));
   });
 
   it("a refit whose streams are saved goes on from them, to the same bits, without what came before", async () => {
