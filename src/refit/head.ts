@@ -1,7 +1,7 @@
 import { overBatches } from "../evaluate/residual-stream.js";
 import { leads } from "../evaluate/team.js";
 import { Cholesky, type Matrix, meanDiagonal, multiply, zeroMatrix } from "../linear-algebra/index.js";
-import { type RmsNorm, shapeOf, type Weights } from "../models/index.js";
+import { type ModelWeights, type RmsNorm, shapeOf, type Weights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { type Tensor, TensorStore } from "../tensor/index.js";
 import type { RefitInputs, Streams } from "./inputs.js";
@@ -57,12 +57,14 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
     name !== dense.model.positions;
   // first, because only it is large
   const moments = new Moments(passage.backend, "the final norm", [streams.student.width, streams.dense.width]);
-  const denseWeights = streams.dense.weightsOf(dense.model.parameters.filter(isNorm));
   const norms = student.parameters.filter(isNorm);
   const store = new TensorStore(passage.backend, norms.length);
   for (const spec of norms) store.add(spec.name, shapeOf(spec, student.sizes), "f32");
-  store.allocate();
+  let denseWeights: ModelWeights | undefined;
   try {
+    store.allocate();
+    const original = streams.dense.weightsOf(dense.model.parameters.filter(isNorm));
+    denseWeights = original;
     for (const { name } of norms) {
       const data = values.get(name) as Float32Array;
       // a gain of one leaves the normalized states, to which the gain is linear
@@ -71,17 +73,17 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
     }
     const weights: Weights = (name): Tensor => store.get(name);
     await overBatches(passage, (g) => {
-      const [original, smaller] = [streams.dense.input(g, "original"), streams.student.input(g, "student")];
+      const [larger, smaller] = [streams.dense.input(g, "original"), streams.student.input(g, "student")];
       const surroundings = { g, layout: passage.layout, tap: () => {} };
       const { hidden } = student.finish({ ...surroundings, weights }, smaller[0]);
-      const { hidden: target } = dense.model.finish({ ...surroundings, weights: denseWeights.get }, original[0]);
+      const { hidden: target } = dense.model.finish({ ...surroundings, weights: original.get }, larger[0]);
       moments.add(g, hidden, target);
-      return { reads: [original, smaller] };
+      return { reads: [larger, smaller] };
     });
     await moments.sumOver(passage.team);
     return { inputs: moments.inputs.matrix(), targets: moments.targets };
   } finally {
-    denseWeights.free();
+    denseWeights?.free();
     store.free();
     moments.free();
   }

@@ -70,7 +70,13 @@ async function streamsBefore(passage: Passage, dense: ModelTensors, student: Mod
 /** The streams that an earlier run saved; undefined when they are of other data. */
 function streamsAt(source: TensorSource, { passage, dense }: RefitInputs, student: ModelTensors): Streams | undefined {
   const original = ResidualStream.restored(passage, dense, { source, name: "dense" });
-  const smaller = ResidualStream.restored(passage, student, { source, name: "student" });
+  let smaller: ResidualStream | undefined;
+  try {
+    smaller = ResidualStream.restored(passage, student, { source, name: "student" });
+  } catch (error) {
+    original?.free();
+    throw error;
+  }
   if (original !== undefined && smaller !== undefined) return { dense: original, student: smaller };
   original?.free();
   smaller?.free();
