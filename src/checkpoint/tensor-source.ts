@@ -108,7 +108,7 @@ export function readTensor(source: TensorSource, name: string): Uint8Array {
   return result;
 }
 
-/** The type of quantized weights where a format or a computation needs plain floats; bf16 would be too coarse. */
+/** The type of quantized weights where a format, or a computation in f32, needs plain floats; bf16 would be too coarse. */
 export const EXPANDED_DTYPE = "f16";
 
 /** The same tensors as plain floats: quantized ones are dequantized as they are read. */

@@ -7,6 +7,8 @@ export interface Team {
   readonly size: number;
   /** Batches of all processes. */
   readonly batches: number;
+  /** A process's share [from, to) of so many things. */
+  readonly share: (count: number, rank: number) => readonly [from: number, to: number];
   /** Adds up the tensors of a store, which become the sums of all processes at one of them, or at all. */
   readonly sum: (store: TensorStore, root?: number) => Promise<void>;
   /** Copies numbers of one process to all others. */
@@ -22,9 +24,3 @@ export async function agreed(team: Team | undefined, own: () => boolean): Promis
   await team?.broadcast(answer, 0);
   return answer[0] === 1;
 }
-
-/** A process's share [from, to) of so many things. */
-export const shareOf = (count: number, { size }: Pick<Team, "size">, rank: number): [from: number, to: number] => [
-  Math.floor((count * rank) / size),
-  Math.floor((count * (rank + 1)) / size),
-];

@@ -8,6 +8,7 @@ import {
   type ModelWeights,
   openWeights,
   type PassWeights,
+  STATES_SHARE,
   StreamedWeights,
 } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
@@ -37,10 +38,7 @@ export const memoryFor = (
   { memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">,
 ): number => memoryBytes ?? backend.freeBytes() / (ranks?.local.size ?? 1);
 
-/** The share of the memory that the hidden states of one model may take; what does not fit goes to disk. */
-const STATES_SHARE = 0.2;
-
-/** Memory for the hidden states of a model between its steps. */
+/** Memory for the hidden states of a model between its steps; what does not fit goes to disk. */
 export const statesBytes = ({ memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>
   STATES_SHARE * (memoryBytes ?? freemem() / (ranks?.local.size ?? 1));
 

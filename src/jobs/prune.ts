@@ -128,7 +128,7 @@ async function pruneInto(
 ): Promise<Omit<PruneOutcome, "out">> {
   const { checkpoint, model, parameters } = opened;
   const pruned = await onDevice(job, (backend) => choose(backend, opened, candidates, { ...job, place }));
-  const dtype = job.start === "refit" ? storedType(checkpoint.source) : undefined; // a refit computes f32
+  const dtype = job.start === "refit" ? storedType(checkpoint.source) : undefined; // a refit gives f32
   writeDirectory(pruned, checkpoint.directory, { ...job, dtype, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
   return { parameters: { from: parameters, to }, plan: summarizePlan(model, pruned.model) };

@@ -7,7 +7,7 @@ import { DivergenceMeter } from "../evaluate/divergence.js";
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import { Engine } from "../generate/index.js";
 import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
-import { loadWeights, type ModelWeights, openCheckpoint, typesThatFit } from "../models/index.js";
+import { loadWeights, type ModelWeights, openCheckpoint, openWeights, wholeWeights } from "../models/index.js";
 import {
   exportGguf,
   exportToSize,
@@ -234,14 +234,10 @@ async function withWeights<T>(
   dtype: FloatDType = typeFor(opened),
 ): Promise<T> {
   return onDevice(job, async (backend) => {
-    const { checkpoint, model } = opened;
-    const types = typesThatFit(backend, checkpoint, { dtype, memoryBytes: job.memoryBytes });
-    const weights = loadWeights(backend, model, checkpoint.source, {
-      dtype,
-      keepsQuantized: true,
-      ...types,
-      trainable: false,
-    });
+    const weights = wholeWeights(
+      openWeights(backend, opened.checkpoint, { dtype, memoryBytes: job.memoryBytes }),
+      "measuring types and files",
+    );
     try {
       return await use(backend, weights);
     } finally {

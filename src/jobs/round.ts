@@ -26,7 +26,7 @@ import { type RoundTraining, withinSizes } from "./rounds.js";
 import { BRIEF_DISTILLATION, RANKING_FILE, scoresFor, search } from "./search.js";
 import type { Stages } from "./stages.js";
 import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
-import { teacherTypes } from "./teacher.js";
+import { streamedTeacher } from "./teacher.js";
 import { writeTrained } from "./training.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -89,7 +89,7 @@ export class Round {
     const plan = await stages.once("search", () => this.search());
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);
-      const dtype = job.start === "minitron" ? undefined : storedType(openCheckpoint(cutPath).source); // a refit computes f32
+      const dtype = job.start === "minitron" ? undefined : storedType(openCheckpoint(cutPath).source); // a refit gives f32
       writeDirectory(await this.start(plan), carryFrom, { ...job, dtype, out: prunedPath, place }, "prune");
     });
     directory.drop(REFIT);
@@ -108,7 +108,7 @@ export class Round {
     const { backend, job, candidates, training, teacherPath } = this.inputs;
     const studentParameters = Math.max(...candidates.map(({ parameters }) => parameters));
     checkTrainable(backend, studentParameters, training.settings, job);
-    teacherTypes(backend, openCheckpoint(teacherPath), {
+    streamedTeacher(backend, openCheckpoint(teacherPath), {
       studentParameters,
       training: training.settings,
       computeType: training.settings.computeType,

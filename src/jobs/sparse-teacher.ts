@@ -47,26 +47,22 @@ export interface SparseTraining {
   readonly backend: Backend;
   readonly settings: TrainOptions;
   readonly sequences: SequenceSet;
-  /** Whether the teacher's quantized matrices stay so on the device. */
-  readonly keepsQuantized?: boolean | undefined;
 }
 
 /** @param load the teacher's weights, when they are needed */
 export async function openSparseTeacher(
   recipe: TeacherRecipe,
   targets: SparseTargets,
-  { backend, settings, sequences, keepsQuantized = false }: SparseTraining,
+  { backend, settings, sequences }: SparseTraining,
   load: () => ModelWeights,
 ): Promise<SparseTeacher> {
   const checkpoint = openCheckpoint(recipe.teacherPath);
-  const identity = await modelIdentity(checkpoint, recipe.cacheDir);
   return new SparseTeacher(backend, load, sequences, {
     targets,
     computeType: settings.computeType,
     vocabSize: sharedVocabulary(recipe, checkpoint.model),
     expectedSequences: stepsOf(settings) * settings.batchSize,
-    // what quantized products predict is kept apart from what plain ones do
-    teacherId: keepsQuantized ? `${identity} quantized` : identity,
+    teacherId: await modelIdentity(checkpoint, recipe.cacheDir),
     cacheDirectory: recipe.teacher.cache ? path.join(cacheDirectory(recipe.cacheDir), "logits") : undefined,
   });
 }

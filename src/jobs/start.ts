@@ -235,12 +235,13 @@ export class CandidateRefits {
     }
   }
 
-  /** Without the files that are kept where the disk has no room beside them. */
+  /** Without the files that are kept where the disk has no room beside them; not where other ranks are left in the middle of it. */
   private async refitted(start: RefittedStart): Promise<PrunedModel> {
     try {
       return await refittedStart(this.inputs, start);
     } catch (error) {
-      if (this.kept === undefined || !(error instanceof CoppiceError)) throw error;
+      const isBusy = this.inputs.options.ranks?.busy === true;
+      if (this.kept === undefined || isBusy || !(error instanceof CoppiceError)) throw error;
       this.keep(undefined);
       return refittedStart(this.inputs, start);
     }

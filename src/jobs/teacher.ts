@@ -11,13 +11,12 @@ import type { Backend } from "../ggml/index.js";
 import {
   bytesOnDevice,
   loadWeights,
-  type MatrixTypes,
   type ModelTensors,
   type ModelWeights,
   openCheckpoint,
   type StreamedWeights,
-  streamedWeights,
-  typesThatFit,
+  streamedIfLarge,
+  typesOn,
 } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
@@ -43,23 +42,23 @@ export interface TeacherPlace {
   readonly options: Pick<JobOptions, "memoryBytes" | "ranks">;
 }
 
-/** Memory that is left beside a student in training. */
-const memoryBeside = (backend: Backend, { studentParameters, training, options }: TeacherPlace): number =>
-  Math.max(0, memoryFor(backend, options) - trainingBytes(studentParameters, training, options.ranks?.size));
-
 /**
- * How a teacher's matrices fit in memory beside its student; undefined where they do not, so that they are streamed.
+ * The weights of a teacher that does not fit in memory beside its student, to be streamed; undefined where it fits.
  * @throws CoppiceError where its predictions are not kept, so that it would have to be in memory
  */
-export function teacherTypes(backend: Backend, teacher: ModelTensors, place: TeacherPlace): MatrixTypes | undefined {
-  const { computeType, isCached, options } = place;
-  const memoryBytes = memoryBeside(backend, place);
-  const types = typesThatFit(backend, teacher, { dtype: computeType, memoryBytes });
-  if (types === undefined && !isCached)
+export function streamedTeacher(
+  backend: Backend,
+  teacher: ModelTensors,
+  { studentParameters, training, computeType, isCached, options }: TeacherPlace,
+): StreamedWeights | undefined {
+  const taken = trainingBytes(studentParameters, training, options.ranks?.size);
+  const left = Math.max(0, memoryFor(backend, options) - taken);
+  const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
+  if (streamed !== undefined && !isCached)
     throw new CoppiceError(
       `the teacher does not fit in ${describeMemory(options.memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,
     );
-  return types;
+  return streamed;
 }
 
 /** A training in which a teacher is used. */
@@ -89,24 +88,23 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
   const { computeType } = settings;
   const checkpoint = openCheckpoint(recipe.teacherPath);
   const { model, source } = checkpoint;
-  const place: TeacherPlace = {
+  const streamed = streamedTeacher(backend, checkpoint, {
     studentParameters: training.studentParameters,
     training: settings,
     computeType,
     isCached: recipe.teacher.cache === true,
     options: training.options,
-  };
-  const types = teacherTypes(backend, checkpoint, place);
+  });
   const vocabSize = sharedVocabulary(recipe, model);
   if (sequences instanceof Sequences) checkVocabulary(sequences.stream, vocabSize);
   let weights: ModelWeights | undefined;
-  const bytes = types === undefined ? 0 : bytesOnDevice(model, source, types);
+  const bytes = streamed === undefined ? bytesOnDevice(model, source, typesOn(backend, computeType)) : 0;
   const loadTeacher = (): ModelWeights => {
-    if (types === undefined)
+    if (streamed !== undefined && !(sequences instanceof Sequences))
       throw new CoppiceError(
         `the teacher's predictions are not in ${recipe.cacheDir}: all processes of the job must see this cache of the first one`,
       );
-    weights ??= loadWeights(backend, model, source, { ...types, trainable: false });
+    weights ??= loadWeights(backend, model, source, { dtype: computeType, trainable: false });
     return weights;
   };
   const options = distillationOf(recipe, vocabSize);
@@ -115,12 +113,9 @@ export async function openTeacher(recipe: TeacherRecipe, training: TaughtTrainin
     const objective = distillationObjective({ kind: "online", weights: loadTeacher() }, options);
     return { objective, bytes, free: () => weights?.free() };
   }
-  const { keepsQuantized } = types ?? {};
-  const sparse = await openSparseTeacher(recipe, targets, { ...training, keepsQuantized }, loadTeacher);
-  if (types === undefined && sequences instanceof Sequences) {
-    const options = { dtype: computeType, memoryBytes: memoryBeside(backend, place) };
-    await fillCache(sparse, streamedWeights(backend, checkpoint, options), recipe, { ...training, sequences });
-  }
+  const sparse = await openSparseTeacher(recipe, targets, training, loadTeacher);
+  if (streamed !== undefined && sequences instanceof Sequences)
+    await fillCache(sparse, streamed, recipe, { ...training, sequences });
   const { divergence } = targets;
   return {
     objective: distillationObjective({ kind: "sparse", source: sparse }, { ...options, divergence }),

@@ -100,9 +100,10 @@ export {
   openWeights,
   type PassWeights,
   type PassWeightsOptions,
+  STATES_SHARE,
   StreamedWeights,
+  streamedIfLarge,
   streamedWeights,
-  typesThatFit,
   wholeWeights,
 } from "./streamed-weights.js";
 export {
@@ -113,4 +114,5 @@ export {
   loadWeights,
   type MatrixTypes,
   ModelWeights,
+  typesOn,
 } from "./weights.js";

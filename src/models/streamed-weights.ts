@@ -4,7 +4,7 @@ import { CoppiceError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
 import type { Model } from "./architecture.js";
 import type { ModelTensors } from "./checkpoint.js";
-import { bytesOnDevice, checkTensors, loadWeights, type MatrixTypes, type ModelWeights } from "./weights.js";
+import { bytesOnDevice, checkTensors, loadWeights, type ModelWeights, typesOn } from "./weights.js";
 
 /** Parameters that do not fit on a device together: a pass over data loads those of one part of the model after the other. */
 export class StreamedWeights {
@@ -39,26 +39,24 @@ export interface PassWeightsOptions {
 /** The share of the memory that weights take at most: the rest is for activations. */
 const WEIGHTS_SHARE = 0.8;
 /** The share that hidden states between parts of a streamed model take. */
-const STATES_SHARE = 0.2;
+export const STATES_SHARE = 0.2;
 
 /** A model's weights to be read: loaded as a whole where they fit. @throws FormatError for missing tensors */
 export function openWeights(backend: Backend, tensors: ModelTensors, options: PassWeightsOptions): PassWeights {
   const { model, source } = tensors;
-  const types = typesThatFit(backend, tensors, options);
-  if (types === undefined) return streamedWeights(backend, tensors, options);
-  return loadWeights(backend, model, source, { ...types, trainable: false });
+  const streamed = streamedIfLarge(backend, tensors, options);
+  return streamed ?? loadWeights(backend, model, source, { dtype: options.dtype, trainable: false });
 }
 
-/** How a model's matrices fit in memory as a whole; quantized ones as plain floats only where these fit. */
-export function typesThatFit(
+/** A model's weights to be streamed; undefined where they fit as a whole. @throws FormatError for missing tensors */
+export function streamedIfLarge(
   backend: Backend,
-  { model, source }: Pick<ModelTensors, "model" | "source">,
+  tensors: ModelTensors,
   { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
-): MatrixTypes | undefined {
-  const choices = backend.kernels === undefined ? [true] : [false, true];
-  return choices
-    .map((keepsQuantized): MatrixTypes => ({ dtype, keepsQuantized }))
-    .find((types) => bytesOnDevice(model, source, types) <= WEIGHTS_SHARE * memoryBytes);
+): StreamedWeights | undefined {
+  const { model, source } = tensors;
+  if (bytesOnDevice(model, source, typesOn(backend, dtype)) <= WEIGHTS_SHARE * memoryBytes) return undefined;
+  return streamedWeights(backend, tensors, { dtype, memoryBytes });
 }
 
 /** A model's weights to be streamed, whether or not they fit as a whole. @throws FormatError for missing tensors */
@@ -80,6 +78,6 @@ export function wholeWeights(weights: PassWeights, what: string): ModelWeights {
   if (!(weights instanceof StreamedWeights)) return weights;
   const { model, tensors, dtype } = weights;
   throw new CoppiceError(
-    `${what} needs the whole model in memory, ${formatBytes(bytesOnDevice(model, tensors.source, { dtype, keepsQuantized: true }))}: do without it, or give it more (--memory)`,
+    `${what} needs the whole model in memory, ${formatBytes(bytesOnDevice(model, tensors.source, { dtype, keepsQuantized: false }))}: do without it, or give it more (--memory)`,
   );
 }

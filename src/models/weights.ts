@@ -69,7 +69,7 @@ export interface LoadOptions {
 function declare(
   backend: Backend,
   model: Model,
-  { dtype, trainable, only = model.parameters, keepsQuantized = backend.kernels === undefined }: LoadOptions,
+  { dtype, trainable, only = model.parameters, keepsQuantized = typesOn(backend, dtype).keepsQuantized }: LoadOptions,
   tensors?: TensorSource["tensors"],
 ): TensorStore {
   const store = new TensorStore(backend, only.length);
@@ -83,7 +83,16 @@ function declare(
 }
 
 /** How matrices are kept on a device. */
-export type MatrixTypes = Pick<LoadOptions, "dtype"> & { readonly keepsQuantized: boolean };
+export interface MatrixTypes {
+  readonly dtype: FloatDType;
+  readonly keepsQuantized: boolean;
+}
+
+/** How matrices that are only read are kept on a device. Memory decides nothing here: it must not change results. */
+export const typesOn = ({ kernels }: Pick<Backend, "kernels">, dtype: FloatDType): MatrixTypes => ({
+  dtype,
+  keepsQuantized: kernels === undefined,
+});
 
 /** Gains and biases stay f32: they are small, and ggml adds and multiplies only f32. */
 function typeOnDevice(

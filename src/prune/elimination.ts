@@ -88,8 +88,9 @@ export class Elimination {
     await keepRows(backend, this.inverse, kept, kept);
     await keepRows(backend, this.weight, kept);
     this.groups = left.map((place) => elementAt(this.groups, place));
+    const moved = new Remaining(this.inverse, this.weight, this.groups.length, this.inputs);
     this.remaining.free();
-    this.remaining = new Remaining(this.inverse, this.weight, this.groups.length, this.inputs);
+    this.remaining = moved;
     await this.remaining.computeGrams();
   }
 

@@ -83,7 +83,8 @@ export async function surgeonScores(
       for (const [dimension, values] of await turns.scores()) scores.set(dimension, values);
       await sumAtLeader(streamSum, team);
       onStep?.({ steps: i + 1, scores, streamMoments: streamSum.read() });
-      await savedStreams?.save(i + 1, { stream });
+      // a team that goes on goes through the known steps once more
+      if (team === undefined) await savedStreams?.save(i + 1, { stream });
     }
     await addLastMoments(passage, stream, streamSum);
     await sumAtLeader(streamSum, team);

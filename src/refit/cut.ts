@@ -52,13 +52,12 @@ export const prepareCut = async (inputs: CutInputs): Promise<PreparedCut> => ({
   identity: identityOf(inputs),
 });
 
-/** Mends a cut. @returns the cut model, whose tensors are files of the leader's, where a team does it */
+/** Mends a cut. @returns the cut model with its new tensors; in a team only the leader has these */
 export async function refitCut(
   { original, plan, kept, basis, identity }: PreparedCut,
   passage: Passage,
   { place, saveEverySeconds, onProgress }: RefitOptions,
 ): Promise<PrunedModel> {
-  onProgress?.(0, original.model.steps.length + 1);
   const pruned = prune(original, plan, kept);
   const within = cutWithinLayers(original, plan, kept);
   const start: Start =

@@ -80,7 +80,7 @@ async function lastMoments(inputs: RefitInputs, streams: Streams, values: Values
       moments.add(g, hidden, target);
       return { reads: [larger, smaller] };
     });
-    await moments.sumOver(passage.team);
+    await moments.sumOver(passage.team, 0);
     return { inputs: moments.inputs.matrix(), targets: moments.targets };
   } finally {
     denseWeights?.free();

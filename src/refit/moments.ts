@@ -35,10 +35,10 @@ export class Moments {
     g.effect(ops.addProducts(g, this.cross, y, x));
   }
 
-  /** Adds up the sums of a team, at all of its processes. */
-  async sumOver(team: Team | undefined): Promise<void> {
-    await this.inputs.sumOver(team);
-    await team?.sum(this.store);
+  /** Adds up the sums of a team, at one of its processes or at all. */
+  async sumOver(team: Team | undefined, root?: number): Promise<void> {
+    await this.inputs.sumOver(team, root);
+    await team?.sum(this.store, root);
   }
 
   /** y'x, [targets, inputs]. @throws CoppiceError when it is not finite */

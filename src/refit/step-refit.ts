@@ -1,6 +1,6 @@
 import type { HiddenStates } from "../evaluate/hidden-states.js";
 import { overBatches } from "../evaluate/residual-stream.js";
-import { agreed, leads, shareOf } from "../evaluate/team.js";
+import { agreed, leads } from "../evaluate/team.js";
 import { type Matrix, multiply } from "../linear-algebra/index.js";
 import { type ModelWeights, type ParameterSpec, type ResidualStep, shapeOf, type Weights } from "../models/index.js";
 import { readMatrix } from "../prune/matrices.js";
@@ -186,10 +186,10 @@ class StepRefit {
       this.set(spec, await ridge.solve(await targets([0, rows]), start));
       return;
     }
-    const own = shareOf(rows, team, team.rank);
+    const own = team.share(rows, team.rank);
     if (own[0] < own[1]) data.set((await ridge.solve(await targets(own), rowsOf(start, own))).data, own[0] * columns);
     for (let rank = 0; rank < team.size; rank++) {
-      const part = rowsOf(start, shareOf(rows, team, rank)).data;
+      const part = rowsOf(start, team.share(rows, rank)).data;
       if (part.length > 0) await team.broadcast(part, rank);
     }
     this.set(spec, start);

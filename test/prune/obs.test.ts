@@ -223,6 +223,19 @@ describe.each(testBackends)("removal losses on %s", (_, options) => {
     expect(Math.max(...errors)).toBeLessThan(0.01);
   });
 
+  it("of inputs that have nothing to do with each other are those of each alone, however many are taken out", async () => {
+    const inputs = 1800; // what is left is moved together several times
+    const moments = matrix(inputs, inputs, () => 0);
+    for (let i = 0; i < inputs; i++) moments.data[i * (inputs + 1)] = 1 + ((i * 7919) % inputs) / inputs;
+    const weight = matrix(1, inputs);
+    const losses = await lossesOf(backend, moments, weight, 1);
+    const damping = 0.01 * (1 + (inputs - 1) / 2 / inputs);
+    losses.forEach((loss, i) => {
+      const alone = (moments.data[i * (inputs + 1)]! + damping) * weight.data[i]! ** 2;
+      expect(Math.abs(loss - alone)).toBeLessThan(2e-3 * alone + 1e-6);
+    });
+  });
+
   it.each([1, 4])("are zero where no input ever is more than zero, in groups of %i", async (groupSize) => {
     const nothing = { rows: 16, columns: 16, data: new Float32Array(256) };
     expect([...(await lossesOf(backend, nothing, matrix(5, 16), groupSize))]).toEqual(

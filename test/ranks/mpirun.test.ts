@@ -116,7 +116,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     if (!existsSync(at("teacher in f32")))
       await coppice("export", teacher, "--dtype", "f32", "--out", at("teacher in f32"));
     const refit = (out: string) => [
-      ...["prune", at("teacher in f32"), "--target", "ffn=376", "--start", "refit", "--data", corpus],
+      ...["prune", at("teacher in f32"), "--target", "hidden=88,ffn=376", "--start", "refit", "--data", corpus],
       ...["--samples", "64", "--refit-samples", "64", "--scores", at("refit.scores"), "--out", at(out)],
     ];
     if (!existsSync(at("refit by one"))) await coppice(...refit("refit by one"));

@@ -22,6 +22,11 @@ const newDirectory = () => mkdtempSync(path.join(temporary, "parts-"));
 const bytesOf = ({ model, source }: ModelTensors) =>
   new Map(model.parameters.map(({ name }) => [name, Buffer.from(readTensor(source, name)).toString("base64")]));
 
+function expectNear(values: Float32Array, expected: Float32Array, tolerance: number): void {
+  const norm = (of: Float32Array) => Math.sqrt(of.reduce((sum, value) => sum + value * value, 0));
+  expect(norm(expected.map((value, i) => value - values[i]!))).toBeLessThan(tolerance * norm(expected));
+}
+
 /** A model's tensors in bf16. */
 function roundedSource({ model, source }: ModelTensors): TensorSource {
   const values = new Map(
@@ -65,6 +70,20 @@ describe.each(testBackends)("on %s", (_, options) => {
       expect(finished.length).toBe(last + 1);
       expect(bytesOf(await cutBySurgeon(cut))).toEqual(wanted);
     }
+  });
+
+  it("a refit in bf16 finds what one in f32 does", async () => {
+    const statistics = await surgeonScores(passage, tied);
+    const cut = { original: tied, wanted: both, statistics };
+    const coarse = { ...passage, computeType: "bf16" as const };
+    const [exact, rounded] = [
+      await cutBySurgeon({ ...cut, passage, directory: newDirectory() }),
+      await cutBySurgeon({ ...cut, passage: coarse, directory: newDirectory() }),
+    ];
+    const { streamMoments } = await surgeonScores(coarse, tied);
+    expectNear(streamMoments.data, statistics.streamMoments.data, 0.01);
+    for (const { name } of exact.model.parameters)
+      expectNear(readMatrix(rounded.source, name).data, readMatrix(exact.source, name).data, 0.05);
   });
 
   it("the parts of a cut that will be written in bf16 are kept so, and used so", async () => {

@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import type { Passage } from "../../src/evaluate/residual-stream.js";
-import { shareOf, type Team } from "../../src/evaluate/team.js";
+import type { Team } from "../../src/evaluate/team.js";
 import { Backend } from "../../src/ggml/index.js";
 import { type ModelTensors, openCheckpoint } from "../../src/models/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
@@ -20,6 +20,9 @@ const backends = Array.from({ length: SIZE }, () => Backend.open({ device: "cpu"
 afterAll(() => {
   for (const backend of backends) backend.free();
 });
+
+const share = (count: number, rank: number) =>
+  [Math.floor((count * rank) / SIZE), Math.floor((count * (rank + 1)) / SIZE)] as const;
 
 /** Where members meet: each call waits for those of all others. */
 function meetingPoint<T>(): (rank: number, own: T) => Promise<readonly T[]> {
@@ -41,6 +44,7 @@ function teamOf(batches: number): Team[] {
   return Array.from({ length: SIZE }, (_, rank) => ({
     rank,
     size: SIZE,
+    share,
     batches,
     sum: async (store, root) => {
       const all = await meet(
@@ -72,7 +76,7 @@ async function byTeam<T>(passage: Passage, work: (own: Passage, rank: number) =>
       {
         ...passage,
         backend,
-        batches: passage.batches.slice(...shareOf(passage.batches.length, { size: SIZE }, rank)),
+        batches: passage.batches.slice(...share(passage.batches.length, rank)),
         team: team[rank],
       },
       rank,

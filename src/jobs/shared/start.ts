@@ -1,7 +1,7 @@
 import { rmSync } from "node:fs";
 import path from "node:path";
 import { type Passage, rowsOfBatch } from "../../evaluate/residual-stream.js";
-import { shareOf, type Team } from "../../evaluate/team.js";
+import type { Team } from "../../evaluate/team.js";
 import { readElements, writeElements, zeroMatrix } from "../../linear-algebra/index.js";
 import { type Checkpoint, type DimensionName, openCheckpoint, sizeOf } from "../../models/index.js";
 import {
@@ -91,7 +91,7 @@ export function sharedRefit(shared: SharedPassage, cut: PreparedCut, options: Re
   });
 }
 
-/** A follower's part of {@link sharedRefit}. */
+/** A follower's part of {@link sharedRefit}, which embeds its tokens with embeddings of its own. */
 export async function joinRefit(ranks: Ranks, message: Message): Promise<void> {
   const task = message as Message & RefitTask;
   const { plan, basis } = task;
@@ -131,7 +131,7 @@ function handOut(
   more: readonly Float32Array[] = [],
 ): Passage {
   const { batches, layout, computeType } = passage;
-  const partOf = (rank: number) => batches.slice(...shareOf(batches.length, ranks, rank));
+  const partOf = (rank: number) => batches.slice(...ranks.share(batches.length, rank));
   for (let to = 1; to < ranks.size; to++) {
     const part = partOf(to);
     const task: PassageTask = {
@@ -162,8 +162,8 @@ function withPart(
   });
 }
 
-/** Numbers that are added up at once: 16 MB. */
-const SUMMED_AT_ONCE = 4 << 20;
+/** Numbers that are added up at once: 256 KB. */
+const SUMMED_AT_ONCE = 1 << 16;
 
 function teamOf(ranks: Ranks, batches: number): Team {
   const { rank, size } = ranks;
@@ -171,6 +171,7 @@ function teamOf(ranks: Ranks, batches: number): Team {
     rank,
     size,
     batches,
+    share: (count, of) => ranks.share(count, of),
     broadcast: (numbers, from) => ranks.broadcast(numbers, from),
     sum: async (store: TensorStore, root?: number) => {
       for (const tensor of store)

@@ -38,6 +38,23 @@ describe.each(each)("on %s", (_, compute) => {
     },
   );
 
+  it.each([25, 300, 1100])("the lower triangle of %i rows of whole numbers is exact in bf16", async (size) => {
+    const random = new Random(size);
+    const rows = 37;
+    const a = {
+      shape: [rows, size],
+      data: Float32Array.from({ length: rows * size }, () => Math.round(12 * random.uniform() - 6)),
+    };
+    const sum = { shape: [size, size], data: Float32Array.from({ length: size * size }, (_, i) => i % 7) };
+    const [added] = await compute([sum, a], (g, [s, x]) => [ops.addGram(g, s!, x!)], { computeType: "bf16" });
+    for (let i = 0; i < size; i++)
+      for (let j = 0; j <= i; j++) {
+        let total = sum.data[i * size + j]!;
+        for (let row = 0; row < rows; row++) total += a.data[row * size + i]! * a.data[row * size + j]!;
+        if (added![i * size + j] !== total) expect([i, j, added![i * size + j]]).toEqual([i, j, total]);
+      }
+  });
+
   it.each([
     [1, 1, 1],
     [31, 33, 17],
