@@ -68,6 +68,8 @@ export async function writeGguf(
     }
     const [first] = files;
     if (first !== undefined) verifyAs(first.name, first.temporary, options.verify);
+    // an older first file would make a model with new ones behind it
+    if (files.length > 1 && first !== undefined) await rm(first.name, { force: true });
     for (const { name, temporary } of files.toReversed()) moveIntoPlace(temporary, name);
   } catch (error) {
     throw writingError(error, file, total);

@@ -5,7 +5,7 @@ import { preTokenizerNamed } from "./pre-tokenizers.js";
 
 /** Files of a Hugging Face directory, by name. */
 export type TokenizerFiles = Readonly<
-  Record<"tokenizer.json" | "tokenizer_config.json", Readonly<Record<string, unknown>>>
+  Record<"tokenizer.json" | "tokenizer_config.json" | "generation_config.json", Readonly<Record<string, unknown>>>
 >;
 
 /** The keys `tokenizer.ggml.*`, without that prefix. */
@@ -58,6 +58,10 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       ? sentencePieceDefinition(file, keys, vocabulary, tokens.unk_token)
       : byteLevelDefinition(file, keys, vocabulary);
   const addsBos = (keys.scalar("add_bos_token") ?? addsBosByDefault(family, keys.scalar("pre"))) === true;
+  // chat models end a turn by another token than a text
+  const ends = [...new Set(["eos_token_id", "eot_token_id", "eom_token_id"].map((name) => keys.scalar(name)))].filter(
+    (id) => typeof id === "number",
+  );
   const chat = metadata.get("tokenizer.chat_template")?.value;
   return {
     "tokenizer.json": {
@@ -76,6 +80,10 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       ...tokens,
       clean_up_tokenization_spaces: false,
       chat_template: typeof chat === "string" ? chat : undefined,
+    }),
+    "generation_config.json": withoutUndefined({
+      bos_token_id: keys.scalar("bos_token_id"),
+      eos_token_id: ends.length > 1 ? ends : ends[0],
     }),
   };
 }

@@ -14,6 +14,7 @@ import {
   parseNames,
   parseNonNegative,
   parsePositive,
+  parseSeparator,
   parseShare,
   parseWhole,
 } from "./parse.js";
@@ -93,7 +94,11 @@ const addData = (mandatory: boolean): OptionGroup => {
     command
       .addOption(option("--data <paths...>", paths).makeOptionMandatory(mandatory))
       .option("--field <name>", "field or column with the text, or a path to it like messages.content (default: text)")
-      .option("--separator <text>", "what separates documents in plain text (default: <|endoftext|>)");
+      .option(
+        "--separator <text>",
+        "what separates documents in plain text, \\n for a line's end (default: <|endoftext|>)",
+        parseSeparator,
+      );
 };
 
 export const data = addData(true);

@@ -58,5 +58,16 @@ export function parsePort(text: string): number {
   return value;
 }
 
+/** A text in which \n, \t and \\ stand for a line's end, a tabulator and a backslash. */
+export function parseSeparator(text: string): string {
+  if (text === "") throw new InvalidArgumentError("it cannot be empty.");
+  const meanings = new Map([
+    ["\\n", "\n"],
+    ["\\t", "\t"],
+    ["\\\\", "\\"],
+  ]);
+  return text.replace(/\\[nt\\]/g, (sequence) => meanings.get(sequence) ?? sequence);
+}
+
 /** Comma-separated names. */
 export const parseNames = (text: string): string[] => text.split(",").map((name) => name.trim());

@@ -96,7 +96,7 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   return (await glob(patterns, { cwd: directory, absolute: true })).sort();
 }
 
-/** The approximate length of the parts of a long document. */
+/** The approximate length of the parts of a long document; but for blanks the first is not shorter. */
 const PART_CHARACTERS = 4096;
 /** Lines longer than this are divided, at a space if there is one. */
 const LONGEST_LINE = 2 ** 20;

@@ -1,7 +1,7 @@
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
-import { CoppiceError, FormatError } from "../system/errors.js";
+import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import {
   cacheDirectory,
   hashBytes,
@@ -21,7 +21,7 @@ import type { Tokenizer } from "./tokenizer.js";
 const log = logOf("data");
 
 /** Increased when the same data would give other shards. */
-const FORMAT = 3;
+const FORMAT = 4;
 /** Tokens per shard file. */
 const SHARD_TOKENS = 2 ** 28;
 
@@ -220,6 +220,7 @@ export async function openCorpus(
   tokenizer: Tokenizer,
   options: CorpusOptions = {},
 ): Promise<Corpus> {
+  if (options.separator === "") throw new UsageError("the separator of documents cannot be empty");
   const reading: DocumentOptions = { field: options.field ?? "text", separator: options.separator ?? "<|endoftext|>" };
   const heldOutShare = options.heldOutShare ?? 0;
   const cache = cacheDirectory(options.cacheDir);
@@ -288,8 +289,9 @@ async function tokenize(
   try {
     let batch: Document[] = [];
     let characters = 0;
+    const isHeldOut = holdingOut(heldOutShare);
     const flush = async (): Promise<void> => {
-      await encodeBatch(batch, tokenizer, (document) => (isHeldOut(document, heldOutShare) ? heldOut : train));
+      await encodeBatch(batch, tokenizer, (document) => (isHeldOut(document) ? heldOut : train));
       batch = [];
       characters = 0;
       onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
@@ -332,9 +334,20 @@ const summary = (notes: readonly string[]): string[] =>
     ? [...notes]
     : [...notes.slice(0, MOST_NOTES), `and ${notes.length - MOST_NOTES} more notes of this kind about other files`];
 
-/** Chosen by content, so that copies of a document never fall on both sides. */
-function isHeldOut(document: Document, share: number): boolean {
-  return share > 0 && Number.parseInt(hashBytes(document.text).slice(0, 8), 16) / 2 ** 32 < share;
+/** So many characters of a document say whether it is held out: fewer than its first part has. */
+const TELLING_CHARACTERS = 2048;
+
+/**
+ * Which documents are held out: chosen by their beginnings, so that copies of one never fall on both sides, and that parts of a long one
+ * follow its first, wherever it is divided. Ask for them in order.
+ */
+function holdingOut(share: number): (document: Document) => boolean {
+  let isHeldOut = false;
+  return ({ text, continues }) => {
+    if (!continues)
+      isHeldOut = Number.parseInt(hashBytes(text.slice(0, TELLING_CHARACTERS)).slice(0, 8), 16) / 2 ** 32 < share;
+    return isHeldOut;
+  };
 }
 
 async function encodeBatch(

@@ -10,6 +10,8 @@ import type { DatasetReference } from "./task.js";
 /** A split of a dataset, loaded. */
 export interface LoadedSplit {
   readonly rows: readonly DatasetRow[];
+  /** Where they come from: splits of the same files are the same. */
+  readonly files: readonly string[];
   /** The hub's commit, or a hash of the local files: equal versions mean equal rows. */
   readonly version: string;
 }
@@ -52,10 +54,10 @@ export class Datasets {
     const local = this.localFiles(dataset, split);
     if (local.length > 0) {
       const hashes = await Promise.all(local.map(hashFile));
-      return { rows: await rowsOf(local), version: `sha256:${hashes.join("+").slice(0, 64)}` };
+      return { rows: await rowsOf(local), files: local, version: `sha256:${hashes.join("+").slice(0, 64)}` };
     }
     const { files, commit } = await this.hubFiles(dataset, split);
-    return { rows: await rowsOf(files), version: commit };
+    return { rows: await rowsOf(files), files, version: commit };
   }
 
   private localFiles({ repo, config = DEFAULT_CONFIG }: DatasetReference, split: string): string[] {

@@ -73,7 +73,11 @@ export async function evaluateTask(task: Task, model: EvaluatedModel, options: E
   ]);
   if (test.rows.length === 0) throw new FormatError(`${task.name}: the split ${testSplit(task)} has no rows`);
   const measured = limited(test.rows.length, options.limit ?? task.limit);
-  const prompts = new FewShotPrompts(task, examples?.rows.map(({ record }) => record) ?? [], fewShot);
+  const pool = {
+    rows: examples?.rows.map(({ record }) => record) ?? [],
+    holdsQuestions: examples?.files.join() === test.files.join(),
+  };
+  const prompts = new FewShotPrompts(task, pool, fewShot);
   const settings: RequestSettings = { samples: 1, ...options };
   const questions = test.rows.slice(0, measured).map(({ record, where }) => {
     const prefix = prompts.before(record);
@@ -195,33 +199,51 @@ async function askModel(
 /** A group's scores: means of its tasks' scores, weighted by their numbers of documents. */
 export interface GroupResult {
   readonly group: string;
+  /** Of each task; undefined where they have not all the same number of worked examples. */
+  readonly fewShot?: number | undefined;
   readonly version: number;
   readonly members: readonly string[];
   readonly metrics: readonly MetricResult[];
   readonly documents: number;
 }
 
-/** Scores of those groups whose every member was measured. */
+/**
+ * Scores of those groups whose every member was measured: where a member was measured with several numbers of worked examples, once for
+ * each of these that all members have.
+ */
 export function groupResults(groups: readonly TaskGroup[], tasks: readonly TaskResult[]): GroupResult[] {
-  const measured = new Map(tasks.map((result) => [result.task, result]));
-  return groups.flatMap(({ name, version, members }) => {
-    const results = tasksOfGroup(groups, name).map((member) => measured.get(member));
-    if (!results.every((result) => result !== undefined)) return [];
-    const documents = results.reduce((sum, result) => sum + result.documents.measured, 0);
-    const metrics = (results[0]?.metrics ?? []).map(({ metric }) => {
-      const parts = results.map(({ metrics: own, documents: { measured: size } }) => {
-        const key = metricKey(metric);
-        const found = own.find((result) => metricKey(result.metric) === key);
-        const { value, standardError } = required(found, `a task of the group ${name} has no metric ${key}`);
-        return { size, value, error: standardError };
-      });
-      const errors = parts.flatMap(({ size, error }) => (error === undefined ? [] : [{ size, error }]));
-      return {
-        metric,
-        value: parts.reduce((sum, { size, value }) => sum + size * value, 0) / documents,
-        standardError: errors.length === parts.length ? pooledStandardError(errors) : undefined,
-      };
+  return groups.flatMap((group) => {
+    const own = tasksOfGroup(groups, group.name).map((member) => tasks.filter(({ task }) => task === member));
+    if (own.some((results) => results.length === 0)) return [];
+    const counts = [...new Set(own.flat().map(({ fewShot }) => fewShot))];
+    if (own.every((results) => results.length === 1))
+      return [groupResult(group, own.flat(), counts.length === 1 ? counts[0] : undefined)];
+    return counts.flatMap((count) => {
+      const results = own.flatMap((each) => each.find(({ fewShot }) => fewShot === count) ?? []);
+      return results.length === own.length ? [groupResult(group, results, count)] : [];
     });
-    return [{ group: name, version, members, metrics, documents }];
   });
+}
+
+function groupResult(
+  { name, version, members }: TaskGroup,
+  results: readonly TaskResult[],
+  fewShot: number | undefined,
+): GroupResult {
+  const documents = results.reduce((sum, result) => sum + result.documents.measured, 0);
+  const metrics = (results[0]?.metrics ?? []).map(({ metric }) => {
+    const parts = results.map(({ metrics: own, documents: { measured: size } }) => {
+      const key = metricKey(metric);
+      const found = own.find((result) => metricKey(result.metric) === key);
+      const { value, standardError } = required(found, `a task of the group ${name} has no metric ${key}`);
+      return { size, value, error: standardError };
+    });
+    const errors = parts.flatMap(({ size, error }) => (error === undefined ? [] : [{ size, error }]));
+    return {
+      metric,
+      value: parts.reduce((sum, { size, value }) => sum + size * value, 0) / documents,
+      standardError: errors.length === parts.length ? pooledStandardError(errors) : undefined,
+    };
+  });
+  return { group: name, fewShot, version, members, metrics, documents };
 }

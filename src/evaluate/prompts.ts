@@ -13,6 +13,13 @@ export const testSplit = ({ splits }: Task): string => splits.test ?? splits.val
 export const fewShotSplit = ({ splits }: Task): string =>
   splits.fewShot ?? splits.train ?? splits.validation ?? splits.test ?? "test";
 
+/** Rows to draw worked examples from. */
+export interface ExamplePool {
+  readonly rows: readonly unknown[];
+  /** Whether the task is measured on these very rows. */
+  readonly holdsQuestions: boolean;
+}
+
 /**
  * The text before each question of a task: the description and worked examples, drawn as the harness draws them
  * (lm_eval/api/samplers.py and task.py, 0.4.13). One random generator serves all questions in order.
@@ -20,19 +27,19 @@ export const fewShotSplit = ({ splits }: Task): string =>
 export class FewShotPrompts {
   private readonly random = new PythonRandom(FEW_SHOT_SEED);
   private readonly pool: readonly unknown[];
-  /** The harness leaves out the question itself where both splits are the same, or neither is named. */
+  /** Whether the question itself is left out: where it is among the rows, and as in the harness where neither split is named. */
   private readonly leavesOutQuestion: boolean;
   private readonly shots = new Map<unknown, string>();
 
-  /** @param rows of the few-shot split @throws UsageError when there are too few */
+  /** @param pool the few-shot split @throws UsageError when it has too few rows */
   constructor(
     private readonly task: Task,
-    rows: readonly unknown[],
+    { rows, holdsQuestions }: ExamplePool,
     private readonly count: number,
   ) {
     const { accepts } = task.fewShot;
     this.pool = accepts === undefined ? rows : rows.filter(accepts);
-    this.leavesOutQuestion = task.splits.fewShot === task.splits.test;
+    this.leavesOutQuestion = holdsQuestions || task.splits.fewShot === task.splits.test;
     const needed = count === 0 ? 0 : count + (this.leavesOutQuestion ? 1 : 0);
     if (this.pool.length < needed)
       throw new UsageError(

@@ -38,12 +38,31 @@ const choiceSchema = z.object({
     .object({
       token_logprobs: z.array(z.number().nullable()),
       text_offset: z.array(z.number()),
+      tokens: z.array(z.string()).nullish(),
       top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).nullish(),
     })
     .nullish(),
 });
 const completionSchema = z.object({ choices: z.tuple([choiceSchema], z.unknown()) });
 type Completion = z.infer<typeof choiceSchema>;
+type Logprobs = NonNullable<Completion["logprobs"]>;
+
+/**
+ * Where each token begins in the prompt. vLLM counts the characters of a begin token that it puts before the prompt, which other servers
+ * leave out.
+ * @returns undefined where the tokens are not the prompt's: of parts of characters a server says nothing that could be checked
+ */
+function placesIn(
+  prompt: string,
+  { text_offset: offsets, tokens, token_logprobs }: Logprobs,
+): readonly number[] | undefined {
+  const [begin = ""] = tokens ?? [];
+  const hasBegin = begin !== "" && token_logprobs[0] === null && !prompt.startsWith(begin);
+  const text = (tokens ?? [prompt]).slice(hasBegin ? 1 : 0).join("");
+  if (!text.includes("\ufffd") && !/[^\0-\x7f]/.test(prompt) && !text.startsWith(prompt)) return undefined;
+  const before = hasBegin ? (offsets[1] ?? 0) : 0;
+  return offsets.map((offset) => offset - before);
+}
 
 /**
  * A model on any server with OpenAI's completions API. Likelihoods need one that returns the prompt with log-probabilities
@@ -116,7 +135,12 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     let logLikelihood = 0;
     let isGreedy = request.kind === "log-likelihood";
     const [first, end] = [[...context].length, [...prompt].length]; // offsets count code points
-    logprobs.text_offset.forEach((offset, i) => {
+    const places = placesIn(prompt, logprobs);
+    if (places === undefined)
+      throw new CoppiceError(
+        `${this.url} splits the prompt into tokens that do not make it up, so that their log-probabilities cannot be told apart; tasks that generate text do work: gsm8k, xlsum_english, mbpp, humaneval`,
+      );
+    places.forEach((offset, i) => {
       const own = logprobs.token_logprobs[i];
       if (offset < first || offset >= end || own === null || own === undefined) return; // nothing is before the first token
       logLikelihood += own;

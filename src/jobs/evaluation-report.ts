@@ -3,7 +3,7 @@ import { writeFileAtomic } from "../system/files.js";
 import { formatCount } from "../system/format.js";
 import { escapeHtml, page, table } from "../system/html.js";
 import type { ModelEvaluation } from "./evaluation.js";
-import { comparisonTable, formatScore, headlines, isShare } from "./evaluation-table.js";
+import { comparisonTable, formatScore, type Headline, headlines, isShare } from "./evaluation-table.js";
 
 /** Writes the self-contained `report.html` of an evaluation. */
 export function writeEvaluationReport(file: string, models: readonly ModelEvaluation[], withPublished = false): void {
@@ -32,8 +32,15 @@ function details({ model, parameters, tasks, groups, seconds }: ModelEvaluation)
       result.seconds.toFixed(1),
     ]),
   );
-  const groupRows = groups.flatMap(({ group, metrics, documents }) =>
-    metrics.map((metric) => [group, metricKey(metric.metric), formatScore(metric), `${documents}`, "", ""]),
+  const groupRows = groups.flatMap(({ group, fewShot, metrics, documents }) =>
+    metrics.map((metric) => [
+      fewShot === undefined ? group : `${group} (${fewShot})`,
+      metricKey(metric.metric),
+      formatScore(metric),
+      `${documents}`,
+      "",
+      "",
+    ]),
   );
   return [
     `<h2>${escapeHtml(model)}</h2><p>${size}${seconds.toFixed(0)} s.</p>`,
@@ -55,9 +62,14 @@ const measuredSeries = (model: ModelEvaluation): Series => ({
   scores: new Map(
     headlines(model)
       .filter(({ metric }) => isShare(metric))
+      .map((headline) => ({ ...headline, name: titleOf(headline, model) }))
       .map(({ name, value, standardError = 0 }) => [name, { value: 100 * value, error: 100 * standardError }]),
   ),
 });
+
+/** A score's name, with its number of worked examples where a task was measured with several. */
+const titleOf = ({ name, fewShot }: Headline, model: ModelEvaluation): string =>
+  headlines(model).filter((other) => other.name === name).length > 1 ? `${name} (${fewShot})` : name;
 
 const publishedSeries: readonly Series[] = PUBLISHED.map(({ model, scores }) => ({
   name: `${model} (published)`,
@@ -67,9 +79,8 @@ const publishedSeries: readonly Series[] = PUBLISHED.map(({ model, scores }) => 
 /** Bars of all scores that are shares, in groups by task, with a whisker of one standard error. */
 function scoreChart(models: readonly ModelEvaluation[], withPublished: boolean): string {
   const series = [...models.map(measuredSeries), ...(withPublished ? publishedSeries : [])];
-  const names = [...new Set(models.flatMap((model) => headlines(model)).map(({ name }) => name))].filter((name) =>
-    series.some(({ scores }) => scores.has(name)),
-  );
+  const titles = models.flatMap((model) => headlines(model).map((headline) => titleOf(headline, model)));
+  const names = [...new Set(titles)].filter((name) => series.some(({ scores }) => scores.has(name)));
   if (names.length === 0) return "";
   const group = series.length * BAR + 12;
   const bottom = names.length * group;

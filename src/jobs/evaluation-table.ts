@@ -39,7 +39,10 @@ export interface ResultLine {
 export function resultLines({ tasks, groups }: ModelEvaluation): ResultLine[] {
   const lines = new Map<string, ResultLine>();
   for (const { task, fewShot, metrics, documents, requests, cached, seconds } of tasks) {
-    const group = groups.find(({ group: name }) => tasksOfGroup(TASK_GROUPS, name).includes(task));
+    const group = groups.find(
+      ({ group: name, fewShot: count = fewShot }) =>
+        count === fewShot && tasksOfGroup(TASK_GROUPS, name).includes(task),
+    );
     const name = group?.group ?? task;
     const key = `${name} ${fewShot}`;
     const sums = lines.get(key) ?? { requests: 0, cached: 0, seconds: 0 };

@@ -15,6 +15,8 @@ const DESCRIPTIVE_FILES = [
   "tokenizer_config.json",
   "generation_config.json",
   "chat_template.jinja",
+  "chat_template.json",
+  "special_tokens_map.json",
 ] as const;
 
 /** A model's weights, and the directory of the files that describe it; a GGUF file describes itself. */

@@ -80,7 +80,7 @@ function notesOnNames({ surplusLayers }: StoredNames, others: readonly string[])
   const examples = `${groups.slice(0, 4).join(", ")}${groups.length > 4 ? ", ..." : ""}`;
   if (others.length > 0)
     notes.push(
-      `${others.length} tensors belong to no parameter of the language model (${examples}); they are copied unchanged`,
+      `${others.length} tensors belong to no parameter of the language model (${examples}); a model directory gets them unchanged, a GGUF file does not`,
     );
   return notes;
 }

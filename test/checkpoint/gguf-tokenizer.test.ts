@@ -7,6 +7,7 @@ import { gguf, openGguf } from "../../src/checkpoint/gguf.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { PRE_TOKENIZERS } from "../../src/checkpoint/pre-tokenizers.js";
 import { tokenizerFiles } from "../../src/checkpoint/tokenizer-from-gguf.js";
+import { Tokenizer } from "../../src/data/index.js";
 import { type Checkpoint, modelFromConfig, openCheckpoint, shapeOf } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { loadInLlamaCpp } from "../llama-cpp.js";
@@ -229,6 +230,16 @@ it("begins texts with a token by its pre-tokenizer where the file does not say w
     const ids = async (special: boolean) => (await made.encode("a b", null, { addSpecialTokens: special })).getIds();
     expect(await ids(true), name).toEqual([...(begins ? [1] : []), ...(await ids(false))]);
   }
+});
+
+it("ends answers at the end of a turn, too, where the model does", async () => {
+  const directory = byteLevelDirectory(PRE_TOKENIZERS[0]!);
+  const end = (await Tokenizer.load(directory)).eos?.id;
+  writeFileSync(path.join(directory, "generation_config.json"), JSON.stringify({ eos_token_id: [end, 5] }));
+  const file = path.join(root, "turns.gguf");
+  await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
+  const ends = [...(await Tokenizer.load(openCheckpoint(file).directory)).ends];
+  expect(ends).toEqual([end, 5]);
 });
 
 describe("a tokenizer that llama.cpp does not have", () => {

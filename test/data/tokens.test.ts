@@ -127,6 +127,21 @@ describe("a corpus", () => {
     expect(kept.filter((text) => out.includes(text))).toEqual([]);
   });
 
+  it("holds out long documents as a whole, wherever they are divided as they are read", async () => {
+    const tokenizer = await Tokenizer.load(tiny);
+    const long = path.join(directory, "long.txt");
+    const lines = (i: number) => Array.from({ length: 700 }, (_, k) => `Story ${i}: Mira had ${k} kites.\n`).join("");
+    const stories = Array.from({ length: 60 }, (_, i) => lines(i));
+    writeFileSync(long, [...stories, ...stories].join("<|endoftext|>"));
+    const { train, heldOut } = await openCorpus([long], tokenizer, { cacheDir, heldOutShare: 0.3 });
+    const storiesOf = async (stream: TokenStream) =>
+      new Set([...(await tokenizer.decode(all(stream))).matchAll(/Story (\d+):/g)].map(([, number]) => number));
+    const [kept, out] = [await storiesOf(train), await storiesOf(heldOut)];
+    expect(kept.size + out.size).toBe(60);
+    expect(out.size).toBeGreaterThan(5);
+    expect([...kept].filter((number) => out.has(number))).toEqual([]);
+  });
+
   it("has parts, which have parts", async () => {
     const { train } = await openCorpus([file], await Tokenizer.load(tiny), { cacheDir });
     const ids = all(train);

@@ -99,6 +99,23 @@ describe("an evaluation", () => {
       data: {},
       metrics: [{ metric, value, standardError: 0.1 }],
     });
+    const several = [
+      { ...of("a", 1, 10), fewShot: 5 },
+      { ...of("b", 0, 30), fewShot: 5 },
+      ...[of("a", 0, 10), of("b", 0, 30)],
+      of("c", 1, 10),
+    ];
+    const two = [
+      { name: "inner", version: 1, members: ["a", "b"] },
+      { name: "mixed", version: 1, members: ["a", "c"] },
+    ];
+    expect(
+      groupResults(two, several).map(({ group, fewShot, metrics }) => [group, fewShot, metrics[0]?.value]),
+    ).toEqual([
+      ["inner", 5, 0.25],
+      ["inner", 0, 0],
+      ["mixed", 0, 0.5],
+    ]);
     const groups = [
       { name: "all", version: 1, members: ["inner", "c"] },
       { name: "inner", version: 1, members: ["a", "b"] },
@@ -231,6 +248,34 @@ describe("a task file", () => {
     const [task] = (JSON.parse(stdout || stderr) as EvaluateOutcome).models[0]?.tasks ?? [];
     expect(task).toMatchObject({ task: "own", documents: { all: 3, measured: 3 } });
     expect(task?.metrics.map(({ metric }) => metric.name)).toEqual(["perplexity", "acc"]);
+  });
+
+  it("has no question among its own worked examples, though its splits are the same file", async () => {
+    const file = path.join(directory, "numbers.jsonl");
+    const questions = Array.from({ length: 6 }, (_, i) => `number ${i}`);
+    writeFileSync(file, questions.map((question) => JSON.stringify({ question })).join("\n"));
+    for (const splits of [{ test: "test" }, { test: "test", fewShot: "train" }])
+      for (const sampler of ["first", "random"] as const) {
+        const task = lastWord({
+          name: "own",
+          version: 1,
+          dataset: { repo: file },
+          splits,
+          fewShot: { count: 3, sampler },
+          schema: z.object({ question: z.string() }),
+          context: ({ question }) => question,
+          continuation: () => " yes",
+        });
+        const asked: Request[] = [];
+        await evaluateTask(task, shortSighted(asked), { datasets, tools });
+        const contexts = asked.map((request) => (request as { readonly context: string }).context);
+        expect(contexts).toHaveLength(6);
+        contexts.forEach((context, i) => {
+          const numbers = [...context.matchAll(/number \d/g)].map(([number]) => number);
+          expect(numbers).toHaveLength(4);
+          expect(numbers.filter((number) => number === `number ${i}`)).toHaveLength(1);
+        });
+      }
   });
 
   it("of the last word measures the perplexity of that", async () => {

@@ -28,16 +28,20 @@ const server = createServer((request, response) => {
     if (body.model === "silent") return json({ choices: [{ text: body.prompt }] });
     if (body.model === "strange") return json({ answer: 42 });
     if (!body.echo) return json({ choices: [{ text: " a b\nc STOP d" }] });
-    const tokens = [...`${body.prompt} z`.matchAll(/ ?[^ ]+/g)];
-    const logProbabilities = tokens.map(([token]) => Math.log(WORDS[token.trim()] ?? 0.01));
+    // vLLM counts the characters of a begin token that it puts before the prompt
+    const begin = body.model === "begins" ? ["<|begin|>"] : [];
+    const words = [...`${body.prompt} z`.matchAll(/ ?[^ ]+/g)];
+    const tokens = [...begin, ...words.map(([token]) => token)];
+    const logProbabilities = tokens.map((token) => Math.log(WORDS[token.trim()] ?? 0.01));
+    const offsets = words.map(({ index }) => [...body.prompt.slice(0, index)].length + begin.join("").length);
     json({
       choices: [
         {
           text: "",
           logprobs: {
-            tokens: tokens.map(([token]) => token),
+            tokens: body.model === "others" ? tokens.map((token) => token.trim()) : tokens,
             token_logprobs: logProbabilities.map((value, i) => (i === 0 ? null : value)),
-            text_offset: tokens.map(({ index }) => [...body.prompt.slice(0, index)].length),
+            text_offset: [...begin.map(() => 0), ...offsets],
             top_logprobs: logProbabilities.map((_, i) => (i === 0 ? null : { a: Math.log(0.5) })),
           },
         },
@@ -71,6 +75,18 @@ describe("a server of completions", () => {
     const expected = [Math.log(0.5 * 0.25), Math.log(0.5), Math.log(0.25)];
     for (const [i, { logLikelihood }] of replies.entries()) expect(logLikelihood).toBeCloseTo(expected[i]!, 12);
     expect(replies.map(({ isGreedy }) => isGreedy)).toEqual([false, true, true]);
+  });
+
+  it("gives the same likelihoods where it puts a begin token before the prompt", async () => {
+    const model = await CompletionServer.connect(url, { model: "begins" });
+    const replies = await likelihoods(model, ["x y", " a b"], ["", "a"], ["x", " a a"]);
+    const expected = [Math.log(0.5 * 0.25), Math.log(0.5), Math.log(0.25)];
+    for (const [i, { logLikelihood }] of replies.entries()) expect(logLikelihood).toBeCloseTo(expected[i]!, 12);
+  });
+
+  it("is refused where its tokens are not those of the prompt", async () => {
+    const model = await CompletionServer.connect(url, { model: "others" });
+    await expect(likelihoods(model, ["x y", " a b"])).rejects.toThrow(/splits the prompt into tokens that do not make/);
   });
 
   it("writes text up to where it is to stop", async () => {

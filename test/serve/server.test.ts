@@ -101,6 +101,12 @@ describe("the official OpenAI client", () => {
     expect(one.choices[0]?.text).not.toBe(one.choices[1]?.text);
   });
 
+  it("gets different texts where it gives no seed", async () => {
+    const drawing = { ...story, prompt: "Mara found a", temperature: 1.5, max_tokens: 24, seed: null };
+    const { choices } = await client.completions.create({ ...drawing, n: 4 });
+    expect(new Set(choices.map(({ text }) => text)).size).toBeGreaterThan(2);
+  });
+
   it("gets the same text for the same seed, whoever else writes", async () => {
     const seeds = [3, 4, 5];
     const drawn = (seed: number) =>

@@ -1,7 +1,10 @@
+import { randomInt } from "node:crypto";
 import { type LlamaContextSequenceRepeatPenalty, type LlamaModel, type Token, TokenBias } from "node-llama-cpp";
 import type { Sampling } from "./conversation.js";
 import { defined } from "./defined.js";
 import { checkTokenIds } from "./token-ids.js";
+
+const SEEDS = 2 ** 32;
 
 /** Below, the most probable token is taken: dividing logits by less overflows. */
 const MIN_TEMPERATURE = 1e-4;
@@ -18,7 +21,8 @@ export interface SampledText {
 
 /** How tokens are drawn, as options of llama.cpp. @throws ApiError 400 for a biased token that does not exist */
 export function samplingOptions(sampling: Sampling, text: SampledText) {
-  const { topP = 1, topK = 0, minP = 0, seed } = sampling;
+  // the library's own seed would be the time in seconds, the same for all texts that begin together
+  const { topP = 1, topK = 0, minP = 0, seed = randomInt(SEEDS) } = sampling;
   return defined({
     temperature: sampling.temperature < MIN_TEMPERATURE ? 0 : sampling.temperature,
     topP,
@@ -46,7 +50,7 @@ function repeatPenalty(
   const isWanted = presencePenalty !== undefined || frequencyPenalty !== undefined || repetitionPenalty !== 1;
   if (!isWanted || window <= 0) return undefined;
   return defined({
-    punishTokens: () => tokens,
+    punishTokens: () => tokens.slice(-window),
     maxPunishTokens: Math.max(1, window),
     penalty: repetitionPenalty,
     presencePenalty,

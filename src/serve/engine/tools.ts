@@ -1,7 +1,9 @@
 import { randomUUID } from "node:crypto";
+import { elementAt } from "../../system/arrays.js";
 import { ApiError } from "../errors.js";
 import { either, GrammarRules, jsonBody, literal, spaceRule } from "../grammar/index.js";
 import type { Conversation, Tool, ToolCall, Turn } from "./conversation.js";
+import { elementSources, memberSource } from "./json-source.js";
 import { StopTexts } from "./stop-texts.js";
 
 /** How a family of models writes calls of tools. */
@@ -186,7 +188,7 @@ export class CallReader {
     const { close, open } = this.style;
     const parts: AnswerPart[] = [];
     while (close !== "" && this.inside !== undefined) {
-      const at: number = this.inside.indexOf(close);
+      const at: number = endOfCall(this.inside, close);
       if (at < 0) break;
       const [call, rest]: [string, string] = [this.inside.slice(0, at), this.inside.slice(at + close.length)];
       parts.push(...(this.parsed(call.trim()) ?? [{ text: `${open}${call}${close}` }]));
@@ -204,14 +206,31 @@ export class CallReader {
     } catch {
       return undefined;
     }
-    const calls = (Array.isArray(value) ? value : [value]).map((call: unknown): AnswerPart | undefined => {
+    const sources = Array.isArray(value) ? elementSources(text) : [text];
+    const calls = (Array.isArray(value) ? value : [value]).map((call: unknown, i): AnswerPart | undefined => {
       if (typeof call !== "object" || call === null) return undefined;
-      const { name, arguments: args, parameters } = call as Record<string, unknown>;
+      const { name, ...values } = call as Record<string, unknown>;
       if (!this.tools.some((tool) => tool.name === name)) return undefined;
-      return { call: { id: callId(), name: `${name}`, arguments: JSON.stringify(args ?? parameters ?? {}) } };
+      return { call: { id: callId(), name: `${name}`, arguments: argumentsText(elementAt(sources, i), values) } };
     });
     return calls.length === 0 || calls.includes(undefined) ? undefined : (calls as AnswerPart[]);
   }
+}
+
+/** Where a call ends: at its closing tag, but for tags within texts of its JSON. -1 where it has not ended yet. */
+function endOfCall(inside: string, close: string): number {
+  for (let at = inside.indexOf(close); at >= 0; at = inside.indexOf(close, at + 1))
+    if (!endsWithinText(inside.slice(0, at))) return at;
+  return -1;
+}
+
+/** Whether the beginning of some JSON ends within a text. */
+const endsWithinText = (json: string): boolean => json.replace(/\\./gs, "").split('"').length % 2 === 0;
+
+/** A call's arguments as JSON; as they are written where large whole numbers would be rounded. @param call as JSON */
+function argumentsText(call: string, { arguments: own, parameters }: Readonly<Record<string, unknown>>): string {
+  const source = memberSource(call, (own ?? undefined) === undefined ? "parameters" : "arguments");
+  return source !== undefined && /\d{16}/.test(source) ? source : JSON.stringify(own ?? parameters ?? {});
 }
 
 /** A unique id of a call. */

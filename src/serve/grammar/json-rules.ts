@@ -10,7 +10,7 @@ export function commaRule(rules: GrammarRules): string {
 }
 
 export const integerRule = (rules: GrammarRules): string =>
-  rules.once("integer", () => '"-"? ("0" | [1-9] [0-9]{0,15})');
+  rules.once("integer", () => '"-"? ("0" | [1-9] [0-9]{0,18})');
 
 export function numberRule(rules: GrammarRules): string {
   const integer = integerRule(rules);

@@ -54,6 +54,30 @@ describe("calls of tools in a text", () => {
     expect(read("bare", [" ", call("Lima").slice(0, 5), call("Lima").slice(5)], false)).toEqual(["call Lima"]);
   });
 
+  it("keep large whole numbers, and closing tags within their texts", () => {
+    const found = (text: string) => {
+      const reader = new CallReader(tools, callStyle(templates.tags), false);
+      return [...reader.push(text), ...reader.end(false)].map((part) =>
+        "call" in part ? part.call.arguments : part.text,
+      );
+    };
+    const large = '{"id": 175928847299117063, "of": [1, {"a": "}, \\"b"}]}';
+    expect(found(`<tool_call>{"name": "weather", "arguments": ${large}}</tool_call>`)).toEqual([large]);
+    expect(
+      found(
+        '<tool_call>[{"name": "weather", "arguments": {"n": 12345678901234567890}}, {"name": "weather"}]</tool_call>',
+      ),
+    ).toEqual(['{"n": 12345678901234567890}', "{}"]);
+    fc.assert(
+      fc.property(splits, (at) => {
+        const tagged = call('a </tool_call> \\" b');
+        const text = `Now: <tool_call>${tagged}</tool_call> done`;
+        expect(read("tags", chunksOf(text, at), false)).toEqual(["Now:", 'call a </tool_call> \\" b', "done"]);
+      }),
+    );
+    expect(found('<tool_call>{"name: "weather"}</tool_call> done').join("")).toContain("done");
+  });
+
   it("go on with a text, in the order in which they were written", () => {
     const text = `One.\n${written.tags(["Lima"], "\n")}\n\nTwo. ${written.tags(["Oslo"], "")} Three.`;
     fc.assert(
