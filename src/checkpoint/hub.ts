@@ -1,10 +1,10 @@
-import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
 import { downloadFileToCacheDir, type ListFileEntry, listFiles } from "@huggingface/hub";
 import picomatch from "picomatch";
 import { CoppiceError, UsageError } from "../system/errors.js";
-import { writeFileAtomic } from "../system/files.js";
+import { hashFile, writeFileAtomic } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { didYouMeanPath } from "../system/suggest.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
@@ -128,11 +128,14 @@ export async function downloadRepo(
       const watch = watchDownload(path.join(storage, "blobs"), file, (bytes) =>
         onProgress?.({ file: file.path, doneBytes: doneBytes + bytes, totalBytes }),
       );
+      const blob = path.join(storage, "blobs", file.lfs?.oid ?? "");
+      const isNew = file.lfs !== undefined && !existsSync(blob);
       try {
         await downloadFileToCacheDir({ ...access, path: file.path, cacheDir: options.cacheDir });
       } finally {
         clearInterval(watch);
       }
+      if (isNew && file.lfs !== undefined) await checkDownloaded(blob, file.path, file.lfs.oid);
       doneBytes += file.size;
       onProgress?.({ file: file.path, doneBytes, totalBytes });
     }
@@ -149,6 +152,18 @@ export async function downloadRepo(
       `${repo} could not be downloaded from ${options.endpoint} (${cause}); --offline uses what is cached`,
     );
   }
+}
+
+/**
+ * Checks what has arrived: two processes that load one file into one cache write over each other.
+ * @throws CoppiceError when it is not what the hub has; the file is deleted then
+ */
+async function checkDownloaded(blob: string, name: string, sha256: string): Promise<void> {
+  if (!existsSync(blob) || (await hashFile(blob)) === sha256) return;
+  rmSync(blob, { force: true });
+  throw new CoppiceError(
+    `${name} has not arrived as the hub has it, perhaps because another process loaded it at the same time: it is deleted, run the command again`,
+  );
 }
 
 /** The hub library's option for a token; it takes no undefined one. */
@@ -172,10 +187,13 @@ function cachedSnapshot(repo: string, storage: string, reference: string, revisi
   return { directory, commit };
 }
 
-/** What is downloaded of a model repository: configuration, tokenizer, safetensors weights, license, and the card that names it. */
+/**
+ * What is downloaded of a model repository: configuration, tokenizer, safetensors weights, license, and the card that names it. Mistral's
+ * repositories have the weights a second time, in a layout of their own.
+ */
 const MODEL_FILES = [
   "*.json",
-  "*.safetensors",
+  "!(consolidated*).safetensors",
   "tokenizer.model",
   "merges.txt",
   "*.jinja",

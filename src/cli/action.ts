@@ -42,7 +42,8 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
     const started = performance.now();
     log.debug("command begun", { command: command.name(), version: packageVersion(), node: process.version });
     try {
-      await run({ job, print }, flags, ...(withLora(all.slice(0, -2), flags.lora) as Arguments));
+      const adapters = mergesAdapters(command) ? flags.lora : undefined;
+      await run({ job, print }, flags, ...(withLora(all.slice(0, -2), adapters) as Arguments));
     } finally {
       const seconds = (performance.now() - started) / 1000;
       log.debug("command ended", { command: command.name(), seconds, peakMemoryBytes: peakMemoryBytes() });
@@ -81,6 +82,10 @@ function watchForStop(stopping: string): { readonly signal: AbortSignal; readonl
   };
   return { signal: abort.signal, unwatch };
 }
+
+/** Whether a command's adapters are merged into its model before all else: serve has a way of its own. */
+const mergesAdapters = (command: Command): boolean =>
+  command.options.some(({ long, variadic }) => long === "--lora" && variadic);
 
 /** A command's arguments; the adapters that are to be merged into the model become part of its name. */
 function withLora([model, ...others]: readonly unknown[], lora: readonly string[] | undefined): unknown[] {

@@ -1,3 +1,4 @@
+import type { EventEmitter } from "node:events";
 import { Command, InvalidArgumentError, Option, type ParseOptionsResult } from "commander";
 import type { Ranks } from "../ranks/index.js";
 import { UsageError } from "../system/errors.js";
@@ -96,10 +97,31 @@ export const command = (name: string, description: string): CliCommand => new Cl
 /** Declares an option for `addOption`, where choices, a default or completion need more than `.option()` takes. */
 export const option = (flags: string, description: string): CliOption => new CliOption(flags, description);
 
-/** Lets environment variables give every option declared so far: `--max-body` is `PREFIX_MAX_BODY`. */
+/** What a variable says that turns a switch off. */
+const OFF = ["", "0", "false", "no", "off"];
+
+/**
+ * Lets environment variables give every option declared so far: `--max-body` is `PREFIX_MAX_BODY`. The command line wins. Commander's own
+ * way takes variables' names before an option is added, and any value of a switch for a yes.
+ */
 export const environment =
   (prefix: string): OptionGroup =>
   (command) => {
-    for (const one of command.options)
-      if (one.envVar === undefined) one.env(`${prefix}_${one.attributeName().replace(/[A-Z]/g, "_$&").toUpperCase()}`);
+    const named = command.options.filter(({ envVar }) => envVar === undefined);
+    for (const one of named) one.env(`${prefix}_${one.attributeName().replace(/[A-Z]/g, "_$&").toUpperCase()}`);
+    command.onOptions(() => {
+      for (const one of named) readVariable(command, one);
+    });
   };
+
+/** Takes an option's value from its variable unless it is given. */
+function readVariable(command: CliCommand, one: Option): void {
+  const attribute = one.attributeName();
+  const value = one.envVar === undefined ? undefined : process.env[one.envVar];
+  if (value === undefined || command.getOptionValueSource(attribute) === "cli") return;
+  const options = command as CliCommand & Pick<EventEmitter, "emit">; // which commander's types do not say
+  if (!one.isBoolean()) options.emit(`option:${one.name()}`, value);
+  else if (!OFF.includes(value.trim().toLowerCase())) options.emit(`option:${one.name()}`);
+  else return;
+  command.setOptionValueWithSource(attribute, command.getOptionValue(attribute), "env");
+}

@@ -1,4 +1,5 @@
 import { FILE_KINDS, type FileKind } from "../quantize/recipes.js";
+import { UsageError } from "../system/errors.js";
 import { action } from "./action.js";
 import { command, option } from "./command.js";
 import { taskNames } from "./evaluate.js";
@@ -78,6 +79,10 @@ export const compressCommand = command(
     action(async ({ job, print }, flags: Flags, model: string) => {
       const { out, teacherCorrection, rounds, intermediate, gguf, restart } = flags;
       const { evaluate: tasks, evaluateLimit: limit, benchmarkData } = flags;
+      if (tasks === undefined && (limit !== undefined || benchmarkData !== undefined))
+        throw new UsageError(
+          "--evaluate-limit and --benchmark-data are for --evaluate: without tasks nothing is evaluated",
+        );
       const { compress } = await import("../jobs/compress.js");
       const outcome = await compress({
         ...job,

@@ -151,20 +151,13 @@ function renderModels({ report, settings }: Explanation): string[] {
     model.loss.toFixed(4),
     model.perplexity.toFixed(3),
   ]);
-  const { recoveredShare: share } = report;
+  const recovered = recoveryText(report.models, report.rounds !== undefined);
   const [first] = Object.values(report.models);
   const length = settings.find(({ name }) => name === "sequenceLength")?.value;
   return [
     table(["", "parameters", "as stored", "loss", "perplexity"], rows),
     `losses: of all ${first?.tokens ?? 0} tokens of the validation data${typeof length === "number" ? `, ${sequencesText(length)}` : ""}, computed in f32`,
-    ...(typeof share === "number"
-      ? [
-          recoveryText(
-            share,
-            report.rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher",
-          ),
-        ]
-      : []),
+    ...(recovered === undefined ? [] : [recovered]),
   ];
 }
 

@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { DEVICES, THIS_MACHINE } from "../devices/profiles.js";
+import { DEVICES } from "../devices/profiles.js";
 import { InterruptedError, UsageError } from "../system/errors.js";
 import { writeFileAtomic } from "../system/files.js";
 import { checkWritable, statOf } from "../system/places.js";
@@ -127,7 +127,7 @@ model: ${scalar(model)}
 # Text to calibrate and train on: files, directories, globs or hf://datasets/org/name.
 data: [${data.map(scalar).join(", ")}]
 
-# How small: a device (${DEVICES.map(({ id }) => id).join(", ")} or ${THIS_MACHINE}),
+# How small: a device (${DEVICES.map(({ id }) => id).join(", ")}),
 # parameters (8.4B), a share (0.67x), bytes of weights (4GiB) or sizes (hidden=4096,ffn=11520).
 target: ${scalar(target)}
 

@@ -9,6 +9,9 @@ console.log = console.error;
 // The reader of the output may stop reading (`coppice ... | head`).
 process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
 
+// Who reads the progress may stop reading, too: work goes on without.
+process.stderr.on("error", () => {});
+
 const args = process.argv.slice(2);
 process.exitCode =
   launchOf(process.env) === undefined

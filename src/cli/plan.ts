@@ -59,6 +59,7 @@ export const planCommand = command(
   .action(
     action(async ({ job, print }, flags: Flags, model: string) => {
       const forDevice = DEVICE_IDS.find((id) => id === (flags.device as string));
+      refuseUnused(flags, forDevice);
       if (forDevice !== undefined)
         return print(await planFor(forDevice, model, flags, job), (plan) => renderDevicePlan(plan, flags.all === true));
       const { target } = flags;
@@ -68,6 +69,26 @@ export const planCommand = command(
       print(outcome, renderPlan);
     }),
   );
+
+/** What a plan for a device makes no use of, and what only that does. */
+const WITHOUT_DEVICE = [
+  ...["target", "data", "validation", "start", "refitSamples", "perLayer", "searchTokens", "samples", "scores"],
+  ...["candidates", "depth", "bits"],
+] as const;
+const WITH_DEVICE = ["contextSize", "speed", "all"] as const;
+
+/** @throws UsageError naming an option that would change nothing */
+function refuseUnused(flags: Flags, forDevice: string | undefined): void {
+  const given: Readonly<Record<string, unknown>> = { ...flags };
+  const unused = (forDevice === undefined ? WITH_DEVICE : WITHOUT_DEVICE).find((name) => given[name] !== undefined);
+  if (unused === undefined) return;
+  const option = `--${unused.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+  throw new UsageError(
+    forDevice === undefined
+      ? `${option} is for a plan for a device (--device phone-8gb), and would change nothing here`
+      : `${option} would change nothing: a plan for ${forDevice} weighs cuts against types without it`,
+  );
+}
 
 async function planFor(forDevice: string, model: string, flags: Flags, job: JobOptions): Promise<DevicePlan> {
   const { contextSize: contextLength, speed: tokensPerSecond } = flags;

@@ -81,6 +81,11 @@ export const quantizeCommand = command(
   .action(
     action(async ({ job, print }, flags: Flags, model: string) => {
       const { out, overwrite, probe, samples, sequenceLength, report, shardBytes, preTokenizer } = flags;
+      const forSize = [flags.probe, flags.candidates, flags.costSamples];
+      if (flags.size === undefined && forSize.some((value) => value !== undefined))
+        throw new UsageError(
+          "--probe, --candidates and --cost-samples are for --size: without it types are not weighed",
+        );
       const { quantize } = await import("../jobs/quantize.js");
       const outcome = await quantize({
         ...job,

@@ -3,7 +3,6 @@ import { describeCut } from "../jobs/describe-cut.js";
 import { comparison } from "../jobs/evaluation-table.js";
 import type { CompressOutcome, Measurement, ModelEvaluation, TrainingOutcome } from "../jobs/index.js";
 import { recoveryText } from "../jobs/recovery.js";
-import { recoveredShare } from "../jobs/report.js";
 import type { FileKind } from "../quantize/index.js";
 import { formatBytes, formatCount } from "../system/format.js";
 import { renderNotes, table } from "./table.js";
@@ -20,6 +19,7 @@ export const renderTraining = ({ student, tokens, seconds, tokensPerSecond, out 
 export function renderCompression(outcome: CompressOutcome): string {
   const {
     teacher,
+    correctedTeacher,
     pruned,
     student,
     plan,
@@ -31,7 +31,8 @@ export function renderCompression(outcome: CompressOutcome): string {
     gguf,
     evaluation,
   } = outcome;
-  const models = { teacher, pruned, student };
+  const corrected = correctedTeacher === undefined ? {} : { correctedTeacher };
+  const models = { teacher, ...corrected, pruned, student };
   const kinds = Object.keys(outcome.bytesByKind.teacher ?? {}) as FileKind[];
   const changes = describeCut(plan).join(", ") || "nothing";
   return [
@@ -59,7 +60,7 @@ export function renderCompression(outcome: CompressOutcome): string {
       (round, i) =>
         `round ${i + 1} of ${rounds.length}: ${describeCut(round.plan).join(", ") || "nothing cut"}; loss ${round.pruned.loss.toFixed(4)} as cut, ${round.student.loss.toFixed(4)} distilled`,
     ),
-    `${recoveryText(recoveredShare(models) ?? 0, rounds.length === 0 ? "pruning cost" : "the last round's cut left it above the teacher")}, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
+    `${recoveryText(models, rounds.length > 0)}, on ${formatCount(tokens)} tokens (${formatCount(tokensPerSecond)} tokens/s, ${seconds.toFixed(0)} s in all)`,
     `model and report in ${out} (open ${path.join(out, "report.html")})`,
     ...(gguf === undefined ? [] : renderGguf(gguf)),
     ...(evaluation === undefined ? [] : [renderComparison(evaluation.models, false)]),

@@ -44,6 +44,8 @@ export interface FitOptions {
   readonly storedBytes?: number | undefined;
   /** The lowest acceptable speed. */
   readonly tokensPerSecond?: number | undefined;
+  /** The kinds of files to consider; all by default. */
+  readonly kinds?: readonly FileKind[] | undefined;
 }
 
 /** The shares of the parameters to consider. Cuts by up to a third cost little; larger ones are better made in rounds. */
@@ -63,7 +65,7 @@ export function fitDevice(model: Model, device: DeviceProfile, options: FitOptio
     share < 1 || memory.weightBytes <= storedBytes;
   const originalParameters = countParameters(model.parameters, model.sizes);
   const all = architectures(model, options.space ?? {}).flatMap(({ smaller, sizes }) =>
-    CANDIDATE_KINDS.map((kind): Omit<FitCandidate, "onFront"> => {
+    (options.kinds ?? CANDIDATE_KINDS).map((kind): Omit<FitCandidate, "onFront"> => {
       const memory = predictMemory(smaller, kind, contextLength);
       const speed = predictSpeed(smaller, kind, device, contextLength);
       const parameters = countParameters(smaller.parameters, smaller.sizes);
@@ -107,23 +109,23 @@ const [SMALL_BLOCK, LARGE_BLOCK] = [32, 256];
  * What widths must be multiples of so that their rows fill quantized blocks; other rows could not be quantized.
  * @param kinds the files that are wanted: kinds with large blocks need them filled in small models, too
  */
-export function quantizableDivisors(
-  model: Model,
-  kinds: readonly FileKind[] = [],
-): { readonly hidden: number; readonly ffn: number } {
+export function quantizableDivisors(model: Model, kinds: readonly FileKind[] = []): Record<string, number> {
   const least = kinds.some((kind) => rowMultiple(kind) > SMALL_BLOCK) ? LARGE_BLOCK : LARGE_WIDTH;
   const blockOf = (size: number) => (size >= least ? LARGE_BLOCK : SMALL_BLOCK);
-  return { hidden: blockOf(largestSize(model, "hidden")), ffn: blockOf(largestSize(model, "ffn")) };
+  return Object.fromEntries(rowAxes(model).map((axis) => [axis, blockOf(largestSize(model, axis))]));
 }
+
+/** The axes along which rows are quantized, of those that the model can be cut on. */
+const rowAxes = (model: Model): string[] =>
+  ["hidden", "ffn"].filter((axis) => model.axes.some(({ name }) => name === axis));
 
 /** The architectures to consider: the original, and for each share the cut nearest to it. */
 function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Model; sizes: AxisSizes }[] {
   const original = axisSizes(model);
   const parameters = countParameters(model.parameters, model.sizes);
   const layers = Array.from({ length: model.layerCount }, (_, i) => i);
-  const cuttable = model.axes.map(({ name }) => name);
-  const axes = ["hidden", "ffn"].filter((axis) => cuttable.includes(axis));
-  const divisors = { ...only(quantizableDivisors(model), axes), ...space.divisors };
+  const axes = rowAxes(model);
+  const divisors = { ...quantizableDivisors(model), ...space.divisors };
   const sizesByShare = SHARES.map((share) => {
     if (share === 1) return original;
     return nearestCandidate(model, share * parameters, { axes, ...space, divisors, forLlamaCpp: true })?.sizes;
@@ -134,9 +136,6 @@ function architectures(model: Model, space: Partial<SearchSpace>): { smaller: Mo
     return { sizes, smaller: model.resized(plan.sizes, plan.keptLayers) };
   });
 }
-
-const only = (sizes: Readonly<Record<string, number>>, axes: readonly string[]): Record<string, number> =>
-  Object.fromEntries(Object.entries(sizes).filter(([axis]) => axes.includes(axis)));
 
 type Objectives = Pick<FitCandidate, "memory" | "tokensPerSecond" | "expectedLoss">;
 

@@ -37,6 +37,8 @@ export interface CompressJob extends Omit<TrainingJob, "settings">, TargetOption
 
 export interface CompressOutcome {
   readonly teacher: Measurement;
+  /** The teacher that was adapted to the data, where that was requested: it was distilled from. */
+  readonly correctedTeacher?: Measurement | undefined;
   /** As cut, before it was distilled; of several rounds in the last one. */
   readonly pruned: Measurement;
   readonly student: Measurement;

@@ -92,7 +92,7 @@ function studentSettings(model: Model, { settings, start }: CompressJob): TrainO
 
 /** For a device, also requests the kind of file that fits it best. */
 const forDevice = (job: CompressJob, model: Model): CompressJob =>
-  isDevice(job.target) ? { ...job, gguf: job.gguf ?? [bestFit(model, job.target, job.space).kind] } : job;
+  isDevice(job.target) ? { ...job, gguf: job.gguf ?? [bestFit(model, job.target, { space: job.space }).kind] } : job;
 
 /**
  * If GGUF files are wanted, keeps widths to multiples of quantized blocks: rows that do not fill blocks could not be quantized, or

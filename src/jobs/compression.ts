@@ -71,17 +71,21 @@ export class Compression {
     const { job, original, directory } = this.inputs;
     const originalPath = original.checkpoint.path;
     const teacher = await this.measure(originalPath, "measure teacher");
-    const teacherPath = await this.correctTeacher();
-    const rounds = await this.cut(teacherPath);
+    const correctedPath = await this.correctTeacher();
+    const correctedTeacher =
+      correctedPath === undefined ? undefined : await this.measure(correctedPath, "measure corrected teacher");
+    const rounds = await this.cut(correctedPath ?? originalPath);
     const { keptLayers, pruned, student } = elementAt(rounds, rounds.length - 1);
     const gguf = await this.measuredGguf(job.gguf ?? []);
     const evaluation = await this.evaluate([originalPath, directory.file("pruned"), job.out]);
     const smaller = openCheckpoint(job.out).model;
-    const roles = { teacher: original.model, pruned: smaller, student: smaller };
+    const corrected = correctedTeacher === undefined ? {} : { correctedTeacher: original.model };
+    const roles = { teacher: original.model, ...corrected, pruned: smaller, student: smaller };
     const tokens = rounds.reduce((total, { training }) => total + training.tokens, 0);
     const trainingSeconds = rounds.reduce((total, { training }) => total + training.seconds, 0);
     const outcome: CompressOutcome = {
       teacher,
+      correctedTeacher,
       pruned,
       student,
       plan: summarizePlan(original.model, smaller),
@@ -149,9 +153,10 @@ export class Compression {
 
   private writeReport({ out, ...outcome }: CompressOutcome): void {
     const { job, directory, rounds } = this.inputs;
-    const { teacher, pruned, student, gguf } = outcome;
+    const { teacher, correctedTeacher, pruned, student, gguf } = outcome;
     const files = gguf?.files.map((file) => [`student, ${file.name}`, file.measured] as const) ?? [];
-    const models = { teacher, pruned, student, ...Object.fromEntries(files) };
+    const corrected = correctedTeacher === undefined ? {} : { correctedTeacher };
+    const models = { teacher, ...corrected, pruned, student, ...Object.fromEntries(files) };
     const metrics = joinMetrics(rounds.map((_, i) => this.directoryOf(i).readMetrics()));
     writeReport(directory, { ...outcome, name: job.name ?? out, models, stages: this.stages.all }, metrics);
   }
@@ -218,16 +223,16 @@ export class Compression {
     return new Sequences(this.inputs.tokens, this.inputs.settings.sequenceLength);
   }
 
-  /** Adapts the teacher to the data, if requested, so that it is a better teacher on it. @returns the teacher's path */
-  private async correctTeacher(): Promise<string> {
-    const { job, original, settings, directory } = this.inputs;
+  /** Adapts the teacher to the data, if requested, so that it is a better teacher on it. @returns its path */
+  private async correctTeacher(): Promise<string | undefined> {
+    const { job, settings, directory } = this.inputs;
     const { teacherCorrection = false } = job;
-    if (teacherCorrection === false) return original.checkpoint.path;
+    if (teacherCorrection === false) return undefined;
     const tokens =
       typeof teacherCorrection === "number" ? teacherCorrection : Math.ceil(settings.tokens * CORRECTION_SHARE);
     const corrected = directory.file("corrected-teacher");
     await this.stages.once("correct teacher", () => this.trainTeacher(tokens, corrected));
-    await this.measure(corrected, "measure corrected teacher");
+    directory.part("teacher-correction").dropCheckpoints();
     return corrected;
   }
 

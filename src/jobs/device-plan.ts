@@ -46,8 +46,8 @@ export async function planForDevice(job: DevicePlanJob): Promise<DevicePlan> {
 }
 
 /** The candidate that is expected to lose least on a device. @throws UsageError when none fits */
-export function bestFit(model: Model, device: string, space?: FitOptions["space"]): FitCandidate {
-  const { best, candidates } = fitDevice(model, deviceProfile(device), { space });
+export function bestFit(model: Model, device: string, options: Pick<FitOptions, "space" | "kinds">): FitCandidate {
+  const { best, candidates } = fitDevice(model, deviceProfile(device), options);
   if (best !== undefined) return best;
   const smallest = Math.min(...candidates.map(({ memory }) => memory.totalBytes));
   throw new UsageError(

@@ -72,9 +72,9 @@ export async function modelIdentity(
 /** Identifies the content of data, and how it is read. */
 export async function dataIdentity(job: Partial<DataOptions>, inputs: readonly Input[]): Promise<string> {
   const { data, validation, field, separator } = job;
-  const contents: string[] = [];
-  for (const { path: file } of inputs)
-    if (statSync(file).isFile()) contents.push(await contentIdentity(file, cacheDirectory(job.cacheDir)));
+  const contents: [use: string, content: string][] = [];
+  for (const { what, path: file } of inputs)
+    if (statSync(file).isFile()) contents.push([what, await contentIdentity(file, cacheDirectory(job.cacheDir))]);
   const onHub = [data, validation].map((names) => names?.filter((name) => name.startsWith(HUB_PREFIX)));
   return hashBytes(JSON.stringify([contents, onHub, field, separator])).slice(0, 32);
 }

@@ -56,10 +56,11 @@ export async function openTokens(
   heldOutShare = 0,
 ): Promise<Corpus> {
   const tokenizer = await Tokenizer.load(directory);
+  const { revision: _, ...hub } = options.hub ?? {}; // the revision is the model's
   const corpus = await openCorpus(inputs, tokenizer, {
     ...data,
     heldOutShare,
-    hub: options.hub,
+    hub,
     onNote: options.onNote,
     onProgress: ({ tokens, bytes, totalBytes }) =>
       options.onProgress?.({

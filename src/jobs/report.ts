@@ -10,7 +10,7 @@ import type { EvaluateOutcome } from "./evaluation.js";
 import { comparisonTable } from "./evaluation-table.js";
 import type { Measurement } from "./measure.js";
 import type { PlanSummary } from "./plan-summary.js";
-import { recoveryText } from "./recovery.js";
+import { recoveredShare, recoveryText } from "./recovery.js";
 import type { RoundSummary } from "./round-summary.js";
 import type { StageRecord } from "./stages.js";
 
@@ -34,13 +34,6 @@ export interface ReportContent {
   readonly bytesByKind?: Readonly<Record<string, BytesByKind>> | undefined;
 }
 
-/** The share of the loss that pruning cost which distillation won back: (pruned - student) / (pruned - teacher). */
-export function recoveredShare(models: Readonly<Record<string, Measurement>>): number | undefined {
-  const { teacher, pruned, student } = models;
-  if (teacher === undefined || pruned === undefined || student === undefined) return undefined;
-  return (pruned.loss - student.loss) / (pruned.loss - teacher.loss);
-}
-
 /** Writes `report.json` and the self-contained `report.html` of a finished run. @param metrics of all its training */
 export function writeReport(run: RunDirectory, content: ReportContent, metrics = run.readMetrics()): void {
   const stages = content.stages.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
@@ -53,13 +46,11 @@ export function writeReport(run: RunDirectory, content: ReportContent, metrics =
 function renderReport(content: ReportContent, metrics: readonly MetricsRecord[]): string {
   const { models, plan, rounds, stages, bytesByKind = {} } = content;
   const kinds = Object.keys(Object.values(bytesByKind)[0] ?? {}) as FileKind[];
-  const recovered = recoveredShare(models);
+  const recovered = recoveryText(models, rounds !== undefined);
   const sections = [
     `<h1>${escapeHtml(content.name)}</h1>`,
     `<p>Trained on ${formatCount(content.tokens)} tokens at ${formatCount(content.tokensPerSecond)} tokens/s; ${content.seconds.toFixed(0)} s in all.${
-      recovered === undefined
-        ? ""
-        : ` In the end ${recoveryText(recovered, rounds === undefined ? "pruning cost" : "the last round's cut left it above the teacher")}.`
+      recovered === undefined ? "" : ` In the end ${recovered}.`
     }</p>`,
     "<h2>Models</h2>",
     table(

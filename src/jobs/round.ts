@@ -149,7 +149,9 @@ export class Round {
         const whole = wholeWeights(teacher, BRIEF_DISTILLATION);
         return distillBriefly({ backend, teacher: whole, pruned, tokens, validation, settings: briefSettings });
       };
-      const candidates = withinSizes(original.model, this.inputs.candidates);
+      const candidates = this.inputs.isPart
+        ? withinSizes(original.model, this.inputs.candidates)
+        : this.inputs.candidates;
       const measurements = { statistics, distill: searchTokens === undefined ? undefined : distill };
       const [best] = await search({ ...inputs, scores, candidates }, measurements, directory.own(RANKING_FILE));
       if (best === undefined) throw new UsageError(`the target ${target} has no candidates`);

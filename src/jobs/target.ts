@@ -1,4 +1,4 @@
-import { DEVICES, isDevice } from "../devices/index.js";
+import { DEVICES, isDevice, quantizableDivisors } from "../devices/index.js";
 import type { Model } from "../models/index.js";
 import {
   type Candidate,
@@ -8,11 +8,16 @@ import {
   parseTarget,
   type SearchSpace,
 } from "../prune/index.js";
+import type { FileKind } from "../quantize/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
+import { UsageError } from "../system/errors.js";
+import { parseByteCount } from "../system/units.js";
 import { bestFit } from "./device-plan.js";
 
 /** Options for the smaller model, and for the search for it. */
 export interface TargetOptions {
+  /** Kinds of GGUF files that are wanted: a device's target is met in one of these. */
+  readonly gguf?: readonly FileKind[] | undefined;
   /** `8.4B`, `0.67x`, `4GiB`, `hidden=4096,ffn=11520` or a device's id. */
   readonly target: string;
   /** Converts a target in bytes to parameters; 16 by default. */
@@ -54,11 +59,18 @@ const DEFAULT_BITS = 16;
  */
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
   if (isDevice(options.target)) {
-    const { sizes, parameters, share } = bestFit(model, options.target, options.space);
-    const space = { ...spaceOf(model, options), forLlamaCpp: true };
-    return share === 1 ? [{ sizes, parameters }] : enumerateCandidates(model, parameters, space);
+    const { sizes, parameters, share } = bestFit(model, options.target, { space: options.space, kinds: options.gguf });
+    if (share === 1) return [{ sizes, parameters }];
+    const own = spaceOf(model, options);
+    const space = { ...own, divisors: { ...quantizableDivisors(model), ...own.divisors }, forLlamaCpp: true };
+    const fitting = enumerateCandidates(model, parameters, space).filter(
+      (candidate) => candidate.parameters <= parameters,
+    );
+    return fitting.length > 0 ? fitting : [{ sizes, parameters }];
   }
   const devices = DEVICES.map(({ id }) => id);
+  if (options.bitsPerWeight !== undefined && parseByteCount(options.target) === undefined)
+    throw new UsageError(`--bits is for targets in bytes (4GiB), and would change nothing of ${options.target}`);
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS, devices);
   if (target.kind === "sizes") return [{ sizes: target.sizes, parameters: parametersAt(model, target.sizes) }];
   return enumerateCandidates(model, target.parameters, spaceOf(model, options));

@@ -1,4 +1,4 @@
-import { countParameters, type Model, type PruningAxis, shapeOf } from "../models/index.js";
+import { countParameters, type DimensionName, type Model, type PruningAxis, shapeOf } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
@@ -240,12 +240,17 @@ function newFormula(model: Model): Formula {
  */
 export function retainedImportance(model: Model, plan: PrunePlan, scores: Scores): number {
   const kept = keptIndices(model, plan, scores);
+  const isCutLayers = (dimension: DimensionName): boolean => {
+    const layer = model.layerDimensions.get(dimension)?.layer;
+    return layer !== undefined && !plan.keptLayers.includes(layer);
+  };
   const shares: number[] = [];
   for (const [dimension, values] of scores) {
     const indices = dimension === "layers" ? Uint32Array.from(plan.keptLayers) : kept.get(dimension);
     const total = values.reduce((a, b) => a + b, 0);
-    if (total > 0)
-      shares.push(indices === undefined ? 1 : indices.reduce((sum, i) => sum + (values[i] as number), 0) / total);
+    if (total === 0) continue;
+    if (isCutLayers(dimension)) shares.push(0);
+    else shares.push(indices === undefined ? 1 : indices.reduce((sum, i) => sum + (values[i] as number), 0) / total);
   }
   return shares.reduce((a, b) => a + b, 0) / shares.length;
 }

@@ -2,7 +2,7 @@ import { type DimensionName, layerDimension, type Model, type Sizes, sizeOf } fr
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
 import type { Scores } from "./scores.js";
-import { type AxisSizes, largestOf, simplest } from "./sizes.js";
+import { type AxisSizes, describeSize, largestOf, simplest } from "./sizes.js";
 
 /** What to cut: every dimension's size in the smaller model, which may differ from layer to layer, and the layers that stay. */
 export interface PrunePlan {
@@ -28,7 +28,11 @@ export const axisSizes = (model: Model): AxisSizes => sizesByAxis(model, model.s
  * @throws UsageError for a size that the model cannot be cut to
  */
 export function planFor(model: Model, wanted: AxisSizes, layerOrder: readonly number[]): PrunePlan {
-  const count = wanted.layers === undefined ? model.layerCount : largestOf(wanted.layers);
+  const { layers: count = model.layerCount } = wanted;
+  if (typeof count !== "number" || count > model.layerCount)
+    throw new UsageError(
+      `layers=${describeSize(count)} cannot be cut from a model of ${model.layerCount} layers: give one number, of fewer`,
+    );
   const cut = new Set(layerOrder.slice(0, Math.max(0, model.layerCount - count)));
   const keptLayers = Array.from({ length: model.layerCount }, (_, i) => i).filter((layer) => !cut.has(layer));
   return planWithLayers(model, wanted, keptLayers);

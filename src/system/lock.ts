@@ -15,6 +15,8 @@ interface Holder {
   readonly host: string;
   /** The namespace within which process ids are comparable; on Linux only. */
   readonly processes?: string | undefined;
+  /** Of the machine, where its system has one. */
+  readonly machine?: string | undefined;
   /** Changes whenever the machine boots; on Linux only. */
   readonly boot?: string | undefined;
   /** When the process started, in clock ticks, as its id may be reused; on Linux only. */
@@ -42,9 +44,9 @@ export function lockDirectory(directory: string): () => void {
   const content = JSON.stringify(thisProcess());
   for (let attempt = 0; !create(file, content); attempt++) {
     const found = read(file);
-    if (found === undefined) continue; // released just now
-    const holder = parse(found);
-    if (attempt > 10 || held.has(file) || holder === undefined || !isGone(holder))
+    if (found === undefined && attempt <= 10) continue; // released just now
+    const holder = found === undefined ? undefined : parse(found);
+    if (found === undefined || attempt > 10 || held.has(file) || holder === undefined || !isGone(holder))
       throw lockedError(directory, file, holder);
     removeStale(file, found);
   }
@@ -57,6 +59,7 @@ function thisProcess(): Holder {
     pid: process.pid,
     host: hostname(),
     processes: tryRead(() => readlinkSync("/proc/self/ns/pid")),
+    machine: tryRead(() => readFileSync("/etc/machine-id", "utf8").trim() || undefined),
     boot: tryRead(() => readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()),
     began: startTimeOf(process.pid),
     since: new Date().toISOString(),
@@ -109,9 +112,10 @@ function parse(content: string): Holder | undefined {
   return typeof value?.pid === "number" && typeof value.host === "string" ? (value as Holder) : undefined;
 }
 
-function isGone({ pid, host, processes, boot, began }: Holder): boolean {
+function isGone({ pid, host, machine, processes, boot, began }: Holder): boolean {
   const own = thisProcess();
   if (host !== own.host) return false;
+  if (machine !== undefined && own.machine !== undefined && machine !== own.machine) return false; // of the same name
   if (boot !== own.boot) return true; // the machine has been rebooted
   if (processes !== own.processes) return false;
   return !isAlive(pid) || startTimeOf(pid) !== began;

@@ -1,10 +1,12 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
+import { command, environment } from "../../src/cli/command.js";
 import {
   parseAtLeastOne,
   parseBytes,
   parseCount,
   parseNonNegative,
+  parseSeparator,
   parseShare,
   parseWhole,
 } from "../../src/cli/parse.js";
@@ -32,6 +34,70 @@ describe("sizes", () => {
       expect({ command, status }).toEqual({ command, status: 2 });
       expect(stderr).toMatch(/a size is needed, for example 4GiB/);
     }
+  });
+});
+
+describe("options that would change nothing", () => {
+  const data = ["--data", path.join(root, "examples/corpus")];
+  it.each([
+    [
+      ["plan", teacher, "--device", "phone-8gb", "--target", "0.5x"],
+      /--target would change nothing: a plan for phone-8gb/,
+    ],
+    [["plan", teacher, "--device", "phone-8gb", "--per-layer"], /--per-layer would change nothing/],
+    [["plan", teacher, "--target", "0.5x", "--context-size", "64"], /--context-size is for a plan for a device/],
+    [["plan", teacher, "--target", "0.5x", "--bits", "8"], /--bits is for targets in bytes/],
+    [["quantize", teacher, "--type", "q8_0", "--probe", "--out", "/nowhere/x.gguf"], /--probe.* for --size/],
+    [
+      ["compress", teacher, "--target", "0.5x", ...data, "--evaluate-limit", "5", "--out", "/nowhere/x"],
+      /for --evaluate/,
+    ],
+    [["prune", teacher, "--target", "layers=40", ...data, "--out", "/nowhere/x"], /layers=40 cannot be cut/],
+  ] as const)("are refused: %j", async (args, message) => {
+    const { status, stderr } = await coppice(...args);
+    expect(stderr).toMatch(message);
+    expect(status).not.toBe(0);
+  });
+});
+
+describe("a separator", () => {
+  it("may hold line ends, and is not empty", () => {
+    expect(parseSeparator("\\n\\n")).toBe("\n\n");
+    expect(parseSeparator("a\\tb\\\\n")).toBe("a\tb\\n");
+    expect(parseSeparator("<|endoftext|>")).toBe("<|endoftext|>");
+    expect(() => parseSeparator("")).toThrow(/cannot be empty/);
+  });
+});
+
+it("a number in the environment is read as one on the command line is", async () => {
+  process.env.COPPICE_SERVE_QUEUE = "many";
+  const { status, stderr } = await coppice("serve", teacher);
+  delete process.env.COPPICE_SERVE_QUEUE;
+  expect(status).toBe(2);
+  expect(stderr).toMatch(/--queue.*many.*is invalid/);
+});
+
+describe("a switch's environment variable", () => {
+  it.each([
+    ["1", true],
+    ["true", true],
+    ["false", undefined],
+    ["0", undefined],
+    ["", undefined],
+  ])("%j makes it %s", (value, expected) => {
+    process.env.COPPICE_TEST_LOUD = value;
+    const own = command("test", "a test")
+      .option("--loud", "loud")
+      .option("--name <text>", "name")
+      .with(environment("COPPICE_TEST"));
+    process.env.COPPICE_TEST_NAME = "no";
+    own.parse([], { from: "user" });
+    expect(own.opts().loud).toBe(expected);
+    expect(own.opts().name).toBe("no");
+    own.parse(["--name", "given"], { from: "user" });
+    expect(own.opts().name).toBe("given");
+    delete process.env.COPPICE_TEST_LOUD;
+    delete process.env.COPPICE_TEST_NAME;
   });
 });
 

@@ -5,6 +5,8 @@ import { corpus } from "../../examples/corpus.js";
 import { renderCompression } from "../../src/cli/render.js";
 import { quantizableDivisors } from "../../src/devices/index.js";
 import { compress, measurePerplexity, quantize } from "../../src/index.js";
+import { bestFit } from "../../src/jobs/device-plan.js";
+import { candidatesFor } from "../../src/jobs/target.js";
 import { modelFromConfig } from "../../src/models/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -93,5 +95,35 @@ describe("widths of a model that is to be quantized", () => {
     expect(quantizableDivisors(sized(512, 1408), ["q8_0", "iq4_nl"])).toEqual({ hidden: 32, ffn: 32 });
     expect(quantizableDivisors(sized(128, 384), ["q4_k_m"])).toEqual({ hidden: 32, ffn: 256 });
     expect(quantizableDivisors(sized(4096, 11008))).toEqual({ hidden: 256, ffn: 256 });
+  });
+
+  it("are only those that a model can be cut on", () => {
+    const config = { model_type: "gpt2", vocab_size: 64, n_embd: 64, n_layer: 2, n_head: 4, n_positions: 32 };
+    const model = modelFromConfig(config);
+    expect(quantizableDivisors(model, ["q8_0"])).toEqual({ ffn: 32 });
+    expect(
+      candidatesFor(model, { target: "0.8x", space: { divisors: quantizableDivisors(model) } }).length,
+    ).toBeGreaterThan(0);
+  });
+
+  it("and sizes for a device keep to what fits it, in the kind that is wanted", () => {
+    const model = modelFromConfig({
+      model_type: "llama",
+      vocab_size: 32000,
+      hidden_size: 4096,
+      intermediate_size: 11008,
+      num_hidden_layers: 32,
+      num_attention_heads: 32,
+    });
+    for (const gguf of [undefined, ["q8_0"] as const, ["q4_k_m"] as const]) {
+      const { sizes, parameters, kind } = bestFit(model, "phone-8gb", { kinds: gguf });
+      if (gguf !== undefined) expect(kind).toBe(gguf[0]);
+      const candidates = candidatesFor(model, { target: "phone-8gb", gguf });
+      expect(candidates.map((candidate) => candidate.parameters)).toContain(parameters);
+      for (const candidate of candidates) {
+        expect(candidate.parameters).toBeLessThanOrEqual(parameters);
+        for (const axis of ["hidden", "ffn"]) expect(Number(candidate.sizes[axis] ?? sizes[axis]) % 256).toBe(0);
+      }
+    }
   });
 });

@@ -9,6 +9,7 @@ import {
   parametersAt,
   parseTarget,
   planFor,
+  retainedImportance,
 } from "../../src/prune/index.js";
 
 /** Mistral NeMo's published configuration. */
@@ -41,6 +42,30 @@ const byHand = (hidden: number, ffn: number, layers: number) =>
   2 * 131072 * hidden +
   layers * (2 * hidden * 32 * 128 + 2 * hidden * 8 * 128 + 3 * hidden * ffn + 2 * hidden) +
   hidden;
+
+describe("the importance that a plan keeps", () => {
+  it("is none of layers that are cut, and the layers of least influence are cut first", () => {
+    const model = modelFromConfig({
+      model_type: "llama",
+      vocab_size: 32,
+      hidden_size: 32,
+      intermediate_size: 64,
+      num_hidden_layers: 4,
+      num_attention_heads: 4,
+    });
+    const ffn = Array.from({ length: 4 }, (_, layer): [string, Float32Array] => [
+      `layers.${layer}.ffn`,
+      new Float32Array(64).fill(1),
+    ]);
+    const scores = new Map([...ffn, ["layers", Float32Array.of(4, 1, 2, 3)] as const]);
+    const half = planFor(model, { layers: 2 }, [1, 2, 3, 0]);
+    expect(half.keptLayers).toEqual([0, 3]);
+    // of four FFNs two, and of the layers' influence 7 of 10
+    expect(retainedImportance(model, half, scores)).toBeCloseTo((2 + 0.7) / 5, 6);
+    const narrow = planFor(model, { ffn: 32 }, []);
+    expect(retainedImportance(model, narrow, scores)).toBeCloseTo((4 * 0.5 + 1) / 5, 6);
+  });
+});
 
 describe("the plan for Mistral NeMo", () => {
   it("counts the parameters of the 12B and of the published 8B", () => {

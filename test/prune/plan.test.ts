@@ -22,6 +22,11 @@ const sizesOf = (model: ReturnType<typeof llama>, wanted: AxisSizes, layers = [0
   planWithLayers(model, wanted, layers).sizes;
 
 describe("a plan", () => {
+  it("refuses more layers than there are, and several numbers of layers", () => {
+    for (const layers of [5, 40, [3, 2]])
+      expect(() => planFor(llama(), { layers }, [0, 1, 2, 3])).toThrow(/cannot be cut from a model of 4 layers/);
+  });
+
   it("cuts heads with their key-value heads, where only those are named", () => {
     const sizes = sizesOf(llama(), { kvHeads: 3 });
     for (let layer = 0; layer < 4; layer++)
