@@ -61,6 +61,7 @@ export class LogitCache {
   refresh(): void {
     for (const handle of this.handles.values()) closeSync(handle);
     this.handles.clear();
+    this.appended = undefined;
     closeSync(this.index);
     this.index = this.openIndex();
   }
@@ -83,7 +84,8 @@ export class LogitCache {
     const record = Buffer.alloc(PLACE_BYTES);
     if (readSync(this.index, record, 0, PLACE_BYTES, number * PLACE_BYTES) < PLACE_BYTES) return undefined;
     const { file, offset, bytes, checksum } = unpacked(record);
-    const handle = file === 0 ? undefined : this.handleIfPresent(file);
+    // a record that was cut off as it was written has zeros
+    const handle = file === 0 || bytes === 0 ? undefined : this.handleIfPresent(file);
     if (handle === undefined) return undefined;
     const entry = new Uint8Array(bytes);
     return readSync(handle, entry, 0, bytes, offset) === bytes && crc32(entry) === checksum ? entry : undefined;

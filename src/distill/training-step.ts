@@ -101,9 +101,18 @@ export class TrainingStep {
     for (const tensor of [loss, ...(teacherCheck === undefined ? [] : [teacherCheck]), ...Object.values(terms)])
       g.output(tensor);
     const updated = { backend, g, loss, weights: [...student.trained, ...this.auxiliary], options };
-    this.shared = ranks === undefined ? undefined : new SharedUpdate(updated, ranks);
-    this.update = this.shared ?? updateFor(options)(updated);
-    g.compile();
+    let update: Update | undefined;
+    try {
+      this.shared = ranks === undefined ? undefined : new SharedUpdate(updated, ranks);
+      update = this.shared ?? updateFor(options)(updated);
+      this.update = update;
+      g.compile();
+    } catch (error) {
+      update?.free();
+      g.free();
+      this.auxiliary.free();
+      throw error;
+    }
   }
 
   private initializeAuxiliary(): TensorStore {

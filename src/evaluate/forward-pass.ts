@@ -2,18 +2,17 @@ import type { Backend } from "../ggml/device.js";
 import {
   type Activation,
   type ForwardResult,
-  type Layout,
   type ModelWeights,
   type PassWeights,
   StreamedWeights,
 } from "../models/index.js";
 import { type ComputeType, Graph, type ops } from "../tensor/index.js";
-import { layoutIn, overBatches, type Passage, ResidualStream } from "./residual-stream.js";
+import { layoutIn, overBatches, type Passage, type PassLayout, ResidualStream } from "./residual-stream.js";
 
 /** Sequences that go through a model. */
 export interface PassData {
   /** Each batch is `batch` sequences of `seq` tokens. */
-  readonly layout: Pick<Layout, "batch" | "seq">;
+  readonly layout: PassLayout;
   readonly batches: number;
   /** The token ids of a batch. */
   readonly tokensOf: (batch: number) => Int32Array;

@@ -7,7 +7,7 @@ import { type ComputeType, type Graph, ops, type Tensor } from "../tensor/index.
 import { RequestEncoder, type TokenPair } from "./encoding.js";
 import { overflowError } from "./finite.js";
 import { forwardPass, type LastPart } from "./forward-pass.js";
-import { type Packing, packSequences, type ScoredSequence } from "./packing.js";
+import { kindOfLength, type Packing, packSequences, type ScoredSequence } from "./packing.js";
 import type {
   AskOptions,
   Likelihood,
@@ -91,7 +91,8 @@ export class EngineLikelihoods implements LikelihoodModel {
     };
     const packings = packSequences(sequences, PLACES);
     // streamed weights are read once for every group
-    const groups = this.weights instanceof StreamedWeights ? [packings] : ofOneShape(packings);
+    const isStreamed = this.weights instanceof StreamedWeights;
+    const groups = grouped(packings, isStreamed ? ofKind : ofShape);
     for (const group of groups) {
       if (signal?.aborted || group.length === 0) return;
       await this.score(group, onScores, signal);
@@ -142,7 +143,7 @@ export class EngineLikelihoods implements LikelihoodModel {
     const rows = Math.max(...shapes.map((shape) => shape.rows));
     const packingAt = (batch: number) => elementAt(packings, batch);
     const data = {
-      layout: { batch: 1, seq: places },
+      layout: { batch: 1, seq: places, longest: Math.max(...packings.map(({ longest }) => longest)) },
       batches: packings.length,
       tokensOf: (batch: number) => padded(packingAt(batch).tokens, places),
       forestOf: packingAt,
@@ -173,14 +174,19 @@ const shapeOf = ({ tokens, rows }: Packing) => ({
   rows: 64 * 2 ** Math.ceil(Math.log2(Math.max(1, rows.length / 64))),
 });
 
-/** Packings grouped by their shapes. */
-function ofOneShape(packings: readonly Packing[]): Packing[][] {
+const ofKind = ({ longest }: Packing): string => `${kindOfLength(longest)}`;
+
+const ofShape = (packing: Packing): string => {
+  const { places, rows } = shapeOf(packing);
+  return `${ofKind(packing)} ${places} ${rows}`;
+};
+
+/** Packings of the same key, together. */
+function grouped(packings: readonly Packing[], keyOf: (packing: Packing) => string): Packing[][] {
   const groups = new Map<string, Packing[]>();
   for (const packing of packings) {
-    const { places, rows } = shapeOf(packing);
-    const group = groups.get(`${places} ${rows}`) ?? [];
-    groups.set(`${places} ${rows}`, group);
-    group.push(packing);
+    const key = keyOf(packing);
+    groups.set(key, [...(groups.get(key) ?? []), packing]);
   }
   return [...groups.values()];
 }

@@ -14,6 +14,8 @@ export interface Packing extends ops.ForestLayout {
   /** Which token predicts each target, sequence after sequence. */
   readonly rows: Int32Array;
   readonly targets: Int32Array;
+  /** Tokens of the longest of its sequences. */
+  readonly longest: number;
   /** Indices of the packed sequences in the list passed to {@link packSequences}. */
   readonly members: readonly number[];
 }
@@ -27,14 +29,36 @@ function compare(a: Int32Array, b: Int32Array): number {
 /** Sequences that share less than this belong to different families. */
 const FAMILY_SHARE = 0.5;
 
+/** Up to here all lengths are of one kind. */
+const SHORT = 2048;
+
+/**
+ * Sequences of different kinds of lengths, a power of two apart, are not computed together: some models (LongRoPE) rotate long ones in
+ * another way.
+ */
+export const kindOfLength = (length: number): number => Math.ceil(Math.log2(Math.max(SHORT, length)));
+
 /**
  * Packs sequences so that what they share at the beginning is computed once. Sorted sequences share most with their
  * neighbors, so each adds only what it does not share with the one before. A family that fits into one packing is not split.
  * @param places how many tokens a packing may have beyond its first sequence
  */
 export function packSequences(sequences: readonly ScoredSequence[], places: number): Packing[] {
+  const kindOf = (index: number): number => kindOfLength(elementAt(sequences, index).input.length);
+  const kinds = [...new Set(sequences.map((_, i) => kindOf(i)))].sort((a, b) => a - b);
+  return kinds.flatMap((kind) =>
+    packTogether(
+      sequences,
+      sequences.flatMap((_, i) => (kindOf(i) === kind ? [i] : [])),
+      places,
+    ),
+  );
+}
+
+/** Packs those of the sequences that `indices` lists. */
+function packTogether(sequences: readonly ScoredSequence[], indices: readonly number[], places: number): Packing[] {
   const inputOf = (index: number): Int32Array => elementAt(sequences, index).input;
-  const order = sequences.map((_, i) => i).sort((a, b) => compare(inputOf(a), inputOf(b)));
+  const order = indices.toSorted((a, b) => compare(inputOf(a), inputOf(b)));
   const sorted = order.map((index, i) => {
     const input = inputOf(index);
     const shared = i === 0 ? 0 : sharedPrefixLength(inputOf(elementAt(order, i - 1)), input);
@@ -96,6 +120,7 @@ function pack(sequences: readonly ScoredSequence[], members: readonly number[]):
     ends: Int32Array.from(ends),
     rows: Int32Array.from(rows),
     targets: Int32Array.from(targets),
+    longest: 1 + positions.reduce((most, position) => Math.max(most, position), 0),
     members,
   };
 }

@@ -25,12 +25,20 @@ import { notFinite } from "./finite.js";
 import { HiddenStates } from "./hidden-states.js";
 import type { Team } from "./team.js";
 
+/** The rows of each batch. */
+export interface PassLayout {
+  readonly batch: number;
+  readonly seq: number;
+  /** Of forests, how many tokens a sequence has at most. */
+  readonly longest?: number | undefined;
+}
+
 /** Calibration data that goes through models step by step, with the weights of one step in memory at a time. */
 export interface Passage {
   readonly backend: Backend;
   readonly computeType: ComputeType;
   /** Each batch is `batch` sequences of `seq` tokens. */
-  readonly layout: { readonly batch: number; readonly seq: number };
+  readonly layout: PassLayout;
   /** For batches of one sequence that are forests of sequences with shared beginnings. */
   readonly forestOf?: ((batch: number) => ops.ForestLayout) | undefined;
   /** The token ids of each batch. */
@@ -72,7 +80,7 @@ export function layoutIn(
   { layout, forestOf }: Pick<Passage, "layout" | "forestOf">,
 ): { readonly layout: Layout; readonly write: (batch: number) => void } {
   if (forestOf === undefined) return { layout, write: () => {} };
-  const forest = ops.forestInput(g, layout.seq);
+  const forest = ops.forestInput(g, layout.seq, layout.longest);
   return { layout: { ...layout, forest }, write: (batch) => ops.writeForest(g, forest, forestOf(batch)) };
 }
 

@@ -53,15 +53,16 @@ export async function distillStage(stage: DistillStage): Promise<TrainResult> {
   const studentParameters = countParameters(student.model.parameters, student.model.sizes);
   checkTrainable(backend, studentParameters, stage.settings, stage.options);
   const teacher = await openTeacher(recipe, { ...stage, studentParameters });
-  const weights = trainableWeights(backend, student, stage.settings, stage.options);
+  let weights: ModelWeights | undefined;
   try {
+    weights = trainableWeights(backend, student, stage.settings, stage.options);
     const { objective, bytes: teacherBytes } = teacher;
     const { model } = student;
     const result = await runTraining({ ...stage, model, student: weights, objective, recipe, teacherBytes });
     stage.write(weights);
     return result;
   } finally {
-    weights.free();
+    weights?.free();
     teacher.free();
   }
 }

@@ -16,6 +16,7 @@ const viewOf = ({ f, context }: Native, x: Tensor, { row, column, rows, columns 
 
 /** A block of an f32 matrix: a view of it. No gradient. */
 export const block: Op<[x: Tensor], Range> = defineOp<[x: Tensor], Range>("block", 1, {
+  isView: true,
   shape: (_, { rows, columns }) => [rows, columns],
   build: (native, [x], range) => viewOf(native, x, range),
 });

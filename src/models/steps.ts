@@ -23,8 +23,7 @@ export function scopeOf(
     g,
     batch,
     seq,
-    // no sequence of a forest is longer than the model's positions
-    longest: forest === undefined ? seq : Math.min(seq, spec.maxPositions),
+    longest: forest === undefined ? seq : Math.min(forest.longest, spec.maxPositions),
     forest,
     weight: (name) => weights(`${parameters}.${name}`),
     tap: (name, tensor) => tap(activationOf(layer, `${block}.${name}`, tensor)),

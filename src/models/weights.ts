@@ -138,17 +138,23 @@ export function checkTensors(model: Model, source: TensorSource): void {
 export function loadWeights(backend: Backend, model: Model, source: TensorSource, options: LoadOptions): ModelWeights {
   if (options.only === undefined) checkTensors(model, source);
   const store = declare(backend, model, options, source.tensors);
-  const f = backend.functions;
-  for (const tensor of store) {
-    const { dtype } = tensorInfo(source, tensor.name);
-    const width = dataBytes(tensor.dtype, elementCount(tensor.shape.slice(1)));
-    for (const { row, bytes } of blocks(source, tensor.name)) {
-      const converted =
-        dtype === tensor.dtype ? bytes : fromFloat32(f, toFloat32(f, bytes, dtype), tensor.dtype as FloatDType);
-      f.ggml_backend_tensor_set(tensor.handle, converted, row * width, converted.byteLength);
-    }
+  try {
+    for (const tensor of store) fill(backend, tensor, source);
+    return new ModelWeights(model, store);
+  } catch (error) {
+    store.free();
+    throw error;
   }
-  return new ModelWeights(model, store);
+}
+
+function fill({ functions: f }: Backend, tensor: Tensor, source: TensorSource): void {
+  const { dtype } = tensorInfo(source, tensor.name);
+  const width = dataBytes(tensor.dtype, elementCount(tensor.shape.slice(1)));
+  for (const { row, bytes } of blocks(source, tensor.name)) {
+    const converted =
+      dtype === tensor.dtype ? bytes : fromFloat32(f, toFloat32(f, bytes, dtype), tensor.dtype as FloatDType);
+    f.ggml_backend_tensor_set(tensor.handle, converted, row * width, converted.byteLength);
+  }
 }
 
 /** A model whose f32 weights are zeros, to be trained when they have been written. */

@@ -25,6 +25,11 @@ export class GradientSums {
     this.sums.set(tensor, gradient);
   }
 
+  /** Those that have a gradient. */
+  get tensors(): Iterable<Tensor> {
+    return this.sums.keys();
+  }
+
   /** Adds a term, in place where possible. */
   add(g: Graph, tensor: Tensor, gradient: NonNullable<Gradient>): void {
     const before = this.sums.get(tensor);
@@ -93,7 +98,7 @@ function firstReaders(tape: readonly TapeEntry[], tensors: readonly Tensor[]): M
  * @param loss one element, f32
  * @param onFinal called with each target as soon as its gradient is complete, while others are still to be computed
  * @returns a gradient for each of `targets`, in their order and shapes
- * @throws ShapeError when the loss is not a scalar or does not depend on a target
+ * @throws ShapeError when the loss is not a scalar or does not depend on a target, or reads what lies within a recomputed part
  */
 export function gradients(
   g: Graph,
@@ -114,7 +119,17 @@ export function gradients(
   backpropagate(g, g.tape, sums, (entry) => {
     for (const target of readers.get(entry) ?? []) onFinal?.(target, gradientOf(target));
   });
+  checkAllUsed(g, sums);
   return targets.map(gradientOf);
+}
+
+/** @throws ShapeError for an intermediate result whose gradient goes nowhere, because its step is on no tape any more */
+function checkAllUsed(g: Graph, sums: GradientSums): void {
+  for (const tensor of sums.tensors)
+    if (tensor.requiresGrad && g.isResult(tensor))
+      throw new ShapeError(
+        `the loss reads ${describe(tensor)}, which is within what is computed again for gradients: read the output of a layer, or do without --recompute`,
+      );
 }
 
 /** Applies the chain rule to a gradient of a loss: multiplies it by the loss's own gradient dy, [1]. */

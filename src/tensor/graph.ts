@@ -79,6 +79,9 @@ export class Graph {
   private readonly kept = new Set<Pointer>();
   private readonly results = new Set<Pointer>();
   private readonly readers = new Map<Pointer, number>();
+  /** What tensors are views of. */
+  private readonly bases = new Map<Pointer, Pointer>();
+  private readonly overwritten = new Set<Pointer>();
   private readonly inputs: TensorStore;
   private readonly constants: [Tensor, TensorData][] = [];
   private readonly memos = new Map<string, Tensor>();
@@ -177,10 +180,27 @@ export class Graph {
     for (const { handle } of inputs) this.readers.set(handle, (this.readers.get(handle) ?? 0) + 1);
   }
 
+  /** Says that a tensor is in another's memory. */
+  share(view: Tensor, base: Tensor): void {
+    if (view.handle !== base.handle) this.bases.set(view.handle, base.handle);
+  }
+
+  /** Says that a step writes its output over another tensor. */
+  overwrite(output: Tensor, tensor: Tensor): void {
+    this.share(output, tensor);
+    if (this.results.has(tensor.handle)) this.overwritten.add(tensor.handle);
+  }
+
+  /** Whether a tensor is computed by a step of this graph. */
+  isResult(tensor: Tensor): boolean {
+    return this.results.has(tensor.handle);
+  }
+
   /** Whether a tensor is an intermediate result that at most `readers` steps read so far, so that its memory may be reused. */
-  isSpent(tensor: Tensor, readers: number): boolean {
-    const { handle } = tensor;
-    return this.results.has(handle) && !this.kept.has(handle) && (this.readers.get(handle) ?? 0) <= readers;
+  isSpent({ handle }: Pick<Tensor, "handle">, readers: number): boolean {
+    if (!this.results.has(handle) || this.kept.has(handle) || (this.readers.get(handle) ?? 0) > readers) return false;
+    const base = this.bases.get(handle);
+    return base === undefined || this.overwritten.has(base) || this.isSpent({ handle: base }, 1);
   }
 
   /** Keeps an intermediate result for a gradient that reads it: no step may reuse its memory. */
@@ -209,10 +229,21 @@ export class Graph {
     return this.recording;
   }
 
-  /** Makes a tensor an output, whose value can be read after a run. @throws ShapeError after compilation */
+  /**
+   * Makes a tensor an output, whose value can be read after a run.
+   * @throws ShapeError after compilation, and where a step has written over it
+   */
   output<T extends Tensor>(tensor: T): T {
     if (this.compiled !== undefined)
       throw new ShapeError(`${describe(tensor)} must become an output before the graph is compiled`);
+    if (this.overwritten.has(tensor.handle))
+      throw new ShapeError(`${describe(tensor)} must become an output before a gradient takes its memory`);
+    // of a view, the memory's owner is kept
+    for (let handle: Pointer | undefined = tensor.handle; handle !== undefined; handle = this.bases.get(handle))
+      if (this.results.has(handle)) {
+        this.functions.ggml_set_output(handle);
+        this.kept.add(handle);
+      }
     this.functions.ggml_set_output(tensor.handle);
     this.roots.push(tensor.handle);
     return tensor;
@@ -230,12 +261,15 @@ export class Graph {
     this.inputs.allocate();
     for (const [tensor, data] of this.constants) writeTensor(f, tensor, data);
     const native = this.nativeGraph();
-    const { handle, allocator } = native;
-    this.compiled = native;
-    if (!f.ggml_gallocr_alloc_graph(allocator, handle))
+    const { handle, allocator, context } = native;
+    if (!f.ggml_gallocr_alloc_graph(allocator, handle)) {
+      f.ggml_gallocr_free(allocator);
+      f.ggml_free(context);
       throw new CoppiceError(
         `${this.backend.device.name} has too little memory for the activations: use a smaller batch or sequence length`,
       );
+    }
+    this.compiled = native;
     return this;
   }
 

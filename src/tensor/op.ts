@@ -40,6 +40,8 @@ export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
   readonly dtype?: ((inputs: Inputs, attributes: Attributes) => DType) | undefined;
   /** Our own kernel, used on devices with kernels. */
   readonly kernel?: ((inputs: Inputs, attributes: Attributes, g: Graph) => KernelUse) | undefined;
+  /** Whether the output is a view of the first input's memory. */
+  readonly isView?: boolean | undefined;
   /** Makes the native node, after the shape rule has passed. */
   readonly build?: ((native: Native, inputs: Inputs, attributes: Attributes) => Pointer) | undefined;
   /** Composes the op from others, for devices that have neither. */
@@ -83,14 +85,18 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
     };
     const native = { f: g.functions, context: g.nativeContext() };
     const kernels = definition.kernel === undefined ? undefined : g.backend.kernels;
+    const use = kernels === undefined ? undefined : definition.kernel?.(inputs, attributes, g);
     const handle =
-      kernels !== undefined && definition.kernel !== undefined
-        ? kernelNode(native, kernels, shape, inputs, definition.kernel(inputs, attributes, g))
+      kernels !== undefined && use !== undefined
+        ? kernelNode(native, kernels, shape, inputs, use)
         : definition.build?.(native, inputs, attributes);
     let output: Tensor;
     if (handle !== undefined && (kernels !== undefined || g.backend.supports(handle))) {
       output = { ...description, handle };
       g.schedule(name, output, inputs);
+      const [first] = inputs;
+      if (definition.isView && first !== undefined) g.share(output, first);
+      if (use?.inPlace !== undefined) g.overwrite(output, use.inPlace);
     } else {
       const { composed } = definition;
       if (composed === undefined)

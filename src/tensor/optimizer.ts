@@ -2,8 +2,10 @@ import { CoppiceError } from "../system/errors.js";
 import type { Graph } from "./graph.js";
 import { defineOp, type Op } from "./op.js";
 import { add, clamp, div, dotLast, mul, sqrt, square, sum } from "./ops/elementwise.js";
+import type { RowRange } from "./ops/head.js";
+import { rowsOf } from "./ops/shape.js";
 import type { TensorStore } from "./store.js";
-import { elementCount, type Shape, type Tensor } from "./tensor.js";
+import { elementCount, rowCount, type Shape, type Tensor } from "./tensor.js";
 
 /** AdamW's settings (Loshchilov & Hutter 2019, algorithm 2), without the learning rate. */
 export interface AdamWOptions {
@@ -61,8 +63,22 @@ const partialSquares: Op<[x: Tensor]> = defineOp("sumSquares", 1, {
 
 function sumSquares(g: Graph, x: Tensor): Tensor {
   if (g.backend.kernels !== undefined) return sum(g, partialSquares(g, x));
-  return sum(g, x.shape.length === 2 ? dotLast(g, x, x) : square(g, x));
+  if (x.shape.length !== 2) return sum(g, square(g, x));
+  const sums = rowRangesOf(rowCount(x)).map((range) => {
+    const rows = rowsOf(g, x, range);
+    return sum(g, dotLast(g, rows, rows));
+  });
+  return sums.reduce((total, part) => add(g, total, part));
 }
+
+/** CUDA multiplies at most so many matrices at a time: dot products of rows are one each. */
+const MOST_PRODUCTS = 65535;
+
+const rowRangesOf = (rows: number): RowRange[] =>
+  Array.from({ length: Math.ceil(rows / MOST_PRODUCTS) }, (_, i) => ({
+    from: i * MOST_PRODUCTS,
+    to: Math.min(rows, (i + 1) * MOST_PRODUCTS),
+  }));
 
 /** How moments are kept: as they are, or in 8 bits by blocks (after Dettmers et al. 2022), which takes our own kernels. */
 export type OptimizerState = "f32" | "8bit";

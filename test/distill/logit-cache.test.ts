@@ -64,6 +64,29 @@ describe("a cache of logits", () => {
     expect(readdirSync(directory).sort()).toEqual(["cache.json", "entries-2.bin", "index.bin"]);
   });
 
+  it("takes entries after its files were opened anew", () => {
+    const cache = open(place());
+    cache.put(0, entry(4, 1));
+    cache.refresh();
+    cache.put(1, entry(5, 2));
+    expect([cache.get(0), cache.get(1)]).toEqual([entry(4, 1), entry(5, 2)]);
+    cache.close();
+  });
+
+  it("lacks an entry of whose place in the index only the file was written", () => {
+    const directory = place();
+    const cache = open(directory);
+    cache.put(0, entry(4, 1));
+    cache.put(1, entry(4, 2));
+    cache.close();
+    const index = readFileSync(path.join(directory, "index.bin"));
+    index.fill(0, index.length / 2 + 4);
+    writeFileSync(path.join(directory, "index.bin"), index);
+    const again = open(directory);
+    expect([again.get(0), again.get(1)]).toEqual([entry(4, 1), undefined]);
+    again.close();
+  });
+
   it("lacks an entry whose place in the index was cut short", () => {
     const directory = place();
     const cache = open(directory);

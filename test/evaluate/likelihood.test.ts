@@ -64,6 +64,44 @@ describe("packed sequences", () => {
   });
 });
 
+it("sequences up to LongRoPE's original length are rotated as by themselves, however many are computed together", async () => {
+  const backend = Backend.open({ device: "cpu" });
+  const half = (value: number) => Array.from({ length: 16 }, (_, i) => value + i / 16);
+  const rope = {
+    type: "longrope",
+    short_factor: half(1),
+    long_factor: half(4),
+    original_max_position_embeddings: 2048,
+  };
+  const model = modelFromConfig({ ...config, rope_scaling: rope, max_position_embeddings: 8192 });
+  const weights = loadWeights(backend, model, source, { dtype: "f32", trainable: false });
+  const engine = new EngineLikelihoods(backend, weights, tokenizer, { maxLength: 8000 });
+  const of = (seed: string, length: number): LogLikelihoodRequest => ({
+    kind: "log-likelihood",
+    context: Array.from({ length }, (_, i) => `${seed}${i} kites`).join(" "),
+    continuation: " and a boat",
+  });
+  const requests = [of("a", 200), of("b", 200), of("c", 700)];
+  const lengths = (await RequestEncoder.of(tokenizer).pairs(requests)).map(({ context }) => context.length);
+  expect(lengths[0]! + lengths[1]!).toBeGreaterThan(2048);
+  expect(Math.max(lengths[0]!, lengths[1]!)).toBeLessThan(2040);
+  expect(lengths[2]).toBeGreaterThan(2048);
+  const answers = async (...asked: LogLikelihoodRequest[]) => {
+    const replies: Likelihood[] = [];
+    await engine.logLikelihoods(asked, (i, reply) => {
+      replies[i] = reply;
+    });
+    return replies.map(({ logLikelihood }) => logLikelihood);
+  };
+  const together = await answers(...requests);
+  for (const [i, request] of requests.entries()) {
+    const [alone = 0] = await answers(request);
+    expect(Math.abs(together[i]! - alone)).toBeLessThan(1e-3 * Math.abs(alone));
+  }
+  weights.free();
+  backend.free();
+});
+
 describe.each([
   { kernels: "auto", changes: {} },
   { kernels: "none", changes: {} },

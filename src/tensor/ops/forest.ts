@@ -14,6 +14,8 @@ export interface Forest {
   readonly positions: Tensor;
   /** With kernels, the end of each token's subtree, i32 [places]; without, an additive mask, f32 [places, places]. */
   readonly visibility: Tensor;
+  /** How many tokens a path from a root has at most. */
+  readonly longest: number;
 }
 
 /** The trees of a forest, as data. */
@@ -24,11 +26,14 @@ export interface ForestLayout {
   readonly ends: Int32Array;
 }
 
-/** Declares a forest of so many tokens; fill it with {@link writeForest} before each run. */
-export function forestInput(g: Graph, places: number): Forest {
+/**
+ * Declares a forest of so many tokens; fill it with {@link writeForest} before each run.
+ * @param longest how many tokens a path from a root has at most; all by default
+ */
+export function forestInput(g: Graph, places: number, longest = places): Forest {
   const [dtype, shape] =
     g.backend.kernels === undefined ? (["f32", [places, places]] as const) : (["i32", [places]] as const);
-  return { positions: g.input("positions", "i32", [places]), visibility: g.input("visibility", dtype, shape) };
+  return { positions: g.input("positions", "i32", [places]), visibility: g.input("visibility", dtype, shape), longest };
 }
 
 /** Fills a forest. Places beyond the layout's become trees of one token. @throws RangeError when the layout has more places */

@@ -18,6 +18,7 @@ import {
 /** The same elements in another shape. */
 export const reshape: Op<[x: Tensor], { readonly to: Shape }> = defineOp("reshape", 1, {
   accepts: [ANY],
+  isView: true,
   shape: ([x], { to }) => {
     if (elementCount(to) !== elementCount(x.shape))
       throw new ShapeError(`${describe(x)} cannot be reshaped to [${to.join(", ")}]`);
@@ -57,6 +58,7 @@ function nativeOrder(order: readonly number[]): [number, number, number, number]
 /** A view of elements from `offset` on, in the shape `to`. No gradient. */
 export const part: Op<[x: Tensor], { readonly offset: number; readonly to: Shape }> = defineOp("part", 1, {
   accepts: [ANY],
+  isView: true,
   shape: ([x], { offset, to }) => {
     if (!(offset >= 0 && offset + elementCount(to) <= elementCount(x.shape)))
       throw new ShapeError(`${describe(x)} has too few elements for [${to.join(", ")}] from element ${offset} on`);
