@@ -28,10 +28,10 @@ fi
 
 version() { stat -c %i:%Y "$commands" 2>/dev/null || true; }
 start_proxy() {
-  until [ -s "$commands" ]; do sleep 1; done
   seen=$(version)
   sh -c "$(sed -n "$((JOB_COMPLETION_INDEX + 1))p" "$commands")" || true
 }
+until [ -s "$commands" ]; do sleep 1; done
 start_proxy
 
 if [ "$JOB_COMPLETION_INDEX" = 0 ]; then
@@ -45,7 +45,8 @@ fi
 for _ in $(seq 60); do
   if [ -s "$exit_code" ]; then exit "$(cat "$exit_code")"; fi
   # those commands may have been of an earlier attempt whose first pod was lost
-  if [ -s "$commands" ] && [ "$(version)" != "$seen" ]; then start_proxy; fi
+  now=$(version) # none where the first pod has just removed them
+  if [ -n "$now" ] && [ "$now" != "$seen" ]; then start_proxy; fi
   sleep 1
 done
 echo "the first pod has not said how the job ended" >&2
