@@ -1,5 +1,5 @@
 import { toFloat32 } from "../ggml/convert.js";
-import { DTYPE_ID, type FloatDType, isQuantized, type StoredDType } from "../ggml/dtype.js";
+import { bytesOf, DTYPE_ID, type FloatDType, isQuantized, type StoredDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import { FormatError } from "../system/errors.js";
 
@@ -21,6 +21,10 @@ export function checkFinite(
   if (loadFunctions().ggml_validate_row_data(DTYPE_ID[dtype], bytes, bytes.byteLength)) return;
   throw notFinite(name, dtype, bytes, place);
 }
+
+/** Whether all numbers are finite. */
+export const areFinite = (values: Float32Array): boolean =>
+  loadFunctions().ggml_validate_row_data(DTYPE_ID.f32, bytesOf(values), values.byteLength);
 
 /** The error for a tensor that {@link checkFinite} rejects. */
 export function notFinite(

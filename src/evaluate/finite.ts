@@ -1,3 +1,4 @@
+import { areFinite } from "../checkpoint/finite.js";
 import type { Backend } from "../ggml/device.js";
 import { type Model, StreamedWeights, type Tap, type Weights } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
@@ -24,7 +25,7 @@ export interface SuspectPass {
 
 /** @throws CoppiceError when sums over activations are not finite. @param what was summed, for the message */
 export function checkSums(what: string, sums: Float32Array): void {
-  if (!sums.every(Number.isFinite))
+  if (!areFinite(sums))
     throw new CoppiceError(
       `${what} are not finite (NaN or infinite) on the calibration data: the model's weights are damaged, or its activations overflow f32`,
     );

@@ -8,7 +8,7 @@ import type { Matrix } from "../linear-algebra/index.js";
 export function readMatrix(stored: TensorSource, name: string): Matrix {
   const source = floatSource(stored);
   const { dtype, shape } = tensorInfo(source, name);
-  const data = toFloat32(loadFunctions(), readTensor(source, name), dtype).slice();
+  const data = toFloat32(loadFunctions(), readTensor(source, name), dtype);
   const [rows, columns] = shape.length === 2 ? shape : [1, data.length];
   return { rows: rows as number, columns: columns as number, data };
 }

@@ -1,7 +1,6 @@
 import type { Backend } from "../ggml/device.js";
 import { Cholesky, type Matrix, meanDiagonal, meanOf } from "../linear-algebra/index.js";
 import type { Gram } from "../prune/gram.js";
-import { elementAt } from "../system/arrays.js";
 
 /** The weight of the starting point, as a share of the mean diagonal of X'X: 0.01 to 0.1 served alike. */
 export const DAMPING = 0.1;
@@ -32,7 +31,8 @@ export class Ridge {
   async solve(targets: Matrix, start: Matrix): Promise<Matrix> {
     if (this.factor === undefined) return start; // inputs that are all zero tell nothing
     const { ridge } = this;
-    const right = start.data.map((value, i) => value * ridge + elementAt(targets.data, i));
+    const right = targets.data.slice();
+    for (let i = 0; i < right.length; i++) right[i] = (right[i] as number) + (start.data[i] as number) * ridge;
     return await this.factor.solve({ ...start, data: right });
   }
 

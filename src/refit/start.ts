@@ -112,6 +112,9 @@ const rootMeanSquare = (values: Float32Array): number =>
 /** Multiplies each row by a factor. */
 function scaledRows({ rows, columns, data }: Matrix, factors: Float32Array): Matrix {
   const result = new Float32Array(data.length);
-  for (let i = 0; i < data.length; i++) result[i] = (data[i] as number) * (factors[Math.floor(i / columns)] as number);
+  for (let row = 0; row < rows; row++) {
+    const factor = factors[row] as number;
+    for (let i = row * columns; i < (row + 1) * columns; i++) result[i] = (data[i] as number) * factor;
+  }
   return { rows, columns, data: result };
 }

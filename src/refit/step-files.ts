@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
+import { areFinite } from "../checkpoint/finite.js";
 import { openSafetensors, streamSafetensors } from "../checkpoint/safetensors.js";
 import { floatSource, type TensorSource } from "../checkpoint/tensor-source.js";
 import { SavedStreams } from "../evaluate/saved-streams.js";
@@ -82,7 +83,7 @@ export class StepFiles {
       shape: required(this.shapes.get(name), `the cut model has no parameter ${name}`),
       async *chunks() {
         for await (const block of blocks()) {
-          if (!block.every(Number.isFinite)) throw notFinite(name);
+          if (!areFinite(block)) throw notFinite(name);
           const bytes = fromFloat32(loadFunctions(), block, dtype);
           yield bytes;
         }
