@@ -2,6 +2,7 @@ import { fork } from "node:child_process";
 import path from "node:path";
 import type { BackendOptions } from "../ggml/device.js";
 import { elementAt } from "../system/arrays.js";
+import { CoppiceError } from "../system/errors.js";
 import { packageRoot } from "../system/package-root.js";
 import { COMPARISONS, type Comparison } from "./compare.js";
 
@@ -28,7 +29,11 @@ export async function checkDevice({ onProgress, signal, ...device }: CheckOption
   while (comparisons.length < COMPARISONS.length) {
     const failure = await compareFrom(comparisons.length, device, take, signal);
     signal?.throwIfAborted();
-    if (failure === undefined) continue;
+    if (comparisons.length === COMPARISONS.length) break;
+    if (failure === undefined)
+      throw new CoppiceError(
+        "the process that compares knows fewer comparisons: its build is older, npm run build renews it",
+      );
     const { name } = elementAt(COMPARISONS, comparisons.length);
     take({ name, difference: null, isClose: false, failure });
   }

@@ -72,10 +72,20 @@ export const planCommand = command(
 
 /** What a plan for a device makes no use of, and what only that does. */
 const WITHOUT_DEVICE = [
-  ...["target", "data", "validation", "start", "refitSamples", "perLayer", "searchTokens", "samples", "scores"],
-  ...["candidates", "depth", "bits"],
-] as const;
-const WITH_DEVICE = ["contextSize", "speed", "all"] as const;
+  "target",
+  "bits",
+  "data",
+  "validation",
+  "start",
+  "refitSamples",
+  "perLayer",
+  "candidates",
+  "searchTokens",
+  "samples",
+  "scores",
+  "depth",
+];
+const WITH_DEVICE = ["contextSize", "speed", "all"];
 
 /** @throws UsageError naming an option that would change nothing */
 function refuseUnused(flags: Flags, forDevice: string | undefined): void {

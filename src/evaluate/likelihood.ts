@@ -186,7 +186,9 @@ function grouped(packings: readonly Packing[], keyOf: (packing: Packing) => stri
   const groups = new Map<string, Packing[]>();
   for (const packing of packings) {
     const key = keyOf(packing);
-    groups.set(key, [...(groups.get(key) ?? []), packing]);
+    const group = groups.get(key) ?? [];
+    groups.set(key, group);
+    group.push(packing);
   }
   return [...groups.values()];
 }

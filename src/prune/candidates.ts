@@ -2,6 +2,7 @@ import { countParameters, type DimensionName, type Model, type PruningAxis, shap
 import { elementAt } from "../system/arrays.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
+import { ascending } from "./depth.js";
 import { axisSizes, keptIndices, type PrunePlan, planFor } from "./plan.js";
 import type { Scores } from "./scores.js";
 import { type AxisSize, type AxisSizes, describeSizes, largestOf, sizeOn } from "./sizes.js";
@@ -264,19 +265,19 @@ export function cutAxes(model: Model, sizes: AxisSizes): string {
 }
 
 /**
- * The `count` candidates that keep most importance, in that order, as many of each shape as possible: shares of importance say little
+ * The `count` candidates that keep most importance, without the layers of least influence, in that order, as many of each shape as possible: shares of importance say little
  * of one axis against another.
  */
 export function mostPromising(
   model: Model,
   candidates: readonly Candidate[],
   scores: Scores,
-  layerOrder: readonly number[],
   count: number,
 ): Candidate[] {
   if (candidates.length <= count) return [...candidates];
+  const byInfluence = ascending([...(scores.get("layers") ?? [])]);
   const estimates = Float32Array.from(candidates, ({ sizes }) =>
-    retainedImportance(model, planFor(model, sizes, layerOrder), scores),
+    retainedImportance(model, planFor(model, sizes, byInfluence), scores),
   );
   const byEstimate = (a: number, b: number) => elementAt(estimates, b) - elementAt(estimates, a) || a - b;
   const places = new Map<string, number>();

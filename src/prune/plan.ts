@@ -31,7 +31,7 @@ export function planFor(model: Model, wanted: AxisSizes, layerOrder: readonly nu
   const { layers: count = model.layerCount } = wanted;
   if (typeof count !== "number" || count > model.layerCount)
     throw new UsageError(
-      `layers=${describeSize(count)} cannot be cut from a model of ${model.layerCount} layers: give one number, of fewer`,
+      `layers=${describeSize(count)}: the model has ${model.layerCount} layers; give one number, no more than that`,
     );
   const cut = new Set(layerOrder.slice(0, Math.max(0, model.layerCount - count)));
   const keptLayers = Array.from({ length: model.layerCount }, (_, i) => i).filter((layer) => !cut.has(layer));

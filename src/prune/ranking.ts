@@ -4,7 +4,7 @@ import { elementAt } from "../system/arrays.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
 import { type Candidate, cutAxes, mostPromising } from "./candidates.js";
-import { ascending, layerOrder, type RankingInputs } from "./depth.js";
+import { layerOrder, type RankingInputs } from "./depth.js";
 import type { DepthMethod } from "./depth-methods.js";
 import { keptIndices, type PrunePlan, planFor } from "./plan.js";
 import { largestOf } from "./sizes.js";
@@ -68,8 +68,7 @@ export async function rankCandidates(
 ): Promise<RankedCandidate[]> {
   const { original, scores } = inputs;
   const { model } = original;
-  const byInfluence = ascending([...(scores.get("layers") ?? [])]);
-  const promising = mostPromising(model, candidates, scores, byInfluence, options.maxCandidates);
+  const promising = mostPromising(model, candidates, scores, options.maxCandidates);
   const rerankings = promising.length === 1 ? [] : (options.rerankings ?? []);
   const total = rerankings.reduce((sum, each) => sum + Math.min(each.candidates, promising.length), promising.length);
   let done = 0;

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { deviceProfile, fitDevice } from "../../src/devices/index.js";
 import { countParameters, modelFromConfig } from "../../src/models/index.js";
+import { mostPromising } from "../../src/prune/candidates.js";
 import {
   type AxisSizes,
   axisSizes,
@@ -44,7 +45,7 @@ const byHand = (hidden: number, ffn: number, layers: number) =>
   hidden;
 
 describe("the importance that a plan keeps", () => {
-  it("is none of layers that are cut, and the layers of least influence are cut first", () => {
+  it("is none of layers that are cut, of which those of least influence go first", () => {
     const model = modelFromConfig({
       model_type: "llama",
       vocab_size: 32,
@@ -64,6 +65,10 @@ describe("the importance that a plan keeps", () => {
     expect(retainedImportance(model, half, scores)).toBeCloseTo((2 + 0.7) / 5, 6);
     const narrow = planFor(model, { ffn: 32 }, []);
     expect(retainedImportance(model, narrow, scores)).toBeCloseTo((4 * 0.5 + 1) / 5, 6);
+    // 0.78 of the importance is left without the layer that counts least, 0.72 without the first, 0.75 with narrower networks
+    const [shallow, thin] = [{ layers: 3 }, { ffn: 44 }].map((sizes) => ({ sizes, parameters: 0 }));
+    const thinner = { sizes: { ffn: 36 }, parameters: 0 };
+    expect(mostPromising(model, [thin!, thinner, shallow!], scores, 2)).toEqual([shallow, thin]);
   });
 });
 
