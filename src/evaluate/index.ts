@@ -35,10 +35,11 @@ export {
 export { PUBLISHED, type PublishedModel } from "./published.js";
 export { ReplyCache } from "./reply-cache.js";
 export * from "./requests.js";
-export { type Passage, type PassageOptions, passageOf } from "./residual-stream.js";
+export { type Passage, type PassageOptions, type PassLayout, passageOf } from "./residual-stream.js";
 export { type ProgramOutcome, PythonSandbox, type SandboxOptions } from "./sandbox/python.js";
 export { type Saved, SavedStreams, type StreamsByName } from "./saved-streams.js";
 export { CompletionServer, type ServerOptions } from "./server.js";
 export * from "./task.js";
 export { loadTaskFile } from "./task-file.js";
 export { SUITES, type SuiteEntry, TASK_GROUPS, TASKS, type TaskGroup, tasksOfGroup } from "./tasks/index.js";
+export type { Team } from "./team.js";
