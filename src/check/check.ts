@@ -7,9 +7,9 @@ import { packageRoot } from "../system/package-root.js";
 import { COMPARISONS, type Comparison } from "./compare.js";
 
 /** The built file, also when the program runs from its sources, because Node runs it directly. */
-const CHILD = path.join(packageRoot, "dist/check/check-process.js");
+export const COMPARER = path.join(packageRoot, "dist/check/check-process.js");
 
-export type CheckedDevice = Pick<BackendOptions, "device" | "threads" | "kernels">;
+export type CheckedDevice = Pick<BackendOptions, "device" | "devices" | "threads" | "kernels">;
 
 export interface CheckOptions extends CheckedDevice {
   readonly onProgress?: ((done: number, total: number, name: string) => void) | undefined;
@@ -48,7 +48,7 @@ function compareFrom(
   signal: AbortSignal | undefined,
 ): Promise<string | undefined> {
   return new Promise((resolve, reject) => {
-    const child = fork(CHILD, [JSON.stringify(device), String(from)], {
+    const child = fork(COMPARER, [JSON.stringify(device), String(from)], {
       env: { ...process.env, GGML_NO_BACKTRACE: "1" }, // a backtrace would start a debugger
       execArgv: [],
       stdio: ["ignore", "ignore", "pipe", "ipc"],

@@ -4,7 +4,7 @@ import { formatBytes, formatCount } from "../system/format.js";
 import type { OptimizerState } from "../tensor/index.js";
 import { action } from "./action.js";
 import { command, option } from "./command.js";
-import { adapters, type CommonFlags, common, optimizerMemory } from "./options.js";
+import { adapters, type CommonFlags, common, devices, optimizerMemory } from "./options.js";
 import { parseAtLeastOne } from "./parse.js";
 import { table } from "./table.js";
 
@@ -21,7 +21,7 @@ interface Flags extends CommonFlags {
 }
 
 export const benchCommand = command("bench", "Time training, calibration or a forward pass on this machine")
-  .with(common, adapters)
+  .with(common, devices, adapters)
   .argument("<model>", "a model whose sizes to take, or sizes: hidden=288,ffn=768,layers=6,heads=6,vocab=32000")
   .addOption(option("--work <kind>", "what to time").choices(BENCH_WORK).default("distill"))
   .option("--sequence-length <n>", "tokens per sequence (default: 256, or the model's limit)", parseAtLeastOne)

@@ -3,14 +3,14 @@ import type { CheckOutcome } from "../jobs/check.js";
 import { CoppiceError } from "../system/errors.js";
 import { action } from "./action.js";
 import { command } from "./command.js";
-import { type CommonFlags, common } from "./options.js";
+import { type CommonFlags, common, devices } from "./options.js";
 import { table } from "./table.js";
 
 export const checkCommand = command(
   "check",
   "Compare what a device computes with the processor, op by op and in training",
 )
-  .with(common)
+  .with(common, devices)
   .examples("coppice check --device cuda", "coppice check --device vulkan --json > check.json")
   .action(
     action(async ({ job, print }, _flags: CommonFlags) => {

@@ -39,6 +39,7 @@ export interface CommonFlags {
   readonly revision?: string | undefined;
   readonly lora?: string[] | undefined;
   readonly memory?: number | undefined;
+  readonly devices?: number | "all" | undefined;
 }
 
 /** How a command's result is printed, and how much else is. */
@@ -59,13 +60,21 @@ export const common: OptionGroup = (command) =>
     .option("--offline", "use only what was downloaded before")
     .with(output);
 
+/** For commands that compute on GPUs with our own engine. */
+export const devices: OptionGroup = (command) =>
+  command.option("--devices <n>", "GPUs to divide the layers over: a number, or all (default: 1)", (text) =>
+    text === "all" ? text : parseAtLeastOne(text),
+  );
+
 /** For commands that send data through models. */
 export const memory: OptionGroup = (command) =>
-  command.option(
-    "--memory <size>",
-    "memory for a model's weights and activations, for example 4GiB; larger models are read layer by layer (default: what is free)",
-    parseBytes,
-  );
+  command
+    .with(devices)
+    .option(
+      "--memory <size>",
+      "memory for a model's weights and activations, for example 4GiB; larger models are read layer by layer (default: what is free)",
+      parseBytes,
+    );
 
 /** For commands that take one model, or several. */
 export const adapters: OptionGroup = (command) =>
@@ -76,8 +85,16 @@ export const adapters: OptionGroup = (command) =>
 
 /** Job options from the common ones. */
 export function commonJobOptions(flags: CommonFlags, display: ProgressDisplay): JobOptions {
-  const { device, threads, memory: memoryBytes, offline, revision } = flags;
-  return { device, threads, memoryBytes, hub: { offline, revision }, onProgress: display.update, onNote: display.note };
+  const { device, devices, threads, memory: memoryBytes, offline, revision } = flags;
+  return {
+    device,
+    devices,
+    threads,
+    memoryBytes,
+    hub: { offline, revision },
+    onProgress: display.update,
+    onNote: display.note,
+  };
 }
 
 export interface DataFlags {

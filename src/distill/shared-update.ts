@@ -87,7 +87,11 @@ export class SharedUpdate implements Update {
     this.squares = new Graph(backend);
     this.update = new Graph(backend);
     this.norm = this.update.input("norm", "f32", [1]);
-    const views = own.map((piece) => ({ ...partOf(this.update, piece.weight, piece), name: nameOf(piece) }));
+    const views = own.map((piece) => ({
+      ...partOf(this.update, piece.weight, piece),
+      name: nameOf(piece),
+      place: piece.weight.place,
+    }));
     this.copies = new TensorStore(backend, own.length);
     const owned = backend.kernels === undefined ? views.map((view) => this.copyOf(view)) : views;
     this.copies.allocate();
@@ -95,7 +99,9 @@ export class SharedUpdate implements Update {
     this.optimizer = new AdamW(this.state, owned, options, { decays: ({ name }) => matrices.has(name) });
     this.state.allocate();
     this.reduced = new TensorStore(backend, own.length);
-    const gradients = own.map((piece) => this.reduced.add(nameOf(piece), [piece.to - piece.from], "f32"));
+    const gradients = own.map((piece) =>
+      this.reduced.add(nameOf(piece), [piece.to - piece.from], "f32", { place: piece.weight.place }),
+    );
     this.reduced.allocate();
     this.ownSquares = this.squares.output(this.optimizer.squares(this.squares, gradients));
     this.squares.compile();
@@ -108,8 +114,8 @@ export class SharedUpdate implements Update {
     this.update.compile();
   }
 
-  private copyOf({ name, shape }: Tensor): Tensor {
-    return this.copies.add(name, shape, "f32", { trainable: true });
+  private copyOf({ name, shape, place }: Tensor): Tensor {
+    return this.copies.add(name, shape, "f32", { trainable: true, place });
   }
 
   /** Whether native code reads the device's memory as it is. */

@@ -57,7 +57,7 @@ export function freedUpdate({ backend, g, loss, weights, options }: UpdateInputs
   const factor = optimizer.factorFor(g, lastNorm); // 1 in the first step, whose size does not depend on the gradient's
   const squares: Tensor[] = [];
   gradients(g, loss, weights, (weight, gradient) => {
-    squares.push(optimizer.squares(g, [gradient]));
+    squares.push(optimizer.squares(g, [gradient], [weight]));
     optimizer.step(g, weight, gradient, factor);
   });
   const norm = g.withoutGradient(() =>
@@ -90,7 +90,12 @@ export interface GradientSums {
 export function sumGradients({ backend, g, loss, weights, options }: UpdateInputs): GradientSums {
   const factor = options.microBatchSize / options.batchSize;
   const store = new TensorStore(backend, weights.length);
-  const sums = new Map(weights.map((weight) => [weight, store.add(`${weight.name}.gradient`, weight.shape, "f32")]));
+  const sums = new Map(
+    weights.map((weight) => [
+      weight,
+      store.add(`${weight.name}.gradient`, weight.shape, "f32", { place: weight.place }),
+    ]),
+  );
   store.allocate();
   const completed: { sum: Tensor; step: Tensor }[] = [];
   gradients(g, loss, weights, (weight, gradient) => {

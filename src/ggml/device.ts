@@ -1,4 +1,5 @@
 import { availableParallelism } from "node:os";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
 import { logOf } from "../system/log.js";
@@ -55,7 +56,9 @@ export function listDevices(library: Library = loadLibrary()): Device[] {
 export interface BackendOptions {
   /** The kind of device; `auto`, the default, takes the fastest one. */
   readonly device?: DeviceKind | "auto" | undefined;
-  /** Which of several devices of the kind, counted from 0 and round: processes on a machine take one each. */
+  /** GPUs of the kind to divide a model's layers over; 1 by default. */
+  readonly devices?: number | "all" | undefined;
+  /** Which of several devices of the kind, or groups of them, counted from 0 and round: processes on a machine take one each. */
   readonly instance?: number | undefined;
   /** Number of CPU threads; COPPICE_THREADS, or the number of cores, by default. */
   readonly threads?: number | undefined;
@@ -68,33 +71,76 @@ export interface BackendOptions {
 /** Drivers that emulate a GPU on the CPU: slower than the CPU itself, so only used on request. */
 const SOFTWARE_DRIVER = /llvmpipe|lavapipe|swiftshader/i;
 
-/** The fastest device, or one of the requested kind; of several alike, the one with that number. */
-function choose(devices: readonly Device[], kind: DeviceKind | "auto", instance: number): Device | undefined {
+/** All devices of the requested kind, or of the fastest. */
+function alike(devices: readonly Device[], kind: DeviceKind | "auto"): Device[] {
   const fastest = devices.find(({ description }) => !SOFTWARE_DRIVER.test(description))?.kind;
-  const alike = devices.filter((device) => device.kind === (kind === "auto" ? fastest : kind));
-  return alike[instance % alike.length];
+  return devices.filter((device) => device.kind === (kind === "auto" ? fastest : kind));
+}
+
+/** As many of the devices as are asked for; of several such groups, the one with that number. @throws UsageError */
+function choose(devices: readonly Device[], count: number | "all", instance: number): Device[] {
+  const wanted = count === "all" ? devices.length : count;
+  const kind = devices[0]?.kind;
+  if (wanted > 1 && kind === "cpu")
+    throw new UsageError(`a processor is one device, not ${wanted}: --threads says how much of it to use`);
+  if (wanted > devices.length)
+    throw new UsageError(`there are ${devices.length} ${kind} devices, not ${wanted} (see \`coppice doctor\`)`);
+  const first = (instance % Math.floor(devices.length / wanted)) * wanted;
+  return devices.slice(first, first + wanted);
 }
 
 /** More than ggml's record of a thread pool's settings takes (528 bytes in 0.25: a mask of 512 CPUs and five fields). */
 const THREADPOOL_PARAMETER_BYTES = 1024;
 
-/** An open device: it allocates buffers and computes graphs, one at a time. */
+/** A device that computes. */
+interface OpenDevice {
+  readonly device: Device;
+  readonly handle: Pointer;
+}
+
+function openDevice({ functions: f }: Library, device: Device): OpenDevice {
+  const handle = f.ggml_backend_dev_init(device.handle, null);
+  if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialized`);
+  return { device, handle };
+}
+
+/** A graph whose memory is planned: to be computed any number of times. */
+export interface PlannedGraph {
+  /** Memory for intermediate results. */
+  readonly scratchBytes: number;
+  /** Computes it on a native thread; the event loop stays free. */
+  readonly compute: () => Promise<void>;
+  readonly free: () => void;
+}
+
+/** A scheduler's records take this many nodes and leaves for each node: no op reads more leaves. */
+const RECORDS_PER_NODE = 4;
+/** ggml's mark of a buffer whose contents are read in place: what reads them is computed there. */
+const USAGE_WEIGHTS = 1;
+
+/** An open device, or several that divide a model's layers: it allocates buffers and computes graphs, one at a time. */
 export class Backend {
   private released = false;
   private threadpool: unknown;
+  /** What ggml's scheduler of several devices computes on where none of them can. */
+  private readonly processor: OpenDevice | undefined;
 
   private constructor(
     readonly library: Library,
-    readonly device: Device,
-    readonly handle: Pointer,
+    private readonly opened: readonly OpenDevice[],
+    /** How many devices of this kind the machine has. */
+    readonly alike: number,
     readonly threads: number,
     /** Our own kernels, when they are built and the device is a CPU that can run them. */
     readonly kernels: Kernels | undefined,
-  ) {}
+  ) {
+    const processor = opened.length > 1 && listDevices(library).find(({ kind }) => kind === "cpu");
+    if (processor) this.processor = openDevice(library, processor);
+  }
 
   /**
-   * Opens a device.
-   * @throws UsageError when there is no device of the requested kind, listing those there are, CoppiceError when it cannot be
+   * Opens a device, or several.
+   * @throws UsageError when there is no device of the requested kind, listing those there are, or too few, CoppiceError when one cannot be
    * initialized
    */
   static open(options: BackendOptions = {}): Backend {
@@ -104,28 +150,50 @@ export class Backend {
       throw new UsageError(`threads must be a positive integer, not ${threads}`);
     const library = loadLibrary(kind);
     const devices = listDevices(library);
-    const device = choose(devices, kind, options.instance ?? 0);
-    if (device === undefined) {
+    const candidates = alike(devices, kind);
+    if (candidates.length === 0) {
       const found = devices.map(({ name }) => name).join(", ") || "none";
       throw new UsageError(
         `no ${kind === "auto" ? "compute" : kind} device was found; devices: ${found} (see \`coppice doctor\`)`,
       );
     }
-    const handle = library.functions.ggml_backend_dev_init(device.handle, null);
-    if (handle === null) throw new CoppiceError(`the device ${device.name} could not be initialized`);
-    const { kernels } =
-      device.kind === "cpu" ? loadKernels(library.functions, options.kernels) : { kernels: undefined };
-    const backend = new Backend(library, device, handle, threads, kernels);
+    const chosen = choose(candidates, options.devices ?? 1, options.instance ?? 0);
+    const opened = chosen.map((device) => openDevice(library, device));
+    const { kernels } = chosen.every((device) => device.kind === "cpu")
+      ? loadKernels(library.functions, options.kernels)
+      : { kernels: undefined };
+    const backend = new Backend(library, opened, candidates.length, threads, kernels);
     backend.startThreads(options.keepThreads ?? true);
-    const { name, description } = device;
-    log.debug("device opened", {
-      device: name,
-      kind: device.kind,
-      description,
-      threads,
-      kernels: kernels?.variant ?? "ggml",
-    });
+    for (const { name, description, kind } of chosen)
+      log.debug("device opened", {
+        device: name,
+        kind,
+        description,
+        threads,
+        kernels: kernels?.variant ?? "ggml",
+      });
     return backend;
+  }
+
+  /** The device, or the first of several. */
+  get device(): Device {
+    return elementAt(this.opened, 0).device;
+  }
+
+  get handle(): Pointer {
+    return elementAt(this.opened, 0).handle;
+  }
+
+  /** How many devices divide a model's layers. */
+  get places(): number {
+    return this.opened.length;
+  }
+
+  /** What each device has of the memory that all had free when they were opened. */
+  get shares(): number[] {
+    const free = this.opened.map(({ device }) => device.memoryFreeBytes);
+    const total = free.reduce((sum, bytes) => sum + bytes, 0);
+    return free.map((bytes) => bytes / total);
   }
 
   get functions(): Functions {
@@ -167,10 +235,69 @@ export class Backend {
     return this.functions.ggml_backend_dev_supports_op(this.device.handle, node);
   }
 
-  /** Computes a graph on a native thread; the event loop stays free. */
+  /**
+   * Allocates all tensors of a context.
+   * @param place the number of the device that holds them and computes with them; by default the first holds them
+   * @returns null where it has too little memory
+   */
+  allocate(context: Pointer, place: number | undefined): Pointer | null {
+    const f = this.functions;
+    const buffer = f.ggml_backend_alloc_ctx_tensors(context, elementAt(this.opened, place ?? 0).handle);
+    if (buffer !== null && place !== undefined && this.places > 1)
+      f.ggml_backend_buffer_set_usage(buffer, USAGE_WEIGHTS);
+    return buffer;
+  }
+
+  /**
+   * Plans a graph's memory.
+   * @param placed nodes that are computed on a certain one of several devices, by its number
+   * @returns undefined where there is too little
+   */
+  plan(graph: Pointer, placed: ReadonlyMap<Pointer, number>): PlannedGraph | undefined {
+    return this.places > 1 ? this.planOnSeveral(graph, placed) : this.planOnOne(graph);
+  }
+
+  private planOnOne(graph: Pointer): PlannedGraph | undefined {
+    const f = this.functions;
+    const allocator = f.ggml_gallocr_new(f.ggml_backend_get_default_buffer_type(this.handle));
+    const free = () => f.ggml_gallocr_free(allocator);
+    if (!f.ggml_gallocr_alloc_graph(allocator, graph)) {
+      free();
+      return undefined;
+    }
+    const scratchBytes = f.ggml_gallocr_get_buffer_size(allocator, 0);
+    return { scratchBytes, compute: () => this.compute(graph), free };
+  }
+
+  /** ggml's scheduler computes each node where its weights are, or those of its neighbors, and copies what another device needs. */
+  private planOnSeveral(graph: Pointer, placed: ReadonlyMap<Pointer, number>): PlannedGraph | undefined {
+    const f = this.functions;
+    const all = [...this.opened, ...(this.processor === undefined ? [] : [this.processor])];
+    const handles = BigUint64Array.from(all, ({ handle }) => handle);
+    const records = RECORDS_PER_NODE * (f.ggml_graph_n_nodes(graph) + 1);
+    const scheduler = f.ggml_backend_sched_new(handles, null, all.length, records, false, false);
+    if (scheduler === null) return undefined;
+    const free = () => f.ggml_backend_sched_free(scheduler);
+    for (const [node, place] of placed)
+      f.ggml_backend_sched_set_tensor_backend(scheduler, node, elementAt(all, place).handle);
+    if (!f.ggml_backend_sched_alloc_graph(scheduler, graph)) {
+      free();
+      return undefined;
+    }
+    const scratchBytes = all
+      .map(({ handle }) => f.ggml_backend_sched_get_buffer_size(scheduler, handle))
+      .reduce((sum, bytes) => sum + bytes);
+    return { scratchBytes, compute: () => this.run(f.ggml_backend_sched_graph_compute, scheduler, graph), free };
+  }
+
+  /** Computes a graph of one device on a native thread; the event loop stays free. */
   compute(graph: Pointer): Promise<void> {
+    return this.run(this.functions.ggml_backend_graph_compute, this.handle, graph);
+  }
+
+  private run(compute: Functions["ggml_backend_graph_compute"], on: Pointer, graph: Pointer): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.functions.ggml_backend_graph_compute.async(this.handle, graph, (error: Error | null, status: number) => {
+      compute.async(on, graph, (error: Error | null, status: number) => {
         if (error !== null) reject(error);
         else if (status !== 0)
           reject(new CoppiceError(`computing on ${this.device.name} failed with status ${status} (out of memory?)`));
@@ -179,19 +306,24 @@ export class Backend {
     });
   }
 
-  /** Memory that is free now: the device's own, or what the system leaves to this process. */
+  /** Memory that is free now: the devices' own, or what the system leaves to this process. */
   freeBytes(): number {
     if (this.device.kind === "cpu") return process.availableMemory();
     const [free, total] = [new BigUint64Array(1), new BigUint64Array(1)];
-    this.functions.ggml_backend_dev_memory(this.device.handle, free, total);
-    return Number(free[0]);
+    let bytes = 0;
+    for (const { device } of this.opened) {
+      this.functions.ggml_backend_dev_memory(device.handle, free, total);
+      bytes += Number(free[0]);
+    }
+    return bytes;
   }
 
   /** Releases the device. Its buffers must have been freed. */
   free(): void {
     if (this.released) return;
     this.released = true;
-    this.functions.ggml_backend_free(this.handle);
+    for (const { handle } of this.opened) this.functions.ggml_backend_free(handle);
+    if (this.processor !== undefined) this.functions.ggml_backend_free(this.processor.handle);
     if (this.threadpool !== undefined)
       this.deviceFunction("ggml_threadpool_free", "void", ["intptr_t"])?.(this.threadpool);
   }

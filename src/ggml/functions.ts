@@ -159,6 +159,13 @@ export const SIGNATURES = {
   ggml_gallocr_alloc_graph: c("bool", "pointer", "pointer"),
   ggml_gallocr_get_buffer_size: c("size", "pointer", "int"),
   ggml_gallocr_reserve_n_size: c("void", "pointer", "pointer", "optionalBytes", "optionalBytes", "bytes"),
+  // graphs over several devices
+  ggml_backend_sched_new: c("optional", "bytes", "optionalBytes", "int", "size", "bool", "bool"),
+  ggml_backend_sched_free: c("void", "pointer"),
+  ggml_backend_sched_set_tensor_backend: c("void", "pointer", "pointer", "pointer"),
+  ggml_backend_sched_alloc_graph: c("bool", "pointer", "pointer"),
+  ggml_backend_sched_graph_compute: c("int", "pointer", "pointer"),
+  ggml_backend_sched_get_buffer_size: c("size", "pointer", "pointer"),
   // backends, buffers
   ggml_backend_dev_name: c("text", "pointer"),
   ggml_backend_dev_description: c("text", "pointer"),
@@ -173,6 +180,7 @@ export const SIGNATURES = {
   ggml_backend_buffer_free: c("void", "pointer"),
   ggml_backend_buffer_get_size: c("size", "pointer"),
   ggml_backend_buffer_clear: c("void", "pointer", "int"),
+  ggml_backend_buffer_set_usage: c("void", "pointer", "int"),
   ggml_backend_free: c("void", "pointer"),
   ggml_backend_graph_compute: c("int", "pointer", "pointer"),
   ggml_backend_tensor_set: c("void", "pointer", "bytes", "size", "size"),

@@ -24,9 +24,10 @@ export interface CheckOutcome {
 export async function check(job: JobOptions = {}): Promise<CheckOutcome> {
   const started = performance.now();
   const machine = diagnose(job);
-  const { device, threads, kernels, signal, onProgress } = job;
+  const { device, devices, threads, kernels, signal, onProgress } = job;
   const comparisons = await checkDevice({
     device,
+    devices,
     threads,
     kernels,
     signal,

@@ -36,7 +36,13 @@ export function weightsFor(
 export const memoryFor = (
   backend: Backend,
   { memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">,
-): number => memoryBytes ?? backend.freeBytes() / (ranks?.local.size ?? 1);
+): number => memoryBytes ?? backend.freeBytes() / processesPerDevice(backend, ranks);
+
+/** How many processes of a machine share a device: all its processor, and GPUs only where there are too few. */
+export const processesPerDevice = (
+  { places, alike }: Pick<Backend, "places" | "alike">,
+  ranks: JobOptions["ranks"],
+): number => Math.ceil((ranks?.local.size ?? 1) / Math.floor(alike / places));
 
 /** Memory for the hidden states of a model between its steps; what does not fit goes to disk. */
 export const statesBytes = ({ memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>

@@ -86,6 +86,7 @@ export {
   storedSource,
   writeModel,
 } from "./open.js";
+export { placesOf } from "./placement.js";
 export {
   ARCHITECTURES,
   configFromGguf,

@@ -14,6 +14,7 @@ import { Random } from "../system/random.js";
 import { elementCount, type Tensor, TensorStore } from "../tensor/index.js";
 import type { Model } from "./architecture.js";
 import { describeAxis, type Initialization, type ParameterSpec, shapeOf } from "./dimensions.js";
+import { placesOf } from "./placement.js";
 
 /** A model's parameters on a device. */
 export class ModelWeights {
@@ -73,11 +74,13 @@ function declare(
   tensors?: TensorSource["tensors"],
 ): TensorStore {
   const store = new TensorStore(backend, only.length);
+  // parts of a model come and go: they stay together
+  const placeOf = only === model.parameters ? placesOf(model, backend.shares) : () => undefined;
   for (const spec of only) {
     const stored = trainable ? undefined : tensors?.get(spec.name)?.dtype;
     const shape = spec.axes.length === 0 ? [1] : shapeOf(spec, model.sizes);
     const type = typeOnDevice(spec, { dtype, keepsQuantized }, stored);
-    store.add(spec.name, shape, type, { trainable: trainable && !spec.fixed });
+    store.add(spec.name, shape, type, { trainable: trainable && !spec.fixed, place: placeOf(spec) });
   }
   return store.allocate();
 }

@@ -1,8 +1,8 @@
-import type { Backend } from "../ggml/device.js";
+import type { Backend, PlannedGraph } from "../ggml/device.js";
 import type { DType } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import { elementAt } from "../system/arrays.js";
-import { CoppiceError, ShapeError } from "../system/errors.js";
+import { CoppiceError, ShapeError, UsageError } from "../system/errors.js";
 import type { Gradient } from "./gradient.js";
 import { TensorStore } from "./store.js";
 import {
@@ -82,6 +82,9 @@ export class Graph {
   /** What tensors are views of. */
   private readonly bases = new Map<Pointer, Pointer>();
   private readonly overwritten = new Set<Pointer>();
+  /** Results that are computed on a certain one of several devices. */
+  private readonly placed = new Map<Pointer, number>();
+  private place: number | undefined;
   private readonly inputs: TensorStore;
   private readonly constants: [Tensor, TensorData][] = [];
   private readonly memos = new Map<string, Tensor>();
@@ -89,7 +92,7 @@ export class Graph {
   private readonly roots: Pointer[] = [];
   private tensorsInContext = TENSORS_PER_CONTEXT;
   private recording = true;
-  private compiled: { readonly handle: Pointer; readonly context: Pointer; readonly allocator: Pointer } | undefined;
+  private compiled: { readonly handle: Pointer; readonly context: Pointer; readonly plan: PlannedGraph } | undefined;
 
   constructor(
     readonly backend: Backend,
@@ -176,6 +179,7 @@ export class Graph {
   schedule(name: string, output: Tensor, inputs: readonly Tensor[]): void {
     if (inputs.some(({ handle }) => handle === output.handle)) return; // it passes its input through
     this.results.add(output.handle);
+    if (this.place !== undefined) this.placed.set(output.handle, this.place);
     this.steps.push({ name, output: output.handle, inputs: inputs.map(({ handle }) => handle) });
     for (const { handle } of inputs) this.readers.set(handle, (this.readers.get(handle) ?? 0) + 1);
   }
@@ -224,6 +228,17 @@ export class Graph {
     }
   }
 
+  /** Has what `build` adds computed on one of several devices: by default it is where its weights are, or those of steps near it. */
+  at<T>(place: number | undefined, build: () => T): T {
+    const before = this.place;
+    this.place = place;
+    try {
+      return build();
+    } finally {
+      this.place = before;
+    }
+  }
+
   /** Whether steps are being recorded for differentiation. */
   get isRecording(): boolean {
     return this.recording;
@@ -260,16 +275,15 @@ export class Graph {
     const f = this.functions;
     this.inputs.allocate();
     for (const [tensor, data] of this.constants) writeTensor(f, tensor, data);
-    const native = this.nativeGraph();
-    const { handle, allocator, context } = native;
-    if (!f.ggml_gallocr_alloc_graph(allocator, handle)) {
-      f.ggml_gallocr_free(allocator);
+    const { handle, context } = this.nativeGraph();
+    const plan = this.backend.plan(handle, this.placed);
+    if (plan === undefined) {
       f.ggml_free(context);
       throw new CoppiceError(
         `${this.backend.device.name} has too little memory for the activations: use a smaller batch or sequence length`,
       );
     }
-    this.compiled = native;
+    this.compiled = { handle, context, plan };
     return this;
   }
 
@@ -280,14 +294,14 @@ export class Graph {
     const handle = f.ggml_new_graph_custom(context, size, false);
     for (const step of this.neededSteps()) f.ggml_build_forward_expand(handle, step);
     for (const root of this.roots) f.ggml_build_forward_expand(handle, root);
-    const allocator = f.ggml_gallocr_new(f.ggml_backend_get_default_buffer_type(this.backend.handle));
-    return { handle, context, allocator };
+    return { handle, context };
   }
 
-  /** Bytes that {@link compile} would take for inputs and intermediate results. */
+  /** Bytes that {@link compile} would take for inputs and intermediate results, if one device held them all. */
   planBytes(): number {
     const f = this.functions;
-    const { handle, context, allocator } = this.nativeGraph();
+    const { handle, context } = this.nativeGraph();
+    const allocator = f.ggml_gallocr_new(f.ggml_backend_get_default_buffer_type(this.backend.handle));
     const bytes = new BigUint64Array(1);
     f.ggml_gallocr_reserve_n_size(allocator, handle, null, null, bytes);
     f.ggml_gallocr_free(allocator);
@@ -310,12 +324,12 @@ export class Graph {
   /** Runs the computation, off the event loop. */
   async run(): Promise<void> {
     this.compile();
-    if (this.compiled !== undefined) await this.backend.compute(this.compiled.handle);
+    await this.compiled?.plan.compute();
   }
 
   /**
    * Divides the computation into about `count` parts of as many steps, to do something else as soon as some results are there. Each
-   * part but the last ends with one of `results`.
+   * part but the last ends with one of `results`. On several devices there is one part.
    * @param results in the order in which they are computed
    * @returns for each part, how to run it, off the event loop, and which of the results are known after it
    */
@@ -323,6 +337,7 @@ export class Graph {
     this.compile();
     const { compiled, functions: f } = this;
     if (compiled === undefined) return [];
+    if (this.backend.places > 1) return [{ run: compiled.plan.compute, known: results }];
     const nodes = Array.from({ length: this.nodeCount }, (_, i) => f.ggml_graph_node(compiled.handle, i));
     const places = new Map(nodes.map((node, i) => [node, i + 1]));
     const ends = results.map((tensor) => places.get(tensor.handle) ?? nodes.length);
@@ -369,8 +384,10 @@ export class Graph {
   /**
    * Runs the computation once, node by node, and sums the time of each kind of step. Nodes that are part of a step but not its
    * output (copies, conversions) go by ggml's names.
+   * @throws UsageError on several devices
    */
   profile(): ProfileEntry[] {
+    if (this.backend.places > 1) throw new UsageError("a profile is of one device: leave out --devices");
     this.compile();
     if (this.compiled === undefined) return [];
     const f = this.functions;
@@ -395,7 +412,7 @@ export class Graph {
 
   /** Bytes of memory planned for intermediate results. */
   get scratchBytes(): number {
-    return this.compiled === undefined ? 0 : this.functions.ggml_gallocr_get_buffer_size(this.compiled.allocator, 0);
+    return this.compiled?.plan.scratchBytes ?? 0;
   }
 
   /** The number of native operations. */
@@ -406,7 +423,7 @@ export class Graph {
   free(): void {
     const f = this.functions;
     if (this.compiled !== undefined) {
-      f.ggml_gallocr_free(this.compiled.allocator);
+      this.compiled.plan.free();
       f.ggml_free(this.compiled.context);
       this.compiled = undefined;
     }

@@ -116,7 +116,8 @@ export class AdamW {
     this.decayed = store.add("adamw.settings.decayed", [this.settingCount], "f32");
     this.plain = store.add("adamw.settings.plain", [this.settingCount], "f32");
     for (const weight of weights)
-      for (const [name, shape] of momentsOf(weight, state)) store.add(`${weight.name}.${name}`, shape, "f32");
+      for (const [name, shape] of momentsOf(weight, state))
+        store.add(`${weight.name}.${name}`, shape, "f32", { place: weight.place });
   }
 
   /** ggml's step checks that it has seven. */
@@ -152,10 +153,12 @@ export class AdamW {
     return norm;
   }
 
-  /** The sum of the squares of gradients, [1]. */
-  squares(g: Graph, gradients: readonly Tensor[]): Tensor {
+  /** The sum of the squares of the gradients of some weights, [1]. */
+  squares(g: Graph, gradients: readonly Tensor[], weights: readonly Tensor[] = this.weights): Tensor {
     return g.withoutGradient(() =>
-      gradients.map((gradient) => sumSquares(g, gradient)).reduce((total, term) => add(g, total, term)),
+      gradients
+        .map((gradient, i) => g.at(weights[i]?.place, () => sumSquares(g, gradient)))
+        .reduce((total, term) => add(g, total, term)),
     );
   }
 
@@ -183,8 +186,10 @@ export class AdamW {
     const [m, v, mScales, vScales] = this.momentsOf(weight) as [Tensor, Tensor, Tensor, Tensor];
     g.withoutGradient(() => {
       if (this.state === "8bit") g.effect(packedStep(g, weight, gradient, m, v, mScales, vScales, settings, factor));
-      else if (g.backend.kernels === undefined) g.effect(step(g, weight, mul(g, gradient, factor), m, v, settings));
-      else g.effect(scaledStep(g, weight, gradient, m, v, settings, factor));
+      else if (g.backend.kernels === undefined) {
+        const scaled = g.at(weight.place, () => mul(g, gradient, factor));
+        g.effect(step(g, weight, scaled, m, v, settings));
+      } else g.effect(scaledStep(g, weight, gradient, m, v, settings, factor));
     });
   }
 

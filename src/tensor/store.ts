@@ -13,50 +13,66 @@ import {
   writeTensor,
 } from "./tensor.js";
 
-/** Tensors that outlive a computation (weights, optimizer state, inputs), in one device buffer. */
+export interface StoredTensorOptions {
+  readonly trainable?: boolean | undefined;
+  /** The number of the device that holds it, of several, and computes with it. By default the first holds it, and any computes with it. */
+  readonly place?: number | undefined;
+}
+
+/** Tensors that outlive a computation (weights, optimizer state, inputs), in one buffer of each device. */
 export class TensorStore {
-  private readonly context: Pointer;
-  private buffer: Pointer | null = null;
+  /** Tensor records, by their place. */
+  private readonly contexts = new Map<number | undefined, Pointer>();
+  private buffers: Pointer[] = [];
   private readonly tensors = new Map<string, Tensor>();
 
   /** @param capacity how many tensors it can hold */
   constructor(
     readonly backend: Backend,
     private readonly capacity: number,
-  ) {
-    const f = backend.functions;
-    this.context = f.ggml_init(f.ggml_tensor_overhead() * (capacity + 1));
+  ) {}
+
+  private contextOf(place: number | undefined): Pointer {
+    const known = this.contexts.get(place);
+    if (known !== undefined) return known;
+    const f = this.backend.functions;
+    const context = f.ggml_init(f.ggml_tensor_overhead() * (this.capacity + 1));
+    this.contexts.set(place, context);
+    return context;
   }
 
   /** Declares a tensor. @throws ShapeError for a bad shape, a name used twice, or past the capacity */
-  add(name: string, shape: Shape, dtype: DType, options: { readonly trainable?: boolean | undefined } = {}): Tensor {
+  add(name: string, shape: Shape, dtype: DType, { trainable = false, place }: StoredTensorOptions = {}): Tensor {
     checkShape(name, shape);
-    if (this.buffer !== null) throw new ShapeError(`${name} was declared after the store was allocated`);
+    if (this.buffers.length > 0) throw new ShapeError(`${name} was declared after the store was allocated`);
     if (this.tensors.has(name)) throw new ShapeError(`${name} was declared twice`);
     if (this.tensors.size >= this.capacity)
       throw new ShapeError(`${name}: the store holds at most ${this.capacity} tensors`);
     const f = this.backend.functions;
-    const handle = f.ggml_new_tensor_4d(this.context, DTYPE_ID[dtype], ...nativeSizes(shape));
-    if (options.trainable === true) f.ggml_set_param(handle);
-    const tensor: Tensor = { name, shape, dtype, handle, requiresGrad: options.trainable === true };
+    const handle = f.ggml_new_tensor_4d(this.contextOf(place), DTYPE_ID[dtype], ...nativeSizes(shape));
+    if (trainable) f.ggml_set_param(handle);
+    const tensor: Tensor = { name, shape, dtype, handle, requiresGrad: trainable, place };
     this.tensors.set(name, tensor);
     return tensor;
   }
 
-  /** Allocates every declared tensor, set to zero. @throws CoppiceError when the device has too little memory */
+  /** Allocates every declared tensor, set to zero. @throws CoppiceError when a device has too little memory */
   allocate(): this {
-    if (this.buffer !== null || this.tensors.size === 0) return this;
-    const { functions: f, handle, device } = this.backend;
-    this.buffer = f.ggml_backend_alloc_ctx_tensors(this.context, handle);
-    if (this.buffer === null)
-      throw new CoppiceError(`${device.name} has too little memory for ${this.tensors.size} tensors`);
-    f.ggml_backend_buffer_clear(this.buffer, 0);
+    if (this.buffers.length > 0) return this;
+    const { backend } = this;
+    for (const [place, context] of this.contexts) {
+      const buffer = backend.allocate(context, place);
+      if (buffer === null)
+        throw new CoppiceError(`${backend.device.name} has too little memory for ${this.tensors.size} tensors`);
+      this.buffers.push(buffer);
+    }
+    this.clear();
     return this;
   }
 
   /** Sets every element of every tensor to zero. */
   clear(): void {
-    if (this.buffer !== null) this.backend.functions.ggml_backend_buffer_clear(this.buffer, 0);
+    for (const buffer of this.buffers) this.backend.functions.ggml_backend_buffer_clear(buffer, 0);
   }
 
   /** A declared tensor. @throws ShapeError when there is none of this name */
@@ -70,9 +86,10 @@ export class TensorStore {
     return this.tensors.values();
   }
 
-  /** Bytes of the device buffer; 0 before it is allocated. */
+  /** Bytes of the devices' buffers; 0 before they are allocated. */
   get byteLength(): number {
-    return this.buffer === null ? 0 : this.backend.functions.ggml_backend_buffer_get_size(this.buffer);
+    const f = this.backend.functions;
+    return this.buffers.reduce((sum, buffer) => sum + f.ggml_backend_buffer_get_size(buffer), 0);
   }
 
   write(tensor: Tensor, data: TensorData): void {
@@ -93,9 +110,9 @@ export class TensorStore {
 
   free(): void {
     const f = this.backend.functions;
-    if (this.buffer !== null) f.ggml_backend_buffer_free(this.buffer);
-    f.ggml_free(this.context);
+    for (const buffer of this.buffers.splice(0)) f.ggml_backend_buffer_free(buffer);
+    for (const context of this.contexts.values()) f.ggml_free(context);
+    this.contexts.clear();
     this.tensors.clear();
-    this.buffer = null;
   }
 }

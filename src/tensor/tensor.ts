@@ -14,6 +14,8 @@ export interface Tensor {
   readonly handle: Pointer;
   /** Whether gradients flow into it. */
   readonly requiresGrad: boolean;
+  /** The number of the device that a stored tensor is on, of several. */
+  readonly place?: number | undefined;
 }
 
 /** Number of elements of a shape. */

@@ -1,8 +1,25 @@
+import { fork } from "node:child_process";
 import { describe, expect, it } from "vitest";
-import { checkDevice } from "../../src/check/check.js";
-import { COMPARISONS } from "../../src/check/compare.js";
+import { type CheckedDevice, COMPARER, checkDevice } from "../../src/check/check.js";
+import { COMPARISONS, type Comparison } from "../../src/check/compare.js";
 import { listDevices } from "../../src/ggml/index.js";
 import { coppice } from "../cli/command-line.js";
+
+/** In a process of its own, which ends with it: see compare.ts about drivers. */
+async function firstComparison(device: CheckedDevice, from: number): Promise<Comparison> {
+  const child = fork(COMPARER, [JSON.stringify(device), String(from)], {
+    execArgv: [],
+    stdio: ["ignore", "ignore", "inherit", "ipc"],
+  });
+  try {
+    return await new Promise((resolve, reject) => {
+      child.once("message", (comparison) => resolve(comparison as Comparison));
+      child.once("close", (code, signal) => reject(new Error(`it ended with ${signal ?? code}`)));
+    });
+  } finally {
+    child.kill("SIGKILL");
+  }
+}
 
 describe("a device's results", () => {
   it("are the processor's, with our kernels", async () => {
@@ -13,7 +30,7 @@ describe("a device's results", () => {
     for (const { name, difference } of comparisons) expect(difference, name).toBeLessThan(1e-4);
   });
 
-  process.env.GGML_VK_VISIBLE_DEVICES = "0"; // a software driver, too
+  process.env.GGML_VK_VISIBLE_DEVICES = "0,0"; // a software driver, too, and as two devices
   process.env.GGML_VK_DISABLE_F16 = "1";
   const hasVulkan = listDevices().some(({ kind }) => kind === "vulkan");
   it.skipIf(!hasVulkan)("are those of Vulkan, where a driver does not end the process, which is told", async () => {
@@ -21,5 +38,21 @@ describe("a device's results", () => {
     expect(comparisons.map(({ name }) => name)).toEqual(COMPARISONS.map(({ name }) => name));
     for (const { name, isClose, failure } of comparisons)
       if (!isClose) expect(failure, name).toMatch(/its process ended with SIG(ABRT|SEGV)/); // Mesa 22.3 does, where training ends
+  });
+
+  const trainings = COMPARISONS.flatMap(({ name }, i) => (name.startsWith("training") ? [[name, i] as const] : []));
+  it.skipIf(!hasVulkan).each(trainings)(
+    "are the same where two devices divide the layers: %s",
+    async (_name, index) => {
+      const { isClose, failure } = await firstComparison({ device: "vulkan", devices: 2 }, index);
+      expect(failure).toBeUndefined();
+      expect(isClose).toBe(true);
+    },
+  );
+
+  it.skipIf(!hasVulkan)("are asked of no more devices than there are", async () => {
+    const { status, stderr } = await coppice("check", "--device", "vulkan", "--devices", "3");
+    expect(status).toBe(2);
+    expect(stderr).toContain("there are 2 vulkan devices, not 3");
   });
 });
