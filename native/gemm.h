@@ -67,16 +67,20 @@ static inline __attribute__((always_inline)) void multiply_words(const int pairs
     return;
   }
 #endif
+#pragma GCC unroll 8
   for (int j = 0; j < NR; j++)
+#pragma GCC unroll 3
     for (int i = 0; i < MV; i++) total[j][i] = (vf){0};
   for (int q = 0; q < words; q++, a += MR, b += NR) {
     vu av[MV];
+#pragma GCC unroll 3
     for (int i = 0; i < MV; i++) av[i] = load_words(a + i * VL);
 #pragma GCC unroll 8
     for (int j = 0; j < NR; j++) {
 #if HAS_BF16_DOT && !HAS_TILES
       if (pairs) {
         const vu bv = splat_word(b[j]);
+#pragma GCC unroll 3
         for (int i = 0; i < MV; i++) total[j][i] = dot_pairs(total[j][i], av[i], bv);
         continue;
       }
@@ -91,19 +95,28 @@ static inline __attribute__((always_inline)) void multiply_words(const int pairs
   }
 }
 
-// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n]. m, n: the size of a partial tile.
+// One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n].
 static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
-                                                       float *c, int64_t ldc, int m, int n, int add) {
+                                                       float *c, int64_t ldc, int add) {
   vf total[NR][MV];
   multiply_words(pairs, words, a, b, total);
-  if (m == MR && n == NR) {
-    for (int j = 0; j < NR; j++)
-      for (int i = 0; i < MV; i++) {
-        float *p = c + j * ldc + i * VL;
-        store(p, add ? load(p) + total[j][i] : total[j][i]);
-      }
-    return;
-  }
+#pragma GCC unroll 8
+  for (int j = 0; j < NR; j++)
+#pragma GCC unroll 3
+    for (int i = 0; i < MV; i++) {
+      float *p = c + j * ldc + i * VL;
+      store(p, add ? load(p) + total[j][i] : total[j][i]);
+    }
+}
+
+// The first m x n results of a tile. Apart from whole tiles, whose results then stay in registers.
+static __attribute__((noinline)) void partial_tile(const int pairs, int words, const uint32_t *a, const uint32_t *b, float *c,
+                                                   int64_t ldc, int m, int n, int add) {
+  vf total[NR][MV];
+  if (pairs)
+    multiply_words(1, words, a, b, total);
+  else
+    multiply_words(0, words, a, b, total);
   for (int j = 0; j < n; j++)
     for (int i = 0; i * VL < m; i++) {
       float *p = c + j * ldc + i * VL;
@@ -130,13 +143,12 @@ static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words
       if (i > last + j + nj - 1) continue;
       const uint32_t *ai = a + (size_t)i * a_words, *bj = b + (size_t)j * words;
       float *cij = c + j * ldc + i;
-#if HAS_BF16_DOT && !HAS_TILES
-      if (pairs) {
-        tile(1, words, ai, bj, cij, ldc, mi, nj, add);
-        continue;
-      }
-#endif
-      tile(0, words, ai, bj, cij, ldc, mi, nj, add);
+      if (mi < MR || nj < NR)
+        partial_tile(pairs, words, ai, bj, cij, ldc, mi, nj, add);
+      else if (HAS_PAIRS && !HAS_TILES && pairs)
+        tile(1, words, ai, bj, cij, ldc, add);
+      else
+        tile(0, words, ai, bj, cij, ldc, add);
     }
 }
 
