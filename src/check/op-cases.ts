@@ -251,6 +251,15 @@ export const OP_CASES: Readonly<Record<string, OpCase>> = {
     shapes: [...attentionShapes, [4]],
     apply: (g, q, k, v, sinks) => ops.attention(g, q, k, v, { scale: 0.7, sinks, softCap: 0.9, window: 2 }),
   },
+  "attention in blocks": {
+    shapes: attentionShapes,
+    apply: (g, q, k, v) => ops.composedAttention(g, q, k, v, { scale: 0.7, rows: 2 }),
+  },
+  "attention in blocks, with all its settings": {
+    shapes: [...attentionShapes, [4]],
+    apply: (g, q, k, v, sinks) =>
+      ops.composedAttention(g, q, k, v, { scale: 0.7, sinks, softCap: 0.9, window: 2, rows: 2 }),
+  },
 };
 
 /** Ops at sizes at which devices take other ways than at small ones. */

@@ -1,29 +1,11 @@
-import { elementAt } from "../../system/arrays.js";
 import { ShapeError } from "../../system/errors.js";
 import { once } from "../gradient.js";
 import type { Graph } from "../graph.js";
 import { defineOp, INDICES, type Op } from "../op.js";
 import { describe, elementCount, type Shape, sameShape, sizesOf, type Tensor } from "../tensor.js";
-import { softCap as limit } from "./activations.js";
-import { add, scale as scaleBy, sumRows } from "./elementwise.js";
-import { type Forest, forestMask, maskOf } from "./forest.js";
-import { matmul } from "./matmul.js";
-import { concatLast, part, permute, reshape, splitLast, zeros } from "./shape.js";
-import { maskedSoftmax } from "./transformer.js";
-
-/** Settings of {@link attention}. */
-export interface AttentionAttributes {
-  /** Multiplies the scores, usually 1/√headDim. */
-  readonly scale: number;
-  /** How many positions a query reads, including its own; all positions up to its own by default. */
-  readonly window?: number | undefined;
-  /** Set when the one sequence is a forest, which has no gradient on devices with kernels. */
-  readonly forest?: Forest | undefined;
-  /** Limits the scaled scores s smoothly, to softCap · tanh(s / softCap) (Gemma 2). */
-  readonly softCap?: number | undefined;
-  /** A logit per head, [heads], for reading nothing: it only adds to the softmax's denominator (gpt-oss). */
-  readonly sinks?: Tensor | undefined;
-}
+import { type AttentionAttributes, composedAttention } from "./composed-attention.js";
+import { sumRows } from "./elementwise.js";
+import { part, reshape } from "./shape.js";
 
 /**
  * Causal scaled dot-product attention with grouped queries (Ainslie et al. 2023): query head h reads key-value head
@@ -35,7 +17,8 @@ export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes:
   const [batch, seq, heads, headDim] = sizesOf(q, 4);
   const { window } = attributes;
   const effective = { ...attributes, window: window === undefined || window >= seq ? undefined : window };
-  const mixed = g.backend.kernels === undefined ? composed(g, q, k, v, effective) : fused(g, q, k, v, effective);
+  const mixed =
+    g.backend.kernels === undefined ? composedAttention(g, q, k, v, effective) : fused(g, q, k, v, effective);
   return reshape(g, mixed, { to: [batch * seq, heads * headDim] });
 }
 
@@ -126,42 +109,3 @@ const fusedAttentionBack = (more: number): Op<readonly [dy: Tensor, ...Sources],
     },
     kernel: (_, attributes, g) => ({ name: "attention_back", ...settings(g, attributes) }),
   });
-
-/** Attention from other ops. The heads of a group are folded into the sequence axis, so keys and values are not repeated. */
-function composed(g: Graph, q: Tensor, k: Tensor, v: Tensor, attributes: AttentionAttributes): Tensor {
-  const [batch, seq, heads, headDim] = sizesOf(q, 4);
-  const kvHeads = sizesOf(k, 4)[2];
-  const group = heads / kvHeads;
-  const headsFirst = (x: Tensor) => permute(g, x, { order: [0, 2, 1, 3] });
-  const folded = reshape(g, headsFirst(q), { to: [batch, kvHeads, group * seq, headDim] });
-  const scores = matmul(g, folded, headsFirst(k)); // [batch, kvHeads, group x seq, seq]
-  const unfolded = reshape(g, scores, { to: [batch, heads, seq, seq] });
-  const probabilities = probabilitiesOf(g, unfolded, attributes);
-  const refolded = reshape(g, probabilities, { to: [batch, kvHeads, group * seq, seq] });
-  const mixed = matmul(g, refolded, permute(g, v, { order: [0, 2, 3, 1] })); // [batch, kvHeads, group x seq, headDim]
-  const perHead = reshape(g, mixed, { to: [batch, heads, seq, headDim] });
-  return headsFirst(perHead); // [batch, seq, heads, headDim]
-}
-
-/** The softmax of masked scores. scores: [batch, heads, seq, seq] -> the same shape */
-function probabilitiesOf(
-  g: Graph,
-  scores: Tensor,
-  { scale, window, forest, softCap, sinks }: AttentionAttributes,
-): Tensor {
-  const [batch, heads, seq] = sizesOf(scores, 4);
-  const inWindow = (i: number, j: number) => window === undefined || j > i - window;
-  const mask =
-    forest === undefined
-      ? g.constant(`mask ${seq} ${window}`, "f32", [seq, seq], () => maskOf(inWindow, seq))
-      : forestMask(g, forest, window);
-  if (softCap === undefined && sinks === undefined) return maskedSoftmax(g, scores, mask, { scale });
-  const scaled = scaleBy(g, scores, { factor: scale });
-  const capped = softCap === undefined ? scaled : limit(g, scaled, { cap: softCap });
-  if (sinks === undefined) return maskedSoftmax(g, capped, mask, { scale: 1 });
-  // one more key, which every query sees and whose value is zero
-  const column = add(g, zeros(g, [batch, heads, seq, 1]), reshape(g, sinks, { to: [heads, 1, 1] }));
-  const widened = g.memo(mask, "with sinks", () => concatLast(g, [mask, zeros(g, [seq, 1])]));
-  const all = maskedSoftmax(g, concatLast(g, [capped, column]), widened, { scale: 1 });
-  return elementAt(splitLast(g, all, [seq, 1]), 0);
-}

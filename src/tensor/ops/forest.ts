@@ -45,13 +45,13 @@ export function writeForest(g: Graph, forest: Forest, layout: ForestLayout): voi
   ends.set(layout.ends);
   g.write(forest.positions, positions);
   const isMask = forest.visibility.dtype !== "i32";
-  g.write(forest.visibility, isMask ? maskOf((i, j) => i < elementAt(ends, j), places) : ends);
+  g.write(forest.visibility, isMask ? maskOf((i, j) => j <= i && i < elementAt(ends, j), places, places) : ends);
 }
 
-/** Additive attention mask [seq, seq]: 0 where the query reads the key, which is itself or before it; -infinity elsewhere. */
-export function maskOf(reads: (query: number, key: number) => boolean, seq: number): Float32Array {
-  const mask = new Float32Array(seq * seq).fill(-Infinity);
-  for (let i = 0; i < seq; i++) for (let j = 0; j <= i; j++) if (reads(i, j)) mask[i * seq + j] = 0;
+/** Additive attention mask [queries, keys]: 0 where the query reads the key, -infinity elsewhere. */
+export function maskOf(reads: (query: number, key: number) => boolean, queries: number, keys: number): Float32Array {
+  const mask = new Float32Array(queries * keys).fill(-Infinity);
+  for (let i = 0; i < queries; i++) for (let j = 0; j < keys; j++) if (reads(i, j)) mask[i * keys + j] = 0;
   return mask;
 }
 

@@ -12,7 +12,8 @@ export {
   type XieluParameters,
   xielu,
 } from "./activations.js";
-export { type AttentionAttributes, attention } from "./attention.js";
+export { attention } from "./attention.js";
+export { type AttentionAttributes, composedAttention } from "./composed-attention.js";
 export * from "./elementwise.js";
 export { type Forest, type ForestLayout, forestInput, writeForest } from "./forest.js";
 export { type HeadTerm, headIndices, headLoss, mapHeadRows, type RowRange, rowRanges } from "./head.js";

@@ -80,7 +80,8 @@ export function rowsOf(g: Graph, x: Tensor, { from, to }: { readonly from: numbe
   return part(g, x, { offset: from * elementCount(inner), to: [to - from, ...inner] });
 }
 
-const padLast: Op<[x: Tensor], { readonly to: number }> = defineOp("padLast", 1, {
+/** Zeros after the last axis, up to a size. No gradient. */
+export const padLast: Op<[x: Tensor], { readonly to: number }> = defineOp("padLast", 1, {
   shape: ([x], { to }) => [...x.shape.slice(0, -1), to],
   build: ({ f, context }, [x], { to }) => f.ggml_pad(context, x.handle, to - axisFromEnd(x.shape, 1), 0, 0, 0),
 });
@@ -110,8 +111,54 @@ export function concatRows(g: Graph, parts: readonly Tensor[]): Tensor {
   return others.reduce((all, next) => concatTwo(g, all, next), first);
 }
 
+const positions: Op<[x: Tensor], { readonly from: number; readonly to: number }> = defineOp("positions", 1, {
+  shape: ([x], { from, to }) => [...x.shape.slice(0, -2), to - from, axisFromEnd(x.shape, 1)],
+  build: ({ f, context }, [x], { from, to }) => {
+    const [width, rows, inner, outer] = nativeSizes(x.shape);
+    const row = dataBytes("f32", width);
+    const strides = [row, row * rows, row * rows * inner] as const;
+    return f.ggml_cont(
+      context,
+      f.ggml_view_4d(context, x.handle, width, to - from, inner, outer, ...strides, from * row),
+    );
+  },
+});
+
+/** The elements [from, to) of the second-last axis. Copies, unless they are all. No gradient. @throws ShapeError when there are fewer */
+export function positionsOf(g: Graph, x: Tensor, range: { readonly from: number; readonly to: number }): Tensor {
+  const count = axisFromEnd(x.shape, 2);
+  if (!(x.shape.length >= 2 && range.from >= 0 && range.from < range.to && range.to <= count))
+    throw new ShapeError(`${describe(x)} has no positions ${range.from} to ${range.to}`);
+  return range.to - range.from === count ? x : positions(g, x, range);
+}
+
+/** Zeros after the second-last axis, up to a size. No gradient. */
+export const padPositions: Op<[x: Tensor], { readonly to: number }> = defineOp("padPositions", 1, {
+  shape: ([x], { to }) => [...x.shape.slice(0, -2), to, axisFromEnd(x.shape, 1)],
+  build: ({ f, context }, [x], { to }) => f.ggml_pad(context, x.handle, 0, to - axisFromEnd(x.shape, 2), 0, 0),
+});
+
+const concatTwoPositions: Op<[a: Tensor, b: Tensor]> = defineOp("concatPositions", 2, {
+  shape: ([a, b]) => {
+    const others = ({ shape }: Tensor) => [...shape.slice(0, -2), axisFromEnd(shape, 1)];
+    if (!sameShape(others(a), others(b))) throw new ShapeError(`${describe(b)} cannot follow ${describe(a)}`);
+    return [...a.shape.slice(0, -2), axisFromEnd(a.shape, 2) + axisFromEnd(b.shape, 2), axisFromEnd(a.shape, 1)];
+  },
+  build: ({ f, context }, [a, b]) => f.ggml_concat(context, a.handle, b.handle, 1),
+});
+
+/** Concatenates tensors along the second-last axis, neighbors first, so that each is copied few times. No gradient. */
+export function concatPositions(g: Graph, parts: readonly Tensor[]): Tensor {
+  if (parts.length <= 1) return elementAt(parts, 0);
+  const pairs = Array.from({ length: Math.ceil(parts.length / 2) }, (_, i) => parts.slice(2 * i, 2 * i + 2));
+  return concatPositions(
+    g,
+    pairs.map(([a, b]) => (b === undefined ? (a as Tensor) : concatTwoPositions(g, a as Tensor, b))),
+  );
+}
+
 /** The elements [from, from + size) of the last axis. Has a gradient only where `from` is 0. */
-const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }> = defineOp("columns", 1, {
+export const columns: Op<[x: Tensor], { readonly from: number; readonly size: number }> = defineOp("columns", 1, {
   accepts: [FLOATS],
   shape: ([x], { size }) => [...x.shape.slice(0, -1), size],
   dtype: ([x]) => x.dtype,

@@ -137,18 +137,34 @@ describe.each(each)("on %s", (_name, compute) => {
     }
   });
 
+  it.each(sequences)(
+    "$title: composed of other ops, in blocks of any length, too",
+    async ({ settings, values, expected }) => {
+      for (const rows of [1, 32, 50, 130, 131, 200]) {
+        if (rows === 1 && expected.length > 20_000) continue; // a block for each query
+        const [actual] = await compute(values, (g, [q, k, v]) => [
+          ops.composedAttention(g, q!, k!, v!, { ...settings, sinks: withSinks(g, settings.sinks), rows }),
+        ]);
+        expect(furthest(actual!, expected), `${rows} rows`).toBeLessThan(2e-5);
+      }
+    },
+  );
+
   it.each(forests)("in forest $seed, $title, each token reads the ancestors in its window only", async (test) => {
     const { settings, places, layout, values, expected } = test;
     let forest: ops.Forest | undefined;
-    const [actual] = await compute(
+    const results = await compute(
       values,
       (g, [q, k, v]) => {
         forest = ops.forestInput(g, places);
-        return [ops.attention(g, q!, k!, v!, { ...settings, sinks: withSinks(g, settings.sinks), forest })];
+        const attributes = { ...settings, sinks: withSinks(g, settings.sinks), forest };
+        const inBlocks = () => ops.composedAttention(g, q!, k!, v!, { ...attributes, rows: 32 });
+        const whole = ops.attention(g, q!, k!, v!, attributes);
+        return g.backend.kernels === undefined ? [whole, inBlocks()] : [whole];
       },
       { before: (g) => forest && ops.writeForest(g, forest, layout) },
     );
-    expect(furthest(actual!, expected)).toBeLessThan(2e-5);
+    for (const actual of results) expect(furthest(actual, expected)).toBeLessThan(2e-5);
   });
 
   it("what does not fit is refused by name", async () => {
