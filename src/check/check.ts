@@ -1,6 +1,6 @@
 import { fork } from "node:child_process";
 import path from "node:path";
-import type { BackendOptions } from "../ggml/device.js";
+import type { DeviceChoice } from "../ggml/device.js";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError } from "../system/errors.js";
 import { packageRoot } from "../system/package-root.js";
@@ -9,9 +9,7 @@ import { COMPARISONS, type Comparison } from "./compare.js";
 /** The built file, also when the program runs from its sources, because Node runs it directly. */
 export const COMPARER = path.join(packageRoot, "dist/check/check-process.js");
 
-export type CheckedDevice = Pick<BackendOptions, "device" | "devices" | "threads" | "kernels">;
-
-export interface CheckOptions extends CheckedDevice {
+export interface CheckOptions extends DeviceChoice {
   readonly onProgress?: ((done: number, total: number, name: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -43,7 +41,7 @@ export async function checkDevice({ onProgress, signal, ...device }: CheckOption
 /** Compares from a number on. @returns why the process ended early; undefined where it did not */
 function compareFrom(
   from: number,
-  device: CheckedDevice,
+  device: DeviceChoice,
   take: (comparison: Comparison) => void,
   signal: AbortSignal | undefined,
 ): Promise<string | undefined> {

@@ -1,5 +1,5 @@
 import { Sequences, TokenStream } from "../data/index.js";
-import { crossEntropyObjective, defaultTrainOptions, train } from "../distill/index.js";
+import { crossEntropyObjective, defaultTrainOptions, type TrainOptions, train } from "../distill/index.js";
 import type { Backend } from "../ggml/device.js";
 import { type ConfigJson, initialize, modelFromConfig } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
@@ -83,6 +83,7 @@ const COMMON = {
   num_attention_heads: 4,
   vocab_size: 300,
 };
+const POST_NORM = { ...COMMON, model_type: "olmo2", num_key_value_heads: 2 };
 const MODELS: Readonly<Record<string, ConfigJson>> = {
   llama: { ...COMMON, model_type: "llama", num_key_value_heads: 2 },
   qwen3: { ...COMMON, model_type: "qwen3", num_key_value_heads: 2, head_dim: 16, tie_word_embeddings: true },
@@ -102,24 +103,26 @@ const MODELS: Readonly<Record<string, ConfigJson>> = {
     n_positions: 64,
     vocab_size: 300,
   },
+  olmo2: POST_NORM,
 };
 
 const [STEPS, BATCH, LENGTH] = [6, 4, 32];
 
-function ofTraining([architecture, config]: readonly [string, ConfigJson]): NamedComparison {
-  const name = `training of ${architecture}`;
+function ofTraining(name: string, config: ConfigJson, options: Partial<TrainOptions> = {}): NamedComparison {
   const compare = (on: ComparedDevices) =>
-    compared(name, LOSS_TOLERANCE, async (where) => [await lossesOf(on[where], config)]);
+    compared(name, LOSS_TOLERANCE, async (where) => [await lossesOf(on[where], config, options)]);
   return { name, compare };
 }
 
 /** Results and gradients of every op, at small sizes and at large ones, and losses along a few steps of training of small models. */
 export const COMPARISONS: readonly NamedComparison[] = [
   ...Object.entries({ ...OP_CASES, ...LARGE_OP_CASES }).map(ofOp),
-  ...Object.entries(MODELS).map(ofTraining),
+  ...Object.entries(MODELS).map(([architecture, config]) => ofTraining(`training of ${architecture}`, config)),
+  ofTraining("training with gradients that are freed", POST_NORM, { freeGradients: true }),
+  ofTraining("training in parts of batches, computed again", POST_NORM, { microBatchSize: 2, recompute: true }),
 ];
 
-async function lossesOf(backend: Backend, config: ConfigJson): Promise<Float32Array> {
+async function lossesOf(backend: Backend, config: ConfigJson, settings: Partial<TrainOptions>): Promise<Float32Array> {
   const model = modelFromConfig(config);
   const student = initialize(backend, model, 1);
   try {
@@ -131,6 +134,7 @@ async function lossesOf(backend: Backend, config: ConfigJson): Promise<Float32Ar
     const options = {
       ...defaultTrainOptions(COMMON.hidden_size, STEPS * BATCH * LENGTH, LENGTH, BATCH),
       computeType: "f32" as const,
+      ...settings,
     };
     const losses: number[] = [];
     const onProgress = ({ record }: { readonly record: { readonly loss: number } }) => void losses.push(record.loss);

@@ -84,6 +84,8 @@ const WITHOUT_DEVICE = [
   "samples",
   "scores",
   "depth",
+  "devices",
+  "memory",
 ];
 const WITH_DEVICE = ["contextSize", "speed", "all"];
 

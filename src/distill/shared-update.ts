@@ -90,7 +90,6 @@ export class SharedUpdate implements Update {
     const views = own.map((piece) => ({
       ...partOf(this.update, piece.weight, piece),
       name: nameOf(piece),
-      place: piece.weight.place,
     }));
     this.copies = new TensorStore(backend, own.length);
     const owned = backend.kernels === undefined ? views.map((view) => this.copyOf(view)) : views;

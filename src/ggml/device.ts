@@ -68,6 +68,16 @@ export interface BackendOptions {
   readonly keepThreads?: boolean | undefined;
 }
 
+/** What a job computes on, as processes tell each other. */
+export type DeviceChoice = Pick<BackendOptions, "device" | "devices" | "threads" | "kernels">;
+
+export const deviceChoice = ({ device, devices, threads, kernels }: DeviceChoice): DeviceChoice => ({
+  device,
+  devices,
+  threads,
+  kernels,
+});
+
 /** Drivers that emulate a GPU on the CPU: slower than the CPU itself, so only used on request. */
 const SOFTWARE_DRIVER = /llvmpipe|lavapipe|swiftshader/i;
 
@@ -85,6 +95,8 @@ function choose(devices: readonly Device[], count: number | "all", instance: num
     throw new UsageError(`a processor is one device, not ${wanted}: --threads says how much of it to use`);
   if (wanted > devices.length)
     throw new UsageError(`there are ${devices.length} ${kind} devices, not ${wanted} (see \`coppice doctor\`)`);
+  if (wanted > MOST_DEVICES)
+    throw new UsageError(`layers are divided over ${MOST_DEVICES} devices at most, not ${wanted}`);
   const first = (instance % Math.floor(devices.length / wanted)) * wanted;
   return devices.slice(first, first + wanted);
 }
@@ -113,6 +125,10 @@ export interface PlannedGraph {
   readonly free: () => void;
 }
 
+/** ggml's names of nodes that compute nothing. */
+const VIEW = /^(none|view|reshape|permute|transpose)$/i;
+/** ggml's scheduler takes 16 devices, of which the processor is one. */
+const MOST_DEVICES = 15;
 /** A scheduler's records take this many nodes and leaves for each node: no op reads more leaves. */
 const RECORDS_PER_NODE = 4;
 /** ggml's mark of a buffer whose contents are read in place: what reads them is computed there. */
@@ -278,8 +294,10 @@ export class Backend {
     const scheduler = f.ggml_backend_sched_new(handles, null, all.length, records, false, false);
     if (scheduler === null) return undefined;
     const free = () => f.ggml_backend_sched_free(scheduler);
+    // views are where the memory is that they show
     for (const [node, place] of placed)
-      f.ggml_backend_sched_set_tensor_backend(scheduler, node, elementAt(all, place).handle);
+      if (!VIEW.test(f.ggml_op_desc(node)))
+        f.ggml_backend_sched_set_tensor_backend(scheduler, node, elementAt(all, place).handle);
     if (!f.ggml_backend_sched_alloc_graph(scheduler, graph)) {
       free();
       return undefined;

@@ -156,6 +156,8 @@ export function loadLibrary(device: DeviceKind | "auto" = "auto"): Library {
   current ??= firstLibrary(device);
   if (device !== "cpu" && !othersLoaded) {
     othersLoaded = true;
+    // ggml has cuBLAS compute f32 in TF32, of 10 bits: too few for the factorizations of a refit
+    process.env.NVIDIA_TF32_OVERRIDE ??= "0";
     loadBackends(current.functions, current.directory, "others");
   }
   return current;

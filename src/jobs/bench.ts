@@ -100,7 +100,7 @@ async function withDefaults(job: BenchJob) {
 }
 
 /** @throws UsageError for an option that the work does not use */
-function checkUsed({ recompute, optimizerState, freeGradients, profile }: BenchJob, work: BenchWork): void {
+function checkUsed({ recompute, optimizerState, freeGradients, profile, devices }: BenchJob, work: BenchWork): void {
   const isTraining = work === "distill" || work === "train";
   const unused = [
     ["--recompute", recompute === true && !isTraining],
@@ -108,6 +108,8 @@ function checkUsed({ recompute, optimizerState, freeGradients, profile }: BenchJ
     ["--free-gradients", freeGradients === true && !isTraining],
     ["--profile", profile === true && work === "calibrate"],
   ].find(([, isUnused]) => isUnused);
+  if (profile === true && devices !== undefined && devices !== 1)
+    throw new UsageError("--profile is of one device: leave out --devices");
   if (unused !== undefined) throw new UsageError(`${unused[0]} changes nothing of --work ${work}: leave it out`);
 }
 

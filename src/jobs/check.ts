@@ -1,5 +1,6 @@
 import { checkDevice } from "../check/check.js";
 import type { Comparison } from "../check/compare.js";
+import { deviceChoice } from "../ggml/index.js";
 import { type Diagnosis, diagnose } from "./diagnosis.js";
 import type { JobOptions } from "./job.js";
 
@@ -24,12 +25,9 @@ export interface CheckOutcome {
 export async function check(job: JobOptions = {}): Promise<CheckOutcome> {
   const started = performance.now();
   const machine = diagnose(job);
-  const { device, devices, threads, kernels, signal, onProgress } = job;
+  const { signal, onProgress } = job;
   const comparisons = await checkDevice({
-    device,
-    devices,
-    threads,
-    kernels,
+    ...deviceChoice(job),
     signal,
     onProgress: (done, total, detail) => onProgress?.({ stage: "check", done, total, unit: "comparisons", detail }),
   });

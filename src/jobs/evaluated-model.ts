@@ -110,7 +110,7 @@ class LazyModel implements LikelihoodModel, GenerationModel {
       throw new FormatError(`${found.reason}. With --engine llama.cpp, llama.cpp computes likelihoods, too`);
     const tokenizer = await Tokenizer.load(found.checkpoint.directory);
     const { computeType = "f32", maxLength } = job;
-    const backend = Backend.open({ ...job, instance: job.ranks?.local.rank });
+    const backend = Backend.open({ ...job, instance: job.ranks?.local.rank ?? job.instance });
     try {
       const dtype = computeType === "f32" ? "f32" : "bf16";
       const weights = weightsFor(backend, found.checkpoint, dtype, job);

@@ -46,7 +46,7 @@ export async function onDevice<T>(
   options: BackendOptions & Pick<JobOptions, "ranks">,
   job: (backend: Backend) => Promise<T>,
 ): Promise<T> {
-  const backend = Backend.open({ ...options, instance: options.ranks?.local.rank });
+  const backend = Backend.open({ ...options, instance: options.ranks?.local.rank ?? options.instance });
   try {
     return await job(backend);
   } finally {

@@ -56,16 +56,23 @@ export type TrainingMemory = Partial<Pick<TrainOptions, "optimizerState" | "free
 
 /**
  * The memory that training so many parameters takes, besides activations: weights, gradients, and two moments of AdamW.
- * @param ranks processes that divide the moments; each has the sums of its share of the gradients, too
+ * @param shared by how many processes, which divide the moments; each has the sums of its share of the gradients, too, and without our
+ * kernels a copy of its share of the weights
  */
 export function trainingBytes(
   parameters: number,
   { optimizerState, freeGradients }: TrainingMemory,
-  ranks: number | undefined = 1,
+  { ranks = 1, hasKernels = true }: { readonly ranks?: number | undefined; readonly hasKernels?: boolean } = {},
 ): number {
-  if (ranks > 1) return parameters * (4 + 4 + (4 + 2 * 4) / ranks);
+  if (ranks > 1) return parameters * (4 + 4 + (4 + 2 * 4 + (hasKernels ? 0 : 4)) / ranks);
   return parameters * (4 + (freeGradients === true ? 0 : 4) + 2 * (optimizerState === "8bit" ? 1 + 4 / 256 : 4));
 }
+
+/** What the memory of a shared training depends on. */
+export const sharersOf = ({ kernels }: Pick<Backend, "kernels">, { ranks }: Pick<MemoryOptions, "ranks">) => ({
+  ranks: ranks?.size,
+  hasKernels: kernels !== undefined,
+});
 
 /** @throws CoppiceError where training so many parameters does not fit in memory: better now than killed for it in hours */
 export function checkTrainable(
@@ -79,7 +86,7 @@ export function checkTrainable(
       `--optimizer-state 8bit takes kernels of ours, which ${backend.device.name} does not have: leave it out`,
     );
   const memoryBytes = memoryFor(backend, options);
-  const bytes = trainingBytes(parameters, training, options.ranks?.size);
+  const bytes = trainingBytes(parameters, training, sharersOf(backend, options));
   if (bytes > memoryBytes)
     throw new CoppiceError(
       `training ${formatCount(parameters)} parameters takes ${formatBytes(bytes)} for weights, gradients and the optimizer's moments alone, and there are ${formatBytes(memoryBytes)}: ` +

@@ -7,7 +7,7 @@ import {
   stepsOf,
   type TrainOptions,
 } from "../distill/index.js";
-import type { Backend } from "../ggml/index.js";
+import type { Backend, DeviceChoice } from "../ggml/index.js";
 import {
   bytesOnDevice,
   loadWeights,
@@ -21,7 +21,7 @@ import {
 import { CoppiceError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { JobOptions } from "./job.js";
-import { describeMemory, memoryFor, type TrainingMemory, trainingBytes } from "./model-memory.js";
+import { describeMemory, memoryFor, sharersOf, type TrainingMemory, trainingBytes } from "./model-memory.js";
 import { sharedLogits } from "./shared/logits.js";
 import {
   distillationOf,
@@ -51,7 +51,7 @@ export function streamedTeacher(
   teacher: ModelTensors,
   { studentParameters, training, computeType, isCached, options }: TeacherPlace,
 ): StreamedWeights | undefined {
-  const taken = trainingBytes(studentParameters, training, options.ranks?.size);
+  const taken = trainingBytes(studentParameters, training, sharersOf(backend, options));
   const left = Math.max(0, memoryFor(backend, options) - taken);
   const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
   if (streamed !== undefined && !isCached)
@@ -69,10 +69,7 @@ export interface TaughtTraining {
   /** The data; only the leader of several processes has its tokens. */
   readonly sequences: SequenceSet | Sequences;
   readonly firstSequence?: number | undefined;
-  readonly options: Pick<
-    JobOptions,
-    "device" | "threads" | "kernels" | "memoryBytes" | "ranks" | "signal" | "onProgress"
-  >;
+  readonly options: DeviceChoice & Pick<JobOptions, "memoryBytes" | "ranks" | "signal" | "onProgress">;
 }
 
 export interface OpenTeacher {

@@ -30,7 +30,7 @@ import { formatBytes } from "../system/format.js";
 import { forecast } from "./forecast.js";
 import type { JobOptions } from "./job.js";
 import { type Measurement, measure } from "./measure.js";
-import { processesPerDevice, trainingBytes } from "./model-memory.js";
+import { processesPerDevice, sharersOf, trainingBytes } from "./model-memory.js";
 import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
@@ -142,7 +142,8 @@ function withFittingBatch(stage: TrainStage): TrainOptions {
   const loadedBytes = student.store.byteLength + (objective.teacher?.store.byteLength ?? 0);
   const free = USED_SHARE * (backend.freeBytes() + loadedBytes);
   const available = options.memoryBytes ?? free / processesPerDevice(backend, ranks);
-  const fixed = trainingBytes(countParameters(model.parameters, model.sizes), settings, ranks?.size) + teacherBytes;
+  const fixed =
+    trainingBytes(countParameters(model.parameters, model.sizes), settings, sharersOf(backend, options)) + teacherBytes;
   const whole = ranks === undefined ? settings : sharedOptions(settings, ranks.size);
   const microBatchSize = fittingMicroBatch({ backend, student, objective, options: whole }, { available, fixed });
   if (microBatchSize === whole.microBatchSize) return settings;

@@ -1,3 +1,4 @@
+import { freemem } from "node:os";
 import type { Backend } from "../ggml/device.js";
 import type { FloatDType } from "../ggml/dtype.js";
 import { CoppiceError } from "../system/errors.js";
@@ -66,7 +67,8 @@ export function streamedWeights(
   { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
 ): StreamedWeights {
   checkTensors(tensors.model, tensors.source);
-  return new StreamedWeights(tensors, dtype, STATES_SHARE * memoryBytes);
+  const hostBytes = backend.device.kind === "cpu" ? memoryBytes : Math.min(memoryBytes, freemem());
+  return new StreamedWeights(tensors, dtype, STATES_SHARE * hostBytes);
 }
 
 /**

@@ -179,7 +179,8 @@ export class Graph {
   schedule(name: string, output: Tensor, inputs: readonly Tensor[]): void {
     if (inputs.some(({ handle }) => handle === output.handle)) return; // it passes its input through
     this.results.add(output.handle);
-    if (this.place !== undefined) this.placed.set(output.handle, this.place);
+    const place = this.place ?? inputs.find((input) => input.place !== undefined)?.place;
+    if (place !== undefined) this.placed.set(output.handle, place);
     this.steps.push({ name, output: output.handle, inputs: inputs.map(({ handle }) => handle) });
     for (const { handle } of inputs) this.readers.set(handle, (this.readers.get(handle) ?? 0) + 1);
   }

@@ -90,9 +90,11 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
       kernels !== undefined && use !== undefined
         ? kernelNode(native, kernels, shape, inputs, use)
         : definition.build?.(native, inputs, attributes);
+    // what is computed from weights alone, a transpose, is where they are
+    const place = inputs.every((input) => input.place !== undefined) ? inputs[0]?.place : undefined;
     let output: Tensor;
     if (handle !== undefined && (kernels !== undefined || g.backend.supports(handle))) {
-      output = { ...description, handle };
+      output = { ...description, handle, place };
       g.schedule(name, output, inputs);
       const [first] = inputs;
       if (definition.isView && first !== undefined) g.share(output, first);

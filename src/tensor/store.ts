@@ -62,8 +62,10 @@ export class TensorStore {
     const { backend } = this;
     for (const [place, context] of this.contexts) {
       const buffer = backend.allocate(context, place);
-      if (buffer === null)
+      if (buffer === null) {
+        for (const allocated of this.buffers.splice(0)) backend.functions.ggml_backend_buffer_free(allocated);
         throw new CoppiceError(`${backend.device.name} has too little memory for ${this.tensors.size} tensors`);
+      }
       this.buffers.push(buffer);
     }
     this.clear();

@@ -1,12 +1,12 @@
 import { fork } from "node:child_process";
 import { describe, expect, it } from "vitest";
-import { type CheckedDevice, COMPARER, checkDevice } from "../../src/check/check.js";
+import { COMPARER, checkDevice } from "../../src/check/check.js";
 import { COMPARISONS, type Comparison } from "../../src/check/compare.js";
-import { listDevices } from "../../src/ggml/index.js";
+import { type DeviceChoice, listDevices } from "../../src/ggml/index.js";
 import { coppice } from "../cli/command-line.js";
 
 /** In a process of its own, which ends with it: see compare.ts about drivers. */
-async function firstComparison(device: CheckedDevice, from: number): Promise<Comparison> {
+async function firstComparison(device: DeviceChoice, from: number): Promise<Comparison> {
   const child = fork(COMPARER, [JSON.stringify(device), String(from)], {
     execArgv: [],
     stdio: ["ignore", "ignore", "inherit", "ipc"],

@@ -1,6 +1,7 @@
 import { setTimeout as wait } from "node:timers/promises";
 import type { Sequences } from "../../data/index.js";
 import type { SequenceSet, SparseTeacher, TrainOptions } from "../../distill/index.js";
+import type { DeviceChoice } from "../../ggml/index.js";
 import { openCheckpoint, type StreamedWeights, streamedWeights } from "../../models/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
 import { CoppiceError, required } from "../../system/errors.js";
@@ -26,7 +27,7 @@ export interface SharedFill {
   readonly sequences: Sequences;
   /** Of the sequences that are needed. */
   readonly numbers: readonly number[];
-  readonly options: Pick<JobOptions, "device" | "threads" | "kernels" | "memoryBytes" | "signal" | "onProgress">;
+  readonly options: DeviceChoice & Pick<JobOptions, "memoryBytes" | "signal" | "onProgress">;
 }
 
 /** So often the leader looks for what others computed: a network file system may show it late. */

@@ -1,5 +1,5 @@
 import { TokenStream } from "../../data/index.js";
-import type { Backend, BackendOptions } from "../../ggml/index.js";
+import { type Backend, type DeviceChoice, deviceChoice } from "../../ggml/index.js";
 import { openCheckpoint, type PassWeights } from "../../models/index.js";
 import type { Ranks } from "../../ranks/index.js";
 import type { ComputeType } from "../../tensor/index.js";
@@ -10,15 +10,15 @@ import { weightsFor } from "../model-memory.js";
 export interface SharedModel {
   readonly path: string;
   readonly computeType: ComputeType;
-  readonly device: Pick<BackendOptions, "device" | "threads" | "kernels">;
+  readonly device: DeviceChoice;
   readonly memoryBytes?: number | undefined;
 }
 
 export const sharedModel = (
   path: string,
   computeType: ComputeType,
-  { device, threads, kernels, memoryBytes }: JobOptions,
-): SharedModel => ({ path, computeType, device: { device, threads, kernels }, memoryBytes });
+  options: DeviceChoice & Pick<JobOptions, "memoryBytes">,
+): SharedModel => ({ path, computeType, device: deviceChoice(options), memoryBytes: options.memoryBytes });
 
 /** A follower's part of some work on a model. */
 export function withModel<T>(

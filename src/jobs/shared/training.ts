@@ -5,7 +5,7 @@ import {
   sharedOptions,
   type TrainOptions,
 } from "../../distill/index.js";
-import type { BackendOptions } from "../../ggml/index.js";
+import { type DeviceChoice, deviceChoice } from "../../ggml/index.js";
 import { blankWeights, type ConfigJson, countParameters, type Model, modelFromConfig } from "../../models/index.js";
 import type { Ranks } from "../../ranks/index.js";
 import { type JobOptions, onDevice } from "../job.js";
@@ -16,7 +16,7 @@ import { openTeacher } from "../teacher.js";
 /** What a follower must know to train along. */
 interface SharedTraining {
   readonly kind: "train";
-  readonly device: Pick<BackendOptions, "device" | "threads" | "kernels">;
+  readonly device: DeviceChoice;
   readonly config: ConfigJson;
   readonly settings: TrainOptions;
   readonly recipe?: TeacherRecipe | undefined;
@@ -38,12 +38,12 @@ export function checkShared(settings: TrainOptions, { ranks }: Pick<JobOptions, 
 /** Runs a training while the other processes of the job, if there are any, follow it. */
 export async function withFollowers<T>(training: LedTraining, train: () => Promise<T>): Promise<T> {
   const { options, model, settings, recipe, sequences } = training;
-  const { ranks, device, threads, kernels, memoryBytes } = options;
+  const { ranks, memoryBytes } = options;
   if (ranks === undefined) return train();
   const { count, length, stream } = sequences;
   const task: SharedTraining = {
     kind: "train",
-    device: { device, threads, kernels },
+    device: deviceChoice(options),
     config: model.config,
     settings,
     recipe,

@@ -178,19 +178,19 @@ export const sumLast: Op<[x: Tensor]> = defineOp("sumLast", 1, {
   vjp: (g, dy, { inputs: [x] }) => [() => broadcastTo(g, dy, x)],
 });
 
-/** Sums over the last axis of a * b, kept with size 1: in one pass, on all threads. [rows, n] -> [rows, 1]. No gradient. */
+/** Sums over the last axis of a * b: in one pass, on all threads. [rows, n] -> [rows, 1, 1]. No gradient. */
 export const dotLast: Op<[a: Tensor, b: Tensor]> = defineOp("dotLast", 2, {
   shape: ([a, b]) => {
     if (a.shape.length !== 2 || !sameShape(a.shape, b.shape))
       throw new ShapeError(`${describe(a)} and ${describe(b)} are not rows of the same length`);
-    return [rowCount(a), 1];
+    return [rowCount(a), 1, 1];
   },
   build: (native, [a, b]) => {
     const [rows, n] = sizesOf(a, 2);
     const single = (x: Tensor) => reshaped(native, x.handle, [rows, 1, n]); // a batch of products of one row each
     const products = native.f.ggml_mul_mat(native.context, single(a), single(b));
     native.f.ggml_mul_mat_set_prec(products, PRECISION_F32);
-    return reshaped(native, products, [rows, 1]);
+    return products;
   },
 });
 

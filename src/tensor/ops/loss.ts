@@ -6,6 +6,7 @@ import { defineOp, INDICES, type Native, type Op, reshaped } from "../op.js";
 import { describe, rowCount, type Shape, sameShape, sizesOf, type Tensor } from "../tensor.js";
 import { add, clamp, dotLast, log, mul, scale, sub, sum } from "./elementwise.js";
 import { argmax, gather, takeAlongRows } from "./lookup.js";
+import { reshape } from "./shape.js";
 import { logSoftmax, softmax } from "./transformer.js";
 
 /** Losses on rows of logits: each by a kernel that stores no distribution, and composed of other ops. */
@@ -208,7 +209,7 @@ function forwardKl(g: Graph, student: Tensor, teacher: Tensor, p: Tensor, q: Ten
     sub(g, takeAlongRows(g, logits, best), log(g, atLeastTiny(g, takeAlongRows(g, probabilities, best))));
   const shift = sub(g, logSum(student, q), logSum(teacher, p));
   const difference = sub(g, dotLast(g, p, teacher), dotLast(g, p, student)); // Σ p (t - s)
-  return sum(g, add(g, difference, shift));
+  return sum(g, add(g, reshape(g, difference, { to: shift.shape }), shift));
 }
 
 const atLeastTiny = (g: Graph, x: Tensor): Tensor => clamp(g, x, { low: TINY, high: 1 });
