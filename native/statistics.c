@@ -58,7 +58,8 @@ OP(cosines) {
         aa += u * u;
         bb += v * v;
       }
-      sum += sum_of(ab) / (sqrt(sum_of(aa)) * sqrt(sum_of(bb)));
+      const double lengths = sqrt(sum_of(aa)) * sqrt(sum_of(bb));
+      sum += lengths == 0 ? 0 : sum_of(ab) / lengths; // a row of zeros is like no other
     }
     ((float *)dst->data)[part] = (float)sum;
   }

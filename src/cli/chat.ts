@@ -4,11 +4,14 @@ import type { JobOptions } from "../jobs/index.js";
 import { action } from "./action.js";
 import { command } from "./command.js";
 import { engineOptions, type SamplingFlags, sampling, samplingOptions } from "./generate.js";
-import { adapters, common, MODEL } from "./options.js";
+import { adapters, common, defined, MODEL } from "./options.js";
 
 interface Flags extends SamplingFlags {
   readonly system?: string | undefined;
 }
+
+/** An answer's tokens at most, by default: models that never end their turn would answer for ever. */
+const ANSWER_TOKENS = 2048;
 
 /** A question and its answer. */
 interface Turn {
@@ -57,7 +60,12 @@ async function converse(chat: Chat, lines: Interface, job: JobOptions, flags: Fl
     else if (line.trim() !== "") {
       answer = new AbortController();
       const signal = job.signal ? AbortSignal.any([job.signal, answer.signal]) : answer.signal;
-      const { text } = await chat.say(line, { ...samplingOptions(flags), signal, onText });
+      const { text } = await chat.say(line, {
+        maxTokens: ANSWER_TOKENS,
+        ...defined(samplingOptions(flags)),
+        signal,
+        onText,
+      });
       answer = undefined;
       turns.push({ user: line, model: text });
       onText?.("\n");

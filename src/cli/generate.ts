@@ -25,7 +25,11 @@ export interface SamplingFlags extends CommonFlags {
 
 export const sampling: OptionGroup = (command) =>
   command
-    .option("--max-tokens <n>", "tokens to write at most (default: 256)", parseAtLeastOne)
+    .option(
+      "--max-tokens <n>",
+      "tokens to write at most (default: 256, in a chat 2048 for each answer)",
+      parseAtLeastOne,
+    )
     .option("--temperature <x>", "0 always takes the most probable token (default: 0.8)", parseNonNegative)
     .option("--top-k <n>", "choose among the n most probable (default: 40)", parseWhole)
     .option(
@@ -94,6 +98,7 @@ export const generateCommand = command("generate", "Continue a text")
       });
       process.stderr.write(`${onText === undefined ? "" : "\n"}${renderSpeed(outcome, flags.seed !== undefined)}\n`);
       print(outcome, () => "");
+      job.signal?.throwIfAborted(); // the text is cut
     }),
   );
 

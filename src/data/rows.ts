@@ -2,7 +2,13 @@ import { open } from "node:fs/promises";
 import path from "node:path";
 import { JSONParser } from "@streamparser/json";
 import { type CsvError, parse as csvParser } from "csv-parse";
-import { type AsyncBuffer, parquetMetadataAsync, parquetReadObjects, parquetSchema } from "hyparquet";
+import {
+  type AsyncBuffer,
+  type FileMetaData,
+  parquetMetadataAsync,
+  parquetReadObjects,
+  parquetSchema,
+} from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { type Content, decoded, encodingOf, isParquet, openContent } from "./content.js";
@@ -124,15 +130,21 @@ function areJsonLines(start: string): boolean {
   }
 }
 
-/** Lines of text, without line ends. */
-async function* linesOf(text: AsyncIterable<string>): AsyncGenerator<string> {
+/** Lines of text, without line ends. @throws FormatError for one that is too long to be held */
+async function* linesOf(file: string, text: AsyncIterable<string>): AsyncGenerator<string> {
   let parts: string[] = []; // of a line that has not ended
+  let length = 0;
   for await (const chunk of text) {
     const lines = chunk.split("\n");
-    parts.push(lines.shift() ?? "");
+    const first = lines.shift() ?? "";
+    parts.push(first);
+    length += first.length;
+    if (length > MOST_ITEM_CHARACTERS)
+      throw new FormatError(`${file} has a line of more than ${MOST_ITEM_CHARACTERS} characters: it is not JSON lines`);
     for (const next of lines) {
       yield parts.join("");
       parts = [next];
+      length = next.length;
     }
   }
   yield parts.join("");
@@ -141,7 +153,7 @@ async function* linesOf(text: AsyncIterable<string>): AsyncGenerator<string> {
 async function* readJsonLines(file: string, text: AsyncIterable<string>): AsyncGenerator<Row> {
   let number = 0;
   try {
-    for await (const line of linesOf(text)) {
+    for await (const line of linesOf(file, text)) {
       number++;
       if (line.trim() !== "") yield { record: JSON.parse(line), where: `${file}:${number}` };
     }
@@ -288,8 +300,26 @@ function checkedHeader(file: string, header: readonly string[], field: string | 
   return names;
 }
 
-/** Rows of a Parquet file to read at a time. */
-const PARQUET_ROWS = 1024;
+/** Rows of a Parquet file to read at a time, and into how many parts a group of rows is divided at most: each part may read all of it. */
+const [PARQUET_ROWS, PARTS_OF_GROUP] = [1024, 16];
+
+/** Ranges of rows to read at a time. @throws FormatError where the groups have fewer or more rows than the file claims */
+function rowRangesOf(file: string, { num_rows, row_groups }: FileMetaData): { rowStart: number; rowEnd: number }[] {
+  const ranges: { rowStart: number; rowEnd: number }[] = [];
+  let end = 0;
+  for (const group of row_groups) {
+    const [start, count] = [end, Number(group.num_rows)];
+    end += count;
+    if (!(count >= 0) || end > Number(num_rows)) break;
+    const step = Math.max(PARQUET_ROWS, Math.ceil(count / PARTS_OF_GROUP));
+    for (let row = start; row < end; row += step) ranges.push({ rowStart: row, rowEnd: Math.min(row + step, end) });
+  }
+  if (end !== Number(num_rows)) throw new FormatError(`${file} claims ${num_rows} rows, and its parts have ${end}`);
+  return ranges;
+}
+
+/** Node reads no more at once. */
+const MOST_READ = 2 ** 30;
 
 async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
   const handle = await open(file);
@@ -299,8 +329,11 @@ async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
       byteLength: size,
       slice: async (start, end = size) => {
         const bytes = new Uint8Array(Math.max(0, end - start));
-        const { bytesRead } = await handle.read(bytes, 0, bytes.length, start);
-        if (bytesRead !== bytes.length) throw new FormatError(`${file} ended while it was read`);
+        for (let at = 0; at < bytes.length; ) {
+          const { bytesRead } = await handle.read(bytes, at, Math.min(MOST_READ, bytes.length - at), start + at);
+          if (bytesRead === 0) throw new FormatError(`${file} ended while it was read`);
+          at += bytesRead;
+        }
         return bytes.buffer;
       },
     };
@@ -311,17 +344,16 @@ async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
       throw new FormatError(
         `${file} has no column "${field}" (it has: ${present.join(", ")}); name the column with --field`,
       );
-    for (let row = 0; row < Number(metadata.num_rows); row += PARQUET_ROWS) {
-      const rowEnd = Math.min(row + PARQUET_ROWS, Number(metadata.num_rows));
+    for (const { rowStart, rowEnd } of rowRangesOf(file, metadata)) {
       const rows = await parquetReadObjects({
         file: buffer,
         metadata,
-        rowStart: row,
+        rowStart,
         rowEnd,
         compressors,
         columns: column === undefined ? present : [column],
       });
-      for (const [i, record] of rows.entries()) yield { record, where: `${file} row ${row + i}` };
+      for (const [i, record] of rows.entries()) yield { record, where: `${file} row ${rowStart + i}` };
     }
   } catch (error) {
     throw readError(file, error);

@@ -1,8 +1,9 @@
 import { blockSize, dataBytes, type StoredDType } from "../ggml/dtype.js";
-import { activeWeights, cacheBytes as cacheBytesOf, largestSize, type Model, sizeOf } from "../models/index.js";
+import { activeWeights, CACHE_ELEMENT_BYTES, largestSize, type Model, sizeOf } from "../models/index.js";
 import { ggufShapes, recipeFacts } from "../quantize/content.js";
 import type { FileKind } from "../quantize/index.js";
 import { type TensorShape, typesFor } from "../quantize/tensor-types.js";
+import { elementAt } from "../system/arrays.js";
 import { elementCount } from "../tensor/index.js";
 import type { DeviceProfile } from "./profiles.js";
 
@@ -32,15 +33,25 @@ interface StoredTensor {
 /** What is known of a model's files: each of the predictions asks for it. */
 interface StoredFiles {
   readonly shapes: readonly TensorShape[];
+  /** Whether llama.cpp computes windows: only where files have them (not Mistral's, Phi-3's, Qwen 2's). */
+  readonly hasWindows: boolean;
   readonly byKind: Map<FileKind, readonly StoredTensor[]>;
 }
 
 const filesOfModels = new WeakMap<Model, StoredFiles>();
 
+function filesOf(model: Model): StoredFiles {
+  const known = filesOfModels.get(model);
+  if (known !== undefined) return known;
+  const hasWindows = model.gguf().metadata.some(([key]) => key.endsWith(".attention.sliding_window"));
+  const files: StoredFiles = { shapes: ggufShapes(model), hasWindows, byKind: new Map() };
+  filesOfModels.set(model, files);
+  return files;
+}
+
 /** The tensors of a model in a file of a kind. */
 export function storedTensors(model: Model, kind: FileKind): readonly StoredTensor[] {
-  const files = filesOfModels.get(model) ?? { shapes: ggufShapes(model), byKind: new Map() };
-  filesOfModels.set(model, files);
+  const files = filesOf(model);
   const tensors = files.byKind.get(kind) ?? tensorsIn(model, kind, files.shapes);
   files.byKind.set(kind, tensors);
   return tensors;
@@ -56,6 +67,11 @@ function tensorsIn(model: Model, kind: FileKind, shapes: readonly TensorShape[])
     return { name, shape, dtype, bytes: dataBytes(dtype, rows * filledColumns) };
   });
 }
+
+const costOf = (model: Model, context: number) => model.cost(context, { hasWindows: filesOf(model).hasWindows });
+
+const cacheBytesOf = (model: Model, context: number): number =>
+  CACHE_ELEMENT_BYTES * costOf(model, context).cacheElements;
 
 /**
  * The memory that llama.cpp takes for one sequence: weights, keys and values in f16, and buffers for a batch of 512. With flash
@@ -152,7 +168,7 @@ export function predictSpeed(
   }
   const past = contextLength / 2;
   const cache = cacheBytesOf(model, past) / rates.bandwidth;
-  const attention = model.cost(past).operations / rates.attention;
+  const attention = costOf(model, past).operations / rates.attention;
   reading += cache;
   computing += attention;
   seconds += Math.max(cache, attention);
@@ -202,5 +218,22 @@ export function predictLoss(original: Model, smaller: Model, kind: FileKind): nu
   const weightsOf = (model: Model) => Math.max(1, activeWeights(model, { head: false }));
   const [before, after] = [weightsOf(original), weightsOf(smaller)];
   const pruning = AFTER_DISTILLATION * (reducibleLoss(after) - reducibleLoss(before));
-  return Math.max(0, pruning) + (QUANTIZATION_LOSS[kind] ?? 0) * (7e9 / after) ** SIZE_POWER;
+  return Math.max(0, pruning) + quantizationLoss(smaller, kind) * (7e9 / after) ** SIZE_POWER;
+}
+
+/** That of a 7 B model: as measured, or for other kinds by its logarithm between those of the kinds next in size. */
+function quantizationLoss(model: Model, kind: FileKind): number {
+  const known = QUANTIZATION_LOSS[kind];
+  if (known !== undefined) return known;
+  const bytesOf = (one: FileKind) => storedTensors(model, one).reduce((sum, { bytes }) => sum + bytes, 0);
+  const measured = (Object.entries(QUANTIZATION_LOSS) as [FileKind, number][])
+    .filter(([, loss]) => loss > 0)
+    .map(([one, loss]) => ({ bytes: bytesOf(one), loss: Math.log(loss) }))
+    .sort((a, b) => a.bytes - b.bytes);
+  const bytes = bytesOf(kind);
+  const next = measured.findIndex((one) => one.bytes >= bytes);
+  const above = Math.min(Math.max(1, next < 0 ? measured.length - 1 : next), measured.length - 1);
+  const [low, high] = [elementAt(measured, above - 1), elementAt(measured, above)];
+  const slope = (high.loss - low.loss) / Math.max(1, high.bytes - low.bytes);
+  return Math.exp(low.loss + slope * (bytes - low.bytes));
 }

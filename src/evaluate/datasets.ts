@@ -4,7 +4,7 @@ import { glob } from "tinyglobby";
 import { downloadRepo, type HubOptions } from "../checkpoint/index.js";
 import { endingOf, ROW_ENDINGS, readRows } from "../data/index.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
-import { hashFile } from "../system/files.js";
+import { hashBytes, hashFile } from "../system/files.js";
 import type { DatasetReference } from "./task.js";
 
 /** A split of a dataset, loaded. */
@@ -54,7 +54,11 @@ export class Datasets {
     const local = this.localFiles(dataset, split);
     if (local.length > 0) {
       const hashes = await Promise.all(local.map(hashFile));
-      return { rows: await rowsOf(local), files: local, version: `sha256:${hashes.join("+").slice(0, 64)}` };
+      return {
+        rows: await rowsOf(local),
+        files: local,
+        version: `sha256:${hashes.length === 1 ? hashes[0] : hashBytes(hashes.join("+"))}`,
+      };
     }
     const { files, commit } = await this.hubFiles(dataset, split);
     return { rows: await rowsOf(files), files, version: commit };
@@ -70,6 +74,11 @@ export class Datasets {
       const found = readdirSync(folder)
         .filter((name) => ROW_ENDINGS.includes(endingOf(name)) && name.split(/[.-]/, 1)[0] === split)
         .sort();
+      const endings = new Set(found.map(endingOf));
+      if (endings.size > 1)
+        throw new FormatError(
+          `${folder} has ${found.join(" and ")}: keep one kind of file, or the same rows would count twice`,
+        );
       if (found.length > 0) return found.map((name) => path.join(folder, name));
     }
     return [];

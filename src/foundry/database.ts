@@ -43,6 +43,7 @@ export class Database {
   static async connect(url: string, closeEngine: () => Promise<void> = async () => {}): Promise<Database> {
     const pool = new pg.Pool({ ...connectionOf(url), max: 8, connectionTimeoutMillis: 30_000 });
     pool.on("error", () => {}); // the server may close an idle connection: the next query gets another
+    pool.on("connect", (client) => client.on("error", () => {})); // or one in a transaction, whose next query fails
     const boss = new PgBoss({
       db: { executeSql: (text, values) => pool.query(text, values) },
       maintenanceIntervalSeconds: 30,

@@ -23,7 +23,7 @@ export class Results {
   /** Stores a file. @param folder a folder below the prefix */
   async add(file: string, name: string, folder?: string): Promise<void> {
     const key = folder === undefined ? `${this.prefix}/${name}` : `${this.prefix}/${folder}/${name}`;
-    this.record(name, key, await this.storage.put(key, createReadStream(file)));
+    this.record(name, key, await this.storage.put(key, createReadStream(file), statSync(file).size));
     this.onProgress?.({
       stage: "package",
       done: this.files.length,

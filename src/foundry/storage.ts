@@ -41,8 +41,8 @@ export interface StoredFile {
 export interface Storage {
   /** The directory of all its files on this machine. */
   readonly root: string;
-  /** Stores a stream, completely or not at all. */
-  put(key: string, content: Readable): Promise<StoredFile>;
+  /** Stores a stream, completely or not at all. @param bytes how many it has, where that is known */
+  put(key: string, content: Readable, bytes?: number): Promise<StoredFile>;
   read(key: string, range?: ByteRange): Promise<Readable>;
   /** Deletes the file with this key, and all files below it. */
   remove(prefix: string): Promise<void>;
@@ -169,6 +169,9 @@ interface StoredObject {
 
 /** Objects that one request can delete. */
 const MAX_DELETED = 1000;
+/** S3 takes so many parts of a file, of this size at least; those of streams of unknown length allow 312 GiB. */
+const MOST_PARTS = 10_000;
+const [LEAST_PART_BYTES, STREAM_PART_BYTES] = [5 << 20, 32 << 20];
 
 class S3Storage implements Storage {
   private constructor(
@@ -200,11 +203,12 @@ class S3Storage implements Storage {
     return this.prefix === "" ? checkKey(key) : `${this.prefix}/${checkKey(key)}`;
   }
 
-  async put(key: string, content: Readable): Promise<StoredFile> {
+  async put(key: string, content: Readable, bytes?: number): Promise<StoredFile> {
     const { through, result } = meter();
     const upload = new Upload({
       client: this.client,
       params: { Bucket: this.bucket, Key: this.at(key), Body: through },
+      partSize: Math.max(LEAST_PART_BYTES, bytes === undefined ? STREAM_PART_BYTES : Math.ceil(bytes / MOST_PARTS)),
     });
     await Promise.all([pipeline(content, through), upload.done()]);
     return result();
@@ -316,7 +320,7 @@ class S3Storage implements Storage {
         const file = path.join(directory, ...name.split("/"));
         const { size, mtimeMs } = statSync(file, { throwIfNoEntry: false }) ?? {};
         if (size === undefined || saved.get(name) === `${size} ${mtimeMs}`) continue;
-        await this.put(`${key}/${name}`, createReadStream(file));
+        await this.put(`${key}/${name}`, createReadStream(file), size);
         saved.set(name, `${size} ${mtimeMs}`);
       }
       const deleted = [...saved.keys()].filter((name) => !names.includes(name));

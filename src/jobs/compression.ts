@@ -178,7 +178,7 @@ export class Compression {
     // a run that may continue on another machine keeps the answers in its own directory
     const answers = modelName ? { directory: directory.file("answers"), identities: names } : undefined;
     return this.stages.once(`evaluate ${JSON.stringify([tasks, limit, data])}`, () =>
-      evaluate({ ...options, models, names, answers, tasks, limit, data }),
+      evaluate({ ...options, restart: false, models, names, answers, tasks, limit, data }),
     );
   }
 

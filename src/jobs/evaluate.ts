@@ -100,7 +100,10 @@ async function evaluateAll(
   planned: readonly PlannedTask[],
   run: RunDirectory | undefined,
 ): Promise<ModelEvaluation[]> {
-  const datasets = new Datasets({ directory: job.data, hub: job.hub });
+  const datasets = new Datasets({
+    directory: job.data,
+    hub: { ...job.hub, revision: undefined },
+  }) /* the revision is the model's */;
   const sandbox = new PythonSandbox();
   const models: ModelEvaluation[] = [];
   try {

@@ -119,6 +119,8 @@ async function exportDirectory(run: RunDirectory, job: ExportJob, checkpoint: Ch
 export interface RunnableOptions extends JobOptions {
   /** The kind of file to export to; as stored by default. */
   readonly kind?: FileKind | undefined;
+  /** llama.cpp's name of the tokenizer's rules, for one that is not known. */
+  readonly preTokenizer?: string | undefined;
 }
 
 /**
@@ -139,7 +141,7 @@ export async function runnableGguf(reference: string, job: RunnableOptions): Pro
   const folder = path.join(
     cacheDirectory(),
     "exported",
-    hashBytes(JSON.stringify([EXPORT_VERSION, fileIdentity(origin), kind])).slice(0, 32),
+    hashBytes(JSON.stringify([EXPORT_VERSION, fileIdentity(origin), kind, job.preTokenizer])).slice(0, 32),
   );
   const file = path.join(folder, `${nameOf(origin)}-${kind}.gguf`);
   const isCached = existsSync(file);

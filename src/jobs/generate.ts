@@ -64,7 +64,7 @@ export async function generate(job: GenerateJob): Promise<GenerateOutcome> {
   const signal = job.signal ?? job.sampling?.signal;
   const sampling: CompletionOptions = { maxTokens: DEFAULT_TOKENS, ...job.sampling, signal };
   const generated = await complete(job, sampling);
-  if (job.draftModel === undefined) return generated;
+  if (job.draftModel === undefined || signal?.aborted) return generated;
   const again = { ...sampling, onText: undefined, maxTokens: generated.tokens };
   const { tokensPerSecond } = await complete({ ...job, draftModel: undefined }, again);
   return { ...generated, withoutDraft: { tokensPerSecond, speedUp: generated.tokensPerSecond / tokensPerSecond } };

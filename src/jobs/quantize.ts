@@ -136,6 +136,8 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
     throw new FormatError(
       `${found.reason}. Its importances cannot be measured either: give --type alone, without --data, --imatrix, --size and --report`,
     );
+  if (!hasData && job.importanceFile !== undefined && !existsSync(job.importanceFile))
+    throw new UsageError(`${job.importanceFile} does not exist, and without --data no importances can be measured`);
   return convertWithImportance(found, types, place, job);
 }
 

@@ -135,8 +135,11 @@ export interface Model {
   readonly scoredBy: readonly { readonly dimension: DimensionName; readonly tap: string }[];
   /** Dimensions whose indices belong, in equal runs, to those of another: query heads to key-value heads. */
   readonly groups: readonly { readonly dimension: DimensionName; readonly groupedBy: DimensionName }[];
-  /** What a token costs apart from its products with matrices, with `context` tokens before it. */
-  cost(context: number): ContextCost;
+  /**
+   * What a token costs apart from its products with matrices, with `context` tokens before it.
+   * @param options whether windows of attention count, as by default
+   */
+  cost(context: number, options?: { readonly hasWindows?: boolean | undefined }): ContextCost;
   /** tokens: i32 [batch, seq]. */
   forward(g: Graph, weights: Weights, tokens: Tensor, options?: ForwardOptions): ForwardResult;
   /** The first part of a forward pass: the residual stream before the first layer, [rows, hidden]. tokens: i32 [batch, seq] */

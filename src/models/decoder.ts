@@ -47,7 +47,7 @@ export function decoderModel(
     axes: axesOf(spec, architecture.fields),
     scoredBy: scoresOf(spec),
     groups: groupsOf(spec),
-    cost: (context) => totalCost(spec, context),
+    cost: (context, { hasWindows = true } = {}) => totalCost(spec, context, hasWindows),
     forward: (g, weights, tokens, options = {}) => forward(spec, g, weights, tokens, options),
     embed: (surroundings, tokens) => embedded(spec, surroundings, tokens),
     layer: (surroundings, index, stream) => layered(spec, surroundings, index, stream),
@@ -63,8 +63,8 @@ export function decoderModel(
   };
 }
 
-function totalCost(spec: DecoderSpec, context: number): ContextCost {
-  const costs = spec.layers.flatMap(mainBlocks).map(([, block]) => block.cost(context));
+function totalCost(spec: DecoderSpec, context: number, hasWindows: boolean): ContextCost {
+  const costs = spec.layers.flatMap(mainBlocks).map(([, block]) => block.cost(context, hasWindows));
   return costs.reduce(
     (sum, { cacheElements, operations }) => ({
       cacheElements: sum.cacheElements + cacheElements,

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { FormatError } from "../system/errors.js";
 import type { Architecture, SizeFields } from "./architecture.js";
 import {
   type ConfigJson,
@@ -124,6 +125,12 @@ export interface Heads {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+}
+
+/** @throws FormatError for a width that transformers rejects, even with a head_dim: no multiple of the number of heads */
+export function checkWidth({ hidden_size }: { readonly hidden_size: number }, { heads }: Pick<Heads, "heads">): void {
+  if (hidden_size % heads !== 0)
+    throw new FormatError(`config.json: hidden_size ${hidden_size} is not a multiple of ${heads} heads`);
 }
 
 /** Reads them from a configuration. @throws FormatError when they do not divide evenly */

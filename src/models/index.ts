@@ -37,7 +37,14 @@ export {
 } from "./blocks/index.js";
 export type { Checkpoint, ModelTensors } from "./checkpoint.js";
 export { type ConfigJson, choice, flag, positive, size } from "./config.js";
-export { activeWeights, cacheBytes, forwardFlopsPerToken, largestSize, sizesOfAxis } from "./cost.js";
+export {
+  activeWeights,
+  CACHE_ELEMENT_BYTES,
+  cacheBytes,
+  forwardFlopsPerToken,
+  largestSize,
+  sizesOfAxis,
+} from "./cost.js";
 export {
   type Axis,
   axisSize,

@@ -108,7 +108,7 @@ export function rotaryScaling(read: GgufConfig, facts: RotaryFacts): RotaryJson 
   const [long, short] = ["long", "short"].map((kind) => read.values(`rope_factors_${kind}.weight`));
   // llama.cpp takes such factors whatever the type, which its converter leaves out
   const type = long === undefined ? (read.string("rope.scaling.type") ?? "linear") : "longrope";
-  const factor = optional("factor");
+  const factor = optional("factor") ?? read.optional("rope.scale_linear"); // older files have that key
   const original = optional("original_context_length") ?? facts.maxPositions;
   const frequencies = read.values("rope_freqs.weight");
   if (frequencies !== undefined) return llama3Scaling(frequencies, facts);

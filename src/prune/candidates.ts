@@ -214,9 +214,11 @@ function newFormula(model: Model): Formula {
     return parts;
   };
   const allLayers = Array.from({ length: model.layerCount }, (_, i) => i);
-  const succeeds = (widths: AxisSizes, use: (smaller: Model) => unknown): boolean => {
+  const succeeds = (sizes: AxisSizes, use: (smaller: Model) => unknown): boolean => {
+    const { layers, ...widths } = sizes;
     try {
-      use(model.resized(planFor(model, widths, []).sizes, allLayers));
+      const kept = allLayers.slice(0, layers === undefined ? undefined : largestOf(layers));
+      use(model.resized(planFor(model, widths, []).sizes, kept));
       return true;
     } catch (error) {
       if (error instanceof FormatError) return false;
@@ -230,8 +232,7 @@ function newFormula(model: Model): Formula {
       return Math.round(rest + inLayers * share);
     },
     isExpressible: ({ layers: _, ...widths }) => once(expressible, widths, () => succeeds(widths, () => {})),
-    isInLlamaCpp: ({ layers: _, ...widths }) =>
-      once(inLlamaCpp, widths, () => succeeds(widths, (smaller) => smaller.gguf())),
+    isInLlamaCpp: (sizes) => once(inLlamaCpp, sizes, () => succeeds(sizes, (smaller) => smaller.gguf())),
   };
 }
 

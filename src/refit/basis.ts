@@ -1,6 +1,7 @@
 import type { Backend } from "../ggml/device.js";
 import { type Matrix, meanDiagonal, multiply, symmetricEigen, zeroMatrix } from "../linear-algebra/index.js";
 import type { ModelTensors } from "../models/index.js";
+import { carriedAxes } from "../models/wrappers.js";
 import { readMatrix } from "../prune/matrices.js";
 import { elementAt } from "../system/arrays.js";
 
@@ -29,8 +30,10 @@ export function selectionBasis(hidden: number, kept: Uint32Array): Basis {
  * Why a model's residual stream cannot be rotated into fewer channels; undefined if it can. Rotating takes RMS norms, whose gains can be
  * moved into the matrices that read them (SliceGPT, arXiv 2401.15024, section 3.2), and nothing between a block and the stream.
  */
-export function whyNotRotated({ model, source }: ModelTensors, width: number): string | undefined {
+export function whyNotRotated({ model, source, carried }: ModelTensors, width: number): string | undefined {
   const { steps, finalNorm, positions, tiedEmbeddings } = model;
+  for (const name of carried?.tensors.keys() ?? [])
+    if (carriedAxes(model.config, name)?.includes("hidden")) return "other parts of the model write into it";
   if (steps.some(({ isNormedAfter }) => isNormedAfter)) return "it has norms after its blocks";
   if (finalNorm === undefined || steps.some(({ norm }) => norm === undefined)) return "its norms subtract a mean";
   if (positions !== undefined) return "it has learned positions";

@@ -5,7 +5,7 @@ export class ApiError extends CoppiceError {
   override readonly name = "ApiError";
 
   constructor(
-    readonly status: 400 | 401 | 403 | 404 | 405 | 408 | 409 | 413 | 415 | 429 | 500 | 503,
+    readonly status: 400 | 401 | 403 | 404 | 405 | 408 | 409 | 413 | 415 | 416 | 429 | 500 | 503,
     message: string,
     readonly details: {
       /** The field that is wrong. */
@@ -55,6 +55,7 @@ const TYPES: Readonly<Record<ApiError["status"], string>> = {
   409: "conflict_error",
   413: "invalid_request_error",
   415: "invalid_request_error",
+  416: "invalid_request_error",
   429: "rate_limit_error",
   500: "server_error",
   503: "server_error",

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { beforeAll, describe, expect, it } from "vitest";
 import { readJsonObject } from "../../src/checkpoint/json.js";
 import { DEVICES, deviceProfile, fitDevice, predictMemory, predictSpeed } from "../../src/devices/index.js";
-import { storedTensors } from "../../src/devices/predict.js";
+import { predictLoss, storedTensors } from "../../src/devices/predict.js";
 import { loadModel } from "../../src/generate/index.js";
 import { quantize } from "../../src/jobs/index.js";
 import { modelFromConfig } from "../../src/models/index.js";
@@ -64,6 +64,28 @@ describe("what a model takes", () => {
     expect(predictMemory(nemo, "q4_k_m", 2048).weightBytes / 1e9).toBeCloseTo(7.48, 1);
     // 2 (keys, values) x 40 layers x 8 heads x 128 x 2 bytes
     expect(predictMemory(nemo, "q8_0", 1024).cacheBytes).toBe(1024 * 2 * 40 * 8 * 128 * 2);
+  });
+});
+
+describe("the cache", () => {
+  const withWindow = (model_type: string, more = {}) =>
+    modelFromConfig({ ...nemo.config, model_type, sliding_window: 512, ...more });
+
+  it("has windows only where llama.cpp computes them", () => {
+    const whole = predictMemory(nemo, "q8_0", 4096).cacheBytes;
+    expect(predictMemory(withWindow("mistral"), "q8_0", 4096).cacheBytes).toBe(whole); // its files have none
+    const gemma = withWindow("gemma2", { query_pre_attn_scalar: 128, tie_word_embeddings: true });
+    expect(predictMemory(gemma, "q8_0", 4096).cacheBytes).toBeLessThan(0.6 * whole);
+  });
+});
+
+describe("the loss of a kind of file", () => {
+  it("lies between those of the kinds next in size, also where none is published", () => {
+    const lossOf = (kind: FileKind) => predictLoss(nemo, nemo, kind);
+    expect(lossOf("q3_k_s")).toBeGreaterThan(lossOf("q3_k_m"));
+    expect(lossOf("q3_k_s")).toBeLessThan(lossOf("q2_k"));
+    expect(lossOf("iq1_s")).toBeGreaterThan(lossOf("q2_k"));
+    expect(lossOf("q4_0")).toBeGreaterThan(lossOf("q5_k_m"));
   });
 });
 

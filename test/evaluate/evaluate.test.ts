@@ -151,6 +151,21 @@ describe("benchmark data", () => {
     expect(await load("b")).toEqual(rows);
   });
 
+  it("have another version when any of their files changes, and come from one kind of file", async () => {
+    const folder = path.join(directory, "shards/org/data/default");
+    mkdirSync(folder, { recursive: true });
+    const write = (name: string, n: number) => writeFileSync(path.join(folder, name), `{"n":${n}}\n`);
+    const load = () => new Datasets({ directory: path.join(directory, "shards") }).split({ repo: "org/data" }, "test");
+    write("test-0.jsonl", 1);
+    write("test-1.jsonl", 2);
+    const before = await load();
+    expect(before.rows).toHaveLength(2);
+    write("test-1.jsonl", 3);
+    expect((await load()).version).not.toBe(before.version);
+    write("test.json", 4);
+    await expect(load()).rejects.toThrow(/keep one kind of file/);
+  });
+
   it("that are missing or malformed are named", async () => {
     const offline = new Datasets({ directory: fixtures, hub: { offline: true, cacheDir: directory } });
     await expect(offline.split({ repo: "org/none", config: "c" }, "test")).rejects.toThrow(

@@ -395,6 +395,9 @@ describe("scores and importances", () => {
     const importanceFile = at("importance.safetensors");
     await pruneModel(cutting(at("one"), { scoresFile }));
     const quantizing = { ...common, data: [at("data.txt")], types: ["q4_0" as const], samples: 4, importanceFile };
+    await expect(quantize({ ...quantizing, data: [], model: at("model"), out: at("none.gguf") })).rejects.toThrow(
+      /importance\.safetensors does not exist, and without --data/,
+    );
     await quantize({ ...quantizing, model: at("model"), out: at("one.gguf") });
     const { config, source } = openCheckpoint(at("model"));
     const tuned = {

@@ -155,6 +155,26 @@ describe("a model of which some layers do without attention or network", () => {
   });
 });
 
+describe("candidates of fewer layers for llama.cpp", () => {
+  it("leave layers as it expects them: SmolLM 3's in fours", () => {
+    const smollm3 = modelFromConfig({
+      model_type: "smollm3",
+      vocab_size: 1000,
+      hidden_size: 256,
+      intermediate_size: 1024,
+      num_hidden_layers: 12,
+      num_attention_heads: 8,
+      num_key_value_heads: 2,
+    });
+    const target = 0.7 * countParameters(smollm3.parameters, smollm3.sizes);
+    const depths = (forLlamaCpp: boolean) =>
+      enumerateCandidates(smollm3, target, { axes: ["ffn", "layers"], forLlamaCpp }).map(({ sizes }) => sizes.layers);
+    expect(depths(false).some((layers) => Number(layers) % 4 !== 0)).toBe(true);
+    expect(depths(true).length).toBeGreaterThan(0);
+    expect(depths(true).every((layers) => Number(layers) % 4 === 0)).toBe(true);
+  });
+});
+
 describe("candidates for llama.cpp", () => {
   // its graph needs heads as wide together as the model
   const starcoder = modelFromConfig({

@@ -58,7 +58,7 @@ const randomScores = (seed: number): Scores => {
 describe("surgery", () => {
   it("keeps exactly the named elements of every parameter, for any plan", () => {
     const plans = fc.record({
-      hidden: fc.integer({ min: 1, max: 12 }),
+      perHead: fc.integer({ min: 1, max: 2 }),
       ffn: fc.integer({ min: 1, max: 10 }),
       kvHeads: fc.integer({ min: 1, max: 3 }),
       perGroup: fc.integer({ min: 1, max: 2 }),
@@ -67,7 +67,8 @@ describe("surgery", () => {
       elementBytes: fc.constantFrom<2 | 4>(2, 4),
     });
     fc.assert(
-      fc.property(plans, ({ hidden, ffn, kvHeads, perGroup, layers, seed, elementBytes }) => {
+      fc.property(plans, ({ perHead, ffn, kvHeads, perGroup, layers, seed, elementBytes }) => {
+        const hidden = perHead * kvHeads * perGroup; // transformers rejects other widths of models with biases
         const plan = planWithLayers(model, { hidden, ffn, kvHeads, heads: kvHeads * perGroup }, layers);
         const source = countingSource(elementBytes);
         const kept: KeptIndices = keptIndices(model, plan, randomScores(seed));

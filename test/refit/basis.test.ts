@@ -6,7 +6,7 @@ import { type Matrix, multiply } from "../../src/linear-algebra/index.js";
 import { type ModelTensors, openCheckpoint, sizeOf } from "../../src/models/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
 import { surgeonScores } from "../../src/prune/surgeon-scores.js";
-import { type Basis, rotationBasis } from "../../src/refit/basis.js";
+import { type Basis, rotationBasis, whyNotRotated } from "../../src/refit/basis.js";
 import { type MatrixRows, rowsTimes } from "../../src/refit/matrix-rows.js";
 import { projectedScale } from "../../src/refit/scale.js";
 import { rotatedStart } from "../../src/refit/start.js";
@@ -116,5 +116,18 @@ describe.each(testBackends)("on %s", (_, options) => {
     const read = await multiply(backend, head, basis.write, { transposeB: true });
     const wanted = withGain(stored, readMatrix(source, model.finalNorm!.gain).data);
     expect(relativeDifference(read.data, wanted.data)).toBeLessThan(1e-5);
+  });
+});
+
+describe("a model with other parts that write into the stream", () => {
+  it("is not rotated: a projector of images would write in another basis", () => {
+    const { model, source } = openCheckpoint(path.join(fixtures, "../models/llama-1"));
+    const carried = {
+      ...source,
+      tensors: new Map([["multi_modal_projector.linear_2.bias", { dtype: "f32", shape: [8] }]]),
+    };
+    const wrapped = { ...model, config: { model_type: "mistral3", text_config: model.config } };
+    expect(whyNotRotated({ model, source }, 8)).toBeUndefined();
+    expect(whyNotRotated({ model: wrapped, source, carried } as ModelTensors, 8)).toMatch(/other parts of the model/);
   });
 });

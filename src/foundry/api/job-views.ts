@@ -90,18 +90,20 @@ export async function* followJob(job: Job, after: number, services: FoundryServi
   }
 }
 
-/** First and last byte of a `Range` header; undefined without one. @throws ApiError 400 for a range outside the file */
+/** First and last byte of a `Range` header; undefined without one, or one that RFC 9110 has ignored. @throws ApiError 416 for a range outside the file */
 function parseRange(header: string | undefined, bytes: number): { start: number; end: number } | undefined {
   const match = /^bytes=(\d*)-(\d*)$/.exec(header ?? "");
   if (match === null) return undefined;
   const [, from = "", to = ""] = match;
+  if (from === "" && to === "") return undefined;
+  if (from !== "" && to !== "" && Number(from) > Number(to)) return undefined;
   const start = from === "" ? Math.max(0, bytes - Number(to)) : Number(from);
   const end = from === "" || to === "" ? bytes - 1 : Math.min(Number(to), bytes - 1);
-  if (start > end) throw new ApiError(400, `the file has ${bytes} bytes`, { param: "Range" });
+  if (start > end) throw new ApiError(416, `the file has ${bytes} bytes`, { param: "Range" });
   return { start, end };
 }
 
-/** Streams a file, or the part of it that a `Range` header names. @throws ApiError 400 for a range outside the file */
+/** Streams a file, or the part of it that a `Range` header names. @throws ApiError 416 for a range outside the file */
 export async function downloadArtifact(
   file: Artifact,
   rangeHeader: string | undefined,

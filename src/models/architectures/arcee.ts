@@ -1,7 +1,6 @@
-import { FormatError } from "../../system/errors.js";
 import { attention, plainFeedForward } from "../blocks/index.js";
 import { choice, flag, positive, size } from "../config.js";
-import { architecture, baseSchema, headsOf, wholeRotaryOf } from "../family.js";
+import { architecture, baseSchema, checkWidth, headsOf, wholeRotaryOf } from "../family.js";
 import { preNormDecoder, rmsNorms } from "../layers.js";
 
 /** Arcee's AFM: Llama with squared ReLU instead of a gate. */
@@ -17,9 +16,7 @@ export const arcee = architecture({
   }),
   decoder: (c) => {
     const heads = headsOf(c);
-    // transformers rejects this even with a head_dim
-    if (c.hidden_size % heads.heads !== 0)
-      throw new FormatError(`config.json: hidden_size ${c.hidden_size} is not a multiple of ${heads.heads} heads`);
+    checkWidth(c, heads);
     const rotary = wholeRotaryOf(c, heads);
     const mixer = attention({ ...heads, rotary, bias: c.attention_bias, ggufInterleaved: true });
     const feedForward = plainFeedForward({ size: c.intermediate_size, activation: c.hidden_act, bias: c.mlp_bias });

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { gguf } from "../../checkpoint/gguf.js";
 import { attention, gatedFeedForward } from "../blocks/index.js";
 import { type ConfigJson, choice, flag, layerCount, positive, size } from "../config.js";
-import { architecture, baseSchema, type Heads, headsOf } from "../family.js";
+import { architecture, baseSchema, checkWidth, type Heads, headsOf } from "../family.js";
 import type { GgufConfig } from "../gguf-config.js";
 import {
   type LayerType,
@@ -94,6 +94,7 @@ function decoder(version: Version, c: Config): DecoderSpec {
     norms: version === 3 ? norms : undefined,
     ggufQueryScale: scale / ggufScale(version, { ...heads, depth: types.length, hidden: c.hidden_size }),
   };
+  checkWidth(c, heads);
   const mixers = {
     full_attention: attention({ ...shared, rotary: rotary.full_attention }),
     sliding_attention: attention({ ...shared, rotary: rotary.sliding_attention, window: c.sliding_window }),

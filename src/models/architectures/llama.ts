@@ -3,7 +3,7 @@ import { gguf } from "../../checkpoint/gguf.js";
 import { FormatError } from "../../system/errors.js";
 import { attention, gatedFeedForward } from "../blocks/index.js";
 import { type ConfigJson, checkHeads, choice, entryOf, flag, headSize, size } from "../config.js";
-import { architecture, BASE_SIZES, baseSchema, wholeRotaryOf } from "../family.js";
+import { architecture, BASE_SIZES, baseSchema, checkWidth, wholeRotaryOf } from "../family.js";
 import type { GgufConfig } from "../gguf-config.js";
 import type { GgufFacts } from "../gguf-layout.js";
 import { layerTypes, layerTypesOf, windowNotes } from "../layer-types.js";
@@ -61,6 +61,7 @@ export const llama = architecture({
       gatedFeedForward({ size: sizeIn("intermediate_size", i), activation: "silu", bias });
     const feedForwardSizes = Array.from({ length: c.num_hidden_layers }, (_, i) => sizeIn("intermediate_size", i));
     const skipsFeedForward = feedForwardSizes.includes(0);
+    if (attentionBias || c.mlp_bias) checkWidth(c, { heads });
     const isMixed = skipsFeedForward || Object.values(listed).some((value) => new Set([value].flat()).size > 1);
     return {
       ...preNormDecoder(c, rmsNorms(c), (i) => [mixerOf(i), feedForwardOf(i)]),

@@ -75,8 +75,8 @@ export function attention(o: AttentionOptions): Block {
       "attention.value_length": headDim,
       ...rotation,
     },
-    cost: (context) => {
-      const read = Math.min(context, window ?? context);
+    cost: (context, hasWindows) => {
+      const read = hasWindows ? Math.min(context, window ?? context) : context;
       return { cacheElements: 2 * keys * read, operations: 4 * queries * read };
     },
     forward: (scope, x) => {

@@ -71,7 +71,7 @@ export interface Block {
   readonly scores: readonly Score[];
   /** Its metadata in GGUF files, by key without the architecture. */
   readonly metadata: Readonly<Record<string, number>>;
-  readonly cost: (context: number) => ContextCost;
+  readonly cost: (context: number, hasWindows: boolean) => ContextCost;
   /** Of an RMS norm over the model's width: what is added to the stored values to get the gain. */
   readonly rmsGainOffset?: number | undefined;
   /** x and the result: [rows, hidden]. */

@@ -144,7 +144,10 @@ export class HostedModel {
     if (tokens.length >= contextSize) throw contextExceeded(tokens.length, contextSize, "input");
     const { model, threads } = this.parts;
     this.embedder ??= model.createEmbeddingContext(defined({ contextSize, batchSize: contextSize, threads }));
-    const embedder = await this.embedder;
+    const embedder = await this.embedder.catch((error: unknown) => {
+      this.embedder = undefined; // there may be memory for it later
+      throw error;
+    });
     signal.throwIfAborted();
     const { vector } = await embedder.getEmbeddingFor([...tokens]);
     const length = Math.hypot(...vector);
@@ -210,7 +213,7 @@ export class HostedModel {
 
   async dispose(): Promise<void> {
     const { model, context, draft } = this.parts;
-    await (await this.embedder)?.dispose();
+    await (await this.embedder?.catch(() => undefined))?.dispose();
     await context.dispose();
     await model.dispose();
     await draft?.context.dispose();

@@ -41,6 +41,7 @@ interface Entry {
 export class ModelPool {
   private readonly entries: ReadonlyMap<string, Entry>;
   private readonly first: Entry;
+  private hasLoadedFirst = false;
   private clock = 0;
   private turn: Promise<unknown> = Promise.resolve();
   private waitingForModel = 0;
@@ -89,9 +90,9 @@ export class ModelPool {
     return entry.bytes ?? entry.source.expectedBytes();
   }
 
-  /** Whether the first model is in memory. */
+  /** Whether the first model has been in memory: it may have made room for another since, and comes back when it is asked for. */
   get ready(): boolean {
-    return this.first.loaded !== undefined;
+    return this.hasLoadedFirst;
   }
 
   /**
@@ -174,6 +175,7 @@ export class ModelPool {
       const { slots, queueLimit } = this.options;
       const loaded = { name: entry.source.name, model, queue: new FairQueue(slots, queueLimit) };
       entry.loaded = loaded;
+      this.hasLoadedFirst ||= entry === this.first;
       await this.trim(); // it may take more than expected
       return loaded;
     } catch (error) {

@@ -127,9 +127,35 @@ export interface Answer {
   readonly result: WriteResult;
 }
 
-/** Writes several texts to their ends. */
-export function writeAll(model: LoadedModel, tasks: readonly WriteTask[], context: RequestContext): Promise<Answer[]> {
-  return Promise.all(tasks.map((task) => writeOne(model, task, context)));
+/** Writes several texts to their ends. When one fails the others end, too. */
+export async function writeAll(
+  model: LoadedModel,
+  tasks: readonly WriteTask[],
+  context: RequestContext,
+): Promise<Answer[]> {
+  const { signal, end } = ownSignal(context);
+  const running = tasks.map((task) => writeOne(model, task, { ...context, signal }));
+  try {
+    return await Promise.all(running);
+  } finally {
+    end(new ApiError(408, "another text of the request has failed"));
+    await Promise.allSettled(running);
+  }
+}
+
+/** A signal that aborts with the request's, or when it is ended. */
+function ownSignal(context: RequestContext): { readonly signal: AbortSignal; readonly end: (reason: Error) => void } {
+  const abort = new AbortController();
+  const forward = () => abort.abort(context.signal.reason);
+  if (context.signal.aborted) forward();
+  context.signal.addEventListener("abort", forward, { once: true }); // AbortSignal.any leaks in Node 20
+  return {
+    signal: abort.signal,
+    end: (reason) => {
+      context.signal.removeEventListener("abort", forward);
+      abort.abort(reason);
+    },
+  };
 }
 
 /** Writes a text to its end. @param onUpdate called with each part of it as it is written */
@@ -165,11 +191,8 @@ export async function* streamAll(
   tasks: readonly WriteTask[],
   context: RequestContext,
 ): AsyncGenerator<{ readonly index: number; readonly update: AnswerUpdate }> {
-  const abort = new AbortController();
-  const forward = () => abort.abort(context.signal.reason);
-  if (context.signal.aborted) forward();
-  context.signal.addEventListener("abort", forward, { once: true }); // AbortSignal.any leaks in Node 20
-  const ownContext = { ...context, signal: abort.signal };
+  const { signal, end } = ownSignal(context);
+  const ownContext = { ...context, signal };
   const running = tasks.map((task, index) => ({ index, updates: write(model, task, ownContext) }));
   const next = async (text: (typeof running)[number]) => ({ text, result: await text.updates.next() });
   const coming = new Map(running.map((text) => [text, next(text)]));
@@ -182,8 +205,7 @@ export async function* streamAll(
       yield { index: text.index, update: result.value };
     }
   } finally {
-    context.signal.removeEventListener("abort", forward);
-    abort.abort(new ApiError(408, "the client left"));
+    end(new ApiError(408, "the client left"));
     await Promise.allSettled(coming.values());
     await Promise.allSettled(running.map(({ updates }) => updates.return(undefined)));
   }

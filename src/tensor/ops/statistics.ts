@@ -47,7 +47,8 @@ const partialCosines: Op<[x: Tensor, y: Tensor]> = defineOp("cosines", 2, {
 });
 
 function composedCosines(g: Graph, x: Tensor, y: Tensor): Tensor {
-  const norm = (tensor: Tensor) => sqrt(g, sumLast(g, square(g, tensor)));
+  // a row of zeros is like no other: its cosine is 0
+  const norm = (tensor: Tensor) => sqrt(g, scale(g, sumLast(g, square(g, tensor)), { factor: 1, bias: 1e-30 }));
   return div(g, sumLast(g, mul(g, x, y)), mul(g, norm(x), norm(y)));
 }
 

@@ -60,6 +60,14 @@ describe.each(each)("on %s", (_, compute) => {
     }
   });
 
+  it("the cosine of a row of zeros is 0", async () => {
+    const [x, y] = [normal(new Random(1), [2, 8]), normal(new Random(2), [2, 8])];
+    y.data.set(x.data);
+    x.data.fill(0, 0, 8);
+    const [mean] = await compute([x, y], (g, [a, b]) => [ops.meanCosine(g, a!, b!)]);
+    expect(furthest(mean!, [0.5])).toBeLessThan(1e-5);
+  });
+
   it("of rows that cannot be grouped or compared are refused by name", async () => {
     const random = new Random(1);
     const [x, y] = [normal(random, [6, 8]), normal(random, [6, 4])];
