@@ -3,6 +3,7 @@ import path from "node:path";
 import { DTYPE_ID } from "../ggml/dtype.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { checkSpace, moveIntoPlace, temporaryBeside, writingError } from "../system/files.js";
+import { removeAbandonedCopies } from "../system/scratch.js";
 import {
   alignmentOf,
   type GgufKind,
@@ -50,6 +51,7 @@ export async function writeGguf(
       throw new FormatError(`the tensor name ${name} is too long for GGUF`);
   const shards = splitIntoShards(tensors, options.shardBytes ?? Number.POSITIVE_INFINITY);
   const base = file.replace(/\.gguf$/, "");
+  removeAbandonedCopies(file);
   const folder = temporaryBeside(path.resolve(file));
   const files = shards.map((shard, i) => {
     const name = shards.length === 1 ? file : shardName(base, i, shards.length);

@@ -14,6 +14,7 @@ import {
 } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
+import { removeAbandonedCopies } from "../system/scratch.js";
 import { type Document, type DocumentOptions, findDataFiles, type OnNote, readDocuments } from "./documents.js";
 import { endingOf } from "./rows.js";
 import type { Tokenizer } from "./tokenizer.js";
@@ -278,6 +279,7 @@ async function tokenize(
   directory: string,
   { files, tokenizer, reading, heldOutShare, onProgress }: TokenizeJob,
 ): Promise<void> {
+  removeAbandonedCopies(directory);
   const temporary = temporaryBeside(directory);
   mkdirSync(temporary, { recursive: true });
   const bytesPerToken = tokenizer.vocabSize <= 2 ** 16 ? 2 : 4;

@@ -27,6 +27,17 @@ export interface PlanOutcome {
     Partial<Pick<RankedCandidate, "loss" | "refittedLoss" | "distilledLoss">>)[];
 }
 
+/** Options of measurements. */
+const NEED_DATA: readonly (readonly [flag: string, value: (job: PlanJob) => unknown])[] = [
+  ["--validation", ({ validation }) => validation],
+  ["--scores", ({ scoresFile }) => scoresFile],
+  ["--samples", ({ calibrationSamples }) => calibrationSamples],
+  ["--search-tokens", ({ searchTokens }) => searchTokens],
+  ["--candidates", ({ maxCandidates }) => maxCandidates],
+  ["--depth", ({ depthMethod }) => depthMethod],
+  ["--refit-samples", ({ refitSamples }) => refitSamples],
+];
+
 /**
  * Lists the architectures that meet a target. With data they are measured; without, config.json is all that is needed of the model.
  * @example
@@ -44,6 +55,8 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
       throw new UsageError("--per-layer needs --data: it measures what each layer's cut costs");
     if (job.start === "refit")
       throw new UsageError("--start refit needs --data: candidates are ranked after a refit on it");
+    const unused = NEED_DATA.find(([, value]) => value(job) !== undefined);
+    if (unused !== undefined) throw new UsageError(`${unused[0]} would change nothing without --data`);
     const model = await openArchitecture(job.model, job);
     return {
       parameters: countParameters(model.parameters, model.sizes),

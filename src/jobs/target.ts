@@ -1,11 +1,20 @@
-import { DEVICES, isDevice, quantizableDivisors } from "../devices/index.js";
+import {
+  DEVICES,
+  deviceProfile,
+  type FitCandidate,
+  isDevice,
+  predictMemory,
+  quantizableDivisors,
+} from "../devices/index.js";
 import type { Model } from "../models/index.js";
 import {
+  type AxisSizes,
   type Candidate,
   type DepthMethod,
   enumerateCandidates,
   parametersAt,
   parseTarget,
+  planFor,
   type SearchSpace,
 } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
@@ -59,12 +68,13 @@ const DEFAULT_BITS = 16;
  */
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
   if (isDevice(options.target)) {
-    const { sizes, parameters, share } = bestFit(model, options.target, { space: options.space, kinds: options.gguf });
+    const best = bestFit(model, options.target, { space: options.space, kinds: options.gguf });
+    const { sizes, parameters, share } = best;
     if (share === 1) return [{ sizes, parameters }];
     const own = spaceOf(model, options);
     const space = { ...own, divisors: { ...quantizableDivisors(model), ...own.divisors }, forLlamaCpp: true };
     const fitting = enumerateCandidates(model, parameters, space).filter(
-      (candidate) => candidate.parameters <= parameters,
+      (candidate) => candidate.parameters <= parameters && fitsLike(model, candidate.sizes, best, options.target),
     );
     return fitting.length > 0 ? fitting : [{ sizes, parameters }];
   }
@@ -74,4 +84,13 @@ export function candidatesFor(model: Model, options: TargetOptions): Candidate[]
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS, devices);
   if (target.kind === "sizes") return [{ sizes: target.sizes, parameters: parametersAt(model, target.sizes) }];
   return enumerateCandidates(model, target.parameters, spaceOf(model, options));
+}
+
+/** Whether other sizes fit a device in the kind of file in which a candidate does: cuts of other axes leave larger tables or caches. */
+function fitsLike(model: Model, sizes: AxisSizes, { kind }: FitCandidate, target: string): boolean {
+  const device = deviceProfile(target);
+  const layers = Array.from({ length: model.layerCount }, (_, i) => i);
+  const { sizes: smaller, keptLayers } = planFor(model, sizes, layers);
+  const context = Math.min(device.contextLength, model.maxPositions);
+  return predictMemory(model.resized(smaller, keptLayers), kind, context).totalBytes <= device.usableBytes;
 }

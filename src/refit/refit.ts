@@ -25,7 +25,12 @@ export async function refit(inputs: RefitInputs): Promise<void> {
   await files.once("embeddings", () => ({ matrices: start.embeddings() }));
   const cut = { model: student, source: files.source(["embeddings"]) };
   // a team goes through the steps that are known once more, because all need what the leader knows
-  const saved = team === undefined ? files.streams.resume(({ file }) => streamsAt(file, inputs, cut)) : undefined;
+  const saved =
+    team === undefined
+      ? files.streams.resume(({ file }) =>
+          file.metadata.cut === files.identity ? streamsAt(file, inputs, cut) : undefined,
+        )
+      : undefined;
   const streams = saved?.restored ?? (await streamsBefore(passage, dense, cut));
   try {
     for (const [i, step] of dense.model.steps.entries()) {
@@ -33,7 +38,10 @@ export async function refit(inputs: RefitInputs): Promise<void> {
       const counterpart = stepOf(student, keptLayers.indexOf(step.layer), step);
       if (counterpart === undefined) await streams.dense.runOwn(step);
       else await refitStep(inputs, streams, { dense: step, student: counterpart, part: partOf(student, counterpart) });
-      if (team === undefined) await files.streams.save(i + 1, { dense: streams.dense, student: streams.student });
+      if (team === undefined) {
+        const notes = { cut: files.identity };
+        await files.streams.save(i + 1, { dense: streams.dense, student: streams.student }, { notes });
+      }
       onProgress?.(i + 1, total);
     }
     if (!(await agreed(team, () => files.has("last")))) {

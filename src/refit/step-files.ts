@@ -36,7 +36,8 @@ export interface StepFilesOptions {
 export class StepFiles {
   private readonly shapes: ReadonlyMap<string, readonly number[]>;
   /** Of the cut: parts of another one are refused. */
-  private readonly identity: string;
+  /** Of the cut and what it is fitted to. */
+  readonly identity: string;
   private readonly dtype: FloatDType;
   /** Both models' streams between two steps. */
   readonly streams: SavedStreams;
@@ -61,7 +62,7 @@ export class StepFiles {
     const isOwn = [...source.tensors].every(([name, { shape }]) => this.shapes.get(name)?.join() === shape.join());
     if (!isOwn || source.metadata.cut !== this.identity)
       throw new FormatError(
-        `${file} is of another cut, or was fitted to other scores or data: begin anew with --restart, or delete it`,
+        `${file} is of another cut, or was fitted to other scores or data: begin anew with --restart`,
       );
     return new Map((names ?? [...source.tensors.keys()]).map((name) => [name, readMatrix(source, name).data]));
   }
@@ -112,8 +113,9 @@ export class StepFiles {
     if (!this.has(part)) await this.write(part, await compute());
   }
 
-  /** The tensors of all parts. */
+  /** The tensors of all parts. @throws FormatError when one is of another cut */
   source(parts: readonly string[]): TensorSource<FloatDType> {
+    for (const part of parts) this.has(part);
     return parts
       .map((part) => floatSource(openSafetensors(this.fileOf(part))))
       .reduce((joined, part) => joinedSource(joined, part));

@@ -47,6 +47,8 @@ describe("options that would change nothing", () => {
     [["plan", teacher, "--device", "phone-8gb", "--per-layer"], /--per-layer would change nothing/],
     [["plan", teacher, "--target", "0.5x", "--context-size", "64"], /--context-size is for a plan for a device/],
     [["plan", teacher, "--target", "0.5x", "--bits", "8"], /--bits is for targets in bytes/],
+    [["plan", teacher, "--target", "0.5x", "--samples", "8"], /--samples would change nothing without --data/],
+    [["plan", teacher, "--device", "phone-8gb", "--memory", "1GiB"], /--memory would change nothing/],
     [["quantize", teacher, "--type", "q8_0", "--probe", "--out", "/nowhere/x.gguf"], /--probe.* for --size/],
     [
       ["compress", teacher, "--target", "0.5x", ...data, "--evaluate-limit", "5", "--out", "/nowhere/x"],

@@ -313,6 +313,8 @@ for (const { name: engine, missing, start } of DATABASES)
       await ended("bert", first.json.id);
       await set({ max_jobs: 0 });
       expect((await ask("bert", "POST", "/v1/jobs", { ...QUICK, model })).json.error.code).toBe("quota_exceeded");
+      const retried = await ask("bert", "POST", `/v1/jobs/${first.json.id}/retry`);
+      expect(retried.json.error.code).toBe("quota_exceeded");
       await set({});
     });
 

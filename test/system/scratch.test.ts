@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, utimesSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import path from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { scratchDirectory } from "../../src/system/scratch.js";
+import { removeAbandonedCopies, scratchDirectory } from "../../src/system/scratch.js";
 import { temporaryDirectory } from "../temporary.js";
 
 afterEach(() => vi.unstubAllEnvs());
@@ -50,5 +50,31 @@ describe("a directory for scratch files", () => {
     scratchDirectory("states");
     expect(existsSync(abandoned)).toBe(false);
     expect(kept.map((directory) => existsSync(directory))).toEqual([true, true, true, true]);
+  });
+});
+
+describe("copies that killed processes left beside a file", () => {
+  it("are cleared away after a day, and nothing else", () => {
+    const directory = temporaryDirectory();
+    const left = (name: string, hours: number): string => {
+      const file = path.join(directory, name);
+      mkdirSync(file);
+      writeFileSync(path.join(file, "model.gguf"), "");
+      const then = Date.now() / 1000 - 3600 * hours;
+      utimesSync(file, then, then);
+      return file;
+    };
+    const abandoned = left(`model.gguf.partial-${ended}-0123abcd`, 25);
+    const kept = [
+      left(`model.gguf.partial-${ended}-0123abce`, 23),
+      left(`model.gguf.partial-${process.pid}-0123abcd`, 25),
+      left(`other.gguf.partial-${ended}-0123abcd`, 25),
+      left(`model.gguf.partial-${ended}-mine`, 25),
+      left("model.gguf", 25),
+    ];
+    removeAbandonedCopies(path.join(directory, "model.gguf"));
+    expect(existsSync(abandoned)).toBe(false);
+    expect(kept.map((file) => existsSync(file))).toEqual(kept.map(() => true));
+    removeAbandonedCopies(path.join(directory, "none", "model.gguf"));
   });
 });

@@ -40,11 +40,16 @@ export async function createJob(
   }
   const name = (spec.name ?? defaultName(spec, model)).slice(0, 120);
   const newJob = { tenant, name, spec, idempotencyKey, maxUnfinished: quota.max_jobs ?? undefined };
-  const { job, existed } = await jobs.create(newJob).catch((error: unknown) => {
+  const { job, existed } = await withinQuota(jobs.create(newJob));
+  return existed ? checkSame(job, requested) : job;
+}
+
+/** What queues a job. @throws ApiError 403 where the tenant has as many as it may */
+export async function withinQuota<T>(queued: Promise<T>): Promise<T> {
+  return queued.catch((error: unknown) => {
     if (error instanceof TooManyJobs) throw new ApiError(403, error.message, { code: "quota_exceeded" });
     throw error;
   });
-  return existed ? checkSame(job, requested) : job;
 }
 
 /** @throws ApiError 409 when a job was made for another request than the one that repeats its idempotency key */

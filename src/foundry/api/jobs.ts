@@ -4,7 +4,7 @@ import { keys } from "../materials.js";
 import { evaluateSpec, jobSpec } from "../specification.js";
 import { JOB_STATES, type Job } from "../store/jobs.js";
 import type { Caller } from "../store/tenants.js";
-import { createJob } from "./create-job.js";
+import { createJob, withinQuota } from "./create-job.js";
 import { artifactSchema, artifactToJson, downloadArtifact, followJob, jobSchema, jobToJson } from "./job-views.js";
 import { type Events, type FoundryServices, idParameter, listOf, orNotFound, type Route, route } from "./route.js";
 
@@ -81,7 +81,8 @@ export const jobRoutes: readonly Route[] = [
     reply: jobSchema,
     answer: async (request, services) => {
       const { tenant, id, state } = await requestedJob(request, services);
-      if (!(await services.jobs.retry(tenant, id)))
+      const { max_jobs: maxUnfinished } = await services.tenants.quota(tenant);
+      if (!(await withinQuota(services.jobs.retry(tenant, id, maxUnfinished ?? undefined))))
         throw new ApiError(409, `the job is ${state}: only a failed or cancelled job can be retried`);
       return jobToJson(await requestedJob(request, services));
     },

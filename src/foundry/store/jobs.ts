@@ -113,6 +113,16 @@ export class TooManyJobs extends Error {
   }
 }
 
+/** Lets one transaction at a time add to a tenant's jobs: those that others add are not seen otherwise. */
+async function lockJobs(client: Queryable, tenant: string): Promise<void> {
+  await client.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", [`jobs of ${tenant}`]);
+}
+
+/** @throws TooManyJobs */
+async function checkUnfinished(client: Queryable, tenant: string, limit: number | undefined): Promise<void> {
+  if (limit !== undefined && (await countUnfinished(client, tenant)) > limit) throw new TooManyJobs(limit);
+}
+
 /** The table of jobs. A worker can change a job only while it holds the job's lease. */
 export class Jobs {
   constructor(private readonly db: Database) {}
@@ -126,8 +136,7 @@ export class Jobs {
     maxUnfinished,
   }: NewJob): Promise<{ readonly job: Job; readonly existed: boolean }> {
     return this.db.transaction(async (client) => {
-      // one at a time for each tenant: the insertions of others are not seen otherwise
-      await client.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", [`jobs of ${tenant}`]);
+      await lockJobs(client, tenant);
       const { rows } = await client.query(
         `insert into foundry.jobs (tenant, name, spec, state, idempotency_key) values ($1, $2, $3, 'queued', $4)
          on conflict (tenant, idempotency_key) do nothing returning *`,
@@ -135,8 +144,7 @@ export class Jobs {
       );
       const [created] = rows;
       if (created !== undefined) {
-        if (maxUnfinished !== undefined && (await countUnfinished(client, tenant)) > maxUnfinished)
-          throw new TooManyJobs(maxUnfinished);
+        await checkUnfinished(client, tenant, maxUnfinished);
         await addEvent(client, created.id, "state", { state: "queued" });
         await this.db.enqueue(client, created.id);
         return { job: jobOf(created), existed: false };
@@ -187,15 +195,22 @@ export class Jobs {
     });
   }
 
-  /** Queues a failed or cancelled job again, to resume where it was. @returns whether it was failed or cancelled */
-  async retry(tenant: string, id: string): Promise<boolean> {
+  /**
+   * Queues a failed or cancelled job again, to resume where it was.
+   * @param maxUnfinished how many of the tenant's jobs may wait or run; any number by default
+   * @returns whether it was failed or cancelled
+   * @throws TooManyJobs beyond the limit
+   */
+  async retry(tenant: string, id: string, maxUnfinished?: number): Promise<boolean> {
     return this.db.transaction(async (client) => {
+      await lockJobs(client, tenant);
       const { rows } = await client.query(
         `update foundry.jobs set state = 'queued', cancel_requested = false, error = null, finished_at = null, deaths = 0
          where tenant = $1 and id = $2 and state in ('failed', 'cancelled') returning id`,
         [tenant, id],
       );
       if (rows.length === 0) return false;
+      await checkUnfinished(client, tenant, maxUnfinished);
       await addEvent(client, id, "state", { state: "queued" });
       await this.db.enqueue(client, id);
       return true;

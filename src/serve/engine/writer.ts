@@ -46,6 +46,7 @@ export async function* write(
   const began = performance.now();
   const leave = await queue.enter(context.client, signal);
   let last = began;
+  let [written, hasEnded] = [0, false];
   let chunks: AsyncGenerator<TextChunk, WriteResult> | undefined;
   try {
     metrics.queueTime.observe((performance.now() - began) / 1000);
@@ -61,17 +62,20 @@ export async function* write(
       const time = performance.now();
       if (done) {
         yield* splitter.end(value.finishReason === "length");
+        hasEnded = true;
         recordEnd(value, time - began, context);
         yield { kind: "end", result: value, hasCalls: splitter.hasCalls };
         return;
       }
       (last === began ? metrics.firstToken : metrics.betweenTokens).observe((time - last) / 1000);
       last = time;
+      written += value.tokens.length;
       context.onText?.("answer", value.text);
       yield* splitter.push(value);
     }
   } finally {
     await chunks?.return(undefined as never); // frees its slot before another request gets the place
+    if (chunks !== undefined && !hasEnded) context.onTokens(task.request.prompt.length + written); // cut off: its work counts
     leave();
   }
 }
