@@ -251,6 +251,8 @@ class S3Storage implements Storage {
 
   async remove(prefix: string): Promise<void> {
     await this.removeKeys((await this.list(this.at(prefix))).map(({ key }) => key));
+    for (const folder of [this.root, path.join(this.root, "etags")])
+      rmSync(path.join(folder, ...checkKey(prefix).split("/")), { recursive: true, force: true }); // this machine's copy
   }
 
   /** Copies an object to a file. @param objectKey with the store's prefix */

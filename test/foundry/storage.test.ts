@@ -64,7 +64,9 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
     const at = await (await open()).local("tenants/a");
     expect(readFileSync(path.join(at, "x.bin"))).toEqual(content);
     expect(readdirSync(at)).toEqual(["x.bin"]);
+    const copied = path.join(await storage.local("tenants/a"), "x.bin");
     await storage.remove("tenants/a");
+    expect(existsSync(copied)).toBe(false); // nor does a copy of it stay on this machine
     await expect((await open()).local("tenants/a")).rejects.toThrow("the store has no tenants/a");
     expect(await text(await storage.read("tenants/ab/y.bin"))).toHaveLength(10_000);
   });
