@@ -1,6 +1,11 @@
+import { formatGrammar } from "../src/serve/engine/write-task.js";
 import { ApiError } from "../src/serve/errors.js";
-import { checkGrammar, jsonGrammar } from "../src/serve/grammar/index.js";
+import { checkGrammar } from "../src/serve/grammar/index.js";
 import type { Random } from "../src/system/random.js";
+
+/** The grammar of a required JSON form. */
+export const jsonGrammar = (schema: unknown, options: { readonly param: string; readonly isStrict: boolean }): string =>
+  formatGrammar({ kind: "json", schema, ...options }).text;
 
 /** What comes of a schema: its grammar, strict or not, or the words in which it was refused. */
 export function compiled(schema: unknown, isStrict: boolean): string | ApiError {

@@ -50,6 +50,12 @@ export function callableTools({ tools, toolChoice }: Pick<Conversation, "tools" 
 /** A grammar (GBNF) of an answer from the beginning of its first call on. */
 export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel: boolean): string {
   const rules = new GrammarRules();
+  rules.add(callsBody(rules, tools, style, parallel), "root");
+  return rules.toString();
+}
+
+/** What an answer is from the beginning of its first call on, as the body of a rule. */
+export function callsBody(rules: GrammarRules, tools: readonly Tool[], style: CallStyle, parallel: boolean): string {
   const space = spaceRule(rules);
   const call = rules.add(
     either(
@@ -62,14 +68,11 @@ export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel:
     ),
   );
   const blank = rules.add("[ \\n]{0,2}");
-  if (style.listed) rules.add(`${blank} "[" ${call} ${parallel ? `("," ${space} ${call})*` : ""} "]"`, "root");
-  else if (style.close === "") rules.add(`${blank} ${call}`, "root");
-  else {
-    const closed = `${call} ${blank} ${literal(style.close)}`;
-    const more = parallel ? `(${blank} ${literal(style.open)} ${blank} ${closed})*` : "";
-    rules.add(`${blank} ${closed} ${more}`, "root");
-  }
-  return rules.toString();
+  if (style.listed) return `${blank} "[" ${call} ${parallel ? `("," ${space} ${call})*` : ""} "]"`;
+  if (style.close === "") return `${blank} ${call}`;
+  const closed = `${call} ${blank} ${literal(style.close)}`;
+  const more = parallel ? `(${blank} ${literal(style.open)} ${blank} ${closed})*` : "";
+  return `${blank} ${closed} ${more}`;
 }
 
 /** Arguments are an object, also where their schema does not say so. */

@@ -1,6 +1,6 @@
 import type { Token } from "node-llama-cpp";
 import { ApiError } from "../errors.js";
-import { either, GrammarRules, jsonGrammar, literal, regexBody } from "../grammar/index.js";
+import { either, GrammarRules, jsonBody, literal, regexBody } from "../grammar/index.js";
 import type { Conversation, Format, Overflow, Tool, Turn } from "./conversation.js";
 import type { HostedModel } from "./hosted-model.js";
 import type { LoadedModel } from "./model-pool.js";
@@ -9,6 +9,7 @@ import {
   type CallStyle,
   callableTools,
   callStyle,
+  callsBody,
   callsGrammar,
   describesTools,
   plainMessages,
@@ -79,9 +80,21 @@ function callGrammar(
   { parallelCalls, isForced, format }: CallOptions,
 ): TextGrammar | undefined {
   if (tools.length === 0) return undefined;
+  if (format !== undefined) return callsOrForm(tools, style, parallelCalls, format);
   const text = callsGrammar(tools, style, parallelCalls); // also says what is wrong with a tool's schema
   if (isForced) return { text, param: "tools" };
-  return style.open === "" || format !== undefined ? undefined : { text, param: "tools", after: style.open };
+  return style.open === "" ? undefined : { text, param: "tools", after: style.open };
+}
+
+/** The grammar of an answer that either calls tools or has a required form. @throws ApiError 400 where the form is a grammar of its own */
+export function callsOrForm(tools: readonly Tool[], style: CallStyle, parallel: boolean, format: Format): TextGrammar {
+  if (format.kind === "grammar")
+    throw new ApiError(400, "tools and a grammar cannot go together: leave one of them out", { param: format.param });
+  const rules = new GrammarRules();
+  const form = formBody(rules, format);
+  const calls = callsBody(rules, tools, style, parallel);
+  rules.add(`${form} | ${style.open === "" ? "" : literal(style.open)} ${calls}`, "root");
+  return { text: rules.toString(), param: "tools" };
 }
 
 /** Splits off the answer that a client has begun. */
@@ -93,21 +106,20 @@ function withoutBegun(turns: readonly Turn[]): { readonly turns: readonly Turn[]
 
 /** The grammar of a required form. @throws ApiError 400 for a form that a grammar cannot express */
 export function formatGrammar(format: Format): TextGrammar {
+  if (format.kind === "grammar") return { text: format.text, param: format.param };
+  const rules = new GrammarRules();
+  rules.add(formBody(rules, format), "root");
+  return { text: rules.toString(), param: format.kind === "choice" ? "guided_choice" : format.param };
+}
+
+function formBody(rules: GrammarRules, format: Exclude<Format, { kind: "grammar" }>): string {
   switch (format.kind) {
     case "json":
-      return { text: jsonGrammar(format.schema, format), param: format.param };
-    case "grammar":
-      return { text: format.text, param: format.param };
-    case "regex": {
-      const rules = new GrammarRules();
-      rules.add(regexBody(rules, format.pattern, format.param), "root");
-      return { text: rules.toString(), param: format.param };
-    }
-    case "choice": {
-      const rules = new GrammarRules();
-      rules.add(either(format.options.map(literal)), "root");
-      return { text: rules.toString(), param: "guided_choice" };
-    }
+      return jsonBody(rules, format.schema ?? { type: "object" }, format);
+    case "regex":
+      return regexBody(rules, format.pattern, format.param);
+    case "choice":
+      return either(format.options.map(literal));
   }
 }
 

@@ -1,5 +1,5 @@
 export { checkGrammar } from "./check.js";
 export { either, GrammarRules, literal } from "./gbnf.js";
 export { spaceRule } from "./json-rules.js";
-export { jsonBody, jsonGrammar } from "./json-schema.js";
+export { jsonBody } from "./json-schema.js";
 export { regexBody } from "./regex.js";

@@ -1,6 +1,6 @@
 import { ApiError } from "../errors.js";
 import { Flattener } from "./flatten.js";
-import { either, GrammarRules, literal, repeated } from "./gbnf.js";
+import { either, type GrammarRules, literal, repeated } from "./gbnf.js";
 import { commaRule, integerRule, numberRule, spaceRule } from "./json-rules.js";
 import { integerBody, multiplesBody, type NumberBounds, numberBody } from "./numbers.js";
 import { ObjectWriter, type SchemaRules } from "./objects.js";
@@ -25,13 +25,6 @@ export interface SchemaOptions {
  */
 export function jsonBody(rules: GrammarRules, schema: unknown, options: SchemaOptions): string {
   return new SchemaWriter(rules, schema, options).whole();
-}
-
-/** A grammar for the JSON that a schema accepts; for any object where it is undefined. */
-export function jsonGrammar(schema: unknown, options: SchemaOptions): string {
-  const rules = new GrammarRules();
-  rules.add(jsonBody(rules, schema ?? { type: "object" }, options), "root");
-  return rules.toString();
 }
 
 class SchemaWriter implements SchemaRules {

@@ -2,7 +2,9 @@ import { Ajv } from "ajv";
 import fc from "fast-check";
 import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
 import { beforeAll, describe, expect, it } from "vitest";
-import { checkGrammar, GrammarRules, jsonGrammar, regexBody } from "../../../src/serve/grammar/index.js";
+import { callsOrForm } from "../../../src/serve/engine/write-task.js";
+import { checkGrammar, GrammarRules, regexBody } from "../../../src/serve/grammar/index.js";
+import { jsonGrammar } from "../../grammar-samples.js";
 
 let llama: Llama;
 beforeAll(async () => {
@@ -406,6 +408,38 @@ describe("a client's grammar", () => {
         }
       }),
       { numRuns: 2000 },
+    );
+  });
+});
+
+describe("an answer with tools and a required form", () => {
+  const tools = [{ name: "look", description: undefined, parameters: { properties: { at: { type: "integer" } } } }];
+  const schema = {
+    type: "object",
+    properties: { sum: { type: "integer" } },
+    required: ["sum"],
+    additionalProperties: false,
+  };
+  const form = { kind: "json" as const, schema, ...strict };
+
+  it.each([
+    ["<tool_call>", "</tool_call>"],
+    ["[TOOL_CALLS]", ""],
+    ["", ""],
+  ])("has the form, or calls a tool, with %j before it", async (open, close) => {
+    const style = { open, close, listed: open.startsWith("["), argumentsKey: "arguments" as const };
+    const accepted = await takes(callsOrForm(tools, style, true, form).text);
+    const call = '{"name": "look", "arguments": {"at": 3}}';
+    expect(accepted('{"sum":3}')).toBe(true);
+    expect(accepted(`${open}${style.listed ? `[${call}]` : call}${close}`)).toBe(true);
+    expect(accepted('{"other":3}')).toBe(false);
+    expect(accepted("Well, ")).toBe(false);
+  });
+
+  it("cannot be one of a grammar of its own", () => {
+    const style = { open: "<tool_call>", close: "</tool_call>", listed: false, argumentsKey: "arguments" as const };
+    expect(() => callsOrForm(tools, style, true, { kind: "grammar", text: 'root ::= "a"', param: "grammar" })).toThrow(
+      /leave one of them out/,
     );
   });
 });
