@@ -28,6 +28,14 @@ describe("a chat template", () => {
     expect(template(NO_SYSTEM).render(conversation, [])).toBe("<s>[user]Be brief.\n\nHello</s>");
   });
 
+  it("that does not end is ended", () => {
+    const count = (body: string) => `{% for a in range(100000) %}${body}{% endfor %}`;
+    expect(() => template(count(count(count("")))).render(conversation, [])).toThrow(
+      /template takes more than 1000 ms/,
+    );
+    expect(template(TURNS).render(conversation.slice(1), [])).toBe("<s>[user]Hello</s>");
+  });
+
   it("that does not take the messages answers with its reason", () => {
     const refusing = template(`{{ raise_exception("roles must alternate") }}`);
     for (const messages of [conversation, conversation.slice(1)]) {
