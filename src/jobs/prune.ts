@@ -1,4 +1,6 @@
-import { existsSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
+import path from "node:path";
+import { readJsonObject } from "../checkpoint/json.js";
 import { storedType } from "../checkpoint/stored-type.js";
 import type { RunDirectory } from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
@@ -17,6 +19,7 @@ import {
   type Scores,
 } from "../prune/index.js";
 import { required, UsageError } from "../system/errors.js";
+import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scoresIdentity } from "./inputs.js";
 import { onDevice } from "./job.js";
@@ -164,9 +167,10 @@ async function choose(
   const data = dataOf(job);
   const { directory } = checkpoint;
   const { train, validation } = await openData({ directory, model }, { ...job, data }, job);
+  const place = (name: string) => job.place(`refit/${name}`);
+  checkSameData(place("data.json"), [train.id, validation?.id ?? null]);
   const weights = weightsFor(backend, checkpoint, computeType, job);
   try {
-    const place = (name: string) => job.place(`refit/${name}`);
     const inputs = {
       backend,
       original: checkpoint,
@@ -192,6 +196,17 @@ async function choose(
   } finally {
     weights.free();
   }
+}
+
+/** The hub's data may change between a run and its continuation. @throws UsageError where it has */
+function checkSameData(file: string, identities: readonly (string | null)[]): void {
+  if (!existsSync(file)) {
+    mkdirSync(path.dirname(file), { recursive: true });
+    writeJson(file, { identities });
+  } else if (JSON.stringify(readJsonObject(file).identities) !== JSON.stringify(identities))
+    throw new UsageError(
+      `the data has changed since the run in ${path.dirname(path.dirname(file))} began: --restart prunes again`,
+    );
 }
 
 /** The only candidate's plan, or that of the best. */

@@ -423,6 +423,23 @@ describe("scores and importances", () => {
   });
 });
 
+describe("a run of which the data has changed on the hub", () => {
+  it("is not continued with what was measured on the data before", async () => {
+    const run = (more = {}) => pruneModel(cutting(at("changing"), { start: "refit", refitSamples: 4, ...more }));
+    const stop = ({ stage }: { stage: string }) => {
+      if (stage === "refit") throw new Error("stopped");
+    };
+    await expect(run({ onProgress: stop })).rejects.toThrow("stopped");
+    const file = at("changing", "refit", "data.json");
+    const { identities } = JSON.parse(readFileSync(file, "utf8"));
+    writeFileSync(file, JSON.stringify({ identities: ["other", ...identities.slice(1)] }));
+    await expect(run()).rejects.toThrow(/the data has changed since the run in .*changing began: --restart/);
+    writeFileSync(file, JSON.stringify({ identities }));
+    expect((await run()).out).toBe(at("changing"));
+    expect(existsSync(file)).toBe(false);
+  });
+});
+
 describe("a run whose own files are damaged", () => {
   /** Stops a run at a step, with checkpoints after the second and the last. */
   async function stoppedAt(step: number): Promise<string[]> {
