@@ -176,11 +176,12 @@ async function convertWithImportance(
   const { sizeBytes } = job;
   const calibration = await openCalibration(opened, job);
   const importance = await importanceFor(opened, calibration, job);
+  const readFrom = opened.file?.metadata;
   const files: QuantizedFile[] = [];
   for (const kind of types)
     files.push(
       await describeFile(kind, opened, () =>
-        exportGguf(place(kind), opened.checkpoint, { kind, importance, ...exportOptions(job, kind) }),
+        exportGguf(place(kind), opened.checkpoint, { kind, importance, readFrom, ...exportOptions(job, kind) }),
       ),
     );
   if (sizeBytes !== undefined && calibration !== undefined && importance !== undefined) {
@@ -332,7 +333,12 @@ async function writeMix(file: string, inputs: MixInputs, job: QuantizeJob): Prom
         job.onProgress?.({ stage: "cost of each type", done, total, unit: "tensors", detail }),
     }),
   );
-  return exportToSize(file, checkpoint, sensitivity, { importance, sizeBytes, ...exportOptions(job, MIX) });
+  return exportToSize(file, checkpoint, sensitivity, {
+    importance,
+    sizeBytes,
+    readFrom: opened.file?.metadata,
+    ...exportOptions(job, MIX),
+  });
 }
 
 type Quality = Pick<FileReport, "loss" | "perplexity" | "divergence">;

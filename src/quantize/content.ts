@@ -41,6 +41,8 @@ export interface ContentOptions {
   readonly name?: string | undefined;
   /** llama.cpp's name for the tokenizer's pre-tokenization, for tokenizers in which it is not recognized. */
   readonly preTokenizer?: string | undefined;
+  /** Metadata of the GGUF file that a model was read from: all that it says of the model's origin and tokens is kept. */
+  readonly readFrom?: GgufMetadata | undefined;
 }
 
 /** Tokens without which llama.cpp fails to load any model that has Phi-3 in its name. */
@@ -72,6 +74,7 @@ function modelContent(checkpoint: Checkpoint, options: ContentOptions): GgufCont
       ...layout.metadata,
       ...listedValues(source, layout),
       ...tokenizer.entries,
+      ...keptMetadata(options),
     ]),
     tensors: layout.parameters,
     derived: layout.derived,
@@ -80,6 +83,16 @@ function modelContent(checkpoint: Checkpoint, options: ContentOptions): GgufCont
     notes: [...layout.notes, ...tokenizer.notes],
     verify: checkRunnable, // a file that we would refuse to run must not be written
   };
+}
+
+/** What does not depend on the types of tensors or on their layout. */
+function keptMetadata({ readFrom = new Map(), name, preTokenizer }: ContentOptions): [string, GgufValue][] {
+  const own = new Set(
+    ["architecture", "file_type", "quantization_version", "alignment"].map((key) => `general.${key}`),
+  );
+  if (name !== undefined) own.add("general.name");
+  if (preTokenizer !== undefined) own.add("tokenizer.ggml.pre");
+  return [...readFrom].filter(([key]) => /^(general|tokenizer)\./.test(key) && !own.has(key));
 }
 
 /** Parameters with one number per layer, which GGUF holds as lists in the metadata. */
