@@ -42,14 +42,18 @@ export interface AttentionAttributes {
 const KEPT_BYTES = 16 << 20;
 /** Bytes of the scores of a block of queries: what every device of Vulkan lets a kernel read. */
 const BLOCK_BYTES = 128 << 20;
-/** Blocks are multiples of this: products of bf16 sum over as many. */
+/** Blocks are multiples of this where so many rows fit: products of bf16 sum over as many. */
 const ROW_UNIT = 32;
 
 /** How many queries of each sequence are in a block. */
 function rowsPerBlock(batch: number, heads: number, seq: number): number {
   const rowBytes = 4 * batch * heads * seq;
   if (rowBytes * seq <= KEPT_BYTES) return seq;
-  return Math.max(ROW_UNIT, Math.floor(BLOCK_BYTES / rowBytes / ROW_UNIT) * ROW_UNIT);
+  const fitting = Math.floor(BLOCK_BYTES / rowBytes);
+  if (fitting < ROW_UNIT) return Math.max(1, fitting);
+  // at least two: a block leaves out the keys after it
+  const blocks = Math.max(2, Math.ceil(seq / (fitting - (fitting % ROW_UNIT))));
+  return ROW_UNIT * Math.ceil(seq / blocks / ROW_UNIT);
 }
 
 /** Queries, keys and values, heads first. */
