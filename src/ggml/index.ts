@@ -1,5 +1,13 @@
 export { fromFloat32, toFloat32 } from "./convert.js";
-export { Backend, type BackendOptions, type Device, type DeviceChoice, deviceChoice, listDevices } from "./device.js";
+export {
+  Backend,
+  type BackendOptions,
+  type Device,
+  type DeviceChoice,
+  deviceChoice,
+  listDevices,
+  type PlannedGraph,
+} from "./device.js";
 export { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 export {
   blockSize,

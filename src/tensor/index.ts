@@ -20,5 +20,5 @@ export {
   type OptimizerState,
   type Schedule,
 } from "./optimizer.js";
-export { TensorStore } from "./store.js";
+export { type StoredTensorOptions, TensorStore } from "./store.js";
 export { describe, elementCount, rowCount, type Shape, type Tensor, type TensorData } from "./tensor.js";
