@@ -10,6 +10,7 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { Sequences, TokenStream } from "../src/data/index.js";
 import { DISTILLATION_DEFAULTS, defaultTrainOptions, distillationObjective, Trainer } from "../src/distill/index.js";
+import { VIEW } from "../src/ggml/device.js";
 import { Backend, type DeviceKind, type Pointer } from "../src/ggml/index.js";
 import { countParameters, initialize, modelFromConfig } from "../src/models/index.js";
 import koffi from "../src/system/ffi.js";
@@ -65,9 +66,6 @@ const CARDS: Readonly<Record<string, { readonly flops: number; readonly bandwidt
 };
 const KERNEL_SECONDS = 3e-6;
 
-/** Nodes that describe memory and compute nothing. */
-const NO_KERNEL = /^(none|view|reshape|permute|transpose)$/i;
-
 interface Kernel {
   readonly op: string;
   readonly bytes: number;
@@ -86,7 +84,7 @@ function kernelsOf(g: Graph): Kernel[] {
   rmSync(folder, { recursive: true });
   return Array.from({ length: g.nodeCount }, (_, i) => f.ggml_graph_node(handle, i)).flatMap((node) => {
     const op = f.ggml_op_desc(node).toLowerCase();
-    if (NO_KERNEL.test(op)) return [];
+    if (VIEW.test(op)) return [];
     const read = (sources.get(node) ?? []).reduce((sum, source) => sum + f.ggml_nbytes(source as Pointer), 0);
     return [{ op, bytes: read + f.ggml_nbytes(node) }];
   });

@@ -87,10 +87,7 @@ export class SharedUpdate implements Update {
     this.squares = new Graph(backend);
     this.update = new Graph(backend);
     this.norm = this.update.input("norm", "f32", [1]);
-    const views = own.map((piece) => ({
-      ...partOf(this.update, piece.weight, piece),
-      name: nameOf(piece),
-    }));
+    const views = own.map((piece) => ({ ...partOf(this.update, piece.weight, piece), name: nameOf(piece) }));
     this.copies = new TensorStore(backend, own.length);
     const owned = backend.kernels === undefined ? views.map((view) => this.copyOf(view)) : views;
     this.copies.allocate();

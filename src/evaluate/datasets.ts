@@ -74,8 +74,8 @@ export class Datasets {
       const found = readdirSync(folder)
         .filter((name) => ROW_ENDINGS.includes(endingOf(name)) && name.split(/[.-]/, 1)[0] === split)
         .sort();
-      const endings = new Set(found.map(endingOf));
-      if (endings.size > 1)
+      const kinds = new Set(found.map((name) => endingOf(name) + path.extname(name))); // compressed ones are another kind
+      if (kinds.size > 1)
         throw new FormatError(
           `${folder} has ${found.join(" and ")}: keep one kind of file, or the same rows would count twice`,
         );

@@ -54,8 +54,9 @@ export function foundryApp(services: FoundryServices): Hono<FoundryEnv> {
   const toApiError = errorConverter(services.logger);
   app.onError((error, c) => {
     const apiError = toApiError(error, c);
-    const { retryAfter } = apiError.details;
+    const { retryAfter, contentRange } = apiError.details;
     if (retryAfter !== undefined) c.header("retry-after", `${retryAfter}`);
+    if (contentRange !== undefined) c.header("content-range", contentRange);
     if (apiError.status === 413) c.header("connection", "close"); // the rest of the body is not read
     return c.json(apiError.body, apiError.status);
   });

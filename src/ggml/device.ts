@@ -125,8 +125,8 @@ export interface PlannedGraph {
   readonly free: () => void;
 }
 
-/** ggml's names of nodes that compute nothing. */
-const VIEW = /^(none|view|reshape|permute|transpose)$/i;
+/** ggml's names of nodes that compute nothing: they show others' memory. */
+export const VIEW = /^(none|view|reshape|permute|transpose)$/i;
 /** ggml's scheduler takes 16 devices, of which the processor is one. */
 const MOST_DEVICES = 15;
 /** A scheduler's records take this many nodes and leaves for each node: no op reads more leaves. */

@@ -100,10 +100,8 @@ async function evaluateAll(
   planned: readonly PlannedTask[],
   run: RunDirectory | undefined,
 ): Promise<ModelEvaluation[]> {
-  const datasets = new Datasets({
-    directory: job.data,
-    hub: { ...job.hub, revision: undefined },
-  }) /* the revision is the model's */;
+  const hub = { ...job.hub, revision: undefined }; // the revision is the model's
+  const datasets = new Datasets({ directory: job.data, hub });
   const sandbox = new PythonSandbox();
   const models: ModelEvaluation[] = [];
   try {

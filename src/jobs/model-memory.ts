@@ -56,14 +56,15 @@ export type TrainingMemory = Partial<Pick<TrainOptions, "optimizerState" | "free
 
 /**
  * The memory that training so many parameters takes, besides activations: weights, gradients, and two moments of AdamW.
- * @param shared by how many processes, which divide the moments; each has the sums of its share of the gradients, too, and without our
- * kernels a copy of its share of the weights
+ * @param sharers the processes that divide the moments; each has the sums of its share of the gradients, too, and without our kernels a
+ * copy of its share of the weights
  */
 export function trainingBytes(
   parameters: number,
   { optimizerState, freeGradients }: TrainingMemory,
-  { ranks = 1, hasKernels = true }: { readonly ranks?: number | undefined; readonly hasKernels?: boolean } = {},
+  sharers: { readonly ranks?: number | undefined; readonly hasKernels?: boolean } = {},
 ): number {
+  const { ranks = 1, hasKernels = true } = sharers;
   if (ranks > 1) return parameters * (4 + 4 + (4 + 2 * 4 + (hasKernels ? 0 : 4)) / ranks);
   return parameters * (4 + (freeGradients === true ? 0 : 4) + 2 * (optimizerState === "8bit" ? 1 + 4 / 256 : 4));
 }

@@ -13,6 +13,8 @@ export class ApiError extends CoppiceError {
       readonly code?: string | undefined;
       /** Seconds after which to try again. */
       readonly retryAfter?: number | undefined;
+      /** Of a range that a file does not have. */
+      readonly contentRange?: string | undefined;
       /** The message in the words of Anthropic's API, where clients look for these. */
       readonly anthropicMessage?: string | undefined;
       /** The reason, for the log only. */

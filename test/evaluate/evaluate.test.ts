@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { appendFileSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { describe, expect, it } from "vitest";
@@ -162,8 +162,11 @@ describe("benchmark data", () => {
     expect(before.rows).toHaveLength(2);
     write("test-1.jsonl", 3);
     expect((await load()).version).not.toBe(before.version);
-    write("test.json", 4);
-    await expect(load()).rejects.toThrow(/keep one kind of file/);
+    for (const other of ["test.json", "test.jsonl.gz"]) {
+      write(other, 4);
+      await expect(load(), other).rejects.toThrow(/keep one kind of file/);
+      rmSync(path.join(folder, other));
+    }
   });
 
   it("that are missing or malformed are named", async () => {

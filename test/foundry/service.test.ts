@@ -183,6 +183,12 @@ for (const { name: engine, missing, start } of DATABASES)
         range: "bytes=4-9",
       });
       expect([part.status, part.text]).toEqual([206, card.text.slice(4, 10)]);
+      const ranged = (range: string) =>
+        ask("anna", "GET", `/v1/jobs/${job.id}/artifacts/README.md`, undefined, { range });
+      const size = Buffer.byteLength(card.text);
+      const behind = await ranged(`bytes=${size}-`);
+      expect([behind.status, behind.headers.get("content-range")]).toEqual([416, `bytes */${size}`]);
+      for (const ignored of ["bytes=9-2", "bytes=-"]) expect((await ranged(ignored)).text).toBe(card.text);
 
       const own = (await client.getV1Models!()).data.data.find(({ job_id: id }: Json) => id === job.id)!;
       expect(own).toMatchObject({

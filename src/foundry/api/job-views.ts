@@ -99,7 +99,8 @@ function parseRange(header: string | undefined, bytes: number): { start: number;
   if (from !== "" && to !== "" && Number(from) > Number(to)) return undefined;
   const start = from === "" ? Math.max(0, bytes - Number(to)) : Number(from);
   const end = from === "" || to === "" ? bytes - 1 : Math.min(Number(to), bytes - 1);
-  if (start > end) throw new ApiError(416, `the file has ${bytes} bytes`, { param: "Range" });
+  if (start > end)
+    throw new ApiError(416, `the file has ${bytes} bytes`, { param: "Range", contentRange: `bytes */${bytes}` });
   return { start, end };
 }
 
