@@ -2,8 +2,9 @@
  * A distillation step of ours beside PyTorch's: every contender is set up, then each takes a step in turn, again and again.
  *
  *     npm run build && npx tsx bench/training.ts [--python .venv/bin/python] [--shapes 15M,110M,60M] [--rounds 7]
- *         [--threads 2] [--low-memory] [--out bench/results/training.json]
+ *         [--threads N] [--low-memory] [--out bench/results/training.json]
  *
+ * --threads: of either; by default as many as `coppice` finds to be fastest on this machine.
  * --low-memory: all recompute activations, keep moments in 8 bits and free gradients as they come; without our kernels and compiled
  * variants, to leave room for a shape of a billion parameters.
  *
@@ -13,6 +14,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { parseArgs } from "node:util";
+import { Backend } from "../src/ggml/index.js";
 import { median } from "../src/system/statistics.js";
 import { Contender, markdown } from "./lines.js";
 
@@ -21,7 +23,7 @@ const { values } = parseArgs({
     python: { type: "string", default: "python3" },
     shapes: { type: "string", default: "15M,110M,60M" },
     rounds: { type: "string", default: "7" },
-    threads: { type: "string", default: "2" },
+    threads: { type: "string" },
     "low-memory": { type: "boolean", default: false },
     out: { type: "string", default: "bench/results/training.json" },
   },
@@ -43,7 +45,16 @@ const PAUSE_MS = 300;
 const LESS_MEMORY = { recompute: true, optimizerState: "8bit", freeGradients: true };
 
 const here = import.meta.dirname;
-const threads = Number(values.threads);
+const threads = values.threads === undefined ? await fastestThreads() : Number(values.threads);
+
+/** What `coppice` would take here; PyTorch gets as many. */
+async function fastestThreads(): Promise<number> {
+  const backend = Backend.open({ device: "cpu" });
+  await backend.measureThreads();
+  const count = backend.threads;
+  backend.free();
+  return count;
+}
 
 function ours(name: string, shape: Readonly<Record<string, number>>, kernels: string): Promise<Contender> {
   const { batch, sequence, ...sizes } = shape;

@@ -30,7 +30,7 @@ export const doctorCommand = command("doctor", "Show which hardware and librarie
         process.stderr.write(`built by ${compiler}: ${file}\n`);
       }
       const { diagnose } = await import("../jobs/diagnosis.js");
-      const diagnosis = diagnose(job);
+      const diagnosis = await diagnose(job);
       if (flags.bundle === undefined) return print(diagnosis, render);
       const report = await writeBundle(flags.bundle, diagnosis);
       print(report, () => `${JSON.stringify(report, null, 2)}\nwritten to ${flags.bundle}: read it before you send it`);
@@ -51,6 +51,13 @@ const NO_GPU = "No GPU was found. For NVIDIA: install its driver, and the CUDA 1
 
 const kernelsRow = ({ inUse, file, reason }: Diagnosis["kernels"]): string =>
   inUse === null ? `ggml's own are in use; ours are ${reason}` : `${inUse}, from ${file}`;
+
+/** How many are used, and what was measured for that. */
+function threadsRow({ inUse, milliseconds }: Diagnosis["threads"]): string {
+  const times = Object.entries(milliseconds ?? {}).sort(([a], [b]) => Number(b) - Number(a));
+  if (times.length === 0) return `${inUse}`;
+  return `${inUse}; the same work took ${times.map(([threads, time]) => `${time.toFixed(1)} ms with ${threads}`).join(", ")}`;
+}
 
 /** The variants of the kernels beside each other; nothing where there is no choice. */
 function kernelsTable({ times, inUse }: Diagnosis["kernels"]): string[] {
@@ -73,6 +80,7 @@ function render(d: Diagnosis): string {
       ["memory", `${formatBytes(d.memoryBytes)}, ${formatBytes(d.freeMemoryBytes)} free`],
       ["ggml", `${d.ggml.version} (${d.ggml.commit})`],
       ["kernels", kernelsRow(d.kernels)],
+      ["threads", threadsRow(d.threads)],
       ["cache", `${d.cache}${d.cacheExists ? "" : " (empty)"}`],
     ],
   );

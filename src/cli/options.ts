@@ -55,7 +55,7 @@ export const common: OptionGroup = (command) =>
         .choices(["auto", ...DEVICE_KINDS])
         .default("auto"),
     )
-    .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or all cores)", parseAtLeastOne)
+    .option("--threads <n>", "CPU threads (default: COPPICE_THREADS, or as many as are fastest)", parseAtLeastOne)
     .option("--revision <name>", "branch, tag or commit of a hub id")
     .option("--offline", "use only what was downloaded before")
     .with(output);

@@ -1,13 +1,13 @@
-import { availableParallelism } from "node:os";
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
-import koffi from "../system/ffi.js";
 import { logOf } from "../system/log.js";
 import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import type { Functions, Pointer } from "./functions.js";
 import type { Variant } from "./kernel-choice.js";
 import { type Kernels, loadKernels } from "./kernels.js";
 import { type Library, loadLibrary } from "./library.js";
+import { ProcessorThreads, type ThreadOptions } from "./processor-threads.js";
+import type { ThreadTimes } from "./thread-count.js";
 
 const log = logOf("engine");
 
@@ -60,7 +60,7 @@ export interface BackendOptions {
   readonly devices?: number | "all" | undefined;
   /** Which of several devices of the kind, or groups of them, counted from 0 and round: processes on a machine take one each. */
   readonly instance?: number | undefined;
-  /** Number of CPU threads; COPPICE_THREADS, or the number of cores, by default. */
+  /** Number of CPU threads; COPPICE_THREADS, or as many as were measured to be fastest, by default. */
   readonly threads?: number | undefined;
   /** Our own kernels on a CPU: the best it can run, none, or a named variant. COPPICE_KERNELS decides for `auto`, the default. */
   readonly kernels?: "auto" | "none" | Variant | undefined;
@@ -101,9 +101,6 @@ function choose(devices: readonly Device[], count: number | "all", instance: num
   return devices.slice(first, first + wanted);
 }
 
-/** More than ggml's record of a thread pool's settings takes (528 bytes in 0.25: a mask of 512 CPUs and five fields). */
-const THREADPOOL_PARAMETER_BYTES = 1024;
-
 /** A device that computes. */
 interface OpenDevice {
   readonly device: Device;
@@ -137,7 +134,7 @@ const USAGE_WEIGHTS = 1;
 /** An open device, or several that divide a model's layers: it allocates buffers and computes graphs, one at a time. */
 export class Backend {
   private released = false;
-  private threadpool: unknown;
+  private readonly processorThreads: ProcessorThreads;
   /** What ggml's scheduler of several devices computes on where none of them can. */
   private readonly processor: OpenDevice | undefined;
 
@@ -146,10 +143,13 @@ export class Backend {
     private readonly opened: readonly OpenDevice[],
     /** How many devices of this kind the machine has. */
     readonly alike: number,
-    readonly threads: number,
     /** Our own kernels, when they are built and the device is a CPU that can run them. */
     readonly kernels: Kernels | undefined,
+    threads: ThreadOptions,
   ) {
+    const { device, handle } = elementAt(opened, 0);
+    const on = { functions: library.functions, device: device.handle, backend: handle };
+    this.processorThreads = new ProcessorThreads(on, kernels, threads);
     const processor = opened.length > 1 && listDevices(library).find(({ kind }) => kind === "cpu");
     if (processor) this.processor = openDevice(library, processor);
   }
@@ -161,9 +161,9 @@ export class Backend {
    */
   static open(options: BackendOptions = {}): Backend {
     const kind = options.device ?? "auto";
-    const threads = options.threads ?? Number(process.env.COPPICE_THREADS || availableParallelism());
-    if (!Number.isInteger(threads) || threads < 1)
-      throw new UsageError(`threads must be a positive integer, not ${threads}`);
+    const wanted = options.threads ?? (process.env.COPPICE_THREADS ? Number(process.env.COPPICE_THREADS) : undefined);
+    if (wanted !== undefined && !(Number.isInteger(wanted) && wanted >= 1))
+      throw new UsageError(`threads must be a positive integer, not ${wanted}`);
     const library = loadLibrary(kind);
     const devices = listDevices(library);
     const candidates = alike(devices, kind);
@@ -178,14 +178,14 @@ export class Backend {
     const { kernels } = chosen.every((device) => device.kind === "cpu")
       ? loadKernels(library.functions, options.kernels)
       : { kernels: undefined };
-    const backend = new Backend(library, opened, candidates.length, threads, kernels);
-    backend.startThreads(options.keepThreads ?? true);
+    const threads = { count: wanted, keep: options.keepThreads ?? true };
+    const backend = new Backend(library, opened, candidates.length, kernels, threads);
     for (const { name, description, kind } of chosen)
       log.debug("device opened", {
         device: name,
         kind,
         description,
-        threads,
+        threads: backend.threads,
         kernels: kernels?.variant ?? "ggml",
       });
     return backend;
@@ -216,34 +216,17 @@ export class Backend {
     return this.library.functions;
   }
 
-  /** A function that only some kinds of device have; undefined where this one lacks it. */
-  private deviceFunction(
-    name: string,
-    result: string,
-    args: string[],
-  ): ((...values: unknown[]) => unknown) | undefined {
-    const f = this.functions;
-    const registry = f.ggml_backend_dev_backend_reg(this.device.handle);
-    const address = f.ggml_backend_reg_get_proc_address(registry, name);
-    if (address === null) return undefined;
-    const prototype = koffi.proto(result, args);
-    return (...values) => koffi.call(address, prototype, ...values);
+  /** Threads on the processor. */
+  get threads(): number {
+    return this.processorThreads.count;
   }
 
   /**
-   * Gives a CPU a pool of threads that lives as long as the backend. Without one ggml starts threads for every computation, and
-   * a new thread can wait for a scheduler tick (10 ms were seen) next to an idle core.
+   * Measures which number of threads is fastest, and takes it. Nothing may be computing.
+   * @returns undefined where the number is given, or there is nothing to choose
    */
-  private startThreads(keep: boolean): void {
-    const create = this.deviceFunction("ggml_threadpool_new", "intptr_t", ["void *"]);
-    const attach = this.deviceFunction("ggml_backend_cpu_set_threadpool", "void", ["intptr_t", "intptr_t"]);
-    const limit = this.deviceFunction("ggml_backend_set_n_threads", "void", ["intptr_t", "int"]);
-    limit?.(this.handle, this.threads);
-    if (create === undefined || attach === undefined || this.threads === 1 || !keep) return;
-    const parameters = new Uint8Array(THREADPOOL_PARAMETER_BYTES);
-    this.functions.ggml_threadpool_params_init(parameters, this.threads);
-    this.threadpool = create(parameters);
-    attach(this.handle, this.threadpool);
+  async measureThreads(): Promise<ThreadTimes | undefined> {
+    return await this.processorThreads.measure();
   }
 
   /** Whether the device has a kernel for this node (its operation, types and shapes). */
@@ -314,14 +297,16 @@ export class Backend {
   }
 
   private run(compute: Functions["ggml_backend_graph_compute"], on: Pointer, graph: Pointer): Promise<void> {
-    return new Promise((resolve, reject) => {
-      compute.async(on, graph, (error: Error | null, status: number) => {
-        if (error !== null) reject(error);
-        else if (status !== 0)
-          reject(new CoppiceError(`computing on ${this.device.name} failed with status ${status} (out of memory?)`));
-        else resolve();
+    const computed = () =>
+      new Promise<void>((resolve, reject) => {
+        compute.async(on, graph, (error: Error | null, status: number) => {
+          if (error !== null) reject(error);
+          else if (status !== 0)
+            reject(new CoppiceError(`computing on ${this.device.name} failed with status ${status} (out of memory?)`));
+          else resolve();
+        });
       });
-    });
+    return this.processorThreads.use(computed);
   }
 
   /** Memory that is free now: the devices' own, or what the system leaves to this process. */
@@ -342,7 +327,6 @@ export class Backend {
     this.released = true;
     for (const { handle } of this.opened) this.functions.ggml_backend_free(handle);
     if (this.processor !== undefined) this.functions.ggml_backend_free(this.processor.handle);
-    if (this.threadpool !== undefined)
-      this.deviceFunction("ggml_threadpool_free", "void", ["intptr_t"])?.(this.threadpool);
+    this.processorThreads.free();
   }
 }

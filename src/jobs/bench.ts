@@ -151,6 +151,7 @@ export async function prepareBench(backend: Backend, job: BenchJob): Promise<Pre
 export function bench(job: BenchJob): Promise<BenchOutcome> {
   return onDevice(job, async (backend) => {
     const { settings } = await withDefaults(job);
+    await backend.measureThreads();
     const peakFlops = await measurePeak(backend, settings.computeType);
     const memory = new PeakMemory();
     const prepared = await prepareBench(backend, job);

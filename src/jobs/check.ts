@@ -24,7 +24,7 @@ export interface CheckOutcome {
  */
 export async function check(job: JobOptions = {}): Promise<CheckOutcome> {
   const started = performance.now();
-  const machine = diagnose(job);
+  const machine = await diagnose(job);
   const { signal, onProgress } = job;
   const comparisons = await checkDevice({
     ...deviceChoice(job),

@@ -37,6 +37,11 @@ export interface Diagnosis {
     readonly times?: Pick<KernelTimes, "milliseconds" | "chosen"> | undefined;
     readonly reason?: string | undefined;
   };
+  readonly threads: {
+    readonly inUse: number;
+    /** Milliseconds that numbers of threads took for the same work; absent where there is nothing to choose. */
+    readonly milliseconds?: Readonly<Record<string, number>> | undefined;
+  };
   readonly cache: string;
   readonly cacheExists: boolean;
 }
@@ -49,11 +54,13 @@ export interface FoundDevice {
 }
 
 /** Looks at the machine as a job with these options would. @throws UsageError where there is no such device */
-export function diagnose(options: BackendOptions): Diagnosis {
+export async function diagnose(options: BackendOptions): Promise<Diagnosis> {
   const library = loadLibrary(options.device);
   const backend = Backend.open(options);
   const chosenDevice = backend.device.name;
   const { variant: inUse = null, file } = backend.kernels ?? {};
+  const threadTimes = await backend.measureThreads();
+  const { threads } = backend;
   backend.free();
   const status = loadKernels(library.functions);
   const whyNone = status.kernels === undefined ? status.reason : `${chosenDevice} has its own`;
@@ -81,6 +88,7 @@ export function diagnose(options: BackendOptions): Diagnosis {
       times: kernelTimes(library.functions),
       reason: inUse === null ? whyNone : undefined,
     },
+    threads: { inUse: threads, milliseconds: threadTimes && Object.fromEntries(threadTimes) },
     cache,
     cacheExists: existsSync(cache),
   };

@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { bugReport } from "../../src/jobs/bug-report.js";
 import { diagnose } from "../../src/jobs/diagnosis.js";
 
-const diagnosis = diagnose({ device: "cpu" });
+const diagnosis = await diagnose({ device: "cpu" });
 
 describe("a bug report", () => {
   it("tells no secret, whatever its variable is called", () => {
