@@ -34,4 +34,5 @@ export {
 } from "./kernels.js";
 export { buildKernels, type KernelBuild } from "./kernels-build.js";
 export { type Library, libraryDirectories, loadFunctions, loadLibrary } from "./library.js";
+export type { ThreadTimes } from "./thread-count.js";
 export { canKeepThreads, keepThreads } from "./threads.js";
