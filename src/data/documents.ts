@@ -74,7 +74,11 @@ function adviceFor(input: string): string {
 
 async function filesOf(input: string, hub: HubOptions): Promise<string[]> {
   if (input.startsWith(HUB_DATASETS)) return hubFiles(input.slice(HUB_DATASETS.length), hub);
-  if (existsSync(input)) return statSync(input).isDirectory() ? filesBelow(input) : [path.resolve(input)];
+  const stat = statSync(input, { throwIfNoEntry: false });
+  if (stat?.isDirectory()) return filesBelow(input);
+  if (stat?.isFile()) return [path.resolve(input)];
+  if (stat !== undefined)
+    throw new UsageError(`${input} is a pipe or a device, but data is read twice: write it to a file`);
   return (await glob(input, { absolute: true, expandDirectories: false })).sort();
 }
 
@@ -119,11 +123,7 @@ async function* readText(
         inside = false;
         rest = rest.slice(end + separator.length);
       }
-      while (rest.length > 2 * PART_CHARACTERS) {
-        const line = rest.indexOf("\n", PART_CHARACTERS);
-        const isComplete = line >= 0 && line <= rest.length - separator.length;
-        const cut = isComplete ? line + 1 : cutOfLine(rest, separator);
-        if (cut === undefined) break;
+      for (let cut = cutOf(rest, separator); cut !== undefined; cut = cutOf(rest, separator)) {
         yield part(inside ? rest.slice(0, cut) : rest.slice(0, cut).trimStart());
         inside = true;
         rest = rest.slice(cut);
@@ -135,6 +135,14 @@ async function* readText(
   if (rest.trim() !== "") yield part(inside ? rest.trimEnd() : rest.trim());
 }
 
+/** The length of the first part of a text that is long; undefined where it is not, or its end must be known first. */
+function cutOf(text: string, separator: string, partCharacters = PART_CHARACTERS): number | undefined {
+  if (text.length <= 2 * partCharacters) return undefined;
+  const line = text.indexOf("\n", partCharacters);
+  const isComplete = line >= 0 && line <= text.length - separator.length;
+  return isComplete ? line + 1 : cutOfLine(text, separator);
+}
+
 /** Where to cut a text without line ends that has become too long: before a space, else between two characters. */
 function cutOfLine(text: string, separator: string): number | undefined {
   if (text.length <= LONGEST_LINE + separator.length) return undefined;
@@ -142,6 +150,21 @@ function cutOfLine(text: string, separator: string): number | undefined {
   if (space > 0) return space;
   const isHalf = /[\ud800-\udbff]/.test(text.charAt(LONGEST_LINE - 1)); // of a character of two code units
   return isHalf ? LONGEST_LINE - 1 : LONGEST_LINE;
+}
+
+/** Rows longer than twice this are divided as well. Most are not, and so are encoded without cuts. */
+const ROW_PART_CHARACTERS = 2 ** 16;
+
+/** The text of a row, in parts that end at line ends: encoding takes hundreds of bytes for a character of a part. */
+function* partsOf(text: string): Generator<Document> {
+  let rest = text;
+  let continues = false;
+  for (let cut = cutOf(rest, "", ROW_PART_CHARACTERS); cut !== undefined; cut = cutOf(rest, "", ROW_PART_CHARACTERS)) {
+    yield { text: rest.slice(0, cut), continues };
+    continues = true;
+    rest = rest.slice(cut);
+  }
+  if (!continues || rest !== "") yield { text: rest, continues };
 }
 
 /** After this many rows, all without the field, it is considered missing. */
@@ -166,7 +189,7 @@ async function* readRecords(
       example ??= row;
       if (++missing >= MOST_ROWS_WITHOUT_FIELD && missing === count) throw noTextError();
     } else if (text.trim() === "") empty++;
-    else yield { text, continues: false };
+    else yield* partsOf(text);
   }
   if (count > 0 && missing === count) throw noTextError();
   if (missing + empty > 0)

@@ -1,6 +1,7 @@
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import {
   cacheDirectory,
@@ -22,7 +23,7 @@ import type { Tokenizer } from "./tokenizer.js";
 const log = logOf("data");
 
 /** Increased when the same data would give other shards. */
-const FORMAT = 4;
+const FORMAT = 5;
 /** Tokens per shard file. */
 const SHARD_TOKENS = 2 ** 28;
 
@@ -263,8 +264,9 @@ async function contentHash(cache: string, file: string): Promise<string> {
   return hash;
 }
 
-/** Texts are encoded in batches of about this many characters. */
+/** Texts are encoded in batches of about this many characters, or of this many texts. */
 const BATCH_CHARACTERS = 1 << 20;
+const BATCH_TEXTS = 8192;
 
 interface TokenizeJob {
   readonly files: readonly string[];
@@ -302,7 +304,7 @@ async function tokenize(
       for await (const document of readDocuments(file, reading, (note) => notes.push(note))) {
         batch.push(document);
         characters += document.text.length;
-        if (characters >= BATCH_CHARACTERS) await flush();
+        if (characters >= BATCH_CHARACTERS || batch.length >= BATCH_TEXTS) await flush();
       }
       bytesBefore += statSync(file).size;
     }
@@ -367,10 +369,13 @@ async function encodeBatch(
     continuations.map(({ text }) => text),
     false,
   );
+  const next = { beginning: 0, continuation: 0 };
   const end = separatorOf(tokenizer);
   const written = new Set<ShardWriter>();
   for (const document of batch) {
-    const ids = (document.continues ? encodedContinuations : encodedBeginnings).shift() ?? [];
+    const ids = document.continues
+      ? elementAt(encodedContinuations, next.continuation++)
+      : elementAt(encodedBeginnings, next.beginning++);
     const writer = writerOf(document);
     if (!document.continues && end !== undefined && (written.has(writer) || writer.length > 0)) writer.append([end]);
     writer.append(ids);

@@ -162,6 +162,10 @@ function buildDistillation(
   options: DistillationOptions,
 ): BuiltObjective {
   const context = { ...objectiveContext, vocabSize: options.vocabSize };
+  if (teacher.kind === "sparse" && teacher.source.options.vocabSize !== vocabularyOf(context))
+    throw new CoppiceError(
+      `the teacher's targets are of ${teacher.source.options.vocabSize} tokens, the student's loss of ${vocabularyOf(context)}: vocabSize must be the same`,
+    );
   const { g } = context;
   const states = new Map<string, Tensor>();
   const divergence =

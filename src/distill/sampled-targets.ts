@@ -38,6 +38,9 @@ export function sampledTargets({ samples, temperature, seed, vocabSize }: Sample
     temperature,
     lossName: "sampledCrossEntropy",
     declare: (g, logits) => {
+      const columns = logits.shape.at(-1);
+      if (columns !== vocabSize)
+        throw new CoppiceError(`targets of ${vocabSize} tokens cannot be sampled from logits of ${columns}`);
       const probabilities = g.output(ops.softmax(g, logits, { scale: 1 / temperature }));
       return (positions) => {
         const p = g.read(probabilities);

@@ -109,7 +109,9 @@ export function checkTrainOptions(options: TrainOptions): void {
     throw new UsageError(
       `the learning rate would rise: it ends at ${options.minimumLearningRate}, above its peak of ${options.learningRate}`,
     );
-  for (const name of ["weightDecay", "minimumLearningRate", "warmupSteps", "validateEverySteps", "clipNorm"] as const)
+  if (!(options.clipNorm > 0 && Number.isFinite(options.clipNorm)))
+    throw new UsageError(`clipNorm must be a number more than 0, not ${options.clipNorm}`);
+  for (const name of ["weightDecay", "minimumLearningRate", "warmupSteps", "validateEverySteps"] as const)
     if (!(options[name] >= 0 && Number.isFinite(options[name])))
       throw new UsageError(`${name} must be 0 or more, not ${options[name]}`);
 }

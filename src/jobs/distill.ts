@@ -15,7 +15,7 @@ import { countParameters, loadWeights, type Model, type ModelWeights } from "../
 import type { PrunedModel } from "../prune/index.js";
 import { cacheDirectory } from "../system/files.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
-import { onDevice } from "./job.js";
+import { type JobOptions, onDevice } from "./job.js";
 import { measure } from "./measure.js";
 import { checkTrainable, trainableWeights } from "./model-memory.js";
 import { openData } from "./open-data.js";
@@ -29,6 +29,7 @@ import { openTeacher } from "./teacher.js";
 import { checkTeacherOptions, type TeacherOptions } from "./teacher-options.js";
 import {
   finish,
+  fittingBatch,
   runTraining,
   type TrainingJob,
   type TrainingOutcome,
@@ -75,17 +76,21 @@ export interface BriefDistillation {
   readonly tokens: TokenStream;
   readonly validation: TokenStream;
   readonly settings: TrainOptions;
+  readonly options: JobOptions;
 }
 
 /** The validation loss of a pruned model after a short distillation, whose weights are discarded. */
 export async function distillBriefly(distillation: BriefDistillation): Promise<number> {
-  const { backend, teacher, pruned, tokens, validation, settings } = distillation;
+  const { backend, teacher, pruned, tokens, validation, settings, options } = distillation;
   const { sequenceLength, computeType } = settings;
   const student = loadWeights(backend, pruned.model, pruned.source, { dtype: "f32", trainable: true });
   try {
     const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
     const sequences = new Sequences(tokens, sequenceLength);
-    await train({ backend, student, sequences, options: settings, objective });
+    const teacherBytes = teacher.store.byteLength;
+    const { microBatchSize } = fittingBatch({ ...distillation, model: pruned.model, student, objective, teacherBytes });
+    const { signal } = options;
+    await train({ backend, student, sequences, options: { ...settings, microBatchSize }, objective, signal });
     return (await perplexity(backend, student, validation, { sequenceLength, computeType })).loss;
   } finally {
     student.free();

@@ -13,6 +13,8 @@ export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" |
 
 /** The share of the documents that is held out when there is no validation data. */
 const HELD_OUT_SHARE = 0.02;
+/** Where more than this share was held out, documents are few and of unequal length. */
+const MOST_HELD_OUT = 0.1;
 /** A loss on fewer tokens than this would be meaningless. */
 const MIN_VALIDATION_TOKENS = 256;
 /** The smallest share of the text to train on. */
@@ -36,9 +38,12 @@ export async function openData(
     noteOverlap(train, validation, options);
     return { train: train.train, validation: validation.train };
   }
-  const { train, heldOut } = await openTokens(data.data, reader, data, options, HELD_OUT_SHARE);
-  if (heldOut.length >= MIN_VALIDATION_TOKENS) return { train, validation: heldOut };
+  const byDocument = await openTokens(data.data, reader, data, options, HELD_OUT_SHARE);
+  const heldOut = byDocument.heldOut.length;
+  if (heldOut >= MIN_VALIDATION_TOKENS && heldOut <= MOST_HELD_OUT * (byDocument.train.length + heldOut))
+    return { train: byDocument.train, validation: byDocument.heldOut };
   // there are few documents, or only one: hold out the end of the text
+  const { train } = heldOut === 0 ? byDocument : await openTokens(data.data, reader, data, options);
   const end = train.length - Math.max(MIN_VALIDATION_TOKENS, Math.ceil(HELD_OUT_SHARE * train.length));
   if (end < MIN_TRAINED_SHARE * train.length)
     throw new CoppiceError(

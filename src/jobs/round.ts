@@ -147,7 +147,15 @@ export class Round {
       const distill = (pruned: PrunedModel) => {
         const briefSettings = forTokens(settings, searchTokens ?? 0);
         const whole = wholeWeights(teacher, BRIEF_DISTILLATION);
-        return distillBriefly({ backend, teacher: whole, pruned, tokens, validation, settings: briefSettings });
+        return distillBriefly({
+          backend,
+          teacher: whole,
+          pruned,
+          tokens,
+          validation,
+          settings: briefSettings,
+          options,
+        });
       };
       const candidates = this.inputs.isPart
         ? withinSizes(original.model, this.inputs.candidates)

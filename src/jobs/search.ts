@@ -229,5 +229,5 @@ export function briefDistiller(inputs: SearchInputs): ((pruned: PrunedModel) => 
   if (options.searchTokens === undefined) return undefined;
   const teacher = wholeWeights(weights, BRIEF_DISTILLATION);
   const settings = trainOptionsFor(teacher.model, { tokens: options.searchTokens, computeType });
-  return (pruned) => distillBriefly({ backend, teacher, pruned, tokens, validation, settings });
+  return (pruned) => distillBriefly({ backend, teacher, pruned, tokens, validation, settings, options });
 }

@@ -123,35 +123,54 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
   );
 }
 
-/** Records how many sequences of a batch are computed at once, where the whole batch does not fit in memory. */
+/** Records how many sequences of a batch each process computes at once. */
 const MICRO_BATCH_FILE = "micro-batch.json";
 /** How much of the free memory is used: some of it is for what is not counted. */
 const USED_SHARE = 0.95;
 
 /**
- * Settings with micro-batches that fit in memory. A run that goes on keeps to those that it began with: others would add up numbers in
- * another order.
+ * Settings with micro-batches that fit in memory. A run that goes on keeps to those that it began with, if they fit now: others would
+ * add up numbers in another order.
  * @throws CoppiceError where nothing fits
  */
 function withFittingBatch(stage: TrainStage): TrainOptions {
-  const { backend, run, model, student, objective, settings, options, teacherBytes = 0 } = stage;
+  const { run, settings, options } = stage;
   const { ranks } = options;
   const file = run.file(MICRO_BATCH_FILE);
-  if (existsSync(file)) return { ...settings, ...microBatchSchema.parse(readJsonObject(file)) };
-  if (run.hasCheckpoint) return settings;
+  const recorded = existsSync(file) ? microBatchSchema.parse(readJsonObject(file)) : undefined;
+  const begun = { ...settings, ...recorded };
+  const wanted = ranks === undefined ? begun : sharedOptions(begun, ranks.size);
+  const { microBatchSize, available } = fittingBatch({ ...stage, settings: wanted });
+  if (microBatchSize !== recorded?.microBatchSize) writeJson(run.own(MICRO_BATCH_FILE), { microBatchSize });
+  if (microBatchSize < wanted.microBatchSize)
+    options.onNote?.(
+      `${ranks === undefined ? "a batch of" : "a process's part of"} ${settings.batchSize} sequences does not fit in ${formatBytes(available)}: ${microBatchSize} ${microBatchSize === 1 ? "is" : "are"} computed at a time`,
+    );
+  return { ...settings, microBatchSize };
+}
+
+/** A training to fit in memory. */
+export type FittedTraining = Pick<
+  TrainStage,
+  "backend" | "model" | "student" | "objective" | "teacherBytes" | "settings" | "options"
+>;
+
+/**
+ * How many of the sequences that are to be computed at once fit, and the memory there is.
+ * @throws CoppiceError where not even one does
+ */
+export function fittingBatch(training: FittedTraining): {
+  readonly microBatchSize: number;
+  readonly available: number;
+} {
+  const { backend, model, student, objective, settings, options, teacherBytes = 0 } = training;
   const loadedBytes = student.store.byteLength + (objective.teacher?.store.byteLength ?? 0);
   const free = USED_SHARE * (backend.freeBytes() + loadedBytes);
-  const available = options.memoryBytes ?? free / processesPerDevice(backend, ranks);
+  const available = options.memoryBytes ?? free / processesPerDevice(backend, options.ranks);
   const fixed =
     trainingBytes(countParameters(model.parameters, model.sizes), settings, sharersOf(backend, options)) + teacherBytes;
-  const whole = ranks === undefined ? settings : sharedOptions(settings, ranks.size);
-  const microBatchSize = fittingMicroBatch({ backend, student, objective, options: whole }, { available, fixed });
-  if (microBatchSize === whole.microBatchSize) return settings;
-  writeJson(run.own(MICRO_BATCH_FILE), { microBatchSize });
-  options.onNote?.(
-    `${ranks === undefined ? "a batch of" : "a process's part of"} ${settings.batchSize} sequences does not fit in ${formatBytes(available)}: ${microBatchSize} ${microBatchSize === 1 ? "is" : "are"} computed at a time`,
-  );
-  return { ...settings, microBatchSize };
+  const microBatchSize = fittingMicroBatch({ backend, student, objective, options: settings }, { available, fixed });
+  return { microBatchSize, available };
 }
 
 const microBatchSchema = z.object({ microBatchSize: z.number().int().positive() });

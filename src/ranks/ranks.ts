@@ -153,7 +153,8 @@ export class Ranks {
   async broadcast(numbers: Numbers, root: number): Promise<void> {
     const { float, world } = this.library.constants;
     this.traffic.bytes += byteCount(numbers);
-    for (const { start, count } of partsOf(numbers)) await this.call("MPI_Bcast", start, count, float, root, world);
+    const parts = partsOf(numbers);
+    await Promise.all(parts.map(({ start, count }) => this.call("MPI_Bcast", start, count, float, root, world)));
   }
 
   /**
@@ -164,8 +165,11 @@ export class Ranks {
     const { float, sum: add, world } = this.library.constants;
     this.traffic.bytes += byteCount(numbers);
     const sums = sum === undefined ? [] : partsOf(sum);
-    for (const [i, { start, count }] of partsOf(numbers).entries())
-      await this.call("MPI_Reduce", start, sums[i]?.start ?? null, count, float, add, root, world);
+    // all are queued at once: between them another rank could come to other calls
+    const reduced = partsOf(numbers).map(({ start, count }, i) =>
+      this.call("MPI_Reduce", start, sums[i]?.start ?? null, count, float, add, root, world),
+    );
+    await Promise.all(reduced);
   }
 
   /** The numbers of every rank, in their order. All ranks give as many. */

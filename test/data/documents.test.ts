@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { crc32, gzipSync } from "node:zlib";
@@ -79,6 +80,18 @@ describe("documents", () => {
       }),
       { numRuns: 25 },
     );
+  });
+
+  it("come from a long row in pieces that add up to it, which end at line ends", async () => {
+    const text = Array.from({ length: 40_000 }, (_, i) => `line ${i}\n`).join("");
+    const short = "x\n".repeat(60_000);
+    const pieces = await documentsOf("row.jsonl", [text, short].map((row) => JSON.stringify({ text: row })).join("\n"));
+    const own = pieces.slice(0, -1);
+    expect(own.length).toBeGreaterThan(3);
+    expect(own.map((piece) => piece.text).join("")).toBe(text);
+    expect(own.map(({ continues }) => continues)).toEqual(own.map((_, i) => i > 0));
+    expect(own.every((piece) => piece.text.endsWith("\n") && piece.text.length < 2 ** 17)).toBe(true);
+    expect(pieces.at(-1)).toEqual({ text: short, continues: false });
   });
 
   it("come from a line of any length in pieces that add up to it, between words where there are some", async () => {
@@ -268,6 +281,12 @@ describe("rows without text", () => {
 });
 
 describe("data arguments", () => {
+  it.skipIf(process.platform === "win32")("are not pipes, which can be read once only", async () => {
+    const pipe = path.join(directory, "pipe.jsonl");
+    execFileSync("mkfifo", [pipe]);
+    await expect(findDataFiles([pipe])).rejects.toThrow(/pipe\.jsonl is a pipe or a device.*write it to a file/);
+  });
+
   it("are files, directories and globs", async () => {
     const root = path.join(directory, "tree");
     mkdirSync(path.join(root, "deep"), { recursive: true });

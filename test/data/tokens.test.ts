@@ -3,6 +3,7 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { openCorpus, Sequences, Tokenizer, type TokenStream, TrainingOrder } from "../../src/data/index.js";
 import { openData } from "../../src/jobs/open-data.js";
+import { hashBytes } from "../../src/system/files.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
 
@@ -113,6 +114,15 @@ describe("a corpus", () => {
     expect(text?.train.length).toBeGreaterThan(table?.train.length ?? 0);
   });
 
+  it("of many short documents has all of them in order", async () => {
+    const many = path.join(directory, "many.jsonl");
+    const texts = Array.from({ length: 20_000 }, (_, i) => `kite ${i}`);
+    writeFileSync(many, texts.map((text) => JSON.stringify({ text })).join("\n"));
+    const tokenizer = await Tokenizer.load(tiny);
+    const { train } = await openCorpus([many], tokenizer, { cacheDir });
+    expect(all(train)).toEqual((await tokenizer.encode(texts, true)).flat());
+  });
+
   it("holds out whole documents by their content, copies together", async () => {
     const tokenizer = await Tokenizer.load(tiny);
     const doubled = path.join(directory, "doubled.txt");
@@ -164,6 +174,18 @@ describe("a corpus", () => {
     const whole = (await openCorpus([book], await Tokenizer.load(tiny), { cacheDir })).train;
     expect([...all(train), ...all(validation)]).toEqual(all(whole));
     expect(validation.length).toBe(Math.max(256, Math.ceil(0.02 * whole.length)));
+    for (const beginning of ["a", "b", "c"]) {
+      // of one document in fifty the beginning says that it is held out
+      const held = Array.from({ length: 1000 }, (_, i) => `${beginning}${i} ${documents.join("\n")}`).find(
+        (text) => Number.parseInt(hashBytes(text.slice(0, 2048)).slice(0, 8), 16) / 2 ** 32 < 0.02,
+      )!;
+      writeFileSync(book, held);
+      const of = await openData(reader(false), { data: [book], cacheDir }, {});
+      expect(of.validation.length).toBe(Math.max(256, Math.ceil(0.02 * (of.train.length + of.validation.length))));
+      writeFileSync(book, [held, documents.slice(0, 60).join(" "), documents.join(" ")].join("<|endoftext|>"));
+      const ofTwo = await openData(reader(false), { data: [book], cacheDir }, {});
+      expect(ofTwo.train.length).toBeGreaterThan(10 * ofTwo.validation.length);
+    }
     const note = path.join(directory, "note.txt");
     writeFileSync(note, documents.slice(0, 9).join("\n"));
     await expect(openData(reader(false), { data: [note], cacheDir }, {})).rejects.toThrow(

@@ -212,6 +212,7 @@ describe("training", () => {
     const attempt = (change: Partial<TrainOptions>) =>
       train({ backend, student, objective: distilled, sequences, options: { ...options, ...change } });
     await expect(attempt({ tokens: 0 })).rejects.toThrow(/tokens must be positive, not 0/);
+    await expect(attempt({ clipNorm: 0 })).rejects.toThrow(/clipNorm must be a number more than 0/);
     await expect(attempt({ microBatchSize: 3 })).rejects.toThrow(/8 sequences cannot be computed 3 at a time/);
     student.free();
   });
@@ -228,6 +229,17 @@ describe("a top-k teacher", () => {
     });
   const objective = (source: SparseTeacher) =>
     distillationObjective({ kind: "sparse", source }, { ...DISTILLATION_DEFAULTS, divergence: "top-k" });
+
+  it("must have the vocabulary that the student's loss is of", async () => {
+    const student = fresh();
+    const divergence = "top-k" as const;
+    const narrower = { ...DISTILLATION_DEFAULTS, divergence, vocabSize: 20 };
+    const distilled = distillationObjective({ kind: "sparse", source: topK() }, narrower);
+    await expect(train({ backend, student, objective: distilled, sequences, options })).rejects.toThrow(
+      /targets are of 24 tokens, the student's loss of 20/,
+    );
+    student.free();
+  });
 
   it("with every token is the whole teacher", async () => {
     const [dense, sparse] = [fresh(), fresh()];
