@@ -16,7 +16,7 @@ const ENTRY_BYTES = 6;
 /** The teacher's k most probable tokens, with their log-probabilities. */
 export function topKTargets({ k, temperature }: TopKOptions): SparseTargets {
   const functions = loadFunctions();
-  const targets: SparseTargets = {
+  return {
     slots: k,
     identity: ["top-k", k, temperature],
     expectedBytes: k * ENTRY_BYTES,
@@ -27,11 +27,10 @@ export function topKTargets({ k, temperature }: TopKOptions): SparseTargets {
       const logP = ops.logSoftmax(g, logits, { scale: 1 / temperature });
       const ids = g.output(ops.topKIndices(g, logP, { k }));
       const values = g.output(ops.takeAlongRows(g, logP, ids));
-      // rounded as in a cache, so that both give the same
-      return ({ length }) => {
-        const exact = { ids: g.readInt32(ids).subarray(0, length * k), values: g.read(values).subarray(0, length * k) };
-        return targets.decode(targets.encode(exact), length);
-      };
+      return ({ length }) => ({
+        ids: g.readInt32(ids).subarray(0, length * k),
+        values: normalized(g.read(values).subarray(0, length * k), k),
+      });
     },
     encode: ({ ids, values }) => {
       const entry = new Uint8Array(ids.length * ENTRY_BYTES);
@@ -44,9 +43,8 @@ export function topKTargets({ k, temperature }: TopKOptions): SparseTargets {
       const values = toFloat32(functions, entry.subarray(count * 4), "f16");
       return { ids: new Int32Array(entry.buffer, entry.byteOffset, count), values: normalized(values, k) };
     },
-    loss: (g, studentLogits, kept) => topKDivergence(g, studentLogits, kept, temperature),
+    loss: (g, studentLogits, targets) => topKDivergence(g, studentLogits, targets, temperature),
   };
-  return targets;
 }
 
 /** Scales rows whose probabilities sum to more than 1, by rounding, so that no negative probability is left for the rest. */

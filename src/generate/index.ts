@@ -12,3 +12,4 @@ export {
 export { LlamaCppModel, type LlamaCppOptions } from "./llama-cpp-model.js";
 export { promptTokens, type SpecialTokens } from "./prompt.js";
 export { checkContext, checkRunnable, describeRunnable, openRunnable, type Runnable } from "./runnable.js";
+export { tokenize } from "./tokenize.js";

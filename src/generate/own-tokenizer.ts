@@ -1,5 +1,6 @@
 import type { LlamaModel, Token } from "node-llama-cpp";
 import type { SpecialToken, TextTokenizer } from "../data/index.js";
+import { tokenize } from "./tokenize.js";
 
 /** llama.cpp's own tokenizer of a loaded model. */
 export class OwnTokenizer implements TextTokenizer {
@@ -20,7 +21,7 @@ export class OwnTokenizer implements TextTokenizer {
   async encode(texts: readonly string[], addSpecialTokens: boolean): Promise<number[][]> {
     const { bos, shouldPrependBosToken } = this.model.tokens;
     const first = addSpecialTokens && shouldPrependBosToken && bos !== null ? [bos] : [];
-    return texts.map((text) => [...first, ...this.model.tokenize(text, true)]);
+    return texts.map((text) => [...first, ...tokenize(this.model, text, true)]);
   }
 
   async decode(ids: readonly number[]): Promise<string> {

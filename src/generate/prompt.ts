@@ -1,4 +1,5 @@
 import type { LlamaModel, Token } from "node-llama-cpp";
+import { tokenize } from "./tokenize.js";
 
 /**
  * How a prompt becomes tokens. The defaults are those of llama.cpp's server: special tokens that are written out
@@ -17,7 +18,7 @@ export function promptTokens(
   text: string,
   { addSpecial = true, parseSpecial = true }: SpecialTokens = {},
 ): Token[] {
-  const tokens = model.tokenize(text, parseSpecial);
+  const tokens = tokenize(model, text, parseSpecial);
   const { bos, shouldPrependBosToken } = model.tokens;
   return addSpecial && shouldPrependBosToken && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
 }

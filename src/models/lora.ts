@@ -106,7 +106,7 @@ function openAdapter(directory: string, strength: number, model: TensorSource): 
     const [, module, part] = PART.exec(name) ?? [];
     if (module !== undefined && part !== undefined)
       modules.set(module, (modules.get(module) ?? new Map<string, string>()).set(part, name));
-    else replacements.set(parameterNamed(replacedName(name)), name);
+    else if (!ORIGINAL.test(name)) replacements.set(parameterNamed(replacedName(name)), name);
   }
   const changes = new Map<string, LowRank>();
   for (const [module, parts] of modules) {
@@ -137,7 +137,10 @@ function openWeights(directory: string): SafetensorsFile {
 
 /** The model's name of a tensor that an adapter replaces. */
 const replacedName = (name: string): string =>
-  name.replace(/^base_model\.model\./, "").replace(/\.(?:modules_to_save\.[^.]+|original_module|base_layer)\./, ".");
+  name.replace(/^base_model\.model\./, "").replace(/\.(?:modules_to_save\.[^.]+|base_layer)\./, ".");
+
+/** What a module that was trained as a whole was before. */
+const ORIGINAL = /\.original_module\./;
 
 function checkTarget(file: string, parameter: string, model: TensorSource): void {
   if (model.tensors.has(parameter)) return;
@@ -243,16 +246,14 @@ class MergedSource implements TensorSource {
   readRows(name: string, from: number, to: number): Uint8Array {
     const f = loadFunctions();
     const { changes, replacements, file } = this.adapter;
-    const replacement = replacements.get(name);
-    if (replacement !== undefined) {
-      const values = toFloat32(f, file.readRows(replacement, from, to), tensorInfo(file, replacement).dtype);
-      return fromFloat32(f, values, tensorInfo(this.floats, name).dtype);
-    }
-    const change = changes.get(name);
-    if (change === undefined) return this.source.readRows(name, from, to);
+    const [replacement, change] = [replacements.get(name), changes.get(name)];
+    if (replacement === undefined && change === undefined) return this.source.readRows(name, from, to);
     const { dtype } = tensorInfo(this.floats, name);
-    const values = toFloat32(f, this.floats.readRows(name, from, to), dtype).slice();
-    addProduct(values, change, from, to);
+    const values =
+      replacement === undefined
+        ? toFloat32(f, this.floats.readRows(name, from, to), dtype).slice()
+        : toFloat32(f, file.readRows(replacement, from, to), tensorInfo(file, replacement).dtype).slice();
+    if (change !== undefined) addProduct(values, change, from, to); // of a layer whose own weights are in the file, too
     return fromFloat32(f, values, dtype);
   }
 

@@ -141,7 +141,7 @@ describe("the loss on samples", () => {
     const worst = Math.max(...exact(1).map((value, i) => Math.abs(value - gradient![i]!)));
     expect(worst).toBeGreaterThan(1e-3);
     const [all] = await gradientsFor(topKTargets({ k: VOCAB, temperature: 1 }), [0]);
-    exact(1).forEach((value, i) => void expect(all![i]).toBeCloseTo(value, 4)); // targets are rounded to f16
+    exact(1).forEach((value, i) => void expect(all![i]).toBeCloseTo(value, 5));
   });
 
   it("differs from the divergence by the teacher's entropy", async () => {

@@ -139,6 +139,22 @@ describe("a LoRA adapter", () => {
     expect(difference(valuesOf(source, "model.norm.weight"), norm.values)).toBeLessThan(1);
   });
 
+  it("changes an embedding that it holds itself, as PEFT saves one beside its change", () => {
+    const name = "model.embed_tokens.weight";
+    const [a, b] = [matrix(4, VOCABULARY), matrix(HIDDEN, 4)];
+    const own: Tensor = { shape: [VOCABULARY, HIDDEN], values: normals(VOCABULARY * HIDDEN) };
+    const module = "base_model.model.model.embed_tokens";
+    const pairs = { [`${module}.lora_embedding_A`]: a, [`${module}.lora_embedding_B`]: b };
+    const changed = adapter("embedding-pair", {}, pairs);
+    const whole = adapter("embedding-with-base", {}, { ...pairs, [`${module}.base_layer.weight`]: own });
+    const [without, withBase] = [changed, whole].map((one) =>
+      valuesOf(openCheckpoint(withAdapters(teacher, [one])).source, name),
+    );
+    const wanted = without!.map((value, i) => value - valuesOf(base.source, name)[i]! + own.values[i]!);
+    const errors = withBase!.map((value, i) => Math.abs(value - wanted[i]!));
+    expect(Math.max(...errors)).toBeLessThan(2 ** -7 * Math.max(...wanted.map(Math.abs))); // bf16's rounding
+  });
+
   it("is merged into a quantized model, whose other tensors stay as they are", async () => {
     const file = path.join(root, "base.gguf");
     await exportGguf(file, base, { kind: "q8_0" });

@@ -1,28 +1,12 @@
-import { createContext, Script } from "node:vm";
 import { Template } from "@huggingface/jinja";
 import { FormatError } from "../../system/errors.js";
 import { ApiError } from "../errors.js";
 import type { TemplateMessage } from "./tools.js";
+import { MOST_MILLISECONDS, withinTime } from "./within-time.js";
 
-/** Templates come with models, from anybody, and may loop for ever; real ones take a few milliseconds. */
-const MOST_MILLISECONDS = 1000;
-
-const limited = createContext({ work: undefined as (() => unknown) | undefined });
-const script = new Script("work()");
-
-/** Runs something that does not wait, and ends it where it takes too long. */
-function withinTime<T>(work: () => T): T {
-  limited.work = work;
-  try {
-    return script.runInContext(limited, { timeout: MOST_MILLISECONDS }) as T;
-  } finally {
-    limited.work = undefined;
-  }
-}
-
-/** The error is of the script's own context, and so no instance of this one's class. */
-const isTimeout = (error: unknown): boolean =>
-  (error as { readonly code?: unknown } | null)?.code === "ERR_SCRIPT_EXECUTION_TIMEOUT";
+/** Templates come with models, from anybody, and may loop for ever. */
+const tooSlow = (): ApiError =>
+  new ApiError(400, `the model's chat template takes more than ${MOST_MILLISECONDS} ms`, { param: "model" });
 
 /** A model's chat template (Jinja), which turns a conversation into a prompt. */
 export class ChatTemplate {
@@ -59,12 +43,9 @@ export class ChatTemplate {
       return this.template.render(tools.length > 0 ? { ...context, tools } : context);
     };
     try {
-      return withinTime(() => render(messages));
+      return withinTime(() => render(messages), tooSlow);
     } catch (error) {
-      if (isTimeout(error))
-        throw new ApiError(400, `the model's chat template takes more than ${MOST_MILLISECONDS} ms`, {
-          param: "model",
-        });
+      if (error instanceof ApiError) throw error;
       const [system, user, ...rest] = messages;
       const reason = error instanceof Error ? error.message : error;
       const refused = new ApiError(400, `the model's chat template does not take these messages: ${reason}`, {
@@ -72,7 +53,10 @@ export class ChatTemplate {
       });
       if (system?.role !== "system" || user?.role !== "user") throw refused;
       try {
-        return withinTime(() => render([{ ...user, content: `${system.content}\n\n${user.content}` }, ...rest])); // Gemma has no system
+        return withinTime(
+          () => render([{ ...user, content: `${system.content}\n\n${user.content}` }, ...rest]),
+          tooSlow,
+        ); // Gemma has no system
       } catch {
         throw refused;
       }

@@ -1,5 +1,5 @@
 import type { ControlledEvaluateInputItem, LlamaEmbeddingContext, Token } from "node-llama-cpp";
-import { promptTokens, type SpecialTokens } from "../../generate/index.js";
+import { promptTokens, type SpecialTokens, tokenize } from "../../generate/index.js";
 import { ApiError, contextExceeded } from "../errors.js";
 import { defined } from "./defined.js";
 import { generateText } from "./generate-text.js";
@@ -98,7 +98,7 @@ export class HostedModel {
 
   /** @param special whether special tokens that are written out mean themselves */
   tokenize(text: string, special = false): Token[] {
-    return this.parts.model.tokenize(text, special);
+    return tokenize(this.parts.model, text, special);
   }
 
   /** @param param the request's field that the ids come from @throws ApiError 400 for an id outside the vocabulary */

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { elementAt } from "../../system/arrays.js";
+import { hashBytes } from "../../system/files.js";
 import { ApiError } from "../errors.js";
 import { either, GrammarRules, jsonBody, literal, spaceRule } from "../grammar/index.js";
 import type { Conversation, Tool, ToolCall, Turn } from "./conversation.js";
@@ -239,20 +240,24 @@ function argumentsText(call: string, { arguments: own, parameters }: Readonly<Re
 /** A unique id of a call. */
 const callId = (): string => `call_${randomUUID().replace(/-/g, "").slice(0, 24)}`;
 
+/** Mistral's templates take ids of nine letters and digits only; clients keep theirs, which may come from another service. */
+const shortId = (id: string): string => hashBytes(id).slice(0, 9);
+
 /** A message as chat templates take it. */
 export type TemplateMessage = Readonly<Record<string, unknown>>;
 
 /** Turns as messages for a chat template that knows tools. */
-export function templateMessages(turns: readonly Turn[]): TemplateMessage[] {
+export function templateMessages(turns: readonly Turn[], style: CallStyle): TemplateMessage[] {
+  const idOf = style.listed ? shortId : (id: string) => id;
   const names = new Map(
     turns.flatMap((turn) => (turn.role === "assistant" ? turn.calls : [])).map(({ id, name }) => [id, name]),
   );
   return turns.map((turn) => {
     if (turn.role === "tool")
-      return { role: "tool", content: turn.content, tool_call_id: turn.callId, name: names.get(turn.callId) };
+      return { role: "tool", content: turn.content, tool_call_id: idOf(turn.callId), name: names.get(turn.callId) };
     if (turn.role !== "assistant") return { role: turn.role, content: turn.content };
     const calls = turn.calls.map(({ id, name, arguments: text }) => ({
-      id,
+      id: idOf(id),
       type: "function",
       function: { name, arguments: parsedArguments(text) },
     }));

@@ -15,6 +15,7 @@ import {
   plainMessages,
   templateMessages,
 } from "./tools.js";
+import { MOST_MILLISECONDS, withinTime } from "./within-time.js";
 import type { TextGrammar, WriteRequest } from "./writing.js";
 
 /** A text to write, and how to read it. */
@@ -39,6 +40,7 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
     ? withoutBegun(conversation.turns)
     : { turns: conversation.turns, begun: "" };
   const promptOf = promptWriter(model, tools, {
+    style,
     opening: begun + (isForced ? style.open : ""),
     variables: conversation.templateVariables,
   });
@@ -47,7 +49,9 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
     maxTokens,
     overflow: conversation.overflow ?? overflow,
   });
-  const grammar = callGrammar(tools, style, { parallelCalls, isForced, format }) ?? (format && formatGrammar(format));
+  const grammar =
+    grammarWithin(() => callGrammar(tools, style, { parallelCalls, isForced, format }), "tools") ??
+    (format && formatGrammar(format));
   return {
     request: { ...sampling, prompt, maxTokens, topLogprobs, grammar, special: tools.length > 0 },
     calls: () => new CallReader(tools, style, isForced),
@@ -58,14 +62,17 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
 function promptWriter(
   model: HostedModel,
   tools: readonly Tool[],
-  options: { readonly opening: string; readonly variables: Conversation["templateVariables"] },
+  {
+    style,
+    ...options
+  }: { readonly style: CallStyle; readonly opening: string; readonly variables: Conversation["templateVariables"] },
 ): (turns: readonly Turn[]) => Token[] {
   if (!describesTools(model.templateSource)) return (turns) => model.chatPrompt(plainMessages(turns, tools), options);
   const described = tools.map(({ name, description = "", parameters }) => ({
     type: "function",
     function: { name, description, parameters },
   }));
-  return (turns) => model.chatPrompt(templateMessages(turns), { ...options, tools: described });
+  return (turns) => model.chatPrompt(templateMessages(turns, style), { ...options, tools: described });
 }
 
 interface CallOptions extends Pick<Conversation, "parallelCalls" | "format"> {
@@ -107,9 +114,20 @@ function withoutBegun(turns: readonly Turn[]): { readonly turns: readonly Turn[]
 /** The grammar of a required form. @throws ApiError 400 for a form that a grammar cannot express */
 export function formatGrammar(format: Format): TextGrammar {
   if (format.kind === "grammar") return { text: format.text, param: format.param };
-  const rules = new GrammarRules();
-  rules.add(formBody(rules, format), "root");
-  return { text: rules.toString(), param: format.kind === "choice" ? "guided_choice" : format.param };
+  const param = format.kind === "choice" ? "guided_choice" : format.param;
+  return grammarWithin(() => {
+    const rules = new GrammarRules();
+    rules.add(formBody(rules, format), "root");
+    return { text: rules.toString(), param };
+  }, param);
+}
+
+/** Schemas come from clients, with regular expressions that may take for ever. @throws ApiError 400 where it takes too long */
+function grammarWithin<T>(make: () => T, param: string): T {
+  return withinTime(
+    make,
+    () => new ApiError(400, `the schema takes more than ${MOST_MILLISECONDS} ms to read`, { param }),
+  );
 }
 
 function formBody(rules: GrammarRules, format: Exclude<Format, { kind: "grammar" }>): string {

@@ -92,7 +92,8 @@ class SchemaWriter implements SchemaRules {
     const excluded = this.excluded(schema, at);
     if (excluded === undefined) return undefined;
     if (Array.isArray(schema.enum)) {
-      const values = schema.enum.filter((value) => accepts(schema, value) && !excluded.values.includes(value));
+      const { enum: _, ...others } = schema;
+      const values = schema.enum.filter((value) => accepts(others, value) && !excluded.values.includes(value));
       return values.length === 0 ? undefined : either(values.map((value) => literal(JSON.stringify(value))));
     }
     if (excluded.values.length > 0) this.leaveToModel(`${at}/not`, "excludes values, which a grammar cannot express");

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { CallReader, callStyle } from "../../../src/serve/engine/tools.js";
+import { CallReader, callStyle, templateMessages } from "../../../src/serve/engine/tools.js";
 
 const tools = [{ name: "weather", parameters: { type: "object" } }];
 const templates = {
@@ -38,6 +38,34 @@ const chunksOf = (text: string, at: readonly number[]): string[] => {
 const blanks = fc.constantFrom("", "\n", "\n\n", " \n");
 const cities = fc.array(fc.constantFrom("Lima", "Oslo", "São Paulo", "a < b"), { minLength: 1, maxLength: 3 });
 const splits = fc.array(fc.nat(500), { maxLength: 12 });
+
+describe("calls in the messages of a chat template", () => {
+  const turns = [
+    {
+      role: "assistant" as const,
+      content: "",
+      calls: [{ id: "call_37e0648484cf4af582151f74", name: "weather", arguments: "{}" }],
+    },
+    { role: "tool" as const, content: "rain", callId: "call_37e0648484cf4af582151f74" },
+  ];
+  const idsOf = (kind: Kind) => {
+    const [asked, answered] = templateMessages(turns, callStyle(templates[kind])) as [
+      { tool_calls: { id: string }[] },
+      { tool_call_id: string },
+    ];
+    return [asked.tool_calls[0]?.id, answered.tool_call_id];
+  };
+
+  it("have ids of nine letters and digits where Mistral's templates want them so, and the same for a call and its result", () => {
+    const [own, result] = idsOf("list");
+    expect(own).toMatch(/^[a-zA-Z0-9]{9}$/);
+    expect(result).toBe(own);
+  });
+
+  it("have the ids that clients know elsewhere", () => {
+    expect(new Set([...idsOf("tags"), ...idsOf("bare")])).toEqual(new Set(["call_37e0648484cf4af582151f74"]));
+  });
+});
 
 describe("calls of tools in a text", () => {
   it("are found, and no blanks around them are text, however the text is cut into chunks", () => {

@@ -2,7 +2,7 @@ import { Ajv } from "ajv";
 import fc from "fast-check";
 import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
 import { beforeAll, describe, expect, it } from "vitest";
-import { callsOrForm } from "../../../src/serve/engine/write-task.js";
+import { callsOrForm, formatGrammar } from "../../../src/serve/engine/write-task.js";
 import { checkGrammar, GrammarRules, regexBody } from "../../../src/serve/grammar/index.js";
 import { jsonGrammar } from "../../grammar-samples.js";
 
@@ -19,6 +19,20 @@ async function takes(grammar: string): Promise<(text: string) => boolean> {
 }
 
 const strict = { param: "schema", isStrict: true };
+
+it("schemas that take for ever to read are refused", () => {
+  const endless = {
+    type: "object",
+    properties: { [`${"a".repeat(40)}!`]: {} },
+    patternProperties: { "^(a+)+$": {} },
+  };
+  expect(() => formatGrammar({ kind: "json", schema: endless, ...strict })).toThrow(/takes more than 1000 ms to read/);
+});
+
+it("an enum of many values is read at once", () => {
+  const values = Array.from({ length: 20_000 }, (_, i) => `value ${i}`);
+  expect(formatGrammar({ kind: "json", schema: { enum: values }, ...strict }).text).toContain("value 19999");
+});
 
 interface Case {
   readonly schema: Record<string, unknown>;
