@@ -45,6 +45,6 @@ EXPOSE 8000
 # the process itself ends well on SIGTERM: requests under way are answered
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.COPPICE_SERVE_PORT ?? 8000}/v1/health/ready`).then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
+  CMD ["node", "-e", "const { COPPICE_SERVE_PORT = 8000, COPPICE_SERVE_TLS_CERT: tls } = process.env; const { get } = require(tls ? 'https' : 'http'); get({ host: '127.0.0.1', port: COPPICE_SERVE_PORT, path: '/v1/health/ready', rejectUnauthorized: false }, (r) => process.exit(r.statusCode === 200 ? 0 : 1)).on('error', () => process.exit(1))"]
 ENTRYPOINT ["coppice"]
 CMD ["serve", "/opt/coppice/examples/tiny-teacher"]

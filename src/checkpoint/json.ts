@@ -4,6 +4,19 @@ import { FormatError } from "../system/errors.js";
 
 const MAX_JSON_BYTES = 256 << 20;
 
+/** Small files have smaller limits: parsed, JSON takes up to twenty times its size. Real ones have a few kilobytes, or megabytes. */
+const LIMITS: Readonly<Record<string, number>> = {
+  "config.json": 4 << 20,
+  "generation_config.json": 1 << 20,
+  "adapter_config.json": 4 << 20,
+  "special_tokens_map.json": 4 << 20,
+  "model.safetensors.index.json": 32 << 20,
+  "tokenizer_config.json": 32 << 20,
+};
+
+/** The most bytes that a JSON file of a model may have. */
+export const jsonLimit = (file: string): number => LIMITS[path.basename(file)] ?? MAX_JSON_BYTES;
+
 /** Editors on Windows write UTF-16, or a byte order mark before UTF-8. */
 function decoded(bytes: Uint8Array): string {
   const [first, second] = bytes;
@@ -16,8 +29,8 @@ function decoded(bytes: Uint8Array): string {
 export function readLimited(file: string): Uint8Array {
   const status = statSync(file);
   if (!status.isFile()) throw new FormatError(`${file} is not a regular file`);
-  if (status.size > MAX_JSON_BYTES)
-    throw new FormatError(`${file} has ${status.size} bytes; the limit is ${MAX_JSON_BYTES}`);
+  if (status.size > jsonLimit(file))
+    throw new FormatError(`${file} has ${status.size} bytes; the limit is ${jsonLimit(file)}`);
   return readFileSync(file);
 }
 

@@ -1,4 +1,4 @@
-import { availableParallelism, freemem } from "node:os";
+import { availableParallelism } from "node:os";
 import { fromFloat32 } from "../ggml/convert.js";
 import { dataBytes } from "../ggml/dtype.js";
 import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDType } from "../ggml/index.js";
@@ -112,7 +112,7 @@ async function measure(backend: Backend): Promise<DeviceProfile> {
     id: THIS_MACHINE,
     name: `This machine (${description})`,
     kind: kind === "cpu" ? "laptop" : "gpu",
-    usableBytes: kind === "cpu" ? 0.75 * freemem() : 0.9 * memoryFreeBytes,
+    usableBytes: kind === "cpu" ? 0.75 * process.availableMemory() : 0.9 * memoryFreeBytes,
     contextLength: 8192,
     bandwidth,
     compute: computeOf.q4_k,

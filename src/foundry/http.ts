@@ -12,6 +12,7 @@ import type { z } from "zod";
 import { parseBody } from "../serve/api/index.js";
 import { ApiError } from "../serve/errors.js";
 import { addPage, sendFile } from "../serve/pages.js";
+import { allowedOrigins } from "../serve/same-site.js";
 import { ROUTES, type Route } from "./api/index.js";
 import type { Events, FoundryServices, Streamed } from "./api/route.js";
 import { foundryDocs, foundryOpenApi } from "./openapi.js";
@@ -50,7 +51,7 @@ const PAGE_HEADERS = {
 export function foundryApp(services: FoundryServices): Hono<FoundryEnv> {
   const app = new Hono<FoundryEnv>();
   addRequestLog(app, services.logger);
-  if (services.corsOrigins.length > 0) app.use("/v1/*", cors({ origin: [...services.corsOrigins] }));
+  if (services.corsOrigins.length > 0) app.use("/v1/*", cors({ origin: allowedOrigins(services.corsOrigins) }));
   const toApiError = errorConverter(services.logger);
   app.onError((error, c) => {
     const apiError = toApiError(error, c);

@@ -1,4 +1,3 @@
-import { freemem } from "node:os";
 import type { HubOptions } from "../checkpoint/index.js";
 import { runnableGguf } from "../jobs/index.js";
 import { FairQueue } from "../serve/engine/fair-queue.js";
@@ -83,7 +82,7 @@ export class Playground {
     const { device, threads } = this.options;
     const load = async () => {
       await this.makeRoom();
-      const maxBytes = MEMORY_SHARE * freemem();
+      const maxBytes = MEMORY_SHARE * process.availableMemory();
       if (bytes > maxBytes)
         throw new ApiError(
           409,

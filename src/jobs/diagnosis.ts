@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { availableParallelism, cpus, freemem, totalmem } from "node:os";
+import { availableParallelism, cpus } from "node:os";
 import {
   availableKernels,
   Backend,
@@ -13,6 +13,7 @@ import {
   loadLibrary,
 } from "../ggml/index.js";
 import { cacheDirectory } from "../system/files.js";
+import { memoryLimit } from "../system/memory.js";
 
 /** Hardware and libraries that were found, and which of them are used. */
 export interface Diagnosis {
@@ -70,8 +71,8 @@ export async function diagnose(options: BackendOptions): Promise<Diagnosis> {
     platform: `${process.platform} ${process.arch}`,
     cpu: cpus()[0]?.model.trim() ?? "unknown",
     cores: availableParallelism(),
-    memoryBytes: totalmem(),
-    freeMemoryBytes: freemem(),
+    memoryBytes: memoryLimit(),
+    freeMemoryBytes: process.availableMemory(),
     ggml: { version: library.version, commit: library.commit, directory: library.directory },
     installed: libraryDirectories("auto"),
     devices: listDevices(library).map(({ kind, name, description, memoryTotalBytes }) => ({

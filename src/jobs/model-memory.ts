@@ -1,4 +1,3 @@
-import { freemem } from "node:os";
 import type { TrainOptions } from "../distill/index.js";
 import type { Backend, FloatDType } from "../ggml/index.js";
 import {
@@ -46,7 +45,7 @@ export const processesPerDevice = (
 
 /** Memory for the hidden states of a model between its steps; what does not fit goes to disk. */
 export const statesBytes = ({ memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>
-  STATES_SHARE * (memoryBytes ?? freemem() / (ranks?.local.size ?? 1));
+  STATES_SHARE * (memoryBytes ?? process.availableMemory() / (ranks?.local.size ?? 1));
 
 export const describeMemory = (memoryBytes: number | undefined): string =>
   memoryBytes === undefined ? "the free memory" : formatBytes(memoryBytes);

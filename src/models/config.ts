@@ -35,12 +35,19 @@ export function checkHeads(heads: number, kvHeads: number): void {
     throw new FormatError(`config.json: ${heads} attention heads cannot be divided among ${kvHeads} key-value heads`);
 }
 
+/** Channels of all heads of a layer: sixteen times as many as any model has. What lists them must not take all memory. */
+const MOST_CHANNELS = 2 ** 18;
+
 /** The size of a head: that of the configuration, or the width divided by the heads. @throws FormatError when it does not divide */
 export function headSize(headDim: number | null | undefined, hidden: number, heads: number): number {
   const size = headDim ?? hidden / heads;
   if (!Number.isInteger(size))
     throw new FormatError(
       `config.json: hidden_size ${hidden} is not a multiple of ${heads} heads and there is no head_dim`,
+    );
+  if (heads * size > MOST_CHANNELS)
+    throw new FormatError(
+      `config.json: ${heads} heads of ${size} channels are more than a layer can have (${MOST_CHANNELS} channels)`,
     );
   return size;
 }

@@ -145,13 +145,15 @@ function llama3Scaling(factors: Float32Array, { theta, rotaryDim, maxPositions }
     high_freq_factor: 4,
     original_max_position_embeddings: 8192,
   };
+  if (factors.length !== rotaryDim / 2)
+    throw new FormatError(
+      `${factors.length} rotary factors are not one for each of ${rotaryDim / 2} pairs of channels`,
+    );
   const expected = rotaryFrequencies({ kind: "llama3", theta, rotaryDim, maxPositions, settings }, 1).factors;
-  const match =
-    expected.length === factors.length &&
-    factors.every((factor, i) => {
-      const value = expected[i];
-      return value !== undefined && Math.abs(value - factor) < 1e-4 * value;
-    });
+  const match = factors.every((factor, i) => {
+    const value = expected[i];
+    return value !== undefined && Math.abs(value - factor) < 1e-4 * value;
+  });
   if (match) return settings;
   const list = [...factors].map(shortest);
   return {

@@ -1,4 +1,3 @@
-import { freemem } from "node:os";
 import type { Backend } from "../ggml/device.js";
 import type { FloatDType } from "../ggml/dtype.js";
 import { CoppiceError } from "../system/errors.js";
@@ -67,7 +66,7 @@ export function streamedWeights(
   { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
 ): StreamedWeights {
   checkTensors(tensors.model, tensors.source);
-  const hostBytes = backend.device.kind === "cpu" ? memoryBytes : Math.min(memoryBytes, freemem());
+  const hostBytes = backend.device.kind === "cpu" ? memoryBytes : Math.min(memoryBytes, process.availableMemory());
   return new StreamedWeights(tensors, dtype, STATES_SHARE * hostBytes);
 }
 

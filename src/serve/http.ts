@@ -31,7 +31,7 @@ import {
   openContext,
   protocolFor,
 } from "./request-context.js";
-import { siteCheck } from "./same-site.js";
+import { allowedOrigins, siteCheck } from "./same-site.js";
 
 export type { HttpOptions } from "./request-context.js";
 
@@ -93,7 +93,7 @@ function methodsByPath(): Map<string, string[]> {
 /** Says which sites' pages may call the service; a service with keys checks these instead. */
 function addSiteRules(app: Hono<Bindings>, options: HttpOptions): void {
   const { keys, corsOrigins } = options;
-  if (corsOrigins.length > 0) app.use(cors({ origin: [...corsOrigins], exposeHeaders: EXPOSED_HEADERS }));
+  if (corsOrigins.length > 0) app.use(cors({ origin: allowedOrigins(corsOrigins), exposeHeaders: EXPOSED_HEADERS }));
   const checkSite = siteCheck(options);
   app.use(async (c, next) => {
     if (keys === undefined && !OPEN_PATHS.has(c.req.path)) {

@@ -1,4 +1,4 @@
-import { availableParallelism, freemem } from "node:os";
+import { availableParallelism } from "node:os";
 import { describeRunnable } from "../generate/index.js";
 import { type DeviceKind, listDevices, loadLibrary } from "../ggml/index.js";
 import { PROFILE_NAMES, type ProfileName } from "./profile-names.js";
@@ -47,7 +47,8 @@ export function findHardware(wanted: DeviceKind | "auto" = "auto"): Hardware {
   const devices = listDevices(loadLibrary(wanted));
   const gpu = devices.find(({ kind }) => kind !== "cpu" && (wanted === "auto" || kind === wanted));
   const cores = availableParallelism();
-  if (gpu === undefined || wanted === "cpu") return { kind: "cpu", name: "CPU", freeBytes: freemem(), cores };
+  if (gpu === undefined || wanted === "cpu")
+    return { kind: "cpu", name: "CPU", freeBytes: process.availableMemory(), cores };
   return { kind: gpu.kind, name: gpu.description, freeBytes: gpu.memoryFreeBytes, cores };
 }
 

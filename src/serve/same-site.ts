@@ -50,6 +50,10 @@ export function siteCheck({ host, allowedHosts, corsOrigins }: SiteOptions): (re
   };
 }
 
+/** Sites whose pages may read answers, as CORS's headers name them. @param origins those of --cors, of which `*` means all */
+export const allowedOrigins = (origins: readonly string[]): "*" | string[] =>
+  origins.includes("*") ? "*" : [...origins];
+
 const foreignSite = (why: string): ApiError => new ApiError(403, why, { code: "foreign_site" });
 
 /** The name in `name:port`. */

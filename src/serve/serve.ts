@@ -1,9 +1,9 @@
 import { existsSync, readFileSync } from "node:fs";
-import { totalmem } from "node:os";
 import path from "node:path";
 import { isAdapter, withAdapters } from "../checkpoint/index.js";
 import { type JobOptions, runnableGguf } from "../jobs/index.js";
 import { UsageError } from "../system/errors.js";
+import { memoryLimit } from "../system/memory.js";
 import { packageRoot } from "../system/package-root.js";
 import { defined } from "./engine/defined.js";
 import { HostedModel, type HostOptions } from "./engine/hosted-model.js";
@@ -76,7 +76,7 @@ export async function serve(job: ServeJob): Promise<RunningServer> {
   const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
   return startServer({
     ...DEFAULTS,
-    memoryLimit: MODEL_MEMORY * totalmem(),
+    memoryLimit: MODEL_MEMORY * memoryLimit(),
     ...defined(serverOptions),
     slots,
     keys,

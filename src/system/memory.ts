@@ -1,3 +1,5 @@
+import { totalmem } from "node:os";
+
 /** Measures this process's peak resident memory while something runs. */
 export class PeakMemory {
   private peak = process.memoryUsage.rss();
@@ -20,3 +22,6 @@ export class PeakMemory {
     return lifetime > this.before ? Math.max(this.peak, lifetime * 1024) : this.peak;
   }
 }
+
+/** Memory that this process may take at most, in bytes: the machine's, or less where its container has a limit. */
+export const memoryLimit = (): number => Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);

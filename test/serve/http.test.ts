@@ -114,6 +114,15 @@ describe("a service without keys", () => {
     await known.close();
   });
 
+  it("lets pages of all sites read its answers where its options say so", async () => {
+    const open = await start({ corsOrigins: ["*"] });
+    const headers = { origin };
+    const { headers: got, status } = await ask("/v1/completions", headers, { body, url: open.url });
+    expect(status).toBe(200);
+    expect(got["access-control-allow-origin"]).toBe("*");
+    await open.close();
+  });
+
   it("that listens on a network answers to the names that it has there", async () => {
     const open = await start({ host: "0.0.0.0" });
     const url = open.url.replace("0.0.0.0", "127.0.0.1");

@@ -103,7 +103,10 @@ describe("the official OpenAI client", () => {
 
   it("gets different texts where it gives no seed", async () => {
     const drawing = { ...story, prompt: "Mara found a", temperature: 1.5, max_tokens: 24, seed: null };
-    const { choices } = await client.completions.create({ ...drawing, n: 4 });
+    const { choices, usage } = await client.completions.create({ ...drawing, n: 4 });
+    const { usage: ofOne } = await client.completions.create({ ...drawing, n: 1 });
+    expect(usage?.prompt_tokens).toBe(ofOne?.prompt_tokens); // counts once
+    expect(usage?.completion_tokens).toBeGreaterThan(ofOne?.completion_tokens ?? 0);
     expect(new Set(choices.map(({ text }) => text)).size).toBeGreaterThan(2);
   });
 

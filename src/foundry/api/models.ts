@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { isHubId } from "../../checkpoint/index.js";
+import { jsonLimit } from "../../checkpoint/json.js";
 import { checkRunnable } from "../../generate/index.js";
 import { openCheckpoint } from "../../models/index.js";
 import { ApiError } from "../../serve/errors.js";
@@ -66,7 +67,6 @@ const MODEL_FILES: readonly ModelFileRule[] = [
     pattern:
       /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$/,
     format: "json",
-    maxBytes: 256 << 20,
   },
   { pattern: /^model(-\d{5}-of-\d{5})?\.safetensors$/, format: "safetensors" },
   { pattern: /^[A-Za-z0-9][\w.-]{0,120}\.gguf$/, format: "gguf" },
@@ -192,7 +192,7 @@ export const modelRoutes: readonly Route[] = [
           "a model has config.json, tokenizer.json, *.safetensors and the like, or one .gguf file; never a pickle",
           { param: "name" },
         );
-      const { format, maxBytes } = rule;
+      const { format, maxBytes = format === "json" ? jsonLimit(name) : undefined } = rule;
       const key = `${keys.model(tenant, model.id)}/${name}`;
       const onArrived = async () => void (await unfinished()); // an upload may take hours
       const stored = await storeUpload(services, { tenant, key, name, format, content, maxBytes, onArrived });

@@ -219,7 +219,12 @@ async function chatAnswer(body: Body, service: Service, model: LoadedModel, cont
       logprobs: body.logprobs === true ? logprobsOf(tokens) : null,
       finish_reason: reasonOf(result, calls.length > 0),
     })),
-    usage: openAiUsage(usageOf(answers.map(({ result }) => result))),
+    usage: openAiUsage(
+      usageOf(
+        answers.map(({ result }) => result),
+        body.n ?? 1,
+      ),
+    ),
   };
 }
 
@@ -248,12 +253,12 @@ async function* chatStream(
       callCounts[index] = at + 1;
       yield chunk(index, { ...role, tool_calls: [{ index: at, ...callOf(update.call, custom) }] }, [], null);
     } else {
-      results.push(update.result);
+      results[index] = update.result;
       yield chunk(index, role, [], reasonOf(update.result, update.hasCalls));
     }
   }
   if (body.stream_options?.include_usage)
-    yield { data: { ...head, choices: [], usage: openAiUsage(usageOf(results)) } };
+    yield { data: { ...head, choices: [], usage: openAiUsage(usageOf(results, body.n ?? 1)) } };
   yield { data: "[DONE]" };
 }
 

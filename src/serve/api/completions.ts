@@ -118,7 +118,12 @@ async function completion(body: Body, service: Service, model: LoadedModel, cont
         logprobs: typeof body.logprobs === "number" ? listedLogprobs(tokens, body.echo ? 0 : echo.length) : null,
       };
     }),
-    usage: openAiUsage(usageOf(answers.map(({ result }) => result))),
+    usage: openAiUsage(
+      usageOf(
+        answers.map(({ result }) => result),
+        body.n ?? 1,
+      ),
+    ),
   };
 }
 
@@ -147,11 +152,11 @@ async function* completionStream(
   )) {
     if (update.kind === "text") yield chunk(index, update.text, update.tokens, null);
     if (update.kind !== "end") continue;
-    results.push(update.result);
+    results[index] = update.result;
     yield chunk(index, "", [], update.result.finishReason);
   }
   if (body.stream_options?.include_usage)
-    yield { data: { ...head, choices: [], usage: openAiUsage(usageOf(results)) } };
+    yield { data: { ...head, choices: [], usage: openAiUsage(usageOf(results, body.n ?? 1)) } };
   yield { data: "[DONE]" };
 }
 

@@ -6,10 +6,13 @@ import { endpoint, replyWhole } from "./endpoint.js";
 import { openAiHints } from "./hints.js";
 import { modelName, text, textsOrTokens, tokenIds } from "./schemas.js";
 
+/** As many as OpenAI takes; client libraries send that many at once. */
+const MOST_INPUTS = 2048;
+
 const schema = z.strictObject({
   ...openAiHints,
   model: modelName,
-  input: z.union([text, z.array(text).min(1).max(256), tokenIds, z.array(tokenIds).min(1).max(256)]),
+  input: z.union([text, z.array(text).min(1).max(MOST_INPUTS), tokenIds, z.array(tokenIds).min(1).max(MOST_INPUTS)]),
   encoding_format: z.enum(["float", "base64"]).nullish(),
   dimensions: z.number().int().min(1).nullish().describe("must be the length of the model's embeddings"),
 });

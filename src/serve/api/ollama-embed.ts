@@ -15,7 +15,7 @@ const shared = {
 };
 const embedSchema = z.strictObject({
   ...shared,
-  input: z.union([text, z.array(text).max(256)]),
+  input: z.union([text, z.array(text).max(2048)]),
   dimensions: z.number().int().min(1).optional().describe("must be the length of the model's embeddings"),
 });
 

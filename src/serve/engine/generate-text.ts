@@ -2,7 +2,7 @@ import { setImmediate } from "node:timers/promises";
 import type { LlamaModel, Token } from "node-llama-cpp";
 import { defined } from "./defined.js";
 import { GrammarFollower } from "./grammar-follower.js";
-import { samplingOptions } from "./sampling.js";
+import { hasPenalties, samplingOptions } from "./sampling.js";
 import { ALONE, type Slot, type Slots } from "./slots.js";
 import { StopTexts } from "./stop-texts.js";
 import { CONTEXT_TOKENS, TokenDecoder } from "./token-decoder.js";
@@ -64,17 +64,15 @@ export async function* generateText(
 }
 
 /** Brings a slot to where only the end of the prompt is left to compute. @returns how many tokens were cached */
-async function loadPrompt(
-  slots: Slots,
-  slot: Slot,
-  prompt: readonly Token[],
-  { seed, signal }: WriteRequest,
-): Promise<number> {
+async function loadPrompt(slots: Slots, slot: Slot, prompt: readonly Token[], request: WriteRequest): Promise<number> {
+  const { seed, signal, grammar } = request;
   const { sequence } = slot;
   await slots.takeOver(slot, prompt, signal);
   await sequence.adaptStateToTokens(prompt.slice(0, -1), false);
   const cachedTokens = sequence.nextTokenIndex;
   slot.alone = seed !== undefined;
+  // guesses are checked several at once, by penalties and a grammar as they were before the first of them
+  slot.guessable = !slot.alone && !hasPenalties(request) && grammar?.after === undefined;
   // what is computed alone begins with the prompt's last token, whether the others were cached or not
   if (slot.alone) await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(cachedTokens, -1));
   return cachedTokens;
@@ -157,13 +155,14 @@ class TextAssembler {
     if (topLogprobs !== undefined)
       this.trail.push(this.generator.logprobs.of({ token, before, text }, probabilities, topLogprobs), text);
     const shown = this.stops.push(text);
-    return { text: shown, tokens: shown === "" ? [] : this.trail.show(shown) };
+    return { text: shown, tokens: shown === "" ? [] : this.trail.show(shown), written: this.tokens.length };
   }
 
   /** What is left when no more tokens come. */
   end(): TextChunk {
     const isStopped = this.stoppedAt !== undefined;
     const text = isStopped ? "" : this.stops.push(this.decoder.end()) + this.stops.end();
-    return { text, tokens: [...this.trail.show(text), ...this.trail.end(isStopped)] };
+    const tokens = [...this.trail.show(text), ...this.trail.end(isStopped)];
+    return { text, tokens, written: this.tokens.length };
   }
 }

@@ -42,13 +42,17 @@ function tokenBias({ logitBias }: Sampling, { model, vocabSize }: SampledText): 
   return bias;
 }
 
+/** Whether tokens become less probable by what was written before. */
+export const hasPenalties = ({ presencePenalty, frequencyPenalty, repetitionPenalty = 1 }: Sampling): boolean =>
+  presencePenalty !== undefined || frequencyPenalty !== undefined || repetitionPenalty !== 1;
+
 function repeatPenalty(
-  { presencePenalty, frequencyPenalty, repetitionPenalty = 1, penaltyWindow }: Sampling,
+  sampling: Sampling,
   { tokens, limit }: SampledText,
 ): LlamaContextSequenceRepeatPenalty | undefined {
+  const { presencePenalty, frequencyPenalty, repetitionPenalty = 1, penaltyWindow } = sampling;
   const window = penaltyWindow ?? limit;
-  const isWanted = presencePenalty !== undefined || frequencyPenalty !== undefined || repetitionPenalty !== 1;
-  if (!isWanted || window <= 0) return undefined;
+  if (!hasPenalties(sampling) || window <= 0) return undefined;
   return defined({
     punishTokens: () => tokens.slice(-window),
     maxPunishTokens: Math.max(1, window),

@@ -20,6 +20,8 @@ export interface Slot {
   awaiting: boolean;
   /** Whether its tokens are computed in batches of their own. */
   alone: boolean;
+  /** Whether a draft may guess in its text. */
+  guessable: boolean;
   lastUsed: number;
   /** The prompt that is being computed in it, until it is. */
   prefill: { readonly prompt: readonly Token[]; readonly done: Promise<void> } | undefined;
@@ -61,9 +63,17 @@ export class Slots {
       // a guess is waited for, where the draft is no faster than the model
       const options = { minTokens: 1, maxTokens: DRAFT_TOKENS };
       const drafter = draft && new DraftSequenceTokenPredictor(draft.getSequence(), options);
-      const predictor = drafter && new OptionalPredictor(drafter, () => !slot.alone);
+      const predictor = drafter && new OptionalPredictor(drafter, () => slot.guessable);
       const sequence = context.getSequence(predictor && { tokenPredictor: predictor });
-      const slot: Slot = { sequence, busy: false, awaiting: false, alone: false, lastUsed: 0, prefill: undefined };
+      const slot: Slot = {
+        sequence,
+        busy: false,
+        awaiting: false,
+        alone: false,
+        guessable: true,
+        lastUsed: 0,
+        prefill: undefined,
+      };
       return slot;
     });
   }

@@ -46,7 +46,7 @@ export async function* write(
   const began = performance.now();
   const leave = await queue.enter(context.client, signal);
   let last = began;
-  let [written, hasEnded] = [0, false];
+  let [written, hasEnded, isRefused] = [0, false, false];
   let chunks: AsyncGenerator<TextChunk, WriteResult> | undefined;
   try {
     metrics.queueTime.observe((performance.now() - began) / 1000);
@@ -69,13 +69,16 @@ export async function* write(
       }
       (last === began ? metrics.firstToken : metrics.betweenTokens).observe((time - last) / 1000);
       last = time;
-      written += value.tokens.length;
+      written = value.written;
       context.onText?.("answer", value.text);
       yield* splitter.push(value);
     }
+  } catch (error) {
+    isRefused = error instanceof ApiError && error.status === 400; // nothing was computed
+    throw error;
   } finally {
     await chunks?.return(undefined as never); // frees its slot before another request gets the place
-    if (chunks !== undefined && !hasEnded) context.onTokens(task.request.prompt.length + written); // cut off: its work counts
+    if (chunks !== undefined && !hasEnded && !isRefused) context.onTokens(task.request.prompt.length + written); // cut off: its work counts
     leave();
   }
 }
@@ -215,12 +218,17 @@ export async function* streamAll(
   }
 }
 
-/** The usage of several answers together. A prompt counts once for each of its answers. */
-export function usageOf(results: readonly WriteResult[]): Usage {
-  const sum = (count: (result: WriteResult) => number) => results.reduce((total, result) => total + count(result), 0);
+/**
+ * The usage of several answers together. A prompt counts once, however many answers it has.
+ * @param results in the order of the answers @param answers of each prompt, one after the other
+ */
+export function usageOf(results: readonly WriteResult[], answers = 1): Usage {
+  const sum = (count: (result: WriteResult) => number, of = results) =>
+    of.reduce((total, result) => total + count(result), 0);
+  const firsts = results.filter((_, i) => i % answers === 0);
   return {
-    promptTokens: sum(({ promptTokens }) => promptTokens),
-    cachedTokens: sum(({ cachedTokens }) => cachedTokens),
+    promptTokens: sum(({ promptTokens }) => promptTokens, firsts),
+    cachedTokens: sum(({ cachedTokens }) => cachedTokens, firsts),
     completionTokens: sum(({ completionTokens }) => completionTokens),
   };
 }

@@ -43,6 +43,8 @@ export interface TextChunk {
   readonly text: string;
   /** The tokens whose text ends in this chunk; empty unless log-probabilities were asked for. */
   readonly tokens: readonly WrittenToken[];
+  /** How many tokens have been written so far. */
+  readonly written: number;
 }
 
 /** How writing a text ended. */

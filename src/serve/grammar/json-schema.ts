@@ -2,7 +2,7 @@ import { ApiError } from "../errors.js";
 import { Flattener } from "./flatten.js";
 import { either, type GrammarRules, literal, repeated } from "./gbnf.js";
 import { commaRule, integerRule, numberRule, spaceRule } from "./json-rules.js";
-import { integerBody, multiplesBody, type NumberBounds, numberBody } from "./numbers.js";
+import { integerBody, isBeyond, multiplesBody, type NumberBounds, numberBody } from "./numbers.js";
 import { ObjectWriter, type SchemaRules } from "./objects.js";
 import { accepts, countKeyword, type Schema, TYPES, type Type, writtenTypes } from "./schema.js";
 import { StringWriter } from "./strings.js";
@@ -162,6 +162,8 @@ class SchemaWriter implements SchemaRules {
     }
     if (Object.values(bounds).every((value) => value === undefined))
       return isWhole ? integerRule(this.rules) : numberRule(this.rules);
+    if (isBeyond({ minimum, exclusiveMinimum, maximum, exclusiveMaximum }))
+      this.leaveToModel(at, "has bounds too large for a grammar");
     const body = isWhole ? integerBody(bounds) : numberBody(bounds);
     if (body !== null) return body;
     this.leaveToModel(at, "has bounds too close to each other for a grammar");

@@ -1,7 +1,7 @@
 import { either, type GrammarRules } from "./gbnf.js";
 
-/** Larger bounds are ignored: numbers are written with at most 16 digits before the point. */
-const MAX_BOUND = 10 ** 15;
+/** Larger bounds are not for grammars: JavaScript writes larger numbers with exponents. */
+const MAX_BOUND = 10 ** 21;
 /** Digits after the point, of numbers within bounds. */
 const MAX_DECIMALS = 20;
 /** Values that are listed rather than described. */
@@ -17,6 +17,11 @@ export interface NumberBounds {
   readonly maximum?: number | undefined;
   readonly exclusiveMaximum?: number | undefined;
 }
+
+/** Whether bounds ask for numbers beyond those that can be written. */
+export const isBeyond = ({ minimum, exclusiveMinimum, maximum, exclusiveMaximum }: NumberBounds): boolean =>
+  [minimum, exclusiveMinimum].some((bound = 0) => bound >= MAX_BOUND) ||
+  [maximum, exclusiveMaximum].some((bound = 0) => bound <= -MAX_BOUND);
 
 /** A body for whole numbers within bounds; undefined where there are none. */
 export function integerBody(bounds: NumberBounds): string | undefined {
@@ -57,11 +62,24 @@ export function multiplesBody(step: number, bounds: NumberBounds, rules: Grammar
   const values = listedMultiples(step, bounds);
   if (values !== undefined) return values.length === 0 ? undefined : either(values.map((value) => `"${value}"`));
   if (!Number.isInteger(step) || step > MAX_REMAINDERS) return null;
-  const { low, high } = wholeBounds(bounds, 0);
+  const { low, high } = wholeBounds(nearBounds(bounds), 0);
   if (high !== undefined || (low !== undefined && (low < 0n || low > BigInt(step)))) return null;
   const positive = remainderRule(step, rules);
   if (low === undefined) return `("0" | "-"? ${positive})`;
   return low === 0n ? `("0" | ${positive})` : positive;
+}
+
+/** Bounds without those that no multiple with few digits can break. */
+function nearBounds({ minimum, exclusiveMinimum, maximum, exclusiveMaximum }: NumberBounds): NumberBounds {
+  const far = 10 ** MAX_DIGITS;
+  const low = (bound: number | undefined) => (bound !== undefined && bound > -far ? bound : undefined);
+  const high = (bound: number | undefined) => (bound !== undefined && bound < far ? bound : undefined);
+  return {
+    minimum: low(minimum),
+    exclusiveMinimum: low(exclusiveMinimum),
+    maximum: high(maximum),
+    exclusiveMaximum: high(exclusiveMaximum),
+  };
 }
 
 /** The multiples within bounds as texts; undefined where they are too many. */

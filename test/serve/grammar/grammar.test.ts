@@ -20,6 +20,21 @@ async function takes(grammar: string): Promise<(text: string) => boolean> {
 
 const strict = { param: "schema", isStrict: true };
 
+it.each([
+  [{ minimum: 1e15, maximum: 2e15 }, ["1000000000000000", "1999999999999999"], ["5", "-3", "2000000000000001"]],
+  [{ minimum: 1e18 }, ["1000000000000000000", "123456789012345678901"], ["999999999999999999", "7"]],
+  [{ maximum: -1e15 }, ["-1000000000000000"], ["7", "-999999999999999"]],
+] as const)("large bounds of whole numbers hold: %j", async (bounds, good, bad) => {
+  const accepts = await takes(jsonGrammar({ type: "integer", ...bounds }, strict));
+  for (const text of good) expect(accepts(text), text).toBe(true);
+  for (const text of bad) expect(accepts(text), text).toBe(false);
+});
+
+it("bounds that no grammar can write are refused where strict", () => {
+  expect(() => jsonGrammar({ type: "integer", minimum: 1e22 }, strict)).toThrow(/bounds too large/);
+  expect(jsonGrammar({ type: "number", maximum: Number.MAX_VALUE }, strict)).toContain("root");
+});
+
 it("schemas that take for ever to read are refused", () => {
   const endless = {
     type: "object",
