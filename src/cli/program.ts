@@ -70,15 +70,17 @@ export async function runCommandLine(args: readonly string[], ranks?: Ranks): Pr
     await program.parseAsync(args, { from: "user" });
     return 0;
   } catch (error) {
-    return report(error);
+    return report(error, args);
   }
 }
 
-/** Prints an error. @returns the exit code for it */
-export function report(error: unknown): number {
+/** Prints an error. @param args of the command line @returns the exit code for it */
+export function report(error: unknown, args: readonly string[] = []): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // commander has printed its message
   const isAborted = error instanceof Error && error.name === "AbortError";
-  const message = isAborted ? "stopped" : messageOf(error);
+  const text = isAborted ? "stopped" : messageOf(error);
+  const begins = args.includes("--restart") && /same command/.test(text);
+  const message = begins ? `${text} (without --restart, which would begin anew)` : text;
   if (isAborted || error instanceof InterruptedError) {
     process.stderr.write(`${message}\n`);
     return 130;

@@ -74,11 +74,7 @@ export class Datasets {
       const found = readdirSync(folder)
         .filter((name) => ROW_ENDINGS.includes(endingOf(name)) && name.split(/[.-]/, 1)[0] === split)
         .sort();
-      const kinds = new Set(found.map((name) => endingOf(name) + path.extname(name))); // compressed ones are another kind
-      if (kinds.size > 1)
-        throw new FormatError(
-          `${folder} has ${found.join(" and ")}: keep one kind of file, or the same rows would count twice`,
-        );
+      checkOneKind(folder, found);
       if (found.length > 0) return found.map((name) => path.join(folder, name));
     }
     return [];
@@ -114,13 +110,17 @@ export class Datasets {
   }
 
   private async ownFiles({ repo, config }: DatasetReference, split: string) {
-    const names = `${split}{,[-._]*}.{jsonl,jsonl.gz,parquet,json,csv,tsv}`;
+    const names = `${split}{,[-.]*}.{${OWN_ENDINGS.join(",")}}`;
     const folders = config === undefined ? ["", "data/", `${DEFAULT_CONFIG}/`] : [`${config}/`, `data/${config}/`];
-    return this.download(
-      repo,
-      folders.map((folder) => folder + names),
-      {},
+    const patterns = folders.map((folder) => folder + names);
+    const { directory, files, commit } = await this.download(repo, patterns, {});
+    // the same rows may be there as several kinds of file
+    const inFolder = folders.map((folder) =>
+      files.filter((file) => path.dirname(file) === path.join(directory, folder)),
     );
+    const found = inFolder.find((own) => own.length > 0) ?? files;
+    const ending = OWN_ENDINGS.find((one) => found.some((file) => file.endsWith(`.${one}`)));
+    return { files: found.filter((file) => file.endsWith(`.${ending}`)), commit };
   }
 
   /** @throws CoppiceError when nothing matches */
@@ -128,8 +128,20 @@ export class Datasets {
     const { directory, commit } = await downloadRepo("dataset", repo, patterns, { ...this.options.hub, ...options });
     const files = (await glob([...patterns], { cwd: directory, absolute: true })).sort();
     if (files.length === 0) throw new CoppiceError(`it has no file ${patterns[0]}`);
-    return { files, commit };
+    return { directory, files, commit };
   }
+}
+
+/** Kinds of files of a dataset without a Parquet copy, best first. */
+const OWN_ENDINGS = ["parquet", "jsonl", "jsonl.gz", "json", "csv", "tsv"];
+
+/** @throws FormatError when files of several kinds hold a split, which would then count several times */
+function checkOneKind(place: string, names: readonly string[]): void {
+  const kinds = new Set(names.map((name) => endingOf(name) + path.extname(name))); // compressed ones are another kind
+  if (kinds.size > 1)
+    throw new FormatError(
+      `${place} has ${names.join(" and ")}: keep one kind of file, or the same rows would count twice`,
+    );
 }
 
 const isFile = (name: string): boolean => existsSync(name) && statSync(name).isFile();

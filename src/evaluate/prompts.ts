@@ -30,6 +30,7 @@ export class FewShotPrompts {
   /** Whether the question itself is left out: where it is among the rows, and as in the harness where neither split is named. */
   private readonly leavesOutQuestion: boolean;
   private readonly shots = new Map<unknown, string>();
+  private readonly contents = new Map<unknown, string>();
 
   /** @param pool the few-shot split @throws UsageError when it has too few rows */
   constructor(
@@ -63,13 +64,31 @@ export class FewShotPrompts {
 
   private examplesFor(row: unknown): readonly unknown[] {
     const { pool, count, random } = this;
-    const own = this.leavesOutQuestion ? JSON.stringify(row) : undefined;
+    const own = this.leavesOutQuestion ? this.contentOf(row) : undefined;
     const others = (rows: readonly unknown[]) =>
-      own === undefined ? rows : rows.filter((other) => JSON.stringify(other) !== own);
-    if (this.task.fewShot.sampler === "first") return others(pool).slice(0, count);
+      own === undefined ? rows : rows.filter((other) => this.contentOf(other) !== own);
+    if (this.task.fewShot.sampler === "first") return this.first(own);
     if (own === undefined) return random.sample(pool, count);
     const drawn = others(random.sample(pool, count + 1)).slice(0, count);
     return drawn.length === count ? drawn : random.sample(others(pool), count);
+  }
+
+  /** The first rows but one. @param own its content */
+  private first(own: string | undefined): readonly unknown[] {
+    const found: unknown[] = [];
+    for (const row of this.pool) {
+      if (found.length === this.count) break;
+      if (own === undefined || this.contentOf(row) !== own) found.push(row);
+    }
+    return found;
+  }
+
+  private contentOf(row: unknown): string {
+    const known = this.contents.get(row);
+    if (known !== undefined) return known;
+    const content = JSON.stringify(row);
+    this.contents.set(row, content);
+    return content;
   }
 }
 

@@ -1,4 +1,4 @@
-import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { hashBytes } from "../system/files.js";
 import { logOf } from "../system/log.js";
@@ -15,19 +15,21 @@ const WRITTEN_TOGETHER = 64;
  */
 export class ReplyCache {
   private readonly replies = new Map<string, Reply>();
+  /** Those that are asked again; the others of the file stay, which may be of other tasks. */
+  private readonly forgotten = new Set<string>();
   private pending: string[] = [];
 
   private constructor(private readonly file: string | undefined) {}
 
   /**
    * @param identity everything that replies depend on: the model, how it computes
-   * @param restart forgets earlier replies
+   * @param restart asks anew for what has an earlier reply
    */
   static open(directory: string, identity: unknown, restart = false): ReplyCache {
     const file = path.join(directory, `${hashBytes(JSON.stringify(identity)).slice(0, 32)}.jsonl`);
-    if (restart) rmSync(file, { force: true });
     const cache = new ReplyCache(file);
     cache.read();
+    if (restart) for (const key of cache.replies.keys()) cache.forgotten.add(key);
     return cache;
   }
 
@@ -52,11 +54,12 @@ export class ReplyCache {
   }
 
   get(key: string): Reply | undefined {
-    return this.replies.get(key);
+    return this.forgotten.has(key) ? undefined : this.replies.get(key);
   }
 
   set(key: string, reply: Reply): void {
     this.replies.set(key, reply);
+    this.forgotten.delete(key);
     if (this.file === undefined) return;
     const stored = typeof reply === "string" ? reply : [reply.logLikelihood, reply.isGreedy ? 1 : 0];
     this.pending.push(`${JSON.stringify([key, stored])}\n`);

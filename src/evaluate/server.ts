@@ -90,44 +90,53 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     onReply: OnReply<Likelihood>,
     options: AskOptions = {},
   ): Promise<void> {
-    return this.all(requests, onReply, options, (request) => this.likelihood(request));
+    return this.all(requests, onReply, options, (request, signal) => this.likelihood(request, signal));
   }
 
   generate(requests: readonly GenerateRequest[], onReply: OnReply<string>, options: AskOptions = {}): Promise<void> {
-    return this.all(requests, onReply, options, async ({ context, until, maxTokens, temperature, topP, sample }) => {
-      const { text } = await this.complete({
+    return this.all(requests, onReply, options, async (request, signal) => {
+      const { context, until, maxTokens, temperature, topP, sample } = request;
+      const body = {
         prompt: context,
         max_tokens: maxTokens,
         temperature: temperature ?? 0,
         stop: until.length > 0 ? until.slice(0, MOST_STOPS) : undefined,
         top_p: topP,
         seed: sample,
-      });
+      };
+      const { text } = await this.complete(body, signal);
       return cutAt(text, until);
     });
   }
 
-  /** Sends several requests at once, started in order. */
+  /** Sends several requests at once, started in order. When one fails, no more are sent, and no answers are waited for. */
   private async all<Q extends Request, A extends Reply>(
     requests: readonly Q[],
     onReply: OnReply<A>,
     { signal }: AskOptions,
-    answer: (request: Q) => Promise<A>,
+    answer: (request: Q, stop: AbortSignal) => Promise<A>,
   ): Promise<void> {
     let next = 0;
+    const failed = new AbortController();
     const worker = async () => {
-      while (next < requests.length && !signal?.aborted) {
-        const index = next++;
-        onReply(index, await answer(elementAt(requests, index)));
+      try {
+        while (next < requests.length && !signal?.aborted && !failed.signal.aborted) {
+          const index = next++;
+          onReply(index, await answer(elementAt(requests, index), failed.signal));
+        }
+      } catch (error) {
+        failed.abort(error);
+        throw error;
       }
     };
     await Promise.all(Array.from({ length: this.options.concurrency ?? CONCURRENCY }, worker));
   }
 
-  private async likelihood(request: LogLikelihoodRequest | RollingRequest): Promise<Likelihood> {
+  private async likelihood(request: LogLikelihoodRequest | RollingRequest, stop: AbortSignal): Promise<Likelihood> {
     const context = request.kind === "rolling" ? "" : trimEnd(request.context);
     const prompt = request.kind === "rolling" ? request.text : request.context + request.continuation;
-    const { logprobs } = await this.complete({ prompt, max_tokens: 1, temperature: 0, echo: true, logprobs: 1 });
+    const body = { prompt, max_tokens: 1, temperature: 0, echo: true, logprobs: 1 };
+    const { logprobs } = await this.complete(body, stop);
     if (logprobs === null || logprobs === undefined || logprobs.text_offset[0] !== 0)
       throw new CoppiceError(
         `${this.url} does not return log-probabilities of the prompt (echo with logprobs), which this benchmark needs; tasks that generate text do work: gsm8k, xlsum_english, mbpp, humaneval`,
@@ -150,11 +159,12 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     return { logLikelihood, isGreedy };
   }
 
-  private async complete(body: Readonly<Record<string, unknown>>): Promise<Completion> {
+  private async complete(body: Readonly<Record<string, unknown>>, stop: AbortSignal): Promise<Completion> {
     const response = await fetchJson(`${this.url}/completions`, {
       method: "POST",
       headers: { ...headersOf(this.options), "content-type": "application/json" },
       body: JSON.stringify({ model: this.model, ...body }),
+      signal: stop,
     });
     const parsed = completionSchema.safeParse(response);
     if (!parsed.success)
@@ -173,13 +183,14 @@ async function fetchJson(url: string, init: RequestInit, attempts = ATTEMPTS): P
   for (let attempt = 1; ; attempt++) {
     let problem: string;
     try {
-      const response = await fetch(url, { ...init, signal: AbortSignal.timeout(TIMEOUT_MS) });
+      const signals = [AbortSignal.timeout(TIMEOUT_MS), ...(init.signal ? [init.signal] : [])];
+      const response = await fetch(url, { ...init, signal: AbortSignal.any(signals) });
       const text = await bodyOf(response);
       if (response.ok) return JSON.parse(text);
       problem = `${response.status} ${text.slice(0, 300)}`;
       if (response.status !== 429 && response.status < 500) throw new CoppiceError(`${url} answered ${problem}`);
     } catch (error) {
-      if (error instanceof CoppiceError) throw error;
+      if (error instanceof CoppiceError || init.signal?.aborted) throw error;
       if (error instanceof SyntaxError) throw new FormatError(`${url} did not answer with JSON (${error.message})`);
       const cause = error instanceof Error && error.cause instanceof Error ? `: ${error.cause.message}` : "";
       problem = `${error instanceof Error ? error.message : error}${cause}`;

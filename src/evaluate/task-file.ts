@@ -1,7 +1,6 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { Template } from "@huggingface/jinja";
 import { createJiti } from "jiti";
 import { z } from "zod";
 import { FormatError, UsageError } from "../system/errors.js";
@@ -10,6 +9,7 @@ import { choices, generation, lastWord, multipleChoice, wholeText } from "./kind
 import { mean, rougeL } from "./metrics.js";
 import { countWords, trim } from "./python-text.js";
 import type { Task } from "./task.js";
+import { rowTemplate } from "./template.js";
 
 /** A user's own benchmark: a JSON file of templates, or a module whose default export is a task. */
 
@@ -44,6 +44,8 @@ const schema = z.discriminatedUnion("kind", [
     choices: z.union([z.string(), z.array(template).min(2)]),
     /** A template or the name of a column: the right choice's index, text or letter. */
     answer: template,
+    /** What the answer is; by default a number is an index, and a text that of a choice, an index, or a letter. */
+    answerIs: z.enum(["index", "text", "letter"]).optional(),
     metrics: z.array(z.enum(["acc", "acc_norm"])).default(["acc", "acc_norm"]),
   }),
   z.strictObject({
@@ -126,18 +128,18 @@ function taskOf(json: TaskJson, file: string): Task {
       description: json.description,
     },
   };
-  const text = (source: string) => renderer(source, file);
+  const text = (source: string) => rowTemplate(source, file);
   switch (json.kind) {
     case "multiple-choice": {
       const [prompt, answer] = [text(json.prompt), columnOf(json.answer, file)];
       const list = typeof json.choices === "string" ? columnOf(json.choices, file) : undefined;
       const listed = typeof json.choices === "string" ? [] : json.choices.map(text);
       const choicesOf = (r: Row): string[] =>
-        list === undefined ? listed.map((render) => render(r)) : z.array(z.string()).nonempty().parse(list(r));
+        list === undefined ? listed.map((render) => render(r)) : listOfChoices(list(r), file);
       return multipleChoice({
         ...facts,
         options: (r) => choices(prompt(r), choicesOf(r)),
-        right: (r) => [indexOfAnswer(answer(r), choicesOf(r), json.name)],
+        right: (r) => [indexOfAnswer(answer(r), choicesOf(r), json)],
         metrics: json.metrics,
       });
     }
@@ -154,8 +156,15 @@ function taskOf(json: TaskJson, file: string): Task {
         judge: (generated, r) => json.metrics.map((metric) => judges[metric](generated, answer(r))),
       });
     }
-    case "last-word":
-      return lastWord({ ...facts, context: text(json.context), continuation: text(json.continuation) });
+    case "last-word": {
+      const continuation = text(json.continuation);
+      const written = (r: Row): string => {
+        const word = continuation(r);
+        if (word.trim() === "") throw new FormatError(`${file}: a row has nothing to continue with`);
+        return word;
+      };
+      return lastWord({ ...facts, context: text(json.context), continuation: written });
+    }
     case "text": {
       const whole = text(json.text);
       return wholeText({
@@ -182,28 +191,10 @@ function judgesOf(extract: string | undefined, file: string) {
   };
 }
 
-function renderer(source: string, file: string): (row: Row) => string {
-  let parsed: Template;
-  try {
-    parsed = new Template(source);
-  } catch (error) {
-    throw new FormatError(
-      `${file}: the template ${JSON.stringify(source)}: ${error instanceof Error ? error.message : error}`,
-    );
-  }
-  return (r) => {
-    try {
-      return parsed.render(r);
-    } catch (error) {
-      throw new FormatError(`${file}: ${JSON.stringify(source)}: ${error instanceof Error ? error.message : error}`);
-    }
-  };
-}
-
 /** The value of a column (`answer`, `choices.text`, also in braces) in its own type, or a template's text. */
 function columnOf(source: string, file: string): (row: Row) => unknown {
   const [, columns] = /^\s*(?:\{\{)?\s*([\w.]+)\s*(?:\}\})?\s*$/.exec(source) ?? [];
-  if (columns === undefined) return renderer(source, file);
+  if (columns === undefined) return rowTemplate(source, file);
   return (r) =>
     columns
       .split(".")
@@ -218,13 +209,44 @@ function expression(source: string, file: string): RegExp {
   }
 }
 
-/** The index that an answer means: the number itself, or the index of its text or letter. */
-function indexOfAnswer(answer: unknown, listed: readonly string[], task: string): number {
+/** Texts of choices in a row. @throws FormatError when they are none */
+function listOfChoices(value: unknown, file: string): string[] {
+  const parsed = z
+    .array(z.union([z.string(), z.number(), z.boolean()]))
+    .nonempty()
+    .safeParse(value);
+  if (!parsed.success)
+    throw new FormatError(`${file}: choices must be a list of texts, not ${JSON.stringify(value)?.slice(0, 100)}`);
+  return parsed.data.map(String);
+}
+
+/**
+ * The index that an answer means: the number itself, or the index of its text or letter.
+ * @throws FormatError when it means none, or one as an index and another as a text
+ */
+function indexOfAnswer(
+  answer: unknown,
+  listed: readonly string[],
+  { name: task, answerIs }: Pick<TaskJson & { readonly kind: "multiple-choice" }, "name" | "answerIs">,
+): number {
   const text = trim(String(answer));
-  const place = listed.findIndex((choice) => trim(choice) === text);
-  const letter = /^[A-Z]$/.test(text) ? text.charCodeAt(0) - 65 : -1;
-  const number = typeof answer === "number" ? answer : place >= 0 ? place : letter >= 0 ? letter : Number(text);
-  if (!Number.isInteger(number) || number < 0 || number >= listed.length)
+  const meanings = {
+    index: /^\d+$/.test(text) ? Number(text) : -1,
+    text: listed.findIndex((choice) => trim(choice) === text),
+    letter: /^[A-Z]$/.test(text) ? text.charCodeAt(0) - 65 : -1,
+  };
+  const valid = (index: number) => index >= 0 && index < listed.length;
+  const kinds = answerIs === undefined ? (["text", "index", "letter"] as const) : [answerIs];
+  const possible =
+    answerIs === undefined && typeof answer === "number"
+      ? [meanings.index].filter(valid)
+      : [...new Set(kinds.map((kind) => meanings[kind]).filter(valid))];
+  const [index] = possible;
+  if (index === undefined)
     throw new FormatError(`${task}: the answer ${JSON.stringify(answer)} is none of the ${listed.length} choices`);
-  return number;
+  if (possible.length > 1)
+    throw new FormatError(
+      `${task}: the answer ${JSON.stringify(answer)} is a choice's text, and the index or letter of another: say which with "answerIs"`,
+    );
+  return index;
 }

@@ -21,7 +21,7 @@ import type { EvaluateJob, EvaluateOutcome, ModelEvaluation, PlannedTask } from 
 import { writeEvaluationReport } from "./evaluation-report.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
 import { fileInput } from "./inputs.js";
-import { claim, inRun } from "./output.js";
+import { claimAnew, inRun } from "./output.js";
 import { plannedTasks } from "./task-names.js";
 
 /**
@@ -59,10 +59,11 @@ export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
       engine,
       computeType,
     };
-    claim(run, { ...job, out }, configuration);
+    claimAnew(run, { ...job, out }, configuration);
     const models = await evaluateAll(job, planned, run);
     writeJson(run.own("results.json"), { models });
     writeEvaluationReport(run.own("report.html"), models, job.published);
+    run.finish();
     return { models, out };
   });
 }

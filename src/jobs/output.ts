@@ -57,12 +57,17 @@ export async function inRun<T>(
  * @throws UsageError naming the differences to the run that is already there
  */
 export function claim(run: RunDirectory, job: RunJob, configuration: Readonly<Record<string, unknown>>): void {
+  claimAnew(run, job, configuration);
+  if (run.finished) job.onNote?.(`${job.out}: this run is finished already; --restart runs it again`);
+}
+
+/** The same for a job that looks at its inputs again when it has finished. */
+export function claimAnew(run: RunDirectory, job: RunJob, configuration: Readonly<Record<string, unknown>>): void {
   if (job.restart === true) run.discard();
   const { invocation } = job;
   const startedAt = new Date().toISOString();
   run.claim(configuration, { version: packageVersion(), startedAt, invocation } satisfies Origin);
   log.debug("run claimed", { directory: run.path, finished: run.finished });
-  if (run.finished) job.onNote?.(`${job.out}: this run is finished already; --restart runs it again`);
 }
 
 /**

@@ -1,3 +1,4 @@
+import path from "node:path";
 import { loadTaskFile, SUITES, TASK_GROUPS, TASKS } from "../evaluate/index.js";
 import { UsageError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
@@ -10,19 +11,26 @@ export const TASK_NAMES: readonly string[] = [
 
 /** The tasks that names of tasks, groups, suites and files stand for, each once. @throws UsageError for an unknown name */
 export async function plannedTasks(names: readonly string[], fewShot: number | undefined): Promise<PlannedTask[]> {
-  const planned: Omit<PlannedTask, "label">[] = [];
+  const planned: FoundTask[] = [];
   for (const name of names) planned.push(...(await tasksOf(name, fewShot)));
-  const byLabel = new Map(
-    planned.map((each) => {
-      const { name } = each.task;
-      const shots = ({ fewShot: count, task }: typeof each) => count ?? task.fewShot.count;
-      const isRepeated = planned.some((other) => other.task.name === name && shots(other) !== shots(each));
-      const label = isRepeated ? `${name}_${shots(each)}shot` : name;
-      return [label, { ...each, label }] as const;
-    }),
-  );
+  const byLabel = new Map<string, PlannedTask>();
+  for (const { place, ...each } of planned) {
+    const { name } = each.task;
+    const another = planned.find((other) => other.task.name === name && other.place !== place);
+    if (another !== undefined)
+      throw new UsageError(
+        `${place ?? "a task of ours"} and ${another.place ?? "a task of ours"} are both named ${name}: name one otherwise`,
+      );
+    const shots = ({ fewShot: count, task }: Omit<PlannedTask, "label">) => count ?? task.fewShot.count;
+    const isRepeated = planned.some((other) => other.task.name === name && shots(other) !== shots(each));
+    const label = isRepeated ? `${name}_${shots(each)}shot` : name;
+    byLabel.set(label, { ...each, label });
+  }
   return [...byLabel.values()];
 }
+
+/** A task, and the file that it is in; undefined for those that are built in. */
+type FoundTask = Omit<PlannedTask, "label"> & { readonly place: string | undefined };
 
 /** Splits `NAME:SHOTS` into a name and its number of examples. */
 function splitShots(text: string): { readonly name: string; readonly shots: number | undefined } {
@@ -45,15 +53,17 @@ export function isBenchmark(text: string): boolean {
 }
 
 /** @throws UsageError for an unknown name, listing those that are known */
-async function tasksOf(text: string, defaultShots: number | undefined): Promise<Omit<PlannedTask, "label">[]> {
+async function tasksOf(text: string, defaultShots: number | undefined): Promise<FoundTask[]> {
   const { name, shots: fewShot = defaultShots } = splitShots(text);
   const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
   if (suite !== undefined)
     return (await Promise.all(suite.map((entry) => tasksOf(entry.task, fewShot ?? entry.fewShot)))).flat();
   const group = TASK_GROUPS.find((known) => known.name === name);
   if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, fewShot)))).flat();
-  const task = TASKS.find((known) => known.name === name) ?? (await loadTaskFile(name));
-  if (task !== undefined) return [{ task, fewShot }];
+  const builtIn = TASKS.find((known) => known.name === name);
+  if (builtIn !== undefined) return [{ task: builtIn, fewShot, place: undefined }];
+  const task = await loadTaskFile(name);
+  if (task !== undefined) return [{ task, fewShot, place: path.resolve(name) }];
   const known = TASK_NAMES.filter((each) => !each.startsWith("mmlu_"));
   throw new UsageError(
     `there is no task ${name}; known are ${known.join(", ")}, mmlu_SUBJECT, and task files (.json, .js, .ts).${didYouMean(name, TASK_NAMES)}`,

@@ -16,6 +16,7 @@ import {
   TASKS,
 } from "../../src/evaluate/index.js";
 import type { EvaluateOutcome } from "../../src/index.js";
+import { plannedTasks } from "../../src/jobs/task-names.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const directory = temporaryDirectory();
@@ -71,6 +72,21 @@ describe("an evaluation", () => {
     const again = { ...shortSighted(third), cache: ReplyCache.open(kept, identity) };
     expect((await evaluateTask(piqa, again, { datasets, tools })).metrics).toEqual(expected.metrics);
     expect(third).toEqual([]);
+  });
+
+  it("that begins anew asks all of its own again, and leaves other tasks' answers where they are", async () => {
+    const kept = path.join(directory, "kept-anew");
+    const open = (restart = false) => ReplyCache.open(kept, "model", restart);
+    const others = open();
+    others.set("of another task", "kept");
+    others.flush();
+    await evaluateTask(piqa, { ...shortSighted([]), cache: open() }, { datasets, tools });
+    const asked: Request[] = [];
+    const anew = { ...shortSighted(asked), cache: open(true) };
+    expect((await evaluateTask(piqa, anew, { datasets, tools })).cached).toBe(0);
+    expect(asked).toHaveLength(20);
+    expect(open().get("of another task")).toBe("kept");
+    expect((await evaluateTask(piqa, { ...shortSighted([]), cache: open() }, { datasets, tools })).cached).toBe(20);
   });
 
   it("says how many documents, which data, and how sure it is", async () => {
@@ -323,6 +339,70 @@ describe("a task file", () => {
     ],
   ])("that %s is refused", async (_, content, message) => {
     await expect(loadTaskFile(write("bad.json", content))).rejects.toThrow(message);
+  });
+
+  it.each([
+    ["{{ lats }}", /no column lats, only question, options, answer\./],
+    ["{{ questoin }}", /no column questoin.*Did you mean question\?/],
+    ["{{ '' }}", /nothing to continue with/],
+  ])("that continues with %s is refused", async (continuation, message) => {
+    const content = {
+      kind: "last-word",
+      name: "words",
+      data: "colours.jsonl",
+      context: "{{ question }}",
+      continuation,
+    };
+    const task = await loadTaskFile(write("words.json", content));
+    await expect(evaluateTask(task!, shortSighted([]), { datasets, tools })).rejects.toThrow(message);
+  });
+
+  it("sees columns that it sets, goes through or asks for as its own, and keeps a last line end", async () => {
+    const context =
+      "{% set last = options[-1] %}{% for one in options if one != last %}{{ loop.index }} {{ one|upper }} {% endfor %}" +
+      "{% if hint is defined %}{{ hint }}{% endif %}{{ note|default('none') }} {{ last }}\nAnswer:\n";
+    const content = {
+      kind: "last-word",
+      name: "words",
+      data: "colours.jsonl",
+      context,
+      continuation: "{{ question }}",
+    };
+    const asked: Request[] = [];
+    await evaluateTask((await loadTaskFile(write("names.json", content)))!, shortSighted(asked), { datasets, tools });
+    expect(asked[0]).toMatchObject({ context: "1 BLUE none green\nAnswer:\n" });
+  });
+
+  it("says what answers are where that could be two things", async () => {
+    const rows = [{ q: "1+1", options: ["2", "9", "1", "8"], answer: "2" }];
+    writeFileSync(path.join(directory, "sums.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
+    const sums = { ...colours, name: "sums", data: "sums.jsonl", prompt: "{{ q }}=" };
+    const rightOf = async (content: object) => {
+      const task = (await loadTaskFile(write("sums.json", content)))!;
+      const samples: { readonly target: unknown }[] = [];
+      await evaluateTask(task, shortSighted([]), { datasets, tools, onSample: (sample) => samples.push(sample) });
+      return samples[0]?.target;
+    };
+    await expect(rightOf(sums)).rejects.toThrow(/"2" is a choice's text, and the index or letter of another/);
+    expect(await rightOf({ ...sums, answerIs: "text" })).toEqual(await rightOf({ ...sums, answer: "{{ '0' }}" }));
+    expect(await rightOf({ ...sums, answerIs: "index" })).not.toEqual(await rightOf({ ...sums, answerIs: "text" }));
+  });
+
+  it("whose choices are no texts is refused", async () => {
+    const task = await loadTaskFile(write("none.json", { ...colours, choices: "question" }));
+    await expect(evaluateTask(task!, shortSighted([]), { datasets, tools })).rejects.toThrow(/choices must be a list/);
+  });
+
+  it("that is named as another one is refused, and the same one counts once", async () => {
+    const file = write("twice.json", { ...colours, name: "winogrande" });
+    await expect(plannedTasks([file, "winogrande"], undefined)).rejects.toThrow(/are both named winogrande/);
+    const [first, second] = [write("a.json", colours), write("b.json", colours)];
+    await expect(plannedTasks([first, second], undefined)).rejects.toThrow(/both named colours/);
+    expect(await plannedTasks([first, first], undefined)).toHaveLength(1);
+    expect((await plannedTasks([`${first}:1`, first], undefined)).map(({ label }) => label)).toEqual([
+      "colours_1shot",
+      "colours_0shot",
+    ]);
   });
 
   it("whose answers are none of the choices is refused", async () => {

@@ -104,6 +104,17 @@ describe("a server of completions", () => {
     expect(replies[0]?.logLikelihood).toBeCloseTo(Math.log(0.5), 12);
   });
 
+  it("is asked nothing more when it has refused one request", async () => {
+    const model = await CompletionServer.connect(url, { model: "strange" });
+    const before = seen.length;
+    const many = Array.from({ length: 200 }, (_, i) => ["x", ` ${i}`] as const);
+    await expect(likelihoods(model, ...many)).rejects.toThrow(/an unexpected form/);
+    const asked = seen.length - before;
+    expect(asked).toBeLessThan(100);
+    await likelihoods(await CompletionServer.connect(url), ["x", " a"]); // whatever was under way has arrived
+    expect(seen.length - before).toBeLessThan(asked + 20);
+  });
+
   it("that cannot give likelihoods is refused by name", async () => {
     const ask = async (model: string) => likelihoods(await CompletionServer.connect(url, { model }), ["x", " a"]);
     await expect(ask("silent")).rejects.toThrow(/does not return log-probabilities of the prompt .* gsm8k/);
