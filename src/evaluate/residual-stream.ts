@@ -47,6 +47,8 @@ export interface Passage {
   readonly memoryBytes: number;
   /** The processes that share the data, where `batches` are only this one's. */
   readonly team?: Team | undefined;
+  /** When aborted, it ends with the signal's reason before the next batch. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface PassageOptions {
@@ -55,11 +57,12 @@ export interface PassageOptions {
   readonly samples: number;
   readonly batchSize: number;
   readonly memoryBytes: number;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Chooses sequences spread evenly over the data. @throws CoppiceError when it has tokens beyond the vocabulary */
 export function passageOf(backend: Backend, sequences: Sequences, vocabSize: number, options: PassageOptions): Passage {
-  const { computeType, samples, batchSize, memoryBytes } = options;
+  const { computeType, samples, batchSize, memoryBytes, signal } = options;
   checkVocabulary(sequences.stream, vocabSize);
   const numbers = spreadBatches(sequences, samples, batchSize);
   return {
@@ -68,6 +71,7 @@ export function passageOf(backend: Backend, sequences: Sequences, vocabSize: num
     layout: { batch: elementAt(numbers, 0).length, seq: sequences.length },
     batches: numbers.map((batch) => sequences.batch(batch).tokens),
     memoryBytes,
+    signal,
   };
 }
 
@@ -97,7 +101,7 @@ export interface Wiring {
 
 /** Builds a graph and runs it on every batch. */
 export async function overBatches(
-  { backend, computeType, batches }: Passage,
+  { backend, computeType, batches, signal }: Passage,
   build: (g: Graph) => Wiring,
 ): Promise<void> {
   const g = new Graph(backend, { computeType });
@@ -105,6 +109,7 @@ export async function overBatches(
     const { reads, writes = [], beforeBatch, afterBatch } = build(g);
     for (const [tensor] of writes) g.output(tensor);
     for (const i of batches.keys()) {
+      signal?.throwIfAborted();
       for (const [tensor, states] of reads) g.write(tensor, states.get(i));
       beforeBatch?.(i);
       await g.run();

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import {
+  type GroupResult,
   type Metric,
   type MetricResult,
   metricKey,
@@ -42,9 +43,12 @@ export function harnessResults(
     Object.fromEntries(planned.map((task, i) => [task.label, of(results[i] as TaskResult, task)]));
   const higherIsBetter = (metrics: readonly Metric[]) =>
     Object.fromEntries(metrics.map((metric) => [metric.name, metric.higherIsBetter]));
-  const groupScores = Object.fromEntries(
-    groups.map(({ group, metrics }) => [group, { name: group, alias: group, ...scoresOf(metrics) }]),
-  );
+  // measured with several numbers of examples, a group has several scores
+  const labelOf = ({ group, fewShot }: GroupResult): string =>
+    groups.filter((other) => other.group === group).length > 1 ? `${group}_${fewShot}shot` : group;
+  const perGroup = <T>(of: (group: GroupResult) => T): Record<string, T> =>
+    Object.fromEntries(groups.map((each) => [labelOf(each), of(each)]));
+  const groupScores = perGroup(({ group, metrics }) => ({ name: group, alias: group, ...scoresOf(metrics) }));
   const { version } = JSON.parse(readFileSync(path.join(packageRoot, "package.json"), "utf8")) as { version: string };
   return {
     results: {
@@ -58,17 +62,17 @@ export function harnessResults(
     },
     groups: groups.length > 0 ? groupScores : undefined,
     group_subtasks: {
-      ...Object.fromEntries(groups.map(({ group, members }) => [group, members])),
+      ...perGroup(({ members }) => members),
       ...perTask(() => []),
     },
     configs: perTask((result, { task }) => taskConfig(result, task, job)),
     versions: {
-      ...Object.fromEntries(groups.map(({ group, version: groupVersion }) => [group, groupVersion])),
+      ...perGroup((group) => group.version),
       ...perTask((result) => result.version),
     },
-    "n-shot": perTask((result) => result.fewShot),
+    "n-shot": { ...perGroup((group) => group.fewShot), ...perTask((result) => result.fewShot) },
     higher_is_better: {
-      ...Object.fromEntries(groups.map(({ group, metrics }) => [group, higherIsBetter(metrics.map((m) => m.metric))])),
+      ...perGroup(({ metrics }) => higherIsBetter(metrics.map(({ metric }) => metric))),
       ...perTask((_, { task }) => higherIsBetter(task.metrics)),
     },
     "n-samples": perTask(({ documents }) => ({ original: documents.all, effective: documents.measured })),

@@ -80,9 +80,10 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     const weights = weightsFor(backend, checkpoint, computeType, job);
     try {
       const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
+      const distill = briefDistiller(inputs); // refuses what does not fit, before anything that takes long
       const scores = await scoresFor(inputs, { identity });
       const statistics = job.start === "refit" ? await startStatistics(inputs) : undefined;
-      const ranked = await search({ ...inputs, scores }, { statistics, distill: briefDistiller(inputs) });
+      const ranked = await search({ ...inputs, scores }, { statistics, distill });
       const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
       const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
       return {

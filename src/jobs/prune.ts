@@ -29,9 +29,9 @@ import { type OpenModel, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
-import { briefDistiller, depthOptions, RANKING_FILE, scoresFor, search } from "./search.js";
+import { briefDistiller, depthOptions, RANKING_FILE, type SearchMeasurements, scoresFor, search } from "./search.js";
 import type { SearchInputs } from "./search-inputs.js";
-import { checkStart, noteSelection, refittedStart, type StartStatistics, startStatistics } from "./start.js";
+import { checkStart, noteSelection, refittedStart, startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
 import { writeDirectory } from "./write-directory.js";
 
@@ -181,9 +181,11 @@ async function choose(
       options: job,
       place,
     };
+    // refuses what does not fit, before anything that takes long
+    const distill = only === undefined ? briefDistiller(inputs) : undefined;
     const scores = await scoresFor(inputs, { identity, place });
     const statistics = start === "refit" ? await startStatistics(inputs, place) : undefined;
-    const plan = await planOf(only, { ...inputs, scores }, statistics, () => job.place(RANKING_FILE));
+    const plan = await planOf(only, { ...inputs, scores }, { statistics, distill }, () => job.place(RANKING_FILE));
     if (statistics === undefined) return prune(checkpoint, plan, keptIndices(model, plan, scores));
     noteSelection(inputs, plan);
     return await refittedStart(inputs, {
@@ -213,13 +215,13 @@ function checkSameData(file: string, identities: readonly (string | null)[]): vo
 async function planOf(
   only: Candidate | undefined,
   inputs: SearchInputs & { readonly scores: Scores },
-  statistics: StartStatistics | undefined,
+  measurements: SearchMeasurements,
   rankingFile: () => string,
 ): Promise<PrunePlan> {
   const { original, options, computeType } = inputs;
   const { model } = original;
   if (only === undefined) {
-    const [best] = await search(inputs, { statistics, distill: briefDistiller(inputs) }, rankingFile());
+    const [best] = await search(inputs, measurements, rankingFile());
     return required(best, "no candidate was measured").plan;
   }
   const cut = model.layerCount - layersOf(model, only);

@@ -108,13 +108,14 @@ export class Round {
     const { backend, job, candidates, training, teacherPath } = this.inputs;
     const studentParameters = Math.max(...candidates.map(({ parameters }) => parameters));
     checkTrainable(backend, studentParameters, training.settings, job);
-    streamedTeacher(backend, openCheckpoint(teacherPath), {
+    const streamed = streamedTeacher(backend, openCheckpoint(teacherPath), {
       studentParameters,
       training: training.settings,
       computeType: training.settings.computeType,
       isCached: job.teacherOptions?.cache === true,
       options: job,
     });
+    if (streamed !== undefined && job.searchTokens !== undefined) wholeWeights(streamed, BRIEF_DISTILLATION);
   }
 
   private measure(model: string, stage: string): Promise<Measurement> {

@@ -75,7 +75,7 @@ export async function scoresFor(inputs: Omit<SearchInputs, "validation">, { iden
 /** How layers and candidates are measured. */
 export const depthOptions = (
   model: Model,
-  options: TargetOptions & Pick<JobOptions, "memoryBytes">,
+  options: TargetOptions & Pick<JobOptions, "memoryBytes" | "ranks" | "signal">,
   computeType: ComputeType,
 ) => ({
   method: options.depthMethod ?? DEFAULT_DEPTH_METHOD,
@@ -83,6 +83,7 @@ export const depthOptions = (
   sequenceLength: Math.min(256, defaultSequenceLength(model)),
   maxSequences: SEARCH_SEQUENCES,
   memoryBytes: options.memoryBytes,
+  signal: options.ranks === undefined ? options.signal : undefined,
 });
 
 /** The record of a search in a run's directory: what candidates were measured on, and the candidates, best first. */

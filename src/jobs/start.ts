@@ -64,6 +64,7 @@ export function passageFor({ backend, original, tokens, computeType, options }: 
     samples,
     batchSize: Math.max(1, Math.floor(BATCH_TOKENS / length)),
     memoryBytes: statesBytes(options),
+    signal: options.ranks === undefined ? options.signal : undefined, // processes stop together, or not at all
   });
 }
 

@@ -31,6 +31,7 @@ export interface MeasuringOptions {
   readonly maxSequences: number;
   /** Candidates that are larger are read layer by layer. */
   readonly memoryBytes?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface SearchOptions extends MeasuringOptions {
@@ -129,10 +130,11 @@ function cachedLayerOrder(inputs: RankingInputs, options: SearchOptions): (layer
 export async function candidateLoss(
   cut: PrunedModel,
   { backend, validation }: Pick<RankingInputs, "backend" | "validation">,
-  { memoryBytes, ...options }: MeasuringOptions,
+  { memoryBytes, computeType, sequenceLength, maxSequences, signal }: MeasuringOptions,
 ): Promise<number> {
   const weights = openWeights(backend, cut, { dtype: "bf16", memoryBytes });
   try {
+    const options = { computeType, sequenceLength, maxSequences, signal };
     return (await perplexity(backend, weights, validation, options)).loss;
   } finally {
     weights.free();

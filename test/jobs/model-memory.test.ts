@@ -39,7 +39,16 @@ describe("a model that is larger than the memory it may take", () => {
     expect(readFileSync(path.join(streamed, "model.safetensors"))).toEqual(
       readFileSync(path.join(whole, "model.safetensors")),
     );
-    const brief = pruneModel({ ...job, searchTokens: 1000, memoryBytes: 1_000_000, out: path.join(root, "brief") });
+    const stages: string[] = [];
+    const onProgress = ({ stage }: { readonly stage: string }) => void stages.push(stage);
+    const brief = pruneModel({
+      ...job,
+      onProgress,
+      searchTokens: 1000,
+      memoryBytes: 1_000_000,
+      out: path.join(root, "brief"),
+    });
     await expect(brief).rejects.toThrow(/--search-tokens.*needs the whole model in memory/);
+    expect(stages.filter((stage) => stage !== "tokenize")).toEqual([]); // before anything that takes long
   });
 });

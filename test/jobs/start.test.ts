@@ -37,6 +37,25 @@ const stopAt = (stage: string, done: number) => (progress: ProgressEvent) => {
   if (progress.stage === stage && progress.done >= done) throw new Stopped();
 };
 
+describe("a cut that is interrupted", () => {
+  it.each(["statistics", "search", "refit a candidate"])(
+    "ends in %s, and the same command to the same bits",
+    async (where) => {
+      const job = { ...common, ...refit, model, target: "0.7x", maxCandidates: 2 } as const;
+      const abort = new AbortController();
+      const [interrupted, whole] = [out(`interrupted in ${where}`), out("not interrupted")];
+      const onProgress = ({ stage }: ProgressEvent) => {
+        if (stage === where) abort.abort();
+      };
+      const stopped = pruneModel({ ...job, out: interrupted, signal: abort.signal, onProgress });
+      await expect(stopped).rejects.toThrow(/aborted/);
+      await pruneModel({ ...job, out: interrupted });
+      await pruneModel({ ...job, out: whole });
+      expect(bytesOf(interrupted).equals(bytesOf(whole))).toBe(true);
+    },
+  );
+});
+
 describe("a pruned model that is refitted", () => {
   const job = { ...common, model, target: "hidden=48,ffn=96" };
 
