@@ -234,13 +234,19 @@ function targetDtype(
   return dtype;
 }
 
+/** Gemma's activations exceed what f16 holds (transformers' issue 36822): by what is stated, transformers computes in bf16. */
+const overflowsF16 = ({ model_type }: Readonly<Record<string, unknown>>): boolean =>
+  /^gemma[23]/.test(String(model_type));
+
 /** States the stored type under the name that the configuration already uses for it. */
 function withDtype(
   config: Readonly<Record<string, unknown>>,
   tensors: readonly TensorInfo<FloatDType>[],
   requested: FloatDType | undefined,
 ): Record<string, unknown> {
-  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[requested ?? tensors[0]?.dtype ?? "f32"];
+  const dtype = requested ?? tensors[0]?.dtype ?? "f32";
+  const computed = dtype === "f16" && overflowsF16(config) ? "bf16" : dtype;
+  const stored = { f32: "float32", f16: "float16", bf16: "bfloat16" }[computed];
   const field = "dtype" in config ? "dtype" : "torch_dtype";
   // the Python files that it names are not carried; transformers has every family itself
   const { auto_map: _, ...rest } = config;

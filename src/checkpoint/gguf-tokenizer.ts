@@ -77,7 +77,8 @@ export function tokenizerMetadata(
       ? sentencePieceMetadata(definition, tokens)
       : byteLevelMetadata(file, definition, tokens, preTokenizer);
   const special = specialTokenMetadata(directory, config, definition, vocabSize);
-  return { entries: [...family.entries, ...special], notes: [...tokens.notes, ...family.notes] };
+  const notes = [...tokens.notes, ...family.notes, ...special.notes, ...mistralNotes(directory, config, family)];
+  return { entries: [...family.entries, ...special.entries], notes };
 }
 
 /** The vocabulary, by token id. */
@@ -233,7 +234,7 @@ function specialTokenMetadata(
   config: Readonly<Record<string, unknown>>,
   definition: Definition,
   vocabSize: number,
-): (readonly [string, GgufValue])[] {
+): TokenizerMetadata {
   const settings = readOptionalJson(directory, "tokenizer_config.json");
   const added = new Map((definition.added_tokens ?? []).map(({ content, id }) => [content, id]));
   const idOf = (text: string | undefined): number | undefined =>
@@ -259,7 +260,20 @@ function specialTokenMetadata(
         `${directory}: the ${name} token has the id ${id}, outside the vocabulary of ${vocabSize} tokens: correct ${name}_token_id in config.json or generation_config.json`,
       );
   const chat = chatTemplate(directory, settings);
-  return [
+  const before = single.slice(
+    0,
+    single.findIndex(({ SpecialToken }) => SpecialToken === undefined),
+  );
+  const notes: string[] = [];
+  if (before.length > 1)
+    notes.push(
+      `texts begin with ${before.map(({ SpecialToken }) => SpecialToken?.id).join(" ")}, of which llama.cpp puts only the first there itself`,
+    );
+  if (first === undefined && settings.add_bos_token === true && bos !== undefined)
+    notes.push(
+      "tokenizer_config.json asks for a begin token that tokenizer.json does not add: neither transformers 5 nor this file adds it, transformers 4 and llama.cpp's converter do",
+    );
+  const entries: (readonly [string, GgufValue])[] = [
     ...Object.entries(ids).flatMap(([name, id]) =>
       id === undefined ? [] : [[`tokenizer.ggml.${name}_token_id`, gguf.uint32(id)] as const],
     ),
@@ -267,6 +281,28 @@ function specialTokenMetadata(
     ["tokenizer.ggml.add_eos_token", gguf.bool(single.length > 1 && last !== undefined && idOf(last) === eos)],
     ...(chat === undefined ? [] : [["tokenizer.chat_template", gguf.string(chat)] as const]),
   ];
+  return { entries, notes };
+}
+
+/** Mistral's newer models whose tokenizer.json was published with Llama 3's pattern; tekken.json, beside it, has their own. */
+const MISTRAL = ["mistral", "mistral3", "ministral", "ministral3"];
+const LLAMA_3_NAMES = ["llama-bpe", "dbrx"];
+
+function mistralNotes(
+  directory: string,
+  config: Readonly<Record<string, unknown>>,
+  { entries }: TokenizerMetadata,
+): string[] {
+  const name = entries.find(([key]) => key === "tokenizer.ggml.pre")?.[1].value;
+  const isWrong =
+    MISTRAL.includes(String(config.model_type)) &&
+    LLAMA_3_NAMES.includes(String(name)) &&
+    existsSync(path.join(directory, "tekken.json"));
+  return isWrong
+    ? [
+        "tokenizer.json splits texts by Llama 3's pattern, not by that of the model's makers (transformers: fix_mistral_regex); --pre-tokenizer tekken makes llama.cpp split as they do",
+      ]
+    : [];
 }
 
 function chatTemplate(directory: string, settings: Step): string | undefined {

@@ -58,11 +58,12 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       ? sentencePieceDefinition(file, keys, vocabulary, tokens.unk_token)
       : byteLevelDefinition(file, keys, vocabulary);
   const addsBos = (keys.scalar("add_bos_token") ?? addsBosByDefault(family, keys.scalar("pre"))) === true;
+  const chat = metadata.get("tokenizer.chat_template")?.value;
   // chat models end a turn by another token than a text
-  const ends = [...new Set(["eos_token_id", "eot_token_id", "eom_token_id"].map((name) => keys.scalar(name)))].filter(
+  const named = ["eos_token_id", "eot_token_id", "eom_token_id"].map((name) => keys.scalar(name));
+  const ends = [...new Set([...named, ...(typeof chat === "string" ? turnEnds(vocabulary) : [])])].filter(
     (id) => typeof id === "number",
   );
-  const chat = metadata.get("tokenizer.chat_template")?.value;
   return {
     "tokenizer.json": {
       version: "1.0",
@@ -86,6 +87,31 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       eos_token_id: ends.length > 1 ? ends : ends[0],
     }),
   };
+}
+
+/** What tokens are called that end a turn or a text, in models of several makers. Many files do not say which theirs is. */
+const TURN_ENDS = [
+  "<|im_end|>",
+  "<|eot_id|>",
+  "<|end|>",
+  "<end_of_turn>",
+  "<end_of_utterance>",
+  "<|endoftext|>",
+  "<|end_of_text|>",
+  "<|eom_id|>",
+  "<EOT>",
+  "<｜end▁of▁sentence｜>",
+];
+/** gpt-oss ends a message by `<|end|>` and goes on; a turn by this. */
+const RETURN = "<|return|>";
+
+/** Ids of the control tokens that end a turn or a text, known by their names as in llama.cpp (llama_vocab::impl::load). */
+function turnEnds({ ids, kindOf }: Vocabulary): number[] {
+  const names = ids[RETURN] === undefined ? TURN_ENDS : TURN_ENDS.filter((name) => name !== "<|end|>");
+  return names.flatMap((name) => {
+    const id = ids[name];
+    return id !== undefined && kindOf(id) === TOKEN.control ? [id] : [];
+  });
 }
 
 /** Pre-tokenizers whose models begin texts with a token where the file does not say (llama.cpp's llama_vocab::impl::load). */

@@ -93,7 +93,7 @@ export class LlamaCppModel implements GenerationModel, LikelihoodModel {
     const greedy = { temperature, yieldEogToken: true as const, seed: sample + 1 };
     const sampling = temperature > 0 ? { ...greedy, topP, topK: 0, minP: 0 } : greedy;
     for await (const token of sequence.evaluate(rest, sampling)) {
-      if (this.tokenizer.ends.has(token)) break;
+      if (this.tokenizer.ends.has(token) || this.model.isEogToken(token)) break;
       generated.push(token);
       text = await this.tokenizer.decode(generated);
       if (generated.length >= maxTokens || until.some((term) => term !== "" && text.includes(term))) break;

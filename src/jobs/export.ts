@@ -58,7 +58,7 @@ export async function exportModel(job: ExportJob): Promise<ExportOutcome> {
   checkNewFile(job.out, job);
   await checkConvertible(found);
   const kind = job.dtype ?? storedType(sourceOf(origin));
-  return timed(await exportGguf(job.out, origin, { kind, ...exportOptions(job, "export") }));
+  return timed(await exportGguf(job.out, origin, { kind, ...exportOptions(job, "export", origin) }));
 }
 
 /** What a GGUF file is made from: another GGUF file itself, rather than our own reading of it. */
@@ -85,8 +85,20 @@ export interface GgufFileOptions {
 }
 
 /** Options for writing GGUF files, taken from a job. */
-export const exportOptions = (job: JobOptions & GgufFileOptions, stage: string) => ({
-  onFiles: (files: readonly string[]) => ownFiles(job.run, files),
+export const exportOptions = (
+  job: JobOptions & GgufFileOptions,
+  stage: string,
+  { files: read }: { readonly files: readonly string[] },
+) => ({
+  onFiles: (files: readonly string[]) => {
+    // a large model is split into files, whose names are known now; those that are read may be such files
+    for (const file of files)
+      checkApart(
+        file,
+        read.map((path) => ({ what: "a file of the model", path })),
+      );
+    ownFiles(job.run, files);
+  },
   name: job.name,
   threads: job.threads ?? availableParallelism(),
   shardBytes: job.shardBytes,
@@ -149,7 +161,7 @@ export async function runnableGguf(reference: string, job: RunnableOptions): Pro
   if (isCached) return file;
   await checkConvertible(found);
   const shardBytes = Number.POSITIVE_INFINITY; // a single file, which the next call finds by its name
-  await exportGguf(file, origin, { kind, ...exportOptions(job, `export ${kind}`), shardBytes });
+  await exportGguf(file, origin, { kind, ...exportOptions(job, `export ${kind}`, origin), shardBytes });
   return file;
 }
 

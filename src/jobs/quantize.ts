@@ -160,7 +160,7 @@ async function convert(
   for (const kind of types)
     files.push(
       await describeFile(kind, found, () =>
-        exportGguf(place(kind), originOf(found), { kind, ...exportOptions(job, kind) }),
+        exportGguf(place(kind), originOf(found), { kind, ...exportOptions(job, kind, originOf(found)) }),
       ),
     );
   return files;
@@ -181,7 +181,12 @@ async function convertWithImportance(
   for (const kind of types)
     files.push(
       await describeFile(kind, opened, () =>
-        exportGguf(place(kind), opened.checkpoint, { kind, importance, readFrom, ...exportOptions(job, kind) }),
+        exportGguf(place(kind), opened.checkpoint, {
+          kind,
+          importance,
+          readFrom,
+          ...exportOptions(job, kind, opened.checkpoint),
+        }),
       ),
     );
   if (sizeBytes !== undefined && calibration !== undefined && importance !== undefined) {
@@ -337,7 +342,7 @@ async function writeMix(file: string, inputs: MixInputs, job: QuantizeJob): Prom
     importance,
     sizeBytes,
     readFrom: opened.file?.metadata,
-    ...exportOptions(job, MIX),
+    ...exportOptions(job, MIX, opened.checkpoint),
   });
 }
 

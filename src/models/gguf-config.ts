@@ -126,7 +126,7 @@ export class GgufConfig {
   }
 
   /** Heads of the first layer. */
-  private get firstHeads(): number {
+  get firstHeads(): number {
     const [heads] = [this.numbers("attention.head_count")].flat();
     return this.required(heads, "attention.head_count");
   }

@@ -62,6 +62,21 @@ describe("a model directory", () => {
     }
   });
 
+  it("of Gemma in f16 says that it is computed in bf16, whose range it needs", () => {
+    const architectures = path.resolve(import.meta.dirname, "../fixtures/architectures");
+    for (const [name, stated] of [
+      ["gemma3_text", "bfloat16"],
+      ["qwen3", "float16"],
+    ] as const) {
+      const { config, source } = openCheckpoint(path.join(architectures, name));
+      const target = path.join(directory, `${name} in f16`);
+      writeCheckpoint(target, config, source, { dtype: "f16" });
+      const again = openCheckpoint(target);
+      expect(again.config.dtype ?? again.config.torch_dtype).toBe(stated);
+      expect([...again.source.tensors.values()].every(({ dtype }) => dtype === "f16")).toBe(true);
+    }
+  });
+
   it.each([
     ["no configuration", (d: string) => rmSync(path.join(d, "config.json")), /has no config.json/],
     [

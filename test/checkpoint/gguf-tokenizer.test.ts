@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
@@ -240,6 +240,63 @@ it("ends answers at the end of a turn, too, where the model does", async () => {
   await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
   const ends = [...(await Tokenizer.load(openCheckpoint(file).directory)).ends];
   expect(ends).toEqual([end, 5]);
+});
+
+it("ends answers at the end of a turn where a file does not say which token that is, but its name does", async () => {
+  const directory = byteLevelDirectory(PRE_TOKENIZERS[0]!);
+  rmSync(path.join(directory, "generation_config.json"), { force: true }); // another test's
+  const definition = path.join(directory, "tokenizer.json");
+  const json = JSON.parse(readFileSync(definition, "utf8")) as {
+    added_tokens: { id: number; content: string; special: boolean }[];
+  };
+  const [, end] = json.added_tokens;
+  const next = Math.max(...json.added_tokens.map(({ id }) => id)) + 1;
+  const add = (content: string, id: number, special: boolean) =>
+    json.added_tokens.push({ ...json.added_tokens[0]!, content, id, special });
+  add("<end_of_turn>", next, true);
+  add("<|im_end|>", next + 1, false); // a text like any other
+  writeFileSync(definition, JSON.stringify(json));
+  const file = path.join(root, "silent.gguf");
+  await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
+  const { metadata } = openGguf(file);
+  expect(metadata.has("tokenizer.ggml.eot_token_id")).toBe(false);
+  const stops = (chat: boolean) => {
+    const kept = new Map([...metadata].filter(([key]) => chat || key !== "tokenizer.chat_template"));
+    return tokenizerFiles(file, kept)["generation_config.json"]?.eos_token_id;
+  };
+  expect(stops(true)).toEqual([end!.id, next]);
+  expect(stops(false)).toEqual(end!.id); // no chat model
+});
+
+it("that puts two tokens before a text, or should put one there, is written with a note", async () => {
+  const notesOf = async (change: (directory: string) => void) => {
+    const directory = byteLevelDirectory(PRE_TOKENIZERS[0]!);
+    change(directory);
+    return (await exportGguf(path.join(root, "noted.gguf"), modelWith(directory, 1000), { kind: "f32" })).notes.join();
+  };
+  const edited = (directory: string, name: string, change: (json: Record<string, unknown>) => void) => {
+    const file = path.join(directory, name);
+    const json = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+    change(json);
+    writeFileSync(file, JSON.stringify(json));
+  };
+  const begin = (id: string) => ({ SpecialToken: { id, type_id: 0 } });
+  const template = (...ids: string[]) => ({
+    type: "TemplateProcessing",
+    single: [...ids.map(begin), { Sequence: { id: "A", type_id: 0 } }],
+    pair: [],
+    special_tokens: {},
+  });
+  const first = (json: Record<string, unknown>) => (json.added_tokens as { content: string }[])[0]!.content;
+  expect(await notesOf(() => {})).not.toMatch(/begin/);
+  expect(
+    await notesOf((directory) =>
+      edited(directory, "tokenizer.json", (json) => (json.post_processor = template(first(json), first(json)))),
+    ),
+  ).toMatch(/puts only the first there/);
+  expect(
+    await notesOf((directory) => edited(directory, "tokenizer_config.json", (json) => (json.add_bos_token = true))),
+  ).toMatch(/asks for a begin token that tokenizer.json does not add/);
 });
 
 describe("a tokenizer that llama.cpp does not have", () => {

@@ -43,6 +43,50 @@ async function changed(file: string, changes: Readonly<Record<string, GgufValue>
   return copy;
 }
 
+describe("a file of a known architecture", () => {
+  it("of Phi-3 has the window that it states, and none where it states 0 or nothing", async () => {
+    const file = await known("phi3");
+    for (const [value, window] of [
+      [8, 8],
+      [0, null],
+    ] as const) {
+      const stated = await changed(file, { "phi3.attention.sliding_window": gguf.uint32(value) });
+      expect(openCheckpoint(stated).config.sliding_window).toBe(window);
+    }
+  });
+
+  it("of Llama with biases of queries, keys and values alone is refused: its rows would be read in another order", async () => {
+    const file = path.join(root, "teacher.gguf");
+    await exportGguf(file, openCheckpoint(teacher), { kind: "f32" });
+    const { tensors } = openGguf(file);
+    const bias = (name: string) => ({
+      ...tensors.get(`blk.0.${name}.weight`)!,
+      shape: [tensors.get(`blk.0.${name}.weight`)!.shape[0]!],
+    });
+    const added = ["attn_q", "attn_k", "attn_v"].flatMap((name) =>
+      [0, 1].map((layer) => [`blk.${layer}.${name}.bias`, bias(name)] as const),
+    );
+    const copy = path.join(root, "biases.gguf");
+    const opened = openGguf(file);
+    const all = [
+      ...[...opened.tensors].map(([name, { dtype, shape }]) => ({
+        name,
+        dtype,
+        shape,
+        chunks: () => [readTensor(opened, name)],
+      })),
+      ...added.map(([name, { shape }]) => ({
+        name,
+        dtype: "f32" as const,
+        shape,
+        chunks: () => [new Uint8Array(4 * shape[0]!)],
+      })),
+    ];
+    await writeGguf(copy, opened.metadata, all);
+    expect(() => openCheckpoint(copy)).toThrow(/biases of queries, keys and values alone are not supported/);
+  });
+});
+
 describe("a file of an architecture that only llama.cpp knows", () => {
   it.each(ANY_NAMES)("%s passes, and is tried once", async (name) => {
     const file = await any(name);

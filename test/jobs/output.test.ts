@@ -257,6 +257,17 @@ describe("a .gguf file that is there", () => {
     expect(statSync(out).size).toBeGreaterThan(1e5);
   });
 
+  it("is never replaced where it is a part of what is read", async () => {
+    mkdirSync(at("parts"));
+    const shards = { ...common, shardBytes: 600_000 };
+    const { files } = await exportModel({ ...shards, model: at("model"), out: at("parts", "p.gguf") });
+    expect(files.length).toBeGreaterThan(1);
+    const before = files.map((file) => readFileSync(file));
+    const again = exportModel({ ...shards, model: files[0]!, out: at("parts", "p.gguf"), overwrite: true });
+    await expect(again).rejects.toThrow(/is a file of the model itself/);
+    expect(files.map((file) => readFileSync(file))).toEqual(before);
+  });
+
   it("counts when it is a part of several, and beside others", async () => {
     mkdirSync(at("gguf"));
     writeFileSync(at("gguf", "m-00001-of-00002.gguf"), "mine");

@@ -91,8 +91,13 @@ export const llama = architecture({
     fields: (read) => {
       const attention_bias = read.hasInLayers("attn_q.bias");
       // Qwen 2 is written as Llama where its own graph does not support its sizes
-      if (attention_bias && !read.hasInLayers("attn_output.bias"))
+      if (attention_bias && !read.hasInLayers("attn_output.bias")) {
+        if (read.headDim * read.firstHeads === read.number("embedding_length"))
+          throw new FormatError(
+            `${read.path}: biases of queries, keys and values alone are not supported in files of the architecture llama: open the model that the file was made of`,
+          );
         return { model_type: "qwen2", architectures: ["Qwen2ForCausalLM"] };
+      }
       const sizes = read.optionalNumbers("feed_forward_length");
       const intermediate_size = Array.isArray(sizes)
         ? sizes.map((size, i) => (isIdle(read, i, size) ? 0 : size))

@@ -52,7 +52,7 @@ export const phi3 = architecture({
       original_max_position_embeddings:
         read.optional("rope.scaling.original_context_length") ?? read.number("context_length"),
       partial_rotary_factor: read.rotaryShare,
-      sliding_window: null,
+      sliding_window: read.optional("attention.sliding_window") || null, // 0 means none
     }),
   },
 });
