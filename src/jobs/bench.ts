@@ -85,7 +85,7 @@ export interface PreparedBench {
 
 /** Opens the model, and completes a job's settings. */
 async function withDefaults(job: BenchJob) {
-  const model = job.model.includes("=") ? modelOfSizes(job.model) : (await openModel(job.model, job)).model;
+  const model = AS_SIZES.test(job.model) ? modelOfSizes(job.model) : (await openModel(job.model, job)).model;
   const settings = {
     work: job.work ?? ("distill" as const),
     sequenceLength: job.sequenceLength ?? Math.min(256, model.maxPositions),
@@ -320,6 +320,9 @@ const SIZE_FIELDS: ReadonlyMap<string, { readonly field: string; readonly isRequ
   ["headDim", { field: "head_dim", isRequired: false }],
   ["vocab", { field: "vocab_size", isRequired: true }],
 ]);
+
+/** Sizes, rather than a place, whose adapters may have strengths (`model+lora:adapter=0.5`). */
+const AS_SIZES = /^[\w\s]+=/;
 
 /** A Llama with the given sizes and tied embeddings. @throws UsageError for sizes that are not understood or missing */
 function modelOfSizes(sizes: string): Model {

@@ -43,6 +43,11 @@ export async function openEvaluatedModel(index: number, job: EvaluateJob): Promi
       job.restart === true,
     );
   if (/^https?:\/\//.test(name)) {
+    const own = [job.maxLength, job.engine, job.computeType].findIndex((option) => option !== undefined);
+    if (own >= 0)
+      throw new UsageError(
+        `${["--max-length", "--engine", "--compute"][own]} is for models that are computed here; ${name} is a server's`,
+      );
     const [url = name, model] = name.split("#");
     const server = await CompletionServer.connect(url, { model });
     const cache = cacheOf([url, server.model]);

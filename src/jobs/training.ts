@@ -1,3 +1,4 @@
+import { constants } from "node:buffer";
 import { existsSync } from "node:fs";
 import { z } from "zod";
 import { readJsonObject } from "../checkpoint/json.js";
@@ -21,12 +22,15 @@ import {
   countParameters,
   type Model,
   type ModelWeights,
+  shapeOf,
   sizeOf,
   writeModel,
 } from "../models/index.js";
 import { defined } from "../system/defined.js";
+import { CoppiceError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
+import { elementCount } from "../tensor/index.js";
 import { forecast } from "./forecast.js";
 import type { JobOptions } from "./job.js";
 import { type Measurement, measure } from "./measure.js";
@@ -89,6 +93,7 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
   const settings = withFittingBatch(stage);
   const noteForecast = forecast(stage.stage, (note) => options.onNote?.(note), stage.isPart !== true);
   run.checkRoom(countParameters(model.parameters, model.sizes));
+  checkStorable(model);
   return withFollowers({ ...stage, settings }, () =>
     train({
       backend,
@@ -121,6 +126,19 @@ export function runTraining(stage: TrainStage): Promise<TrainResult> {
       ranks: options.ranks,
     }),
   );
+}
+
+const F32_BYTES = 4;
+
+/** @throws CoppiceError where a tensor is larger than what Node can hold in one piece, as checkpoints are written */
+function checkStorable(model: Model): void {
+  for (const spec of model.parameters) {
+    const bytes = F32_BYTES * elementCount(shapeOf(spec, model.sizes));
+    if (bytes > constants.MAX_LENGTH)
+      throw new CoppiceError(
+        `${spec.name} takes ${formatBytes(bytes)} in a checkpoint, more than Node ${process.version} holds in one piece (${formatBytes(constants.MAX_LENGTH)}): use Node 22 or later`,
+      );
+  }
 }
 
 /** Records how many sequences of a batch each process computes at once. */

@@ -43,7 +43,7 @@ async function changed(file: string, changes: Readonly<Record<string, GgufValue>
   return copy;
 }
 
-describe("a file of a known architecture", () => {
+describe("a file of an architecture that is known, too,", () => {
   it("of Phi-3 has the window that it states, and none where it states 0 or nothing", async () => {
     const file = await known("phi3");
     for (const [value, window] of [
