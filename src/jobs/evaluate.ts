@@ -135,6 +135,10 @@ async function evaluateModel(evaluation: Evaluation, index: number): Promise<Mod
     await opened.release();
   }
   const tasks = planned.map((task) => results.get(task) as TaskResult);
+  const cached = tasks.reduce((sum, result) => sum + result.cached, 0);
+  // what is behind an address can change without a word
+  if (cached > 0 && /^https?:/.test(job.models[index] ?? ""))
+    job.onNote?.(`${cached} answers of ${model} are from an earlier evaluation: --restart asks for them again`);
   const outcome: ModelEvaluation = {
     model,
     parameters: opened.parameters,

@@ -11,7 +11,7 @@ import { solveRows } from "./solve.js";
  * The Cholesky factorization L Lᵀ of a symmetric positive definite matrix, on the backend's device in f32; diagonal blocks are
  * factored and inverted on the host in f64. Blocked and left-looking: Golub & Van Loan, Matrix Computations, 4th edition, 4.2.6.
  *
- * L takes the place of the matrix on the device, 4 n² bytes (822 MB for 14336 rows), with 1.5 KB n more while it factors; on devices
+ * L takes the place of the matrix on the device, 4 n² bytes (822 MB for 14336 rows), with 6.5 KB n more while it factors; on devices
  * without our kernels up to n² bytes more for copies of operands, and 4 n² while it is inverted.
  */
 export class Cholesky {

@@ -30,7 +30,7 @@ export interface Factor {
   readonly lower: Tensor;
   /** L_pp⁻¹ of each diagonal block. [panels · PANEL, PANEL] */
   readonly inverses: Tensor;
-  readonly panels: readonly Panel[];
+  readonly groups: readonly PanelGroup[];
 }
 
 /** Columns [from, to) of the matrix. */
@@ -40,23 +40,35 @@ export interface Panel {
   readonly width: number;
 }
 
+/** Panels that are next to each other. What is outside of them takes part in one product for all: operands are packed once for it. */
+export interface PanelGroup extends Panel {
+  readonly panels: readonly Panel[];
+}
+
 /** Columns in a panel. Wider panels make better products, and more work for the host: 128 was as fast as any from 576 to 4096 rows. */
 export const PANEL = 128;
+/** Columns in a group of panels. */
+export const GROUP = 4 * PANEL;
+
+/** Columns [from, to) in parts of a width, the last of which may be narrower. */
+function parts(from: number, to: number, width: number): Panel[] {
+  return Array.from({ length: Math.ceil((to - from) / width) }, (_, i) => {
+    const start = from + i * width;
+    const end = Math.min(start + width, to);
+    return { from: start, to: end, width: end - start };
+  });
+}
 
 /** Declares what the factorization of a matrix takes beside that in a store. @param lower the matrix, which is overwritten */
 export function declareFactor(tensors: TensorStore, lower: Tensor): Factor {
   const [size = 0] = lower.shape;
-  const panels = Array.from({ length: Math.ceil(size / PANEL) }, (_, i): Panel => {
-    const from = i * PANEL;
-    const to = Math.min(from + PANEL, size);
-    return { from, to, width: to - from };
-  });
+  const groups = parts(0, size, GROUP).map((group) => ({ ...group, panels: parts(group.from, group.to, PANEL) }));
   return {
     backend: tensors.backend,
     size,
     lower,
-    inverses: tensors.add("inverses", [panels.length * PANEL, PANEL], "f32"),
-    panels,
+    inverses: tensors.add("inverses", [Math.ceil(size / PANEL) * PANEL, PANEL], "f32"),
+    groups,
   };
 }
 
@@ -64,23 +76,34 @@ export function declareFactor(tensors: TensorStore, lower: Tensor): Factor {
 export const diagonalInverse = (g: Graph, { inverses }: Factor, { from, width }: Panel): Tensor =>
   blockOperand(g, inverses, { row: from, column: 0, rows: width, columns: width });
 
-/** L below a panel's diagonal block. */
-export const belowPanel = (g: Graph, { lower, size }: Factor, { from, to, width }: Panel): Tensor =>
-  blockOperand(g, lower, { row: to, column: from, rows: size - to, columns: width });
+/** L in the columns of a panel, below its diagonal block and above a row. @param end that row; the last by default */
+export const belowPanel = (g: Graph, { lower, size }: Factor, { from, to, width }: Panel, end = size): Tensor =>
+  blockOperand(g, lower, { row: to, column: from, rows: end - to, columns: width });
+
+/** L in the rows of a panel, from a column on, up to its diagonal block. */
+export const besidePanel = (g: Graph, { lower }: Factor, { from, width }: Panel, start = 0): Tensor =>
+  blockOperand(g, lower, { row: from, column: start, rows: width, columns: from - start });
+
+/** A panel in its group. */
+interface Place {
+  readonly group: PanelGroup;
+  readonly panel: Panel;
+}
 
 /** Computes the factorization of the matrix + ridge · I. @throws CoppiceError when that is not positive definite */
 export async function factorPanels(factor: Factor, { ridge = 0, onProgress }: CholeskyOptions): Promise<void> {
-  const { backend, size, panels } = factor;
+  const { backend, size, groups } = factor;
   const work = new TensorStore(backend, 1);
+  const places = groups.flatMap((group) => group.panels.map((panel): Place => ({ group, panel })));
   try {
-    const reduced = work.add("reduced", [size, PANEL], "f32");
+    const reduced = work.add("reduced", [size, Math.min(size, GROUP)], "f32");
     work.allocate();
-    let previous: Panel | undefined;
-    for (const [i, panel] of panels.entries()) {
-      await reducePanel(factor, reduced, panel, previous);
-      factorDiagonal(factor, reduced, panel, ridge);
-      previous = panel;
-      onProgress?.(i + 1, panels.length);
+    let previous: Place | undefined;
+    for (const [i, place] of places.entries()) {
+      await reducePanel(factor, reduced, place, previous);
+      factorDiagonal(factor, reduced, place, ridge);
+      previous = place;
+      onProgress?.(i + 1, places.length);
     }
   } finally {
     work.free();
@@ -88,41 +111,53 @@ export async function factorPanels(factor: Factor, { ridge = 0, onProgress }: Ch
 }
 
 /**
- * Computes the previous panel of L below its diagonal block from its reduced columns, and then reduces this panel:
- * A[from.., panel] − L[from.., ..from] L[panel, ..from]ᵀ, one computation for both.
+ * Computes the previous panel of L below its diagonal block from its reduced columns, and then reduces this panel, one computation for both:
+ * a group's columns by all columns of L before it, A[from.., group] − L[from.., ..from] L[group, ..from]ᵀ, when its first panel comes, and
+ * each further panel by those of the group before it.
+ * @param reduced the reduced columns of a group, from its first row on: [size, GROUP]
  */
 function reducePanel(
   factor: Factor,
   reduced: Tensor,
-  { from, width }: Panel,
-  previous: Panel | undefined,
+  { group, panel }: Place,
+  previous: Place | undefined,
 ): Promise<void> {
-  const { lower } = factor;
-  const rows = factor.size - from;
+  const { lower, size } = factor;
+  const rows = size - panel.from;
   return runOnce(factor.backend, async (g) => {
-    const original = blockCopy(g, lower, { row: from, column: from, rows, columns: width });
-    let value = original;
     if (previous !== undefined) {
-      const range = { row: previous.width, column: 0, rows, columns: previous.width };
-      const solved = timesTransposed(g, blockOperand(g, reduced, range), diagonalInverse(g, factor, previous));
-      store(g, solved, lower, { row: from, column: previous.from, rows, columns: previous.width });
-      const done = blockOperand(g, lower, { row: from, column: 0, rows, columns: from });
-      const beside = blockOperand(g, lower, { row: from, column: 0, rows: width, columns: from });
-      value = ops.sub(g, original, timesTransposed(g, done, beside));
+      const { group: own, panel: done } = previous;
+      const range = { row: done.to - own.from, column: done.from - own.from, rows, columns: done.width };
+      const solved = timesTransposed(g, blockOperand(g, reduced, range), diagonalInverse(g, factor, done));
+      store(g, solved, lower, { row: panel.from, column: done.from, rows, columns: done.width });
     }
-    store(g, value, reduced, { row: 0, column: 0, rows, columns: width });
+    if (panel.from === group.from) {
+      const columns = blockCopy(g, lower, { row: group.from, column: group.from, rows, columns: group.width });
+      const before = { row: group.from, column: 0, rows, columns: group.from };
+      const product = () => timesTransposed(g, blockOperand(g, lower, before), besidePanel(g, factor, group));
+      const value = group.from === 0 ? columns : ops.sub(g, columns, product());
+      store(g, value, reduced, { row: 0, column: 0, rows, columns: group.width });
+    } else {
+      const range = { row: panel.from - group.from, column: panel.from - group.from, rows, columns: panel.width };
+      const before = { row: panel.from, column: group.from, rows, columns: panel.from - group.from };
+      const product = timesTransposed(g, blockOperand(g, lower, before), besidePanel(g, factor, panel, group.from));
+      store(g, ops.sub(g, blockCopy(g, reduced, range), product), reduced, range);
+    }
     await g.run();
   });
 }
 
 /** Factors and inverts a panel's diagonal block on the host. */
-function factorDiagonal(factor: Factor, reduced: Tensor, { from, width }: Panel, ridge: number): void {
+function factorDiagonal(factor: Factor, reduced: Tensor, { group, panel }: Place, ridge: number): void {
   const { backend, inverses } = factor;
-  const rows = new Float32Array(width * PANEL);
-  readElements(backend, reduced, 0, rows);
+  const { from, width } = panel;
+  const [, stride = 0] = reduced.shape;
+  const first = from - group.from;
+  const rows = new Float32Array(width * stride);
+  readElements(backend, reduced, first * stride, rows);
   const diagonal = new Float64Array(width * width);
   for (let i = 0; i < width; i++) {
-    diagonal.set(rows.subarray(i * PANEL, i * PANEL + width), i * width);
+    diagonal.set(rows.subarray(i * stride + first, i * stride + first + width), i * width);
     diagonal[i * width + i] = elementAt(diagonal, i * width + i) + ridge;
   }
   const failure = factorBlock(diagonal, width);

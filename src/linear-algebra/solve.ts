@@ -1,6 +1,6 @@
 import { Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { blockOperand, store, times, timesTransposed, writeElements } from "./device.js";
-import { belowPanel, diagonalInverse, type Factor, type Panel } from "./factor.js";
+import { belowPanel, besidePanel, diagonalInverse, type Factor, type Panel, type PanelGroup } from "./factor.js";
 import { type Matrix, zeroMatrix } from "./matrix.js";
 
 /** The most rows to solve for at once. */
@@ -30,13 +30,13 @@ class ChunkSolver {
   private readonly substitution: Graph;
 
   constructor(factor: Factor, count: number) {
-    const { backend, size, panels } = factor;
+    const { backend, size, groups } = factor;
     this.tensors = new TensorStore(backend, 1);
     this.rows = this.tensors.add("rows", [count, size], "f32");
     this.tensors.allocate();
     this.substitution = new Graph(backend);
-    for (const panel of panels) forward(this.substitution, factor, panel, this.rows);
-    for (const panel of panels.toReversed()) backward(this.substitution, factor, panel, this.rows);
+    for (const group of groups) forward(this.substitution, factor, group, this.rows);
+    for (const group of groups.toReversed()) backward(this.substitution, factor, group, this.rows);
   }
 
   /** @param right so many rows, or fewer in the last chunk */
@@ -52,29 +52,43 @@ class ChunkSolver {
   }
 }
 
-/** Y_p = (B_p − Y[..p] L[p, ..p]ᵀ) L_pp⁻ᵀ, in place of B_p. */
-function forward(g: Graph, factor: Factor, panel: Panel, rows: Tensor): void {
-  const { from, width } = panel;
-  const [count = 0] = rows.shape;
-  const range = { row: 0, column: from, rows: count, columns: width };
-  let value = blockOperand(g, rows, range);
-  if (from > 0) {
-    const before = blockOperand(g, rows, { row: 0, column: 0, rows: count, columns: from });
-    const beside = blockOperand(g, factor.lower, { row: from, column: 0, rows: width, columns: from });
-    value = ops.sub(g, value, timesTransposed(g, before, beside));
+/** Columns of the right-hand sides. */
+const columnsOf = (g: Graph, rows: Tensor, from: number, to: number): Tensor =>
+  blockOperand(g, rows, rangeOf(rows, from, to));
+
+const rangeOf = ({ shape: [count = 0] }: Tensor, from: number, to: number) => ({
+  row: 0,
+  column: from,
+  rows: count,
+  columns: to - from,
+});
+
+/** Y_p = (B_p − Y[..p] L[p, ..p]ᵀ) L_pp⁻ᵀ, in place of B_p, for the panels of a group: first what comes from before it, for all of them. */
+function forward(g: Graph, factor: Factor, group: PanelGroup, rows: Tensor): void {
+  const subtract = (panel: Panel, start: number): void => {
+    if (panel.from === start) return;
+    const product = timesTransposed(g, columnsOf(g, rows, start, panel.from), besidePanel(g, factor, panel, start));
+    store(g, ops.sub(g, columnsOf(g, rows, panel.from, panel.to), product), rows, rangeOf(rows, panel.from, panel.to));
+  };
+  subtract(group, 0);
+  for (const panel of group.panels) {
+    subtract(panel, group.from);
+    const own = columnsOf(g, rows, panel.from, panel.to);
+    store(g, timesTransposed(g, own, diagonalInverse(g, factor, panel)), rows, rangeOf(rows, panel.from, panel.to));
   }
-  store(g, timesTransposed(g, value, diagonalInverse(g, factor, panel)), rows, range);
 }
 
-/** X_p = (Y_p − X[p..] L[p.., p]) L_pp⁻¹, in place of Y_p. */
-function backward(g: Graph, factor: Factor, panel: Panel, rows: Tensor): void {
-  const { from, to, width } = panel;
-  const [count = 0] = rows.shape;
-  const range = { row: 0, column: from, rows: count, columns: width };
-  let value = blockOperand(g, rows, range);
-  if (to < factor.size) {
-    const after = blockOperand(g, rows, { row: 0, column: to, rows: count, columns: factor.size - to });
-    value = ops.sub(g, value, times(g, after, belowPanel(g, factor, panel)));
+/** X_p = (Y_p − X[p..] L[p.., p]) L_pp⁻¹, in place of Y_p, for the panels of a group: first what comes from behind it, for all of them. */
+function backward(g: Graph, factor: Factor, group: PanelGroup, rows: Tensor): void {
+  const subtract = (panel: Panel, end: number): void => {
+    if (panel.to === end) return;
+    const product = times(g, columnsOf(g, rows, panel.to, end), belowPanel(g, factor, panel, end));
+    store(g, ops.sub(g, columnsOf(g, rows, panel.from, panel.to), product), rows, rangeOf(rows, panel.from, panel.to));
+  };
+  subtract(group, factor.size);
+  for (const panel of group.panels.toReversed()) {
+    subtract(panel, group.to);
+    const own = columnsOf(g, rows, panel.from, panel.to);
+    store(g, times(g, own, diagonalInverse(g, factor, panel)), rows, rangeOf(rows, panel.from, panel.to));
   }
-  store(g, times(g, value, diagonalInverse(g, factor, panel)), rows, range);
 }

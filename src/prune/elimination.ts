@@ -69,9 +69,14 @@ export class Elimination {
     }
   }
 
-  /** The groups that are left, in the order of their losses. */
-  order(): { readonly group: number; readonly loss: number }[] {
-    return this.remaining.order().map(({ place, loss }) => ({ group: elementAt(this.groups, place), loss }));
+  /** How many groups are left. */
+  get size(): number {
+    return this.remaining.left.length;
+  }
+
+  /** The groups whose removal costs least, in the order of their losses. @param count all by default */
+  cheapest(count = this.size): { readonly group: number; readonly loss: number }[] {
+    return this.remaining.cheapest(count).map(({ place, loss }) => ({ group: elementAt(this.groups, place), loss }));
   }
 
   /** Takes `atOnce` groups out. */
@@ -191,18 +196,28 @@ class Remaining {
     return this.inverse.isEmpty && this.weight.isEmpty;
   }
 
-  /** The groups that are left, in the order of their losses. */
-  order(): { readonly place: number; readonly loss: number }[] {
+  /** The groups whose removal costs least, in the order of their losses. */
+  cheapest(count: number): { readonly place: number; readonly loss: number }[] {
+    const places = this.left;
+    const losses = this.lossesOf(places);
+    // few of many thousands are wanted: what they cost at most is found without sorting objects
+    const limit = losses.toSorted()[count - 1] ?? Number.NaN;
+    return places
+      .flatMap((place, i) => (elementAt(losses, i) > limit ? [] : [{ place, loss: elementAt(losses, i) }]))
+      .sort((a, b) => a.loss - b.loss || a.place - b.place)
+      .slice(0, count);
+  }
+
+  private lossesOf(places: readonly number[]): Float64Array {
     const { groupSize } = this.options;
     const grams = this.store.read(this.grams);
-    const loss = (place: number): number => {
-      const inverted = inverseOfBlock(elementAt(this.blocks, place), groupSize);
+    return Float64Array.from(places, (place) => {
+      const block = elementAt(this.blocks, place);
+      const [pivot = 0] = block;
+      if (groupSize === 1 && pivot > 0) return elementAt(grams, place) / pivot;
       const first = place * groupSize ** 2;
-      return inverted.reduce((sum, value, i) => sum + value * elementAt(grams, first + i), 0);
-    };
-    return [...this.places]
-      .map((place) => ({ place, loss: loss(place) }))
-      .sort((a, b) => a.loss - b.loss || a.place - b.place);
+      return inverseOfBlock(block, groupSize).reduce((sum, value, i) => sum + value * elementAt(grams, first + i), 0);
+    });
   }
 
   /** Takes `atOnce` groups out: H⁻¹ -= H⁻¹[:, J] B H⁻¹[J, :] and W -= W[:, J] B H⁻¹[J, :] with B = (H⁻¹[J, J])⁻¹. */

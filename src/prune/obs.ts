@@ -50,14 +50,12 @@ export async function removalLosses(
     atOnce,
   });
   try {
-    let order = elimination.order();
-    while (order.length > Math.max(atOnce, groups * (1 - SHARE_REMOVED))) {
-      const removed = order.slice(0, atOnce);
+    while (elimination.size > Math.max(atOnce, groups * (1 - SHARE_REMOVED))) {
+      const removed = elimination.cheapest(atOnce);
       for (const { group, loss } of removed) record(group, loss);
       await elimination.remove(removed.map(({ group }) => group));
-      order = elimination.order();
     }
-    for (const { group, loss } of order) record(group, loss);
+    for (const { group, loss } of elimination.cheapest()) record(group, loss);
     return losses;
   } finally {
     elimination.free();

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { PANEL } from "../../src/linear-algebra/factor.js";
+import { GROUP, PANEL } from "../../src/linear-algebra/factor.js";
 import { Cholesky, type Matrix, readElements, transpose } from "../../src/linear-algebra/index.js";
 import { CoppiceError, ShapeError } from "../../src/system/errors.js";
 import { testBackends } from "../devices.js";
@@ -69,7 +69,7 @@ describe.each(testBackends)("Cholesky on %s", (_, options) => {
     );
   });
 
-  it.each([1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 3])("factors %i rows", async (size) => {
+  it.each([1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 3, GROUP, GROUP + 1, GROUP + PANEL + 3])("factors %i rows", async (size) => {
     const a = positiveDefinite(size, 1e3, size);
     const b = randomMatrix(size, 3, 1);
     const cholesky = await factor(a);

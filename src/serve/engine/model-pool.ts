@@ -25,7 +25,11 @@ export interface PoolOptions {
   readonly queueLimit: number;
   /** Bytes that models may take together. */
   readonly memoryLimit: number;
+  /** How long a model may wait for room before others get no new requests; 5 seconds by default. */
+  readonly patienceMs?: number | undefined;
 }
+
+const PATIENCE_MS = 5000;
 
 interface Entry {
   readonly source: ModelSource;
@@ -46,6 +50,8 @@ export class ModelPool {
   private turn: Promise<unknown> = Promise.resolve();
   private waitingForModel = 0;
   private freed: (() => void)[] = [];
+  /** The model that waits for room, which is not there as long as others are in use. */
+  private blocked: { readonly entry: Entry; readonly since: number } | undefined;
   private closed = false;
 
   /** @param sources the first one serves requests that name no model */
@@ -115,6 +121,7 @@ export class ModelPool {
     signal: AbortSignal,
   ): Promise<{ readonly model: LoadedModel; readonly release: () => void }> {
     const entry = this.entry(name);
+    if (entry.loaded !== undefined) await this.letBlockedLoad(entry, signal);
     entry.users++; // from now on it is not unloaded
     let released = false;
     const release = () => {
@@ -131,6 +138,22 @@ export class ModelPool {
       release();
       throw error;
     }
+  }
+
+  /**
+   * A model that is asked for again and again would keep another one out for ever: when that has waited for some time, new requests wait
+   * until it is there, and then for room in their turn.
+   */
+  private async letBlockedLoad(entry: Entry, signal: AbortSignal): Promise<void> {
+    const { blocked } = this;
+    const { patienceMs = PATIENCE_MS } = this.options;
+    if (blocked === undefined || blocked.entry === entry || performance.now() - blocked.since < patienceMs) return;
+    const { loading } = blocked.entry;
+    if (loading !== undefined)
+      await orAborted(
+        loading.catch(() => undefined),
+        signal,
+      );
   }
 
   private entry(name: string | undefined): Entry {
@@ -215,11 +238,16 @@ export class ModelPool {
   private async makeRoom(entry: Entry): Promise<void> {
     const { memoryLimit } = this.options;
     const needed = entry.bytes ?? entry.source.expectedBytes();
-    for (;;) {
-      if (this.inMemory.length === 0 || this.taken + needed <= memoryLimit || this.closed) return;
-      const { idle } = this;
-      if (idle === undefined) await new Promise<void>((resolve) => this.freed.push(resolve));
-      else await unload(idle);
+    this.blocked = { entry, since: performance.now() };
+    try {
+      for (;;) {
+        if (this.inMemory.length === 0 || this.taken + needed <= memoryLimit || this.closed) return;
+        const { idle } = this;
+        if (idle === undefined) await new Promise<void>((resolve) => this.freed.push(resolve));
+        else await unload(idle);
+      }
+    } finally {
+      this.blocked = undefined;
     }
   }
 
