@@ -59,12 +59,11 @@ export function samplingOptions(flags: SamplingFlags): SamplingOptions {
   return defined({ maxTokens, temperature, topK, topP, minP, repeatPenalty, seed, stop });
 }
 
-export const engineOptions = ({ type, contextSize, draft, draftTokens }: SamplingFlags) => ({
-  kind: type,
-  contextSize,
-  draftModel: draft,
-  draftTokens,
-});
+export function engineOptions({ type, contextSize, draft, draftTokens }: SamplingFlags) {
+  if (draft === undefined && draftTokens !== undefined)
+    throw new UsageError("--draft-tokens is for --draft: without a draft nobody guesses");
+  return { kind: type, contextSize, draftModel: draft, draftTokens };
+}
 
 interface Flags extends SamplingFlags {
   readonly prompt?: string | undefined;

@@ -5,6 +5,7 @@ import type { DataOptions, JobOptions, TargetOptions, TrainSettings } from "../j
 import { DEPTH_METHODS, type DepthMethod } from "../prune/depth-methods.js";
 import { largestOf, parseSizes } from "../prune/sizes.js";
 import { START_METHODS, type StartMethod } from "../refit/start-methods.js";
+import { UsageError } from "../system/errors.js";
 import type { OptimizerState } from "../tensor/index.js";
 import { type OptionGroup, option } from "./command.js";
 import {
@@ -146,6 +147,7 @@ export interface TargetFlags {
   readonly searchTokens?: number | undefined;
   readonly samples?: number | undefined;
   readonly scores?: string | undefined;
+  readonly rounds?: number | undefined;
 }
 
 const addTarget = (mandatory: boolean): OptionGroup => {
@@ -194,7 +196,25 @@ export const optionalTarget = addTarget(false);
 const parseDivisors = (text: string): Record<string, number> =>
   Object.fromEntries(Object.entries(parseSizes(text)).map(([axis, size]) => [axis, largestOf(size)]));
 
+/** @throws UsageError for options that choose among sizes, where the target names them */
+function checkChoice({ target, axes, divisors, maxWidthCut, maxDepthCut, tolerance, ...flags }: TargetFlags): void {
+  if (!target.includes("=") || (flags.rounds ?? 1) > 1) return;
+  const choosing = {
+    "--axes": axes,
+    "--divisors": divisors,
+    "--max-width-cut": maxWidthCut,
+    "--max-depth-cut": maxDepthCut,
+    "--tolerance": tolerance,
+    "--candidates": flags.candidates,
+    "--search-tokens": flags.searchTokens,
+  };
+  const given = Object.entries(choosing).flatMap(([name, value]) => (value === undefined ? [] : [name]));
+  if (given.length > 0)
+    throw new UsageError(`the target ${target} names the sizes: ${given.join(" and ")} would change nothing`);
+}
+
 export function targetOptions(flags: TargetFlags): TargetOptions {
+  checkChoice(flags);
   const { axes, maxWidthCut, maxDepthCut, tolerance } = flags;
   const divisors = flags.divisors === undefined ? undefined : parseDivisors(flags.divisors);
   return {

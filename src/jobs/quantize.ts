@@ -141,11 +141,23 @@ export async function quantize(job: QuantizeJob): Promise<QuantizeOutcome> {
   return convertWithImportance(found, types, place, job);
 }
 
-function checkOptions({ out, sizeBytes, report }: QuantizeJob, fileCount: number, hasData: boolean): void {
+function checkOptions(
+  { out, sizeBytes, report, importanceFile, samples, sequenceLength, validation }: QuantizeJob,
+  fileCount: number,
+  hasData: boolean,
+): void {
   if (fileCount === 0) throw new UsageError("there is nothing to do: give --type or --size");
   if (fileCount > 1 && isGguf(out)) throw new UsageError(`${fileCount} files do not fit in ${out}: name a directory`);
   if (sizeBytes !== undefined && !hasData) throw new UsageError("--size needs --data, to measure what each type costs");
   if (report === true && !hasData) throw new UsageError("--report needs --data to measure on");
+  if (
+    !hasData &&
+    importanceFile === undefined &&
+    [samples, sequenceLength, validation].some((option) => option !== undefined)
+  )
+    throw new UsageError(
+      "--samples, --sequence-length and --validation are for --data: without it nothing is measured",
+    );
 }
 
 /** Writes kinds of files without measuring anything. */

@@ -51,6 +51,15 @@ describe("options that would change nothing", () => {
     [["plan", teacher, "--device", "phone-8gb", "--memory", "1GiB"], /--memory would change nothing/],
     [["quantize", teacher, "--type", "q8_0", "--probe", "--out", "/nowhere/x.gguf"], /--probe.* for --size/],
     [
+      ["quantize", teacher, "--type", "q8_0", "--samples", "8", "--out", "/nowhere/x.gguf"],
+      /--samples.* are for --data/,
+    ],
+    [["generate", teacher, "--prompt", "x", "--draft-tokens", "4"], /--draft-tokens is for --draft/],
+    [
+      ["prune", teacher, "--target", "ffn=64", ...data, "--axes", "ffn", "--candidates", "3", "--out", "/nowhere/x"],
+      /ffn=64 names the sizes: --axes and --candidates would change nothing/,
+    ],
+    [
       ["compress", teacher, "--target", "0.5x", ...data, "--evaluate-limit", "5", "--out", "/nowhere/x"],
       /for --evaluate/,
     ],

@@ -69,16 +69,19 @@ describe.each(testBackends)("Cholesky on %s", (_, options) => {
     );
   });
 
-  it.each([1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 3, GROUP, GROUP + 1, GROUP + PANEL + 3])("factors %i rows", async (size) => {
-    const a = positiveDefinite(size, 1e3, size);
-    const b = randomMatrix(size, 3, 1);
-    const cholesky = await factor(a);
-    expect(backwardError(a, await solve(cholesky, b), b)).toBeLessThan(2);
-    const inverse = await inverseOf(a);
-    expect(inverseError(a, inverse)).toBeLessThan(3);
-    for (let i = 0; i < size; i++)
-      for (let j = 0; j < i; j++) expect(inverse.data[i * size + j]).toBe(inverse.data[j * size + i]);
-  });
+  it.each([1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 3, GROUP, GROUP + 1, GROUP + PANEL + 3])(
+    "factors %i rows",
+    async (size) => {
+      const a = positiveDefinite(size, 1e3, size);
+      const b = randomMatrix(size, 3, 1);
+      const cholesky = await factor(a);
+      expect(backwardError(a, await solve(cholesky, b), b)).toBeLessThan(2);
+      const inverse = await inverseOf(a);
+      expect(inverseError(a, inverse)).toBeLessThan(3);
+      for (let i = 0; i < size; i++)
+        for (let j = 0; j < i; j++) expect(inverse.data[i * size + j]).toBe(inverse.data[j * size + i]);
+    },
+  );
 
   it("solves for more right-hand sides than it takes at once", async () => {
     const a = positiveDefinite(3, 10, 5);
