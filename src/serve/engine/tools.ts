@@ -17,15 +17,26 @@ export interface CallStyle {
   readonly argumentsKey: "arguments" | "parameters";
   /** Whether calls are a JSON list behind one opening. */
   readonly listed: boolean;
+  /** Where a call is a tool's name and its arguments rather than one JSON object: the marks before an id, if it has one, and the arguments. */
+  readonly marks?: { readonly id?: string | undefined; readonly arguments: string } | undefined;
 }
 
 const TAGS: CallStyle = { open: "<tool_call>", close: "</tool_call>", argumentsKey: "arguments", listed: false };
 const LIST: CallStyle = { open: "[TOOL_CALLS]", close: "", argumentsKey: "arguments", listed: true };
+const MARKS = { id: "[CALL_ID]", arguments: "[ARGS]" };
+const MARKED: CallStyle = { ...LIST, listed: false, marks: { arguments: MARKS.arguments } };
+const MARKED_WITH_IDS: CallStyle = { ...MARKED, marks: MARKS };
 const BARE: CallStyle = { open: "", close: "", argumentsKey: "parameters", listed: false };
 
-/** How a model writes calls, judged by its chat template: Mistral's list, Llama 3's bare JSON, or the tags of Qwen, Hermes and others. */
+/**
+ * How a model writes calls, judged by its chat template: Mistral's list, or its newer `[TOOL_CALLS]name[ARGS]{}`, Llama 3's bare JSON, or the
+ * tags of Qwen, Hermes and others.
+ */
 export function callStyle(template: string | undefined): CallStyle {
-  if (template?.includes("[TOOL_CALLS]")) return LIST;
+  if (template?.includes(LIST.open)) {
+    if (!template.includes(MARKS.arguments)) return LIST;
+    return template.includes(MARKS.id) ? MARKED_WITH_IDS : MARKED;
+  }
   if (template?.includes("<tool_call>")) return TAGS;
   return template?.includes("python_tag") || (template?.includes("tools") && template.includes('"parameters"'))
     ? BARE
@@ -57,12 +68,17 @@ export function callsGrammar(tools: readonly Tool[], style: CallStyle, parallel:
 
 /** What an answer is from the beginning of its first call on, as the body of a rule. */
 export function callsBody(rules: GrammarRules, tools: readonly Tool[], style: CallStyle, parallel: boolean): string {
+  const { marks } = style;
   const space = spaceRule(rules);
   const call = rules.add(
     either(
       tools.map(({ name, parameters, strict }) => {
         const options = { param: `tools.${name}.parameters`, isStrict: strict === true };
         const body = jsonBody(rules, argumentsOf(parameters), options);
+        if (marks !== undefined) {
+          const id = marks.id === undefined ? "" : `${literal(marks.id)} [a-zA-Z0-9]{9}`;
+          return `${literal(name)} ${id} ${literal(marks.arguments)} ${body}`;
+        }
         const key = literal(JSON.stringify(style.argumentsKey));
         return `"{" ${space} "\\"name\\"" ":" ${space} ${literal(JSON.stringify(name))} "," ${space} ${key} ":" ${space} ${body} ${space} "}"`;
       }),
@@ -70,6 +86,7 @@ export function callsBody(rules: GrammarRules, tools: readonly Tool[], style: Ca
   );
   const blank = rules.add("[ \\n]{0,2}");
   if (style.listed) return `${blank} "[" ${call} ${parallel ? `("," ${space} ${call})*` : ""} "]"`;
+  if (marks !== undefined) return `${call} ${parallel ? `(${literal(style.open)} ${call})*` : ""}`;
   if (style.close === "") return `${blank} ${call}`;
   const closed = `${call} ${blank} ${literal(style.close)}`;
   const more = parallel ? `(${blank} ${literal(style.open)} ${blank} ${closed})*` : "";
@@ -156,7 +173,8 @@ export class CallReader {
     this.inside = undefined;
     const text = inside.trim();
     if (text === "") return [];
-    const calls = this.parsed(text);
+    const { marks } = this.style;
+    const calls = marks === undefined ? this.parsed(text) : this.marked(text, marks, isCut);
     if (calls !== undefined) return calls;
     if (isCut && this.style.listed) return this.completeCalls(text);
     const isCall = this.style.open !== "" || /^\{\s*("(n(a(m(e)?)?)?)?"?\s*(:|$)|$)/.test(text);
@@ -201,6 +219,26 @@ export class CallReader {
       parts.push(...this.read(rest));
     }
     return parts;
+  }
+
+  /** Calls that are names and arguments, one behind the other. @param isCut whether the last one may be incomplete */
+  private marked(text: string, marks: NonNullable<CallStyle["marks"]>, isCut: boolean): AnswerPart[] | undefined {
+    const calls: AnswerPart[] = [];
+    let rest = text;
+    while (rest !== "") {
+      const at = rest.indexOf(marks.arguments);
+      const end = at < 0 ? -1 : endOfCall(rest.slice(at), this.style.open);
+      const [one, next] =
+        end < 0 ? [rest, ""] : [rest.slice(0, at + end), rest.slice(at + end + this.style.open.length)];
+      const [name = ""] = one.slice(0, Math.max(0, at)).split(marks.id ?? marks.arguments);
+      const call = this.parsed(
+        `{"name":${JSON.stringify(name.trim())},"arguments":${one.slice(at + marks.arguments.length)}}`,
+      );
+      if (at < 0 || call === undefined) return isCut && next === "" ? calls : undefined;
+      calls.push(...call);
+      rest = next;
+    }
+    return calls;
   }
 
   private parsed(text: string): AnswerPart[] | undefined {
@@ -248,7 +286,7 @@ export type TemplateMessage = Readonly<Record<string, unknown>>;
 
 /** Turns as messages for a chat template that knows tools. */
 export function templateMessages(turns: readonly Turn[], style: CallStyle): TemplateMessage[] {
-  const idOf = style.listed ? shortId : (id: string) => id;
+  const idOf = style.open === LIST.open ? shortId : (id: string) => id;
   const names = new Map(
     turns.flatMap((turn) => (turn.role === "assistant" ? turn.calls : [])).map(({ id, name }) => [id, name]),
   );

@@ -6,6 +6,8 @@ const tools = [{ name: "weather", parameters: { type: "object" } }];
 const templates = {
   tags: "{{ tools }} <tool_call>",
   list: "{{ tools }} [TOOL_CALLS]",
+  marked: "{{ tools }} [TOOL_CALLS] [ARGS]",
+  markedWithIds: "{{ tools }} [TOOL_CALLS] [CALL_ID] [ARGS]",
   bare: '{{ tools }} "parameters" python_tag',
 };
 type Kind = keyof typeof templates;
@@ -14,6 +16,9 @@ const call = (city: string) => `{"name": "weather", "arguments": {"city": ${JSON
 const written: Readonly<Record<Kind, (cities: readonly string[], blank: string) => string>> = {
   tags: (cities, blank) => cities.map((city) => `<tool_call>${blank}${call(city)}${blank}</tool_call>`).join(blank),
   list: (cities) => (cities.length === 0 ? "" : `[TOOL_CALLS][${cities.map(call).join(", ")}]`),
+  marked: (cities) => cities.map((city) => `[TOOL_CALLS]weather[ARGS]{"city": ${JSON.stringify(city)}}`).join(""),
+  markedWithIds: (cities) =>
+    cities.map((city, i) => `[TOOL_CALLS]weather[CALL_ID]12345678${i}[ARGS]{"city": ${JSON.stringify(city)}}`).join(""),
   bare: ([city = "Lima"]) => call(city),
 };
 
@@ -36,7 +41,10 @@ const chunksOf = (text: string, at: readonly number[]): string[] => {
   return [...cuts, text.length].map((end, i) => text.slice(i === 0 ? 0 : cuts[i - 1], end));
 };
 const blanks = fc.constantFrom("", "\n", "\n\n", " \n");
-const cities = fc.array(fc.constantFrom("Lima", "Oslo", "São Paulo", "a < b"), { minLength: 1, maxLength: 3 });
+const cities = fc.array(fc.constantFrom("Lima", "Oslo", "São Paulo", "a < b", "[TOOL_CALLS]x[ARGS]{}"), {
+  minLength: 1,
+  maxLength: 3,
+});
 const splits = fc.array(fc.nat(500), { maxLength: 12 });
 
 describe("calls in the messages of a chat template", () => {
@@ -68,8 +76,15 @@ describe("calls in the messages of a chat template", () => {
 });
 
 describe("calls of tools in a text", () => {
+  it("that a limit cut off are those that are complete", () => {
+    const text = written.marked(["Lima", "Oslo"], "");
+    expect(read("marked", [text.slice(0, -4)], true)).toEqual(["call Lima"]);
+    expect(read("marked", [text.slice(0, -4)], false)).toEqual([text.slice(0, -4)]);
+    expect(read("markedWithIds", ["[TOOL_CALLS]wea"], true)).toEqual([]);
+  });
+
   it("are found, and no blanks around them are text, however the text is cut into chunks", () => {
-    const kinds = fc.constantFrom<Kind>("tags", "list");
+    const kinds = fc.constantFrom<Kind>("tags", "list", "marked", "markedWithIds");
     const words = fc.constantFrom("", "I look.", "a <b> c");
     fc.assert(
       fc.property(kinds, words, blanks, cities, blanks, splits, (kind, before, blank, all, end, at) => {

@@ -2,6 +2,7 @@ import { Ajv } from "ajv";
 import fc from "fast-check";
 import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
 import { beforeAll, describe, expect, it } from "vitest";
+import { callStyle, callsGrammar } from "../../../src/serve/engine/tools.js";
 import { callsOrForm, formatGrammar } from "../../../src/serve/engine/write-task.js";
 import { checkGrammar, GrammarRules, regexBody } from "../../../src/serve/grammar/index.js";
 import { jsonGrammar } from "../../grammar-samples.js";
@@ -33,6 +34,21 @@ it.each([
 it("bounds that no grammar can write are refused where strict", () => {
   expect(() => jsonGrammar({ type: "integer", minimum: 1e22 }, strict)).toThrow(/bounds too large/);
   expect(jsonGrammar({ type: "number", maximum: Number.MAX_VALUE }, strict)).toContain("root");
+});
+
+it("calls that are a name and arguments follow the tool's schema, with ids where the template has them", async () => {
+  const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+  const tools = [{ name: "weather", parameters, strict: true }];
+  const lima = '{"city":"Lima"}';
+  const takesCalls = (template: string, parallel: boolean) => takes(callsGrammar(tools, callStyle(template), parallel));
+  const plain = await takesCalls("[TOOL_CALLS][ARGS]", true);
+  expect(plain(`weather[ARGS]${lima}`)).toBe(true);
+  expect(plain(`weather[ARGS]${lima}[TOOL_CALLS]weather[ARGS]${lima}`)).toBe(true);
+  for (const text of [`time[ARGS]${lima}`, "weather[ARGS]{}", `[{"name":"weather","arguments":${lima}}]`])
+    expect(plain(text), text).toBe(false);
+  const withIds = await takesCalls("[TOOL_CALLS][CALL_ID][ARGS]", false);
+  expect(withIds(`weather[CALL_ID]a1b2c3d4e[ARGS]${lima}`)).toBe(true);
+  expect(withIds(`weather[ARGS]${lima}`)).toBe(false);
 });
 
 it("schemas that take for ever to read are refused", () => {
