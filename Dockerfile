@@ -5,7 +5,7 @@
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/models:/models:ro" coppice serve /models/student-Q4_K_M.gguf
 #
 # For a GPU give a runtime image that has the CUDA 13 libraries (and run with --gpus all):
-#   docker build --build-arg RUNTIME=nvidia/cuda:13.0.1-cublas-runtime-ubuntu24.04 -t coppice:cuda .
+#   docker build --build-arg RUNTIME=nvidia/cuda:13.0.1-runtime-ubuntu24.04 -t coppice:cuda .
 ARG BUILD=node:20-bookworm
 ARG RUNTIME=debian:bookworm-slim
 

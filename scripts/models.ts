@@ -20,9 +20,13 @@ function table(): string {
   const fixtures = models.map(({ name, directory }) => ({ name, model: openCheckpoint(directory).model }));
   const rows = ARCHITECTURES.map(({ name, families, modelTypes, gguf }) => {
     const own = fixtures.filter(({ model }) => model.architecture === name);
-    const axes = [...new Set(own.flatMap(({ model }) => model.axes.map((axis) => axis.name)))];
+    const axesOf = (fixture: (typeof own)[number]) => fixture.model.axes.map((axis) => axis.name).join(", ");
+    const usual = own[0] === undefined ? "" : axesOf(own[0]);
+    // some configurations of a family allow less than others
+    const others = own.flatMap((one) => (axesOf(one) === usual ? [] : [`${axesOf(one)} (${one.name})`]));
+    const axes = [usual, ...others].join("; ");
     const written = [...new Set([...gguf.architectures, ...own.flatMap(({ model }) => ggufName(model))])];
-    return [families, code(modelTypes), code(written), axes.join(", "), own.map((one) => one.name).join(", ")];
+    return [families, code(modelTypes), code(written), axes, own.map((one) => one.name).join(", ")];
   });
   const head = ["models", "`model_type`", "GGUF", "axes that can be cut", "tested as"];
   return markdownTable([head, ...rows]);

@@ -281,7 +281,7 @@ export const training: OptionGroup = (command) =>
     .option("--micro-batch-size <n>", "sequences computed at once (default: the batch)", parseAtLeastOne)
     .option(
       "--learning-rate <x>",
-      "peak (default: 1e-4 at width 4096, more for narrower models, half after a refit)",
+      "peak (default: 1e-4 at width 4096, more for narrower models; compress takes half after a refit)",
       parsePositive,
     )
     .option("--minimum-learning-rate <x>", "at the end (default: a tenth of the peak)", parsePositive)
@@ -296,7 +296,11 @@ export const training: OptionGroup = (command) =>
     .option("--weight-decay <x>", "decoupled decay of matrices (default: 0.1)", parseNonNegative)
     .option("--clip-norm <x>", "largest global gradient norm (default: 1)", parsePositive)
     .option("--seed <n>", "order of the data and random weights (default: 0)", parseWhole)
-    .option("--save-every <steps>", "steps between checkpoints (default: a twentieth of the run)", parseAtLeastOne)
+    .option(
+      "--save-every <steps>",
+      "steps between checkpoints (default: a twentieth of the run, at least 10)",
+      parseAtLeastOne,
+    )
     .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)
     .addOption(option("--compute <type>", "number type of matrix products (default: bf16)").choices(["f32", "bf16"]))
     .option("--recompute", "compute activations again instead of keeping them: less memory, more time")

@@ -37,7 +37,10 @@ interface Flags extends CommonFlags {
   readonly logPrompts?: boolean | undefined;
 }
 
-export const serveCommand = command("serve", "Serve models over OpenAI's and Anthropic's API, until it is stopped")
+export const serveCommand = command(
+  "serve",
+  "Serve models over OpenAI's, Anthropic's and Ollama's APIs, until it is stopped",
+)
   .with(common)
   .argument("[models...]", "model directories, .gguf files or hub ids; the first answers requests that name none")
   .option("--models <list>", "the same, comma-separated", parseNames)
