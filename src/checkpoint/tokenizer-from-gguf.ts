@@ -105,12 +105,13 @@ const TURN_ENDS = [
 /** gpt-oss ends a message by `<|end|>` and goes on; a turn by this. */
 const RETURN = "<|return|>";
 
-/** Ids of the control tokens that end a turn or a text, known by their names as in llama.cpp (llama_vocab::impl::load). */
+/** Ids of the tokens that end a turn or a text, known by their names as in llama.cpp (llama_vocab::impl::load). */
 function turnEnds({ ids, kindOf }: Vocabulary): number[] {
   const names = ids[RETURN] === undefined ? TURN_ENDS : TURN_ENDS.filter((name) => name !== "<|end|>");
   return names.flatMap((name) => {
     const id = ids[name];
-    return id !== undefined && kindOf(id) === TOKEN.control ? [id] : [];
+    // many files have them as texts like any other, and llama.cpp takes them for what they are called all the same
+    return id !== undefined && kindOf(id) !== TOKEN.byte ? [id] : [];
   });
 }
 

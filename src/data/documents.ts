@@ -74,7 +74,7 @@ function adviceFor(input: string): string {
 
 async function filesOf(input: string, hub: HubOptions): Promise<string[]> {
   if (input.startsWith(HUB_DATASETS)) return hubFiles(input.slice(HUB_DATASETS.length), hub);
-  const stat = statSync(input, { throwIfNoEntry: false });
+  const stat = existsSync(input) ? statSync(input) : undefined;
   if (stat?.isDirectory()) return filesBelow(input);
   if (stat?.isFile()) return [path.resolve(input)];
   if (stat !== undefined)

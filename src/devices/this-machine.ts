@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import { fromFloat32 } from "../ggml/convert.js";
 import { dataBytes } from "../ggml/dtype.js";
 import { Backend, canKeepThreads, type DeviceKind, type Pointer, type StoredDType } from "../ggml/index.js";
+import { freeMemory } from "../system/memory.js";
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
 import { defineOp, elementCount, Graph, ops, type Shape, type Tensor, TensorStore } from "../tensor/index.js";
@@ -112,7 +113,7 @@ async function measure(backend: Backend): Promise<DeviceProfile> {
     id: THIS_MACHINE,
     name: `This machine (${description})`,
     kind: kind === "cpu" ? "laptop" : "gpu",
-    usableBytes: kind === "cpu" ? 0.75 * process.availableMemory() : 0.9 * memoryFreeBytes,
+    usableBytes: kind === "cpu" ? 0.75 * freeMemory() : 0.9 * memoryFreeBytes,
     contextLength: 8192,
     bandwidth,
     compute: computeOf.q4_k,

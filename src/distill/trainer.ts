@@ -113,7 +113,9 @@ export class Trainer {
       if (step % options.saveEverySteps === 0 || stop || step === this.steps)
         run?.save({ step, seconds: seconds() }, saved);
       if (stop && step < this.steps)
-        throw new InterruptedError(`stopped at step ${step} of ${this.steps}; the same command goes on from there`);
+        throw new InterruptedError(
+          `stopped at step ${step} of ${this.steps}${run === undefined ? "" : "; the same command goes on from there"}`,
+        );
     }
     const tokens = this.steps * this.tokensPerStep;
     const tail = losses.slice(-Math.max(1, Math.ceil(losses.length / 10)));

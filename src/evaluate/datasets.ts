@@ -116,7 +116,7 @@ export class Datasets {
     const { directory, files, commit } = await this.download(repo, patterns, {});
     // the same rows may be there as several kinds of file
     const inFolder = folders.map((folder) =>
-      files.filter((file) => path.dirname(file) === path.join(directory, folder)),
+      files.filter((file) => path.dirname(file) === path.resolve(directory, folder)),
     );
     const found = inFolder.find((own) => own.length > 0) ?? files;
     const ending = OWN_ENDINGS.find((one) => found.some((file) => file.endsWith(`.${one}`)));

@@ -1,4 +1,4 @@
-import { appendFileSync, existsSync, mkdirSync, readFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { hashBytes } from "../system/files.js";
 import { logOf } from "../system/log.js";
@@ -23,13 +23,14 @@ export class ReplyCache {
 
   /**
    * @param identity everything that replies depend on: the model, how it computes
-   * @param restart asks anew for what has an earlier reply
+   * @param restart asks anew: `own` for what this evaluation asks, of a model that cannot have changed, `all` forgets every reply
    */
-  static open(directory: string, identity: unknown, restart = false): ReplyCache {
+  static open(directory: string, identity: unknown, restart?: "own" | "all"): ReplyCache {
     const file = path.join(directory, `${hashBytes(JSON.stringify(identity)).slice(0, 32)}.jsonl`);
+    if (restart === "all") rmSync(file, { force: true });
     const cache = new ReplyCache(file);
     cache.read();
-    if (restart) for (const key of cache.replies.keys()) cache.forgotten.add(key);
+    if (restart === "own") for (const key of cache.replies.keys()) cache.forgotten.add(key);
     return cache;
   }
 

@@ -19,6 +19,9 @@ const BUILT_IN = [
   "loop",
   "raise_exception",
   "strftime_now",
+  "caller",
+  "kwargs",
+  "varargs",
 ];
 /** What asks whether there is such a column. */
 const ASKS_WHETHER = ["defined", "undefined", "default", "d"];
@@ -39,8 +42,8 @@ export function rowTemplate(source: string, file: string): (row: Row) => string 
     throw failed(error);
   }
   const columns = columnsOf(parsed.parsed as unknown as Node);
-  // the library drops a line end at the end, and renders what is not there as nothing
-  const end = source.endsWith("\n") ? "\n" : "";
+  // the library drops a line end at the end, also where no tag takes it, and renders what is not there as nothing
+  const end = /(?<!-[}%#]\})\n$/.test(source) ? "\n" : "";
   return (row) => {
     const missing = columns.find((column) => !Object.hasOwn(row, column));
     if (missing !== undefined) {
@@ -78,6 +81,16 @@ function columnsOf(template: Node): string[] {
       case "MemberExpression":
         visit(node.object);
         if (node.computed === true) visit(node.property);
+        return;
+      // what an operator is called is no column
+      case "BinaryExpression":
+        visit([node.left, node.right]);
+        return;
+      case "UnaryExpression":
+        visit(node.argument);
+        return;
+      case "FilterStatement":
+        visit(node.body);
         return;
       case "FilterExpression":
       case "TestExpression": {

@@ -4,6 +4,7 @@ import { FairQueue } from "../serve/engine/fair-queue.js";
 import { HostedModel, type HostOptions } from "../serve/engine/hosted-model.js";
 import { ApiError } from "../serve/errors.js";
 import { formatBytes } from "../system/format.js";
+import { freeMemory } from "../system/memory.js";
 
 export interface CompletionRequest {
   readonly prompt: string;
@@ -82,7 +83,7 @@ export class Playground {
     const { device, threads } = this.options;
     const load = async () => {
       await this.makeRoom();
-      const maxBytes = MEMORY_SHARE * process.availableMemory();
+      const maxBytes = MEMORY_SHARE * freeMemory();
       if (bytes > maxBytes)
         throw new ApiError(
           409,

@@ -21,9 +21,12 @@ const SPLIT_BY_CODE: ReadonlySet<string> = new Set([
 
 /** Longer runs are tokenized in parts. Texts in any language have a space or a punctuation mark earlier, but for data and for attacks. */
 const LONGEST_RUN = 2048;
-const LONG_RUN = new RegExp(`\\S{${LONGEST_RUN + 1},}|\\s{${LONGEST_RUN + 1},}`, "gu");
+const LONG_RUN = new RegExp(`(?<!\\S)\\S{${LONGEST_RUN + 1},}|(?<!\\s)\\s{${LONGEST_RUN + 1},}`, "gu");
 /** Where patterns divide words anyway: before a mark that follows a letter or a digit, and is no part of a special token. */
-const WORD_END = /(?<=[\p{L}\p{N}])[^\s\p{L}\p{N}\p{M}'’<|>[\]_]/gu;
+const WORD_END = /(?<=[\p{L}\p{N}])[^\s\p{L}\p{N}\p{M}'’<|>[\]_｜▁]/gu;
+
+/** What may be the beginning of a special token: `<|im_start`, `[TOOL_`. */
+const BEGUN_TAG = /[<[][^<>[\]\s]{0,64}$/u;
 
 /** The tokens of a text. @param special whether special tokens that are written out are read as such */
 export function tokenize(model: LlamaModel, text: string, special = false): Token[] {
@@ -55,9 +58,9 @@ export function partsOf(text: string): string[] {
 
 /** How much of the beginning of a long run is cut off. */
 function cutOf(beginning: string): number {
-  const ends = [...beginning.matchAll(WORD_END)];
-  const last = ends.at(-1)?.index ?? 0;
-  if (last > 0) return last;
+  const last = [...beginning.matchAll(WORD_END)].at(-1)?.index ?? 0;
   const isHalf = /[\ud800-\udbff]$/.test(beginning); // of a character of two code units
-  return beginning.length - (isHalf ? 1 : 0);
+  const cut = last > 0 ? last : beginning.length - (isHalf ? 1 : 0);
+  const tag = BEGUN_TAG.exec(beginning.slice(0, cut))?.index ?? 0;
+  return tag > 0 ? tag : cut;
 }

@@ -1,6 +1,7 @@
 import { elementAt } from "../system/arrays.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { logOf } from "../system/log.js";
+import { freeMemory } from "../system/memory.js";
 import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import type { Functions, Pointer } from "./functions.js";
 import type { Variant } from "./kernel-choice.js";
@@ -311,7 +312,7 @@ export class Backend {
 
   /** Memory that is free now: the devices' own, or what the system leaves to this process. */
   freeBytes(): number {
-    if (this.device.kind === "cpu") return process.availableMemory();
+    if (this.device.kind === "cpu") return freeMemory();
     const [free, total] = [new BigUint64Array(1), new BigUint64Array(1)];
     let bytes = 0;
     for (const { device } of this.opened) {

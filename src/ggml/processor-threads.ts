@@ -1,7 +1,10 @@
 import { availableParallelism } from "node:os";
+import { logOf } from "../system/log.js";
 import type { Kernels } from "./kernels.js";
 import { chooseThreads, measureThreads, type ThreadTimes } from "./thread-count.js";
 import { type PooledDevice, ThreadPool } from "./thread-pool.js";
+
+const log = logOf("engine");
 
 export interface ThreadOptions {
   /** How many; by default as many as are fastest. */
@@ -43,7 +46,8 @@ export class ProcessorThreads {
 
   /** Computes something, for which the number of threads is chosen before if it is time. */
   async use(compute: () => Promise<void>): Promise<void> {
-    if (this.isMeasured && this.isDue()) await this.measure();
+    if (this.isMeasured && this.isDue())
+      await this.measure().catch((error: unknown) => log.debug("threads not timed", { error: String(error) }));
     const started = performance.now();
     await compute();
     this.computedMs += performance.now() - started;

@@ -11,9 +11,11 @@ const log = logOf("engine");
 /** The milliseconds that numbers of threads took for the same work. */
 export type ThreadTimes = ReadonlyMap<number, number>;
 
-/** The work: so many products of [ROWS, TERMS] and [TERMS, COLUMNS], like those of a small model's training step. */
+/** The work: so many products of [ROWS, TERMS] and [TERMS, columns], like those of a small model's training step. */
 const PRODUCTS = 8;
-const [ROWS, TERMS, COLUMNS] = [128, 512, 512];
+const [ROWS, TERMS] = [128, 512];
+/** Columns for each processor: where there are many, they are there for larger models. */
+const [COLUMNS_EACH, LEAST_COLUMNS] = [128, 512];
 /** `native/matmul.c`'s flags: none, that is a product in f32. */
 const PRODUCT = 0n as Pointer;
 /** All threads, in a custom op of ggml's. */
@@ -89,9 +91,10 @@ class Work {
     const { functions: f, backend } = on;
     this.f = f;
     const tensors = PRODUCTS + 2;
+    const columns = Math.max(LEAST_COLUMNS, COLUMNS_EACH * availableParallelism());
     this.context = f.ggml_init(f.ggml_tensor_overhead() * (tensors + 1) + f.ggml_graph_overhead_custom(tensors, false));
     const x = f.ggml_new_tensor_4d(this.context, DTYPE_ID.f32, TERMS, ROWS, 1, 1);
-    const weight = f.ggml_new_tensor_4d(this.context, DTYPE_ID.f32, TERMS, COLUMNS, 1, 1);
+    const weight = f.ggml_new_tensor_4d(this.context, DTYPE_ID.f32, TERMS, columns, 1, 1);
     const sources = BigUint64Array.of(weight, x);
     this.graph = f.ggml_new_graph_custom(this.context, tensors, false);
     for (let i = 0; i < PRODUCTS; i++) {
@@ -100,7 +103,7 @@ class Work {
           ? f.ggml_mul_mat(this.context, weight, x)
           : f.ggml_custom_4d(
               this.context,
-              ...([DTYPE_ID.f32, COLUMNS, ROWS, 1, 1, sources, sources.length] as const),
+              ...([DTYPE_ID.f32, columns, ROWS, 1, 1, sources, sources.length] as const),
               ...([kernels.address("matmul"), ALL_THREADS, PRODUCT] as const),
             );
       f.ggml_build_forward_expand(this.graph, product);

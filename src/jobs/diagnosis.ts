@@ -13,7 +13,7 @@ import {
   loadLibrary,
 } from "../ggml/index.js";
 import { cacheDirectory } from "../system/files.js";
-import { memoryLimit } from "../system/memory.js";
+import { freeMemory, memoryLimit } from "../system/memory.js";
 
 /** Hardware and libraries that were found, and which of them are used. */
 export interface Diagnosis {
@@ -72,7 +72,7 @@ export async function diagnose(options: BackendOptions): Promise<Diagnosis> {
     cpu: cpus()[0]?.model.trim() ?? "unknown",
     cores: availableParallelism(),
     memoryBytes: memoryLimit(),
-    freeMemoryBytes: process.availableMemory(),
+    freeMemoryBytes: freeMemory(),
     ggml: { version: library.version, commit: library.commit, directory: library.directory },
     installed: libraryDirectories("auto"),
     devices: listDevices(library).map(({ kind, name, description, memoryTotalBytes }) => ({

@@ -88,7 +88,14 @@ export async function distillBriefly(distillation: BriefDistillation): Promise<n
     const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
     const sequences = new Sequences(tokens, sequenceLength);
     const teacherBytes = teacher.store.byteLength;
-    const { microBatchSize } = fittingBatch({ ...distillation, model: pruned.model, student, objective, teacherBytes });
+    const { microBatchSize } = fittingBatch({
+      ...distillation,
+      model: pruned.model,
+      student,
+      objective,
+      teacherBytes,
+      options: { ...options, ranks: undefined }, // the leader trains alone
+    });
     const { signal } = options;
     await train({ backend, student, sequences, options: { ...settings, microBatchSize }, objective, signal });
     return (await perplexity(backend, student, validation, { sequenceLength, computeType })).loss;

@@ -16,7 +16,7 @@ import { UsageError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
 import type { Input } from "../system/places.js";
 import { didYouMeanPath } from "../system/suggest.js";
-import { type OpenedModel, openEvaluatedModel } from "./evaluated-model.js";
+import { checkComputed, type OpenedModel, openEvaluatedModel } from "./evaluated-model.js";
 import type { EvaluateJob, EvaluateOutcome, ModelEvaluation, PlannedTask } from "./evaluation.js";
 import { writeEvaluationReport } from "./evaluation-report.js";
 import { folderName, harnessFile, harnessResults, harnessSample } from "./harness-results.js";
@@ -41,6 +41,7 @@ import { plannedTasks } from "./task-names.js";
  * ```
  */
 export async function evaluate(job: EvaluateJob): Promise<EvaluateOutcome> {
+  checkComputed(job);
   const planned = await planEvaluation(job);
   const { out } = job;
   if (out === undefined) return { models: await evaluateAll(job, planned, undefined) };

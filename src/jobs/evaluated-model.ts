@@ -33,24 +33,30 @@ export interface OpenedModel {
 /** Increase it when the same request would get another answer. */
 const ANSWERS_VERSION = 1;
 
+/** Whether a model is a server's, rather than computed here. */
+const isServer = (name: string): boolean => /^https?:\/\//.test(name);
+
+/** @throws UsageError for options that are for models that are computed here, where there are none */
+export function checkComputed({ models, maxLength, engine, computeType }: EvaluateJob): void {
+  if (!models.every(isServer)) return;
+  const given = Object.entries({ "--max-length": maxLength, "--engine": engine, "--compute": computeType });
+  for (const [option, value] of given)
+    if (value !== undefined) throw new UsageError(`${option} is for models that are computed here, not for a server's`);
+}
+
 /** Opens one of a job's models. @throws UsageError for options that do not go with it */
 export async function openEvaluatedModel(index: number, job: EvaluateJob): Promise<OpenedModel> {
   const name = job.models[index] ?? "";
-  const cacheOf = (identity: unknown) =>
+  const cacheOf = (identity: unknown, restart: "own" | "all") =>
     ReplyCache.open(
       job.answers?.directory ?? path.join(cacheDirectory(job.cacheDir), "evaluations"),
       [ANSWERS_VERSION, identity],
-      job.restart === true,
+      job.restart === true ? restart : undefined,
     );
-  if (/^https?:\/\//.test(name)) {
-    const own = [job.maxLength, job.engine, job.computeType].findIndex((option) => option !== undefined);
-    if (own >= 0)
-      throw new UsageError(
-        `${["--max-length", "--engine", "--compute"][own]} is for models that are computed here; ${name} is a server's`,
-      );
+  if (isServer(name)) {
     const [url = name, model] = name.split("#");
     const server = await CompletionServer.connect(url, { model });
-    const cache = cacheOf([url, server.model]);
+    const cache = cacheOf([url, server.model], "all"); // what is behind an address may be another model now
     const opened = { likelihood: server, generation: server, cache };
     return { model: opened, parameters: undefined, maxLength: undefined, release: async () => {} };
   }
@@ -65,12 +71,8 @@ export async function openEvaluatedModel(index: number, job: EvaluateJob): Promi
   const lazy = new LazyModel(found, name, { ...job, maxLength });
   if (job.computeType === "bf16" && job.engine === "llama.cpp") throw new UsageError("--compute is for our own engine");
   const { engine = "coppice", computeType = "f32" } = job;
-  const cache = cacheOf([
-    job.answers?.identities[index] ?? fileIdentity(originOf(found)),
-    engine,
-    computeType,
-    maxLength,
-  ]);
+  const identity = job.answers?.identities[index] ?? fileIdentity(originOf(found));
+  const cache = cacheOf([identity, engine, computeType, maxLength], "own");
   return { model: { likelihood: lazy, generation: lazy, cache }, parameters, maxLength, release: () => lazy.release() };
 }
 

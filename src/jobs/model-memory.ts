@@ -12,6 +12,7 @@ import {
 } from "../models/index.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { formatBytes, formatCount } from "../system/format.js";
+import { freeMemory } from "../system/memory.js";
 import type { JobOptions } from "./job.js";
 
 type MemoryOptions = Pick<JobOptions, "memoryBytes" | "ranks" | "onNote">;
@@ -45,7 +46,7 @@ export const processesPerDevice = (
 
 /** Memory for the hidden states of a model between its steps; what does not fit goes to disk. */
 export const statesBytes = ({ memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>
-  STATES_SHARE * (memoryBytes ?? process.availableMemory() / (ranks?.local.size ?? 1));
+  STATES_SHARE * (memoryBytes ?? freeMemory() / (ranks?.local.size ?? 1));
 
 export const describeMemory = (memoryBytes: number | undefined): string =>
   memoryBytes === undefined ? "the free memory" : formatBytes(memoryBytes);

@@ -2,6 +2,7 @@ import type { Backend } from "../ggml/device.js";
 import type { FloatDType } from "../ggml/dtype.js";
 import { CoppiceError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
+import { freeMemory } from "../system/memory.js";
 import type { Model } from "./architecture.js";
 import type { ModelTensors } from "./checkpoint.js";
 import { bytesOnDevice, checkTensors, loadWeights, type ModelWeights, typesOn } from "./weights.js";
@@ -66,7 +67,7 @@ export function streamedWeights(
   { dtype, memoryBytes = backend.freeBytes() }: PassWeightsOptions,
 ): StreamedWeights {
   checkTensors(tensors.model, tensors.source);
-  const hostBytes = backend.device.kind === "cpu" ? memoryBytes : Math.min(memoryBytes, process.availableMemory());
+  const hostBytes = backend.device.kind === "cpu" ? memoryBytes : Math.min(memoryBytes, freeMemory());
   return new StreamedWeights(tensors, dtype, STATES_SHARE * hostBytes);
 }
 

@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import { describeRunnable } from "../generate/index.js";
 import { type DeviceKind, listDevices, loadLibrary } from "../ggml/index.js";
+import { freeMemory } from "../system/memory.js";
 import { PROFILE_NAMES, type ProfileName } from "./profile-names.js";
 
 /** What a model's memory depends on. */
@@ -47,8 +48,7 @@ export function findHardware(wanted: DeviceKind | "auto" = "auto"): Hardware {
   const devices = listDevices(loadLibrary(wanted));
   const gpu = devices.find(({ kind }) => kind !== "cpu" && (wanted === "auto" || kind === wanted));
   const cores = availableParallelism();
-  if (gpu === undefined || wanted === "cpu")
-    return { kind: "cpu", name: "CPU", freeBytes: process.availableMemory(), cores };
+  if (gpu === undefined || wanted === "cpu") return { kind: "cpu", name: "CPU", freeBytes: freeMemory(), cores };
   return { kind: gpu.kind, name: gpu.description, freeBytes: gpu.memoryFreeBytes, cores };
 }
 

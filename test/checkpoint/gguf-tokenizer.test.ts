@@ -254,7 +254,7 @@ it("ends answers at the end of a turn where a file does not say which token that
   const add = (content: string, id: number, special: boolean) =>
     json.added_tokens.push({ ...json.added_tokens[0]!, content, id, special });
   add("<end_of_turn>", next, true);
-  add("<|im_end|>", next + 1, false); // a text like any other
+  add("<|im_end|>", next + 1, false); // stated as a text like any other, as in many files
   writeFileSync(definition, JSON.stringify(json));
   const file = path.join(root, "silent.gguf");
   await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
@@ -264,7 +264,7 @@ it("ends answers at the end of a turn where a file does not say which token that
     const kept = new Map([...metadata].filter(([key]) => chat || key !== "tokenizer.chat_template"));
     return tokenizerFiles(file, kept)["generation_config.json"]?.eos_token_id;
   };
-  expect(stops(true)).toEqual([end!.id, next]);
+  expect(stops(true)).toEqual([end!.id, next + 1, next]);
   expect(stops(false)).toEqual(end!.id); // no chat model
 });
 

@@ -76,17 +76,19 @@ describe("an evaluation", () => {
 
   it("that begins anew asks all of its own again, and leaves other tasks' answers where they are", async () => {
     const kept = path.join(directory, "kept-anew");
-    const open = (restart = false) => ReplyCache.open(kept, "model", restart);
+    const open = (restart?: "own" | "all") => ReplyCache.open(kept, "model", restart);
     const others = open();
     others.set("of another task", "kept");
     others.flush();
     await evaluateTask(piqa, { ...shortSighted([]), cache: open() }, { datasets, tools });
     const asked: Request[] = [];
-    const anew = { ...shortSighted(asked), cache: open(true) };
+    const anew = { ...shortSighted(asked), cache: open("own") };
     expect((await evaluateTask(piqa, anew, { datasets, tools })).cached).toBe(0);
     expect(asked).toHaveLength(20);
     expect(open().get("of another task")).toBe("kept");
     expect((await evaluateTask(piqa, { ...shortSighted([]), cache: open() }, { datasets, tools })).cached).toBe(20);
+    open("all");
+    expect(open().get("of another task")).toBeUndefined();
   });
 
   it("says how many documents, which data, and how sure it is", async () => {
@@ -371,6 +373,32 @@ describe("a task file", () => {
     const asked: Request[] = [];
     await evaluateTask((await loadTaskFile(write("names.json", content)))!, shortSighted(asked), { datasets, tools });
     expect(asked[0]).toMatchObject({ context: "1 BLUE none green\nAnswer:\n" });
+  });
+
+  it.each([
+    ["{% if question and options %}yes{% endif %}", "yes"],
+    ["{% if not question or 'blue' in options %}yes{% endif %}", "yes"],
+    ["{% if 'red' not in options and question is not none %}yes{% endif %}", "yes"],
+    ["{{ -1 * 2 + options|length }}{{ question ~ '!' }}", "0Sky?!"],
+    ["{% macro m(a, b=1) %}{{ a }}{{ b }}{% endmacro %}{{ m(question, b=2) }}", "Sky?2"],
+    ["{% filter upper %}{{ question }}{% endfilter %}", "SKY?"],
+    ["{{ question[:2] }}{{ 'a' if question else 'b' }}", "Ska"],
+    ["{{ question -}}\n", "Sky?"],
+    ["{{ question }}\n", "Sky?\n"],
+  ])("may be written as %s", async (context, wanted) => {
+    const content = {
+      kind: "last-word",
+      name: "words",
+      data: "colours.jsonl",
+      context,
+      continuation: "{{ question }}",
+    };
+    const asked: Request[] = [];
+    await evaluateTask((await loadTaskFile(write("operators.json", content)))!, shortSighted(asked), {
+      datasets,
+      tools,
+    });
+    expect(asked[0]).toMatchObject({ context: wanted });
   });
 
   it("says what answers are where that could be two things", async () => {

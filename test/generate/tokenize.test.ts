@@ -28,6 +28,14 @@ describe("the parts of a text", () => {
     );
   });
 
+  it("do not begin or end within what may be a special token", () => {
+    for (const tag of ["<|im_start|>", "[TOOL_CALLS]", "<｜Assistant｜>", "<end_of_turn>"])
+      for (let before = 2030; before <= 2048; before++) {
+        const parts = partsOf(`${"好".repeat(before)}${tag}${"好".repeat(3000)}`);
+        expect(parts.filter((part) => part.includes(tag)).length, `${tag} after ${before}`).toBe(1);
+      }
+  });
+
   it("end where words do, if they can", () => {
     const parts = partsOf("word,".repeat(1000));
     expect(parts.length).toBe(3);

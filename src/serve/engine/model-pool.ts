@@ -149,11 +149,13 @@ export class ModelPool {
     const { patienceMs = PATIENCE_MS } = this.options;
     if (blocked === undefined || blocked.entry === entry || performance.now() - blocked.since < patienceMs) return;
     const { loading } = blocked.entry;
-    if (loading !== undefined)
-      await orAborted(
-        loading.catch(() => undefined),
+    if (loading === undefined) return;
+    await this.counted(() =>
+      orAborted(
+        loading.catch(() => {}),
         signal,
-      );
+      ),
+    );
   }
 
   private entry(name: string | undefined): Entry {
@@ -168,6 +170,14 @@ export class ModelPool {
   }
 
   private async load(entry: Entry, signal: AbortSignal): Promise<LoadedModel> {
+    return await this.counted(() => {
+      entry.loading ??= this.inTurn(() => this.loadNow(entry));
+      return orAborted(entry.loading, signal);
+    });
+  }
+
+  /** Counts a request that waits for a model. @throws ApiError 429 where too many do */
+  private async counted<T>(wait: () => Promise<T>): Promise<T> {
     if (this.waitingForModel >= this.options.queueLimit)
       throw new ApiError(429, `${this.waitingForModel} requests are waiting for models already: try again later`, {
         code: "queue_full",
@@ -175,8 +185,7 @@ export class ModelPool {
       });
     this.waitingForModel++;
     try {
-      entry.loading ??= this.inTurn(() => this.loadNow(entry));
-      return await orAborted(entry.loading, signal);
+      return await wait();
     } finally {
       this.waitingForModel--;
     }
@@ -242,6 +251,7 @@ export class ModelPool {
     try {
       for (;;) {
         if (this.inMemory.length === 0 || this.taken + needed <= memoryLimit || this.closed) return;
+        if (entry.users === 0) throw new ApiError(503, "nobody waits for the model any more");
         const { idle } = this;
         if (idle === undefined) await new Promise<void>((resolve) => this.freed.push(resolve));
         else await unload(idle);

@@ -43,8 +43,10 @@ function tokenBias({ logitBias }: Sampling, { model, vocabSize }: SampledText): 
 }
 
 /** Whether tokens become less probable by what was written before. */
-export const hasPenalties = ({ presencePenalty, frequencyPenalty, repetitionPenalty = 1 }: Sampling): boolean =>
-  presencePenalty !== undefined || frequencyPenalty !== undefined || repetitionPenalty !== 1;
+export function hasPenalties(sampling: Sampling): boolean {
+  const { presencePenalty = 0, frequencyPenalty = 0, repetitionPenalty = 1, penaltyWindow = 1 } = sampling;
+  return penaltyWindow > 0 && (presencePenalty !== 0 || frequencyPenalty !== 0 || repetitionPenalty !== 1);
+}
 
 function repeatPenalty(
   sampling: Sampling,

@@ -42,6 +42,32 @@ describe("a model that does not fit beside a busy one", () => {
     await pool.close();
   });
 
+  it("is not waited for when nobody wants it any more", async () => {
+    const pool = poolOf(0);
+    const first = await pool.lease("busy", signal);
+    const leaving = new AbortController();
+    const other = pool.use("other", leaving.signal, async () => {});
+    await settle();
+    const second = pool.use("busy", signal, async () => "at once");
+    leaving.abort(new Error("the client left"));
+    await expect(other).rejects.toThrow("the client left");
+    expect(await second).toBe("at once"); // while the first is still in use
+    first.release();
+    await pool.close();
+  });
+
+  it("lets as many requests wait as may, and no more", async () => {
+    const pool = poolOf(0);
+    const first = await pool.lease("busy", signal);
+    const waiting = [pool.use("other", signal, async () => {})];
+    await settle();
+    for (let i = 1; i < 9; i++) waiting.push(pool.use("busy", signal, async () => {}));
+    await expect(pool.use("busy", signal, async () => {})).rejects.toThrow(/9 requests are waiting/);
+    first.release();
+    await Promise.all(waiting);
+    await pool.close();
+  });
+
   it("keeps nobody waiting whose request has ended", async () => {
     const pool = poolOf(0);
     const first = await pool.lease("busy", signal);
