@@ -114,7 +114,7 @@ cpSync(path.join(root, "scripts/portable/check.mjs"), path.join(folder, "check.m
 cpSync(path.join(root, "bench/peers/distill_step.py"), path.join(folder, "peers/distill_step.py"));
 const launcher = (script: string) => `#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
-export LD_LIBRARY_PATH="$here/lib:$LD_LIBRARY_PATH"
+export LD_LIBRARY_PATH="$here/lib\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$here/node" "$here/${script}" "$@"
 `;
 for (const [file, script] of [

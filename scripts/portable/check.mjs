@@ -153,11 +153,14 @@ for (const [device, { comparisons = [], failure }] of Object.entries(report.chec
   );
   for (const one of wrong) console.log(`  ${one.name}: ${one.failure ?? `differs by ${one.difference}`}`);
   if (comparisons.length === 0) console.log(`  ${failure}`);
+  if (wrong.length > 0 || comparisons.length === 0) process.exitCode = 1;
 }
-for (const [device, { student, seconds, failure }] of Object.entries(report.compressions))
+for (const [device, { student, seconds, failure }] of Object.entries(report.compressions)) {
+  if (student === undefined) process.exitCode = 1;
   console.log(
     `compress on ${device}: ${student === undefined ? failure : `loss ${student.loss.toFixed(4)} in ${seconds.toFixed(0)} s`}`,
   );
+}
 for (const { shape, device, ours, bf16, compiled } of report.steps)
   console.log(`${shape} on ${device}: ${speed(ours)}; PyTorch bf16 ${speed(bf16)}, compiled ${speed(compiled)}`);
 console.log(`written to ${values.out}`);

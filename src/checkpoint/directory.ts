@@ -56,6 +56,14 @@ const CARRIED = [
   "video_preprocessor_config.json",
 ];
 
+/** Whether a file of a model directory belongs to the model: its configuration, weights, tokenizer, processors, or conditions. */
+export const isModelFile = (name: string): boolean =>
+  name === "config.json" ||
+  name === INDEX ||
+  /^model(-\d+-of-\d+)?\.safetensors$/.test(name) ||
+  CARRIED.includes(name) ||
+  isLicense(name);
+
 const isLicense = (name: string): boolean => /^(licen[cs]e|notice|use_policy)/i.test(name);
 
 /**

@@ -53,6 +53,10 @@ async function converse(chat: Chat, lines: Interface, job: JobOptions, flags: Fl
   lines.on("SIGINT", () => (answer === undefined ? lines.close() : answer.abort()));
   job.signal?.addEventListener("abort", () => lines.close());
   const onText = flags.json === true ? undefined : (text: string) => process.stdout.write(text);
+  let closed = false; // by the end of piped input, which newer versions of Node do not prompt after
+  lines.once("close", () => {
+    closed = true;
+  });
   lines.prompt();
   for await (const line of lines) {
     if (line.trim() === "/exit") break;
@@ -70,7 +74,7 @@ async function converse(chat: Chat, lines: Interface, job: JobOptions, flags: Fl
       turns.push({ user: line, model: text });
       onText?.("\n");
     }
-    lines.prompt();
+    if (!closed) lines.prompt();
   }
   return turns;
 }

@@ -1,6 +1,7 @@
 import type { FoundryOptions } from "../foundry/index.js";
 import { ROLES, type Role } from "../foundry/store/roles.js";
 import { DEVICE_KINDS } from "../ggml/device-kinds.js";
+import { CoppiceError } from "../system/errors.js";
 import { action, SERVICE_ENDS, stopped } from "./action.js";
 import { command, environment, type OptionGroup, option } from "./command.js";
 import { type CommonFlags, defined, output } from "./options.js";
@@ -119,7 +120,9 @@ const removeKeyCommand = command("remove", "Revoke a key")
     action(async ({ print }, flags: Flags, id: string) => {
       const { withTenants } = await import("../foundry/index.js");
       const removed = await withTenants(placesOf(flags), (tenants) => tenants.removeKey(id));
-      print({ removed }, () => (removed ? "removed" : "there is no such key"));
+      if (!removed)
+        throw new CoppiceError(`there is no key ${id}: \`coppice foundry keys list\` shows those there are`);
+      print({ removed }, () => "removed");
     }),
   );
 

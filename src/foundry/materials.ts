@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/index.js";
@@ -43,10 +43,12 @@ export class Materials {
         return HUB_PREFIX + model.source.id;
       default: {
         const directory = await this.storage.local(modelKey(model));
-        const [only] = readdirSync(directory).filter((file) => file.endsWith(".gguf"));
-        return existsSync(path.join(directory, "config.json")) || only === undefined
+        // of several kinds the largest is the best
+        const files = readdirSync(directory).filter((file) => file.endsWith(".gguf"));
+        const best = byBytes(directory, files).at(-1);
+        return existsSync(path.join(directory, "config.json")) || best === undefined
           ? directory
-          : path.join(directory, only);
+          : path.join(directory, best);
       }
     }
   }
@@ -110,8 +112,28 @@ export function licenceOf(directory: string): string | null {
     const file = path.join(directory, name);
     return existsSync(file) ? readFileSync(file).subarray(0, MAX_CARD_BYTES).toString("utf8") : "";
   };
-  const named = /^---\n[\s\S]*?^license:\s*["']?([\w. -]{1,60})["']?\s*$[\s\S]*?^---$/m.exec(read("README.md"))?.[1];
-  if (named !== undefined) return named.trim();
+  const named = headerOf(read("README.md"))
+    .map((line) => /^license: *["']?([\w. -]{1,60})/.exec(line)?.[1]?.trim())
+    .find((text) => text !== undefined && text !== "");
+  if (named !== undefined) return named;
   const first = ["LICENSE", "LICENSE.md", "LICENSE.txt"].map(read).find((text) => text.trim() !== "");
   return first?.trim().split("\n")[0]?.trim().slice(0, 60) ?? null;
+}
+
+/** Files of a directory, smallest first. Parts of a split model come as their first. */
+function byBytes(directory: string, files: readonly string[]): string[] {
+  const bytesOf = (file: string) => statSync(path.join(directory, file)).size;
+  return files
+    .filter((file) => !/-\d{5}-of-\d{5}\.gguf$/.test(file) || file.includes("-00001-of-"))
+    .sort((a, b) => bytesOf(a) - bytesOf(b));
+}
+
+/** The most lines of a card's header that are looked at. */
+const MOST_HEADER_LINES = 1000;
+
+/** The lines of a model card's header in YAML; none where it has none. */
+function headerOf(card: string): string[] {
+  const [first, ...lines] = card.split("\n", MOST_HEADER_LINES).map((line) => line.trimEnd());
+  const end = lines.indexOf("---");
+  return first === "---" && end >= 0 ? lines.slice(0, end) : [];
 }

@@ -1,5 +1,6 @@
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
+import { isModelFile } from "../checkpoint/directory.js";
 import { type DeviceProfile, deviceProfile, predictMemory, predictSpeed, THIS_MACHINE } from "../devices/index.js";
 import { formatScore } from "../jobs/evaluation-table.js";
 import { evaluate, headlines, type ModelEvaluation, openModel } from "../jobs/index.js";
@@ -115,28 +116,27 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
   };
 }
 
-/** The files of a model directory that a job delivers. */
-const MODEL_FILES =
-  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$|^model(-\d+-of-\d+)?\.safetensors$|^tokenizer\.model$|^chat_template\.jinja$|^LICENSE(\.md|\.txt)?$/;
-
 /** Stores the GGUF files, the model's own files and the report. */
 async function addFiles(results: Results, { gguf, directory }: Compression, workspace: string): Promise<void> {
   for (const file of gguf) await results.add(file, path.basename(file), "gguf");
   if (directory !== undefined)
     for (const name of readdirSync(directory))
-      if (MODEL_FILES.test(name)) await results.add(path.join(directory, name), name, "model");
+      if (isModelFile(name)) await results.add(path.join(directory, name), name, "model");
   for (const name of ["report.html", "report.json", "metrics.jsonl"]) {
     const file = path.join(workspace, name);
     if (existsSync(file)) await results.add(file, name);
   }
 }
 
+/** What memory is predicted for where neither a device nor the job says how long a context is to be. */
+const USUAL_CONTEXT = 8192;
+
 /** The memory that a file takes, and its tokens per second on a device, if there is one. */
 function predictions(
   facts: ModelFacts,
   kind: FileKind,
   device: DeviceProfile | undefined,
-  contextLength = Math.min(device?.contextLength ?? facts.contextLength, facts.contextLength),
+  contextLength = Math.min(device?.contextLength ?? USUAL_CONTEXT, facts.contextLength),
 ) {
   const model = modelFromConfig(facts.config);
   return {

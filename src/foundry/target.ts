@@ -31,7 +31,11 @@ export async function resolveTarget(
     return { target: spec.target === UNCUT ? undefined : spec.target, kinds: kinds ?? ["q8_0"] };
   if (spec.device === undefined) throw new UsageError("a job needs a device or a target");
   const profile = await profileOf(spec.device);
-  const { best } = fitDevice(modelFromConfig(config), profile, { contextLength: spec.context_length, storedBytes });
+  const { best } = fitDevice(modelFromConfig(config), profile, {
+    contextLength: spec.context_length,
+    storedBytes,
+    kinds,
+  });
   if (best === undefined)
     throw new UsageError(
       `no cut of this model fits ${profile.name}: start from a smaller model, or plan for a shorter context`,

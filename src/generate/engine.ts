@@ -144,13 +144,16 @@ export class Engine {
   chat(systemPrompt?: string): Chat {
     const contextSequence = this.sequence;
     const session = new LlamaChatSession(defined({ contextSequence, autoDisposeSequence: false, systemPrompt }));
+    // the library would put a prompt of its own in the place of none
+    const begin = () => (systemPrompt === undefined ? session.setChatHistory([]) : session.resetChatHistory());
+    begin();
     return {
       say: (text, options = {}) =>
         this.timed(options, async (sampling) => {
           const { responseText, stopReason } = await session.promptWithMeta(text, sampling as never);
           return { response: responseText, metadata: { stopReason } };
         }),
-      reset: () => session.resetChatHistory(),
+      reset: begin,
     };
   }
 

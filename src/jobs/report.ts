@@ -43,6 +43,8 @@ export function writeReport(run: RunDirectory, content: ReportContent, metrics =
   writeFileAtomic(run.own("report.html"), renderReport(content, metrics));
 }
 
+const sizeOf = (bytes: number | undefined): string => (bytes === undefined ? "" : formatBytes(bytes));
+
 function renderReport(content: ReportContent, metrics: readonly MetricsRecord[]): string {
   const { models, plan, rounds, stages, bytesByKind = {} } = content;
   const kinds = Object.keys(Object.values(bytesByKind)[0] ?? {}) as FileKind[];
@@ -59,7 +61,8 @@ function renderReport(content: ReportContent, metrics: readonly MetricsRecord[])
         role,
         formatCount(parameters),
         formatBytes(bytes),
-        ...kinds.map((kind) => formatBytes(bytesByKind[role]?.[kind] ?? bytes)),
+        // a file of one kind has no size as another
+        ...kinds.map((kind) => sizeOf(bytesByKind[role]?.[kind])),
         loss.toFixed(4),
         perplexity.toFixed(3),
       ]),

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { linkSync, readFileSync, readlinkSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { linkSync, readFileSync, readlinkSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import path from "node:path";
 import { CoppiceError } from "./errors.js";
@@ -23,11 +23,23 @@ interface Holder {
   readonly began?: string | undefined;
   /** When it took the lock. */
   readonly since: string;
+  /** Whether it touches the lock from time to time as long as it runs. */
+  readonly beats?: boolean | undefined;
   readonly token: string;
 }
 
 /** The contents of this process's locks, by file. */
 const held = new Map<string, string>();
+
+/** How often a holder touches its locks, and after what time without that it is taken for dead where nothing else can be known of it. */
+const [BEAT_MS, DEAD_AFTER_MS] = [15_000, 120_000];
+let heart: NodeJS.Timeout | undefined;
+
+/** Touches this process's locks, from time to time as long as it has any. */
+function beat(): void {
+  const now = new Date();
+  for (const file of held.keys()) tryRead(() => utimesSync(file, now, now));
+}
 
 process.on("exit", () => {
   for (const [file, content] of held) release(file, content);
@@ -35,7 +47,8 @@ process.on("exit", () => {
 
 /**
  * Locks a directory for this process. A lock left behind by a process that was killed, or by a machine that went down, is taken
- * over; where that cannot be known, on another machine or in another container, it counts as held.
+ * over; where that cannot be known, because a container of the same name took its place, when it has not been touched for two minutes. On
+ * another machine it counts as held.
  * @returns a function that releases the lock
  * @throws CoppiceError naming its holder
  */
@@ -46,11 +59,12 @@ export function lockDirectory(directory: string): () => void {
     const found = read(file);
     if (found === undefined && attempt <= 10) continue; // released just now
     const holder = found === undefined ? undefined : parse(found);
-    if (found === undefined || attempt > 10 || held.has(file) || holder === undefined || !isGone(holder))
+    if (found === undefined || attempt > 10 || held.has(file) || holder === undefined || !isGone(holder, file))
       throw lockedError(directory, file, holder);
     removeStale(file, found);
   }
   held.set(file, content);
+  heart ??= setInterval(beat, BEAT_MS).unref();
   return () => release(file, content);
 }
 
@@ -63,6 +77,7 @@ function thisProcess(): Holder {
     boot: tryRead(() => readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()),
     began: startTimeOf(process.pid),
     since: new Date().toISOString(),
+    beats: true,
     token: randomBytes(8).toString("hex"),
   };
 }
@@ -112,14 +127,21 @@ function parse(content: string): Holder | undefined {
   return typeof value?.pid === "number" && typeof value.host === "string" ? (value as Holder) : undefined;
 }
 
-function isGone({ pid, host, machine, processes, boot, began }: Holder): boolean {
+function isGone(holder: Holder, file: string): boolean {
+  const { pid, host, machine, processes, boot, began } = holder;
   const own = thisProcess();
   if (host !== own.host) return false;
   if (machine !== undefined && own.machine !== undefined && machine !== own.machine) return false; // of the same name
-  if (boot !== own.boot) return true; // the machine has been rebooted
-  if (processes !== own.processes) return false;
+  const isSame = machine !== undefined && own.machine !== undefined;
+  if (boot !== own.boot && isSame) return true; // the machine has been rebooted
+  // another container of that name, or another machine whose containers have no names of their own
+  if (boot !== own.boot || processes !== own.processes) return isSilent(holder, file);
   return !isAlive(pid) || startTimeOf(pid) !== began;
 }
+
+/** Whether a holder has ceased to touch its lock. */
+const isSilent = ({ beats }: Holder, file: string): boolean =>
+  beats === true && Date.now() - (tryRead(() => statSync(file).mtimeMs) ?? Date.now()) > DEAD_AFTER_MS;
 
 /** Whether a process of this machine runs. */
 export function isAlive(pid: number): boolean {
@@ -145,6 +167,10 @@ function removeStale(file: string, found: string): void {
 
 function release(file: string, content: string): void {
   held.delete(file);
+  if (held.size === 0) {
+    clearInterval(heart);
+    heart = undefined;
+  }
   if (read(file) === content) rmSync(file, { force: true });
 }
 
@@ -153,8 +179,10 @@ function lockedError(directory: string, file: string, holder: Holder | undefined
     return new CoppiceError(
       `${directory} is locked by ${file}, which does not name its holder: delete it if no run is active`,
     );
-  const { pid, host, since } = holder;
-  const elsewhere = host === hostname() ? "" : `; if that process no longer runs there, delete ${file}`;
+  const { pid, host, since, processes, boot } = holder;
+  const own = thisProcess();
+  const isKnown = host === own.host && processes === own.processes && boot === own.boot;
+  const elsewhere = isKnown ? "" : `; if that process no longer runs there, delete ${file}`;
   return new CoppiceError(
     `${directory} is in use by another run: process ${pid} on ${host}, since ${toTheSecond(since)}; wait until it ends, or choose another --out${elsewhere}`,
   );

@@ -45,6 +45,8 @@ export function checkWritable(file: string, option = "--out"): void {
   let parent = path.dirname(path.resolve(file));
   let stat = statOf(parent);
   while (stat === undefined) {
+    if (parent === path.dirname(parent))
+      throw new UsageError(`${file} cannot be written: there is no ${parent}; choose another ${option}`);
     parent = path.dirname(parent);
     stat = statOf(parent);
   }

@@ -1,6 +1,6 @@
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { LOCK_FILE, lockDirectory } from "../../src/system/lock.js";
 import { temporaryDirectory } from "../temporary.js";
 
@@ -32,13 +32,43 @@ describe("a directory's lock", () => {
     () => {
       lockDirectory(lockedBy("rebooted", { boot: "before" }))();
       const directory = lockedBy("machine", { machine: "a", boot: "before" });
-      const hasMachine = (
-        JSON.parse(readFileSync(path.join(lockedBy("own", {}), LOCK_FILE), "utf8")) as { machine?: string }
-      ).machine;
-      if (hasMachine === undefined) lockDirectory(directory)();
-      else expect(() => lockDirectory(directory)).toThrow(/in use by another run/);
+      expect(() => lockDirectory(directory)).toThrow(/in use by another run/);
     },
   );
+
+  it.runIf(process.platform === "linux")(
+    "is taken over from a container of the same name when it has not been touched for minutes",
+    () => {
+      for (const [name, changes] of [
+        ["restarted", { processes: "pid:[1]" }],
+        ["elsewhere, without a name of its own", { machine: undefined, boot: "another" }],
+      ] as const) {
+        const directory = lockedBy(name, changes);
+        const file = path.join(directory, LOCK_FILE);
+        expect(() => lockDirectory(directory)).toThrow(/if that process no longer runs there, delete .*run\.lock/);
+        const before = new Date(Date.now() - 180_000);
+        utimesSync(file, before, before);
+        lockDirectory(directory)();
+      }
+      const silent = lockedBy("of an older version", { processes: "pid:[1]", beats: undefined });
+      utimesSync(path.join(silent, LOCK_FILE), 1, 1);
+      expect(() => lockDirectory(silent)).toThrow(/in use by another run/);
+    },
+  );
+
+  it("is touched as long as it is held", () => {
+    vi.useFakeTimers();
+    const directory = path.join(root, "beating");
+    mkdirSync(directory);
+    const release = lockDirectory(directory);
+    const file = path.join(directory, LOCK_FILE);
+    utimesSync(file, 1, 1);
+    vi.advanceTimersByTime(60_000);
+    expect(statSync(file).mtimeMs).toBeGreaterThan(1e6);
+    release();
+    expect(vi.getTimerCount()).toBe(0);
+    vi.useRealTimers();
+  });
 
   it.skipIf(process.platform === "win32")("that cannot be read is an error", () => {
     const directory = path.join(root, "dangling");

@@ -65,13 +65,13 @@ interface ModelFileRule {
 const MODEL_FILES: readonly ModelFileRule[] = [
   {
     pattern:
-      /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json$/,
+      /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|tekken|vocab|chat_template|preprocessor_config|processor_config|video_preprocessor_config|model\.safetensors\.index)\.json$/,
     format: "json",
   },
   { pattern: /^model(-\d{5}-of-\d{5})?\.safetensors$/, format: "safetensors" },
   { pattern: /^[A-Za-z0-9][\w.-]{0,120}\.gguf$/, format: "gguf" },
   {
-    pattern: /^(chat_template\.jinja|README\.md|LICENSE|LICENSE\.md|LICENSE\.txt)$/,
+    pattern: /^(chat_template\.jinja|README\.md|(LICEN[CS]E|NOTICE|USE_POLICY)(\.md|\.txt)?)$/,
     format: "text",
     maxBytes: 1 << 20,
   },
