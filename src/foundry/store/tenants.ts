@@ -81,7 +81,7 @@ export class Tenants {
   }
 
   async removeKey(id: string): Promise<boolean> {
-    const { rowCount } = await this.db.pool.query("delete from foundry.keys where id = $1", [id]);
+    const { rowCount } = await this.db.pool.query("delete from foundry.keys where id::text = lower($1)", [id]);
     return rowCount === 1;
   }
 
