@@ -47,6 +47,7 @@ for (const { name: engine, missing, start } of DATABASES)
     let database: TestDatabase;
     let foundry: RunningFoundry;
     let keys: Record<"anna" | "bert" | "boss" | "viewer", string>;
+    let revoked: readonly boolean[];
     beforeAll(async () => {
       database = await start();
       const options = { data, databaseUrl: database.url, logLevel: "silent" as const };
@@ -56,6 +57,10 @@ for (const { name: engine, missing, start } of DATABASES)
         boss: (await tenants.addKey("ops", "boss", "admin")).key,
         viewer: (await tenants.addKey("anna", "screen", "viewer")).key,
       }));
+      revoked = await withTenants(options, async (tenants) => [
+        await tenants.removeKey("nothing"),
+        await tenants.removeKey("751c78f2-4a8d-4ed5-9c03-461f36d63fa8"),
+      ]);
       foundry = await startFoundry({
         ...options,
         port: 0,
@@ -105,6 +110,10 @@ for (const { name: engine, missing, start } of DATABASES)
         await new Promise((resolve) => setTimeout(resolve, 200));
       }
     };
+
+    it("revokes no key that there is not", () => {
+      expect(revoked).toEqual([false, false]);
+    });
 
     it("decides what suits its own machine when a job is created, and cuts nothing for 1x", async () => {
       const spec = { model: await embedded(), tokens: 2000, calibration_samples: 8, candidates: 1 };
