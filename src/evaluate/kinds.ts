@@ -1,5 +1,5 @@
 import { elementAt } from "../system/arrays.js";
-import { FormatError } from "../system/errors.js";
+import { CoppiceError, FormatError } from "../system/errors.js";
 import { indexOfLargest, type Metric, mean, metricKey, passAtK } from "./metrics.js";
 import { length } from "./python-text.js";
 import type { GenerateRequest, Likelihood, Reply } from "./requests.js";
@@ -216,6 +216,10 @@ export function lastWord<Row>(task: LastWordTask<Row>): Task {
     ],
     score: ([reply]) => {
       const { logLikelihood, isGreedy } = reply as Likelihood;
+      if (isGreedy === undefined)
+        throw new CoppiceError(
+          `${task.name}: the server does not say which tokens are most probable (top_logprobs), which acc is counted by`,
+        );
       return { "perplexity,none": logLikelihood, "acc,none": isGreedy ? 1 : 0 };
     },
   });

@@ -62,7 +62,10 @@ export class ReplyCache {
     this.replies.set(key, reply);
     this.forgotten.delete(key);
     if (this.file === undefined) return;
-    const stored = typeof reply === "string" ? reply : [reply.logLikelihood, reply.isGreedy ? 1 : 0];
+    const stored =
+      typeof reply === "string"
+        ? reply
+        : [reply.logLikelihood, reply.isGreedy === undefined ? null : Number(reply.isGreedy)];
     this.pending.push(`${JSON.stringify([key, stored])}\n`);
     if (this.pending.length >= WRITTEN_TOGETHER) this.flush();
   }
@@ -82,7 +85,7 @@ function parseLine(line: string): { readonly key: string; readonly reply: Reply 
     if (typeof key !== "string") return undefined;
     if (typeof stored === "string") return { key, reply: stored };
     if (!Array.isArray(stored) || typeof stored[0] !== "number") return undefined;
-    return { key, reply: { logLikelihood: stored[0], isGreedy: stored[1] === 1 } };
+    return { key, reply: { logLikelihood: stored[0], isGreedy: stored[1] === null ? undefined : stored[1] === 1 } };
   } catch {
     return undefined;
   }

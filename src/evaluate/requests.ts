@@ -33,8 +33,8 @@ export type Request = LogLikelihoodRequest | RollingRequest | GenerateRequest;
 export interface Likelihood {
   /** Sum over the text's tokens, in nats. */
   readonly logLikelihood: number;
-  /** Whether each token was the most probable one; always false for rolling requests. */
-  readonly isGreedy: boolean;
+  /** Whether each token was the most probable one; always false for rolling requests, undefined where a server does not say. */
+  readonly isGreedy: boolean | undefined;
 }
 
 /** Reply to a request. */

@@ -142,7 +142,7 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
         `${this.url} does not return log-probabilities of the prompt (echo with logprobs), which this benchmark needs; tasks that generate text do work: gsm8k, xlsum_english, mbpp, humaneval`,
       );
     let logLikelihood = 0;
-    let isGreedy = request.kind === "log-likelihood";
+    let isGreedy: boolean | undefined = request.kind === "log-likelihood";
     const [first, end] = [[...context].length, [...prompt].length]; // offsets count code points
     const places = placesIn(prompt, logprobs);
     if (places === undefined)
@@ -154,7 +154,8 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
       if (offset < first || offset >= end || own === null || own === undefined) return; // nothing is before the first token
       logLikelihood += own;
       const best = Object.values(logprobs.top_logprobs?.[i] ?? {});
-      isGreedy &&= best.every((other) => other <= own);
+      if (best.length === 0) isGreedy = isGreedy === false ? false : undefined;
+      else isGreedy &&= best.every((other) => other <= own);
     });
     return { logLikelihood, isGreedy };
   }

@@ -1,7 +1,9 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { CompletionServer, type Likelihood } from "../../src/evaluate/index.js";
+import { z } from "zod";
+import { CompletionServer, type Likelihood, lastWord, ReplyCache } from "../../src/evaluate/index.js";
+import { temporaryDirectory } from "../temporary.js";
 
 /** Probability of a word: the same everywhere, so that every likelihood has a closed form. */
 const WORDS: Record<string, number> = { a: 0.5, b: 0.25, c: 0.125 };
@@ -42,7 +44,10 @@ const server = createServer((request, response) => {
             tokens: body.model === "others" ? tokens.map((token) => token.trim()) : tokens,
             token_logprobs: logProbabilities.map((value, i) => (i === 0 ? null : value)),
             text_offset: [...begin.map(() => 0), ...offsets],
-            top_logprobs: logProbabilities.map((_, i) => (i === 0 ? null : { a: Math.log(0.5) })),
+            top_logprobs:
+              body.model === "reticent"
+                ? undefined
+                : logProbabilities.map((_, i) => (i === 0 ? null : { a: Math.log(0.5) })),
           },
         },
       ],
@@ -82,6 +87,27 @@ describe("a server of completions", () => {
     const replies = await likelihoods(model, ["x y", " a b"], ["", "a"], ["x", " a a"]);
     const expected = [Math.log(0.5 * 0.25), Math.log(0.5), Math.log(0.25)];
     for (const [i, { logLikelihood }] of replies.entries()) expect(logLikelihood).toBeCloseTo(expected[i]!, 12);
+  });
+
+  it("that names no most probable tokens gives likelihoods, and no accuracy of last words", async () => {
+    const model = await CompletionServer.connect(url, { model: "reticent" });
+    const [reply] = await likelihoods(model, ["x y", " a b"]);
+    expect(reply?.logLikelihood).toBeCloseTo(Math.log(0.5 * 0.25), 12);
+    expect(reply?.isGreedy).toBeUndefined();
+    const task = lastWord({
+      name: "words",
+      version: 1,
+      dataset: { repo: "none" },
+      splits: { test: "test" },
+      schema: z.unknown(),
+      context: () => "x y",
+      continuation: () => "a",
+    });
+    expect(() => task.read({}).score([reply!], { passes: async () => false })).toThrow(/does not say which tokens are most probable/);
+    const cache = ReplyCache.open(temporaryDirectory(), "reticent");
+    cache.set("key", reply!);
+    cache.flush();
+    expect(cache.get("key")).toEqual(reply);
   });
 
   it("is refused where its tokens are not those of the prompt", async () => {
