@@ -103,7 +103,9 @@ describe("a server of completions", () => {
       context: () => "x y",
       continuation: () => "a",
     });
-    expect(() => task.read({}).score([reply!], { passes: async () => false })).toThrow(/does not say which tokens are most probable/);
+    expect(() => task.read({}).score([reply!], { passes: async () => false })).toThrow(
+      /does not say which tokens are most probable/,
+    );
     const cache = ReplyCache.open(temporaryDirectory(), "reticent");
     cache.set("key", reply!);
     cache.flush();
