@@ -33,14 +33,6 @@ const held = new Map<string, string>();
 
 /** How often a holder touches its locks, and after what time without that it is taken for dead where nothing else can be known of it. */
 const [BEAT_MS, DEAD_AFTER_MS] = [15_000, 120_000];
-let heart: NodeJS.Timeout | undefined;
-
-/** Touches this process's locks, from time to time as long as it has any. */
-function beat(): void {
-  const now = new Date();
-  for (const file of held.keys()) tryRead(() => utimesSync(file, now, now));
-}
-
 process.on("exit", () => {
   for (const [file, content] of held) release(file, content);
 });
@@ -64,8 +56,12 @@ export function lockDirectory(directory: string): () => void {
     removeStale(file, found);
   }
   held.set(file, content);
-  heart ??= setInterval(beat, BEAT_MS).unref();
-  return () => release(file, content);
+  const touch = () => tryRead(() => utimesSync(file, new Date(), new Date()));
+  const heart = setInterval(touch, BEAT_MS).unref();
+  return () => {
+    clearInterval(heart);
+    release(file, content);
+  };
 }
 
 function thisProcess(): Holder {
@@ -167,10 +163,6 @@ function removeStale(file: string, found: string): void {
 
 function release(file: string, content: string): void {
   held.delete(file);
-  if (held.size === 0) {
-    clearInterval(heart);
-    heart = undefined;
-  }
   if (read(file) === content) rmSync(file, { force: true });
 }
 
