@@ -153,6 +153,8 @@ describe("a grammar for a JSON Schema", () => {
   it("takes what the schema takes, and nothing that it does not", async () => {
     await fc.assert(
       fc.asyncProperty(cases.any, cases.any, fc.jsonValue({ maxDepth: 2 }), async (own, other, anything) => {
+        // Ajv calls these members of the values that it compares
+        fc.pre(!/"(valueOf|toString)":/.test(JSON.stringify([own, other, anything])));
         const [valid, accepted] = [ajv.compile(own.schema), await takes(jsonGrammar(own.schema, strict))];
         expect(valid(own.value)).toBe(true);
         expect(accepted(JSON.stringify(own.value)), JSON.stringify(own)).toBe(true);
