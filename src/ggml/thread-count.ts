@@ -62,7 +62,7 @@ export async function measureThreads(on: PooledDevice, kernels: Kernels | undefi
   return times;
 }
 
-/** The fewest threads that are as fast as any, but for chance. */
+/** The fewest threads whose time is within a margin of the best. */
 export function chooseThreads(times: ThreadTimes): number {
   const best = Math.min(...times.values());
   const good = [...times].filter(([, milliseconds]) => milliseconds <= best * MARGIN).map(([threads]) => threads);

@@ -35,7 +35,7 @@ export function checkHeads(heads: number, kvHeads: number): void {
     throw new FormatError(`config.json: ${heads} attention heads cannot be divided among ${kvHeads} key-value heads`);
 }
 
-/** Channels of all heads of a layer: sixteen times as many as any model has. What lists them must not take all memory. */
+/** Most channels of all heads of a layer, sixteen times what models have: orders of rows are listed channel by channel. */
 const MOST_CHANNELS = 2 ** 18;
 
 /** The size of a head: that of the configuration, or the width divided by the heads. @throws FormatError when it does not divide */
