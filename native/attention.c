@@ -157,8 +157,8 @@ static uint32_t *pack_head(int slot, const Tensor *x, int64_t batch, int64_t hea
   return out;
 }
 
-// The words of a panel of channels before position `from`, which is even.
-static inline int64_t words_before(const Shape *s, int64_t from) { return (s->pairs ? from / 2 : from) * s->panel; }
+// The word of a panel of channels at which position `from`, which is even, begins.
+static inline int word_at(const Shape *s, int64_t from) { return (int)(s->pairs ? from / 2 : from); }
 
 static inline Operand matrix(const float *data, int64_t ld, int transposed) {
   return transposed ? (Operand){(const char *)data, TYPE_F32, 4, ld * 4} : (Operand){(const char *)data, TYPE_F32, ld * 4, 4};
@@ -171,7 +171,7 @@ static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t f
   const int words = words_for(n, s->pairs);
   uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, width_b(s->pairs), words_for((int)s->length, s->pairs)));
   pack_b(&operand, 0, rows, 0, n, s->pairs, pb);
-  multiply_panels(s->pairs, words, packed + words_before(s, from), words_for((int)s->length, s->pairs), (int)s->dim, pb, rows,
+  multiply_panels(s->pairs, words, packed, words_for((int)s->length, s->pairs), word_at(s, from), (int)s->dim, pb, rows,
                   out, row, add, WHOLE, 0);
 }
 
@@ -199,7 +199,7 @@ OP(attention) {
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pq);
         int64_t at = 0;
         for (int i = 0; i < count; at += runs[i].to - runs[i].from, i++)
-          multiply_panels(s.pairs, words, pk + runs[i].from * words, words, (int)(runs[i].to - runs[i].from), pq, rows,
+          multiply_panels(s.pairs, words, pk + runs[i].from * words, words, 0, (int)(runs[i].to - runs[i].from), pq, rows,
                           scores + at, ld, 0, WHOLE, 0);
         if (s.cap > 0) limit(&s, scores, ld, rows, at, NULL);
         exponentials(&s, scores, ld, h, q0, rows, runs, count, sums, sunk);
@@ -271,11 +271,11 @@ OP(attention_back) {
         const Operand dy_rows = matrix(dy_block, row, 0), dy_t = matrix(dy_block, row, 1);
 
         pack_b(&queries, 0, rows, 0, (int)s.dim, s.pairs, pb);
-        multiply_panels(s.pairs, words, pk + from * words, words, n, pb, rows, scores, ld, 0, WHOLE, 0);
+        multiply_panels(s.pairs, words, pk + from * words, words, 0, n, pb, rows, scores, ld, 0, WHOLE, 0);
         if (s.cap > 0) limit(&s, scores, ld, rows, n, bends);
         exponentials(&s, scores, ld, h, q0, rows, &run, 1, sums, sunk);
         pack_b(&dy_rows, 0, rows, 0, (int)s.dim, s.pairs, pb);
-        multiply_panels(s.pairs, words, pv + from * words, words, n, pb, rows, slopes, ld, 0, WHOLE, 0);
+        multiply_panels(s.pairs, words, pv + from * words, words, 0, n, pb, rows, slopes, ld, 0, WHOLE, 0);
         for (int r = 0; r < rows; r++) {
           const float inverse = 1 / sums[r];
           const float *bent = bends == NULL ? NULL : bends + r * ld;

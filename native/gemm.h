@@ -57,10 +57,44 @@ static inline __attribute__((always_inline)) void multiply_matrices(int words, c
 }
 #endif
 
-// total[n] = sum over words of a[m] * b[n].
-static inline __attribute__((always_inline)) void multiply_words(const int pairs, int words, const uint32_t *a, const uint32_t *b,
-                                                                 vf total[NR][MV]) {
-  (void)pairs; // unused without products of pairs
+#if HAS_INTEGERS
+// total[n] = sums of products of pairs of integers, at the scales of both rows.
+static inline __attribute__((always_inline)) void multiply_integers(int words, const uint32_t *a, const uint32_t *a_scales,
+                                                                    const uint32_t *b, vf total[NR][MV]) {
+  vi sums[NR][MV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NR; j++)
+#pragma GCC unroll 3
+    for (int i = 0; i < MV; i++) sums[j][i] = (vi){0};
+  for (int q = 0; q < words; q++, a += MR, b += NR) {
+    vu av[MV];
+#pragma GCC unroll 3
+    for (int i = 0; i < MV; i++) av[i] = load_words(a + i * VL);
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) {
+      const vu bv = splat_word(b[j]);
+#pragma GCC unroll 3
+      for (int i = 0; i < MV; i++) sums[j][i] = dot_integers(sums[j][i], av[i], bv);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < NR; j++)
+#pragma GCC unroll 3
+    for (int i = 0; i < MV; i++)
+      total[j][i] = widen_integers(sums[j][i]) * (vf)load_words(a_scales + i * VL) * ((const float *)b)[j];
+}
+#endif
+
+// total[n] = sum over words of a[m] * b[n]. a_scales: of pairs of integers; those of b are its last word
+static inline __attribute__((always_inline)) void multiply_words(const int pairs, int words, const uint32_t *a,
+                                                                 const uint32_t *a_scales, const uint32_t *b, vf total[NR][MV]) {
+  (void)pairs, (void)a_scales; // unused without products of pairs
+#if HAS_INTEGERS
+  if (pairs) {
+    multiply_integers(words - 1, a, a_scales, b, total);
+    return;
+  }
+#endif
 #if HAS_MATRICES
   if (pairs) {
     multiply_matrices(words, a, b, total);
@@ -96,10 +130,10 @@ static inline __attribute__((always_inline)) void multiply_words(const int pairs
 }
 
 // One MR x NR tile: c[n * ldc + m] (+)= sum over words of a[m] * b[n].
-static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *b,
-                                                       float *c, int64_t ldc, int add) {
+static inline __attribute__((always_inline)) void tile(const int pairs, int words, const uint32_t *a, const uint32_t *a_scales,
+                                                       const uint32_t *b, float *c, int64_t ldc, int add) {
   vf total[NR][MV];
-  multiply_words(pairs, words, a, b, total);
+  multiply_words(pairs, words, a, a_scales, b, total);
 #pragma GCC unroll 8
   for (int j = 0; j < NR; j++)
 #pragma GCC unroll 3
@@ -110,13 +144,13 @@ static inline __attribute__((always_inline)) void tile(const int pairs, int word
 }
 
 // The first m x n results of a tile. Apart from whole tiles, whose results then stay in registers.
-static __attribute__((noinline)) void partial_tile(const int pairs, int words, const uint32_t *a, const uint32_t *b, float *c,
-                                                   int64_t ldc, int m, int n, int add) {
+static __attribute__((noinline)) void partial_tile(const int pairs, int words, const uint32_t *a, const uint32_t *a_scales,
+                                                   const uint32_t *b, float *c, int64_t ldc, int m, int n, int add) {
   vf total[NR][MV];
   if (pairs)
-    multiply_words(1, words, a, b, total);
+    multiply_words(1, words, a, a_scales, b, total);
   else
-    multiply_words(0, words, a, b, total);
+    multiply_words(0, words, a, a_scales, b, total);
   for (int j = 0; j < n; j++)
     for (int i = 0; i * VL < m; i++) {
       float *p = c + j * ldc + i * VL;
@@ -125,15 +159,16 @@ static __attribute__((noinline)) void partial_tile(const int pairs, int words, c
     }
 }
 
-// All tiles of packed a (m rows) and b (n rows). Panels of a are `a_words` words apart, which may be more than `words`.
+// All tiles of packed a (m rows) and b (n rows). Panels of a are `a_words` words apart, which may be more than `words`; their words
+// from `first` on are multiplied.
 // A tile whose first row of a is more than `last` after its last row of b is left out.
 #define WHOLE INT32_MAX // leaves none out
-static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int m, const uint32_t *b, int n, float *c,
-                            int64_t ldc, int add, int64_t last, int past_caches) {
+static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words, int first, int m, const uint32_t *b, int n,
+                            float *c, int64_t ldc, int add, int64_t last, int past_caches) {
   (void)pairs, (void)past_caches; // only tiles are fast enough to wait for stores
 #if HAS_TILES
   if (pairs) {
-    multiply_tiles(words, a, a_words, m, b, n, c, ldc, add, last, past_caches);
+    multiply_tiles(words, a + (size_t)first * PAIR_MR, a_words, m, b, n, c, ldc, add, last, past_caches);
     return;
   }
 #endif
@@ -141,14 +176,15 @@ static void multiply_panels(int pairs, int words, const uint32_t *a, int a_words
     for (int j = 0; j < n; j += NR) {
       const int mi = m - i < MR ? m - i : MR, nj = n - j < NR ? n - j : NR;
       if (i > last + j + nj - 1) continue;
-      const uint32_t *ai = a + (size_t)i * a_words, *bj = b + (size_t)j * words;
+      const uint32_t *panel = a + (size_t)i * a_words, *ai = panel + (size_t)first * MR, *a_scales = panel + (size_t)(a_words - 1) * MR;
+      const uint32_t *bj = b + (size_t)j * words;
       float *cij = c + j * ldc + i;
       if (mi < MR || nj < NR)
-        partial_tile(pairs, words, ai, bj, cij, ldc, mi, nj, add);
+        partial_tile(pairs, words, ai, a_scales, bj, cij, ldc, mi, nj, add);
       else if (HAS_PAIRS && !HAS_TILES && pairs)
-        tile(1, words, ai, bj, cij, ldc, add);
+        tile(1, words, ai, a_scales, bj, cij, ldc, add);
       else
-        tile(0, words, ai, bj, cij, ldc, add);
+        tile(0, words, ai, a_scales, bj, cij, ldc, add);
     }
 }
 
@@ -194,11 +230,10 @@ static inline size_t panel_bytes(int rows, int width, int words) {
 // lower: what lies above the diagonal, m > n, may be left out; past_caches: the results are read much later
 static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b, int64_t n0, int64_t n1, int64_t k, float *c,
                      int64_t ldc, int pairs, int add, int lower, int past_caches) {
-  const int most_m = pairs ? PAIR_MC : MC, most_n = pairs ? PAIR_NC : NC, most_words = pairs ? PAIR_KC : KC;
+  const int most_m = pairs ? PAIR_MC : MC, most_n = pairs ? PAIR_NC : NC, step = pairs ? 2 * PAIR_KC : KC;
   const int keeps = m1 - m0 <= (pairs ? PAIR_KEPT : KEPT);
-  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(keeps ? (int)(m1 - m0) : most_m, width_a(pairs), most_words));
-  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(most_n, width_b(pairs), most_words));
-  const int step = pairs ? 2 * most_words : most_words;
+  uint32_t *pa = coppice_scratch(SCRATCH_A, panel_bytes(keeps ? (int)(m1 - m0) : most_m, width_a(pairs), words_for(step, pairs)));
+  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(most_n, width_b(pairs), words_for(step, pairs)));
   for (int64_t k0 = 0; k0 < k; k0 += step) {
     const int kc = k - k0 < step ? (int)(k - k0) : step, words = words_for(kc, pairs);
     int64_t packed = m0; // where the kept rows end
@@ -211,7 +246,7 @@ static void multiply(const Operand *a, int64_t m0, int64_t m1, const Operand *b,
         uint32_t *at = keeps ? pa + (m - m0) * words : pa;
         if (!keeps || m >= packed) pack_a(a, m, mc, k0, kc, pairs, at);
         if (m >= packed) packed = m + mc;
-        multiply_panels(pairs, words, at, words, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
+        multiply_panels(pairs, words, at, words, 0, mc, pb, nc, c + n * ldc + m, ldc, add || k0 > 0,
                         lower ? n - m : WHOLE, past_caches && k <= step);
       }
     }

@@ -54,9 +54,46 @@ static inline vf some_numbers_at(const char *p, int32_t type, int valid) {
   return load(values);
 }
 
-// VL words of a row: pairs of bf16, or f32 as it is.
-static inline __attribute__((always_inline)) vu words_at(const char *p, const int32_t type, const int pairs) {
+// The scales of VL rows of integers, and what undoes them. The sum of products of two rows a and b is at most |a| |b| (Cauchy and
+// Schwarz), so that rows no longer than the root of 2^31 never overflow it: far finer than a bound by the largest numbers. Rounded to
+// multiples of |a| / 46340, terms change a sum by less than bf16 does, whatever outliers there are.
+typedef struct {
+  vf scale, inverse;
+} Scales;
+
+static inline Scales scales_for(vf squares, vf largest, int terms) {
+  const float shortest = 1e-30f; // rows of smaller numbers count as zeros
+  const float length = 46339.0f - 0.5f * sqrtf((float)terms) - (float)terms / 512; // without what rounding may add
+  // squares of very small or large numbers are none
+  const vi exact = (squares > splat(1e-24f)) & (squares < splat(1e37f));
+  const vf norm = vmax(where(exact, vsqrt(squares), largest * sqrtf((float)terms)), largest * (length / 32767.0f));
+  const vi zero = largest < splat(shortest), finite = largest < splat(INFINITY), number = squares == squares;
+  const vf none = (vf){0};
+  return (Scales){where(zero, none, length / norm), where(finite & number, where(zero, none, norm / length), splat(NAN))};
+}
+
+static inline void measure(vf v, vf *squares, vf *largest) {
+  *squares += v * v;
+  *largest = vmax(*largest, vabs(v));
+}
+
+// Words of one pair of each row.
+static inline vu pair_of(vf even, vf odd, vf scale) {
+  (void)scale;
+#if HAS_INTEGERS
+  return integer_words(even * scale, odd * scale);
+#else
+  return pair_words(even, odd);
+#endif
+}
+
+// VL words of a row: pairs, or f32 as it is. scale: of integers
+static inline __attribute__((always_inline)) vu words_at(const char *p, const int32_t type, const int pairs, float scale) {
+  (void)scale;
   if (!pairs) return (vu)numbers_at(p, type);
+#if HAS_INTEGERS
+  return integers_of(numbers_at(p, type) * scale, numbers_at(p + VL * (type == TYPE_F32 ? 4 : 2), type) * scale);
+#endif
   if (type == TYPE_BF16) return load_words(p);
   if (type == TYPE_F32) return pairs_of((const float *)p);
   float values[2 * VL];
@@ -65,9 +102,13 @@ static inline __attribute__((always_inline)) vu words_at(const char *p, const in
 }
 
 // The same where only `left` numbers exist.
-static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t left) {
-  if (left >= (pairs ? 2 : 1) * VL) return words_at(p, type, pairs);
+static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t left, float scale) {
+  if (left >= (pairs ? 2 : 1) * VL) return words_at(p, type, pairs, scale);
   if (!pairs) return (vu)some_numbers_at(p, type, (int)left);
+#if HAS_INTEGERS
+  return integers_of(some_numbers_at(p, type, (int)left) * scale,
+                     some_numbers_at(p + VL * type_bytes(type), type, (int)left - VL) * scale);
+#endif
   float values[2 * VL] = {0};
   widen_all(p, type, type_bytes(type), (int)left, values);
   return pairs_of(values);
@@ -75,9 +116,10 @@ static inline vu some_words_at(const char *p, int32_t type, int pairs, int64_t l
 
 static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// The number of words in a panel for kc terms: whole tiles of pairs, or whole matrices. Words past the last term are zeros.
+// The number of words in a panel for kc terms: whole tiles of pairs, or whole matrices. Words past the last term are zeros. After
+// pairs of integers comes a word more, what undoes the row's scale.
 static inline int words_for(int kc, int pairs) {
-  return pairs ? round_up((kc + 1) / 2, HAS_TILES ? 16 : HAS_MATRICES ? 2 : 1) : kc;
+  return pairs ? round_up((kc + 1) / 2, HAS_TILES ? 16 : HAS_MATRICES ? 2 : 1) + HAS_INTEGERS : kc;
 }
 
 // The address of a strip of rows, which is part of a panel or spans several.
@@ -102,17 +144,63 @@ static inline __attribute__((always_inline)) void put_strip(uint32_t *strip, int
 // How many strips are packed together where rows are adjacent in memory, so that whole cache lines are used.
 #define GROUP 4
 
+// The scales of VL rows with adjacent terms, of which `valid` exist.
+static inline __attribute__((always_inline)) Scales scales_along_terms(const char *first, size_t row_stride, int valid, int kc,
+                                                                       const int32_t type) {
+  float squares[VL] = {0}, largest[VL] = {0};
+  for (int r = 0; r < VL && r < valid; r++) {
+    const char *p = first + r * row_stride;
+    vf sum = (vf){0}, most = (vf){0};
+    int k = 0;
+    for (; k + VL <= kc; k += VL, p += VL * (type == TYPE_F32 ? 4 : 2)) measure(numbers_at(p, type), &sum, &most);
+    if (k < kc) measure(some_numbers_at(p, type, kc - k), &sum, &most);
+    squares[r] = sum_of(sum);
+    largest[r] = max_of(most);
+  }
+  return scales_for(load(squares), load(largest), kc);
+}
+
+// The same of up to GROUP strips of adjacent rows.
+static inline __attribute__((always_inline)) void scales_across_terms(const char *corner, size_t k_stride, int rows, int kc,
+                                                                      const int32_t type, Scales out[GROUP]) {
+  vf squares[GROUP] = {{0}}, largest[GROUP] = {{0}};
+  for (int k = 0; k < kc; k++, corner += k_stride) {
+    __builtin_prefetch(corner + 2 * AHEAD * k_stride);
+    for (int i = 0; i < GROUP; i++)
+      measure(some_numbers_at(corner + i * VL * (type == TYPE_F32 ? 4 : 2), type, rows - i * VL), &squares[i], &largest[i]);
+  }
+  for (int i = 0; i < GROUP; i++) out[i] = scales_for(squares[i], largest[i], kc);
+}
+
+// The same of VL rows of any layout.
+static inline Scales scales_strided(const Operand *x, const char *first, int valid, int kc) {
+  vf squares = (vf){0}, largest = (vf){0};
+  for (int k = 0; k < kc; k++) {
+    float values[VL] = {0};
+    widen_all(first + k * x->k_stride, x->type, x->row_stride, valid, values);
+    measure(load(values), &squares, &largest);
+  }
+  return scales_for(squares, largest, kc);
+}
+
 // Packs rows with adjacent terms: transposes blocks of VL rows by VL words.
 static inline __attribute__((always_inline)) void pack_along_terms(const Operand *x, const char *corner, int rows, int kc,
                                                                    const int32_t type, const int width, const int pairs,
                                                                    uint32_t *out) {
-  const int words = words_for(kc, pairs), step = pairs ? 2 : 1, bytes = type == TYPE_F32 ? 4 : 2;
+  const int all_words = words_for(kc, pairs), scaled = HAS_INTEGERS && pairs, words = all_words - scaled;
+  const int step = pairs ? 2 : 1, bytes = type == TYPE_F32 ? 4 : 2;
   // what comes next: the same terms of the next rows, or, of long rows, the next terms
   const size_t ahead = x->row_stride < LONG_ROW ? VL * x->row_stride : 256;
   for (int s = 0; s < round_up(rows, width); s += VL) {
     const int valid = rows - s;
     const char *first = corner + s * x->row_stride;
-    uint32_t *strip = strip_at(out, s, words, width);
+    uint32_t *strip = strip_at(out, s, all_words, width);
+    float scales[VL] = {0};
+    if (scaled) {
+      const Scales found = scales_along_terms(first, x->row_stride, valid, kc, type);
+      store(scales, found.scale);
+      put_strip(strip, words, all_words, width, (vu)found.inverse);
+    }
     for (int q = 0; q < words; q += VL) {
       const char *p = first + (size_t)q * step * bytes;
       vu block[VL];
@@ -120,15 +208,15 @@ static inline __attribute__((always_inline)) void pack_along_terms(const Operand
         for (int r = 0; r < VL; r++) {
           __builtin_prefetch(p + r * x->row_stride + ahead);
           if (VL * step * bytes > 64) __builtin_prefetch(p + r * x->row_stride + ahead + 64);
-          block[r] = words_at(p + r * x->row_stride, type, pairs);
+          block[r] = words_at(p + r * x->row_stride, type, pairs, scales[r]);
         }
         transpose_words(block);
-        for (int i = 0; i < VL; i++) put_strip(strip, q + i, words, width, block[i]);
+        for (int i = 0; i < VL; i++) put_strip(strip, q + i, all_words, width, block[i]);
       } else {
         for (int r = 0; r < VL; r++)
-          block[r] = r < valid ? some_words_at(p + r * x->row_stride, type, pairs, kc - q * step) : (vu){0};
+          block[r] = r < valid ? some_words_at(p + r * x->row_stride, type, pairs, kc - q * step, scales[r]) : (vu){0};
         transpose_words(block);
-        for (int i = 0; i < VL && q + i < words; i++) put_strip(strip, q + i, words, width, block[i]);
+        for (int i = 0; i < VL && q + i < words; i++) put_strip(strip, q + i, all_words, width, block[i]);
       }
     }
   }
@@ -138,9 +226,16 @@ static inline __attribute__((always_inline)) void pack_along_terms(const Operand
 static inline __attribute__((always_inline)) void pack_across_terms(const Operand *x, const char *corner, int rows, int kc,
                                                                     const int32_t type, const int width, const int pairs,
                                                                     uint32_t *out) {
-  const int words = words_for(kc, pairs), step = pairs ? 2 : 1, bytes = type == TYPE_F32 ? 4 : 2;
+  const int all_words = words_for(kc, pairs), scaled = HAS_INTEGERS && pairs, words = all_words - scaled;
+  const int step = pairs ? 2 : 1, bytes = type == TYPE_F32 ? 4 : 2;
   const int all = round_up(rows, width);
-  for (int g = 0; g < all; g += GROUP * VL)
+  for (int g = 0; g < all; g += GROUP * VL) {
+    Scales scales[GROUP] = {{{0}, {0}}};
+    if (scaled) {
+      scales_across_terms(corner + (size_t)g * bytes, x->k_stride, rows - g, kc, type, scales);
+      for (int s = g; s < all && s < g + GROUP * VL; s += VL)
+        put_strip(strip_at(out, s, all_words, width), words, all_words, width, (vu)scales[(s - g) / VL].inverse);
+    }
     for (int q = 0; q < words; q++) {
       const int first = q * step < kc, second = pairs && q * 2 + 1 < kc;
       for (int s = g; s < all && s < g + GROUP * VL; s += VL) {
@@ -156,24 +251,34 @@ static inline __attribute__((always_inline)) void pack_across_terms(const Operan
           if (first) even = some_numbers_at(p, type, valid);
           if (second) odd = some_numbers_at(p + x->k_stride, type, valid);
         }
-        put_strip(strip_at(out, s, words, width), q, words, width, pairs ? pair_words(even, odd) : (vu)even);
+        put_strip(strip_at(out, s, all_words, width), q, all_words, width,
+                  pairs ? pair_of(even, odd, scales[(s - g) / VL].scale) : (vu)even);
       }
     }
+  }
 }
 
 // Packs any other layout, number by number.
 static inline __attribute__((always_inline)) void pack_strided(const Operand *x, const char *corner, int rows, int kc,
                                                                const int width, const int pairs, uint32_t *out) {
-  const int words = words_for(kc, pairs), step = pairs ? 2 : 1;
-  for (int s = 0; s < round_up(rows, width); s += VL)
+  const int all_words = words_for(kc, pairs), scaled = HAS_INTEGERS && pairs, words = all_words - scaled;
+  const int step = pairs ? 2 : 1;
+  for (int s = 0; s < round_up(rows, width); s += VL) {
+    const int valid = rows - s < VL ? rows - s : VL;
+    uint32_t *strip = strip_at(out, s, all_words, width);
+    Scales scales = {{0}, {0}};
+    if (scaled) {
+      scales = scales_strided(x, corner + s * x->row_stride, valid, kc);
+      put_strip(strip, words, all_words, width, (vu)scales.inverse);
+    }
     for (int q = 0; q < words; q++) {
       float values[2][VL] = {{0}};
-      const int valid = rows - s < VL ? rows - s : VL;
       for (int h = 0; h < step && q * step + h < kc; h++)
         widen_all(corner + s * x->row_stride + (q * step + h) * x->k_stride, x->type, x->row_stride, valid, values[h]);
-      const vu word = pairs ? pair_words(load(values[0]), load(values[1])) : (vu)load(values[0]);
-      put_strip(strip_at(out, s, words, width), q, words, width, word);
+      const vu word = pairs ? pair_of(load(values[0]), load(values[1]), scales.scale) : (vu)load(values[0]);
+      put_strip(strip, q, all_words, width, word);
     }
+  }
 }
 
 // Rows from r0 on, terms k0 .. k0 + kc, into panels of `width` rows: word q of row r of panel p at

@@ -37,7 +37,14 @@
 #define HAS_TILES 0
 #endif
 
-#define HAS_PAIRS (HAS_BF16_DOT || HAS_TILES) // products of pairs of bf16
+// Pairs of 16-bit integers, each row with a scale, and sums of 32 bits: for processors whose bf16 instructions are slow or none.
+#if defined(INTEGER_PAIRS)
+#define HAS_INTEGERS 1
+#else
+#define HAS_INTEGERS 0
+#endif
+
+#define HAS_PAIRS (HAS_BF16_DOT || HAS_TILES || HAS_INTEGERS) // products of pairs of 16-bit numbers
 
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
@@ -224,6 +231,52 @@ static inline vf vtanh(vf x) {
   const vf result = where_positive(size - 0.625f, far, near);
   return where_positive(x, result, -result);
 }
+
+#if HAS_INTEGERS
+static inline vi round_to_integers(vf v) {
+#if VL == 16
+  return (vi)_mm512_cvtps_epi32((__m512)v);
+#else
+  return (vi)_mm256_cvtps_epi32((__m256)v);
+#endif
+}
+
+static inline vf widen_integers(vi v) {
+#if VL == 16
+  return (vf)_mm512_cvtepi32_ps((__m512i)v);
+#else
+  return (vf)_mm256_cvtepi32_ps((__m256i)v);
+#endif
+}
+
+// Words of two integers: even[i] in the low half of word i, odd[i] in the high one.
+static inline vu integer_words(vf even, vf odd) {
+  return ((vu)round_to_integers(odd) << 16) | ((vu)round_to_integers(even) & 0xffff);
+}
+
+// 2 VL consecutive numbers as VL words of two integers.
+static inline vu integers_of(vf first, vf second) {
+#if VL == 16
+  const __m512i turns = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0); // 4 numbers of each come in turn
+  return (vu)_mm512_permutexvar_epi64(
+      turns, _mm512_packs_epi32((__m512i)round_to_integers(first), (__m512i)round_to_integers(second)));
+#else
+  return (vu)_mm256_permute4x64_epi64(
+      _mm256_packs_epi32((__m256i)round_to_integers(first), (__m256i)round_to_integers(second)), 0xd8);
+#endif
+}
+
+// total[i] + a[i].low * b[i].low + a[i].high * b[i].high
+static inline vi dot_integers(vi total, vu a, vu b) {
+#if VL == 16
+  return (vi)_mm512_dpwssd_epi32((__m512i)total, (__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__)
+  return (vi)_mm256_dpwssd_avx_epi32((__m256i)total, (__m256i)a, (__m256i)b);
+#else
+  return total + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+#endif
 
 // Words of two bf16: bf16(even[i]) in the low half of word i, bf16(odd[i]) in the high one. Rounds to nearest even.
 static inline vu pair_words(vf even, vf odd) {

@@ -61,7 +61,7 @@ void *coppice_scratch(int slot, size_t bytes) {
 #if defined(__x86_64__)
 // Instruction sets by CPUID (Intel's manual, volume 2A) rather than by __builtin_cpu_supports, whose tables not every linker has.
 typedef struct {
-  int avx2, avx512, avx512bf16, amxbf16;
+  int avx2, avxvnni, avx512, avx512vnni, avx512bf16, amxbf16;
 } Sets;
 
 // Which registers the operating system saves: bits of XCR0.
@@ -75,7 +75,9 @@ static Sets instruction_sets(void) {
   enum { FMA = 1 << 12, XSAVE = 1 << 27, F16C = 1 << 29 };                               // leaf 1, ecx
   enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };                                       // leaf 7, edx
   enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };     // leaf 7, ebx
-  const uint32_t avx512vl = 1u << 31, bf16 = 1 << 5;                                     // leaf 7, ebx; leaf 7.1, eax
+  enum { AVX512_VNNI = 1 << 11 };                                                        // leaf 7, ecx
+  enum { AVX_VNNI = 1 << 4, BF16 = 1 << 5 };                                             // leaf 7.1, eax
+  const uint32_t avx512vl = 1u << 31;                                                    // leaf 7, ebx
   const uint64_t vectors = 0x6, wide_vectors = 0xe6, tiles = 0x60000;                    // XCR0
   Sets sets = {0};
   uint32_t a, b, c, d;
@@ -91,8 +93,12 @@ static Sets instruction_sets(void) {
 #endif
   const uint32_t wide = AVX512F | AVX512DQ | AVX512BW | avx512vl;
   sets.avx512 = sets.avx2 && saves_wide && (b & wide) == wide;
+  sets.avx512vnni = sets.avx512 && (c & AVX512_VNNI) != 0;
   const int has_tiles = (saved & tiles) == tiles && (d & (AMX_BF16 | AMX_TILE)) == (AMX_BF16 | AMX_TILE);
-  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) sets.avx512bf16 = sets.avx512 && (a & bf16) != 0;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+    sets.avx512bf16 = sets.avx512 && (a & BF16) != 0;
+    sets.avxvnni = sets.avx2 && (a & AVX_VNNI) != 0;
+  }
   sets.amxbf16 = sets.avx512bf16 && has_tiles;
   return sets;
 }
@@ -115,7 +121,10 @@ int coppice_supports(const char *variant) {
 #if defined(__x86_64__)
   const Sets sets = instruction_sets();
   if (strcmp(variant, "avx2") == 0) return sets.avx2;
+  if (strcmp(variant, "avx2int16") == 0) return sets.avx2;
+  if (strcmp(variant, "avxvnni") == 0) return sets.avxvnni;
   if (strcmp(variant, "avx512") == 0) return sets.avx512;
+  if (strcmp(variant, "avx512vnni") == 0) return sets.avx512vnni;
   if (strcmp(variant, "avx512bf16") == 0) return sets.avx512bf16;
   if (strcmp(variant, "amxbf16") == 0) return sets.amxbf16 && tiles_permitted();
   if (strcmp(variant, "emulated") == 0) return sets.avx2;

@@ -75,7 +75,7 @@ static inline void tiles_end(TileConfig before) {
 // 16 words of pairs of one row; words past the `left` numbers are zeros.
 static inline void put_row_words(uint32_t *out, const char *p, int32_t type, int64_t left) {
   for (int q = 0; q < TILE_WORDS; q += VL)
-    store_words(out + q, some_words_at(p + (size_t)q * 2 * type_bytes(type), type, 1, left - 2 * q));
+    store_words(out + q, some_words_at(p + (size_t)q * 2 * type_bytes(type), type, 1, left - 2 * q, 1));
 }
 
 // Pairs of the terms at p and after it, of `rows` rows and `terms` terms that are left.

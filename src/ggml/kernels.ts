@@ -75,7 +75,10 @@ export const VARIANTS: Readonly<Record<string, readonly CompiledVariant[]>> = {
   x64: [
     { name: "amxbf16", flags: [...AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"] },
     { name: "avx512bf16", flags: [...AVX512, "-mavx512bf16"] },
+    { name: "avx512vnni", flags: [...AVX512, "-mavx512vnni", "-DINTEGER_PAIRS"] },
     { name: "avx512", flags: AVX512 },
+    { name: "avxvnni", flags: [...AVX2, "-mavxvnni", "-DINTEGER_PAIRS"] },
+    { name: "avx2int16", flags: [...AVX2, "-DINTEGER_PAIRS"] },
     { name: "avx2", flags: AVX2 },
     { name: "emulated", flags: [...AVX2, "-DEMULATE_TILES"], emulates: "amxbf16" },
   ],
