@@ -18,15 +18,15 @@
 #define PAIR_KC 512 // sums are read and written once per block
 #define PAIR_MC 256
 #define PAIR_NC 1024
-#define PAIR_KEPT 2048 // packing takes as long as the product with a few hundred rows
 #else
 #define PAIR_MR MR
 #define PAIR_NR NR
 #define PAIR_KC KC
 #define PAIR_MC MC
 #define PAIR_NC NC
-#define PAIR_KEPT KEPT
 #endif
+// where packing takes as long as the product with a few hundred rows
+#define PAIR_KEPT (HAS_TILES || HAS_INTEGERS ? 2048 : KEPT)
 
 // Rows of a panel of either operand.
 static inline int width_a(int pairs) { return pairs ? PAIR_MR : MR; }

@@ -147,15 +147,21 @@ static inline __attribute__((always_inline)) void put_strip(uint32_t *strip, int
 // The scales of VL rows with adjacent terms, of which `valid` exist.
 static inline __attribute__((always_inline)) Scales scales_along_terms(const char *first, size_t row_stride, int valid, int kc,
                                                                        const int32_t type) {
+  enum { TOGETHER = 4 }; // rows, so that their sums do not wait for each other
   float squares[VL] = {0}, largest[VL] = {0};
-  for (int r = 0; r < VL && r < valid; r++) {
+  for (int r = 0; r < VL && r < valid; r += TOGETHER) {
+    const int rows = valid - r < TOGETHER ? valid - r : TOGETHER;
     const char *p = first + r * row_stride;
-    vf sum = (vf){0}, most = (vf){0};
+    vf sum[TOGETHER] = {{0}}, most[TOGETHER] = {{0}};
     int k = 0;
-    for (; k + VL <= kc; k += VL, p += VL * (type == TYPE_F32 ? 4 : 2)) measure(numbers_at(p, type), &sum, &most);
-    if (k < kc) measure(some_numbers_at(p, type, kc - k), &sum, &most);
-    squares[r] = sum_of(sum);
-    largest[r] = max_of(most);
+    for (; rows == TOGETHER && k + VL <= kc; k += VL, p += VL * (type == TYPE_F32 ? 4 : 2))
+      for (int i = 0; i < TOGETHER; i++) measure(numbers_at(p + i * row_stride, type), &sum[i], &most[i]);
+    for (; k < kc; k += VL, p += VL * (type == TYPE_F32 ? 4 : 2))
+      for (int i = 0; i < rows; i++) measure(some_numbers_at(p + i * row_stride, type, kc - k), &sum[i], &most[i]);
+    for (int i = 0; i < rows; i++) {
+      squares[r + i] = sum_of(sum[i]);
+      largest[r + i] = max_of(most[i]);
+    }
   }
   return scales_for(load(squares), load(largest), kc);
 }
@@ -164,11 +170,18 @@ static inline __attribute__((always_inline)) Scales scales_along_terms(const cha
 static inline __attribute__((always_inline)) void scales_across_terms(const char *corner, size_t k_stride, int rows, int kc,
                                                                       const int32_t type, Scales out[GROUP]) {
   vf squares[GROUP] = {{0}}, largest[GROUP] = {{0}};
-  for (int k = 0; k < kc; k++, corner += k_stride) {
-    __builtin_prefetch(corner + 2 * AHEAD * k_stride);
-    for (int i = 0; i < GROUP; i++)
-      measure(some_numbers_at(corner + i * VL * (type == TYPE_F32 ? 4 : 2), type, rows - i * VL), &squares[i], &largest[i]);
-  }
+  const size_t bytes = VL * (type == TYPE_F32 ? 4 : 2);
+  if (rows >= GROUP * VL)
+    for (int k = 0; k < kc; k++, corner += k_stride)
+#pragma GCC unroll 4
+      for (int i = 0; i < GROUP; i++) {
+        __builtin_prefetch(corner + 2 * AHEAD * k_stride + i * bytes);
+        measure(numbers_at(corner + i * bytes, type), &squares[i], &largest[i]);
+      }
+  else
+    for (int k = 0; k < kc; k++, corner += k_stride)
+      for (int i = 0; i < GROUP; i++)
+        measure(some_numbers_at(corner + i * bytes, type, rows - i * VL), &squares[i], &largest[i]);
   for (int i = 0; i < GROUP; i++) out[i] = scales_for(squares[i], largest[i], kc);
 }
 

@@ -63,6 +63,23 @@ function distance(a: readonly Float32Array[], b: readonly Float32Array[]): numbe
 /** For f32, sums in another order; for bf16, rounded factors, which change each product by at most 2^-8 of it. */
 const TOLERANCE: Record<ComputeType, number> = { f32: 2e-5, bf16: 1.5e-2 };
 
+/**
+ * The largest error of a product of two rows of up to 512 integers, as a share of the product of the rows' lengths: each number is
+ * rounded by at most half a step, of which there are 46300 in a row's length, so that a row is changed by at most sqrt(512) half steps.
+ */
+const INTEGER_ERROR = Math.sqrt(512) / 46300;
+
+/** The sum of products of two rows, and the product of their lengths. */
+function dotProduct(a: ArrayLike<number>, b: ArrayLike<number>) {
+  let [sum, aa, bb] = [0, 0, 0];
+  for (let j = 0; j < a.length; j++) {
+    sum += a[j]! * b[j]!;
+    aa += a[j]! ** 2;
+    bb += b[j]! ** 2;
+  }
+  return { sum, lengths: Math.sqrt(aa * bb) };
+}
+
 const attentionCase = (
   [batch, seq, heads, kvHeads, dim]: readonly [number, number, number, number, number],
   settings: { readonly window?: number; readonly softCap?: number; readonly sinks?: true } = {},
@@ -233,6 +250,7 @@ function runner(backend: Backend, computeType: ComputeType): (name: string) => P
 const onPlain = runner(plain, "f32");
 
 describe.each(variants)("the %s kernels", (variant) => {
+  const usesIntegers = /vnni|int16/.test(variant);
   const backend = Backend.open({ device: "cpu", kernels: variant, threads: 3 });
   const single = Backend.open({ device: "cpu", kernels: variant, threads: 1 });
   afterAll(() => {
@@ -290,6 +308,104 @@ describe.each(variants)("the %s kernels", (variant) => {
     g.free();
   });
 
+  /** Products of every row of x with every row of w, in 16 bits. */
+  const products = async (x: readonly number[][], w: readonly number[][]) => {
+    const store = new TensorStore(backend, 2);
+    const k = x[0]!.length;
+    const [left, right] = [store.add("x", [x.length, k], "f32"), store.add("w", [w.length, k], "f32")];
+    store.allocate();
+    store.write(left, Float32Array.from(x.flat()));
+    store.write(right, Float32Array.from(w.flat()));
+    const g = new Graph(backend, { computeType: "bf16" });
+    const result = g.output(ops.matmul(g, left, right));
+    await g.run();
+    const values = g.read(result);
+    g.free();
+    store.free();
+    return values;
+  };
+
+  /** The same, as the gradient of a weight: the rows of both are columns in memory. */
+  const productsOfColumns = async (x: readonly number[][], w: readonly number[][]) => {
+    const store = new TensorStore(backend, 2);
+    const k = x[0]!.length;
+    const columns = (rows: readonly number[][]) =>
+      Float32Array.from({ length: k * rows.length }, (_, i) => rows[i % rows.length]![Math.floor(i / rows.length)]!);
+    const weight = store.add("weight", [x.length, w.length], "f32", { trainable: true });
+    const inputs = store.add("inputs", [k, w.length], "f32");
+    store.allocate();
+    store.write(weight, new Float32Array(x.length * w.length));
+    store.write(inputs, columns(w));
+    const g = new Graph(backend, { computeType: "bf16" });
+    const upstream = g.constant("upstream", "f32", [k, x.length], columns(x));
+    const loss = ops.sum(g, ops.mul(g, ops.matmul(g, inputs, weight), upstream));
+    const [gradient] = gradients(g, loss, [weight]).map((derived) => g.output(derived));
+    await g.run();
+    const values = g.read(gradient!);
+    g.free();
+    store.free();
+    return values;
+  };
+
+  /** Rows that are hard for numbers with a common scale, of length k. */
+  const hardRows = (random: Random, k: number): number[][] => {
+    const normal = (scale: number) => Array.from({ length: k }, () => scale * random.normal());
+    const outlier = (scale: number) => normal(1).map((v, i) => (i === k >> 1 ? scale * v : v));
+    return [
+      Array.from({ length: k }, () => 1), // all as one: the sum is as large as two rows of such lengths allow
+      Array.from({ length: k }, () => -3),
+      Array.from({ length: k }, (_, i) => (i === k - 1 ? 5 : 0)),
+      Array.from({ length: k }, () => 0),
+      normal(1),
+      normal(1e-12),
+      normal(1e-21),
+      normal(1e12),
+      outlier(1e3),
+      outlier(1e6),
+    ];
+  };
+
+  it.each([
+    ["rows", products],
+    ["columns", productsOfColumns],
+  ])("multiply outliers, tiny and huge numbers and the largest sums, of %s", async (_, multiply) => {
+    const random = new Random(5);
+    for (const k of [1, 7, 511, 512, 1300]) {
+      const [left, right] = [hardRows(random, k), hardRows(random, k)];
+      const values = await multiply(left, right);
+      for (const [i, a] of left.entries())
+        for (const [j, b] of right.entries()) {
+          const { sum, lengths } = dotProduct(a, b);
+          const error = Math.abs(values[i * right.length + j]! - sum);
+          expect(error, `rows ${i} and ${j} of ${k}`).toBeLessThanOrEqual(
+            (usesIntegers ? INTEGER_ERROR : 2 ** -7) * lengths + 1e-37,
+          );
+        }
+    }
+  });
+
+  it("make numbers that are none of rows with such", async () => {
+    const row = (value: number) => Array.from({ length: 40 }, (_, i) => (i === 3 ? value : 1));
+    const x = [row(Number.NaN), row(Number.POSITIVE_INFINITY), row(1)];
+    const values = await products(x, [row(2)]);
+    expect([...values].map(Number.isFinite)).toEqual([false, false, true]);
+  });
+
+  it("attend to keys that are all alike", async () => {
+    const length = 1500;
+    const store = new TensorStore(backend, 1);
+    const x = store.add("x", [1, length, 1, 16], "f32");
+    store.allocate();
+    store.write(x, new Float32Array(length * 16).fill(0.7));
+    const g = new Graph(backend, { computeType: "bf16" });
+    const result = g.output(ops.attention(g, x, x, x, { scale: 0.25 }));
+    await g.run();
+    const values = g.read(result);
+    expect(Math.max(...values.map((v) => Math.abs(v - 0.7)))).toBeLessThan(0.004);
+    g.free();
+    store.free();
+  });
+
   it("multiply matrices of any shape, stored in any type", async () => {
     const size = fc.integer({ min: 1, max: 130 });
     const dtype = fc.constantFrom("f32" as const, "bf16" as const, "f16" as const);
@@ -309,9 +425,12 @@ describe.each(variants)("the %s kernels", (variant) => {
         const values = g.read(result);
         for (let i = 0; i < 20; i++) {
           const [row, column] = [random.integer(n), random.integer(m)];
-          let expected = 0;
-          for (let j = 0; j < k; j++) expected += x[row * k + j]! * w[column * k + j]!;
-          expect(values[row * m + column]).toBeCloseTo(expected, 2);
+          const { sum, lengths } = dotProduct(
+            x.subarray(row * k, (row + 1) * k),
+            w.subarray(column * k, (column + 1) * k),
+          );
+          const error = Math.abs(values[row * m + column]! - sum);
+          expect(error).toBeLessThan(usesIntegers ? INTEGER_ERROR * lengths + 1e-6 : 0.005);
         }
         g.free();
         store.free();
