@@ -75,6 +75,9 @@ static inline __attribute__((always_inline)) void multiply_integers(int words, c
       const vu bv = splat_word(b[j]);
 #pragma GCC unroll 3
       for (int i = 0; i < MV; i++) sums[j][i] = dot_integers(sums[j][i], av[i], bv);
+#if VL == 8 && defined(__clang__)
+      for (int i = 0; i < MV; i++) __asm__ volatile("" : "+x"(sums[j][i]) : : "memory"); // as below
+#endif
     }
   }
 #pragma GCC unroll 8

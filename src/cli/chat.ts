@@ -1,6 +1,7 @@
 import { createInterface, type Interface } from "node:readline/promises";
 import type { Chat } from "../generate/index.js";
 import type { JobOptions } from "../jobs/index.js";
+import { UsageError } from "../system/errors.js";
 import { action } from "./action.js";
 import { command } from "./command.js";
 import { engineOptions, type SamplingFlags, sampling, samplingOptions } from "./generate.js";
@@ -64,15 +65,21 @@ async function converse(chat: Chat, lines: Interface, job: JobOptions, flags: Fl
     else if (line.trim() !== "") {
       answer = new AbortController();
       const signal = job.signal ? AbortSignal.any([job.signal, answer.signal]) : answer.signal;
-      const { text } = await chat.say(line, {
-        maxTokens: ANSWER_TOKENS,
-        ...defined(samplingOptions(flags)),
-        signal,
-        onText,
-      });
+      try {
+        const { text } = await chat.say(line, {
+          maxTokens: ANSWER_TOKENS,
+          ...defined(samplingOptions(flags)),
+          signal,
+          onText,
+        });
+        turns.push({ user: line, model: text });
+        onText?.("\n");
+      } catch (error) {
+        // what was typed can be typed again; a conversation cannot
+        if (!(error instanceof UsageError && process.stdin.isTTY)) throw error;
+        process.stderr.write(`${error.message}\n`);
+      }
       answer = undefined;
-      turns.push({ user: line, model: text });
-      onText?.("\n");
     }
     if (!closed) lines.prompt();
   }

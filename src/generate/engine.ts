@@ -18,6 +18,7 @@ import { logOf } from "../system/log.js";
 import { OptionalPredictor } from "./optional-predictor.js";
 import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, openRunnable } from "./runnable.js";
+import { isTooLongToSplit } from "./tokenize.js";
 
 const log = logOf("engine");
 
@@ -148,11 +149,15 @@ export class Engine {
     const begin = () => (systemPrompt === undefined ? session.setChatHistory([]) : session.resetChatHistory());
     begin();
     return {
-      say: (text, options = {}) =>
-        this.timed(options, async (sampling) => {
+      say: async (text, options = {}) => {
+        // the library's session gives it to llama.cpp as a whole
+        if (isTooLongToSplit(this.model, text))
+          throw new UsageError("this model cannot read so long a word: put a space at least every 2000 characters");
+        return this.timed(options, async (sampling) => {
           const { responseText, stopReason } = await session.promptWithMeta(text, sampling as never);
           return { response: responseText, metadata: { stopReason } };
-        }),
+        });
+      },
       reset: begin,
     };
   }

@@ -28,10 +28,18 @@ const WORD_END = /(?<=[\p{L}\p{N}])[^\s\p{L}\p{N}\p{M}'’<|>[\]_｜▁]/gu;
 /** What may be the beginning of a special token: `<|im_start`, `[TOOL_`. */
 const BEGUN_TAG = /[<[][^<>[\]\s]{0,64}$/u;
 
+/** Whether llama.cpp, given this text as a whole, may end the process. */
+export const isTooLongToSplit = (model: LlamaModel, text: string): boolean =>
+  splitsByExpressions(model) && partsOf(text).length > 1;
+
+function splitsByExpressions(model: LlamaModel): boolean {
+  const { model: kind, pre } = model.fileInfo.metadata.tokenizer.ggml as { model?: unknown; pre?: unknown };
+  return kind === "gpt2" && !(typeof pre === "string" && SPLIT_BY_CODE.has(pre));
+}
+
 /** The tokens of a text. @param special whether special tokens that are written out are read as such */
 export function tokenize(model: LlamaModel, text: string, special = false): Token[] {
-  const { model: kind, pre } = model.fileInfo.metadata.tokenizer.ggml as { model?: unknown; pre?: unknown };
-  if (kind !== "gpt2" || (typeof pre === "string" && SPLIT_BY_CODE.has(pre))) return model.tokenize(text, special);
+  if (!splitsByExpressions(model)) return model.tokenize(text, special);
   return partsOf(text).flatMap((part) => model.tokenize(part, special));
 }
 

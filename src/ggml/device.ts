@@ -162,9 +162,13 @@ export class Backend {
    */
   static open(options: BackendOptions = {}): Backend {
     const kind = options.device ?? "auto";
-    const wanted = options.threads ?? (process.env.COPPICE_THREADS ? Number(process.env.COPPICE_THREADS) : undefined);
-    if (wanted !== undefined && !(Number.isInteger(wanted) && wanted >= 1))
-      throw new UsageError(`threads must be a positive integer, not ${wanted}`);
+    const { COPPICE_THREADS: variable } = process.env;
+    const wanted = options.threads ?? (variable ? Number(variable) : undefined);
+    if (wanted !== undefined && !(Number.isInteger(wanted) && wanted >= 1)) {
+      const named =
+        options.threads === undefined ? `COPPICE_THREADS must be a positive integer, not "${variable}"` : "";
+      throw new UsageError(named || `threads must be a positive integer, not ${wanted}`);
+    }
     const library = loadLibrary(kind);
     const devices = listDevices(library);
     const candidates = alike(devices, kind);

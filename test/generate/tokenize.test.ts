@@ -1,7 +1,7 @@
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { loadModel, tokenize } from "../../src/generate/index.js";
+import { Engine, loadModel, tokenize } from "../../src/generate/index.js";
 import { partsOf } from "../../src/generate/tokenize.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
@@ -57,5 +57,13 @@ it("texts of one word that never ends do not end the process, with a pre-tokeniz
     expect(tokenize(model, text)).toEqual(model.tokenize(text));
   } finally {
     await model.dispose();
+  }
+  const engine = await Engine.open(file, { device: "cpu", threads: 1 });
+  try {
+    const chat = engine.chat();
+    await expect(chat.say("a".repeat(60_000))).rejects.toThrow(/cannot read so long a word/);
+    expect((await chat.say("Mira had", { maxTokens: 4 })).tokens).toBeGreaterThan(0);
+  } finally {
+    await engine.dispose();
   }
 });
