@@ -42,7 +42,7 @@ const RESULTS = 384 * 768;
 /** The best of so many runs counts. */
 const RUNS = 4;
 /** A variant whose first run takes so many times the best so far is not run again. */
-const HOPELESS = 3;
+const HOPELESS = 2;
 /** A better instruction set is kept although another is faster by less: the choice should not hang on chance. */
 const MARGIN = 1.05;
 
