@@ -305,6 +305,10 @@ function mistralNotes(
     : [];
 }
 
+/** The chat template (Jinja) among a model directory's files; the default one of several. */
+export const chatTemplateIn = (directory: string): string | undefined =>
+  chatTemplate(directory, readOptionalJson(directory, "tokenizer_config.json"));
+
 function chatTemplate(directory: string, settings: Step): string | undefined {
   const file = path.join(directory, "chat_template.jinja");
   if (existsSync(file)) return readFileSync(file, "utf8");

@@ -11,6 +11,7 @@ export {
   type WriteGgufOptions,
   writeGguf,
 } from "./gguf.js";
+export { chatTemplateIn } from "./gguf-tokenizer.js";
 export {
   type DownloadProgress,
   downloadRepo,

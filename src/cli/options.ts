@@ -111,7 +111,10 @@ const addData = (mandatory: boolean): OptionGroup => {
   return (command) =>
     command
       .addOption(option("--data <paths...>", paths).makeOptionMandatory(mandatory))
-      .option("--field <name>", "field or column with the text, or a path to it like messages.content (default: text)")
+      .option(
+        "--field <name>",
+        "field or column with the text, or with conversations, like messages; or a path to it (default: text)",
+      )
       .option(
         "--separator <text>",
         "what separates documents in plain text, \\n for a line's end (default: <|endoftext|>)",

@@ -4,6 +4,8 @@ import { glob } from "tinyglobby";
 import { downloadRepo, HUB_PREFIX, type HubOptions } from "../checkpoint/hub.js";
 import { FormatError, UsageError } from "../system/errors.js";
 import { didYouMeanPath } from "../system/suggest.js";
+import { type ChatTemplate, ConversationError } from "./chat-template.js";
+import { conversationIn } from "./conversation.js";
 import { fieldNames, textIn } from "./field.js";
 import { endingOf, openData, ROW_ENDINGS, type Row, readError } from "./rows.js";
 
@@ -12,10 +14,15 @@ export interface Document {
   readonly text: string;
   /** Whether it continues the part before it. */
   readonly continues: boolean;
+  /**
+   * What was said, of a conversation: its text is in the form of the chat template, with the tokens that the model's texts begin and end
+   * with.
+   */
+  readonly said?: string | undefined;
 }
 
 export interface DocumentOptions {
-  /** The field of JSONL records and the column of Parquet files that holds the text. */
+  /** The field of JSONL records and the column of Parquet files that holds the text, or a conversation. */
   readonly field: string;
   /** The separator of documents in plain text. Text without it is one document. */
   readonly separator: string;
@@ -33,16 +40,18 @@ const DESCRIPTIONS = ["dataset_info.json", "dataset_infos.json", "dataset_dict.j
 
 /**
  * Streams the documents of a file; see {@link readRows} for the formats. Rows without text are left out and counted.
+ * @param template what turns conversations into texts
  * @throws FormatError naming the file and line that cannot be read, or when no row has text
  */
 export async function* readDocuments(
   file: string,
   options: DocumentOptions,
   onNote?: OnNote,
+  template?: () => ChatTemplate | undefined,
 ): AsyncGenerator<Document> {
   const opened = await openData(file, { field: options.field, onNote });
   try {
-    if (opened.kind === "rows") yield* readRecords(file, opened.rows, options, onNote);
+    if (opened.kind === "rows") yield* readRecords(file, opened.rows, options, onNote, template);
     else yield* readText(file, opened.text, options);
   } finally {
     opened.close();
@@ -156,15 +165,15 @@ function cutOfLine(text: string, separator: string): number | undefined {
 const ROW_PART_CHARACTERS = 2 ** 16;
 
 /** The text of a row, in parts that end at line ends: encoding takes hundreds of bytes for a character of a part. */
-function* partsOf(text: string): Generator<Document> {
+function* partsOf(text: string, said?: string): Generator<Document> {
   let rest = text;
   let continues = false;
   for (let cut = cutOf(rest, "", ROW_PART_CHARACTERS); cut !== undefined; cut = cutOf(rest, "", ROW_PART_CHARACTERS)) {
-    yield { text: rest.slice(0, cut), continues };
+    yield { text: rest.slice(0, cut), continues, said };
     continues = true;
     rest = rest.slice(cut);
   }
-  if (!continues || rest !== "") yield { text: rest, continues };
+  if (!continues || rest !== "") yield { text: rest, continues, said };
 }
 
 /** After this many rows, all without the field, it is considered missing. */
@@ -175,8 +184,10 @@ async function* readRecords(
   rows: AsyncIterable<Row>,
   { field }: DocumentOptions,
   onNote?: OnNote,
+  template: () => ChatTemplate | undefined = () => undefined,
 ): AsyncGenerator<Document> {
-  let [count, missing, empty] = [0, 0, 0];
+  let [count, missing, empty, refused] = [0, 0, 0, 0];
+  let refusal = ""; // of the first conversation that the template does not take
   let example: Row | undefined; // a row without the field
   const noTextError = (): FormatError =>
     new FormatError(
@@ -184,6 +195,23 @@ async function* readRecords(
     );
   for await (const row of rows) {
     count++;
+    const conversation = conversationIn(row.record, field);
+    if (conversation !== undefined) {
+      const chat = template();
+      if (chat === undefined)
+        throw new FormatError(
+          `${row.where} has a conversation in the field "${field}", but the model has no chat template; --field ${field}.content takes its texts`,
+        );
+      try {
+        const said = conversation.flatMap(({ role, content }) => (role === "system" ? [] : [content])).join("\n");
+        yield* partsOf(chat.render(conversation, { begunAnswer: false }), said);
+      } catch (error) {
+        if (!(error instanceof ConversationError)) throw error;
+        if (refused === 0) refusal = `${row.where}: ${error.message}`;
+        refused++;
+      }
+      continue;
+    }
     const text = textIn(row.record, field, row.where);
     if (text === undefined) {
       example ??= row;
@@ -192,6 +220,8 @@ async function* readRecords(
     else yield* partsOf(text);
   }
   if (count > 0 && missing === count) throw noTextError();
+  if (count > 0 && refused === count) throw new FormatError(`${refusal} (nor any other of ${count})`);
+  if (refused > 0) onNote?.(`${file}: ${refused} of ${count} conversations were left out, the first at ${refusal}`);
   if (missing + empty > 0)
     onNote?.(
       `${file}: ${missing + empty} of ${count} rows were left out: ${missing} without the field "${field}" or with null, ${empty} with empty text`,

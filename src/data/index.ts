@@ -1,3 +1,4 @@
+export { ChatTemplate, ConversationError, type TemplateMessage, type TemplateOptions } from "./chat-template.js";
 export {
   DOCUMENT_DEFAULTS,
   type Document,

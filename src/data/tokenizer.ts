@@ -1,9 +1,11 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
+import { chatTemplateIn } from "../checkpoint/index.js";
 import { readLimited, readOptionalJson } from "../checkpoint/json.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { hashBytes } from "../system/files.js";
+import { ChatTemplate } from "./chat-template.js";
 
 /** A token with a meaning of its own. */
 export interface SpecialToken {
@@ -32,10 +34,13 @@ export class Tokenizer implements TextTokenizer {
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;
   readonly ends: ReadonlySet<number>;
+  /** The chat template (Jinja) of the model. */
+  readonly chatTemplateSource: string | undefined;
 
   private constructor(
     private readonly native: NativeTokenizer,
-    properties: Pick<Tokenizer, "hash" | "vocabSize" | "beginToken" | "bos" | "eos" | "ends">,
+    private readonly directory: string,
+    properties: Pick<Tokenizer, "hash" | "vocabSize" | "beginToken" | "bos" | "eos" | "ends" | "chatTemplateSource">,
   ) {
     this.hash = properties.hash;
     this.vocabSize = properties.vocabSize;
@@ -43,6 +48,7 @@ export class Tokenizer implements TextTokenizer {
     this.bos = properties.bos;
     this.eos = properties.eos;
     this.ends = properties.ends;
+    this.chatTemplateSource = properties.chatTemplateSource;
   }
 
   /** Reads `tokenizer.json` of a model directory. @throws CoppiceError when there is none or it is invalid */
@@ -69,7 +75,23 @@ export class Tokenizer implements TextTokenizer {
     const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
     const stops = [readOptionalJson(directory, "generation_config.json").eos_token_id].flat();
     const ends = new Set([eos?.id, ...stops].filter((id) => typeof id === "number"));
-    return new Tokenizer(native, { hash: hashBytes(definition), vocabSize: largest + 1, beginToken, bos, eos, ends });
+    return new Tokenizer(native, directory, {
+      hash: hashBytes(definition),
+      vocabSize: largest + 1,
+      beginToken,
+      bos,
+      eos,
+      ends,
+      chatTemplateSource: chatTemplateIn(directory),
+    });
+  }
+
+  /** What turns conversations into texts; undefined where the model has none. @throws FormatError when it cannot be read */
+  chatTemplate(): ChatTemplate | undefined {
+    const specials = { bos: this.bos?.text ?? "", eos: this.eos?.text ?? "" };
+    return this.chatTemplateSource === undefined
+      ? undefined
+      : new ChatTemplate(this.chatTemplateSource, specials, this.directory);
   }
 
   /** The token ids of each text. Runs on native threads. */

@@ -1,7 +1,6 @@
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
-import { elementAt } from "../system/arrays.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
 import {
   cacheDirectory,
@@ -16,6 +15,7 @@ import {
 import { logOf } from "../system/log.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { removeAbandonedCopies } from "../system/scratch.js";
+import type { ChatTemplate } from "./chat-template.js";
 import { type Document, type DocumentOptions, findDataFiles, type OnNote, readDocuments } from "./documents.js";
 import { endingOf } from "./rows.js";
 import type { Tokenizer } from "./tokenizer.js";
@@ -23,7 +23,7 @@ import type { Tokenizer } from "./tokenizer.js";
 const log = logOf("data");
 
 /** Increased when the same data would give other shards. */
-const FORMAT = 5;
+const FORMAT = 6;
 /** Tokens per shard file. */
 const SHARD_TOKENS = 2 ** 28;
 
@@ -193,6 +193,8 @@ export interface Corpus {
   /** The held-out documents; empty unless a share was requested. */
   readonly heldOut: TokenStream;
   readonly files: readonly string[];
+  /** How many documents are conversations, in the form of the model's chat template. */
+  readonly conversations: number;
 }
 
 /** One of the two streams of a corpus on disk. */
@@ -209,6 +211,7 @@ interface Index {
   readonly bytesPerToken: 2 | 4;
   readonly train: StreamFiles;
   readonly heldOut: StreamFiles;
+  readonly conversations: number;
   /** Notes from reading the data. */
   readonly notes: readonly string[];
 }
@@ -229,7 +232,8 @@ export async function openCorpus(
   const files = await findDataFiles(inputs, options.hub);
   const contents = [];
   for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
-  const identity = [FORMAT, tokenizer.hash, separatorOf(tokenizer), reading, heldOutShare, contents];
+  const { hash, chatTemplateSource } = tokenizer;
+  const identity = [FORMAT, hash, chatTemplateSource, separatorOf(tokenizer), reading, heldOutShare, contents];
   const key = hashBytes(JSON.stringify(identity)).slice(0, 32);
   const directory = path.join(cache, "tokens", key);
   const isCached = existsSync(path.join(directory, "index.json"));
@@ -243,7 +247,7 @@ export async function openCorpus(
   for (const note of index.notes) options.onNote?.(note);
   const stream = (part: "train" | "heldOut"): TokenStream =>
     TokenStream.open(directory, index[part], index.bytesPerToken, `${key}-${part}`);
-  return { train: stream("train"), heldOut: stream("heldOut"), files };
+  return { train: stream("train"), heldOut: stream("heldOut"), files, conversations: index.conversations };
 }
 
 /** Documents are separated by the begin token where the tokenizer adds one, otherwise by an end token. */
@@ -290,6 +294,9 @@ async function tokenize(
   const totalBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
   let bytesBefore = 0;
   const notes: string[] = [];
+  const template = once(() => tokenizer.chatTemplate());
+  const mark = once(() => markOf(template));
+  let conversations = 0;
   try {
     let batch: Document[] = [];
     let characters = 0;
@@ -301,8 +308,9 @@ async function tokenize(
       onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
     };
     for (const file of files) {
-      for await (const document of readDocuments(file, reading, (note) => notes.push(note))) {
+      for await (const document of readDocuments(file, reading, (note) => notes.push(note), template)) {
         batch.push(document);
+        if (!document.continues && isConversation(document, mark)) conversations++;
         characters += document.text.length;
         if (characters >= BATCH_CHARACTERS || batch.length >= BATCH_TEXTS) await flush();
       }
@@ -320,6 +328,7 @@ async function tokenize(
       bytesPerToken,
       train: part(train),
       heldOut: part(heldOut),
+      conversations,
       notes: summary(notes),
     } satisfies Index);
     if (existsSync(directory)) rmSync(temporary, { recursive: true });
@@ -328,6 +337,31 @@ async function tokenize(
     rmSync(temporary, { recursive: true, force: true });
     throw error;
   }
+}
+
+/** The value that a function gives, which is asked once. */
+function once<T>(make: () => T): () => T {
+  let made: { readonly value: T } | undefined;
+  return () => {
+    made ??= { value: make() };
+    return made.value;
+  };
+}
+
+/** What stands before answers in texts of a model's conversations. */
+function markOf(template: () => ChatTemplate | undefined): string | undefined {
+  try {
+    return template()?.beforeAnswers;
+  } catch {
+    return undefined; // a template that cannot be read matters to conversations only
+  }
+}
+
+/** Whether a document is one, or has the form of one already. */
+function isConversation({ text, said }: Document, mark: () => string | undefined): boolean {
+  if (said !== undefined) return true;
+  const before = mark();
+  return before !== undefined && text.includes(before);
 }
 
 /** Notes that are kept; more are only counted. */
@@ -347,9 +381,9 @@ const TELLING_CHARACTERS = 2048;
  */
 function holdingOut(share: number): (document: Document) => boolean {
   let isHeldOut = false;
-  return ({ text, continues }) => {
+  return ({ text, continues, said = text }) => {
     if (!continues)
-      isHeldOut = Number.parseInt(hashBytes(text.slice(0, TELLING_CHARACTERS)).slice(0, 8), 16) / 2 ** 32 < share;
+      isHeldOut = Number.parseInt(hashBytes(said.slice(0, TELLING_CHARACTERS)).slice(0, 8), 16) / 2 ** 32 < share;
     return isHeldOut;
   };
 }
@@ -359,23 +393,22 @@ async function encodeBatch(
   tokenizer: Tokenizer,
   writerOf: (document: Document) => ShardWriter,
 ): Promise<void> {
-  const beginnings = batch.filter(({ continues }) => !continues);
-  const continuations = batch.filter(({ continues }) => continues);
-  const encodedBeginnings = await tokenizer.encode(
-    beginnings.map(({ text }) => text),
-    true,
-  );
-  const encodedContinuations = await tokenizer.encode(
-    continuations.map(({ text }) => text),
-    false,
-  );
-  const next = { beginning: 0, continuation: 0 };
+  const isPlain = ({ continues, said }: Document) => !continues && said === undefined;
+  const encode = (which: (document: Document) => boolean, addSpecialTokens: boolean) =>
+    tokenizer.encode(
+      batch.filter(which).map(({ text }) => text),
+      addSpecialTokens,
+    );
+  const beginnings = (await encode(isPlain, true)).values();
+  // templates write the tokens that conversations begin and end with
+  const others = (await encode((document) => !isPlain(document), false)).values();
   const end = separatorOf(tokenizer);
   const written = new Set<ShardWriter>();
   for (const document of batch) {
-    const ids = document.continues
-      ? elementAt(encodedContinuations, next.continuation++)
-      : elementAt(encodedBeginnings, next.beginning++);
+    const ids = (isPlain(document) ? beginnings : others).next().value ?? [];
+    const { beginToken } = tokenizer;
+    if (document.said !== undefined && !document.continues && beginToken !== undefined && ids[0] !== beginToken)
+      ids.unshift(beginToken);
     const writer = writerOf(document);
     if (!document.continues && end !== undefined && (written.has(writer) || writer.length > 0)) writer.append([end]);
     writer.append(ids);

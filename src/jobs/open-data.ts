@@ -1,3 +1,4 @@
+import { chatTemplateIn } from "../checkpoint/index.js";
 import { type Corpus, type CorpusOptions, openCorpus, Tokenizer, type TokenStream } from "../data/index.js";
 import type { Model } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
@@ -32,13 +33,21 @@ export async function openData(
   data: DataOptions,
   options: JobOptions,
 ): Promise<{ readonly train: TokenStream; readonly validation: TokenStream }> {
+  const noteSilence = ({ conversations }: Corpus) => {
+    if (conversations > 0 || chatTemplateIn(reader.directory) === undefined) return;
+    options.onNote?.(
+      "the model has a chat template, but the data has no conversations: what is fitted to plain text alone may no longer answer; give conversations, too (--field messages)",
+    );
+  };
   if (data.validation !== undefined && data.validation.length > 0) {
     const train = await openTokens(data.data, reader, data, options);
     const validation = await openTokens(data.validation, reader, data, options);
+    noteSilence(train);
     noteOverlap(train, validation, options);
     return { train: train.train, validation: validation.train };
   }
   const byDocument = await openTokens(data.data, reader, data, options, HELD_OUT_SHARE);
+  noteSilence(byDocument);
   const heldOut = byDocument.heldOut.length;
   if (heldOut >= MIN_VALIDATION_TOKENS && heldOut <= MOST_HELD_OUT * (byDocument.train.length + heldOut))
     return { train: byDocument.train, validation: byDocument.heldOut };

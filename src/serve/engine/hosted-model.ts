@@ -1,4 +1,5 @@
 import type { ControlledEvaluateInputItem, LlamaEmbeddingContext, Token } from "node-llama-cpp";
+import { type ChatTemplate, ConversationError, type TemplateMessage, type TemplateOptions } from "../../data/index.js";
 import { promptTokens, type SpecialTokens, tokenize } from "../../generate/index.js";
 import { ApiError, contextExceeded } from "../errors.js";
 import { defined } from "./defined.js";
@@ -7,7 +8,6 @@ import { type HostOptions, type LoadedParts, loadHosted } from "./load-model.js"
 import { CONTEXT_TOKENS, TokenDecoder } from "./token-decoder.js";
 import { checkTokenIds } from "./token-ids.js";
 import { TokenLogprobs } from "./token-logprobs.js";
-import type { TemplateMessage } from "./tools.js";
 import type { TextChunk, WriteRequest, WriteResult, WrittenToken } from "./writing.js";
 
 export type { HostOptions } from "./load-model.js";
@@ -23,6 +23,16 @@ export interface ChatPromptOptions {
 
 /** Tokens of a text to embed. */
 const MAX_EMBEDDED = 8192;
+
+/** @throws ApiError 400 when the template does not take the messages */
+function rendered(template: ChatTemplate, messages: readonly TemplateMessage[], options: TemplateOptions): string {
+  try {
+    return template.render(messages, options);
+  } catch (error) {
+    if (!(error instanceof ConversationError)) throw error;
+    throw new ApiError(400, error.message, { param: error.fault === "messages" ? "messages" : "model" });
+  }
+}
 
 /** A model in memory that writes for several requests at once; llama.cpp computes them together. */
 export class HostedModel {
@@ -132,7 +142,7 @@ export class HostedModel {
       const turns = messages.map(({ role, content }) => `${role}: ${content}\n`);
       return this.promptOf(`${turns.join("")}assistant:${opening}`, { parseSpecial: false }); // the form has none
     }
-    const tokens = this.tokenize(template.render(messages, tools, variables) + opening, true);
+    const tokens = this.tokenize(rendered(template, messages, { tools, variables, begunAnswer: true }) + opening, true);
     const { bos, shouldPrependBosToken } = model.tokens;
     return shouldPrependBosToken && bos !== null && tokens[0] !== bos ? [bos, ...tokens] : tokens;
   }

@@ -1,5 +1,6 @@
 import type { LlamaContext, LlamaModel } from "node-llama-cpp";
 import { openGguf } from "../../checkpoint/gguf.js";
+import { ChatTemplate } from "../../data/index.js";
 import {
   checkContext,
   checkSameTokens,
@@ -11,7 +12,6 @@ import {
 import type { DeviceKind } from "../../ggml/index.js";
 import { metadataString } from "../../models/gguf-config.js";
 import { FormatError } from "../../system/errors.js";
-import { ChatTemplate } from "./chat-template.js";
 import { defined } from "./defined.js";
 import { FLASH_TRIAL_TOKENS, flashAttentionIsFaster } from "./flash-attention.js";
 import { Slots } from "./slots.js";

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import type { TemplateMessage } from "../../data/index.js";
 import { elementAt } from "../../system/arrays.js";
 import { hashBytes } from "../../system/files.js";
 import { ApiError } from "../errors.js";
@@ -280,9 +281,6 @@ const callId = (): string => `call_${randomUUID().replace(/-/g, "").slice(0, 24)
 
 /** Mistral's templates take ids of nine letters and digits only; clients keep theirs, which may come from another service. */
 const shortId = (id: string): string => hashBytes(id).slice(0, 9);
-
-/** A message as chat templates take it. */
-export type TemplateMessage = Readonly<Record<string, unknown>>;
 
 /** Turns as messages for a chat template that knows tools. */
 export function templateMessages(turns: readonly Turn[], style: CallStyle): TemplateMessage[] {

@@ -1,4 +1,5 @@
 import type { Token } from "node-llama-cpp";
+import { MOST_MILLISECONDS, withinTime } from "../../system/within-time.js";
 import { ApiError } from "../errors.js";
 import { either, GrammarRules, jsonBody, literal, regexBody } from "../grammar/index.js";
 import type { Conversation, Format, Overflow, Tool, Turn } from "./conversation.js";
@@ -15,7 +16,6 @@ import {
   plainMessages,
   templateMessages,
 } from "./tools.js";
-import { MOST_MILLISECONDS, withinTime } from "./within-time.js";
 import type { TextGrammar, WriteRequest } from "./writing.js";
 
 /** A text to write, and how to read it. */

@@ -1,7 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { ChatTemplate } from "../../../src/serve/engine/chat-template.js";
-import { ApiError } from "../../../src/serve/errors.js";
-import { FormatError } from "../../../src/system/errors.js";
+import { ChatTemplate, ConversationError } from "../../src/data/index.js";
+import { FormatError } from "../../src/system/errors.js";
 
 const specials = { bos: "<s>", eos: "</s>" };
 const template = (source: string) => new ChatTemplate(source, specials, "model.gguf");
@@ -15,32 +14,40 @@ const conversation = [
 describe("a chat template", () => {
   it("turns a conversation into a prompt, up to where the answer begins", () => {
     const chat = template(`${TURNS}{% if add_generation_prompt %}[assistant]{% endif %}`);
-    expect(chat.render(conversation, [])).toBe("<s>[system]Be brief.</s>[user]Hello</s>[assistant]");
+    expect(chat.render(conversation, { begunAnswer: true })).toBe("<s>[system]Be brief.</s>[user]Hello</s>[assistant]");
   });
 
   it("gets tools where there are some, and further variables", () => {
     const chat = template(`{% if tools %}{{ tools | length }} tools{% else %}none{% endif %}, {{ mode }}`);
-    expect(chat.render(conversation, [{}, {}], { mode: "thinking" })).toBe("2 tools, thinking");
-    expect(chat.render(conversation, [], { mode: "plain" })).toBe("none, plain");
+    expect(chat.render(conversation, { tools: [{}, {}], variables: { mode: "thinking" }, begunAnswer: true })).toBe(
+      "2 tools, thinking",
+    );
+    expect(chat.render(conversation, { variables: { mode: "plain" }, begunAnswer: true })).toBe("none, plain");
   });
 
   it("that has no system role gets its text before the user's", () => {
-    expect(template(NO_SYSTEM).render(conversation, [])).toBe("<s>[user]Be brief.\n\nHello</s>");
+    expect(template(NO_SYSTEM).render(conversation, { begunAnswer: true })).toBe("<s>[user]Be brief.\n\nHello</s>");
+  });
+
+  it("tells what stands before answers, if anything does", () => {
+    expect(template(TURNS).beforeAnswers).toBe("</s>[assistant]");
+    expect(template(`{% for m in messages %}{{ m.content }} {% endfor %}`).beforeAnswers).toBeUndefined();
+    expect(template(`{{ raise_exception("no") }}`).beforeAnswers).toBeUndefined();
   });
 
   it("that does not end is ended", () => {
     const count = (body: string) => `{% for a in range(100000) %}${body}{% endfor %}`;
-    expect(() => template(count(count(count("")))).render(conversation, [])).toThrow(
+    expect(() => template(count(count(count("")))).render(conversation, { begunAnswer: true })).toThrow(
       /template takes more than 1000 ms/,
     );
-    expect(template(TURNS).render(conversation.slice(1), [])).toBe("<s>[user]Hello</s>");
+    expect(template(TURNS).render(conversation.slice(1), { begunAnswer: true })).toBe("<s>[user]Hello</s>");
   });
 
   it("that does not take the messages answers with its reason", () => {
     const refusing = template(`{{ raise_exception("roles must alternate") }}`);
     for (const messages of [conversation, conversation.slice(1)]) {
-      const attempt = () => refusing.render(messages, []);
-      expect(attempt).toThrow(ApiError);
+      const attempt = () => refusing.render(messages, { begunAnswer: true });
+      expect(attempt).toThrow(ConversationError);
       expect(attempt).toThrow(/does not take these messages: .*roles must alternate/);
     }
   });
