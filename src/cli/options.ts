@@ -113,7 +113,7 @@ const addData = (mandatory: boolean): OptionGroup => {
       .addOption(option("--data <paths...>", paths).makeOptionMandatory(mandatory))
       .option(
         "--field <name>",
-        "field or column with the text, or with conversations, like messages; or a path to it (default: text)",
+        "field or column with texts or conversations, or a path to it like body.content (default: text, else messages or conversations)",
       )
       .option(
         "--separator <text>",

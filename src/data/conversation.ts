@@ -7,12 +7,29 @@ const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
 /** ShareGPT's names of the roles. */
 const ROLES: Readonly<Record<string, string>> = { human: "user", gpt: "assistant", model: "assistant" };
 
+/** The field of texts, where no other is named. */
+export const TEXT_FIELD = "text";
+/** Where data sets keep conversations. */
+const CONVERSATION_FIELDS = ["messages", "conversations", "conversation"];
+
+/** The column of conversations in a table that has none of texts, and no field was named. */
+export const conversationColumn = (field: string, columns: readonly string[]): string | undefined =>
+  field === TEXT_FIELD ? CONVERSATION_FIELDS.find((name) => columns.includes(name)) : undefined;
+
 /**
- * The conversation in a field of a record: a list of messages with `role` and `content` (OpenAI's and the hub's form), or with `from` and
- * `value` (ShareGPT's). A dotted path leads into records.
- * @returns undefined where the field holds something else
+ * The conversation of a record: in the field, or in one that data sets keep them in where the record has no text. It is a list of messages with
+ * `role` and `content` (OpenAI's and the hub's form), or with `from` and `value` (ShareGPT's).
+ * @returns undefined where there is none
  */
-export function conversationIn(record: unknown, field: string): TemplateMessage[] | undefined {
+export function conversationOf(record: unknown, field: string): TemplateMessage[] | undefined {
+  const named = conversationIn(record, field);
+  if (named !== undefined || !isRecord(record) || (record[field] ?? undefined) !== undefined) return named;
+  const column = conversationColumn(field, Object.keys(record));
+  return column === undefined ? undefined : conversationIn(record, column);
+}
+
+/** The same in a field. A dotted path leads into records. */
+function conversationIn(record: unknown, field: string): TemplateMessage[] | undefined {
   if (!isRecord(record)) return undefined;
   const step = columnOf(field, Object.keys(record));
   if (step === undefined) return undefined;

@@ -5,7 +5,7 @@ import { downloadRepo, HUB_PREFIX, type HubOptions } from "../checkpoint/hub.js"
 import { FormatError, UsageError } from "../system/errors.js";
 import { didYouMeanPath } from "../system/suggest.js";
 import { type ChatTemplate, ConversationError } from "./chat-template.js";
-import { conversationIn } from "./conversation.js";
+import { conversationOf, TEXT_FIELD } from "./conversation.js";
 import { fieldNames, textIn } from "./field.js";
 import { endingOf, openData, ROW_ENDINGS, type Row, readError } from "./rows.js";
 
@@ -28,7 +28,7 @@ export interface DocumentOptions {
   readonly separator: string;
 }
 
-export const DOCUMENT_DEFAULTS: DocumentOptions = { field: "text", separator: "<|endoftext|>" };
+export const DOCUMENT_DEFAULTS: DocumentOptions = { field: TEXT_FIELD, separator: "<|endoftext|>" };
 
 /** Called with a note for the user, for example how many rows were left out. */
 export type OnNote = (note: string) => void;
@@ -195,12 +195,12 @@ async function* readRecords(
     );
   for await (const row of rows) {
     count++;
-    const conversation = conversationIn(row.record, field);
+    const conversation = conversationOf(row.record, field);
     if (conversation !== undefined) {
       const chat = template();
       if (chat === undefined)
         throw new FormatError(
-          `${row.where} has a conversation in the field "${field}", but the model has no chat template; --field ${field}.content takes its texts`,
+          `${row.where} is a conversation, but the model has no chat template; --field messages.content, or what the field is called, takes its texts`,
         );
       try {
         const said = conversation.flatMap(({ role, content }) => (role === "system" ? [] : [content])).join("\n");

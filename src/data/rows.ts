@@ -12,6 +12,7 @@ import {
 import { compressors } from "hyparquet-compressors";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { type Content, decoded, encodingOf, isParquet, openContent } from "./content.js";
+import { conversationColumn, conversationOf } from "./conversation.js";
 import { columnOf } from "./field.js";
 
 /** A row of a table, and its place, for messages. */
@@ -220,6 +221,7 @@ function tableIn(object: unknown, field: string | undefined): readonly unknown[]
   if (typeof object !== "object" || object === null || Array.isArray(object)) return [object];
   const members = object as Record<string, unknown>;
   const column = field === undefined ? undefined : members[field];
+  if (field !== undefined && conversationOf(object, field) !== undefined) return [object];
   // as pandas writes a table by default: {"text": {"0": "...", "1": "..."}}
   if (field !== undefined && typeof column === "object" && column !== null)
     return Object.values(column).map((value) => ({ [field]: value }));
@@ -339,7 +341,7 @@ async function* readParquet(file: string, field?: string): AsyncGenerator<Row> {
     };
     const metadata = await parquetMetadataAsync(buffer);
     const present = parquetSchema(metadata).children.map(({ element }) => element.name);
-    const column = field === undefined ? undefined : columnOf(field, present);
+    const column = field === undefined ? undefined : (columnOf(field, present) ?? conversationColumn(field, present));
     if (field !== undefined && column === undefined)
       throw new FormatError(
         `${file} has no column "${field}" (it has: ${present.join(", ")}); name the column with --field`,

@@ -16,7 +16,14 @@ import { logOf } from "../system/log.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { removeAbandonedCopies } from "../system/scratch.js";
 import type { ChatTemplate } from "./chat-template.js";
-import { type Document, type DocumentOptions, findDataFiles, type OnNote, readDocuments } from "./documents.js";
+import {
+  DOCUMENT_DEFAULTS,
+  type Document,
+  type DocumentOptions,
+  findDataFiles,
+  type OnNote,
+  readDocuments,
+} from "./documents.js";
 import { endingOf } from "./rows.js";
 import type { Tokenizer } from "./tokenizer.js";
 
@@ -226,7 +233,10 @@ export async function openCorpus(
   options: CorpusOptions = {},
 ): Promise<Corpus> {
   if (options.separator === "") throw new UsageError("the separator of documents cannot be empty");
-  const reading: DocumentOptions = { field: options.field ?? "text", separator: options.separator ?? "<|endoftext|>" };
+  const reading: DocumentOptions = {
+    field: options.field ?? DOCUMENT_DEFAULTS.field,
+    separator: options.separator ?? DOCUMENT_DEFAULTS.separator,
+  };
   const heldOutShare = options.heldOutShare ?? 0;
   const cache = cacheDirectory(options.cacheDir);
   const files = await findDataFiles(inputs, options.hub);

@@ -1,5 +1,5 @@
 import { type Readable, Transform } from "node:stream";
-import { DOCUMENT_DEFAULTS, readDocuments } from "../data/index.js";
+import { ChatTemplate, DOCUMENT_DEFAULTS, readDocuments } from "../data/index.js";
 import { ApiError } from "../serve/errors.js";
 import { CoppiceError } from "../system/errors.js";
 import type { FoundryServices } from "./api/route.js";
@@ -152,11 +152,19 @@ export function datasetFormat(name: string): { readonly extension: string; reado
   return { extension, format };
 }
 
+/** Stands for the templates of the models that conversations will be read with. */
+const ANY_TEMPLATE = new ChatTemplate(
+  "{% for message in messages %}{{ message.content }}{% endfor %}",
+  { bos: "", eos: "" },
+  "any model",
+);
+
 /** @throws ApiError 400 when the file has no documents or cannot be read */
 export async function checkDocuments(file: string): Promise<void> {
   let count = 0;
   try {
-    for await (const _ of readDocuments(file, DOCUMENT_DEFAULTS)) if (++count >= CHECKED_DOCUMENTS) break;
+    const documents = readDocuments(file, DOCUMENT_DEFAULTS, undefined, () => ANY_TEMPLATE);
+    for await (const _ of documents) if (++count >= CHECKED_DOCUMENTS) break;
   } catch (error) {
     if (!(error instanceof CoppiceError)) throw new ApiError(400, "the data cannot be read", { code: "invalid_file" });
     throw new ApiError(400, error.message.replaceAll(file, "the data"), { code: "invalid_file" });

@@ -36,7 +36,7 @@ export async function openData(
   const noteSilence = ({ conversations }: Corpus) => {
     if (conversations > 0 || chatTemplateIn(reader.directory) === undefined) return;
     options.onNote?.(
-      "the model has a chat template, but the data has no conversations: what is fitted to plain text alone may no longer answer; give conversations, too (--field messages)",
+      "the model has a chat template, but the data has no conversations: what is fitted to plain text alone may no longer answer; give conversations, too (rows with messages)",
     );
   };
   if (data.validation !== undefined && data.validation.length > 0) {

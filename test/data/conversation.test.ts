@@ -30,12 +30,16 @@ const all = (stream: TokenStream): number[] => {
   return [...ids];
 };
 
-async function corpusOf(name: string, content: string | Uint8Array, field = "messages", model = chatModel) {
+async function corpusOf(name: string, content: string | Uint8Array, field: string | undefined, model = chatModel) {
   const file = path.join(directory, name);
   writeFileSync(file, content);
   const notes: string[] = [];
   const tokenizer = await Tokenizer.load(model);
-  const corpus = await openCorpus([file], tokenizer, { cacheDir, field, onNote: (note) => notes.push(note) });
+  const corpus = await openCorpus([file], tokenizer, {
+    cacheDir,
+    ...(field === undefined ? {} : { field }),
+    onNote: (note) => notes.push(note),
+  });
   return { ...corpus, notes, tokenizer, file };
 }
 
@@ -99,6 +103,16 @@ describe("conversations", () => {
     expect(conversations).toBe(1);
   });
 
+  it.each<[string, string | Uint8Array]>([
+    ["one.json", JSON.stringify({ messages: HELLO })],
+    ["list.json", JSON.stringify([{ text: null, id: 7, messages: HELLO }])],
+    ["rows.jsonl", lines([{ id: 7, conversations: HELLO }])],
+    ["unnamed.parquet", parquet],
+  ])("are found where data sets keep them, if no field is named: %s", async (name, content) => {
+    const { train, tokenizer } = await corpusOf(name, content, undefined);
+    expect(all(train)).toEqual(await helloIds(tokenizer));
+  });
+
   it("begin with the begin token once, whether the template has it or not", async () => {
     const model = modelWith("without begin", TEMPLATE.replace("{{ bos_token }}", ""));
     const { train, tokenizer } = await corpusOf(
@@ -122,12 +136,16 @@ describe("conversations", () => {
 
   it("that the template does not take are left out and counted; where it takes none, that is an error", async () => {
     const refused = { messages: [{ role: "tool", content: "42" }] };
-    const { train, notes, tokenizer } = await corpusOf("some.jsonl", lines([refused, { messages: HELLO }, refused]));
+    const { train, notes, tokenizer } = await corpusOf(
+      "some.jsonl",
+      lines([refused, { messages: HELLO }, refused]),
+      "messages",
+    );
     expect(all(train)).toEqual(await helloIds(tokenizer));
     expect(notes).toEqual([
       expect.stringMatching(/some\.jsonl: 2 of 3 conversations were left out, the first at .*some\.jsonl:1.*no tools/),
     ]);
-    await expect(corpusOf("none.jsonl", lines([refused, refused]))).rejects.toThrow(
+    await expect(corpusOf("none.jsonl", lines([refused, refused]), undefined)).rejects.toThrow(
       /none\.jsonl:1.*no tools.*nor any other of 2/,
     );
   });
