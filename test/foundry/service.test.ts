@@ -333,6 +333,23 @@ for (const { name: engine, missing, start } of DATABASES)
       await set({});
     });
 
+    it("takes conversations as data", async () => {
+      const turns = [
+        { role: "user", content: "Who has a kite?" },
+        { role: "assistant", content: "Mira." },
+      ];
+      const { status, json } = await ask(
+        "bert",
+        "POST",
+        "/v1/datasets?name=chat.jsonl",
+        JSON.stringify({ messages: turns }),
+      );
+      expect(status).toBe(201);
+      expect((await ask("bert", "DELETE", `/v1/datasets/${json.id}`)).status).toBe(204);
+      const mistyped = JSON.stringify({ messages: ["Who has a kite?"] });
+      expect((await ask("bert", "POST", "/v1/datasets?name=chat.jsonl", mistyped)).status).toBe(400);
+    });
+
     it("refuses uploads that are not what their names say, and keeps nothing of them", async () => {
       const send = (name: string, body: string | Uint8Array) =>
         ask("bert", "POST", `/v1/datasets?name=${encodeURIComponent(name)}`, body);
