@@ -20,6 +20,7 @@ typedef struct {
   int64_t window; // how many keys a query reads, including its own
   float scale;
   int pairs;
+  int position_pairs; // in sums over positions. Not of integers: beside a key that takes nearly all, the others would be rounded away
   int panel;   // keys in a panel
   int queries; // in a block
   const int32_t *ends, *positions; // of a forest; NULL for one sequence
@@ -40,6 +41,7 @@ static Shape shape_of(const Tensor *q, const Tensor *k, Tensor *const *more, con
   if (shape.window == 0 || shape.window > shape.length) shape.window = shape.length;
   shape.scale = s.value;
   shape.pairs = HAS_PAIRS && (s.flags & ATTENTION_BF16);
+  shape.position_pairs = shape.pairs && !HAS_INTEGERS;
   shape.panel = width_a(shape.pairs);
   const int unit = width_b(shape.pairs);
   const int64_t queries = SCORE_BYTES / (4 * shape.length) / unit * unit;
@@ -151,14 +153,15 @@ static void exponentials(const Shape *s, float *scores, int64_t ld, int64_t head
 // by channel (panels of channels, summed over positions).
 static uint32_t *pack_head(int slot, const Tensor *x, int64_t batch, int64_t head, const Shape *s, int transposed) {
   const int rows = (int)(transposed ? s->dim : s->length), terms = (int)(transposed ? s->length : s->dim);
-  uint32_t *out = coppice_scratch(slot, panel_bytes(rows, s->panel, words_for(terms, s->pairs)));
+  const int pairs = transposed ? s->position_pairs : s->pairs;
+  uint32_t *out = coppice_scratch(slot, panel_bytes(rows, s->panel, words_for(terms, pairs)));
   const Operand operand = head_of(x, batch, head, 0, transposed);
-  pack_a(&operand, 0, rows, 0, terms, s->pairs, out);
+  pack_a(&operand, 0, rows, 0, terms, pairs, out);
   return out;
 }
 
 // The word of a panel of channels at which position `from`, which is even, begins.
-static inline int word_at(const Shape *s, int64_t from) { return (int)(s->pairs ? from / 2 : from); }
+static inline int word_at(const Shape *s, int64_t from) { return (int)(s->position_pairs ? from / 2 : from); }
 
 static inline Operand matrix(const float *data, int64_t ld, int transposed) {
   return transposed ? (Operand){(const char *)data, TYPE_F32, 4, ld * 4} : (Operand){(const char *)data, TYPE_F32, ld * 4, 4};
@@ -168,10 +171,10 @@ static inline Operand matrix(const float *data, int64_t ld, int transposed) {
 static void multiply_positions(const Shape *s, const uint32_t *packed, int64_t from, int n, const float *rows_data, int64_t ld,
                                int rows, float *out, int64_t row, int add) {
   const Operand operand = matrix(rows_data, ld, 0);
-  const int words = words_for(n, s->pairs);
-  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, width_b(s->pairs), words_for((int)s->length, s->pairs)));
-  pack_b(&operand, 0, rows, 0, n, s->pairs, pb);
-  multiply_panels(s->pairs, words, packed, words_for((int)s->length, s->pairs), word_at(s, from), (int)s->dim, pb, rows,
+  const int pairs = s->position_pairs, words = words_for(n, pairs), all_words = words_for((int)s->length, pairs);
+  uint32_t *pb = coppice_scratch(SCRATCH_B, panel_bytes(s->queries, width_b(pairs), all_words));
+  pack_b(&operand, 0, rows, 0, n, pairs, pb);
+  multiply_panels(pairs, words, packed, all_words, word_at(s, from), (int)s->dim, pb, rows,
                   out, row, add, WHOLE, 0);
 }
 

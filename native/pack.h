@@ -73,7 +73,7 @@ static inline Scales scales_for(vf squares, vf largest, int terms) {
 }
 
 static inline void measure(vf v, vf *squares, vf *largest) {
-  *squares += v * v;
+  *squares = vfma(v, v, *squares);
   *largest = vmax(*largest, vabs(v));
 }
 

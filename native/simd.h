@@ -130,6 +130,17 @@ static inline vf vmax(vf a, vf b) {
 #endif
 }
 
+// a b + c, rounded once, wherever it is inlined: the compilers contract a * b + c in some places and not in others.
+static inline vf vfma(vf a, vf b, vf c) {
+#if VL == 16
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif VL == 8
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#endif
+}
+
 static inline vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 
 static inline vf vsqrt(vf a) {

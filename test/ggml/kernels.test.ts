@@ -391,19 +391,61 @@ describe.each(variants)("the %s kernels", (variant) => {
     expect([...values].map(Number.isFinite)).toEqual([false, false, true]);
   });
 
-  it("attend to keys that are all alike", async () => {
-    const length = 1500;
-    const store = new TensorStore(backend, 1);
-    const x = store.add("x", [1, length, 1, 16], "f32");
+  /** Attention of one head over q, k and v: [length, dim]. */
+  const attend = async (on: Backend, computeType: ComputeType, dim: number, values: readonly Float32Array[]) => {
+    const length = values[0]!.length / dim;
+    const store = new TensorStore(on, 3);
+    const inputs = values.map((_, i) => store.add(`x${i}`, [1, length, 1, dim], "f32"));
     store.allocate();
-    store.write(x, new Float32Array(length * 16).fill(0.7));
-    const g = new Graph(backend, { computeType: "bf16" });
-    const result = g.output(ops.attention(g, x, x, x, { scale: 0.25 }));
+    for (const [i, input] of inputs.entries()) store.write(input, values[i]!);
+    const g = new Graph(on, { computeType });
+    const [q, k, v] = inputs;
+    const result = g.output(ops.attention(g, q!, k!, v!, { scale: 1 / Math.sqrt(dim) }));
     await g.run();
-    const values = g.read(result);
-    expect(Math.max(...values.map((v) => Math.abs(v - 0.7)))).toBeLessThan(0.004);
+    const mixed = g.read(result);
     g.free();
     store.free();
+    return mixed;
+  };
+
+  it("attend to keys that are all alike", async () => {
+    const alike = new Float32Array(1500 * 16).fill(0.7);
+    const mixed = await attend(backend, "bf16", 16, [alike, alike, alike]);
+    expect(Math.max(...mixed.map((v) => Math.abs(v - 0.7)))).toBeLessThan(0.004);
+  });
+
+  it("attend to the others beside a key that takes nearly all and says nothing", async () => {
+    const [length, dim] = [1500, 16];
+    const random = new Random(3);
+    const sink = Math.log(32 * length); // 0.97 of the probability
+    const draw = (first: number, other: () => number, rest: () => number) =>
+      Float32Array.from({ length: length * dim }, (_, i) => {
+        const [position, channel] = [Math.floor(i / dim), i % dim];
+        if (position === 0) return channel === 0 ? first : 0;
+        return channel === 0 ? other() : rest();
+      });
+    const normal = () => random.normal();
+    const q = draw(4, () => 4, normal);
+    const inputs = [q, draw(sink, () => 0, normal), draw(0, () => 1 + normal(), normal)];
+    const expected = await attend(plain, "f32", dim, inputs);
+    const found = await attend(backend, "bf16", dim, inputs);
+    const late = expected.length / 2;
+    const sizes = [0, 0];
+    for (let i = late; i < expected.length; i++) {
+      sizes[0]! += (found[i]! - expected[i]!) ** 2;
+      sizes[1]! += expected[i]! ** 2;
+    }
+    expect(Math.sqrt(sizes[0]! / sizes[1]!)).toBeLessThan(usesIntegers ? 0.002 : 0.05);
+  });
+
+  it("attend to what came before alone", async () => {
+    const dim = 16;
+    const random = new Random(4);
+    const inputs = [0, 1, 2].map(() => Float32Array.from({ length: 100 * dim }, () => random.normal()));
+    const before = await attend(backend, "bf16", dim, inputs);
+    const changed = inputs.map((values) => values.map((value, i) => (i < 99 * dim ? value : 1000)));
+    const after = await attend(backend, "bf16", dim, changed);
+    expect(after.subarray(0, 99 * dim)).toEqual(before.subarray(0, 99 * dim));
   });
 
   it("multiply matrices of any shape, stored in any type", async () => {
