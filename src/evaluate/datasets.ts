@@ -71,9 +71,15 @@ export class Datasets {
       : [path.join(this.options.directory, repo), repo]) {
       const folder = path.join(root, config);
       if (!existsSync(folder) || !statSync(folder).isDirectory()) continue;
-      const found = readdirSync(folder)
+      const alike = readdirSync(folder)
         .filter((name) => ROW_ENDINGS.includes(endingOf(name)) && name.split(/[.-]/, 1)[0] === split)
         .sort();
+      const found = alike.filter((name) => isPartOf(split, name));
+      const other = alike.find((name) => !isPartOf(split, name));
+      if (other !== undefined)
+        throw new FormatError(
+          `${path.join(folder, other)} may be a part of the split ${split} or not: name the parts of a split ${split}-00000-of-00002.jsonl and so on, and move other files away`,
+        );
       checkOneKind(folder, found);
       if (found.length > 0) return found.map((name) => path.join(folder, name));
     }
@@ -118,7 +124,10 @@ export class Datasets {
     const inFolder = folders.map((folder) =>
       files.filter((file) => path.dirname(file) === path.resolve(directory, folder)),
     );
-    const found = inFolder.find((own) => own.length > 0) ?? files;
+    const found = (inFolder.find((own) => own.length > 0) ?? files).filter((file) =>
+      isPartOf(split, path.basename(file)),
+    );
+    if (found.length === 0) throw new CoppiceError(`it has no file ${patterns[0]}`);
     const ending = OWN_ENDINGS.find((one) => found.some((file) => file.endsWith(`.${one}`)));
     return { files: found.filter((file) => file.endsWith(`.${ending}`)), commit };
   }
@@ -134,6 +143,12 @@ export class Datasets {
 
 /** Kinds of files of a dataset without a Parquet copy, best first. */
 const OWN_ENDINGS = ["parquet", "jsonl", "jsonl.gz", "json", "csv", "tsv"];
+
+/** Whether a file is a split, or a numbered part of it. */
+const isPartOf = (split: string, name: string): boolean =>
+  name.startsWith(split) &&
+  ROW_ENDINGS.includes(endingOf(name)) &&
+  /^(?:-\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?)?\.[a-z]+(?:\.(?:gz|zst))?$/.test(name.slice(split.length));
 
 /** @throws FormatError when files of several kinds hold a split, which would then count several times */
 function checkOneKind(place: string, names: readonly string[]): void {

@@ -37,7 +37,7 @@ const choiceSchema = z.object({
   logprobs: z
     .object({
       token_logprobs: z.array(z.number().nullable()),
-      text_offset: z.array(z.number()),
+      text_offset: z.array(z.number()).optional(),
       tokens: z.array(z.string()).nullish(),
       top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).nullish(),
     })
@@ -45,24 +45,36 @@ const choiceSchema = z.object({
 });
 const completionSchema = z.object({ choices: z.tuple([choiceSchema], z.unknown()) });
 type Completion = z.infer<typeof choiceSchema>;
-type Logprobs = NonNullable<Completion["logprobs"]>;
 
 /**
- * Where each token begins in the prompt. vLLM counts the characters of a begin token that it puts before the prompt, which other servers
- * leave out.
- * @returns undefined where the tokens are not the prompt's: of parts of characters a server says nothing that could be checked
+ * Which tokens make up the end of the prompt, from character `first` on: [from, to). By the tokens' texts, not by the offsets that servers
+ * give: beside parts of characters vLLM's are wrong, in a way of its own in each release.
+ * @param firstHasNone whether the first token has no log-probability, because nothing is before it
+ * @returns undefined where it cannot be told
  */
-function placesIn(
-  prompt: string,
-  { text_offset: offsets, tokens, token_logprobs }: Logprobs,
-): readonly number[] | undefined {
-  const [begin = ""] = tokens ?? [];
-  const hasBegin = begin !== "" && token_logprobs[0] === null && !prompt.startsWith(begin);
-  const text = (tokens ?? [prompt]).slice(hasBegin ? 1 : 0).join("");
-  if (!text.includes("\ufffd") && !/[^\0-\x7f]/.test(prompt) && !text.startsWith(prompt)) return undefined;
-  const before = hasBegin ? (offsets[1] ?? 0) : 0;
-  return offsets.map((offset) => offset - before);
+function tokensFrom(prompt: string, first: number, tokens: readonly string[], firstHasNone: boolean) {
+  const [begin = ""] = tokens;
+  // vLLM puts a begin token before the prompt, with a text, which other servers leave out
+  const skipped = begin !== "" && firstHasNone && !prompt.startsWith(begin) ? 1 : 0;
+  const wanted = prompt.slice(first);
+  // behind the prompt comes the token that was generated, if any
+  for (const to of [tokens.length - 1, tokens.length]) {
+    if (ascii(tokens.slice(skipped, to).join("")) !== ascii(prompt)) continue;
+    if (first === 0) return { from: skipped, to };
+    let [text, from] = ["", to];
+    while (from > skipped && text.length < wanted.length) text = tokens[--from] + text;
+    if (!text.endsWith(wanted)) continue;
+    if (text !== wanted) return { from: from + 1, to }; // a token that begins before is not counted
+    // of a character's parts a server may show the whole with the last, and nothing with the others
+    const mayHaveParts = /[^\0-\x7f]/.test(tokens[from] ?? "");
+    while (mayHaveParts && from > skipped && tokens[from - 1] === "") from--;
+    return { from, to };
+  }
+  return undefined;
 }
+
+/** A text without what tokens may be parts of. */
+const ascii = (text: string): string => text.replace(/[^\0-\x7f]/g, "");
 
 /**
  * A model on any server with OpenAI's completions API. Likelihoods need one that returns the prompt with log-probabilities
@@ -137,26 +149,26 @@ export class CompletionServer implements LikelihoodModel, GenerationModel {
     const prompt = request.kind === "rolling" ? request.text : request.context + request.continuation;
     const body = { prompt, max_tokens: 1, temperature: 0, echo: true, logprobs: 1 };
     const { logprobs } = await this.complete(body, stop);
-    if (logprobs === null || logprobs === undefined || logprobs.text_offset[0] !== 0)
+    const { tokens, text_offset: offsets = [0] } = logprobs ?? {};
+    if (logprobs === null || logprobs === undefined || tokens === null || tokens === undefined || offsets[0] !== 0)
       throw new CoppiceError(
         `${this.url} does not return log-probabilities of the prompt (echo with logprobs), which this benchmark needs; tasks that generate text do work: gsm8k, xlsum_english, mbpp, humaneval`,
       );
     let logLikelihood = 0;
     let isGreedy: boolean | undefined = request.kind === "log-likelihood";
-    const [first, end] = [[...context].length, [...prompt].length]; // offsets count code points
-    const places = placesIn(prompt, logprobs);
-    if (places === undefined)
+    const counted = tokensFrom(prompt, context.length, tokens, logprobs.token_logprobs[0] === null);
+    if (counted === undefined)
       throw new CoppiceError(
         `${this.url} splits the prompt into tokens that do not make it up, so that their log-probabilities cannot be told apart; tasks that generate text do work: gsm8k, xlsum_english, mbpp, humaneval`,
       );
-    places.forEach((offset, i) => {
+    for (let i = counted.from; i < counted.to; i++) {
       const own = logprobs.token_logprobs[i];
-      if (offset < first || offset >= end || own === null || own === undefined) return; // nothing is before the first token
+      if (own === null || own === undefined) continue; // nothing is before the first token
       logLikelihood += own;
       const best = Object.values(logprobs.top_logprobs?.[i] ?? {});
       if (best.length === 0) isGreedy = isGreedy === false ? false : undefined;
       else isGreedy &&= best.every((other) => other <= own);
-    });
+    }
     return { logLikelihood, isGreedy };
   }
 

@@ -41,6 +41,8 @@ export interface Task {
 export interface FewShot {
   /** Number of worked examples before each question, unless the caller chooses. */
   readonly count: number;
+  /** Whether the benchmark is without examples whatever the caller chooses: its prompts have their own, or could give answers away. */
+  readonly none?: boolean | undefined;
   /** Drawn anew for each question, or always the first. */
   readonly sampler: "random" | "first";
   /** The text before the first example. */

@@ -1,4 +1,4 @@
-import { Template } from "@huggingface/jinja";
+import { parse, Template, tokenize } from "@huggingface/jinja";
 import { FormatError } from "../system/errors.js";
 import { didYouMean } from "../system/suggest.js";
 
@@ -37,7 +37,8 @@ export function rowTemplate(source: string, file: string): (row: Row) => string 
     );
   let parsed: Template;
   try {
-    parsed = new Template(source);
+    parsed = new Template("");
+    parsed.parsed = parse(tokenize(source)); // the class alone takes the line ends and blanks beside tags away, as chat templates want it
   } catch (error) {
     throw failed(error);
   }

@@ -54,13 +54,19 @@ export function isBenchmark(text: string): boolean {
 
 /** @throws UsageError for an unknown name, listing those that are known */
 async function tasksOf(text: string, defaultShots: number | undefined): Promise<FoundTask[]> {
-  const { name, shots: fewShot = defaultShots } = splitShots(text);
+  const { name, shots } = splitShots(text);
+  const fewShot = shots ?? defaultShots;
   const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
   if (suite !== undefined)
     return (await Promise.all(suite.map((entry) => tasksOf(entry.task, fewShot ?? entry.fewShot)))).flat();
   const group = TASK_GROUPS.find((known) => known.name === name);
   if (group !== undefined) return (await Promise.all(group.members.map((member) => tasksOf(member, fewShot)))).flat();
   const builtIn = TASKS.find((known) => known.name === name);
+  if (builtIn?.fewShot.none === true) {
+    if (shots !== undefined && shots > 0)
+      throw new UsageError(`${name} has no worked examples: leave out ":${shots}" (the harness ignores it)`);
+    return [{ task: builtIn, fewShot: 0, place: undefined }];
+  }
   if (builtIn !== undefined) return [{ task: builtIn, fewShot, place: undefined }];
   const task = await loadTaskFile(name);
   if (task !== undefined) return [{ task, fewShot, place: path.resolve(name) }];

@@ -185,6 +185,13 @@ describe("benchmark data", () => {
       await expect(load(), other).rejects.toThrow(/keep one kind of file/);
       rmSync(path.join(folder, other));
     }
+    for (const other of ["test-old.jsonl", "test.bak.jsonl"]) {
+      write(other, 4);
+      await expect(load(), other).rejects.toThrow(/may be a part of the split test or not/);
+      rmSync(path.join(folder, other));
+    }
+    write("test-00002-of-00003-2a1df75c6bce91ab.jsonl", 5);
+    expect((await load()).rows).toHaveLength(3);
   });
 
   it("that are missing or malformed are named", async () => {
@@ -419,6 +426,25 @@ describe("a task file", () => {
   it("whose choices are no texts is refused", async () => {
     const task = await loadTaskFile(write("none.json", { ...colours, choices: "question" }));
     await expect(evaluateTask(task!, shortSighted([]), { datasets, tools })).rejects.toThrow(/choices must be a list/);
+  });
+
+  it("keeps the line ends and blanks beside tags, as Jinja does unless told otherwise", async () => {
+    const prompt = "Sky.\n{% if true %}Hint{% endif %}\n  {% if true %}A{% endif %}\nAnswer:";
+    const task = (await loadTaskFile(write("blanks.json", { ...colours, prompt })))!;
+    const asked: Request[] = [];
+    await evaluateTask(task, shortSighted(asked), { datasets, tools });
+    expect(asked[0]).toMatchObject({ context: "Sky.\nHint\n  A\nAnswer:" });
+  });
+
+  it("without worked examples stays so, whatever is asked of all", async () => {
+    const counts = async (names: readonly string[]) =>
+      (await plannedTasks(names, 5)).map(({ task, fewShot }) => [task.name, fewShot]);
+    expect(await counts(["truthfulqa_mc2", "humaneval", "winogrande"])).toEqual([
+      ["truthfulqa_mc2", 0],
+      ["humaneval", 0],
+      ["winogrande", 5],
+    ]);
+    await expect(plannedTasks(["humaneval:3"], undefined)).rejects.toThrow(/humaneval has no worked examples/);
   });
 
   it("that is named as another one is refused, and the same one counts once", async () => {

@@ -44,6 +44,13 @@ describe("a Python program", () => {
     expect(await sandbox.run(program)).toEqual({ passed: true, reason: "passed" });
   });
 
+  it("keeps the blanks of its texts", async () => {
+    expect(await sandbox.run("s = '''a\n   \nb'''\nassert s == 'a\\n   \\nb'")).toEqual({
+      passed: true,
+      reason: "passed",
+    });
+  });
+
   // all at once, as many at a time as there are cores
   const failing = HOSTILE.map(([, program]) => sandbox.run(program));
 

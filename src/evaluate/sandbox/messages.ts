@@ -19,5 +19,8 @@ export interface WorkerData {
   readonly memoryBytes: number;
 }
 
+/** What a worker says when its interpreter has started. */
+export const BEGUN = "begun";
+
 /** The verdict on programs that end without an error. */
 export const PASSED = "passed";

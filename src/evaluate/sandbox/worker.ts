@@ -2,7 +2,7 @@
 import path from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import { lockDown, wasm } from "./lockdown.js";
-import { PASSED, type WorkerData } from "./messages.js";
+import { BEGUN, PASSED, type WorkerData } from "./messages.js";
 
 const { pyodide, compiled, snapshot, program, memoryBytes } = workerData as WorkerData;
 lockDown(memoryBytes);
@@ -27,8 +27,10 @@ const python = await loadPyodide({
 python.runPython("import sys\nsys.modules.update({'js': None, 'pyodide_js': None})");
 let verdict = PASSED;
 try {
-  // a scope of its own, as code_eval's exec(program, {})
-  python.runPython(program, { globals: python.globals.get("dict")() });
+  python.globals.set("program", program);
+  port?.postMessage(BEGUN);
+  // a scope of its own, as in code_eval. As the interpreter's own program it would lose indentation, of its texts as well
+  python.runPython("exec(program, {})");
 } catch (error) {
   verdict = `failed: ${error instanceof Error ? error.message.trim() : error}`;
 }

@@ -16,6 +16,7 @@ export const humaneval = programming({
   schema: row,
   dataset: { repo: "openai/openai_humaneval" },
   splits: { test: "test" },
+  fewShot: { none: true },
   prompt: ({ prompt }) => prompt,
   answer: ({ canonical_solution: solution }) => solution,
   program: (text, { prompt, test, entry_point: name }) => `${prompt}${text}\n${test}\ncheck(${name})`,

@@ -34,6 +34,7 @@ const truthfulqa = (
     schema: row,
     dataset: { repo: "truthfulqa/truthful_qa", config: "multiple_choice" },
     splits: { validation: "validation" },
+    fewShot: { none: true },
     options: (r) => choices(`${PREAMBLE}Q: ${r.question}\nA:`, targetsOf(r).choices),
     right: (r) => (metric === "mc2" ? targetsOf(r).labels.flatMap((label, i) => (label === 1 ? [i] : [])) : [0]),
     metrics: [metric],
