@@ -56,7 +56,7 @@ static inline vf some_numbers_at(const char *p, int32_t type, int valid) {
 
 // The scales of VL rows of integers, and what undoes them. The sum of products of two rows a and b is at most |a| |b| (Cauchy and
 // Schwarz), so that rows no longer than the root of 2^31 never overflow it: far finer than a bound by the largest numbers. Rounded to
-// multiples of |a| / 46340, terms change a sum by less than bf16 does, whatever outliers there are.
+// multiples of |a| / 46340, or twice that, terms change a sum by less than bf16 does, whatever outliers there are.
 typedef struct {
   vf scale, inverse;
 } Scales;
@@ -69,7 +69,9 @@ static inline Scales scales_for(vf squares, vf largest, int terms) {
   const vf norm = vmax(where(exact, vsqrt(squares), largest * sqrtf((float)terms)), largest * (length / 32767.0f));
   const vi zero = largest < splat(shortest), finite = largest < splat(INFINITY), number = squares == squares;
   const vf none = (vf){0};
-  return (Scales){where(zero, none, length / norm), where(finite & number, where(zero, none, norm / length), splat(NAN))};
+  // a power of two, so that numbers of few digits stay exact
+  const vf scale = (vf)((vu)(length / norm) & 0x7f800000u);
+  return (Scales){where(zero, none, scale), where(finite & number, where(zero, none, 1.0f / scale), splat(NAN))};
 }
 
 static inline void measure(vf v, vf *squares, vf *largest) {

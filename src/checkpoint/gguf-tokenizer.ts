@@ -247,12 +247,16 @@ function specialTokenMetadata(
   const stops = idsOf(readOptionalJson(directory, "generation_config.json").eos_token_id);
   const bos = idOf(first) ?? idOf(contentOf(settings.bos_token)) ?? idsOf(config.bos_token_id)[0];
   const eos = idOf(contentOf(settings.eos_token)) ?? idsOf(config.eos_token_id)[0] ?? stops[0];
+  const eot = stops.find((id) => id !== eos);
+  const padding = idOf(contentOf(settings.pad_token));
   const ids = {
     bos,
     eos,
-    eot: stops.find((id) => id !== eos),
+    eot,
+    eom: stops.find((id) => id !== eos && id !== eot),
     unknown: idOf(definition.model.unk_token ?? contentOf(settings.unk_token)),
-    padding: idOf(contentOf(settings.pad_token)),
+    // one that was added without a row of the embedding is left out, with the note on such tokens
+    padding: padding !== undefined && padding < vocabSize ? padding : undefined,
   };
   for (const [name, id] of Object.entries(ids))
     if (id !== undefined && !(Number.isInteger(id) && id >= 0 && id < vocabSize))

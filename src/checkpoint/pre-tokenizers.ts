@@ -86,13 +86,28 @@ export const PRE_TOKENIZERS: readonly PreTokenizer[] = [
 
 /** Other names that llama.cpp has for the same pre-tokenizers, found in files that other tools wrote. */
 const ALIASES: Readonly<Record<string, readonly string[]>> = {
-  "llama-bpe": ["llama3", "llama-v3", "falcon3", "pixtral", "lfm2"],
+  "llama-bpe": ["llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
   dbrx: ["smaug-bpe", "glm4", "chatglm-bpe"],
-  qwen2: ["deepseek-r1-qwen", "megrez", "stablelm2"],
+  qwen2: ["deepseek-r1-qwen", "megrez", "stablelm2", "kormo", "f2llmv2"],
   "gpt-4o": ["llama4"],
   "deepseek-v3": ["hunyuan-dense"],
-  smollm: ["starcoder", "refact", "command-r", "codeshell", "exaone"],
-  "gpt-2": ["exaone4", "phi-2", "mpt", "olmo", "trillion", "granite-docling"],
+  smollm: ["starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+  "gpt-2": [
+    "exaone4",
+    "phi-2",
+    "mpt",
+    "olmo",
+    "trillion",
+    "granite-docling",
+    "a.x-4.0",
+    "gigachat",
+    "mellum",
+    "modern-bert",
+    "jina-es",
+    "jina-de",
+    "jina-v2-es",
+    "jina-v2-de",
+  ],
 };
 
 /** The pre-tokenizer of one of llama.cpp's names. */

@@ -36,6 +36,7 @@ export const baseSchema = z.looseObject({
   rope_scaling: rotarySchema.nullish(),
   rope_parameters: rotarySchema.nullish(),
   partial_rotary_factor: positive.max(1).nullish(),
+  is_causal: z.literal(true).nullish(), // embedding models read in both directions
 });
 
 /** The fields that hold sizes in most configurations. */

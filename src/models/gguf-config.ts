@@ -157,18 +157,23 @@ export class GgufConfig {
   common(modelType: string, className: string) {
     if ((this.optional("expert_count") ?? 0) > 0)
       throw new FormatError(`${this.path}: mixtures of experts are not supported`);
+    this.refuse("nextn_predict_layers", (layers) => layers > 0, "layers for multi-token prediction");
+    if (this.boolean("attention.causal") === false)
+      throw new FormatError(
+        `${this.path}: models that read in both directions (${this.key("attention.causal")}) are not supported`,
+      );
     const embedding = this.file.tensors.get("token_embd.weight");
     if (embedding === undefined) throw new FormatError(`${this.path}: the tensor token_embd.weight is missing`);
-    const heads = this.numbers("attention.head_count");
+    const heads = oneIfEqual(this.numbers("attention.head_count"));
     return {
       architectures: [className],
       model_type: modelType,
       vocab_size: embedding.shape[0],
       hidden_size: this.number("embedding_length"),
-      intermediate_size: this.numbers("feed_forward_length"),
+      intermediate_size: oneIfEqual(this.numbers("feed_forward_length")),
       num_hidden_layers: this.layers,
       num_attention_heads: heads,
-      num_key_value_heads: this.optionalNumbers("attention.head_count_kv") ?? heads,
+      num_key_value_heads: oneIfEqual(this.optionalNumbers("attention.head_count_kv") ?? heads),
       head_dim: this.headDim,
       max_position_embeddings: this.number("context_length"),
       tie_word_embeddings: !this.has("output.weight"),
@@ -183,6 +188,12 @@ export class GgufConfig {
     return value;
   }
 }
+
+/** A list of equal numbers as that number: some files list what does not differ. */
+const oneIfEqual = (numbers: number | number[]): number | number[] => {
+  const [first = 0, ...others] = [numbers].flat();
+  return others.every((other) => other === first) ? first : numbers;
+};
 
 /** A configuration without the fields that are undefined. */
 export const defined = (config: Record<string, unknown>): ConfigJson =>

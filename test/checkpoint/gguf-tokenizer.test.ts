@@ -235,11 +235,32 @@ it("begins texts with a token by its pre-tokenizer where the file does not say w
 it("ends answers at the end of a turn, too, where the model does", async () => {
   const directory = byteLevelDirectory(PRE_TOKENIZERS[0]!);
   const end = (await Tokenizer.load(directory)).eos?.id;
-  writeFileSync(path.join(directory, "generation_config.json"), JSON.stringify({ eos_token_id: [end, 5] }));
+  writeFileSync(path.join(directory, "generation_config.json"), JSON.stringify({ eos_token_id: [end, 5, 6] }));
   const file = path.join(root, "turns.gguf");
   await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
   const ends = [...(await Tokenizer.load(openCheckpoint(file).directory)).ends];
-  expect(ends).toEqual([end, 5]);
+  expect(ends).toEqual([end, 5, 6]);
+});
+
+it("leaves out a token for padding that was added without a row of the embedding", async () => {
+  const directory = byteLevelDirectory(PRE_TOKENIZERS[0]!);
+  const change = (name: string, edit: (json: Record<string, unknown>) => void) => {
+    const file = path.join(directory, name);
+    const json = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+    edit(json);
+    writeFileSync(file, JSON.stringify(json));
+  };
+  change("tokenizer.json", (json) => {
+    const added = json.added_tokens as object[];
+    added.push({ ...added[0], content: "[PAD]", id: 1000 });
+  });
+  change("tokenizer_config.json", (json) => {
+    json.pad_token = "[PAD]";
+  });
+  const file = path.join(root, "padding.gguf");
+  const { notes } = await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
+  expect(openGguf(file).metadata.has("tokenizer.ggml.padding_token_id")).toBe(false);
+  expect(notes.join()).toMatch(/\[PAD\]/);
 });
 
 it("ends answers at the end of a turn where a file does not say which token that is, but its name does", async () => {

@@ -65,9 +65,9 @@ const TOLERANCE: Record<ComputeType, number> = { f32: 2e-5, bf16: 1.5e-2 };
 
 /**
  * The largest error of a product of two rows of up to 512 integers, as a share of the product of the rows' lengths: each number is
- * rounded by at most half a step, of which there are 46300 in a row's length, so that a row is changed by at most sqrt(512) half steps.
+ * rounded by at most half a step, of which there are 23150 or more in a row's length, so that a row is changed by at most sqrt(512) half steps.
  */
-const INTEGER_ERROR = Math.sqrt(512) / 46300;
+const INTEGER_ERROR = Math.sqrt(512) / 23150;
 
 /** The sum of products of two rows, and the product of their lengths. */
 function dotProduct(a: ArrayLike<number>, b: ArrayLike<number>) {

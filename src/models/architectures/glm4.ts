@@ -33,7 +33,6 @@ export const glm4 = architecture({
   gguf: {
     className: "Glm4ForCausalLM",
     fields: (read) => {
-      read.refuse("nextn_predict_layers", (layers) => layers > 0, "layers for multi-token prediction");
       read.refuse("rope.dimension_sections", (section) => section > 0, "positions of several axes");
       const attention_bias = read.has("blk.0.attn_q.bias") || read.has("blk.0.attn_qkv.bias");
       return { partial_rotary_factor: read.rotaryShare, attention_bias };
