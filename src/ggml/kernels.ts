@@ -17,6 +17,8 @@ import { fastestVariant, type KernelTimes, type TimedVariant, type Variant } fro
 export interface Kernels {
   /** Which instruction set they use. */
   readonly variant: Variant;
+  /** Whether products in bf16 are of integers with a scale instead, so that those of numbers in bf16 are not exact. */
+  readonly multipliesIntegers: boolean;
   /** The file of the library that they come from. */
   readonly file: string;
   /** The address of a kernel, for `ggml_custom_4d`. */
@@ -62,6 +64,8 @@ const AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", 
 
 const NEON_BF16 = ["-mcpu=generic+bf16"];
 
+const INTEGER_PAIRS = "-DINTEGER_PAIRS";
+
 /** An instruction set that kernels are compiled for, and the compiler's flags for it. */
 interface CompiledVariant {
   readonly name: string;
@@ -75,10 +79,10 @@ export const VARIANTS: Readonly<Record<string, readonly CompiledVariant[]>> = {
   x64: [
     { name: "amxbf16", flags: [...AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"] },
     { name: "avx512bf16", flags: [...AVX512, "-mavx512bf16"] },
-    { name: "avx512vnni", flags: [...AVX512, "-mavx512vnni", "-DINTEGER_PAIRS"] },
+    { name: "avx512vnni", flags: [...AVX512, "-mavx512vnni", INTEGER_PAIRS] },
     { name: "avx512", flags: AVX512 },
-    { name: "avxvnni", flags: [...AVX2, "-mavxvnni", "-DINTEGER_PAIRS"] },
-    { name: "avx2int16", flags: [...AVX2, "-DINTEGER_PAIRS"] },
+    { name: "avxvnni", flags: [...AVX2, "-mavxvnni", INTEGER_PAIRS] },
+    { name: "avx2int16", flags: [...AVX2, INTEGER_PAIRS] },
     { name: "avx2", flags: AVX2 },
     { name: "emulated", flags: [...AVX2, "-DEMULATE_TILES"], emulates: "amxbf16" },
   ],
@@ -235,13 +239,16 @@ function openFile(functions: Functions, file: string): Opened {
       return { kernels: undefined, reason: "this release of ggml lays its tensors out in another way" };
     const supports = library.func("coppice_supports", "int", ["const char *"]);
     const supported = (VARIANTS[process.arch] ?? []).filter(({ name }) => supports(name) === 1);
-    const variants = supported.flatMap(({ name: variant, emulates }): LoadedVariant[] => {
+    const variants = supported.flatMap(({ name: variant, emulates, flags }): LoadedVariant[] => {
       try {
         const addresses = new Map(
           KERNEL_NAMES.map((name) => [name, BigInt(library.symbol(`coppice_${variant}_${name}`) as bigint) as Pointer]),
         );
         const workload = library.func(`coppice_${variant}_workload`, "void", ["void *", "void *"]);
-        return [{ variant, emulates, file, address: (name) => addresses.get(name) as Pointer, workload }];
+        const multipliesIntegers = flags.includes(INTEGER_PAIRS);
+        return [
+          { variant, multipliesIntegers, emulates, file, address: (name) => addresses.get(name) as Pointer, workload },
+        ];
       } catch {
         return []; // the compiler that built the library did not know this instruction set
       }

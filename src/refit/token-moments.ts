@@ -20,8 +20,9 @@ export async function tokenMoments(backend: Backend, source: TensorSource, name:
   const [tokens, hidden] = [rowCount(info), info.shape[1] as number];
   const sums = new Gram(backend, `the second moments of ${name}`, hidden);
   const total = new Float64Array(hidden);
-  // products of numbers that are bf16 already are exact
-  const g = new Graph(backend, { computeType: info.dtype === "bf16" ? "bf16" : "f32" });
+  // products in bf16 of numbers that are bf16 already are exact, if they are such
+  const isExact = info.dtype === "bf16" && backend.kernels?.multipliesIntegers !== true;
+  const g = new Graph(backend, { computeType: isExact ? "bf16" : "f32" });
   try {
     const rows = g.input("rows", "f32", [ROWS, hidden]);
     sums.add(g, rows);

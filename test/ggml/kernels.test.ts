@@ -250,8 +250,8 @@ function runner(backend: Backend, computeType: ComputeType): (name: string) => P
 const onPlain = runner(plain, "f32");
 
 describe.each(variants)("the %s kernels", (variant) => {
-  const usesIntegers = /vnni|int16/.test(variant);
   const backend = Backend.open({ device: "cpu", kernels: variant, threads: 3 });
+  const usesIntegers = backend.kernels!.multipliesIntegers;
   const single = Backend.open({ device: "cpu", kernels: variant, threads: 1 });
   afterAll(() => {
     backend.free();

@@ -98,7 +98,7 @@ function product(g: Graph, a: Tensor, b: Tensor): Tensor {
 
 /**
  * Adds aᵀ b to a sum in f32, in place, for statistics. Where the graph computes in bf16, by kernels of ours that
- * do, a and b are rounded to it: aᵀ a stays exactly the moments of the rounded rows, and so positive semidefinite. Make the result an effect of the graph.
+ * do, a and b are rounded to it, or to integers with a scale: aᵀ a stays exactly the moments of the rounded rows, and so positive semidefinite. Make the result an effect of the graph.
  * a: [rows, m], b: [rows, n], sum: [m, n]
  */
 export function addProducts(g: Graph, sum: Tensor, a: Tensor, b: Tensor): Tensor {
