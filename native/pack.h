@@ -56,7 +56,8 @@ static inline vf some_numbers_at(const char *p, int32_t type, int valid) {
 
 // The scales of VL rows of integers, and what undoes them. The sum of products of two rows a and b is at most |a| |b| (Cauchy and
 // Schwarz), so that rows no longer than the root of 2^31 never overflow it: far finer than a bound by the largest numbers. Rounded to
-// multiples of |a| / 46340, or twice that, terms change a sum by less than bf16 does, whatever outliers there are.
+// multiples of |a| / 46340, or twice that, terms change a sum by less than bf16 does, unless the other row is nearly zero just where this one
+// has an outlier.
 typedef struct {
   vf scale, inverse;
 } Scales;

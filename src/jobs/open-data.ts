@@ -33,7 +33,7 @@ export async function openData(
   data: DataOptions,
   options: JobOptions,
 ): Promise<{ readonly train: TokenStream; readonly validation: TokenStream }> {
-  const noteSilence = ({ conversations }: Corpus) => {
+  const noteMissingConversations = ({ conversations }: Corpus) => {
     if (conversations > 0 || chatTemplateIn(reader.directory) === undefined) return;
     options.onNote?.(
       "the model has a chat template, but the data has no conversations: what is fitted to plain text alone may no longer answer; give conversations, too (rows with messages)",
@@ -42,12 +42,12 @@ export async function openData(
   if (data.validation !== undefined && data.validation.length > 0) {
     const train = await openTokens(data.data, reader, data, options);
     const validation = await openTokens(data.validation, reader, data, options);
-    noteSilence(train);
+    noteMissingConversations(train);
     noteOverlap(train, validation, options);
     return { train: train.train, validation: validation.train };
   }
   const byDocument = await openTokens(data.data, reader, data, options, HELD_OUT_SHARE);
-  noteSilence(byDocument);
+  noteMissingConversations(byDocument);
   const heldOut = byDocument.heldOut.length;
   if (heldOut >= MIN_VALIDATION_TOKENS && heldOut <= MOST_HELD_OUT * (byDocument.train.length + heldOut))
     return { train: byDocument.train, validation: byDocument.heldOut };

@@ -20,7 +20,7 @@ export async function tokenMoments(backend: Backend, source: TensorSource, name:
   const [tokens, hidden] = [rowCount(info), info.shape[1] as number];
   const sums = new Gram(backend, `the second moments of ${name}`, hidden);
   const total = new Float64Array(hidden);
-  // products in bf16 of numbers that are bf16 already are exact, if they are such
+  // products of numbers that are bf16 already are exact in bf16, but not where the kernels multiply integers instead
   const isExact = info.dtype === "bf16" && backend.kernels?.multipliesIntegers !== true;
   const g = new Graph(backend, { computeType: isExact ? "bf16" : "f32" });
   try {
