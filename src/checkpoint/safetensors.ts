@@ -4,6 +4,7 @@ import { bytesOf, type FloatDType } from "../ggml/dtype.js";
 import { FormatError } from "../system/errors.js";
 import { checkSpace, moveIntoPlace, temporaryBeside, writeAll, writingError } from "../system/files.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
+import { removeAbandonedCopies } from "../system/scratch.js";
 import { rowBytes, type TensorInfo, type TensorSource, tensorBytes } from "./tensor-source.js";
 
 /**
@@ -322,6 +323,7 @@ class GrowingFile {
     metadata: Readonly<Record<string, string>>,
   ) {
     mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
+    removeAbandonedCopies(file);
     this.temporary = temporaryBeside(file);
     const header = encodeHeader(tensors, metadata);
     this.bytes = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), header.byteLength);

@@ -1,3 +1,4 @@
+import { isatty } from "node:tty";
 import type { Command } from "commander";
 import { withAdapters } from "../checkpoint/adapters.js";
 import type { JobOptions } from "../jobs/index.js";
@@ -62,7 +63,10 @@ function ranksOf(command: Command): Ranks | undefined {
 
 const peakMemoryBytes = (): number => process.resourceUsage().maxRSS * 1024;
 
-/** The signal is aborted by the first Ctrl-C, SIGTERM, or end of npm; a second Ctrl-C ends the process. */
+/**
+ * The signal is aborted by the first Ctrl-C, SIGTERM, end of npm, or end of the terminal; a second Ctrl-C ends the process. What has no
+ * terminal, as under nohup, goes on: nohup has SIGHUP ignored, but Node undoes that when it starts.
+ */
 function watchForStop(stopping: string): { readonly signal: AbortSignal; readonly unwatch: () => void } {
   const abort = new AbortController();
   const interrupt = () => {
@@ -72,12 +76,18 @@ function watchForStop(stopping: string): { readonly signal: AbortSignal; readonl
   };
   process.on("SIGINT", interrupt);
   process.on("SIGTERM", interrupt);
+  const hangUp = () => {
+    const hasTerminal = [0, 1, 2].some((descriptor) => isatty(descriptor));
+    if (hasTerminal && !abort.signal.aborted) interrupt();
+  };
+  process.on("SIGHUP", hangUp);
   const unwatchParent = onOrphaned(() => {
     if (!abort.signal.aborted) interrupt();
   });
   const unwatch = () => {
     process.off("SIGINT", interrupt);
     process.off("SIGTERM", interrupt);
+    process.off("SIGHUP", hangUp);
     unwatchParent();
   };
   return { signal: abort.signal, unwatch };

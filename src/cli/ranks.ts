@@ -28,7 +28,7 @@ async function lead(ranks: Ranks, args: readonly string[]): Promise<number> {
 
 async function follow(ranks: Ranks): Promise<number> {
   // the leader stops where its state is safe, and then says so
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => {});
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => {});
   try {
     const { followLeader } = await import("../jobs/shared/follow.js");
     await followLeader(ranks);

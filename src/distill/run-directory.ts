@@ -113,10 +113,11 @@ export class RunDirectory {
 
   /**
    * Claims the directory for a configuration: writes `run.json`, or checks the one that is there.
+   * @param free settings that may change
    * @throws UsageError naming what differs, when it belongs to another job
    */
-  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown): void {
-    this.files.claim(configuration, origin);
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, free?: readonly string[]): void {
+    this.files.claim(configuration, origin, free);
   }
 
   /** Whether the run has finished. */
@@ -258,7 +259,7 @@ export class RunDirectory {
     this.drop(CHECKPOINTS);
   }
 
-  /** Deletes what the run wrote to a folder. */
+  /** Deletes what the run wrote to a folder; to all of them for "". */
   drop(folder: string): void {
     this.files.remove(this.files.below(this.relative(folder)));
   }

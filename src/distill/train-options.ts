@@ -31,7 +31,7 @@ export interface TrainOptions extends AdamWOptions {
    * the global norm of the step before.
    */
   readonly freeGradients?: boolean | undefined;
-  /** Steps between checkpoints. */
+  /** Steps between checkpoints; one is saved every ten minutes besides. */
   readonly saveEverySteps: number;
   /** Steps between measurements on the validation data; 0 for none. */
   readonly validateEverySteps: number;

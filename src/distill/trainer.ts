@@ -46,6 +46,9 @@ export interface TrainResult {
   readonly finalLoss: number;
 }
 
+/** No more than so much is to be lost by a kill, however long a step takes. */
+const SAVE_EVERY_SECONDS = 600;
+
 /**
  * Trains a model towards an objective. Results depend only on the weights, the optimizer's state and the step number, so a run that
  * was killed and resumed ends bit-equal to one that was not.
@@ -86,6 +89,7 @@ export class Trainer {
     run?.truncateMetrics(start.step);
     const started = performance.now();
     const seconds = () => start.seconds + (performance.now() - started) / 1000;
+    let savedSeconds = start.seconds;
     const losses: number[] = (run?.readMetrics() ?? []).map((record) => record.loss);
     for (let step = start.step + 1; step <= this.steps; step++) {
       const stepStarted = performance.now();
@@ -110,8 +114,11 @@ export class Trainer {
       run?.appendMetrics(record);
       this.job.onProgress?.({ record, totalTokens: this.steps * this.tokensPerStep });
       const stop = this.job.signal?.aborted === true;
-      if (step % options.saveEverySteps === 0 || stop || step === this.steps)
+      const isDue = step % options.saveEverySteps === 0 || seconds() - savedSeconds >= SAVE_EVERY_SECONDS;
+      if (isDue || stop || step === this.steps) {
         run?.save({ step, seconds: seconds() }, saved);
+        savedSeconds = seconds();
+      }
       if (stop && step < this.steps)
         throw new InterruptedError(
           `stopped at step ${step} of ${this.steps}${run === undefined ? "" : "; the same command goes on from there"}`,

@@ -1,6 +1,7 @@
 import { closeSync, openSync, readFileSync, readSync, statSync } from "node:fs";
 import path from "node:path";
 import type { ProgressEvent } from "../jobs/index.js";
+import { finishedStages, type StageRecord } from "../jobs/stages.js";
 import type { Workspace } from "./storage.js";
 import type { Job, JobProgress, Jobs, StageSummary } from "./store/jobs.js";
 
@@ -66,7 +67,7 @@ export class Reporter {
     const stamp = statSync(this.file("stages.json"), { throwIfNoEntry: false })?.mtimeMs;
     if (stamp !== undefined && `${stamp}` !== this.stagesStamp) {
       this.stagesStamp = `${stamp}`;
-      const all = JSON.parse(readFileSync(this.file("stages.json"), "utf8")) as StageSummary[];
+      const all = finishedStages(JSON.parse(readFileSync(this.file("stages.json"), "utf8")) as StageRecord[]);
       if (all.length > this.stages.length) await this.jobs.resetDeaths(this.job);
       this.stages = all.map(({ name, seconds, peakMemoryBytes }) => ({ name, seconds, peakMemoryBytes }));
     }

@@ -135,6 +135,7 @@ const USAGE_WEIGHTS = 1;
 /** An open device, or several that divide a model's layers: it allocates buffers and computes graphs, one at a time. */
 export class Backend {
   private released = false;
+  private buffersBytes = 0;
   private readonly processorThreads: ProcessorThreads;
   /** What ggml's scheduler of several devices computes on where none of them can. */
   private readonly processor: OpenDevice | undefined;
@@ -247,9 +248,21 @@ export class Backend {
   allocate(context: Pointer, place: number | undefined): Pointer | null {
     const f = this.functions;
     const buffer = f.ggml_backend_alloc_ctx_tensors(context, elementAt(this.opened, place ?? 0).handle);
-    if (buffer !== null && place !== undefined && this.places > 1)
-      f.ggml_backend_buffer_set_usage(buffer, USAGE_WEIGHTS);
+    if (buffer === null) return null;
+    if (place !== undefined && this.places > 1) f.ggml_backend_buffer_set_usage(buffer, USAGE_WEIGHTS);
+    this.buffersBytes += f.ggml_backend_buffer_get_size(buffer);
     return buffer;
+  }
+
+  /** Frees what {@link allocate} gave. */
+  release(buffer: Pointer): void {
+    this.buffersBytes -= this.functions.ggml_backend_buffer_get_size(buffer);
+    this.functions.ggml_backend_buffer_free(buffer);
+  }
+
+  /** Memory that tensors take that outlive a computation: weights, states of optimizers, inputs. */
+  get takenBytes(): number {
+    return this.buffersBytes;
   }
 
   /**

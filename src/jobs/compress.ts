@@ -1,6 +1,7 @@
 import { isDevice, quantizableDivisors } from "../devices/index.js";
 import type { TrainOptions } from "../distill/index.js";
 import type { Model } from "../models/index.js";
+import { cutTo } from "../prune/index.js";
 import { elementAt } from "../system/arrays.js";
 import { UsageError } from "../system/errors.js";
 import type { CompressJob, CompressOutcome } from "./compress-job.js";
@@ -15,9 +16,10 @@ import { checkCacheFile, claim, inRun } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { candidatesOfRounds, trainingOfRounds } from "./rounds.js";
 import { noteTraining } from "./sanity.js";
+import { OTHER_CUTS } from "./search.js";
 import { checkShared } from "./shared/training.js";
 import { checkStart } from "./start.js";
-import { candidatesFor } from "./target.js";
+import { candidatesFor, isForLlamaCpp } from "./target.js";
 import { checkTeacherOptions } from "./teacher-options.js";
 import { trainOptionsFor } from "./training.js";
 
@@ -47,7 +49,14 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   checkTeacherOptions(requested.teacherOptions ?? {}, requested.distillation ?? {}, requested.intermediate);
   const original = await openModel(requested.model, requested);
   const { checkpoint, model } = original;
-  const job = forQuantization(forDevice(requested, model), model);
+  const planned = requested.evaluate === undefined ? [] : await planEvaluation(requested.evaluate);
+  const generating = planned.find(({ task }) => task.asks === "generation");
+  if (generating !== undefined)
+    checkInLlamaCpp(
+      model,
+      `${generating.label} is for texts that llama.cpp generates: name other tasks with --evaluate, such as hellaswag and mmlu`,
+    );
+  const job = forLlamaCpp(forQuantization(forDevice(requested, model), model), model, generating !== undefined);
   if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
   const { rounds: roundCount = 1 } = job;
   const start = job.start ?? "refit";
@@ -56,7 +65,9 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   if (job.perLayer === true && roundCount > 1)
     throw new UsageError("--per-layer chooses all sizes at once: do without --rounds, or without --per-layer");
   const candidates = candidatesOfRounds(model, job, roundCount); // report a target that cannot be met before anything that takes long
-  if (job.evaluate !== undefined) await planEvaluation(job.evaluate);
+  const [named] = elementAt(candidates, roundCount - 1);
+  if (isForLlamaCpp(job) && job.target.includes("=") && named?.sizes.layers === undefined)
+    checkInLlamaCpp(cutTo(model, named?.sizes ?? {}).model, OTHER_CUTS);
   if (job.scoresFile !== undefined) checkCacheFile(job.scoresFile, "--scores");
   const inputs = [
     ...modelInput("the model", checkpoint),
@@ -107,6 +118,15 @@ function forQuantization(job: CompressJob, model: Model): CompressJob {
   });
   const preferred = withDivisors(quantizableDivisors(model, kinds));
   return hasCandidates(model, preferred) ? preferred : withDivisors(quantizableDivisors(model));
+}
+
+/** Leaves out candidates that llama.cpp cannot compute, if there are any, where an evaluation has it generate texts. */
+function forLlamaCpp(job: CompressJob, model: Model, isNeeded: boolean): CompressJob {
+  if (!isNeeded || isForLlamaCpp(job)) return job;
+  const strict = { ...job, space: { ...job.space, forLlamaCpp: true } };
+  if (!hasCandidates(model, strict)) return strict; // reported later
+  const [all, some] = [job, strict].map((each) => candidatesFor(model, each));
+  return JSON.stringify(all) === JSON.stringify(some) ? job : strict;
 }
 
 function hasCandidates(model: Model, job: CompressJob): boolean {

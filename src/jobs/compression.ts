@@ -77,13 +77,12 @@ export class Compression {
     const rounds = await this.cut(correctedPath ?? originalPath);
     const { keptLayers, pruned, student } = elementAt(rounds, rounds.length - 1);
     const gguf = await this.measuredGguf(job.gguf ?? []);
-    const evaluation = await this.evaluate([originalPath, directory.file("pruned"), job.out]);
     const smaller = openCheckpoint(job.out).model;
     const corrected = correctedTeacher === undefined ? {} : { correctedTeacher: original.model };
     const roles = { teacher: original.model, ...corrected, pruned: smaller, student: smaller };
     const tokens = rounds.reduce((total, { training }) => total + training.tokens, 0);
     const trainingSeconds = rounds.reduce((total, { training }) => total + training.seconds, 0);
-    const outcome: CompressOutcome = {
+    const outcomeWith = (evaluation: EvaluateOutcome | undefined): CompressOutcome => ({
       teacher,
       correctedTeacher,
       pruned,
@@ -98,7 +97,9 @@ export class Compression {
       out: job.out,
       gguf,
       evaluation,
-    };
+    });
+    if (job.evaluate !== undefined) this.writeReport(outcomeWith(undefined)); // an evaluation takes long, and may fail
+    const outcome = outcomeWith(await this.evaluate([originalPath, directory.file("pruned"), job.out]));
     this.writeReport(outcome);
     directory.finish();
     return outcome;
@@ -140,7 +141,10 @@ export class Compression {
       validation,
       ...elementAt(rounds, i),
       isPart: rounds.length > 1,
-      stages: { once: (name, work) => this.stages.once(prefix + name, work) },
+      stages: {
+        has: (name) => this.stages.has(prefix + name),
+        once: (name, work) => this.stages.once(prefix + name, work),
+      },
       ...places,
       carryFrom: original.checkpoint.directory,
       scoresFile: this.scoresFile(i),

@@ -11,8 +11,16 @@ import {
 } from "../distill/index.js";
 import { type Perplexity, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
-import { countParameters, loadWeights, type Model, type ModelWeights } from "../models/index.js";
+import {
+  countParameters,
+  loadWeights,
+  type Model,
+  type ModelWeights,
+  openCheckpoint,
+  wholeWeights,
+} from "../models/index.js";
 import type { PrunedModel } from "../prune/index.js";
+import { CoppiceError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import { dataInputs, modelIdentity, modelInput } from "./inputs.js";
 import { type JobOptions, onDevice } from "./job.js";
@@ -23,18 +31,20 @@ import { type OpenModel, openModel } from "./open-model.js";
 import { claim, inRun } from "./output.js";
 import { checkLength, noteTraining } from "./sanity.js";
 import { checkShared } from "./shared/training.js";
-import type { TeacherRecipe } from "./sparse-teacher.js";
+import { sharedVocabulary, type TeacherRecipe, targetsOf } from "./sparse-teacher.js";
 import { Stages } from "./stages.js";
-import { openTeacher } from "./teacher.js";
+import { openTeacher, streamedTeacher } from "./teacher.js";
 import { checkTeacherOptions, type TeacherOptions } from "./teacher-options.js";
 import {
+  checkTrainingFits,
   finish,
-  fittingBatch,
+  type PlannedTraining,
   runTraining,
   type TrainingJob,
   type TrainingOutcome,
   type TrainStage,
   trainOptionsFor,
+  withFittingBatch,
   writeTrained,
 } from "./training.js";
 
@@ -68,6 +78,46 @@ export async function distillStage(stage: DistillStage): Promise<TrainResult> {
   }
 }
 
+/** A distillation that is to come. */
+export interface PlannedDistillation extends Pick<PlannedTraining, "backend" | "settings" | "options"> {
+  readonly student: Model;
+  readonly recipe: TeacherRecipe;
+  /** Whether candidates are distilled briefly, too, beside the whole teacher. */
+  readonly isBriefToo?: boolean | undefined;
+}
+
+/**
+ * Checks that a student and its teacher will fit in memory, before anything that takes long.
+ * @throws CoppiceError with what they would take, and what makes them fit
+ */
+export function checkDistillationFits(planned: PlannedDistillation): void {
+  const { backend, student, recipe, settings, options, isBriefToo = false } = planned;
+  const teacher = openCheckpoint(recipe.teacherPath);
+  const studentParameters = countParameters(student.parameters, student.sizes);
+  checkTrainable(backend, studentParameters, settings, options);
+  const streamed = streamedTeacher(backend, teacher, {
+    studentParameters,
+    training: settings,
+    computeType: settings.computeType,
+    isCached: recipe.teacher.cache === true,
+    options,
+  });
+  if (streamed !== undefined && isBriefToo) wholeWeights(streamed, BRIEF_DISTILLATION);
+  const isSparse = targetsOf(recipe, settings, sharedVocabulary(recipe, teacher.model)) !== undefined;
+  checkTrainingFits({
+    backend,
+    model: student,
+    settings,
+    options,
+    teacher: streamed === undefined ? teacher : undefined,
+    isSparse: isSparse && !isBriefToo,
+    intermediate: recipe.distillation.intermediate,
+  });
+}
+
+/** What a model has to be in memory for. */
+export const BRIEF_DISTILLATION = "ranking candidates by short distillations (--search-tokens)";
+
 export interface BriefDistillation {
   readonly backend: Backend;
   readonly teacher: ModelWeights;
@@ -77,6 +127,8 @@ export interface BriefDistillation {
   readonly validation: TokenStream;
   readonly settings: TrainOptions;
   readonly options: JobOptions;
+  /** Keeps what a killed process goes on from, where the disk has room for it. */
+  readonly run?: RunDirectory | undefined;
 }
 
 /** The validation loss of a pruned model after a short distillation, whose weights are discarded. */
@@ -88,8 +140,10 @@ export async function distillBriefly(distillation: BriefDistillation): Promise<n
     const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
     const sequences = new Sequences(tokens, sequenceLength);
     const teacherBytes = teacher.store.byteLength;
-    const { microBatchSize } = fittingBatch({
+    const run = hasRoom(distillation.run, pruned.model) ? distillation.run : undefined;
+    const fitting = withFittingBatch({
       ...distillation,
+      run,
       model: pruned.model,
       student,
       objective,
@@ -97,10 +151,23 @@ export async function distillBriefly(distillation: BriefDistillation): Promise<n
       options: { ...options, ranks: undefined }, // the leader trains alone
     });
     const { signal } = options;
-    await train({ backend, student, sequences, options: { ...settings, microBatchSize }, objective, signal });
-    return (await perplexity(backend, student, validation, { sequenceLength, computeType })).loss;
+    const saving = { ...fitting, saveEverySteps: Number.MAX_SAFE_INTEGER }; // now and then is enough
+    await train({ backend, student, sequences, options: saving, objective, signal, run });
+    const { loss } = await perplexity(backend, student, validation, { sequenceLength, computeType });
+    run?.drop("");
+    return loss;
   } finally {
     student.free();
+  }
+}
+
+function hasRoom(run: RunDirectory | undefined, { parameters, sizes }: Model): boolean {
+  try {
+    run?.checkRoom(countParameters(parameters, sizes));
+    return true;
+  } catch (error) {
+    if (error instanceof CoppiceError) return false;
+    throw error;
   }
 }
 
@@ -175,6 +242,9 @@ async function distillIn(run: RunDirectory, job: DistillJob, { teacher, student,
   const stages = new Stages(run.own("stages.json"));
   return onDevice(job, async (backend) => {
     const { sequenceLength } = settings;
+    const recipe = { teacherPath: teacher.checkpoint.path, vocabSize, distillation, teacher: teacherOptions, cacheDir };
+    if (!stages.has("distill"))
+      checkDistillationFits({ backend, student: student.model, recipe, settings, options: job });
     const before = await stages.once("measure student", () =>
       measure(backend, student.checkpoint.path, validation, "measure student", { ...job, sequenceLength }),
     );
@@ -186,13 +256,9 @@ async function distillIn(run: RunDirectory, job: DistillJob, { teacher, student,
         settings,
         validation,
         options: job,
-        distillation,
-        teacher: teacherOptions,
+        ...recipe,
         sequences: new Sequences(tokens, sequenceLength),
-        teacherPath: teacher.checkpoint.path,
-        vocabSize,
         student: { model: student.model, source },
-        cacheDir,
         write: (weights) =>
           writeTrained(job.out, student.checkpoint, weights, { onNote: job.onNote, place: (name) => run.own(name) }),
       }),

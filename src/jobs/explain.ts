@@ -10,6 +10,7 @@ import { type Invocation, originSchema } from "./invocation.js";
 import { joinMetrics, roundFolder } from "./rounds.js";
 import { RANKING_FILE } from "./search.js";
 import { type ExplainedSetting, settingsOf } from "./settings.js";
+import { finishedStages } from "./stages.js";
 
 export interface ExplainedFile {
   readonly name: string;
@@ -70,7 +71,12 @@ const rankingSchema = z.object({
 });
 export type ExplainedSearch = z.infer<typeof rankingSchema>;
 
-const stageSchema = z.object({ name: z.string(), seconds: z.number(), peakMemoryBytes: z.number() });
+const stageSchema = z.object({
+  name: z.string(),
+  seconds: z.number(),
+  peakMemoryBytes: z.number(),
+  unfinished: z.boolean().optional(),
+});
 
 const planSchema = z.record(z.string(), z.object({ from: size, to: size }));
 const lossSchema = z.object({ loss: z.number() });
@@ -133,7 +139,7 @@ export function explain(directory: string): Explanation {
     search: ranking === undefined ? undefined : readJson(ranking, rankingSchema),
     report: readJson(at("report.json"), reportSchema),
     training: trainingOf(joinMetrics(folders.map((folder) => metricsIn(at(folder, "metrics.jsonl"))))),
-    stages: readJson(at("stages.json"), z.array(stageSchema)) ?? [],
+    stages: finishedStages(readJson(at("stages.json"), z.array(stageSchema)) ?? []),
     files: record.files.map((name) => ({ name, bytes: statSync(at(name), { throwIfNoEntry: false })?.size })),
     next: nextSteps(state, directory, commandLine),
   };

@@ -32,11 +32,26 @@ export function weightsFor(
   return weights;
 }
 
-/** Memory for a job: what it is told to take, or what is free, of which each of several processes on a machine has a part. */
-export const memoryFor = (
+/**
+ * Memory that is left for a job beside its weights on the device: of what it is told to take, or of what is free. Of that, each of several
+ * processes on a machine has a part, counted from before any of them took some.
+ */
+export function memoryFor(
   backend: Backend,
   { memoryBytes, ranks }: Pick<MemoryOptions, "memoryBytes" | "ranks">,
-): number => memoryBytes ?? backend.freeBytes() / processesPerDevice(backend, ranks);
+): number {
+  if (memoryBytes !== undefined) return Math.max(0, memoryBytes - backend.takenBytes);
+  if (ranks === undefined || backend.device.kind !== "cpu")
+    return backend.freeBytes() / processesPerDevice(backend, ranks);
+  return Math.max(0, ranks.local.freeBytes / ranks.local.size - backend.takenBytes);
+}
+
+/** How much of the free memory training takes: some of it is for what is not counted. */
+const TRAINING_SHARE = 0.95;
+
+/** The same for a training, to the last byte that can be foreseen. */
+export const memoryForTraining = (backend: Backend, options: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>
+  (options.memoryBytes === undefined ? TRAINING_SHARE : 1) * memoryFor(backend, options);
 
 /** How many processes of a machine share a device: all its processor, and GPUs only where there are too few. */
 export const processesPerDevice = (
@@ -86,7 +101,7 @@ export function checkTrainable(
     throw new UsageError(
       `--optimizer-state 8bit takes kernels of ours, which ${backend.device.name} does not have: leave it out`,
     );
-  const memoryBytes = memoryFor(backend, options);
+  const memoryBytes = memoryForTraining(backend, options);
   const bytes = trainingBytes(parameters, training, sharersOf(backend, options));
   if (bytes > memoryBytes)
     throw new CoppiceError(

@@ -53,17 +53,20 @@ export async function perLayerCandidate(
   const { model } = original;
   const steps = layerSizes(model, spaceOf(model, options));
   const scores = new Map([...inputs.scores, ...statistics.scores]);
-  const costs = await removalCosts({
-    passage: passageFor(inputs, MOMENT_SAMPLES),
-    measured: passageFor(inputs, MEASURED_SAMPLES),
-    original,
-    keptOf: (step) => {
-      const own = steps.find((each) => each.step === step);
-      return own && keptColumns(model, own, scores);
-    },
-    onProgress: (done, total) => options.onProgress?.({ stage: "cost of each layer", done, total, unit: "steps" }),
-  });
-  const costOf = steps.map(({ step, dimension }) => required(costs.get(step), `${dimension} has no costs`));
+  const measure = async () => {
+    const costs = await removalCosts({
+      passage: passageFor(inputs, MOMENT_SAMPLES),
+      measured: passageFor(inputs, MEASURED_SAMPLES),
+      original,
+      keptOf: (step) => {
+        const own = steps.find((each) => each.step === step);
+        return own && keptColumns(model, own, scores);
+      },
+      onProgress: (done, total) => options.onProgress?.({ stage: "cost of each layer", done, total, unit: "steps" }),
+    });
+    return steps.map(({ step, dimension }) => required(costs.get(step), `${dimension} has no costs`));
+  };
+  const costOf = await (inputs.known?.once(["cost of each layer"], measure) ?? measure());
   const sizes = await cheapestSizes(model, steps, costOf, parameters);
   return sizes && { sizes, parameters: parametersAt(model, sizes) };
 }

@@ -65,7 +65,7 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     };
   }
   const { checkpoint, model, parameters } = await openModel(job.model, job);
-  candidatesFor(model, job); // report a target that cannot be met before anything that takes long
+  const candidates = candidatesFor(model, job); // report a target that cannot be met before anything that takes long
   checkStart(job, job.start ?? "minitron");
   checkPerLayer(model, job, job.start);
   const { train, validation } = await openData(
@@ -80,12 +80,12 @@ export async function plan(job: PlanJob): Promise<PlanOutcome> {
     const weights = weightsFor(backend, checkpoint, computeType, job);
     try {
       const inputs = { backend, original: checkpoint, weights, tokens: train, validation, computeType, options: job };
-      const distill = briefDistiller(inputs); // refuses what does not fit, before anything that takes long
+      const distill = briefDistiller(inputs, candidates); // refuses what does not fit, before anything that takes long
       const scores = await scoresFor(inputs, { identity });
       const statistics = job.start === "refit" ? await startStatistics(inputs) : undefined;
       const ranked = await search({ ...inputs, scores }, { statistics, distill });
       const measured = new Set(ranked.map(({ sizes }) => describeSizes(sizes)));
-      const others = candidatesFor(model, job).filter(({ sizes }) => !measured.has(describeSizes(sizes)));
+      const others = candidates.filter(({ sizes }) => !measured.has(describeSizes(sizes)));
       return {
         parameters,
         original: axisSizes(model),

@@ -20,6 +20,7 @@ import {
 } from "../prune/index.js";
 import { required, UsageError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
+import { KnownValues } from "../system/known-values.js";
 import type { ComputeType } from "../tensor/index.js";
 import { dataIdentity, dataInputs, modelIdentity, modelInput, outsideInput, scoresIdentity } from "./inputs.js";
 import { onDevice } from "./job.js";
@@ -29,7 +30,16 @@ import { type OpenModel, openModel } from "./open-model.js";
 import { checkCacheFile, claim, inRun, ownIfInside, type RunJob } from "./output.js";
 import { checkPerLayer } from "./per-layer.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
-import { briefDistiller, depthOptions, RANKING_FILE, type SearchMeasurements, scoresFor, search } from "./search.js";
+import {
+  briefDistiller,
+  depthOptions,
+  RANKING_FILE,
+  REFIT_FOLDER,
+  SCORES_FILE,
+  type SearchMeasurements,
+  scoresFor,
+  search,
+} from "./search.js";
 import type { SearchInputs } from "./search-inputs.js";
 import { checkStart, noteSelection, refittedStart, startStatistics } from "./start.js";
 import { candidatesFor, type TargetOptions } from "./target.js";
@@ -104,8 +114,8 @@ export async function pruneModel(job: PruneJob): Promise<PruneOutcome> {
     });
     if (run.finished) return { ...(await recordedOutcome(run, job)), out: job.out };
     if (scoresFile !== undefined) ownIfInside(run, scoresFile);
-    const outcome = await pruneInto(job, opened, candidates, (name) => run.own(name));
-    run.finish({ outcome, scores: await scoresIn(scoresFile) } satisfies RecordedResult, "refit");
+    const outcome = await pruneInto(job, opened, candidates, run);
+    run.finish({ outcome, scores: await scoresIn(scoresFile) } satisfies RecordedResult, REFIT_FOLDER);
     return { ...outcome, out: job.out };
   });
 }
@@ -127,10 +137,11 @@ async function pruneInto(
   job: PruneJob,
   opened: OpenModel,
   candidates: readonly Candidate[],
-  place: (name: string) => string,
+  run: RunDirectory,
 ): Promise<Omit<PruneOutcome, "out">> {
   const { checkpoint, model, parameters } = opened;
-  const pruned = await onDevice(job, (backend) => choose(backend, opened, candidates, { ...job, place }));
+  const place = (name: string) => run.own(name);
+  const pruned = await onDevice(job, (backend) => choose(backend, opened, candidates, { ...job, run }));
   const dtype = job.start === "refit" ? storedType(checkpoint.source) : undefined; // a refit gives f32
   writeDirectory(pruned, checkpoint.directory, { ...job, dtype, place }, "prune");
   const to = countParameters(pruned.model.parameters, pruned.model.sizes);
@@ -157,7 +168,7 @@ async function choose(
   backend: Backend,
   { checkpoint, model }: OpenModel,
   candidates: readonly Candidate[],
-  job: PruneJob & { readonly place: (name: string) => string },
+  job: PruneJob & { readonly run: RunDirectory },
 ): Promise<PrunedModel> {
   const { computeType = "bf16", start = "minitron" } = job;
   const identity = await modelIdentity(checkpoint, job.cacheDir);
@@ -167,7 +178,8 @@ async function choose(
   const data = dataOf(job);
   const { directory } = checkpoint;
   const { train, validation } = await openData({ directory, model }, { ...job, data }, job);
-  const place = (name: string) => job.place(`refit/${name}`);
+  const { run } = job;
+  const place = (name: string) => run.own(REFIT_FOLDER, name);
   checkSameData(place("data.json"), [train.id, validation?.id ?? null]);
   const weights = weightsFor(backend, checkpoint, computeType, job);
   try {
@@ -182,10 +194,12 @@ async function choose(
       place,
     };
     // refuses what does not fit, before anything that takes long
-    const distill = only === undefined ? briefDistiller(inputs) : undefined;
+    const distill = only === undefined ? briefDistiller(inputs, candidates, run) : undefined;
     const scores = await scoresFor(inputs, { identity, place });
     const statistics = start === "refit" ? await startStatistics(inputs, place) : undefined;
-    const plan = await planOf(only, { ...inputs, scores }, { statistics, distill }, () => job.place(RANKING_FILE));
+    const known = new KnownValues(place("measured.json"), await scoresIdentity(job.scoresFile ?? place(SCORES_FILE)));
+    const searched = { ...inputs, scores, known };
+    const plan = await planOf(only, searched, { statistics, distill }, () => run.own(RANKING_FILE));
     if (statistics === undefined) return prune(checkpoint, plan, keptIndices(model, plan, scores));
     noteSelection(inputs, plan);
     return await refittedStart(inputs, {

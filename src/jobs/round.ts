@@ -1,12 +1,21 @@
+import { existsSync } from "node:fs";
 import { storedType } from "../checkpoint/stored-type.js";
 import type { TokenStream } from "../data/index.js";
 import { Sequences } from "../data/index.js";
-import { defaultIntermediatePairs, forTokens, type RunDirectory, type TrainResult } from "../distill/index.js";
+import {
+  type DistillationOptions,
+  defaultIntermediatePairs,
+  forTokens,
+  type RunDirectory,
+  type TrainResult,
+} from "../distill/index.js";
 import type { Backend } from "../ggml/index.js";
 import { openCheckpoint, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
+  cutTo,
   keptIndices,
+  largestCandidate,
   loadScores,
   type PrunedModel,
   type PrunePlan,
@@ -15,26 +24,19 @@ import {
 } from "../prune/index.js";
 import { elementAt } from "../system/arrays.js";
 import { UsageError } from "../system/errors.js";
+import { KnownValues } from "../system/known-values.js";
 import type { CompressJob } from "./compress-job.js";
-import { distillBriefly, distillStage } from "./distill.js";
+import { BRIEF_DISTILLATION, checkDistillationFits, distillBriefly, distillStage } from "./distill.js";
 import { scoresIdentity } from "./inputs.js";
 import { type Measurement, measure } from "./measure.js";
-import { checkTrainable, weightsFor } from "./model-memory.js";
-import { checkInLlamaCpp } from "./open-model.js";
+import { weightsFor } from "./model-memory.js";
 import { type PlanSummary, summarizePlan } from "./plan-summary.js";
 import { type RoundTraining, withinSizes } from "./rounds.js";
-import { BRIEF_DISTILLATION, RANKING_FILE, scoresFor, search } from "./search.js";
+import { RANKING_FILE, REFIT_FOLDER, scoresFor, search } from "./search.js";
 import type { Stages } from "./stages.js";
 import { noteSelection, refittedStart, type StartInputs, type StartStatistics, startStatistics } from "./start.js";
-import { streamedTeacher } from "./teacher.js";
 import { writeTrained } from "./training.js";
 import { writeDirectory } from "./write-directory.js";
-
-/** For a pruned model that llama.cpp cannot compute, though it can compute the original. */
-const OTHER_CUTS = "Leave the width as it is (--axes ffn or ffn,layers, with --restart), or do without --gguf";
-
-/** The folder of a round for what a refitted start is made of. */
-const REFIT = "refit";
 
 export interface RoundInputs {
   readonly backend: Backend;
@@ -48,7 +50,7 @@ export interface RoundInputs {
   readonly candidates: readonly Candidate[];
   /** Whether other rounds precede or follow. */
   readonly isPart: boolean;
-  readonly stages: Pick<Stages, "once">;
+  readonly stages: Pick<Stages, "has" | "once">;
   /** For everything that the round writes but its model. */
   readonly directory: RunDirectory;
   /** The path of a file of the round's model by its name. */
@@ -85,16 +87,15 @@ export class Round {
   async run(): Promise<RoundOutcome> {
     const { job, stages, directory, cutPath, carryFrom, layers } = this.inputs;
     const prunedPath = directory.file("pruned");
-    this.checkMemory();
+    if (!stages.has("distill")) this.checkMemory();
     const plan = await stages.once("search", () => this.search());
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);
       const dtype = job.start === "minitron" ? undefined : storedType(openCheckpoint(cutPath).source); // a refit gives f32
       writeDirectory(await this.start(plan), carryFrom, { ...job, dtype, out: prunedPath, place }, "prune");
     });
-    directory.drop(REFIT);
+    directory.drop(REFIT_FOLDER);
     const smaller = openCheckpoint(prunedPath).model;
-    if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(smaller, OTHER_CUTS); // before hours of training
     const keptLayers = plan.keptLayers.map((layer) => elementAt(layers, layer));
     const pruned = await this.measure(prunedPath, "measure pruned");
     const training = await stages.once("distill", () => this.distill(prunedPath, keptLayers));
@@ -103,19 +104,18 @@ export class Round {
     return { plan: summarizePlan(openCheckpoint(cutPath).model, smaller), keptLayers, pruned, student, training };
   }
 
-  /** @throws CoppiceError where the student or its teacher will not fit: better now than after hours of search */
+  /** @throws CoppiceError where the largest student or its teacher will not fit: better now than after hours of search */
   private checkMemory(): void {
-    const { backend, job, candidates, training, teacherPath } = this.inputs;
-    const studentParameters = Math.max(...candidates.map(({ parameters }) => parameters));
-    checkTrainable(backend, studentParameters, training.settings, job);
-    const streamed = streamedTeacher(backend, openCheckpoint(teacherPath), {
-      studentParameters,
-      training: training.settings,
-      computeType: training.settings.computeType,
-      isCached: job.teacherOptions?.cache === true,
+    const { backend, job, candidates, training, teacherPath, cutPath } = this.inputs;
+    const { model, keptLayers } = cutTo(openCheckpoint(cutPath).model, largestCandidate(candidates).sizes);
+    checkDistillationFits({
+      backend,
+      student: model,
+      recipe: { teacherPath, distillation: this.distillation(keptLayers), teacher: job.teacherOptions ?? {} },
+      settings: training.settings,
       options: job,
+      isBriefToo: job.searchTokens !== undefined,
     });
-    if (streamed !== undefined && job.searchTokens !== undefined) wholeWeights(streamed, BRIEF_DISTILLATION);
   }
 
   private measure(model: string, stage: string): Promise<Measurement> {
@@ -137,7 +137,7 @@ export class Round {
     const teacher = searchTokens === undefined || teacherPath === cutPath ? weights : load(teacherPath);
     try {
       const options = { ...job, scoresFile: this.inputs.scoresFile };
-      const place = (name: string) => directory.own(REFIT, name);
+      const place = (name: string) => directory.own(REFIT_FOLDER, name);
       const inputs = { backend, original, weights, tokens, validation, computeType, options, place };
       const identity = await stages.once("calibrate", async () => {
         await scoresFor(inputs, { identity: await this.inputs.identity(), place });
@@ -145,7 +145,7 @@ export class Round {
       });
       const scores = await this.unchangedScores(identity);
       const statistics = await this.statistics(inputs);
-      const distill = (pruned: PrunedModel) => {
+      const distill = (pruned: PrunedModel, id: string) => {
         const briefSettings = forTokens(settings, searchTokens ?? 0);
         const whole = wholeWeights(teacher, BRIEF_DISTILLATION);
         return distillBriefly({
@@ -156,13 +156,16 @@ export class Round {
           validation,
           settings: briefSettings,
           options,
+          run: directory.part(`${REFIT_FOLDER}/brief-${id}`),
         });
       };
       const candidates = this.inputs.isPart
         ? withinSizes(original.model, this.inputs.candidates)
         : this.inputs.candidates;
       const measurements = { statistics, distill: searchTokens === undefined ? undefined : distill };
-      const [best] = await search({ ...inputs, scores, candidates }, measurements, directory.own(RANKING_FILE));
+      const known = new KnownValues(place("measured.json"), identity);
+      const searched = { ...inputs, scores, candidates, known };
+      const [best] = await search(searched, measurements, directory.own(RANKING_FILE));
       if (best === undefined) throw new UsageError(`the target ${target} has no candidates`);
       return best.plan;
     } finally {
@@ -171,9 +174,13 @@ export class Round {
     }
   }
 
-  /** The scores that the run has used from its beginning. @throws UsageError when the file has changed */
+  /** The scores that the run has used from its beginning. @throws UsageError when the file has changed, or is not there */
   private async unchangedScores(identity: string): Promise<Scores> {
     const { scoresFile, cutPath } = this.inputs;
+    if (!existsSync(scoresFile))
+      throw new UsageError(
+        `the scores that the run began with are not in ${scoresFile}: name the file again that it began with (--scores), or --restart`,
+      );
     if ((await scoresIdentity(scoresFile)) !== identity)
       throw new UsageError(`${scoresFile} has changed since the run began: --restart begins anew with it`);
     return loadScores(scoresFile, openCheckpoint(cutPath).model);
@@ -183,7 +190,7 @@ export class Round {
   private async statistics(inputs: StartInputs): Promise<StartStatistics | undefined> {
     const { job, directory, stages } = this.inputs;
     if (job.start === "minitron") return undefined;
-    const place = (name: string) => directory.own(REFIT, name);
+    const place = (name: string) => directory.own(REFIT_FOLDER, name);
     await stages.once("statistics", async () => {
       await startStatistics(inputs, place);
     });
@@ -203,7 +210,7 @@ export class Round {
       plan,
       scores,
       statistics,
-      place: (name) => directory.own(REFIT, name),
+      place: (name) => directory.own(REFIT_FOLDER, name),
       onProgress: (done, total) => job.onProgress?.({ stage: "refit", done, total, unit: "steps" }),
     });
   }
@@ -211,7 +218,6 @@ export class Round {
   private distill(prunedPath: string, keptLayers: readonly number[]): Promise<TrainResult> {
     const { backend, job, tokens, validation, training, directory, place, teacherPath, isPart } = this.inputs;
     const pruned = openCheckpoint(prunedPath);
-    const intermediate = job.intermediate === true ? { intermediate: defaultIntermediatePairs(keptLayers) } : {};
     return distillStage({
       backend,
       stage: "distill",
@@ -223,10 +229,17 @@ export class Round {
       teacherPath,
       sequences: new Sequences(tokens, training.settings.sequenceLength),
       student: pruned,
-      distillation: { ...job.distillation, ...intermediate },
+      distillation: this.distillation(keptLayers),
       teacher: job.teacherOptions ?? {},
       cacheDir: job.cacheDir,
       write: (weights) => writeTrained(job.out, pruned, weights, { onNote: job.onNote, place }),
     });
+  }
+
+  private distillation(keptLayers: readonly number[]): Partial<DistillationOptions> {
+    const { distillation, intermediate } = this.inputs.job;
+    return intermediate === true
+      ? { ...distillation, intermediate: defaultIntermediatePairs(keptLayers) }
+      : { ...distillation };
   }
 }

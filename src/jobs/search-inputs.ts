@@ -1,6 +1,7 @@
 import type { TokenStream } from "../data/index.js";
 import type { Backend } from "../ggml/index.js";
 import type { Checkpoint, PassWeights } from "../models/index.js";
+import type { KnownValues } from "../system/known-values.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { JobOptions } from "./job.js";
 import type { TargetOptions } from "./target.js";
@@ -17,4 +18,6 @@ export interface SearchInputs {
   readonly options: TargetOptions & JobOptions;
   /** The path of a file of the run, by its name, for what a killed search goes on from; without it nothing is kept. */
   readonly place?: ((name: string) => string) | undefined;
+  /** What the run has measured before it was killed, if it was. */
+  readonly known?: KnownValues | undefined;
 }

@@ -1,13 +1,16 @@
 import { existsSync } from "node:fs";
 import { Sequences } from "../data/index.js";
+import type { RunDirectory } from "../distill/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import { SavedStreams } from "../evaluate/saved-streams.js";
-import { type Model, wholeWeights } from "../models/index.js";
+import { type Model, type Sizes, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
   calibrate,
   candidateLoss,
+  cutTo,
   keptIndices,
+  largestCandidate,
   loadScores,
   type PrunedModel,
   planFor,
@@ -20,17 +23,20 @@ import {
   saveScores,
 } from "../prune/index.js";
 import { elementAt } from "../system/arrays.js";
+import { FormatError, UsageError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
-import { distillBriefly } from "./distill.js";
+import { BRIEF_DISTILLATION, distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
+import { memoryFor } from "./model-memory.js";
+import { checkInLlamaCpp } from "./open-model.js";
 import { perLayerCandidate } from "./per-layer.js";
 import type { SearchInputs } from "./search-inputs.js";
 import { sharedCalibration } from "./shared/calibration.js";
 import { sharedCandidates } from "./shared/candidates.js";
-import { CandidateRefits, refitSamplesOf, type StartStatistics } from "./start.js";
-import { candidatesFor, type TargetOptions } from "./target.js";
-import { trainOptionsFor } from "./training.js";
+import { CandidateRefits, planId, refitSamplesOf, type StartStatistics } from "./start.js";
+import { candidatesFor, isForLlamaCpp, type TargetOptions } from "./target.js";
+import { checkTrainingFits, trainOptionsFor } from "./training.js";
 
 const DEFAULT_MAX_CANDIDATES = 12;
 const DEFAULT_CALIBRATION_SAMPLES = 1024;
@@ -38,6 +44,9 @@ const DEFAULT_DEPTH_METHOD = "contiguous-loss";
 /** Validation sequences that layers and candidates are measured on. */
 const SEARCH_SEQUENCES = 64;
 const CALIBRATION_BATCH_TOKENS = 2048;
+
+/** The scores in a run's folder, where the user wants no file of them. */
+export const SCORES_FILE = "scores.safetensors";
 
 /** Where a calibration keeps what it found. */
 export interface ScoresPlace {
@@ -51,8 +60,12 @@ export interface ScoresPlace {
 export async function scoresFor(inputs: Omit<SearchInputs, "validation">, { identity, place }: ScoresPlace = {}) {
   const { backend, original, weights, tokens, computeType, options } = inputs;
   const { signal, ranks } = options;
-  const scoresFile = options.scoresFile ?? place?.("scores.safetensors");
-  if (scoresFile !== undefined && existsSync(scoresFile)) return loadScores(scoresFile, weights.model, identity);
+  const scoresFile = options.scoresFile ?? place?.(SCORES_FILE);
+  if (scoresFile !== undefined && existsSync(scoresFile)) {
+    if (options.scoresFile !== undefined && options.calibrationSamples !== undefined)
+      options.onNote?.(`${scoresFile} has scores already: --samples changes nothing of them`);
+    return loadScores(scoresFile, weights.model, identity);
+  }
   const length = Math.min(defaultSequenceLength(weights.model), Math.max(1, tokens.length - 1));
   const sequences = new Sequences(tokens, length);
   const batches = {
@@ -75,16 +88,34 @@ export async function scoresFor(inputs: Omit<SearchInputs, "validation">, { iden
 /** How layers and candidates are measured. */
 export const depthOptions = (
   model: Model,
-  options: TargetOptions & Pick<JobOptions, "memoryBytes" | "ranks" | "signal">,
+  options: TargetOptions & Pick<JobOptions, "ranks" | "signal">,
   computeType: ComputeType,
 ) => ({
+  isPossible: (sizes: Sizes, keptLayers: readonly number[]) => isPossible(model, options, sizes, keptLayers),
   method: options.depthMethod ?? DEFAULT_DEPTH_METHOD,
   computeType,
   sequenceLength: Math.min(256, defaultSequenceLength(model)),
   maxSequences: SEARCH_SEQUENCES,
-  memoryBytes: options.memoryBytes,
   signal: options.ranks === undefined ? options.signal : undefined,
 });
+
+/** The same for candidates, which have what memory is left beside the original. */
+const measuringOptions = ({ backend, options, computeType }: SearchInputs, model: Model) => ({
+  ...depthOptions(model, options, computeType),
+  memoryBytes: memoryFor(backend, options),
+});
+
+/** Whether a configuration can say what a cut leaves, and llama.cpp can compute it where it must. */
+function isPossible(model: Model, options: TargetOptions, sizes: Sizes, keptLayers: readonly number[]): boolean {
+  try {
+    const cut = model.resized(sizes, keptLayers);
+    if (isForLlamaCpp(options)) cut.gguf();
+    return true;
+  } catch (error) {
+    if (error instanceof FormatError) return false;
+    throw error;
+  }
+}
 
 /** The record of a search in a run's directory: what candidates were measured on, and the candidates, best first. */
 export const RANKING_FILE = "search.json";
@@ -98,6 +129,10 @@ const summaryOf = ({ sizes, parameters, plan, loss, refittedLoss, distilledLoss 
   distilledLoss,
 });
 
+/** For a pruned model that llama.cpp cannot compute, though it can compute the original. */
+export const OTHER_CUTS =
+  "Leave the width as it is (--axes ffn or ffn,layers), or do without --gguf and tasks that generate";
+
 /**
  * Ranks the architectures that meet a target, best first.
  * @param measurements of the best candidates beyond their loss as pruned
@@ -109,7 +144,7 @@ export async function search(
   rankingFile?: string,
 ): Promise<RankedCandidate[]> {
   const { original, options, computeType, candidates = candidatesFor(original.model, options) } = inputs;
-  const { method: depthMethod, ...measuring } = depthOptions(original.model, options, computeType);
+  const { method: depthMethod, ...measuring } = measuringOptions(inputs, original.model);
   const refits =
     statistics && new CandidateRefits(inputs, { scores: inputs.scores, statistics, onProgress: refitProgress(inputs) });
   const rerankings = rerankingsOf(inputs, refits, distill);
@@ -123,6 +158,13 @@ export async function search(
     onProgress: (done, total) => options.onProgress?.({ stage: "search", done, total, unit: "candidates" }),
     rerankings,
   });
+  if (alike.length === 0) {
+    for (const { sizes } of isForLlamaCpp(options) ? candidates : [])
+      checkInLlamaCpp(cutTo(original.model, sizes).model, OTHER_CUTS);
+    throw new UsageError(
+      `${isForLlamaCpp(options) ? "llama.cpp can compute" : "a configuration can express"} no candidate without the layers that cost least: leave the layers as they are (--axes hidden,ffn), or take whole runs of them (--depth contiguous-loss)`,
+    );
+  }
   const isPerLayer = options.perLayer === true && statistics !== undefined;
   const ranked = isPerLayer ? await withPerLayer(inputs, alike, { statistics, rerankings }) : alike;
   refits?.keepOnly(ranked[0]?.plan);
@@ -140,9 +182,11 @@ export async function search(
 export interface SearchMeasurements {
   /** For refitted starts. */
   readonly statistics?: StartStatistics | undefined;
-  /** Distills a start briefly and returns its validation loss. */
-  readonly distill?: ((start: PrunedModel) => Promise<number>) | undefined;
+  readonly distill?: BriefDistiller | undefined;
 }
+
+/** Distills a start briefly and returns its validation loss. @param id names the start */
+type BriefDistiller = (start: PrunedModel, id: string) => Promise<number>;
 
 /** Refits of candidates: of several on few sequences, then of the best on more. */
 const REFITS = [
@@ -179,10 +223,13 @@ function rerankingsOf(
   return measurements.map(({ measure, candidates, samples, of }) => ({
     measure,
     candidates,
-    lossOf: ({ plan }) =>
-      refits === undefined
-        ? of(prune(original, plan, keptIndices(original.model, plan, scores)))
-        : refits.measure(plan, { samples, measure }, of),
+    lossOf: ({ plan }) => {
+      if (refits !== undefined)
+        return refits.measure(plan, { samples, measure }, (cut) => of(cut, planId(plan, samples)));
+      const id = planId(plan, 0);
+      const find = () => of(prune(original, plan, keptIndices(original.model, plan, scores)), id);
+      return inputs.known === undefined ? find() : inputs.known.once([measure, id], find);
+    },
   }));
 }
 
@@ -203,6 +250,10 @@ async function withPerLayer(
     return [best, ...others];
   }
   const plan = planFor(model, chosen.sizes, []);
+  if (!isPossible(model, options, plan.sizes, plan.keptLayers)) {
+    options.onNote?.("llama.cpp cannot compute such a model with a size for each layer: all layers are cut alike");
+    return [best, ...others];
+  }
   const loss = await lossOf(inputs, prune(original, plan, keptIndices(model, plan, scores)));
   const rivals: RankedCandidate[] = [];
   for (const candidate of [best, { ...chosen, plan, loss }]) {
@@ -219,16 +270,36 @@ const lastOfEachMeasure = (rerankings: readonly Reranking[]): Reranking[] => [
 ];
 
 const lossOf = (inputs: SearchInputs, cut: PrunedModel): Promise<number> =>
-  candidateLoss(cut, inputs, depthOptions(cut.model, inputs.options, inputs.computeType));
+  candidateLoss(cut, inputs, measuringOptions(inputs, cut.model));
 
-/** What a model has to be in memory for. */
-export const BRIEF_DISTILLATION = "ranking candidates by short distillations (--search-tokens)";
+/** The folder of a run for what its start is made of. */
+export const REFIT_FOLDER = "refit";
 
-/** Distills candidates briefly, with default settings; undefined when that was not requested. */
-export function briefDistiller(inputs: SearchInputs): ((pruned: PrunedModel) => Promise<number>) | undefined {
-  const { backend, weights, tokens, validation, computeType, options } = inputs;
+/**
+ * Distills candidates briefly, with default settings; undefined when that was not requested.
+ * @param run keeps what a killed process goes on from
+ * @throws CoppiceError where there is too little memory for it
+ */
+export function briefDistiller(
+  inputs: SearchInputs,
+  candidates: readonly Candidate[],
+  run?: RunDirectory,
+): BriefDistiller | undefined {
+  const { backend, original, weights, tokens, validation, computeType, options } = inputs;
   if (options.searchTokens === undefined) return undefined;
   const teacher = wholeWeights(weights, BRIEF_DISTILLATION);
   const settings = trainOptionsFor(teacher.model, { tokens: options.searchTokens, computeType });
-  return (pruned) => distillBriefly({ backend, teacher, pruned, tokens, validation, settings, options });
+  const { model } = cutTo(original.model, largestCandidate(candidates).sizes);
+  checkTrainingFits({ backend, model, settings, teacher, options: { ...options, ranks: undefined } });
+  return (pruned, id) =>
+    distillBriefly({
+      backend,
+      teacher,
+      pruned,
+      tokens,
+      validation,
+      settings,
+      options,
+      run: run?.part(`${REFIT_FOLDER}/brief-${id}`),
+    });
 }

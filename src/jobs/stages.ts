@@ -8,73 +8,132 @@ import { PeakMemory } from "../system/memory.js";
 
 const log = logOf("jobs");
 
-/** A finished stage of a job. */
+/** A stage of a job. */
 export interface StageRecord {
   readonly name: string;
-  /** Without those of stages that ran within it, so that the seconds of all stages add up to the job's. */
+  /** In all attempts, without those of stages that ran within it, so that the seconds of all stages add up to the job's. */
   readonly seconds: number;
   /** Peak resident memory of the process during the stage. */
   readonly peakMemoryBytes: number;
   readonly result: unknown;
+  /** Whether it was begun only, by a process that was stopped or killed, or that is at it. */
+  readonly unfinished?: boolean | undefined;
+}
+
+/** A stage that is being run. Times are in milliseconds. */
+interface RunningStage {
+  readonly name: string;
+  readonly startedAt: number;
+  readonly memory: PeakMemory;
+  /** What stages within it have taken. */
+  inner: number;
 }
 
 /** Stands in the file for the directory that it lies in. */
 const HERE = "\0here/";
+/** What a stage has taken is noted this often, so that a killed process's time is not lost. */
+const NOTE_EVERY_MILLISECONDS = 60_000;
+
+/** Of stages as they are recorded, those that are finished. */
+export const finishedStages = <T extends Pick<StageRecord, "unfinished">>(records: readonly T[]): T[] =>
+  records.filter(({ unfinished }) => unfinished !== true);
 
 /**
  * The finished stages of a job, kept in a file so that a job that was killed continues where it stopped. Paths below the file's
  * directory are stored relative to it, because the directory may have moved when the job continues.
  */
 export class Stages {
-  private records: StageRecord[];
+  private finished: StageRecord[];
+  /** What earlier attempts have taken, by the stage's name. */
+  private readonly earlier: Map<string, StageRecord>;
+  /** Each within the one before. */
+  private readonly running: RunningStage[] = [];
   private readonly directory: string;
-  /** How long the stages within the present one have taken. */
-  private innerSeconds = 0;
 
   constructor(private readonly file: string) {
     this.directory = path.dirname(file);
     const resolvePaths = (_: string, value: unknown) =>
       typeof value === "string" && value.startsWith(HERE) ? path.join(this.directory, value.slice(HERE.length)) : value;
-    this.records = existsSync(file) ? parse(file, resolvePaths) : [];
+    const records = existsSync(file) ? parse(file, resolvePaths) : [];
+    this.finished = finishedStages(records);
+    this.earlier = new Map(records.filter(({ unfinished }) => unfinished).map((record) => [record.name, record]));
   }
 
+  /** Those that are finished. */
   get all(): readonly StageRecord[] {
-    return this.records;
+    return this.finished;
+  }
+
+  /** Whether a stage is finished. */
+  has(name: string): boolean {
+    return this.finished.some((record) => record.name === name);
   }
 
   /** Runs a stage, or returns its result if it is finished already. The result must survive JSON. */
   async once<T>(name: string, work: () => Promise<T>): Promise<T> {
-    const known = this.records.find((record) => record.name === name);
+    const known = this.finished.find((record) => record.name === name);
     if (known !== undefined) {
       log.debug("stage known", { stage: name, file: this.file });
       return known.result as T;
     }
     log.debug("stage begun", { stage: name });
-    const memory = new PeakMemory();
-    const started = performance.now();
-    const earlierSeconds = this.innerSeconds;
-    this.innerSeconds = 0;
+    const stage: RunningStage = { name, startedAt: performance.now(), memory: new PeakMemory(), inner: 0 };
+    this.running.push(stage);
+    const timer = setInterval(() => this.write(), NOTE_EVERY_MILLISECONDS).unref();
     try {
       const result = await work();
-      const elapsedSeconds = (performance.now() - started) / 1000;
-      const seconds = elapsedSeconds - this.innerSeconds;
-      this.innerSeconds = earlierSeconds + elapsedSeconds;
-      this.records = [...this.records, { name, seconds, peakMemoryBytes: memory.stop(), result: result ?? null }];
-      this.write();
-      log.debug("stage ended", { stage: name, seconds, peakMemoryBytes: this.records.at(-1)?.peakMemoryBytes });
+      const record = { ...this.soFar(stage), result: result ?? null };
+      this.end(stage);
+      this.earlier.delete(name);
+      this.finished = [...this.finished, record];
+      log.debug("stage ended", { stage: name, seconds: record.seconds, peakMemoryBytes: record.peakMemoryBytes });
       return result;
+    } catch (error) {
+      this.earlier.set(name, { ...this.soFar(stage), unfinished: true });
+      this.end(stage);
+      throw error;
     } finally {
-      memory.stop();
+      clearInterval(timer);
+      stage.memory.stop();
+      this.write();
     }
   }
 
+  /** What a stage has taken, in this attempt and in earlier ones. */
+  private soFar(stage: RunningStage): StageRecord {
+    const { name, startedAt, inner, memory } = stage;
+    const within = this.running[this.running.indexOf(stage) + 1];
+    const own = (within?.startedAt ?? performance.now()) - startedAt - inner;
+    const before = this.earlier.get(name);
+    return {
+      name,
+      seconds: (before?.seconds ?? 0) + own / 1000,
+      peakMemoryBytes: Math.max(before?.peakMemoryBytes ?? 0, memory.soFar()),
+      result: null,
+    };
+  }
+
+  private end(stage: RunningStage): void {
+    this.running.splice(this.running.indexOf(stage), 1);
+    const outer = this.running.at(-1);
+    if (outer !== undefined) outer.inner += performance.now() - stage.startedAt;
+  }
+
   private write(): void {
-    writeJson(this.file, this.records, pathsBelow(this.directory, HERE));
+    const unfinished = new Map(this.earlier);
+    for (const stage of this.running) unfinished.set(stage.name, { ...this.soFar(stage), unfinished: true });
+    writeJson(this.file, [...this.finished, ...unfinished.values()], pathsBelow(this.directory, HERE));
   }
 }
 
 const recordsSchema = z.array(
-  z.object({ name: z.string(), seconds: z.number(), peakMemoryBytes: z.number(), result: z.unknown() }),
+  z.object({
+    name: z.string(),
+    seconds: z.number(),
+    peakMemoryBytes: z.number(),
+    result: z.unknown(),
+    unfinished: z.boolean().optional(),
+  }),
 );
 
 function parse(file: string, reviver: (key: string, value: unknown) => unknown): StageRecord[] {

@@ -149,6 +149,10 @@ function readStatistics(file: string, model: Model): SurgeonProgress {
   return { steps, scores, streamMoments };
 }
 
+/** Names a cut, refitted on so many sequences, or with 0 as it is. */
+export const planId = (plan: PrunePlan, samples: number): string =>
+  hashBytes(JSON.stringify([plan.sizes, plan.keptLayers, samples])).slice(0, 12);
+
 export interface RefittedStart {
   readonly plan: PrunePlan;
   /** Of the calibration, for what the statistics do not score. */
@@ -170,7 +174,7 @@ export async function refittedStart(inputs: StartInputs, start: RefittedStart): 
   const { model } = original;
   const { plan, scores, statistics, place, onProgress } = start;
   const samples = Math.min(start.samples ?? Number.POSITIVE_INFINITY, refitSamplesOf(inputs));
-  const id = hashBytes(JSON.stringify([plan.sizes, plan.keptLayers, samples])).slice(0, 12);
+  const id = planId(plan, samples);
   const hidden = sizeOf("hidden", model.sizes);
   const passage = passageFor(inputs, samples);
   onProgress?.(0, model.steps.length + 1);
@@ -190,6 +194,20 @@ export async function refittedStart(inputs: StartInputs, start: RefittedStart): 
 
 type Measure = Reranking["measure"];
 
+/** What a candidate lost after its refit. */
+interface MeasuredRefit {
+  readonly loss: number;
+  /** The names of the refit's files. */
+  readonly names: readonly string[];
+}
+
+/** How a candidate is measured. */
+interface RefitMeasurement {
+  readonly samples: number;
+  /** What is measured: only losses of the same kind are compared. */
+  readonly measure: Measure;
+}
+
 /** A candidate's refit on disk. */
 interface KeptRefit {
   readonly plan: PrunePlan;
@@ -200,40 +218,55 @@ interface KeptRefit {
 
 /**
  * Refits candidates to measure them. Files are deleted after that, but for those of the best candidate that was refitted on all sequences:
- * the start is made of them. Those of a run that was killed are found again by it.
+ * the start is made of them. Those of a run that was killed are found again by it, and so are its losses.
  */
 export class CandidateRefits {
   private kept: KeptRefit | undefined;
 
   constructor(
-    private readonly inputs: StartInputs & Pick<SearchInputs, "place">,
+    private readonly inputs: StartInputs & Pick<SearchInputs, "place" | "known">,
     private readonly start: Omit<RefittedStart, "plan" | "samples" | "place">,
   ) {}
 
-  /** @param measure what `lossOf` measures: only losses of the same kind are compared */
   async measure(
     plan: PrunePlan,
-    { samples, measure }: { readonly samples: number; readonly measure: Measure },
+    how: RefitMeasurement,
     lossOf: (cut: PrunedModel) => Promise<number>,
   ): Promise<number> {
-    const { inputs } = this;
-    const scratch = inputs.place === undefined ? scratchDirectory("refit") : undefined;
-    const files = new Set<string>();
-    const place = (name: string): string => {
-      const file = inputs.place?.(name) ?? path.join(scratch ?? "", name);
-      files.add(file);
-      return file;
-    };
+    const { known, place } = this.inputs;
+    if (known === undefined || place === undefined) return this.measureInScratch(plan, how, lossOf);
+    const key = [how.measure, planId(plan, how.samples)];
+    const { loss, names } = await known.once<MeasuredRefit>(key, async () => {
+      const placed = new Set<string>();
+      const own = (name: string): string => {
+        placed.add(name);
+        return place(name);
+      };
+      const cut = await this.refitted({ ...this.start, plan, samples: how.samples, place: own });
+      return { loss: await lossOf(cut), names: [...placed] };
+    });
+    this.keepIfBest({ plan, measure: how.measure, loss, files: new Set(names.map(place)) }, how.samples);
+    return loss;
+  }
+
+  private async measureInScratch(
+    plan: PrunePlan,
+    { samples }: RefitMeasurement,
+    lossOf: (cut: PrunedModel) => Promise<number>,
+  ): Promise<number> {
+    const scratch = scratchDirectory("refit");
+    const place = (name: string) => path.join(scratch, name);
     try {
-      const loss = await lossOf(await this.refitted({ ...this.start, plan, samples, place }));
-      const canBeStart = scratch === undefined && samples >= refitSamplesOf(inputs);
-      if (canBeStart && isBest(loss, measure, this.kept) && roomForAnother(files)) {
-        this.keep({ plan, measure, loss, files });
-      } else deleteAll([...files].filter((file) => this.kept?.files.has(file) !== true));
-      return loss;
+      return await lossOf(await this.refitted({ ...this.start, plan, samples, place }));
     } finally {
-      if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true });
+      rmSync(scratch, { recursive: true, force: true });
     }
+  }
+
+  private keepIfBest(refit: KeptRefit, samples: number): void {
+    const canBeStart = samples >= refitSamplesOf(this.inputs);
+    if (canBeStart && isBest(refit, this.kept) && roomForAnother(refit.files)) this.keep(refit);
+    else deleteAll([...refit.files].filter((file) => this.kept?.files.has(file) !== true));
   }
 
   /** Without the files that are kept where the disk has no room beside them; not where other ranks are left in the middle of it. */
@@ -262,7 +295,7 @@ export class CandidateRefits {
 /** Measures of candidates, each of those that the one before left. */
 const MEASURES: readonly Measure[] = ["refittedLoss", "distilledLoss"];
 
-function isBest(loss: number, measure: Measure, kept: KeptRefit | undefined): boolean {
+function isBest({ loss, measure }: KeptRefit, kept: KeptRefit | undefined): boolean {
   if (kept === undefined) return true;
   const later = MEASURES.indexOf(measure) - MEASURES.indexOf(kept.measure);
   return later > 0 || (later === 0 && loss < kept.loss);

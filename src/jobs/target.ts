@@ -59,6 +59,10 @@ export const spaceOf = (model: Model, { space }: TargetOptions): SearchSpace => 
   ...space,
 });
 
+/** Whether llama.cpp must be able to compute the smaller model. */
+export const isForLlamaCpp = ({ target, space }: TargetOptions): boolean =>
+  isDevice(target) || space?.forLlamaCpp === true;
+
 /** Bits per weight for a target in bytes. */
 const DEFAULT_BITS = 16;
 

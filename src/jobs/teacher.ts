@@ -21,7 +21,7 @@ import {
 import { CoppiceError } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { JobOptions } from "./job.js";
-import { describeMemory, memoryFor, sharersOf, type TrainingMemory, trainingBytes } from "./model-memory.js";
+import { describeMemory, memoryForTraining, sharersOf, type TrainingMemory, trainingBytes } from "./model-memory.js";
 import { sharedLogits } from "./shared/logits.js";
 import {
   distillationOf,
@@ -52,7 +52,7 @@ export function streamedTeacher(
   { studentParameters, training, computeType, isCached, options }: TeacherPlace,
 ): StreamedWeights | undefined {
   const taken = trainingBytes(studentParameters, training, sharersOf(backend, options));
-  const left = Math.max(0, memoryFor(backend, options) - taken);
+  const left = Math.max(0, memoryForTraining(backend, options) - taken);
   const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
   if (streamed !== undefined && !isCached)
     throw new CoppiceError(

@@ -6,7 +6,11 @@ import { storedType } from "../checkpoint/stored-type.js";
 import type { Sequences, TokenStream } from "../data/index.js";
 import {
   checkTrainOptions,
+  crossEntropyObjective,
+  DISTILLATION_DEFAULTS,
+  type DistillationOptions,
   defaultTrainOptions,
+  distillationObjective,
   fittingMicroBatch,
   type Objective,
   type RunDirectory,
@@ -18,14 +22,19 @@ import {
 import { defaultSequenceLength, perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/index.js";
 import {
+  bytesOnDevice,
   type Checkpoint,
   countParameters,
   type Model,
-  type ModelWeights,
+  type ModelTensors,
+  ModelWeights,
+  reservedWeights,
   shapeOf,
   sizeOf,
+  typesOn,
   writeModel,
 } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { defined } from "../system/defined.js";
 import { CoppiceError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
@@ -34,7 +43,7 @@ import { elementCount } from "../tensor/index.js";
 import { forecast } from "./forecast.js";
 import type { JobOptions } from "./job.js";
 import { type Measurement, measure } from "./measure.js";
-import { processesPerDevice, sharersOf, trainingBytes } from "./model-memory.js";
+import { checkTrainable, memoryForTraining, sharersOf, trainingBytes } from "./model-memory.js";
 import type { DataOptions } from "./open-data.js";
 import { writeReport } from "./report.js";
 import { checkLength } from "./sanity.js";
@@ -143,23 +152,22 @@ function checkStorable(model: Model): void {
 
 /** Records how many sequences of a batch each process computes at once. */
 const MICRO_BATCH_FILE = "micro-batch.json";
-/** How much of the free memory is used: some of it is for what is not counted. */
-const USED_SHARE = 0.95;
 
 /**
  * Settings with micro-batches that fit in memory. A run that goes on keeps to those that it began with, if they fit now: others would
  * add up numbers in another order.
  * @throws CoppiceError where nothing fits
  */
-function withFittingBatch(stage: TrainStage): TrainOptions {
+export function withFittingBatch(stage: FittedTraining): TrainOptions {
   const { run, settings, options } = stage;
   const { ranks } = options;
-  const file = run.file(MICRO_BATCH_FILE);
-  const recorded = existsSync(file) ? microBatchSchema.parse(readJsonObject(file)) : undefined;
+  const file = run?.file(MICRO_BATCH_FILE);
+  const recorded = file !== undefined && existsSync(file) ? microBatchSchema.parse(readJsonObject(file)) : undefined;
   const begun = { ...settings, ...recorded };
   const wanted = ranks === undefined ? begun : sharedOptions(begun, ranks.size);
   const { microBatchSize, available } = fittingBatch({ ...stage, settings: wanted });
-  if (microBatchSize !== recorded?.microBatchSize) writeJson(run.own(MICRO_BATCH_FILE), { microBatchSize });
+  if (run !== undefined && microBatchSize !== recorded?.microBatchSize)
+    writeJson(run.own(MICRO_BATCH_FILE), { microBatchSize });
   if (microBatchSize < wanted.microBatchSize)
     options.onNote?.(
       `${ranks === undefined ? "a batch of" : "a process's part of"} ${settings.batchSize} sequences does not fit in ${formatBytes(available)}: ${microBatchSize} ${microBatchSize === 1 ? "is" : "are"} computed at a time`,
@@ -168,27 +176,77 @@ function withFittingBatch(stage: TrainStage): TrainOptions {
 }
 
 /** A training to fit in memory. */
-export type FittedTraining = Pick<
+type FittedTraining = Pick<
   TrainStage,
   "backend" | "model" | "student" | "objective" | "teacherBytes" | "settings" | "options"
->;
+> & { readonly run?: RunDirectory | undefined };
 
 /**
  * How many of the sequences that are to be computed at once fit, and the memory there is.
  * @throws CoppiceError where not even one does
  */
-export function fittingBatch(training: FittedTraining): {
+function fittingBatch(training: FittedTraining): {
   readonly microBatchSize: number;
   readonly available: number;
 } {
   const { backend, model, student, objective, settings, options, teacherBytes = 0 } = training;
+  // what is loaded already is of the fixed part
   const loadedBytes = student.store.byteLength + (objective.teacher?.store.byteLength ?? 0);
-  const free = USED_SHARE * (backend.freeBytes() + loadedBytes);
-  const available = options.memoryBytes ?? free / processesPerDevice(backend, options.ranks);
-  const fixed =
-    trainingBytes(countParameters(model.parameters, model.sizes), settings, sharersOf(backend, options)) + teacherBytes;
+  const available = memoryForTraining(backend, options) + loadedBytes;
+  const parameters = countParameters(model.parameters, model.sizes);
+  const fixed = trainingBytes(parameters, settings, sharersOf(backend, options)) + teacherBytes;
   const microBatchSize = fittingMicroBatch({ backend, student, objective, options: settings }, { available, fixed });
   return { microBatchSize, available };
+}
+
+/** A training that is to come. */
+export interface PlannedTraining {
+  readonly backend: Backend;
+  readonly model: Model;
+  readonly settings: TrainOptions;
+  readonly options: Pick<JobOptions, "memoryBytes" | "ranks">;
+  /** Weights that are in memory beside the student, or will be. */
+  readonly teacher?: ModelWeights | ModelTensors | undefined;
+  /** Whether the teacher computes its predictions apart, and only a few numbers of them reach the student's graph. */
+  readonly isSparse?: boolean | undefined;
+  /** States that are matched. */
+  readonly intermediate?: DistillationOptions["intermediate"] | undefined;
+}
+
+/**
+ * Checks that a training fits in memory, down to the activations of one sequence, before anything that takes long.
+ * @throws CoppiceError with what it would take, and what makes it fit
+ */
+export function checkTrainingFits(planned: PlannedTraining): void {
+  const { backend, model, settings, options, teacher, isSparse = false, intermediate = [] } = planned;
+  const { computeType } = settings;
+  const parameters = countParameters(model.parameters, model.sizes);
+  checkTrainable(backend, parameters, settings, options);
+  const available = memoryForTraining(backend, options);
+  const isToLoad = teacher !== undefined && !(teacher instanceof ModelWeights);
+  const teacherBytes = isToLoad ? bytesOnDevice(teacher.model, teacher.source, typesOn(backend, computeType)) : 0;
+  const fixed = trainingBytes(parameters, settings, sharersOf(backend, options)) + teacherBytes;
+  const reserved: ModelWeights[] = [];
+  const reserve = (...weights: Parameters<typeof reservedWeights>): ModelWeights => {
+    reserved.push(reservedWeights(...weights));
+    return elementAt(reserved, reserved.length - 1);
+  };
+  try {
+    const student = reserve(backend, model, { dtype: "f32", trainable: true });
+    let objective = crossEntropyObjective;
+    if (teacher !== undefined && !isSparse) {
+      const read = { dtype: computeType, trainable: false };
+      const weights = isToLoad ? reserve(backend, teacher.model, read, teacher.source.tensors) : teacher;
+      const vocabSize = Math.min(model.vocabSize, weights.model.vocabSize);
+      const distillation = { ...DISTILLATION_DEFAULTS, intermediate, vocabSize };
+      objective = distillationObjective({ kind: "online", weights }, distillation);
+    }
+    const { ranks } = options;
+    const shared = ranks === undefined ? settings : sharedOptions(settings, ranks.size);
+    fittingMicroBatch({ backend, student, objective, options: shared }, { available, fixed });
+  } finally {
+    for (const weights of reserved) weights.free();
+  }
 }
 
 const microBatchSchema = z.object({ microBatchSize: z.number().int().positive() });

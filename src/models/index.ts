@@ -122,5 +122,6 @@ export {
   loadWeights,
   type MatrixTypes,
   ModelWeights,
+  reservedWeights,
   typesOn,
 } from "./weights.js";

@@ -82,7 +82,7 @@ function declare(
     const type = typeOnDevice(spec, { dtype, keepsQuantized }, stored);
     store.add(spec.name, shape, type, { trainable: trainable && !spec.fixed, place: placeOf(spec) });
   }
-  return store.allocate();
+  return store;
 }
 
 /** How matrices are kept on a device. */
@@ -140,7 +140,7 @@ export function checkTensors(model: Model, source: TensorSource): void {
 /** Loads a model's parameters onto a device, converting block by block. @throws FormatError for missing tensors */
 export function loadWeights(backend: Backend, model: Model, source: TensorSource, options: LoadOptions): ModelWeights {
   if (options.only === undefined) checkTensors(model, source);
-  const store = declare(backend, model, options, source.tensors);
+  const store = declare(backend, model, options, source.tensors).allocate();
   try {
     for (const tensor of store) fill(backend, tensor, source);
     return new ModelWeights(model, store);
@@ -162,7 +162,15 @@ function fill({ functions: f }: Backend, tensor: Tensor, source: TensorSource): 
 
 /** A model whose f32 weights are zeros, to be trained when they have been written. */
 export const blankWeights = (backend: Backend, model: Model): ModelWeights =>
-  new ModelWeights(model, declare(backend, model, { dtype: "f32", trainable: true }));
+  new ModelWeights(model, declare(backend, model, { dtype: "f32", trainable: true }).allocate());
+
+/** A model whose weights have their place, but no values: to plan graphs with them. */
+export const reservedWeights = (
+  backend: Backend,
+  model: Model,
+  options: LoadOptions,
+  tensors?: TensorSource["tensors"],
+): ModelWeights => new ModelWeights(model, declare(backend, model, options, tensors).reserve());
 
 /** Standard deviation of initial weights (GPT-2's and Llama's). */
 const INITIAL_DEVIATION = 0.02;
@@ -177,7 +185,7 @@ export function initialize(
   seed: number,
   options: LoadOptions = { dtype: "f32", trainable: true },
 ): ModelWeights {
-  const store = declare(backend, model, options);
+  const store = declare(backend, model, options).allocate();
   const block = new Float32Array(2 ** 18);
   model.parameters.forEach((spec, index) => {
     const tensor = store.get(spec.name);

@@ -66,11 +66,24 @@ function choices(axis: PruningAxis, original: AxisSize, space: SearchSpace): Axi
   return all.map((value) => original.map((before) => scaled(before, value)));
 }
 
-/** The parameter count of a model cut to the given sizes. @throws FormatError when its configuration cannot express them */
-export function parametersAt(model: Model, sizes: AxisSizes): number {
+/** The candidate with most parameters. */
+export const largestCandidate = (candidates: readonly Candidate[]): Candidate =>
+  candidates.reduce((largest, each) => (each.parameters > largest.parameters ? each : largest));
+
+/** A model cut to the given sizes, without its first layers. @throws FormatError when its configuration cannot express them */
+export function cutTo(
+  model: Model,
+  sizes: AxisSizes,
+): { readonly model: Model; readonly keptLayers: readonly number[] } {
   const layers = Array.from({ length: model.layerCount }, (_, i) => i);
   const plan = planFor(model, sizes, layers);
-  return countParameters(model.resized(plan.sizes, plan.keptLayers).parameters, plan.sizes);
+  return { model: model.resized(plan.sizes, plan.keptLayers), keptLayers: plan.keptLayers };
+}
+
+/** The parameter count of a model cut to the given sizes. @throws FormatError when its configuration cannot express them */
+export function parametersAt(model: Model, sizes: AxisSizes): number {
+  const { parameters, sizes: smaller } = cutTo(model, sizes).model;
+  return countParameters(parameters, smaller);
 }
 
 /**

@@ -1,7 +1,8 @@
 import type { TokenStream } from "../data/index.js";
 import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { PassWeights } from "../models/index.js";
+import type { PassWeights, Sizes } from "../models/index.js";
+import type { KnownValues } from "../system/known-values.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { DepthMethod } from "./depth-methods.js";
 import type { Scores } from "./scores.js";
@@ -13,6 +14,8 @@ export interface RankingInputs {
   readonly weights: PassWeights;
   readonly scores: Scores;
   readonly validation: TokenStream;
+  /** Losses that were measured before. */
+  readonly known?: KnownValues | undefined;
 }
 
 /** How to choose the layers to cut. */
@@ -23,26 +26,29 @@ export interface DepthOptions {
   readonly sequenceLength: number;
   /** Validation sequences to measure each choice on. */
   readonly maxSequences: number;
+  readonly signal?: AbortSignal | undefined;
+  /** Of contiguous runs of layers, only those are cut that leave a model that will do, if there are such; any will by default. */
+  readonly isPossible?: IsPossible | undefined;
 }
+
+/** Whether a model that is cut to sizes and layers will do. */
+export type IsPossible = (sizes: Sizes, keptLayers: readonly number[]) => boolean;
 
 /**
  * Orders the layers for cutting: the first `n` are the ones to cut when `n` are to go.
  * @param cut how many are to go; a contiguous run is chosen for exactly that number
  */
 export async function layerOrder(inputs: RankingInputs, cut: number, options: DepthOptions): Promise<number[]> {
-  const { backend, weights, scores, validation } = inputs;
+  const { backend, weights, scores, validation, known } = inputs;
   const all = Array.from({ length: weights.model.layerCount }, (_, i) => i);
   if (cut === 0) return all;
-  const { method, computeType, sequenceLength, maxSequences } = options;
+  const { method, computeType, sequenceLength, maxSequences, signal, isPossible } = options;
+  const without = (removed: readonly number[]) => all.filter((layer) => !removed.includes(layer));
   const lossWithout = async (removed: readonly number[]): Promise<number> => {
-    const layers = all.filter((layer) => !removed.includes(layer));
-    const { loss } = await perplexity(backend, weights, validation, {
-      computeType,
-      sequenceLength,
-      maxSequences,
-      layers,
-    });
-    return loss;
+    const layers = without(removed);
+    const measuring = { computeType, sequenceLength, maxSequences, layers, signal };
+    const measure = async () => (await perplexity(backend, weights, validation, measuring)).loss;
+    return known === undefined ? await measure() : await known.once(["loss without layers", removed], measure);
   };
   if (method === "block-influence") return ascending([...(scores.get("layers") ?? [])]);
   if (method === "loss") {
@@ -50,14 +56,15 @@ export async function layerOrder(inputs: RankingInputs, cut: number, options: De
     for (const layer of all) losses.push(await lossWithout([layer]));
     return ascending(losses);
   }
+  const runs = Array.from({ length: all.length - cut + 1 }, (_, first) => all.slice(first, first + cut));
+  const possible = runs.filter((run) => isPossible?.(weights.model.sizes, without(run)) !== false);
   let best: { readonly run: readonly number[]; readonly loss: number } | undefined;
-  for (let first = 0; first + cut <= all.length; first++) {
-    const run = all.slice(first, first + cut);
+  for (const run of possible.length > 0 ? possible : runs) {
     const loss = await lossWithout(run);
     if (best === undefined || loss < best.loss) best = { run, loss };
   }
   const run = best?.run ?? [];
-  return [...run, ...all.filter((layer) => !run.includes(layer))];
+  return [...run, ...without(run)];
 }
 
 /** Indices in the order of their values; equal values in the order of their indices. */

@@ -3,8 +3,10 @@ export { calibrate } from "./calibration.js";
 export { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
 export {
   type Candidate,
+  cutTo,
   DEFAULT_TOLERANCE,
   enumerateCandidates,
+  largestCandidate,
   nearestCandidate,
   parametersAt,
   retainedImportance,

@@ -1,10 +1,11 @@
 import { perplexity } from "../evaluate/index.js";
 import { type Model, type ModelTensors, openWeights } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
+import { required } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
 import { type Candidate, cutAxes, mostPromising } from "./candidates.js";
-import { layerOrder, type RankingInputs } from "./depth.js";
+import { type IsPossible, layerOrder, type RankingInputs } from "./depth.js";
 import type { DepthMethod } from "./depth-methods.js";
 import { keptIndices, type PrunePlan, planFor } from "./plan.js";
 import { largestOf } from "./sizes.js";
@@ -38,6 +39,8 @@ export interface SearchOptions extends MeasuringOptions {
   /** How many candidates are measured at most: those that keep most importance. */
   readonly maxCandidates: number;
   readonly depthMethod: DepthMethod;
+  /** Whether a plan will do; any will by default. */
+  readonly isPossible?: IsPossible | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Measures plans, where several processes share that; one after the other by default. */
   readonly measureAll?: MeasureAll | undefined;
@@ -60,7 +63,7 @@ const oneByOne: MeasureAll = async (plans, lossOf) => {
 /**
  * Ranks candidates by validation loss as pruned, and the best of them again by costlier measurements, because the order after a refit or a
  * short distillation is not the order before it (arXiv 2407.14679, section 2.3).
- * @returns best first
+ * @returns best first; empty where no candidate is possible without the layers that are chosen
  */
 export async function rankCandidates(
   inputs: RankingInputs & { readonly original: ModelTensors },
@@ -69,24 +72,19 @@ export async function rankCandidates(
 ): Promise<RankedCandidate[]> {
   const { original, scores } = inputs;
   const { model } = original;
-  const promising = mostPromising(model, candidates, scores, options.maxCandidates);
-  const rerankings = promising.length === 1 ? [] : (options.rerankings ?? []);
-  const total = rerankings.reduce((sum, each) => sum + Math.min(each.candidates, promising.length), promising.length);
+  const orderFor = cachedLayerOrder(inputs, options);
+  const planned: (Candidate & { readonly plan: PrunePlan })[] = [];
+  for (const candidate of mostPromising(model, candidates, scores, options.maxCandidates)) {
+    const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
+    if (options.isPossible?.(plan.sizes, plan.keptLayers) !== false) planned.push({ ...candidate, plan });
+  }
+  const rerankings = planned.length === 1 ? [] : (options.rerankings ?? []);
+  const total = rerankings.reduce((sum, each) => sum + Math.min(each.candidates, planned.length), planned.length);
   let done = 0;
   const advance = () => options.onProgress?.(++done, total);
-  const orderFor = cachedLayerOrder(inputs, options);
-  const plans: PrunePlan[] = [];
-  for (const { sizes } of promising) plans.push(planFor(model, sizes, await orderFor(largestOf(sizes.layers))));
-  const losses = await (options.measureAll ?? oneByOne)(plans, async (plan) => {
-    const loss = await candidateLoss(prune(original, plan, keptIndices(model, plan, scores)), inputs, options);
-    advance();
-    return loss;
-  });
-  let ranked: RankedCandidate[] = promising.map((candidate, i) => ({
-    ...candidate,
-    plan: elementAt(plans, i),
-    loss: elementAt(losses, i),
-  }));
+  const plans = planned.map(({ plan }) => plan);
+  const losses = await lossesOf(inputs, plans, options, advance);
+  let ranked: RankedCandidate[] = planned.map((candidate, i) => ({ ...candidate, loss: elementAt(losses, i) }));
   ranked.sort((a, b) => a.loss - b.loss);
   for (const { measure, candidates: count, lossOf: costlierLoss } of rerankings) {
     const again = bestOfEachKind(model, ranked, count);
@@ -114,16 +112,58 @@ function bestOfEachKind(model: Model, ranked: readonly RankedCandidate[], count:
 
 /** The layer order for a number of layers that stay, measured once for each number. */
 function cachedLayerOrder(inputs: RankingInputs, options: SearchOptions): (layers: number) => Promise<number[]> {
-  const { depthMethod: method, computeType, sequenceLength, maxSequences } = options;
+  const { depthMethod: method, computeType, sequenceLength, maxSequences, signal, isPossible } = options;
   const orders = new Map<number, number[]>();
   return async (layers) => {
     const cut = inputs.weights.model.layerCount - layers;
     const known = orders.get(cut);
     if (known !== undefined) return known;
-    const order = await layerOrder(inputs, cut, { method, computeType, sequenceLength, maxSequences });
+    const order = await layerOrder(inputs, cut, {
+      method,
+      computeType,
+      sequenceLength,
+      maxSequences,
+      signal,
+      isPossible,
+    });
     orders.set(cut, order);
     return order;
   };
+}
+
+/** The losses of plans as they are cut. @param advance is called after each */
+async function lossesOf(
+  inputs: RankingInputs & { readonly original: ModelTensors },
+  plans: readonly PrunePlan[],
+  options: SearchOptions,
+  advance: () => void,
+): Promise<number[]> {
+  const { original, scores, known } = inputs;
+  const keyOf = ({ sizes, keptLayers }: PrunePlan) => ["loss", sizes, keptLayers];
+  const losses = new Map<PrunePlan, number>();
+  const found = (plan: PrunePlan, loss: number) => {
+    losses.set(plan, loss);
+    known?.set(keyOf(plan), loss);
+  };
+  for (const plan of plans) {
+    const loss = known?.get<number>(keyOf(plan));
+    if (loss === undefined) continue;
+    losses.set(plan, loss);
+    advance();
+  }
+  const others = plans.filter((plan) => !losses.has(plan));
+  const measureAll = others.length === 0 ? async () => [] : (options.measureAll ?? oneByOne);
+  const measured = await measureAll(others, async (plan) => {
+    const cut = prune(original, plan, keptIndices(original.model, plan, scores));
+    const loss = await candidateLoss(cut, inputs, options);
+    found(plan, loss);
+    advance();
+    return loss;
+  });
+  others.forEach((plan, i) => {
+    if (!losses.has(plan)) found(plan, elementAt(measured, i)); // another process has measured it
+  });
+  return plans.map((plan) => required(losses.get(plan), "a candidate was not measured"));
 }
 
 /** A candidate's loss on the beginning of the validation data, mean nats per token. */

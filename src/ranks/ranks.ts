@@ -2,6 +2,7 @@ import { availableParallelism, cpus, hostname } from "node:os";
 import { bytesOf } from "../ggml/dtype.js";
 import { CoppiceError } from "../system/errors.js";
 import { logOf } from "../system/log.js";
+import { freeMemory } from "../system/memory.js";
 import { hideLaunch, launchOf } from "./launch.js";
 import { loadMpi, type MpiFunction, type MpiLibrary } from "./library.js";
 
@@ -33,6 +34,15 @@ const [FIRST_POLL_MILLISECONDS, LAST_POLL_MILLISECONDS] = [1, 16];
 const TAGS = { length: 1, message: 2, data: 3 } as const;
 const HOST_BYTES = 256;
 
+/** The ranks on one machine. */
+interface Neighbours {
+  /** This rank's number among them. */
+  readonly rank: number;
+  readonly size: number;
+  /** Memory that was free before any of them took much. */
+  readonly freeBytes: number;
+}
+
 /**
  * The processes of a job that MPI started (`mpirun`, `srun`), as this one sees them. Rank 0, the leader, does the job and owns its
  * files; the others, its followers, do parts of it on request. Calls of MPI never overlap: each waits for the one before.
@@ -47,8 +57,7 @@ export class Ranks {
     private readonly library: MpiLibrary,
     readonly rank: number,
     readonly size: number,
-    /** This rank's number among those on the same machine, and how many they are. */
-    readonly local: { readonly rank: number; readonly size: number },
+    readonly local: Neighbours,
   ) {}
 
   /**
@@ -70,7 +79,8 @@ export class Ranks {
       throw new CoppiceError(`${library.file} was built without support for threads (MPI_THREAD_SERIALIZED)`);
     f.MPI_Comm_rank(constants.world, rank);
     f.MPI_Comm_size(constants.world, size);
-    const alone = new Ranks(library, rank[0] ?? 0, size[0] ?? 1, { rank: 0, size: 1 });
+    const freeBytes = freeMemory();
+    const alone = new Ranks(library, rank[0] ?? 0, size[0] ?? 1, { rank: 0, size: 1, freeBytes });
     if (alone.size === 1) {
       f.MPI_Finalize();
       if ((launch.count ?? 1) > 1)
@@ -79,7 +89,7 @@ export class Ranks {
         );
       return undefined;
     }
-    const local = await alone.neighbours();
+    const local = { ...(await alone.neighbours()), freeBytes };
     const ranks = new Ranks(library, alone.rank, alone.size, local);
     ranks.shareProcessors();
     log.debug("joined", { rank: ranks.rank, size: ranks.size, local, library: library.file, abi: library.abi });
@@ -87,7 +97,7 @@ export class Ranks {
   }
 
   /** Which of the ranks are on this machine. */
-  private async neighbours(): Promise<Ranks["local"]> {
+  private async neighbours(): Promise<Omit<Neighbours, "freeBytes">> {
     const own = Buffer.alloc(HOST_BYTES);
     own.write(hostname().slice(0, HOST_BYTES - 1));
     const all = Buffer.alloc(HOST_BYTES * this.size);

@@ -12,13 +12,14 @@ export class PeakMemory {
     this.peak = Math.max(this.peak, process.memoryUsage.rss());
   }
 
-  /**
-   * Stops measuring.
-   * @returns the highest resident set since construction, in bytes: sampled every 50 ms, and exact when it is the highest since
-   * the process started
-   */
+  /** Stops measuring. @returns {@link soFar} */
   stop(): number {
     clearInterval(this.timer);
+    return this.soFar();
+  }
+
+  /** The highest resident set since construction, in bytes: sampled every 50 ms, and exact when it is the highest since the process started. */
+  soFar(): number {
     this.sample();
     const lifetime = process.resourceUsage().maxRSS;
     return lifetime > this.before ? Math.max(this.peak, lifetime * 1024) : this.peak;

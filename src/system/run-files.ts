@@ -121,9 +121,10 @@ export class RunFiles {
 
   /**
    * Records the run's configuration, or compares it with the recorded one.
+   * @param free settings that the run's results do not depend on, such as `settings.saveEverySteps`: they may change
    * @throws UsageError naming the differences when the directory holds another run, or a finished one whose files are gone
    */
-  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown): void {
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, free: readonly string[] = []): void {
     this.removeLeftovers();
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
     if (this.record.configuration === undefined) {
@@ -135,7 +136,9 @@ export class RunFiles {
       throw new UsageError(
         `${this.directory} holds a run of another command (${command}): choose another --out, or --restart to discard it`,
       );
-    const changes = differences(this.record.configuration, plain);
+    const changes = differences(this.record.configuration, plain).filter(
+      (change) => !free.some((name) => change.startsWith(`${name} `)),
+    );
     if (changes.length > 0)
       throw new UsageError(
         `${this.directory} holds a run with other settings (${changes.join("; ")}): choose another --out, or --restart to discard it`,
@@ -145,6 +148,7 @@ export class RunFiles {
       throw new UsageError(
         `${this.directory} holds a finished run, but ${missing.slice(0, 3).join(", ")} ${missing.length > 1 ? "are" : "is"} gone: --restart runs it again`,
       );
+    if (!this.record.finished) this.write({ configuration: plain });
   }
 
   /** Whether the run has finished. */

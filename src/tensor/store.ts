@@ -59,16 +59,25 @@ export class TensorStore {
   /** Allocates every declared tensor, set to zero. @throws CoppiceError when a device has too little memory */
   allocate(): this {
     if (this.buffers.length > 0) return this;
+    this.reserve().clear();
+    return this;
+  }
+
+  /**
+   * Allocates every declared tensor without writing it, which on processors takes no memory yet.
+   * @throws CoppiceError when a device has too little memory
+   */
+  reserve(): this {
+    if (this.buffers.length > 0) return this;
     const { backend } = this;
     for (const [place, context] of this.contexts) {
       const buffer = backend.allocate(context, place);
       if (buffer === null) {
-        for (const allocated of this.buffers.splice(0)) backend.functions.ggml_backend_buffer_free(allocated);
+        for (const allocated of this.buffers.splice(0)) backend.release(allocated);
         throw new CoppiceError(`${backend.device.name} has too little memory for ${this.tensors.size} tensors`);
       }
       this.buffers.push(buffer);
     }
-    this.clear();
     return this;
   }
 
@@ -112,7 +121,7 @@ export class TensorStore {
 
   free(): void {
     const f = this.backend.functions;
-    for (const buffer of this.buffers.splice(0)) f.ggml_backend_buffer_free(buffer);
+    for (const buffer of this.buffers.splice(0)) this.backend.release(buffer);
     for (const context of this.contexts.values()) f.ggml_free(context);
     this.contexts.clear();
     this.tensors.clear();

@@ -61,12 +61,13 @@ export const sharedCandidates =
 
 /** A follower's part of {@link sharedCandidates}. */
 export async function joinCandidates(ranks: Ranks, message: Message): Promise<void> {
-  const { path, device, plans, scores, tokens, beginToken, measuring } = message as Message & CandidatesTask;
+  const { path, device, plans, scores, tokens, beginToken, measuring, memoryBytes } = message as Message &
+    CandidatesTask;
   const validation = streamOf(ranks.receiveIds(tokens), beginToken);
   const original = openCheckpoint(path);
   const vectors = new Map(scores.map(([name, values]) => [name, Float32Array.from(values)]));
   await onDevice({ ...device, ranks }, async (backend) => {
-    const options = { ...measuring, memoryBytes: memoryFor(backend, { memoryBytes: measuring.memoryBytes, ranks }) };
+    const options = { ...measuring, memoryBytes: memoryFor(backend, { memoryBytes, ranks }) };
     const losses: number[] = [];
     for (const plan of plans) {
       const cut = prune(original, plan, keptIndices(original.model, plan, vectors));
