@@ -301,7 +301,7 @@ export const training: OptionGroup = (command) =>
     .option("--seed <n>", "order of the data and random weights (default: 0)", parseWhole)
     .option(
       "--save-every <steps>",
-      "steps between checkpoints (default: a twentieth of the run, at least 10)",
+      "steps between checkpoints, beside one every ten minutes (default: a twentieth of the run, at least 10)",
       parseAtLeastOne,
     )
     .option("--validate-every <steps>", "steps between validation losses (default: none)", parseWhole)

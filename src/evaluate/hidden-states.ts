@@ -27,7 +27,7 @@ export class HiddenStates {
     }
     const directory = scratchDirectory("states");
     try {
-      checkSpace(path.join(directory, "states.bin"), bytes, "the calibration data's hidden states");
+      checkSpace(path.join(directory, "states.bin"), bytes, "the data's hidden states");
       this.scratch = { directory, file: openSync(path.join(directory, "states.bin"), "w+") };
     } catch (error) {
       rmSync(directory, { recursive: true, force: true });

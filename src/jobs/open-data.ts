@@ -14,6 +14,8 @@ export interface DataOptions extends Pick<CorpusOptions, "field" | "separator" |
 
 /** The share of the documents that is held out when there is no validation data. */
 const HELD_OUT_SHARE = 0.02;
+/** No more is needed to tell models apart, and measuring more of a large corpus would take as long as training. */
+const MOST_VALIDATION_TOKENS = 2 ** 18;
 /** Where more than this share was held out, documents are few and of unequal length. */
 const MOST_HELD_OUT = 0.1;
 /** A loss on fewer tokens than this would be meaningless. */
@@ -50,16 +52,20 @@ export async function openData(
   noteMissingConversations(byDocument);
   const heldOut = byDocument.heldOut.length;
   if (heldOut >= MIN_VALIDATION_TOKENS && heldOut <= MOST_HELD_OUT * (byDocument.train.length + heldOut))
-    return { train: byDocument.train, validation: byDocument.heldOut };
+    return { train: byDocument.train, validation: beginningOf(byDocument.heldOut) };
   // there are few documents, or only one: hold out the end of the text
   const { train } = heldOut === 0 ? byDocument : await openTokens(data.data, reader, data, options);
-  const end = train.length - Math.max(MIN_VALIDATION_TOKENS, Math.ceil(HELD_OUT_SHARE * train.length));
+  const share = Math.min(MOST_VALIDATION_TOKENS, Math.ceil(HELD_OUT_SHARE * train.length));
+  const end = train.length - Math.max(MIN_VALIDATION_TOKENS, share);
   if (end < MIN_TRAINED_SHARE * train.length)
     throw new CoppiceError(
       `the data has only ${train.length} tokens, of which ${MIN_VALIDATION_TOKENS} are needed for validation: give more data, or validation data (--validation)`,
     );
   return { train: train.part(0, end), validation: train.part(end, train.length) };
 }
+
+const beginningOf = (stream: TokenStream): TokenStream =>
+  stream.length > MOST_VALIDATION_TOKENS ? stream.part(0, MOST_VALIDATION_TOKENS) : stream;
 
 /** Tokenizes data, or opens it from the cache. */
 export async function openTokens(

@@ -3,7 +3,7 @@ import { Sequences } from "../data/index.js";
 import type { RunDirectory } from "../distill/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import { SavedStreams } from "../evaluate/saved-streams.js";
-import { type Model, type Sizes, wholeWeights } from "../models/index.js";
+import { type Model, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
   calibrate,
@@ -13,6 +13,7 @@ import {
   largestCandidate,
   loadScores,
   type PrunedModel,
+  type PrunePlan,
   planFor,
   prune,
   type RankedCandidate,
@@ -91,7 +92,7 @@ export const depthOptions = (
   options: TargetOptions & Pick<JobOptions, "ranks" | "signal">,
   computeType: ComputeType,
 ) => ({
-  isPossible: (sizes: Sizes, keptLayers: readonly number[]) => isPossible(model, options, sizes, keptLayers),
+  isPossible: (plan: PrunePlan) => isPossible(model, options, plan),
   method: options.depthMethod ?? DEFAULT_DEPTH_METHOD,
   computeType,
   sequenceLength: Math.min(256, defaultSequenceLength(model)),
@@ -106,7 +107,7 @@ const measuringOptions = ({ backend, options, computeType }: SearchInputs, model
 });
 
 /** Whether a configuration can say what a cut leaves, and llama.cpp can compute it where it must. */
-function isPossible(model: Model, options: TargetOptions, sizes: Sizes, keptLayers: readonly number[]): boolean {
+function isPossible(model: Model, options: TargetOptions, { sizes, keptLayers }: PrunePlan): boolean {
   try {
     const cut = model.resized(sizes, keptLayers);
     if (isForLlamaCpp(options)) cut.gguf();
@@ -250,7 +251,7 @@ async function withPerLayer(
     return [best, ...others];
   }
   const plan = planFor(model, chosen.sizes, []);
-  if (!isPossible(model, options, plan.sizes, plan.keptLayers)) {
+  if (!isPossible(model, options, plan)) {
     options.onNote?.("llama.cpp cannot compute such a model with a size for each layer: all layers are cut alike");
     return [best, ...others];
   }

@@ -1,10 +1,11 @@
 import type { TokenStream } from "../data/index.js";
 import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/device.js";
-import type { PassWeights, Sizes } from "../models/index.js";
+import type { PassWeights } from "../models/index.js";
 import type { KnownValues } from "../system/known-values.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { DepthMethod } from "./depth-methods.js";
+import { type PrunePlan, planWithLayers } from "./plan.js";
 import type { Scores } from "./scores.js";
 
 /** What layers and candidates are ranked by. */
@@ -31,8 +32,8 @@ export interface DepthOptions {
   readonly isPossible?: IsPossible | undefined;
 }
 
-/** Whether a model that is cut to sizes and layers will do. */
-export type IsPossible = (sizes: Sizes, keptLayers: readonly number[]) => boolean;
+/** Whether what a plan leaves of a model will do. */
+export type IsPossible = (plan: PrunePlan) => boolean;
 
 /**
  * Orders the layers for cutting: the first `n` are the ones to cut when `n` are to go.
@@ -57,7 +58,7 @@ export async function layerOrder(inputs: RankingInputs, cut: number, options: De
     return ascending(losses);
   }
   const runs = Array.from({ length: all.length - cut + 1 }, (_, first) => all.slice(first, first + cut));
-  const possible = runs.filter((run) => isPossible?.(weights.model.sizes, without(run)) !== false);
+  const possible = runs.filter((run) => isPossible?.(planWithLayers(weights.model, {}, without(run))) !== false);
   let best: { readonly run: readonly number[]; readonly loss: number } | undefined;
   for (const run of possible.length > 0 ? possible : runs) {
     const loss = await lossWithout(run);

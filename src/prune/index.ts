@@ -12,7 +12,7 @@ export {
   retainedImportance,
   type SearchSpace,
 } from "./candidates.js";
-export { ascending, type DepthOptions, layerOrder, type RankingInputs } from "./depth.js";
+export { ascending, type DepthOptions, type IsPossible, layerOrder, type RankingInputs } from "./depth.js";
 export { DEPTH_METHODS, type DepthMethod } from "./depth-methods.js";
 export { Gram } from "./gram.js";
 export { type RemovalOptions, removalLosses } from "./obs.js";

@@ -76,7 +76,7 @@ export async function rankCandidates(
   const planned: (Candidate & { readonly plan: PrunePlan })[] = [];
   for (const candidate of mostPromising(model, candidates, scores, options.maxCandidates)) {
     const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
-    if (options.isPossible?.(plan.sizes, plan.keptLayers) !== false) planned.push({ ...candidate, plan });
+    if (options.isPossible?.(plan) !== false) planned.push({ ...candidate, plan });
   }
   const rerankings = planned.length === 1 ? [] : (options.rerankings ?? []);
   const total = rerankings.reduce((sum, each) => sum + Math.min(each.candidates, planned.length), planned.length);

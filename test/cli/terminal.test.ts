@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { corpus } from "../../examples/corpus.js";
@@ -103,7 +103,49 @@ describe.skipIf(!canEmulate)("in a terminal", () => {
   });
 });
 
+const training = (out: string, tokens: string): string[] => [
+  ...["distill", teacher, "--teacher", teacher, "--data", data, "--tokens", tokens, "--sequence-length", "32"],
+  ...["--batch-size", "2", "--device", "cpu", "--out", path.join(directory, out)],
+];
+const metricsOf = (out: string): string[] => {
+  const file = path.join(directory, out, "metrics.jsonl");
+  return existsSync(file) ? readFileSync(file, "utf8").trim().split("\n") : [];
+};
+const trains = async (out: string): Promise<void> => {
+  while (metricsOf(out).length < 2) await new Promise((resolve) => setTimeout(resolve, 20));
+};
+
+describe.skipIf(!canEmulate)("when its terminal is closed", () => {
+  it("a training saves where it is, and ends", async () => {
+    const line = ["exec", process.execPath, main, ...training("closed", "1B")].join(" ");
+    const child = spawn("script", ["-qec", line, "/dev/null"], {
+      env: { ...process.env, COPPICE_CACHE: path.join(directory, "cache") },
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    child.stdout.resume();
+    await trains("closed");
+    child.kill("SIGKILL"); // who holds the other end of the terminal
+    const lock = path.join(directory, "closed", "run.lock");
+    while (existsSync(lock)) await new Promise((resolve) => setTimeout(resolve, 20));
+    const steps = metricsOf("closed").length;
+    const saved = readdirSync(path.join(directory, "closed", "checkpoints")).map((name) => Number(name.split("-")[1]));
+    expect(Math.max(...saved)).toBe(steps);
+  });
+});
+
 describe("where there is no terminal", () => {
+  it("a training goes on when the one that it was started from is closed, as under nohup", async () => {
+    const child = spawn(process.execPath, [main, ...training("nohup", "8K")], {
+      env: { ...process.env, COPPICE_CACHE: path.join(directory, "cache") },
+      stdio: "ignore",
+    });
+    const ended = new Promise((resolve) => child.once("exit", resolve));
+    await trains("nohup");
+    child.kill("SIGHUP");
+    expect(await ended).toBe(0);
+    expect(metricsOf("nohup")).toHaveLength(125);
+  });
+
   it("there are no bars and no colours, FORCE_COLOR or not", () => {
     for (const variables of [{}, { FORCE_COLOR: "1" }]) {
       const env = { ...process.env, ...variables };

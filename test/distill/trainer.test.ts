@@ -1,6 +1,6 @@
 import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it, vi } from "vitest";
 import { Sequences } from "../../src/data/index.js";
 import {
   crossEntropyObjective,
@@ -130,6 +130,51 @@ describe("training", () => {
       await train({ backend, student, objective: distilled, sequences, options: { ...options, seed } });
     expect(same(a, b)).toBe(true);
     expect(same(a, c)).toBe(false);
+  });
+
+  it.each(["f32", "bf16"] as const)(
+    "gives the same weights in %s where activations are computed again",
+    async (computeType) => {
+      const [kept, recomputed] = [fresh(), fresh()];
+      const few = { ...options, computeType, tokens: 16 * 8 * 6 };
+      await train({ backend, student: kept, objective: distilled, sequences, options: few });
+      await train({
+        backend,
+        student: recomputed,
+        objective: distilled,
+        sequences,
+        options: { ...few, recompute: true },
+      });
+      expect(same(kept, recomputed)).toBe(true);
+      for (const student of [kept, recomputed]) student.free();
+    },
+  );
+
+  it("saves a checkpoint every ten minutes, however many steps they are", async () => {
+    const run = new RunDirectory(path.join(directory, "slow"));
+    const student = fresh();
+    let minutes = 0;
+    const clock = vi.spyOn(performance, "now").mockImplementation(() => minutes * 60_000);
+    const saved: number[] = [];
+    const save = run.save.bind(run);
+    run.save = (state, tensors) => {
+      saved.push(state.step);
+      save(state, tensors);
+    };
+    await train({
+      backend,
+      student,
+      objective: crossEntropyObjective,
+      sequences,
+      options: { ...options, tokens: 16 * 8 * 10, saveEverySteps: 1000 },
+      run,
+      validate: async () => 0,
+      onProgress: () => void (minutes += 4),
+    });
+    clock.mockRestore();
+    expect(saved).toEqual([3, 6, 9, 10]); // three steps of four minutes are more than ten
+    student.free();
+    run.close();
   });
 
   it("adds up gradients of parts of a batch to those of the whole", async () => {

@@ -1,7 +1,7 @@
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { bench, compress, exportModel, inspect, quantize } from "../../src/index.js";
+import { bench, type CompressJob, compress, exportModel, inspect, quantize } from "../../src/index.js";
 import { coppice } from "../cli/command-line.js";
 import { writeTokenizer } from "../llama-cpp.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -78,7 +78,7 @@ describe("a model that llama.cpp cannot compute", () => {
     expect(existsSync(out)).toBe(false);
   });
 
-  const compressing = (model: string, name: string) => {
+  const compressing = (model: string, name: string, more: Partial<CompressJob> = {}) => {
     const text = path.join(directory, "text.txt");
     writeFileSync(text, "<1><2>".repeat(200));
     const settings = { tokens: 256, sequenceLength: 16, batchSize: 2 };
@@ -90,12 +90,33 @@ describe("a model that llama.cpp cannot compute", () => {
       calibrationSamples: 2,
       settings,
     };
-    return compress({ ...job, model, gguf: ["q8_0"], out: path.join(directory, name), device: "cpu" });
+    return compress({ ...job, model, gguf: ["q8_0"], out: path.join(directory, name), device: "cpu", ...more });
   };
 
   it("is not compressed to GGUF: that is known before anything is measured", async () => {
     await expect(compressing(nemotron, "early")).rejects.toThrow(possible);
     expect(existsSync(path.join(directory, "early"))).toBe(false);
+  });
+
+  it("is not evaluated on texts that it cannot generate: that is known before anything is measured, too", async () => {
+    const compressed = compressing(nemotron, "generating", { gguf: [], evaluate: { tasks: ["piqa", "gsm8k"] } });
+    await expect(compressed).rejects.toThrow(/heads as wide as the model.*gsm8k is for texts/);
+    expect(existsSync(path.join(directory, "generating"))).toBe(false);
+  });
+
+  it("without certain layers, is cut by others", async () => {
+    const smollm = path.join(directory, "smollm3");
+    cpSync(path.join(architectures, "smollm3"), smollm, { recursive: true });
+    writeTokenizer(smollm, 96);
+    const config = JSON.parse(readFileSync(path.join(smollm, "config.json"), "utf8"));
+    // as in llama.cpp every fourth layer has no positions: only the last can go
+    writeFileSync(path.join(smollm, "config.json"), JSON.stringify({ ...config, no_rope_layers: [1, 1, 1, 0] }));
+    for (const gguf of [[], ["q8_0" as const]]) {
+      const target = { target: "layers=3", start: "minitron" as const, gguf };
+      const { keptLayers } = await compressing(smollm, `layers ${gguf.length}`, target);
+      if (gguf.length > 0) expect(keptLayers).toEqual([0, 1, 2]);
+      else expect(keptLayers).not.toEqual([0, 1, 2]);
+    }
   });
 
   it("after the cut that is asked for, is not cut", async () => {

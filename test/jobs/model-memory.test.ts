@@ -1,8 +1,9 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { corpus } from "../../examples/corpus.js";
-import { measurePerplexity, pruneModel } from "../../src/jobs/index.js";
+import { Backend } from "../../src/ggml/index.js";
+import { inspect, measurePerplexity, pruneModel } from "../../src/jobs/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
@@ -24,6 +25,29 @@ describe("a model that is larger than the memory it may take", () => {
     expect(streamed.weights.equals(whole.weights)).toBe(true);
     expect(streamed.notes).toMatch(/do not fit in .*B.*layer by layer/);
     expect(whole.notes).not.toMatch(/layer by layer/);
+  });
+
+  it("and its candidates together take no more than they may", async () => {
+    const { parameters } = await inspect(teacher);
+    const memoryBytes = 2 * 1.5 * parameters; // half as much again as the weights in bf16
+    let most = 0;
+    const allocate = Backend.prototype.allocate;
+    const watch = vi.spyOn(Backend.prototype, "allocate").mockImplementation(function (this: Backend, ...place) {
+      const buffer = allocate.apply(this, place);
+      most = Math.max(most, this.takenBytes);
+      return buffer;
+    });
+    await pruneModel({
+      ...few,
+      model: teacher,
+      target: "0.9x",
+      refitSamples: undefined,
+      out: path.join(root, "small"),
+      memoryBytes,
+    });
+    watch.mockRestore();
+    expect(most).toBeGreaterThan(2 * parameters); // the original was loaded as a whole
+    expect(most).toBeLessThanOrEqual(memoryBytes);
   });
 
   it("has the same loss", async () => {

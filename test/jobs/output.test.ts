@@ -290,6 +290,58 @@ describe("a kind that is named twice", () => {
   });
 });
 
+describe("a run that goes on", () => {
+  const stopping = () => {
+    const abort = new AbortController();
+    const onProgress = ({ stage }: { readonly stage: string }) => void (stage === "distill" && abort.abort());
+    return { signal: abort.signal, onProgress };
+  };
+  const differently = (more: object) =>
+    distill({
+      ...common,
+      student: at("model"),
+      teacher,
+      data: [at("data.txt")],
+      out: at("run"),
+      settings: { ...settings, ...more },
+    });
+
+  it("may save more often and compute activations again, to the same result; not train on something else", async () => {
+    await distilling(at("whole"));
+    await expect(distilling(at("run"), stopping())).rejects.toThrow(/stopped at step 1 of 4/);
+    await expect(differently({ learningRate: 1e-3 })).rejects.toThrow(/settings.learningRate .* -> 0.001/);
+    await differently({ recompute: true, saveEverySteps: 1, validateEverySteps: 2 });
+    const weights = (name: string) => readFileSync(at(name, "model.safetensors"));
+    expect(weights("run").equals(weights("whole"))).toBe(true);
+  });
+
+  it("without its scores says so, and that there are some already where they are asked for", async () => {
+    const scoresFile = at("scores.safetensors");
+    const notes: string[] = [];
+    const onNote = (note: string) => void notes.push(note);
+    await expect(compressing(at("run"), { scoresFile, ...stopping() })).rejects.toThrow(/stopped at step 1/);
+    rmSync(at("run", "stages.json"));
+    await expect(compressing(at("other"), { scoresFile, onNote, ...stopping() })).rejects.toThrow(/stopped at step 1/);
+    expect(notes.join()).toMatch(/has scores already: --samples changes nothing of them/);
+    await expect(compressing(at("third"), { scoresFile, ...stopping(), target: "0.8x" })).rejects.toThrow(/stopped/);
+    const file = at("third", "stages.json");
+    const stages = JSON.parse(readFileSync(file, "utf8")) as { name: string }[];
+    writeFileSync(file, JSON.stringify(stages.filter(({ name }) => name !== "search" && name !== "prune")));
+    await expect(compressing(at("third"), { target: "0.8x" })).rejects.toThrow(
+      /scores that the run began with are not in .*--scores/,
+    );
+  });
+
+  it("is not asked for the memory of a training that is done", async () => {
+    const evaluating = { evaluate: { tasks: ["piqa"], data: at("nothing"), limit: 1 } };
+    mkdirSync(at("nothing"));
+    await expect(compressing(at("run"), { ...evaluating, hub: { offline: true } })).rejects.toThrow(/piqa|offline/i);
+    expect(readFileSync(at("run", "report.html"), "utf8")).toContain("distill"); // all but the evaluation is reported
+    await compressing(at("run"), { memoryBytes: 2_000_000 });
+    expect(JSON.parse(readFileSync(at("run", "run.json"), "utf8")).finished).toBe(true);
+  });
+});
+
 describe("two runs in one directory", () => {
   it("at once: the second says who has it, and the first ends as if alone", async () => {
     const first = distilling(at("run"));

@@ -26,6 +26,37 @@ it("finished stages are not run again, and their results name files where their 
   expect(again.all.map(({ name }) => name)).toEqual(["gguf", "empty"]);
 });
 
+it("a stage that was stopped or killed is run again, and its seconds count", async () => {
+  vi.useFakeTimers();
+  const file = path.join(temporaryDirectory(), "stages.json");
+  const seconds = (count: number) => vi.advanceTimersByTime(1000 * count);
+  const stopped = new Stages(file).once("search", async () => {
+    seconds(30);
+    throw new Error("stopped");
+  });
+  await expect(stopped).rejects.toThrow("stopped");
+  // one that is killed has written what it had taken at the last full minute
+  let kill = () => {};
+  const killed = new Stages(file);
+  void killed.once("search", async () => {
+    await killed.once("calibrate", async () => seconds(5));
+    seconds(130);
+    await new Promise<void>((resolve) => {
+      kill = resolve;
+    });
+  });
+  await vi.advanceTimersByTimeAsync(0);
+  const going = new Stages(file);
+  expect(going.all.map(({ name }) => name)).toEqual(["calibrate"]);
+  expect([going.has("calibrate"), going.has("search")]).toEqual([true, false]);
+  await going.once("search", async () => seconds(7));
+  const found = Object.fromEntries(going.all.map((stage) => [stage.name, stage.seconds]));
+  expect(found.calibrate).toBe(5);
+  expect(found.search).toBeGreaterThanOrEqual(30 + 60 + 7);
+  expect(found.search).toBeLessThanOrEqual(30 + 130 + 7);
+  kill();
+});
+
 it("a stage's seconds are without those of stages within it: all together are the job's", async () => {
   vi.useFakeTimers();
   const stages = new Stages(path.join(temporaryDirectory(), "stages.json"));

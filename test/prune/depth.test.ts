@@ -5,6 +5,7 @@ import { Backend } from "../../src/ggml/index.js";
 import { loadWeights, openCheckpoint } from "../../src/models/index.js";
 import {
   type DepthMethod,
+  type IsPossible,
   keptIndices,
   layerOrder,
   planWithLayers,
@@ -50,6 +51,19 @@ describe("the order in which layers are cut", () => {
 
   it("by block influence is that of the scores, and of the layers where they are equal", async () => {
     expect(await order("block-influence", 1, Float32Array.of(0.3, 0.1, 0.2, 0.1))).toEqual([1, 3, 2, 0]);
+  });
+
+  it("of a run is of those that leave a model that will do, and of all where none does", async () => {
+    const scores: Scores = new Map([["layers", new Float32Array(LAYERS)]]);
+    const runOf = async (isPossible: IsPossible) => {
+      const options = { ...measuring, method: "contiguous-loss" as const, isPossible };
+      return (await layerOrder({ backend, weights, scores, validation }, 2, options)).slice(0, 2);
+    };
+    for (let first = 0; first + 2 <= LAYERS; first++) {
+      const run = [first, first + 1];
+      expect(await runOf(({ keptLayers }) => !keptLayers.some((layer) => run.includes(layer)))).toEqual(run);
+    }
+    expect(await runOf(() => false)).toEqual((await order("contiguous-loss", 2)).slice(0, 2));
   });
 
   it("by loss is that of what the model loses without each", async () => {
