@@ -169,7 +169,9 @@ describe("training", () => {
       options: { ...options, tokens: 16 * 8 * 10, saveEverySteps: 1000 },
       run,
       validate: async () => 0,
-      onProgress: () => void (minutes += 4),
+      onProgress: () => {
+        minutes += 4;
+      },
     });
     clock.mockRestore();
     expect(saved).toEqual([3, 6, 9, 10]); // three steps of four minutes are more than ten
