@@ -1,4 +1,5 @@
 export type { Matrix } from "../linear-algebra/index.js";
+export type { KnownValues } from "../system/known-values.js";
 export { calibrate } from "./calibration.js";
 export { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
 export {

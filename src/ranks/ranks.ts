@@ -34,15 +34,6 @@ const [FIRST_POLL_MILLISECONDS, LAST_POLL_MILLISECONDS] = [1, 16];
 const TAGS = { length: 1, message: 2, data: 3 } as const;
 const HOST_BYTES = 256;
 
-/** The ranks on one machine. */
-interface Neighbours {
-  /** This rank's number among them. */
-  readonly rank: number;
-  readonly size: number;
-  /** Memory that was free before any of them took much. */
-  readonly freeBytes: number;
-}
-
 /**
  * The processes of a job that MPI started (`mpirun`, `srun`), as this one sees them. Rank 0, the leader, does the job and owns its
  * files; the others, its followers, do parts of it on request. Calls of MPI never overlap: each waits for the one before.
@@ -57,7 +48,8 @@ export class Ranks {
     private readonly library: MpiLibrary,
     readonly rank: number,
     readonly size: number,
-    readonly local: Neighbours,
+    /** This rank's number among those on the same machine, how many they are, and the memory that was free before any took much. */
+    readonly local: { readonly rank: number; readonly size: number; readonly freeBytes: number },
   ) {}
 
   /**
@@ -97,7 +89,7 @@ export class Ranks {
   }
 
   /** Which of the ranks are on this machine. */
-  private async neighbours(): Promise<Omit<Neighbours, "freeBytes">> {
+  private async neighbours(): Promise<Omit<Ranks["local"], "freeBytes">> {
     const own = Buffer.alloc(HOST_BYTES);
     own.write(hostname().slice(0, HOST_BYTES - 1));
     const all = Buffer.alloc(HOST_BYTES * this.size);
