@@ -69,6 +69,7 @@ const peakMemoryBytes = (): number => process.resourceUsage().maxRSS * 1024;
  */
 function watchForStop(stopping: string): { readonly signal: AbortSignal; readonly unwatch: () => void } {
   const abort = new AbortController();
+  const hadTerminal = isatty(1) || isatty(2); // nohup redirects these everywhere, but its input only on Linux
   const interrupt = () => {
     if (abort.signal.aborted) process.exit(130);
     process.stderr.write(`\n${stopping}; press Ctrl-C again to stop at once\n`);
@@ -76,19 +77,22 @@ function watchForStop(stopping: string): { readonly signal: AbortSignal; readonl
   };
   process.on("SIGINT", interrupt);
   process.on("SIGTERM", interrupt);
+  let hasHungUp = false;
   const hangUp = () => {
-    const hasTerminal = [0, 1, 2].some((descriptor) => isatty(descriptor));
-    if (hasTerminal && !abort.signal.aborted) interrupt();
+    hasHungUp = true;
+    if (hadTerminal && !abort.signal.aborted) interrupt();
   };
   process.on("SIGHUP", hangUp);
   const unwatchParent = onOrphaned(() => {
-    if (!abort.signal.aborted) interrupt();
+    const outlivesNpm = hasHungUp && !hadTerminal; // npm is a program of Node's, too, and ends under nohup
+    if (!outlivesNpm && !abort.signal.aborted) interrupt();
   });
   const unwatch = () => {
     process.off("SIGINT", interrupt);
     process.off("SIGTERM", interrupt);
     process.off("SIGHUP", hangUp);
     unwatchParent();
+    if (hasHungUp && hadTerminal) process.kill(process.pid, "SIGHUP"); // Node itself would end by a failed assertion where its terminal is gone
   };
   return { signal: abort.signal, unwatch };
 }

@@ -31,7 +31,7 @@ export interface TrainOptions extends AdamWOptions {
    * the global norm of the step before.
    */
   readonly freeGradients?: boolean | undefined;
-  /** Steps between checkpoints; one is saved every ten minutes besides. */
+  /** Steps between checkpoints, of which the last step has one, too; one is saved every ten minutes besides. Infinity: only those. */
   readonly saveEverySteps: number;
   /** Steps between measurements on the validation data; 0 for none. */
   readonly validateEverySteps: number;

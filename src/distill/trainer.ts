@@ -115,7 +115,8 @@ export class Trainer {
       this.job.onProgress?.({ record, totalTokens: this.steps * this.tokensPerStep });
       const stop = this.job.signal?.aborted === true;
       const isDue = step % options.saveEverySteps === 0 || seconds() - savedSeconds >= SAVE_EVERY_SECONDS;
-      if (isDue || stop || step === this.steps) {
+      const isLast = step === this.steps && Number.isFinite(options.saveEverySteps);
+      if (isDue || stop || isLast) {
         run?.save({ step, seconds: seconds() }, saved);
         savedSeconds = seconds();
       }

@@ -56,7 +56,8 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
       model,
       `${generating.label} is for texts that llama.cpp generates: name other tasks with --evaluate, such as hellaswag and mmlu`,
     );
-  const job = forLlamaCpp(forQuantization(forDevice(requested, model), model), model, generating !== undefined);
+  const quantized = forQuantization(forDevice(requested, model), model);
+  const job = generating === undefined ? quantized : { ...quantized, forLlamaCpp: true };
   if (job.gguf !== undefined && job.gguf.length > 0) checkInLlamaCpp(model);
   const { rounds: roundCount = 1 } = job;
   const start = job.start ?? "refit";
@@ -114,19 +115,11 @@ function forQuantization(job: CompressJob, model: Model): CompressJob {
   if (kinds.length === 0) return job;
   const withDivisors = (divisors: ReturnType<typeof quantizableDivisors>): CompressJob => ({
     ...job,
-    space: { ...job.space, divisors: { ...divisors, ...job.space?.divisors }, forLlamaCpp: true },
+    space: { ...job.space, divisors: { ...divisors, ...job.space?.divisors } },
+    forLlamaCpp: true,
   });
   const preferred = withDivisors(quantizableDivisors(model, kinds));
   return hasCandidates(model, preferred) ? preferred : withDivisors(quantizableDivisors(model));
-}
-
-/** Leaves out candidates that llama.cpp cannot compute, if there are any, where an evaluation has it generate texts. */
-function forLlamaCpp(job: CompressJob, model: Model, isNeeded: boolean): CompressJob {
-  if (!isNeeded || isForLlamaCpp(job)) return job;
-  const strict = { ...job, space: { ...job.space, forLlamaCpp: true } };
-  if (!hasCandidates(model, strict)) return strict; // reported later
-  const [all, some] = [job, strict].map((each) => candidatesFor(model, each));
-  return JSON.stringify(all) === JSON.stringify(some) ? job : strict;
 }
 
 function hasCandidates(model: Model, job: CompressJob): boolean {

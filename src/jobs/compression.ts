@@ -27,7 +27,7 @@ import { writeReport } from "./report.js";
 import { Round, type RoundInputs, type RoundOutcome } from "./round.js";
 import { joinMetrics, type PlannedRound, roundFolder } from "./rounds.js";
 import { Stages } from "./stages.js";
-import { runTraining, trainOptionsFor, writeTrained } from "./training.js";
+import { checkTrainingFits, runTraining, trainOptionsFor, writeTrained } from "./training.js";
 
 /** The sample sentence: how many tokens of the validation text are its prompt, and how long it may become. */
 const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];
@@ -70,6 +70,7 @@ export class Compression {
     const { stages } = this;
     const { job, original, directory } = this.inputs;
     const originalPath = original.checkpoint.path;
+    this.checkMemory();
     const teacher = await this.measure(originalPath, "measure teacher");
     const correctedPath = await this.correctTeacher();
     const correctedTeacher =
@@ -105,6 +106,16 @@ export class Compression {
     return outcome;
   }
 
+  /** @throws CoppiceError where the first training, of the student or of the teacher that is corrected, will not fit */
+  private checkMemory(): void {
+    const { backend, job, original, settings } = this.inputs;
+    const { checkpoint, model } = original;
+    if ((job.teacherCorrection ?? false) !== false && !this.stages.has("correct teacher"))
+      checkTrainingFits({ backend, model, settings, options: job });
+    const layers = [...Array(model.layerCount).keys()];
+    this.round(0, { cutPath: checkpoint.path, layers, teacherPath: checkpoint.path }).checkMemory();
+  }
+
   /** Cuts in rounds, each starting from the student of the one before. */
   private async cut(teacherPath: string): Promise<RoundOutcome[]> {
     const { rounds, original, job } = this.inputs;
@@ -112,17 +123,20 @@ export class Compression {
     let cutPath = teacherPath;
     let layers: readonly number[] = [...Array(original.model.layerCount).keys()];
     for (const i of rounds.keys()) {
-      const isLast = i === rounds.length - 1;
-      const part = this.directoryOf(i);
-      const out = isLast ? job.out : part.file("student");
-      const place = (name: string) => (isLast ? part.own(name) : part.own("student", name));
-      const places = { directory: part, out, place, cutPath, layers, teacherPath };
-      const outcome = await new Round(this.roundInputs(i, places)).run();
+      const outcome = await this.round(i, { cutPath, layers, teacherPath }).run();
       outcomes.push(outcome);
-      cutPath = out;
+      cutPath = i === rounds.length - 1 ? job.out : this.directoryOf(i).file("student");
       layers = outcome.keptLayers;
     }
     return outcomes;
+  }
+
+  private round(i: number, subject: Pick<RoundPlaces, "cutPath" | "layers" | "teacherPath">): Round {
+    const isLast = i === this.inputs.rounds.length - 1;
+    const part = this.directoryOf(i);
+    const out = isLast ? this.inputs.job.out : part.file("student");
+    const place = (name: string) => (isLast ? part.own(name) : part.own("student", name));
+    return new Round(this.roundInputs(i, { directory: part, out, place, ...subject }));
   }
 
   /** The last round works in the run's directory itself, where its model is the run's result. */

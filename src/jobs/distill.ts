@@ -15,6 +15,7 @@ import {
   countParameters,
   loadWeights,
   type Model,
+  type ModelTensors,
   type ModelWeights,
   openCheckpoint,
   wholeWeights,
@@ -82,8 +83,8 @@ export async function distillStage(stage: DistillStage): Promise<TrainResult> {
 export interface PlannedDistillation extends Pick<PlannedTraining, "backend" | "settings" | "options"> {
   readonly student: Model;
   readonly recipe: TeacherRecipe;
-  /** Whether candidates are distilled briefly, too, beside the whole teacher. */
-  readonly isBriefToo?: boolean | undefined;
+  /** Where candidates are distilled briefly, too, by one process beside the whole teacher and a model that is cut. */
+  readonly beforeSearch?: { readonly beside: ModelTensors | undefined } | undefined;
 }
 
 /**
@@ -91,7 +92,7 @@ export interface PlannedDistillation extends Pick<PlannedTraining, "backend" | "
  * @throws CoppiceError with what they would take, and what makes them fit
  */
 export function checkDistillationFits(planned: PlannedDistillation): void {
-  const { backend, student, recipe, settings, options, isBriefToo = false } = planned;
+  const { backend, student, recipe, settings, options, beforeSearch } = planned;
   const teacher = openCheckpoint(recipe.teacherPath);
   const studentParameters = countParameters(student.parameters, student.sizes);
   checkTrainable(backend, studentParameters, settings, options);
@@ -102,17 +103,19 @@ export function checkDistillationFits(planned: PlannedDistillation): void {
     isCached: recipe.teacher.cache === true,
     options,
   });
-  if (streamed !== undefined && isBriefToo) wholeWeights(streamed, BRIEF_DISTILLATION);
-  const isSparse = targetsOf(recipe, settings, sharedVocabulary(recipe, teacher.model)) !== undefined;
   checkTrainingFits({
     backend,
     model: student,
     settings,
     options,
     teacher: streamed === undefined ? teacher : undefined,
-    isSparse: isSparse && !isBriefToo,
+    isSparse: targetsOf(recipe, settings, sharedVocabulary(recipe, teacher.model)) !== undefined,
     intermediate: recipe.distillation.intermediate,
   });
+  if (beforeSearch === undefined) return;
+  if (streamed !== undefined) wholeWeights(streamed, BRIEF_DISTILLATION);
+  const alone = { ...options, ranks: undefined };
+  checkTrainingFits({ backend, model: student, settings, options: alone, teacher, beside: beforeSearch.beside });
 }
 
 /** What a model has to be in memory for. */
@@ -140,10 +143,9 @@ export async function distillBriefly(distillation: BriefDistillation): Promise<n
     const objective = distillationObjective({ kind: "online", weights: teacher }, DISTILLATION_DEFAULTS);
     const sequences = new Sequences(tokens, sequenceLength);
     const teacherBytes = teacher.store.byteLength;
-    const run = hasRoom(distillation.run, pruned.model) ? distillation.run : undefined;
+    const { run } = distillation;
     const fitting = withFittingBatch({
       ...distillation,
-      run,
       model: pruned.model,
       student,
       objective,
@@ -151,8 +153,9 @@ export async function distillBriefly(distillation: BriefDistillation): Promise<n
       options: { ...options, ranks: undefined }, // the leader trains alone
     });
     const { signal } = options;
-    const saving = { ...fitting, saveEverySteps: Number.MAX_SAFE_INTEGER }; // now and then is enough
-    await train({ backend, student, sequences, options: saving, objective, signal, run });
+    const saving = { ...fitting, saveEverySteps: Number.POSITIVE_INFINITY }; // now and then is enough
+    const kept = run?.hasCheckpoint === true || hasRoom(run, pruned.model) ? run : undefined;
+    await train({ backend, student, sequences, options: saving, objective, signal, run: kept });
     const { loss } = await perplexity(backend, student, validation, { sequenceLength, computeType });
     run?.drop("");
     return loss;

@@ -87,7 +87,7 @@ export class Round {
   async run(): Promise<RoundOutcome> {
     const { job, stages, directory, cutPath, carryFrom, layers } = this.inputs;
     const prunedPath = directory.file("pruned");
-    if (!stages.has("distill")) this.checkMemory();
+    this.checkMemory();
     const plan = await stages.once("search", () => this.search());
     await stages.once("prune", async () => {
       const place = (name: string) => directory.own("pruned", name);
@@ -104,18 +104,31 @@ export class Round {
     return { plan: summarizePlan(openCheckpoint(cutPath).model, smaller), keptLayers, pruned, student, training };
   }
 
-  /** @throws CoppiceError where the largest student or its teacher will not fit: better now than after hours of search */
-  private checkMemory(): void {
-    const { backend, job, candidates, training, teacherPath, cutPath } = this.inputs;
-    const { model, keptLayers } = cutTo(openCheckpoint(cutPath).model, largestCandidate(candidates).sizes);
+  /**
+   * Checks what is still to be trained, if anything is.
+   * @throws CoppiceError where the largest student or its teacher will not fit: better now than after hours of search
+   */
+  checkMemory(): void {
+    const { backend, job, training, teacherPath, cutPath, stages, directory } = this.inputs;
+    if (stages.has("distill")) return;
+    const original = openCheckpoint(cutPath);
+    const largest = cutTo(original.model, largestCandidate(this.candidates).sizes);
+    const student = stages.has("prune") ? openCheckpoint(directory.file("pruned")).model : largest.model;
+    const isBriefToo = job.searchTokens !== undefined && !stages.has("search");
     checkDistillationFits({
       backend,
-      student: model,
-      recipe: { teacherPath, distillation: this.distillation(keptLayers), teacher: job.teacherOptions ?? {} },
+      student,
+      recipe: { teacherPath, distillation: this.distillation(largest.keptLayers), teacher: job.teacherOptions ?? {} },
       settings: training.settings,
       options: job,
-      isBriefToo: job.searchTokens !== undefined,
+      beforeSearch: isBriefToo ? { beside: cutPath === teacherPath ? undefined : original } : undefined,
     });
+  }
+
+  /** Those that the model to cut can be cut to: the ones of later rounds were counted before. */
+  private get candidates(): readonly Candidate[] {
+    const { isPart, candidates, cutPath } = this.inputs;
+    return isPart ? withinSizes(openCheckpoint(cutPath).model, candidates) : candidates;
   }
 
   private measure(model: string, stage: string): Promise<Measurement> {
@@ -159,9 +172,7 @@ export class Round {
           run: directory.part(`${REFIT_FOLDER}/brief-${id}`),
         });
       };
-      const candidates = this.inputs.isPart
-        ? withinSizes(original.model, this.inputs.candidates)
-        : this.inputs.candidates;
+      const { candidates } = this;
       const measurements = { statistics, distill: searchTokens === undefined ? undefined : distill };
       const known = new KnownValues(place("measured.json"), identity);
       const searched = { ...inputs, scores, candidates, known };

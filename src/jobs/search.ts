@@ -3,6 +3,7 @@ import { Sequences } from "../data/index.js";
 import type { RunDirectory } from "../distill/index.js";
 import { defaultSequenceLength } from "../evaluate/index.js";
 import { SavedStreams } from "../evaluate/saved-streams.js";
+import { bytesOf } from "../ggml/dtype.js";
 import { type Model, wholeWeights } from "../models/index.js";
 import {
   type Candidate,
@@ -25,7 +26,7 @@ import {
 } from "../prune/index.js";
 import { elementAt } from "../system/arrays.js";
 import { FormatError, UsageError } from "../system/errors.js";
-import { writeJson } from "../system/files.js";
+import { hashBytes, writeJson } from "../system/files.js";
 import type { ComputeType } from "../tensor/index.js";
 import { BRIEF_DISTILLATION, distillBriefly } from "./distill.js";
 import type { JobOptions } from "./job.js";
@@ -225,13 +226,19 @@ function rerankingsOf(
     measure,
     candidates,
     lossOf: ({ plan }) => {
+      const kept = keptIndices(original.model, plan, scores);
       if (refits !== undefined)
-        return refits.measure(plan, { samples, measure }, (cut) => of(cut, planId(plan, samples)));
-      const id = planId(plan, 0);
-      const find = () => of(prune(original, plan, keptIndices(original.model, plan, scores)), id);
-      return inputs.known === undefined ? find() : inputs.known.once([measure, id], find);
+        return refits.measure(plan, { samples, measure }, (cut) => of(cut, cutId(plan, samples, kept)));
+      const find = () => of(prune(original, plan, kept), cutId(plan, 0, kept));
+      return inputs.known === undefined ? find() : inputs.known.once([measure, planId(plan, 0)], find);
     },
   }));
+}
+
+/** Names a cut by what it keeps, too. */
+function cutId(plan: PrunePlan, samples: number, kept: ReturnType<typeof keptIndices>): string {
+  const hashes = [...kept].map(([dimension, indices]) => [dimension, hashBytes(bytesOf(indices))]);
+  return hashBytes(JSON.stringify([planId(plan, samples), hashes])).slice(0, 12);
 }
 
 /** The candidates beside one with a size for each layer, of as many parameters as the best, measured as the best was. */

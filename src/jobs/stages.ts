@@ -79,23 +79,24 @@ export class Stages {
     log.debug("stage begun", { stage: name });
     const stage: RunningStage = { name, startedAt: performance.now(), memory: new PeakMemory(), inner: 0 };
     this.running.push(stage);
-    const timer = setInterval(() => this.write(), NOTE_EVERY_MILLISECONDS).unref();
+    const timer = setInterval(() => this.note(), NOTE_EVERY_MILLISECONDS).unref();
     try {
       const result = await work();
       const record = { ...this.soFar(stage), result: result ?? null };
       this.end(stage);
       this.earlier.delete(name);
       this.finished = [...this.finished, record];
+      this.write();
       log.debug("stage ended", { stage: name, seconds: record.seconds, peakMemoryBytes: record.peakMemoryBytes });
       return result;
     } catch (error) {
       this.earlier.set(name, { ...this.soFar(stage), unfinished: true });
       this.end(stage);
+      this.note();
       throw error;
     } finally {
       clearInterval(timer);
       stage.memory.stop();
-      this.write();
     }
   }
 
@@ -117,6 +118,15 @@ export class Stages {
     this.running.splice(this.running.indexOf(stage), 1);
     const outer = this.running.at(-1);
     if (outer !== undefined) outer.inner += performance.now() - stage.startedAt;
+  }
+
+  /** Writes what unfinished stages have taken, if it can be written: nothing depends on it. */
+  private note(): void {
+    try {
+      this.write();
+    } catch (error) {
+      log.warn("times not noted", { file: this.file, error: String(error) });
+    }
   }
 
   private write(): void {

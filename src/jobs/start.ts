@@ -19,7 +19,7 @@ import {
 } from "../prune/index.js";
 import { prepareCut, type RefitOptions, refitCut, whyNotRotated } from "../refit/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
-import { CoppiceError, UsageError } from "../system/errors.js";
+import { CoppiceError, FormatError, InterruptedError, UsageError } from "../system/errors.js";
 import { freeBytes, hashBytes } from "../system/files.js";
 import { formatBytes } from "../system/format.js";
 import { scratchDirectory } from "../system/scratch.js";
@@ -275,7 +275,8 @@ export class CandidateRefits {
       return await refittedStart(this.inputs, start);
     } catch (error) {
       const isBusy = this.inputs.options.ranks?.busy === true;
-      if (this.kept === undefined || isBusy || !(error instanceof CoppiceError)) throw error;
+      const isStop = error instanceof InterruptedError || error instanceof FormatError;
+      if (this.kept === undefined || isBusy || isStop || !(error instanceof CoppiceError)) throw error;
       this.keep(undefined);
       return refittedStart(this.inputs, start);
     }

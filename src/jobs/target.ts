@@ -31,6 +31,8 @@ export interface TargetOptions {
   readonly target: string;
   /** Converts a target in bytes to parameters; 16 by default. */
   readonly bitsPerWeight?: number | undefined;
+  /** Whether llama.cpp must be able to compute the smaller model; it must on a device. */
+  readonly forLlamaCpp?: boolean | undefined;
   /** Which sizes may change; by default the widths `hidden` and `ffn`, which cost less quality than depth. */
   readonly space?: Partial<SearchSpace> | undefined;
   /** How the layers to cut are chosen; `contiguous-loss` by default. */
@@ -54,14 +56,14 @@ export interface TargetOptions {
 const DEFAULT_AXES: readonly string[] = ["hidden", "ffn"];
 
 /** The sizes to search: by default, of the widths those that the model allows to cut. */
-export const spaceOf = (model: Model, { space }: TargetOptions): SearchSpace => ({
+export const spaceOf = (model: Model, options: TargetOptions): SearchSpace => ({
   axes: DEFAULT_AXES.filter((axis) => model.axes.some(({ name }) => name === axis)),
-  ...space,
+  ...options.space,
+  forLlamaCpp: isForLlamaCpp(options),
 });
 
-/** Whether llama.cpp must be able to compute the smaller model. */
-export const isForLlamaCpp = ({ target, space }: TargetOptions): boolean =>
-  isDevice(target) || space?.forLlamaCpp === true;
+export const isForLlamaCpp = ({ target, forLlamaCpp }: TargetOptions): boolean =>
+  isDevice(target) || forLlamaCpp === true;
 
 /** Bits per weight for a target in bytes. */
 const DEFAULT_BITS = 16;
@@ -76,7 +78,7 @@ export function candidatesFor(model: Model, options: TargetOptions): Candidate[]
     const { sizes, parameters, share } = best;
     if (share === 1) return [{ sizes, parameters }];
     const own = spaceOf(model, options);
-    const space = { ...own, divisors: { ...quantizableDivisors(model), ...own.divisors }, forLlamaCpp: true };
+    const space = { ...own, divisors: { ...quantizableDivisors(model), ...own.divisors } };
     const fitting = enumerateCandidates(model, parameters, space).filter(
       (candidate) => candidate.parameters <= parameters && fitsLike(model, candidate.sizes, best, options.target),
     );

@@ -31,6 +31,9 @@ import {
   targetsOf,
 } from "./sparse-teacher.js";
 
+/** Of what its student's weights leave, a teacher whose predictions are kept has this share: the rest is for activations. */
+const CACHED_SHARE = 0.5;
+
 /** What a teacher has to fit in memory beside. */
 export interface TeacherPlace {
   readonly studentParameters: number;
@@ -53,7 +56,8 @@ export function streamedTeacher(
 ): StreamedWeights | undefined {
   const taken = trainingBytes(studentParameters, training, sharersOf(backend, options));
   const left = Math.max(0, memoryForTraining(backend, options) - taken);
-  const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes: left });
+  const memoryBytes = (isCached ? CACHED_SHARE : 1) * left;
+  const streamed = streamedIfLarge(backend, teacher, { dtype: computeType, memoryBytes });
   if (streamed !== undefined && !isCached)
     throw new CoppiceError(
       `the teacher does not fit in ${describeMemory(options.memoryBytes)} beside its student: --teacher-cache computes its predictions beforehand, layer by layer, or --memory tells that there is more`,

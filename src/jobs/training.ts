@@ -209,6 +209,8 @@ export interface PlannedTraining {
   readonly teacher?: ModelWeights | ModelTensors | undefined;
   /** Whether the teacher computes its predictions apart, and only a few numbers of them reach the student's graph. */
   readonly isSparse?: boolean | undefined;
+  /** Another model that is in memory all the while. */
+  readonly beside?: ModelTensors | undefined;
   /** States that are matched. */
   readonly intermediate?: DistillationOptions["intermediate"] | undefined;
 }
@@ -218,14 +220,18 @@ export interface PlannedTraining {
  * @throws CoppiceError with what it would take, and what makes it fit
  */
 export function checkTrainingFits(planned: PlannedTraining): void {
-  const { backend, model, settings, options, teacher, isSparse = false, intermediate = [] } = planned;
+  const { backend, model, settings, options, teacher, isSparse = false, beside, intermediate = [] } = planned;
   const { computeType } = settings;
   const parameters = countParameters(model.parameters, model.sizes);
   checkTrainable(backend, parameters, settings, options);
   const available = memoryForTraining(backend, options);
   const isToLoad = teacher !== undefined && !(teacher instanceof ModelWeights);
-  const teacherBytes = isToLoad ? bytesOnDevice(teacher.model, teacher.source, typesOn(backend, computeType)) : 0;
-  const fixed = trainingBytes(parameters, settings, sharersOf(backend, options)) + teacherBytes;
+  const bytesOf = ({ model: read, source }: ModelTensors) => bytesOnDevice(read, source, typesOn(backend, computeType));
+  const others = [...(isToLoad ? [teacher] : []), ...(beside === undefined ? [] : [beside])];
+  const fixed = others.reduce(
+    (sum, each) => sum + bytesOf(each),
+    trainingBytes(parameters, settings, sharersOf(backend, options)),
+  );
   const reserved: ModelWeights[] = [];
   const reserve = (...weights: Parameters<typeof reservedWeights>): ModelWeights => {
     reserved.push(reservedWeights(...weights));

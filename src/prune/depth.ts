@@ -2,6 +2,7 @@ import type { TokenStream } from "../data/index.js";
 import { perplexity } from "../evaluate/index.js";
 import type { Backend } from "../ggml/device.js";
 import type { PassWeights } from "../models/index.js";
+import { UsageError } from "../system/errors.js";
 import type { KnownValues } from "../system/known-values.js";
 import type { ComputeType } from "../tensor/index.js";
 import type { DepthMethod } from "./depth-methods.js";
@@ -58,7 +59,14 @@ export async function layerOrder(inputs: RankingInputs, cut: number, options: De
     return ascending(losses);
   }
   const runs = Array.from({ length: all.length - cut + 1 }, (_, first) => all.slice(first, first + cut));
-  const possible = runs.filter((run) => isPossible?.(planWithLayers(weights.model, {}, without(run))) !== false);
+  const possible = runs.filter((run) => {
+    try {
+      return isPossible?.(planWithLayers(weights.model, {}, without(run))) !== false;
+    } catch (error) {
+      if (error instanceof UsageError) return false; // no attention would be left, or no feed-forward network
+      throw error;
+    }
+  });
   let best: { readonly run: readonly number[]; readonly loss: number } | undefined;
   for (const run of possible.length > 0 ? possible : runs) {
     const loss = await lossWithout(run);

@@ -75,7 +75,9 @@ export async function rankCandidates(
   const orderFor = cachedLayerOrder(inputs, options);
   const planned: (Candidate & { readonly plan: PrunePlan })[] = [];
   for (const candidate of mostPromising(model, candidates, scores, options.maxCandidates)) {
-    const plan = planFor(model, candidate.sizes, await orderFor(largestOf(candidate.sizes.layers)));
+    const { layers } = candidate.sizes;
+    const order = await orderFor(layers === undefined ? model.layerCount : largestOf(layers));
+    const plan = planFor(model, candidate.sizes, order);
     if (options.isPossible?.(plan) !== false) planned.push({ ...candidate, plan });
   }
   const rerankings = planned.length === 1 ? [] : (options.rerankings ?? []);

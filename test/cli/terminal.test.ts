@@ -107,6 +107,8 @@ const training = (out: string, tokens: string): string[] => [
   ...["distill", teacher, "--teacher", teacher, "--data", data, "--tokens", tokens, "--sequence-length", "32"],
   ...["--batch-size", "2", "--device", "cpu", "--out", path.join(directory, out)],
 ];
+/** As it is without npm, whose end would be noticed, too. */
+const alone = { ...process.env, npm_lifecycle_event: undefined, COPPICE_CACHE: path.join(directory, "cache") };
 const metricsOf = (out: string): string[] => {
   const file = path.join(directory, out, "metrics.jsonl");
   return existsSync(file) ? readFileSync(file, "utf8").trim().split("\n") : [];
@@ -118,10 +120,7 @@ const trains = async (out: string): Promise<void> => {
 describe.skipIf(!canEmulate)("when its terminal is closed", () => {
   it("a training saves where it is, and ends", async () => {
     const line = ["exec", process.execPath, main, ...training("closed", "1B")].join(" ");
-    const child = spawn("script", ["-qec", line, "/dev/null"], {
-      env: { ...process.env, COPPICE_CACHE: path.join(directory, "cache") },
-      stdio: ["pipe", "pipe", "inherit"],
-    });
+    const child = spawn("script", ["-qec", line, "/dev/null"], { env: alone, stdio: ["pipe", "pipe", "inherit"] });
     child.stdout.resume();
     await trains("closed");
     child.kill("SIGKILL"); // who holds the other end of the terminal
@@ -135,10 +134,7 @@ describe.skipIf(!canEmulate)("when its terminal is closed", () => {
 
 describe("where there is no terminal", () => {
   it("a training goes on when the one that it was started from is closed, as under nohup", async () => {
-    const child = spawn(process.execPath, [main, ...training("nohup", "8K")], {
-      env: { ...process.env, COPPICE_CACHE: path.join(directory, "cache") },
-      stdio: "ignore",
-    });
+    const child = spawn(process.execPath, [main, ...training("nohup", "8K")], { env: alone, stdio: "ignore" });
     const ended = new Promise((resolve) => child.once("exit", resolve));
     await trains("nohup");
     child.kill("SIGHUP");

@@ -80,6 +80,6 @@ describe("a training that does not fit in memory", () => {
       onProgress: ({ stage }) => void stages.push(stage),
     });
     await expect(compressed).rejects.toThrow(/one sequence of 256 tokens takes/);
-    expect(new Set(stages)).toEqual(new Set(["measure teacher"]));
+    expect(stages).toEqual([]);
   });
 });
