@@ -14,7 +14,8 @@ exit_code=$commands.exit
 if [ "$JOB_COMPLETION_INDEX" = 0 ]; then
   rm -f "$commands" "$exit_code" # of an earlier attempt
   output=$(mktemp)
-  mpiexec.hydra -launcher manual -hosts "$HOSTS" -n "$RANKS" -ppn 1 "$@" >"$output" 2>&1 &
+  # the short name of a pod, which Hydra would announce, is not known to the others
+  mpiexec.hydra -localhost "${HOSTS%%,*}" -launcher manual -hosts "$HOSTS" -n "$RANKS" -ppn 1 "$@" >"$output" 2>&1 &
   mpiexec=$!
   until grep -q HYDRA_LAUNCH_END "$output"; do
     kill -0 "$mpiexec" || { cat "$output" >&2; exit 1; }
@@ -31,7 +32,11 @@ start_proxy() {
   seen=$(version)
   sh -c "$(sed -n "$((JOB_COMPLETION_INDEX + 1))p" "$commands")" || true
 }
-until [ -s "$commands" ]; do sleep 1; done
+until [ -s "$commands" ]; do
+  # a pod that is started again after all is done
+  if [ "$(cat "$exit_code" 2>/dev/null)" = 0 ]; then exit 0; fi
+  sleep 1
+done
 start_proxy
 
 if [ "$JOB_COMPLETION_INDEX" = 0 ]; then

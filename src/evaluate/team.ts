@@ -1,3 +1,4 @@
+import { InterruptedError } from "../system/errors.js";
 import type { TensorStore } from "../tensor/index.js";
 
 /** Processes that go through the same steps of a model at the same time, each with some of the data. */
@@ -13,6 +14,8 @@ export interface Team {
   readonly sum: (store: TensorStore, root?: number) => Promise<void>;
   /** Copies numbers of one process to all others. */
   readonly broadcast: (numbers: Float32Array, from: number) => Promise<void>;
+  /** Whether the job is to stop; the leader knows. */
+  readonly isStopped?: (() => boolean) | undefined;
 }
 
 /** Whether this process leads, or is alone. */
@@ -23,4 +26,10 @@ export async function agreed(team: Team | undefined, own: () => boolean): Promis
   const answer = Float32Array.of(leads(team) && own() ? 1 : 0);
   await team?.broadcast(answer, 0);
   return answer[0] === 1;
+}
+
+/** Between steps, where what was found is kept: all processes of a team stop here, or none. @throws InterruptedError */
+export async function stopTogether(team: Team | undefined): Promise<void> {
+  if (team !== undefined && (await agreed(team, () => team.isStopped?.() === true)))
+    throw new InterruptedError("stopped; the same command goes on from there");
 }

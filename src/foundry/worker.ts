@@ -103,12 +103,15 @@ export class Worker {
       if (wasHeld) await workspace.discard();
       logger.info({ job: job.id, seconds: (performance.now() - started) / 1000, wasHeld }, "job done");
     } catch (error) {
-      if (!watch.signal.aborted) watch.lease = await this.jobs.leaseState(job);
-      await this.endUnfinished({ job, watch, workspace, reporter }, error, signal.aborted);
-      const message = error instanceof CoppiceError ? error.message : String(error);
-      logger.info({ job: job.id, lease: watch.lease, error: message }, "job ended");
-      // the other processes wait for what this one has left: whoever started them starts them again
-      if (this.options.compute.ranks?.busy) this.options.compute.ranks.abort(1);
+      try {
+        if (!watch.signal.aborted) watch.lease = await this.jobs.leaseState(job);
+        await this.endUnfinished({ job, watch, workspace, reporter }, error, signal.aborted);
+        const message = error instanceof CoppiceError ? error.message : String(error);
+        logger.info({ job: job.id, lease: watch.lease, error: message }, "job ended");
+      } finally {
+        // the other processes wait for what this one has left: whoever started them starts them again
+        if (this.options.compute.ranks?.busy) this.options.compute.ranks.abort(1);
+      }
     } finally {
       watch.close();
     }

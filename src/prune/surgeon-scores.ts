@@ -1,6 +1,6 @@
 import { overBatches, type Passage, type RecordedStep, ResidualStream } from "../evaluate/residual-stream.js";
 import type { SavedStreams } from "../evaluate/saved-streams.js";
-import { leads, type Team } from "../evaluate/team.js";
+import { leads, stopTogether, type Team } from "../evaluate/team.js";
 import type { Matrix } from "../linear-algebra/index.js";
 import {
   axisSize,
@@ -85,6 +85,7 @@ export async function surgeonScores(
       onStep?.({ steps: i + 1, scores, streamMoments: streamSum.read() });
       // a team that goes on goes through the known steps once more
       if (team === undefined) await savedStreams?.save(i + 1, { stream });
+      await stopTogether(team);
     }
     await addLastMoments(passage, stream, streamSum);
     await sumAtLeader(streamSum, team);

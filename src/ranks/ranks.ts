@@ -1,6 +1,7 @@
 import { availableParallelism, cpus, hostname } from "node:os";
 import { bytesOf } from "../ggml/dtype.js";
-import { CoppiceError } from "../system/errors.js";
+import { CoppiceError, InterruptedError } from "../system/errors.js";
+import { releaseAll } from "../system/lock.js";
 import { logOf } from "../system/log.js";
 import { freeMemory } from "../system/memory.js";
 import { hideLaunch, launchOf } from "./launch.js";
@@ -104,7 +105,13 @@ export class Ranks {
   /** Ranks on one machine divide its processors, unless the launcher has done so or COPPICE_THREADS says otherwise. */
   private shareProcessors(): void {
     const available = availableParallelism();
-    if (process.env.COPPICE_THREADS || available < cpus().length) return;
+    if (process.env.COPPICE_THREADS) return;
+    const isBound = available < cpus().length;
+    if (isBound && this.rank === 0 && available < Math.floor(cpus().length / this.local.size))
+      process.stderr.write(
+        `each process has ${available} of ${cpus().length} processors, to which the launcher has bound it: mpirun --bind-to none gives it more\n`,
+      );
+    if (isBound) return;
     process.env.COPPICE_THREADS = String(Math.max(1, Math.floor(available / this.local.size)));
   }
 
@@ -113,12 +120,21 @@ export class Ranks {
     return this.isBusy;
   }
 
-  /** Does something that all ranks must go through together. */
+  /**
+   * Does something that all ranks must go through together.
+   * @throws CoppiceError when they are in the middle of something else, InterruptedError when all have left it together
+   */
   async together<T>(work: () => Promise<T>): Promise<T> {
+    if (this.isBusy) throw new CoppiceError("the other processes are in the middle of something: start them all again");
     this.isBusy = true;
-    const result = await work();
-    this.isBusy = false;
-    return result;
+    try {
+      const result = await work();
+      this.isBusy = false;
+      return result;
+    } catch (error) {
+      if (error instanceof InterruptedError) this.isBusy = false;
+      throw error;
+    }
   }
 
   get isLeader(): boolean {
@@ -250,6 +266,7 @@ export class Ranks {
 
   /** Ends the processes of all ranks at once. Does not return. */
   abort(exitCode: number): void {
+    releaseAll();
     this.library.functions.MPI_Abort(this.library.constants.world, exitCode);
   }
 

@@ -1,6 +1,6 @@
 import type { TensorSource } from "../checkpoint/index.js";
 import { type Passage, ResidualStream } from "../evaluate/residual-stream.js";
-import { agreed, leads } from "../evaluate/team.js";
+import { agreed, leads, stopTogether } from "../evaluate/team.js";
 import type { Model, ModelTensors, ResidualStep } from "../models/index.js";
 import { refitHead } from "./head.js";
 import type { RefitInputs, Streams } from "./inputs.js";
@@ -43,6 +43,7 @@ export async function refit(inputs: RefitInputs): Promise<void> {
         await files.streams.save(i + 1, { dense: streams.dense, student: streams.student }, { notes });
       }
       onProgress?.(i + 1, total);
+      await stopTogether(team);
     }
     if (!(await agreed(team, () => files.has("last")))) {
       const last = await refitHead(inputs, streams);

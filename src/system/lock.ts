@@ -25,6 +25,8 @@ interface Holder {
   readonly since: string;
   /** Whether it touches the lock from time to time as long as it runs. */
   readonly beats?: boolean | undefined;
+  /** The job of Slurm, and how often it was started again: of its attempts only one runs at a time. */
+  readonly slurm?: { readonly job: string; readonly restarts: number } | undefined;
   readonly token: string;
 }
 
@@ -33,14 +35,17 @@ const held = new Map<string, string>();
 
 /** How often a holder touches its locks, and after what time without that it is taken for dead where nothing else can be known of it. */
 const [BEAT_MS, DEAD_AFTER_MS] = [15_000, 120_000];
-process.on("exit", () => {
+process.on("exit", releaseAll);
+
+/** Releases the locks of this process: before it ends without an exit event. */
+export function releaseAll(): void {
   for (const [file, content] of held) release(file, content);
-});
+}
 
 /**
  * Locks a directory for this process. A lock left behind by a process that was killed, or by a machine that went down, is taken
  * over; where that cannot be known, because a container of the same name took its place, when it has not been touched for two minutes. On
- * another machine it counts as held.
+ * another machine it counts as held, unless an earlier attempt of the same job of Slurm left it.
  * @returns a function that releases the lock
  * @throws CoppiceError naming its holder
  */
@@ -74,8 +79,14 @@ function thisProcess(): Holder {
     began: startTimeOf(process.pid),
     since: new Date().toISOString(),
     beats: true,
+    slurm: slurmAttempt(),
     token: randomBytes(8).toString("hex"),
   };
+}
+
+function slurmAttempt(): Holder["slurm"] {
+  const { SLURM_JOB_ID: job, SLURM_RESTART_COUNT: restarts = "0" } = process.env;
+  return job ? { job, restarts: Number(restarts) } : undefined;
 }
 
 /** Field 22 of /proc/PID/stat. The second field, a name in parentheses, may contain spaces. */
@@ -124,8 +135,9 @@ function parse(content: string): Holder | undefined {
 }
 
 function isGone(holder: Holder, file: string): boolean {
-  const { pid, host, machine, processes, boot, began } = holder;
+  const { pid, host, machine, processes, boot, began, slurm } = holder;
   const own = thisProcess();
+  if (slurm !== undefined && slurm.job === own.slurm?.job && slurm.restarts < own.slurm.restarts) return true;
   if (host !== own.host) return false;
   if (machine !== undefined && own.machine !== undefined && machine !== own.machine) return false; // of the same name
   const isSame = machine !== undefined && own.machine !== undefined;

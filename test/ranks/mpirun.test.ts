@@ -1,6 +1,6 @@
 import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -171,6 +171,57 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     const config = (folder: string) => readFileSync(path.join(folder, "config.json"), "utf8");
     expect(config(at(`${name} cut`))).toBe(config(student));
   });
+
+  it("ends with an error where a process sees another model, or none", async () => {
+    const [command = "", ...flags] = present[0]?.[1] ?? [];
+    const there = ["here", "there", "nowhere"].map((name) => at(name));
+    for (const folder of there) mkdirSync(folder);
+    cpSync(teacher, path.join(at("here"), "model"), { recursive: true });
+    cpSync(at("one"), path.join(at("there"), "model"), { recursive: true }); // trained: of the same names, with other numbers
+    const measure = (second: string) => {
+      const each = [process.execPath, program, "perplexity", "model", "--data", heldOut];
+      const inFolder = (folder: string) => ["-n", "1", "-wdir", folder, ...each];
+      return run(command, [...flags, ...inFolder(at("here")), ":", ...inFolder(second)], { env: environment() });
+    };
+    await measure(at("here"));
+    for (const [folder, message] of [
+      [at("there"), /model is not the model that the leader has there/],
+      [at("nowhere"), /all processes must see the leader's files/],
+    ] as const) {
+      const failure = await measure(folder).catch((error) => error);
+      expect(failure.code).not.toBe(0);
+      expect(failure.stderr).toMatch(message);
+    }
+  });
+
+  it.each(present)(
+    "stops statistics and refits after a step, by %s, and goes on with them",
+    async (name, [command, ...flags]) => {
+      const out = at(`${name} stopped`);
+      const args = [
+        ...["prune", teacher, "--target", "ffn=256", "--start", "refit", "--data", corpus, "--samples", "16"],
+        ...["--refit-samples", "192", "--out", out],
+      ];
+      for (const started of [/^statistics-so-far/, /-step-\d+\.safetensors$/]) {
+        const job = spawn(command, [...flags, "-n", "2", process.execPath, program, ...args], {
+          env: environment(),
+          stdio: "ignore",
+        });
+        const ended = once(job, "exit");
+        const files = () => (existsSync(path.join(out, "refit")) ? readdirSync(path.join(out, "refit")) : []);
+        while (!files().some((file) => started.test(file))) {
+          if (job.exitCode !== null) throw new Error(`the job ended with ${job.exitCode}`);
+          await new Promise((resolve) => setTimeout(resolve, 5));
+        }
+        process.kill(processOf(out, 0), "SIGTERM");
+        const [code, signal] = await ended;
+        expect(code ?? signal).not.toBe(0);
+        expect(existsSync(path.join(out, "run.lock"))).toBe(false);
+      }
+      await onRanks([command, ...flags], 2, ...args);
+      expect(openCheckpoint(out).config.intermediate_size).toBe(256);
+    },
+  );
 
   it.skipIf(present.length < 2)(
     "is refused by a library of another MPI, instead of being done by each process",

@@ -27,6 +27,21 @@ describe("a directory's lock", () => {
     expect(() => lockDirectory(lockedBy("elsewhere", { host: "another" }))).toThrow(/process \d+ on another/);
   });
 
+  it("is taken over from an earlier attempt of the same job of Slurm, on whatever machine it was", () => {
+    process.env.SLURM_JOB_ID = "7";
+    process.env.SLURM_RESTART_COUNT = "1";
+    const attempt = (name: string, job: string, restarts: number) =>
+      lockedBy(name, { host: "another", slurm: { job, restarts } });
+    lockDirectory(attempt("first attempt", "7", 0))();
+    for (const [name, job, restarts] of [
+      ["this attempt", "7", 1],
+      ["another job", "8", 0],
+    ] as const)
+      expect(() => lockDirectory(attempt(name, job, restarts))).toThrow(/process \d+ on another/);
+    delete process.env.SLURM_JOB_ID;
+    delete process.env.SLURM_RESTART_COUNT;
+  });
+
   it.runIf(process.platform === "linux")(
     "is taken over after a machine has been rebooted, not from one of its name",
     () => {

@@ -1,5 +1,5 @@
 import type { TokenStream } from "../../data/index.js";
-import { type DimensionName, openCheckpoint } from "../../models/index.js";
+import type { DimensionName } from "../../models/index.js";
 import {
   candidateLoss,
   keptIndices,
@@ -12,7 +12,7 @@ import {
 import type { Message, Ranks } from "../../ranks/index.js";
 import { onDevice } from "../job.js";
 import { memoryFor } from "../model-memory.js";
-import { idsOf, type MeasuredModel, type SharedModel, sharedModel, streamOf } from "./model.js";
+import { idsOf, type MeasuredModel, openShared, type SharedModel, sharedModel, streamOf } from "./model.js";
 
 interface CandidatesTask extends SharedModel {
   readonly plans: readonly PrunePlan[];
@@ -61,10 +61,10 @@ export const sharedCandidates =
 
 /** A follower's part of {@link sharedCandidates}. */
 export async function joinCandidates(ranks: Ranks, message: Message): Promise<void> {
-  const { path, device, plans, scores, tokens, beginToken, measuring, memoryBytes } = message as Message &
+  const { path, identity, device, plans, scores, tokens, beginToken, measuring, memoryBytes } = message as Message &
     CandidatesTask;
   const validation = streamOf(ranks.receiveIds(tokens), beginToken);
-  const original = openCheckpoint(path);
+  const original = openShared({ path, identity });
   const vectors = new Map(scores.map(([name, values]) => [name, Float32Array.from(values)]));
   await onDevice({ ...device, ranks }, async (backend) => {
     const options = { ...measuring, memoryBytes: memoryFor(backend, { memoryBytes, ranks }) };

@@ -2,13 +2,13 @@ import { setTimeout as wait } from "node:timers/promises";
 import type { Sequences } from "../../data/index.js";
 import type { SequenceSet, SparseTeacher, TrainOptions } from "../../distill/index.js";
 import type { DeviceChoice } from "../../ggml/index.js";
-import { openCheckpoint, type StreamedWeights, streamedWeights } from "../../models/index.js";
+import { type StreamedWeights, streamedWeights } from "../../models/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
 import { CoppiceError, required } from "../../system/errors.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { memoryFor } from "../model-memory.js";
 import { openSparseTeacher, sharedVocabulary, type TeacherRecipe, targetsOf } from "../sparse-teacher.js";
-import { type SharedModel, sharedModel } from "./model.js";
+import { openShared, type SharedModel, sharedModel } from "./model.js";
 
 /** What a follower must know to compute a part of a teacher's predictions. */
 interface LogitsTask extends SharedModel {
@@ -92,7 +92,7 @@ export async function joinLogits(ranks: Ranks, message: Message): Promise<void> 
     return tokens;
   };
   await onDevice({ ...device, ranks }, async (backend) => {
-    const checkpoint = openCheckpoint(recipe.teacherPath);
+    const checkpoint = openShared(task);
     const vocabSize = sharedVocabulary(recipe, checkpoint.model);
     const targets = required(targetsOf(recipe, settings, vocabSize), "whole distributions are not cached");
     const weights = streamedWeights(backend, checkpoint, {

@@ -3,7 +3,7 @@ import path from "node:path";
 import { type Passage, rowsOfBatch } from "../../evaluate/residual-stream.js";
 import type { Team } from "../../evaluate/team.js";
 import { readElements, writeElements, zeroMatrix } from "../../linear-algebra/index.js";
-import { type Checkpoint, type DimensionName, openCheckpoint, sizeOf } from "../../models/index.js";
+import { type Checkpoint, type DimensionName, sizeOf } from "../../models/index.js";
 import {
   type PrunedModel,
   type PrunePlan,
@@ -13,11 +13,12 @@ import {
 } from "../../prune/index.js";
 import type { Message, Ranks } from "../../ranks/index.js";
 import { type PreparedCut, type RefitOptions, refitCut } from "../../refit/index.js";
+import { InterruptedError } from "../../system/errors.js";
 import { scratchDirectory } from "../../system/scratch.js";
 import { elementCount, type TensorStore } from "../../tensor/index.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { statesBytes } from "../model-memory.js";
-import { type SharedModel, sharedModel } from "./model.js";
+import { openShared, type SharedModel, sharedModel } from "./model.js";
 
 /** A follower's part of calibration data, whose ids follow. */
 interface PassageTask extends SharedModel {
@@ -144,22 +145,27 @@ function handOut(
     for (const ids of part) ranks.sendData(ids, to);
     for (const data of more) ranks.sendData(data, to);
   }
-  return { ...passage, batches: partOf(0), team: teamOf(ranks, batches.length) };
+  const team = { ...teamOf(ranks, batches.length), isStopped: () => options.signal?.aborted === true };
+  return { ...passage, batches: partOf(0), team };
 }
 
-/** Receives a follower's part of the data, and does its work with it. */
-function withPart(
+/** Receives a follower's part of the data, and does its work with it, until it is done or all stop. */
+async function withPart(
   ranks: Ranks,
   task: PassageTask,
   work: (passage: Passage, original: Checkpoint) => Promise<void>,
 ): Promise<void> {
-  const { path: model, computeType, layout, device, allBatches } = task;
+  const { computeType, layout, device, allBatches } = task;
   const batches = Array.from({ length: task.batches }, () => ranks.receiveIds(rowsOfBatch({ layout })));
-  return onDevice({ ...device, ranks }, (backend) => {
-    const memoryBytes = statesBytes({ memoryBytes: task.memoryBytes, ranks });
-    const passage = { backend, computeType, layout, batches, memoryBytes, team: teamOf(ranks, allBatches) };
-    return work(passage, openCheckpoint(model));
-  });
+  try {
+    await onDevice({ ...device, ranks }, (backend) => {
+      const memoryBytes = statesBytes({ memoryBytes: task.memoryBytes, ranks });
+      const passage = { backend, computeType, layout, batches, memoryBytes, team: teamOf(ranks, allBatches) };
+      return work(passage, openShared(task));
+    });
+  } catch (error) {
+    if (!(error instanceof InterruptedError)) throw error;
+  }
 }
 
 /** Numbers that are added up at once: 256 KB. */

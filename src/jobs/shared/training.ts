@@ -1,6 +1,8 @@
+import { existsSync } from "node:fs";
 import {
   crossEntropyObjective,
   followTraining,
+  type RunDirectory,
   type SequenceSet,
   sharedOptions,
   type TrainOptions,
@@ -8,10 +10,12 @@ import {
 import { type DeviceChoice, deviceChoice } from "../../ggml/index.js";
 import { blankWeights, type ConfigJson, countParameters, type Model, modelFromConfig } from "../../models/index.js";
 import type { Ranks } from "../../ranks/index.js";
+import { CoppiceError } from "../../system/errors.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { checkTrainable } from "../model-memory.js";
 import type { TeacherRecipe } from "../sparse-teacher.js";
 import { openTeacher } from "../teacher.js";
+import { openShared, type SharedModel, sharedModel } from "./model.js";
 
 /** What a follower must know to train along. */
 interface SharedTraining {
@@ -20,13 +24,18 @@ interface SharedTraining {
   readonly config: ConfigJson;
   readonly settings: TrainOptions;
   readonly recipe?: TeacherRecipe | undefined;
+  /** Of the teacher, where there is one. */
+  readonly teacher?: Pick<SharedModel, "path" | "identity"> | undefined;
   readonly sequences: SequenceSet;
+  /** Of the run, which all will read the trained model from. */
+  readonly directory: string;
   readonly memoryBytes?: number | undefined;
 }
 
 /** A training as its leader sees it. */
 export interface LedTraining extends Pick<SharedTraining, "settings" | "recipe" | "sequences"> {
   readonly model: Model;
+  readonly run: RunDirectory;
   readonly options: JobOptions;
 }
 
@@ -37,7 +46,7 @@ export function checkShared(settings: TrainOptions, { ranks }: Pick<JobOptions, 
 
 /** Runs a training while the other processes of the job, if there are any, follow it. */
 export async function withFollowers<T>(training: LedTraining, train: () => Promise<T>): Promise<T> {
-  const { options, model, settings, recipe, sequences } = training;
+  const { options, model, settings, recipe, sequences, run } = training;
   const { ranks, memoryBytes } = options;
   if (ranks === undefined) return train();
   const { count, length, stream } = sequences;
@@ -47,7 +56,9 @@ export async function withFollowers<T>(training: LedTraining, train: () => Promi
     config: model.config,
     settings,
     recipe,
+    teacher: recipe && sharedModel(recipe.teacherPath, settings.computeType, options),
     sequences: { count, length, stream: { id: stream.id } },
+    directory: run.path,
     memoryBytes,
   };
   ranks.postAll({ ...task });
@@ -60,7 +71,13 @@ export async function withFollowers<T>(training: LedTraining, train: () => Promi
 
 /** A follower's part in a training. @param message of the leader */
 export async function joinTraining(ranks: Ranks, message: unknown): Promise<void> {
-  const { device, config, settings, recipe, sequences, memoryBytes } = message as SharedTraining;
+  const { device, config, settings, recipe, sequences, memoryBytes, teacher: theirs } = message as SharedTraining;
+  if (theirs !== undefined) openShared(theirs);
+  const { directory } = message as SharedTraining;
+  if (!existsSync(directory))
+    throw new CoppiceError(
+      `there is no ${directory} here: all processes must see --out, where the trained model is measured`,
+    );
   await onDevice({ ...device, ranks }, async (backend) => {
     const model = modelFromConfig(config);
     const studentParameters = countParameters(model.parameters, model.sizes);

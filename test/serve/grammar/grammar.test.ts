@@ -324,7 +324,9 @@ describe("a grammar for a JSON Schema", () => {
     const nested = (depth: number): object =>
       depth === 0 ? {} : { oneOf: [many[depth], { anyOf: many, properties: { a: nested(depth - 1) } }] };
     for (const schema of [{ allOf: [{ anyOf: many }, { anyOf: many }] }, { oneOf: [...many, ...many] }, nested(40)])
-      expect(() => jsonGrammar(schema, { param: "schema", isStrict: false })).toThrow(/alternatives|combines more|takes more than/);
+      expect(() => jsonGrammar(schema, { param: "schema", isStrict: false })).toThrow(
+        /alternatives|combines more|takes more than/,
+      );
   });
 
   it.each([
