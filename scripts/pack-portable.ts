@@ -118,7 +118,7 @@ export LD_LIBRARY_PATH="$here/lib\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$here/node" "$here/${script}" "$@"
 `;
 for (const [file, script] of [
-  ["coppice", "app/node_modules/coppice/dist/cli/main.js"],
+  ["coppice", "app/node_modules/coppice/bin/coppice.cjs"],
   ["check", "check.mjs"],
 ] as const) {
   writeFileSync(path.join(folder, file), launcher(script));

@@ -65,7 +65,7 @@ export async function startHub(repositories: Readonly<Record<string, Repository>
       request.on("end", () => json((JSON.parse(Buffer.concat(chunks).toString()).paths as string[]).map(entry)));
       return;
     }
-    const [, file = ""] = /\/resolve\/[0-9a-f]+\/(.+)$/.exec(url.pathname) ?? [];
+    const [, file = ""] = /\/(?:resolve|raw)\/[\w.-]+\/(.+)$/.exec(url.pathname) ?? [];
     const body = files.get(file);
     if (body === undefined) return json({ error: "no such file" }, 404);
     const range = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? "");

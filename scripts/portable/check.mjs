@@ -18,7 +18,7 @@ const { values } = parseArgs({
   },
 });
 const here = import.meta.dirname;
-const main = path.join(here, "app/node_modules/coppice/dist/cli/main.js");
+const main = path.join(here, "app/node_modules/coppice/bin/coppice.cjs");
 const teacher = path.join(here, "app/node_modules/coppice/examples/tiny-teacher");
 const deadline = Date.now() + 60_000 * Number(values.minutes);
 const scratch = mkdtempSync(path.join(tmpdir(), "coppice-check-"));

@@ -62,7 +62,9 @@ export function tokenizerMetadata(
 ): TokenizerMetadata {
   const file = path.join(directory, "tokenizer.json");
   if (!existsSync(file))
-    throw new CoppiceError(`${directory} has no tokenizer.json, which is needed to write a GGUF file`);
+    throw new CoppiceError(
+      `${directory} has no tokenizer.json, which llama.cpp's files need; convert its tokenizer with transformers' \`save_pretrained\``,
+    );
   const parsed = definitionSchema.safeParse(readJsonObject(file));
   if (!parsed.success)
     throw new FormatError(

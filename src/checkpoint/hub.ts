@@ -1,13 +1,15 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
-import { downloadFileToCacheDir, type ListFileEntry, listFiles } from "@huggingface/hub";
+import { downloadFileToCacheDir, type ListFileEntry, listFiles, parseSafetensorsMetadata } from "@huggingface/hub";
 import picomatch from "picomatch";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { hashFile, writeFileAtomic } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { didYouMeanPath } from "../system/suggest.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
+import { floatTypeOf } from "./safetensors.js";
+import type { TensorInfo } from "./tensor-source.js";
 
 const log = logOf("hub");
 
@@ -78,7 +80,9 @@ async function resolveCommit(
   );
   if (response.status === 401 || response.status === 403)
     throw new CoppiceError(
-      `${repo} is private or gated: set HF_TOKEN to a token that may read it (${response.status} from ${options.endpoint})`,
+      response.status === 401 && options.token === undefined
+        ? `${options.endpoint} shows no ${type} ${repo}: there is none, or it is private or gated and HF_TOKEN must be set to a token that may read it`
+        : `${repo} is private or gated: set HF_TOKEN to a token that may read it (${response.status} from ${options.endpoint})`,
     );
   if (response.status === 404)
     throw new CoppiceError(`${options.endpoint} has no ${type} ${repo} at revision ${options.revision}`);
@@ -223,6 +227,35 @@ export function resolveConfig(reference: string, options: HubOptions = {}): Prom
   return resolve(splitAdapters(reference).base, ["config.json"], options);
 }
 
+/**
+ * The tensors of a repository's safetensors files, from their headers alone.
+ * @returns undefined for what is no hub id, is cached only, or has no such files
+ */
+export async function remoteTensors(
+  reference: string,
+  options: HubOptions = {},
+): Promise<ReadonlyMap<string, TensorInfo> | undefined> {
+  const id = reference.startsWith(HUB_PREFIX) ? reference.slice(HUB_PREFIX.length) : reference;
+  const [name = "", revision = options.revision] = id.split("@");
+  const { endpoint, token, offline, revision: wanted } = resolveOptions({ ...options, revision });
+  if (offline || id.endsWith(".gguf") || !isHubId(id) || (id === reference && existsSync(id))) return undefined;
+  try {
+    const repo = { type: "model", name } as const;
+    const found = await parseSafetensorsMetadata({ repo, hubUrl: endpoint, revision: wanted, ...credentials(token) });
+    const headers = found.sharded ? Object.values(found.headers) : [found.header];
+    const tensors = new Map<string, TensorInfo>();
+    for (const header of headers)
+      for (const [tensor, { dtype, shape }] of Object.entries(header)) {
+        const type = tensor === "__metadata__" ? undefined : floatTypeOf(dtype);
+        if (type !== undefined && Array.isArray(shape)) tensors.set(tensor, { dtype: type, shape });
+      }
+    return tensors;
+  } catch (error) {
+    log.debug("headers not read", { repo: name, error: String(error) });
+    return undefined; // what is wrong is said when the model is downloaded
+  }
+}
+
 /** @param patterns of the files to download from a repository */
 async function resolve(reference: string, patterns: readonly string[], options: HubOptions): Promise<string> {
   const isHubReference = reference.startsWith(HUB_PREFIX);
@@ -246,9 +279,7 @@ async function resolve(reference: string, patterns: readonly string[], options: 
   try {
     return (await downloadRepo("model", repo, patterns, revised)).directory;
   } catch (error) {
-    const suggestion = isHubReference ? "" : didYouMeanPath(model);
-    throw suggestion !== "" && error instanceof CoppiceError
-      ? new CoppiceError(`${error.message}.${suggestion}`)
-      : error;
+    if (isHubReference || !(error instanceof CoppiceError)) throw error;
+    throw new CoppiceError(`${error.message}. On this machine there is no ${model}, either.${didYouMeanPath(model)}`);
   }
 }

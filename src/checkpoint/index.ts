@@ -19,6 +19,7 @@ export {
   type HubOptions,
   isHubId,
   type RepoType,
+  remoteTensors,
   resolveConfig,
   resolveModel,
 } from "./hub.js";

@@ -33,6 +33,9 @@ const DTYPES: Readonly<Record<string, { readonly bytes: number; readonly dtype?:
   F8_E5M2: { bytes: 1 },
   F8_E8M0: { bytes: 1 },
 };
+/** The type of floats that a name of the format stands for; undefined for what is no plain floats. */
+export const floatTypeOf = (name: string): FloatDType | undefined =>
+  Object.hasOwn(DTYPES, name) ? DTYPES[name]?.dtype : undefined;
 const NAMES: Record<FloatDType, string> = { f32: "F32", f16: "F16", bf16: "BF16" };
 
 interface Entry extends TensorInfo<FloatDType> {

@@ -46,7 +46,7 @@ export const rowCount = ({ shape }: Pick<TensorInfo, "shape">): number => shape[
 export const tensorBytes = (info: TensorInfo): number => rowBytes(info) * rowCount(info);
 
 /** Bytes of all tensors of a source. */
-export const sourceBytes = (source: TensorSource): number =>
+export const sourceBytes = (source: Pick<TensorSource, "tensors">): number =>
   [...source.tensors.values()].reduce((total, info) => total + tensorBytes(info), 0);
 
 /** Splits tensors, in order, into files of at most `limit` bytes; a larger tensor has a file of its own. */

@@ -61,7 +61,7 @@ export const planCommand = command(
       const forDevice = DEVICE_IDS.find((id) => id === (flags.device as string));
       refuseUnused(flags, forDevice);
       if (forDevice !== undefined)
-        return print(await planFor(forDevice, model, flags, job), (plan) => renderDevicePlan(plan, flags.all === true));
+        return print(await planFor(forDevice, model, flags, job), (plan) => renderDevicePlan(plan, model, flags));
       const { target } = flags;
       if (target === undefined) throw new UsageError("plan needs a --target, or a device: --device phone-8gb");
       const { plan } = await import("../jobs/plan.js");
@@ -131,8 +131,9 @@ function renderPlan({ candidates, parameters, original }: PlanOutcome): string {
 const sizeText = (size: AxisSize | undefined): string => (size === undefined ? "-" : describeSize(size));
 
 /** The Pareto front, or all; the best is marked. */
-function renderDevicePlan({ device, contextLength, candidates, best, parameters }: DevicePlan, all: boolean): string {
-  const target = device.id === THIS_MACHINE ? best?.parameters : device.id;
+function renderDevicePlan(plan: DevicePlan, model: string, flags: Flags): string {
+  const { device, contextLength, candidates, best, parameters } = plan;
+  const all = flags.all === true;
   const head = ["parameters", "of all", "hidden", "ffn", "layers", "type"];
   const costs = ["weights", "cache", "all memory", "tokens/s", "loss added", ""];
   return [
@@ -143,8 +144,18 @@ function renderDevicePlan({ device, contextLength, candidates, best, parameters 
     ),
     best === undefined
       ? "Nothing fits: cut more (--max-width-cut), or plan for less context (--context-size)."
-      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: coppice compress MODEL --target ${target} --data ...`,
+      : `Best: ${formatCount(best.parameters)} parameters (${describe(best)}) as ${best.kind}: ${commandFor(plan, best, model, flags)}`,
   ].join("\n");
+}
+
+/** The command that makes what is planned: compress knows the device, but nothing of other contexts and speeds. */
+function commandFor({ device }: DevicePlan, best: FitCandidate, model: string, flags: Flags): string {
+  const { sizes, kind, share } = best;
+  if (share === 1) return `coppice quantize ${model} --type ${kind} --out FILE.gguf`;
+  const isKnown = device.id !== THIS_MACHINE && flags.contextSize === undefined && flags.speed === undefined;
+  const named = Object.entries(sizes).map(([axis, size]) => `${axis}=${sizeText(size)}`);
+  const target = isKnown ? `--target ${device.id}` : `--target ${named.join(",")} --gguf ${kind}`;
+  return `coppice compress ${model} ${target} --data ...`;
 }
 
 function fitRow(candidate: FitCandidate, best: FitCandidate | undefined): string[] {

@@ -65,10 +65,14 @@ const HUB_DATASETS = `${HUB_PREFIX}datasets/`;
  * `hf://datasets/org/name[@revision][/glob]`.
  * @throws UsageError when an argument matches nothing
  */
-export async function findDataFiles(inputs: readonly string[], hub: HubOptions = {}): Promise<string[]> {
+export async function findDataFiles(
+  inputs: readonly string[],
+  hub: HubOptions = {},
+  onNote?: OnNote,
+): Promise<string[]> {
   const found: string[] = [];
   for (const input of inputs) {
-    const files = await filesOf(input, hub);
+    const files = await filesOf(input, hub, onNote);
     if (files.length === 0) throw new UsageError(`no data found at ${input}${adviceFor(input)}`);
     found.push(...files);
   }
@@ -77,22 +81,33 @@ export async function findDataFiles(inputs: readonly string[], hub: HubOptions =
 
 /** What was meant by an argument that matches nothing. */
 function adviceFor(input: string): string {
+  if (existsSync(input))
+    return `: it has no file of a kind that is read in directories (${READ_ENDINGS.join(", ")}); a glob, '${path.join(input, "*")}', takes files of any name`;
+  if (/^(hf:\/\/)?[\w.-]+\/[\w.-]+$/.test(input) && !existsSync(path.dirname(input)))
+    return `: a data set of the hub is ${HUB_DATASETS}${input.replace(HUB_PREFIX, "")}`;
   const areSeveral = input.includes(",") && input.split(",").some((name) => existsSync(name));
   return areSeveral ? ": several are separated by spaces, not by commas" : `.${didYouMeanPath(input)}`;
 }
 
-async function filesOf(input: string, hub: HubOptions): Promise<string[]> {
+async function filesOf(input: string, hub: HubOptions, onNote?: OnNote): Promise<string[]> {
   if (input.startsWith(HUB_DATASETS)) return hubFiles(input.slice(HUB_DATASETS.length), hub);
   const stat = existsSync(input) ? statSync(input) : undefined;
-  if (stat?.isDirectory()) return filesBelow(input);
+  if (stat?.isDirectory()) return filesBelow(input, onNote);
   if (stat?.isFile()) return [path.resolve(input)];
   if (stat !== undefined)
     throw new UsageError(`${input} is a pipe or a device, but data is read twice: write it to a file`);
   return (await glob(input, { absolute: true, expandDirectories: false })).sort();
 }
 
-async function filesBelow(directory: string): Promise<string[]> {
+async function filesBelow(directory: string, onNote?: OnNote): Promise<string[]> {
   const all = await glob("**/*", { cwd: directory, absolute: true });
+  const others = all.filter((file) => !READ_ENDINGS.includes(endingOf(file)));
+  if (others.length > 0 && others.length < all.length) {
+    const endings = [...new Set(others.map((file) => path.extname(file) || path.basename(file)))].sort();
+    onNote?.(
+      `${directory}: ${others.length} of ${all.length} files are left out by their names (${endings.slice(0, 5).join(", ")}${endings.length > 5 ? ", ..." : ""}); a glob takes files of any name`,
+    );
+  }
   return all
     .filter((file) => READ_ENDINGS.includes(endingOf(file)) && !DESCRIPTIONS.includes(path.basename(file)))
     .sort();

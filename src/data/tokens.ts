@@ -239,7 +239,7 @@ export async function openCorpus(
   };
   const heldOutShare = options.heldOutShare ?? 0;
   const cache = cacheDirectory(options.cacheDir);
-  const files = await findDataFiles(inputs, options.hub);
+  const files = await findDataFiles(inputs, options.hub, options.onNote);
   const contents = [];
   for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
   const { hash, chatTemplateSource } = tokenizer;

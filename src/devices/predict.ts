@@ -1,5 +1,12 @@
 import { blockSize, dataBytes, type StoredDType } from "../ggml/dtype.js";
-import { activeWeights, CACHE_ELEMENT_BYTES, largestSize, type Model, sizeOf } from "../models/index.js";
+import {
+  activeWeights,
+  CACHE_ELEMENT_BYTES,
+  hasWindowsInLlamaCpp,
+  largestSize,
+  type Model,
+  sizeOf,
+} from "../models/index.js";
 import { ggufShapes, recipeFacts } from "../quantize/content.js";
 import type { FileKind } from "../quantize/index.js";
 import { type TensorShape, typesFor } from "../quantize/tensor-types.js";
@@ -33,7 +40,7 @@ interface StoredTensor {
 /** What is known of a model's files: each of the predictions asks for it. */
 interface StoredFiles {
   readonly shapes: readonly TensorShape[];
-  /** Whether llama.cpp computes windows: only where files have them (not Mistral's, Phi-3's, Qwen 2's). */
+  /** Whether llama.cpp computes windows. */
   readonly hasWindows: boolean;
   readonly byKind: Map<FileKind, readonly StoredTensor[]>;
 }
@@ -43,7 +50,7 @@ const filesOfModels = new WeakMap<Model, StoredFiles>();
 function filesOf(model: Model): StoredFiles {
   const known = filesOfModels.get(model);
   if (known !== undefined) return known;
-  const hasWindows = model.gguf().metadata.some(([key]) => key.endsWith(".attention.sliding_window"));
+  const hasWindows = hasWindowsInLlamaCpp(model);
   const files: StoredFiles = { shapes: ggufShapes(model), hasWindows, byKind: new Map() };
   filesOfModels.set(model, files);
   return files;
@@ -68,6 +75,7 @@ function tensorsIn(model: Model, kind: FileKind, shapes: readonly TensorShape[])
   });
 }
 
+/** Elements of llama.cpp's cache of keys and values for a context. */
 const costOf = (model: Model, context: number) => model.cost(context, { hasWindows: filesOf(model).hasWindows });
 
 const cacheBytesOf = (model: Model, context: number): number =>

@@ -92,7 +92,7 @@ function loadBackends(functions: Functions, directory: string, which: "cpu" | "o
 }
 
 /** How well a CPU backend suits this processor; 0 when it cannot run. */
-function scoreOf(file: string): number {
+export function scoreOf(file: string): number {
   try {
     return koffi.load(file).func("ggml_backend_score", "int", [])();
   } catch {

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import koffi from "../system/ffi.js";
 import { builtLibrary } from "./kernels.js";
+import { scoreOf } from "./library.js";
 
 /**
  * Makes llama.cpp's contexts in this process keep their threads from one token to the next. node-llama-cpp does not give them a
@@ -25,10 +26,9 @@ export const canKeepThreads = (): boolean => process.platform === "linux" && bui
 
 /** The CPU backend of ggml that this process uses: of those mapped, the one that scores best on this processor. */
 function cpuBackend(): string | undefined {
-  const score = (file: string): number => koffi.load(file).func("ggml_backend_score", "int", [])();
   return mappedFiles()
     .filter((file) => /\/libggml-cpu[\w-]*\.so$/.test(file))
-    .map((file) => ({ file, score: score(file) }))
+    .map((file) => ({ file, score: scoreOf(file) }))
     .filter((one) => one.score > 0)
     .sort((a, b) => b.score - a.score)[0]?.file;
 }

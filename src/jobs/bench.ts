@@ -16,7 +16,7 @@ import {
   sizeOf,
 } from "../models/index.js";
 import { calibrate } from "../prune/index.js";
-import { UsageError } from "../system/errors.js";
+import { InterruptedError, UsageError } from "../system/errors.js";
 import { PeakMemory } from "../system/memory.js";
 import { Random } from "../system/random.js";
 import { median } from "../system/statistics.js";
@@ -160,6 +160,7 @@ export function bench(job: BenchJob): Promise<BenchOutcome> {
       const seconds: number[] = [];
       await prepared.step(); // warms up: touches the memory
       for (let step = 1; step <= steps; step++) {
+        if (job.signal?.aborted) throw new InterruptedError(`stopped after ${step - 1} of ${steps} steps`);
         seconds.push(await prepared.step());
         job.onProgress?.({ stage: settings.work, done: step, total: steps, unit: "steps" });
       }

@@ -19,7 +19,7 @@ import { noteTraining } from "./sanity.js";
 import { OTHER_CUTS } from "./search.js";
 import { checkShared } from "./shared/training.js";
 import { checkStart } from "./start.js";
-import { candidatesFor, isForLlamaCpp } from "./target.js";
+import { candidatesFor, checkCuts, isForLlamaCpp } from "./target.js";
 import { checkTeacherOptions } from "./teacher-options.js";
 import { trainOptionsFor } from "./training.js";
 
@@ -66,6 +66,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   if (job.perLayer === true && roundCount > 1)
     throw new UsageError("--per-layer chooses all sizes at once: do without --rounds, or without --per-layer");
   const candidates = candidatesOfRounds(model, job, roundCount); // report a target that cannot be met before anything that takes long
+  checkCuts(model, job, elementAt(candidates, roundCount - 1));
   const [named] = elementAt(candidates, roundCount - 1);
   if (isForLlamaCpp(job) && job.target.includes("=") && named?.sizes.layers === undefined)
     checkInLlamaCpp(cutTo(model, named?.sizes ?? {}).model, OTHER_CUTS);

@@ -1,5 +1,7 @@
+import { remoteTensors } from "../checkpoint/index.js";
 import { sourceBytes, type TensorSource } from "../checkpoint/tensor-source.js";
-import { cacheBytes, type DimensionName, summarizeGguf } from "../models/index.js";
+import { cacheBytes, countParameters, type DimensionName, type Model, summarizeGguf } from "../models/index.js";
+import { openArchitecture } from "./device-plan.js";
 import type { JobOptions } from "./job.js";
 import { findModel, NOT_IN_LLAMA_CPP, type OpenModel, RUN_ONLY, type RunOnlyModel, refusalOf } from "./open-model.js";
 
@@ -34,13 +36,27 @@ export interface Inspection {
  * ```
  */
 export async function inspect(reference: string, options: JobOptions = {}): Promise<Inspection> {
+  const tensors = await remoteTensors(reference, options.hub);
+  if (tensors !== undefined) {
+    const model = await openArchitecture(reference, options);
+    return describeModel(model, { tensors }, []);
+  }
   const found = await findModel(reference, options);
   return found.checkpoint === undefined ? inspectFile(found) : inspectKnown(found);
 }
 
-function inspectKnown({ checkpoint, model, parameters, file }: OpenModel): Inspection {
+function inspectKnown({ checkpoint, model, file }: OpenModel): Inspection {
   const refused = file === undefined ? refusalOf(model) : undefined; // a GGUF file is itself what llama.cpp is given
-  const bytes = sourceBytes(checkpoint.source);
+  return describeModel(model, checkpoint.source, checkpoint.notes, refused);
+}
+
+function describeModel(
+  model: Model,
+  source: Pick<TensorSource, "tensors">,
+  notes: readonly string[],
+  refused = refusalOf(model),
+): Inspection {
+  const bytes = sourceBytes(source);
   const dimensions: Record<DimensionName, number | number[]> = {};
   for (const [name, size] of Object.entries(model.sizes)) {
     const short = model.layerDimensions.get(name)?.name ?? name;
@@ -49,14 +65,14 @@ function inspectKnown({ checkpoint, model, parameters, file }: OpenModel): Inspe
   }
   return {
     architecture: model.architecture,
-    parameters,
+    parameters: countParameters(model.parameters, model.sizes),
     dimensions: merged(dimensions),
     bytes,
-    types: typesOf(checkpoint.source),
+    types: typesOf(source),
     memoryBytes: bytes + cacheBytes(model, model.maxPositions),
     known: true,
     refused,
-    notes: [...checkpoint.notes, ...(refused === undefined ? [] : [`${refused}. ${NOT_IN_LLAMA_CPP}`])],
+    notes: [...notes, ...(refused === undefined ? [] : [`${refused}. ${NOT_IN_LLAMA_CPP}`])],
   };
 }
 

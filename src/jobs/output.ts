@@ -44,7 +44,7 @@ export async function inRun<T>(
 ): Promise<T> {
   if (FILE_ENDING.test(job.out))
     throw new UsageError(
-      `${job.out} is the name of a file, but this command writes a directory: name one (coppice export makes a .gguf file of it)`,
+      `${job.out} is the name of a file, but this command writes a directory: name one (\`coppice export --out NAME.gguf\` makes a file)`,
     );
   checkApart(job.out, inputs);
   const run = new RunDirectory(job.out);

@@ -9,6 +9,7 @@ import { Engine } from "../generate/index.js";
 import type { Backend, FloatDType, QuantizedDType } from "../ggml/index.js";
 import { loadWeights, type ModelWeights, openCheckpoint, openWeights, wholeWeights } from "../models/index.js";
 import {
+  checkSize,
   exportGguf,
   exportToSize,
   type FileKind,
@@ -186,9 +187,16 @@ async function convertWithImportance(
   job: QuantizeJob,
 ): Promise<QuantizeOutcome> {
   const { sizeBytes } = job;
+  await checkConvertible(opened);
+  const readFrom = opened.file?.metadata;
+  if (sizeBytes !== undefined)
+    checkSize(opened.checkpoint, job.candidateTypes, {
+      sizeBytes,
+      readFrom,
+      ...exportOptions(job, MIX, opened.checkpoint),
+    });
   const calibration = await openCalibration(opened, job);
   const importance = await importanceFor(opened, calibration, job);
-  const readFrom = opened.file?.metadata;
   const files: QuantizedFile[] = [];
   for (const kind of types)
     files.push(

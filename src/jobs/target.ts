@@ -6,7 +6,7 @@ import {
   predictMemory,
   quantizableDivisors,
 } from "../devices/index.js";
-import type { Model } from "../models/index.js";
+import { countParameters, type Model } from "../models/index.js";
 import {
   type AxisSizes,
   type Candidate,
@@ -73,6 +73,8 @@ const DEFAULT_BITS = 16;
  * @throws UsageError when there is none
  */
 export function candidatesFor(model: Model, options: TargetOptions): Candidate[] {
+  if (options.bitsPerWeight !== undefined && parseByteCount(options.target) === undefined)
+    throw new UsageError(`--bits is for targets in bytes (4GiB), and would change nothing of ${options.target}`);
   if (isDevice(options.target)) {
     const best = bestFit(model, options.target, { space: options.space, kinds: options.gguf });
     const { sizes, parameters, share } = best;
@@ -85,11 +87,19 @@ export function candidatesFor(model: Model, options: TargetOptions): Candidate[]
     return fitting.length > 0 ? fitting : [{ sizes, parameters }];
   }
   const devices = DEVICES.map(({ id }) => id);
-  if (options.bitsPerWeight !== undefined && parseByteCount(options.target) === undefined)
-    throw new UsageError(`--bits is for targets in bytes (4GiB), and would change nothing of ${options.target}`);
   const target = parseTarget(options.target, model, options.bitsPerWeight ?? DEFAULT_BITS, devices);
   if (target.kind === "sizes") return [{ sizes: target.sizes, parameters: parametersAt(model, target.sizes) }];
   return enumerateCandidates(model, target.parameters, spaceOf(model, options));
+}
+
+/** @throws UsageError where nothing would be cut, so that a model would be trained to become itself */
+export function checkCuts(model: Model, { target, gguf }: TargetOptions, candidates: readonly Candidate[]): void {
+  const original = countParameters(model.parameters, model.sizes);
+  if (candidates.some(({ parameters }) => parameters < original)) return;
+  const kind = isDevice(target) ? (gguf?.[0] ?? bestFit(model, target, {}).kind) : "q4_k_m";
+  throw new UsageError(
+    `${isDevice(target) ? `the model fits ${target} as it is, in ${kind}` : `the target ${target} is the model as it is`}: there is nothing to cut; \`coppice quantize MODEL --type ${kind} --out FILE.gguf\` makes a file of it`,
+  );
 }
 
 /** Whether other sizes fit a device in the kind of file in which a candidate does: cuts of other axes leave larger tables or caches. */

@@ -1,3 +1,4 @@
+import { FormatError } from "../system/errors.js";
 import type { Model } from "./architecture.js";
 import { type DimensionName, layerDimension, shapeOf, sizeOf } from "./dimensions.js";
 
@@ -22,9 +23,19 @@ export const forwardFlopsPerToken = (
 /** Bytes of an element of a key or value, which caches hold in 16 bits. */
 export const CACHE_ELEMENT_BYTES = 2;
 
-/** Bytes of the keys and values of one sequence of `tokens` tokens, in 16 bits each. */
+/** Bytes of the keys and values of one sequence of `tokens` tokens, in 16 bits each, as llama.cpp keeps them. */
 export const cacheBytes = (model: Model, tokens: number): number =>
-  CACHE_ELEMENT_BYTES * model.cost(tokens).cacheElements;
+  CACHE_ELEMENT_BYTES * model.cost(tokens, { hasWindows: hasWindowsInLlamaCpp(model) }).cacheElements;
+
+/** Whether llama.cpp computes a model's windows: only where files have them (not Mistral's, Phi-3's, Qwen 2's). */
+export function hasWindowsInLlamaCpp(model: Model): boolean {
+  try {
+    return model.gguf().metadata.some(([key]) => key.endsWith(".attention.sliding_window"));
+  } catch (error) {
+    if (error instanceof FormatError) return true; // it computes nothing of such a model
+    throw error;
+  }
+}
 
 /** A dimension's size in each layer that has it; a single one for a dimension of the whole model. */
 export function sizesOfAxis(model: Model, name: DimensionName): number[] {

@@ -42,6 +42,7 @@ export {
   CACHE_ELEMENT_BYTES,
   cacheBytes,
   forwardFlopsPerToken,
+  hasWindowsInLlamaCpp,
   largestSize,
   sizesOfAxis,
 } from "./cost.js";

@@ -37,9 +37,15 @@ export function parseTarget(
   }
   const original = countParameters(model.parameters, model.sizes);
   const parameters = parameterCount(text, original, bitsPerWeight);
-  if (!(parameters > 0))
+  if (!(parameters > 0)) {
+    const device = alternatives.length > 0 ? `, a device (${alternatives[0]}, ...)` : "";
     throw new UsageError(
-      `the target "${text}" is not understood: give parameters (8.4B), a share (0.67x), memory (4GiB) or sizes (hidden=4096,ffn=11520).${didYouMean(text, alternatives)}`,
+      `the target "${text}" is not understood: give parameters (8.4B), a share (0.67x), memory (4GiB)${device} or sizes (hidden=4096,ffn=11520).${didYouMean(text, alternatives)}`,
+    );
+  }
+  if (/^[\d.]+$/.test(text.trim()) && parameters < original / 1000)
+    throw new UsageError(
+      `the target "${text}" is so many parameters, of ${original}: ${parameters <= 1 ? `did you mean ${text.trim()}x, a share?` : "give a unit (8.4B, 135M)"}`,
     );
   if (parameters > original)
     throw new UsageError(

@@ -3,11 +3,11 @@ import { sourceBytes } from "../checkpoint/tensor-source.js";
 import { isQuantized, type QuantizedDType, type StoredDType } from "../ggml/dtype.js";
 import type { Checkpoint } from "../models/index.js";
 import { elementCount } from "../tensor/index.js";
-import { type ContentOptions, contentOf, type GgufOrigin } from "./content.js";
+import { type ContentOptions, contentOf, type GgufContent, type GgufOrigin } from "./content.js";
 import type { Importance } from "./importance.js";
-import { bestMix } from "./mix.js";
+import { bestMix, checkSmallest } from "./mix.js";
 import { type FileKind, fileTypeOf, fileTypeOfMostly } from "./recipes.js";
-import type { Sensitivity } from "./sensitivity.js";
+import { possibleSizes, type Sensitivity } from "./sensitivity.js";
 import { fallbacks, type RecipeFacts, type TensorShape, typesFor } from "./tensor-types.js";
 import { fileBytes, type WriteContentOptions, type WrittenModel, writeContent } from "./write.js";
 
@@ -94,23 +94,46 @@ export async function exportToSize(
   options: ExportToSizeOptions,
 ): Promise<FittedModel> {
   const content = contentOf(checkpoint, options);
-  const typed = (choice: ReadonlyMap<string, QuantizedDType>): Map<string, StoredDType> =>
-    new Map(content.shapes.map(({ name }) => [name, choice.get(name) ?? "f32"]));
-  const { importance } = options;
-  // the header, the gaps between tensors and tensors that are not quantized take space as well: measured with arbitrary types
-  const arbitrary = [...sensitivity].flatMap(([name, [cost]]) => (cost === undefined ? [] : [{ name, ...cost }]));
-  const types = typed(new Map(arbitrary.map(({ name, dtype }) => [name, dtype])));
-  const overhead =
-    fileBytes(content, { importance, fileType: 0, types }) - arbitrary.reduce((sum, { bytes }) => sum + bytes, 0);
-  const mix = await bestMix(sensitivity, options.sizeBytes - overhead - ALIGNMENT * arbitrary.length);
+  const mix = await bestMix(sensitivity, bytesForWeights(content, sensitivity, options));
   const written = await writeContent(file, content, {
     ...options,
-    types: typed(mix.types),
+    types: typesIn(content, mix.types),
     fileType: fileTypeOfMostly(mainType(mix.types, sensitivity)),
     threads: options.threads ?? availableParallelism(),
   });
   const notes = [...written.notes, ...growthNotes(checkpoint, written)];
   return { ...written, notes, expectedLoss: mix.expectedLoss };
+}
+
+/**
+ * Checks that a file can be as small as is asked, before anything is measured for it.
+ * @param types to choose from; those of {@link measureSensitivity} by default
+ * @throws UsageError saying what it takes at least
+ */
+export function checkSize(
+  checkpoint: Checkpoint,
+  types: readonly QuantizedDType[] | undefined,
+  options: Omit<ExportToSizeOptions, "importance">,
+): void {
+  const content = contentOf(checkpoint, options);
+  const { sizes, importance } = possibleSizes(checkpoint.model, types);
+  checkSmallest(sizes, bytesForWeights(content, sizes, { ...options, importance }));
+}
+
+const typesIn = (content: GgufContent, choice: ReadonlyMap<string, QuantizedDType>): Map<string, StoredDType> =>
+  new Map(content.shapes.map(({ name }) => [name, choice.get(name) ?? "f32"]));
+
+/** What a file of a size leaves for tensors that are quantized: header, gaps and other tensors take space as well. */
+function bytesForWeights(
+  content: GgufContent,
+  sensitivity: Sensitivity,
+  { importance, sizeBytes }: Pick<ExportToSizeOptions, "importance" | "sizeBytes">,
+): number {
+  const arbitrary = [...sensitivity].flatMap(([name, [cost]]) => (cost === undefined ? [] : [{ name, ...cost }]));
+  const types = typesIn(content, new Map(arbitrary.map(({ name, dtype }) => [name, dtype])));
+  const weights = arbitrary.reduce((sum, { bytes }) => sum + bytes, 0);
+  const overhead = fileBytes(content, { importance, fileType: 0, types }) - weights;
+  return sizeBytes - overhead - ALIGNMENT * arbitrary.length;
 }
 
 /** The largest gap between tensors. */

@@ -1,5 +1,12 @@
 export { type GgufOrigin, nameOf } from "./content.js";
-export { type ExportOptions, type ExportToSizeOptions, exportGguf, exportToSize, type FittedModel } from "./export.js";
+export {
+  checkSize,
+  type ExportOptions,
+  type ExportToSizeOptions,
+  exportGguf,
+  exportToSize,
+  type FittedModel,
+} from "./export.js";
 export {
   type Importance,
   importanceIdentity,

@@ -106,6 +106,23 @@ function readCosts(file: string): [string, TypeCost[]][] {
   return Object.entries(parsed.data) as [string, TypeCost[]][];
 }
 
+/** What each tensor may take, before any cost is known, where all importances will be. */
+export function possibleSizes(
+  model: Model,
+  types: readonly QuantizedDType[] | undefined,
+): { readonly sizes: Sensitivity; readonly importance: Importance } {
+  const tensors = quantizableTensors(model);
+  const importance: Importance = new Map(tensors.map(({ parameter }) => [parameter, new Float32Array()]));
+  const sizes = new Map(
+    tensors.map((tensor) => {
+      const bytesIn = (dtype: QuantizedDType) => dataBytes(dtype, elementCount(tensor.shape));
+      const possible = candidatesOf(tensor, { types, importance });
+      return [tensor.name, possible.map((dtype) => ({ dtype, bytes: bytesIn(dtype), loss: 0 }))];
+    }),
+  );
+  return { sizes, importance };
+}
+
 interface QuantizableTensor {
   /** In GGUF. */
   readonly name: string;
@@ -124,7 +141,7 @@ function quantizableTensors(model: Model): QuantizableTensor[] {
 
 function candidatesOf(
   { parameter, shape }: QuantizableTensor,
-  { types, importance }: SensitivityOptions,
+  { types, importance }: Pick<SensitivityOptions, "types" | "importance">,
 ): QuantizedDType[] {
   const columns = shape.at(-1) ?? 1;
   const f = loadFunctions();

@@ -127,8 +127,8 @@ export class RunFiles {
   claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, free: readonly string[] = []): void {
     this.removeLeftovers();
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
-    if (this.record.configuration === undefined) {
-      this.write({ configuration: plain, origin });
+    if (this.record.configuration === undefined || this.isBlank) {
+      this.write({ configuration: plain, origin, files: [] });
       return;
     }
     const { command } = this.record.configuration;
@@ -149,6 +149,12 @@ export class RunFiles {
         `${this.directory} holds a finished run, but ${missing.slice(0, 3).join(", ")} ${missing.length > 1 ? "are" : "is"} gone: --restart runs it again`,
       );
     if (!this.record.finished) this.write({ configuration: plain });
+  }
+
+  /** Whether the run ended before it had done anything: settings that were refused may be changed. */
+  private get isBlank(): boolean {
+    const { finished, files } = this.record;
+    return !finished && files.every((name) => !exists(this.at(name)));
   }
 
   /** Whether the run has finished. */

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { resolveConfig, resolveModel } from "../../src/checkpoint/index.js";
 import { findDataFiles } from "../../src/data/index.js";
 import { Datasets } from "../../src/evaluate/index.js";
+import { inspect } from "../../src/jobs/index.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { COMMIT, filesOf, startHub, type TestHub } from "../hub.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -104,9 +105,24 @@ describe("a hub", () => {
     expect((await offline.split({ repo: "org/data" }, "test")).version).toBe(COMMIT);
   });
 
+  it("describes a model from the headers of its weights", async () => {
+    const before = hub.requests.length;
+    const own = path.join(directory, "described");
+    const described = await inspect("org/model", { hub: { endpoint, cacheDir: own } });
+    expect(described).toEqual(await inspect(model));
+    const asked = hub.requests.slice(before).filter((request) => request.includes("/resolve/"));
+    expect(asked.some((request) => request.includes("config.json"))).toBe(true);
+    const blobs = readdirSync(own, { recursive: true }).map(String);
+    expect(blobs.some((name) => name.endsWith(".safetensors"))).toBe(false);
+    // one that is not on the hub, or has other files, is said to be so
+    await expect(inspect("org/none", { hub: { endpoint, cacheDir: own } })).rejects.toThrow(/no model org\/none/);
+  });
+
   it("that wants a token is told it, and says so when it is missing", async () => {
     const own = { endpoint, cacheDir: path.join(directory, "gated") };
-    await expect(resolveModel("org/gated", own)).rejects.toThrow(/private or gated: set HF_TOKEN/);
+    await expect(resolveModel("org/gated", own)).rejects.toThrow(
+      /shows no model org.gated: there is none, or it is private or gated and HF_TOKEN/,
+    );
     expect(existsSync(await resolveModel("org/gated", { ...own, token: "hf_secret" }))).toBe(true);
   });
 

@@ -12,8 +12,11 @@ const at = (name: string) => path.join(directory, name);
 
 /** The command line of the compression that would begin. */
 let begun: readonly string[] = [];
+/** Commands are one for all files of tests that share this process. */
+let isWatched = false;
 const program = await programFor("compress");
 (program.commands as Command[])[0]?.hook("preAction", (_, command) => {
+  if (!isWatched) return;
   begun = invocationOf(command).words;
   throw new Error("enough");
 });
@@ -22,7 +25,12 @@ const program = await programFor("compress");
 async function wordsOf(recipe: string, ...args: string[]): Promise<readonly string[]> {
   writeFileSync(at("recipe.yaml"), recipe);
   const line = ["compress", ...args, "--recipe", at("recipe.yaml")];
-  await expect(program.parseAsync(line, { from: "user" })).rejects.toThrow("enough");
+  isWatched = true;
+  try {
+    await expect(program.parseAsync(line, { from: "user" })).rejects.toThrow("enough");
+  } finally {
+    isWatched = false;
+  }
   return begun;
 }
 

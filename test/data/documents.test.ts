@@ -297,6 +297,7 @@ describe("data arguments", () => {
     expect(await names(path.join(root, "b.txt"))).toEqual(["b.txt"]);
     expect(await names(path.join(root, "**/*.txt*"))).toEqual(["b.txt", "deep/c.txt.gz"]);
     await expect(findDataFiles([path.join(root, "none*")])).rejects.toThrow(/no data found/);
+    await expect(findDataFiles(["nowhere/stories"])).rejects.toThrow(/hf:\/\/datasets\/nowhere\/stories/);
     const file = path.join(root, "corpus-to-find.jsonl");
     writeFileSync(file, '{"text":"a"}\n');
     await expect(findDataFiles([file.replace("corpus", "corpse")])).rejects.toThrow(

@@ -315,6 +315,13 @@ describe("a run that goes on", () => {
     expect(weights("run").equals(weights("whole"))).toBe(true);
   });
 
+  it("may do so with other settings where it had done nothing yet", async () => {
+    const tight = { memoryBytes: 2_000_000 };
+    await expect(distilling(at("run"), tight)).rejects.toThrow(/takes .* and there are/);
+    await differently({ sequenceLength: 16, batchSize: 2 });
+    expect(JSON.parse(readFileSync(at("run", "run.json"), "utf8")).configuration.settings.sequenceLength).toBe(16);
+  });
+
   it("without its scores says so, and that there are some already where they are asked for", async () => {
     const scoresFile = at("scores.safetensors");
     const notes: string[] = [];
