@@ -3,7 +3,7 @@
 //
 //     ./check [--out check.json] [--minutes 8] [--python python3]
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import process from "node:process";
@@ -105,7 +105,12 @@ const machine = await coppice("doctor");
 // the device that is taken by default, which a software driver never is, then the others
 const chosen = machine.devices?.find(({ name }) => name === machine.chosenDevice)?.kind ?? "cpu";
 const devices = [...new Set([chosen, "cpu", ...(machine.devices ?? []).map(({ kind }) => kind)])];
-const report = { machine, checks: {}, compressions: {}, steps: [] };
+const problems = [];
+if (machine.failure !== undefined) problems.push(`doctor failed, so only the processor is checked: ${machine.failure}`);
+const cuda = path.join(here, "app/node_modules/@node-llama-cpp/linux-x64-cuda");
+if (existsSync(cuda) && !devices.includes("cuda"))
+  problems.push("this folder is for CUDA, but no such device is found");
+const report = { machine, problems, checks: {}, compressions: {}, steps: [] };
 const save = () => writeFileSync(values.out, `${JSON.stringify(report, null, 2)}\n`);
 for (const device of devices) {
   report.checks[device] = await coppice("check", "--device", device);
@@ -126,7 +131,7 @@ async function timeSteps(name) {
   const step = { shape: name, device: chosen, ours };
   report.steps.push(step);
   if (report.torch !== undefined) {
-    const threads = machine.cores ?? 1;
+    const threads = machine.threads?.inUse ?? machine.cores ?? 1;
     step.bf16 = await pytorch(shape, torchDevice, threads, ["--dtype", "bf16"]);
     step.compiled = await pytorch(shape, torchDevice, threads, ["--dtype", "bf16", "--compile"]);
   }
@@ -162,5 +167,12 @@ for (const [device, { student, seconds, failure }] of Object.entries(report.comp
   );
 }
 for (const { shape, device, ours, bf16, compiled } of report.steps)
-  console.log(`${shape} on ${device}: ${speed(ours)}; PyTorch bf16 ${speed(bf16)}, compiled ${speed(compiled)}`);
+  console.log(
+    `${shape} on ${device}: ${speed(ours)}; PyTorch bf16 on ${torchDevice} ${speed(bf16)}, compiled ${speed(compiled)}`,
+  );
+for (const { shape, ours } of report.steps)
+  if (ours?.failure !== undefined && !/out of (time|memory)|too little memory|does not fit/.test(ours.failure))
+    problems.push(`the ${shape} steps ended: ${ours.failure}`);
+for (const problem of problems) console.log(`PROBLEM: ${problem}`);
+if (problems.length > 0) process.exitCode = 1;
 console.log(`written to ${values.out}`);

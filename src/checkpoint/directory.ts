@@ -107,7 +107,10 @@ function openWeights(directory: string): SafetensorsFile[] {
   const index = path.join(directory, INDEX);
   if (existsSync(index)) return openShards(directory, index);
   const others = readdirSync(directory).filter((name) => /\.(bin|pth?|gguf|safetensors)$/.test(name));
-  const present = others.length > 0 ? `; it has ${others.slice(0, 4).join(", ")}, which are not read` : "";
+  const present =
+    others.length > 0
+      ? `; it has ${others.slice(0, 4).join(", ")}, which are not read: transformers' \`save_pretrained\` writes ${WEIGHTS}`
+      : "";
   throw new CoppiceError(`${directory} has neither ${WEIGHTS} nor ${INDEX}${present}`);
 }
 

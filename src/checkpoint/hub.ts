@@ -122,8 +122,12 @@ export async function downloadRepo(
     };
     const matches = picomatch([...patterns]);
     const files: ListFileEntry[] = [];
+    const others: string[] = [];
     for await (const entry of listFiles({ ...access, recursive: true }))
       if (entry.type === "file" && matches(entry.path)) files.push(entry);
+      else others.push(entry.path);
+    if (patterns === MODEL_FILES && !files.some(({ path: name }) => name.endsWith(".safetensors")))
+      throw new CoppiceError(`${repo} has no weights in safetensors${otherWeights(repo, others)}`);
     if (files.length === 0) throw new CoppiceError(`${repo} has no file that matches ${patterns.join(", ")}`);
     mkdirSync(options.cacheDir, { recursive: true });
     const totalBytes = files.reduce((sum, file) => sum + file.size, 0);
@@ -156,6 +160,16 @@ export async function downloadRepo(
       `${repo} could not be downloaded from ${options.endpoint} (${cause}); --offline uses what is cached`,
     );
   }
+}
+
+/** What to do with a repository of which only other files are weights. */
+function otherWeights(repo: string, files: readonly string[]): string {
+  const gguf = files.find((name) => name.endsWith(".gguf"));
+  if (gguf !== undefined) return `; it has GGUF files: name one of them, as ${repo}/${gguf}`;
+  const pickled = files.find((name) => /\.(bin|pth?)$/.test(name));
+  return pickled === undefined
+    ? ""
+    : `, but in ${pickled}: load it with transformers and save it with \`save_pretrained\``;
 }
 
 /**
