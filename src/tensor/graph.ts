@@ -88,6 +88,8 @@ export class Graph {
   private readonly inputs: TensorStore;
   private readonly constants: [Tensor, TensorData][] = [];
   private readonly memos = new Map<string, Tensor>();
+  /** How results that cost little are computed once more. */
+  private readonly cheap = new Map<Pointer, () => Tensor>();
   private readonly contexts: Pointer[] = [];
   private readonly roots: Pointer[] = [];
   private tensorsInContext = TENSORS_PER_CONTEXT;
@@ -206,6 +208,20 @@ export class Graph {
     if (!this.results.has(handle) || this.kept.has(handle) || (this.readers.get(handle) ?? 0) > readers) return false;
     const base = this.bases.get(handle);
     return base === undefined || this.overwritten.has(base) || this.isSpent({ handle: base }, 1);
+  }
+
+  /** Says how a result is computed once more, which costs little. */
+  costsLittle(tensor: Tensor, compute: () => Tensor): void {
+    if (!this.recompute) this.cheap.set(tensor.handle, compute); // whole layers are computed again otherwise
+  }
+
+  /**
+   * A result of the forward pass as a gradient reads it: computed again where that costs little, so that its memory is free in between.
+   * What it is computed from is kept anyway, for that step's own gradient.
+   */
+  again(tensor: Tensor): Tensor {
+    const compute = this.cheap.get(tensor.handle);
+    return compute === undefined ? tensor : this.memo(tensor, "again", () => this.withoutGradient(compute));
   }
 
   /** Keeps an intermediate result for a gradient that reads it: no step may reuse its memory. */

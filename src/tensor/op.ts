@@ -48,6 +48,11 @@ export interface OpDefinition<Inputs extends readonly Tensor[], Attributes> {
   readonly composed?: ((g: Graph, inputs: Inputs, attributes: Attributes) => Tensor) | undefined;
   /** Whether the gradient reads the output, whose memory is then not reused before the gradient is computed. */
   readonly readsOutput?: boolean | undefined;
+  /**
+   * Whether the output costs so little that a gradient which reads it as an input computes it again (see `Graph.again`), rather than that
+   * it is kept until then.
+   */
+  readonly isCheap?: boolean | undefined;
   /** Vector-Jacobian product: from the gradient of the output, dy, to that of each input. */
   readonly vjp?: ((g: Graph, dy: Tensor, step: Step<Inputs, Attributes>) => readonly Gradient[]) | undefined;
 }
@@ -70,7 +75,7 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
   arity: Inputs["length"],
   definition: OpDefinition<Inputs, Attributes>,
 ): Op<Inputs, Attributes> {
-  return (g, ...rest) => {
+  const op: Op<Inputs, Attributes> = (g, ...rest) => {
     const inputs = rest.slice(0, arity) as unknown as Inputs;
     const attributes = rest[arity] as Attributes;
     checkTypes(name, inputs, definition.accepts);
@@ -118,8 +123,10 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
       },
     };
     g.record({ output, inputs, vjp: (dy) => vjp(g, dy, step) });
+    if (definition.isCheap && requiresGrad) g.costsLittle(output, () => op(g, ...rest));
     return output;
   };
+  return op;
 }
 
 /** ggml's constant for "on all threads". */

@@ -39,6 +39,31 @@ describe("the memory of a micro-batch", () => {
       }
   });
 
+  it("is that of what gradients need: norms and gated activations are computed again", () => {
+    const [hidden, ffn, tokens] = [64, 256, 64 * 4];
+    const bytesOf = (layers: number): number => {
+      const deeper = modelFromConfig({
+        model_type: "llama",
+        vocab_size: 64,
+        hidden_size: hidden,
+        intermediate_size: ffn,
+        num_hidden_layers: layers,
+        num_attention_heads: 2,
+      });
+      const weights = initialize(backend, deeper, 1);
+      try {
+        return activationBytes({ ...inputs({ microBatchSize: 4 }), student: weights });
+      } finally {
+        weights.free();
+      }
+    };
+    const perToken = (bytesOf(10) - bytesOf(6)) / 4 / tokens / Float32Array.BYTES_PER_ELEMENT;
+    // the stream before and after attention; queries, keys, values and what comes of them; gate and up
+    const needed = 6 * hidden + 2 * ffn;
+    expect(perToken).toBeGreaterThan(0.9 * needed);
+    if (backend.kernels !== undefined) expect(perToken).toBeLessThan(1.1 * needed); // not 8 * hidden + 3 * ffn
+  });
+
   it("is less where activations are computed again", () => {
     expect(activationBytes(inputs({ recompute: true }))).toBeLessThan(0.8 * activationBytes(inputs()));
   });

@@ -413,8 +413,9 @@ describe("a run's directory", () => {
   it("belongs to one configuration and says what differs", () => {
     const run = new RunDirectory(path.join(directory, "claimed"));
     run.claim({ tokens: 5, seed: 1 });
-    run.claim({ tokens: 5, seed: 1 });
-    expect(() => run.claim({ tokens: 6, seed: 1 })).toThrow(/other settings \(tokens 5 -> 6\)/);
+    run.claim({ tokens: 6, seed: 1 }); // nothing was done yet
+    writeFileSync(run.own("work.txt"), "done");
+    expect(() => run.claim({ tokens: 5, seed: 1 })).toThrow(/other settings \(tokens 6 -> 5\)/);
     run.discard();
     expect(existsSync(run.file("run.json"))).toBe(false);
   });

@@ -104,6 +104,7 @@ function geluOf({ flags, cumulative, density, build }: GeluForm): Activation {
     kernel: () => ({ name: "gelu", flags }),
     build,
     composed: (g, [x]) => mul(g, x, cumulative(g, x)),
+    isCheap: true,
     vjp: (g, dy, { inputs: [x] }) => [() => back(g, dy, x)],
   });
   return { value, back, flags };
@@ -173,6 +174,7 @@ function gated(name: string, { value, back, flags, gated: build }: Activation): 
     kernel: () => ({ name: "gated", flags }),
     build,
     composed: (g, [gate, up]) => mul(g, value(g, gate), up),
+    isCheap: true,
     vjp: (g, dy, { inputs: [gate, up] }) => {
       if (g.backend.kernels === undefined)
         return [() => back(g, mul(g, dy, up), gate), () => mul(g, dy, value(g, gate))];

@@ -76,7 +76,7 @@ const recorded: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("matmul", 3
   accepts: [undefined, WEIGHTS],
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
-  vjp: (g, dy, { inputs: [a, b] }) => [leftGradient(g, dy, b), rightGradient(g, dy, a), null],
+  vjp: (g, dy, { inputs: [a, b] }) => [leftGradient(g, dy, b), rightGradient(g, dy, () => g.again(a)), null],
 });
 
 /** The product by a transposed matrix, a b: [n, k] x [k, m] -> [n, m], with its gradient. */
@@ -84,7 +84,11 @@ const recordedTransposed: Op<[a: Tensor, b: Tensor, value: Tensor]> = defineOp("
   accepts: [undefined, FLOATS],
   shape: ([, , value]) => value.shape,
   build: (_native, [, , value]) => value.handle,
-  vjp: (g, dy, { inputs: [a, b] }) => [{ value: () => product(g, dy, b) }, rightGradient(g, a, dy), null],
+  vjp: (g, dy, { inputs: [a, b] }) => [
+    { value: () => product(g, dy, b) },
+    rightGradient(g, g.again(a), () => dy),
+    null,
+  ],
 });
 
 /** a bᵀ, computed in the way that suits the device, the types and the length of the sum. */
@@ -162,13 +166,17 @@ function leftGradient(g: Graph, dy: Tensor, b: Tensor): Gradient {
 }
 
 /** dB = dCᵀ A: [..., n, m], [..., n, k] -> [..., m, k]. */
-function rightGradient(g: Graph, dy: Tensor, a: Tensor): Gradient {
-  const [m, k] = [axisFromEnd(dy.shape, 1), axisFromEnd(a.shape, 1)];
-  if (g.backend.kernels === undefined) return { value: () => composedRightGradient(g, dy, a, m, k) };
-  const attributes = { rows: m, columns: k, flags: FLAG.leftTransposed | FLAG.rightTransposed };
+function rightGradient(g: Graph, dy: Tensor, left: () => Tensor): Gradient {
+  const of = (product: (a: Tensor, attributes: KernelProduct) => Tensor): Tensor => {
+    const a = left();
+    const [rows, columns] = [axisFromEnd(dy.shape, 1), axisFromEnd(a.shape, 1)];
+    return product(a, { rows, columns, flags: FLAG.leftTransposed | FLAG.rightTransposed });
+  };
+  if (g.backend.kernels === undefined)
+    return { value: () => of((a, { rows, columns }) => composedRightGradient(g, dy, a, rows, columns)) };
   return {
-    value: () => kernelProduct(g, a, dy, attributes),
-    addTo: (sum) => kernelProductInto(g, sum, a, dy, attributes),
+    value: () => of((a, attributes) => kernelProduct(g, a, dy, attributes)),
+    addTo: (sum) => of((a, attributes) => kernelProductInto(g, sum, a, dy, attributes)),
   };
 }
 

@@ -33,6 +33,7 @@ const normSettings = ({ epsilon, centered }: NormAttributes) => ({ flags: center
 const fusedNorm: Op<[x: Tensor, gain: Tensor], NormAttributes> = defineOp("norm", 2, {
   shape: ([x]) => x.shape,
   kernel: (_, attributes) => ({ name: "norm", ...normSettings(attributes) }),
+  isCheap: true,
   vjp: (g, dy, { inputs: [x, gain], attributes }) => {
     const [rows, n] = sizesOf(x, 2);
     const both = once(() => fusedNormBack(g, dy, x, gain, attributes));
