@@ -98,7 +98,7 @@ const BATCH_TOKENS = 2048;
 /** Sequences to measure the report's divergence on. */
 const REPORT_SAMPLES = 64;
 const [SPEED_PROMPT, SPEED_GENERATED] = [256, 64];
-/** Models up to this size are loaded in f32, larger ones in f16. */
+/** Models of up to so many bytes in 16 bits are loaded in f32, larger ones in f16, however they are stored. */
 const F32_LIMIT_BYTES = 4e9;
 
 /** The name of the file with a mix of types, among those of kinds. */
@@ -253,7 +253,7 @@ async function openCalibration({ checkpoint, model }: OpenModel, job: QuantizeJo
 const batchSize = (sequences: Sequences): number => Math.max(1, Math.floor(BATCH_TOKENS / sequences.length));
 
 /** The type in which a model's matrices are measured. */
-const typeFor = ({ checkpoint }: OpenModel): FloatDType => (checkpoint.bytes > F32_LIMIT_BYTES ? "f16" : "f32");
+const typeFor = ({ parameters }: OpenModel): FloatDType => (2 * parameters > F32_LIMIT_BYTES ? "f16" : "f32");
 
 async function withWeights<T>(
   job: JobOptions,
@@ -326,7 +326,7 @@ interface MixInputs {
 }
 
 /** Part of a measurement's key: another way to measure is another one. */
-const COSTS_FORMAT = 2;
+const COSTS_FORMAT = 3;
 
 async function writeMix(file: string, inputs: MixInputs, job: QuantizeJob): Promise<WrittenModel> {
   const { opened, sequences, importance, sizeBytes } = inputs;

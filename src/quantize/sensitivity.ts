@@ -10,6 +10,7 @@ import type { Backend } from "../ggml/device.js";
 import { blockSize, DTYPE_ID, dataBytes, isQuantized, type QuantizedDType } from "../ggml/dtype.js";
 import { loadFunctions } from "../ggml/library.js";
 import type { Model, ModelWeights } from "../models/index.js";
+import { elementAt } from "../system/arrays.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { writeJson } from "../system/files.js";
 import { elementCount } from "../tensor/index.js";
@@ -245,5 +246,29 @@ async function costsOf(
   }
   const measured = costs.find(({ loss }) => loss !== undefined);
   const lossPerError = measured?.loss === undefined ? 0 : measured.loss / Math.max(measured.error, Number.MIN_VALUE);
-  return costs.map(({ dtype, error, loss = lossPerError * error }) => ({ dtype, bytes: trial.bytes(dtype), loss }));
+  const losses = costs.map(({ error, loss = lossPerError * error }) => ({ error, loss }));
+  const smoothed = inOrderOfErrors(losses);
+  return costs.map(({ dtype }, i) => ({ dtype, bytes: trial.bytes(dtype), loss: elementAt(smoothed, i) }));
+}
+
+/** A share of the typical loss for an error that each error costs at least: well below what is measured. */
+const LEAST_SHARE = 0.01;
+const LEAST_LOSS_PER_ERROR = 1e-12;
+
+/**
+ * Losses that grow with the error: few tokens measure a small one with noise, or as 0, and a worse type would be taken for a better one.
+ * @returns in the order of what is given
+ */
+export function inOrderOfErrors(measured: readonly { readonly error: number; readonly loss: number }[]): number[] {
+  const ratios = measured.filter(({ error }) => error > 0).map(({ error, loss }) => loss / error);
+  const typical = ratios.sort((a, b) => a - b)[Math.floor(ratios.length / 2)] ?? 0;
+  const least = Math.max(LEAST_LOSS_PER_ERROR, LEAST_SHARE * typical);
+  const losses: number[] = [];
+  let largest = 0;
+  for (const i of [...measured.keys()].sort((a, b) => elementAt(measured, a).error - elementAt(measured, b).error)) {
+    const { error, loss } = elementAt(measured, i);
+    largest = Math.max(largest, loss, least * error);
+    losses[i] = largest;
+  }
+  return losses;
 }
