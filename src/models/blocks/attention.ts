@@ -4,6 +4,9 @@ import { type RotaryConfig, rotaryFrequencies } from "../rotary.js";
 import { type Block, linear, type Parameter, prefixed, type Scope, within } from "./block.js";
 import { type NormOptions, rmsNorm } from "./norm.js";
 
+/** llama.cpp's cache of a window has room for a batch besides, in steps of so many positions. */
+const [CACHED_BATCH, CACHE_STEP] = [512, 256];
+
 /** A block of attention. */
 export interface AttentionOptions {
   readonly heads: number;
@@ -76,8 +79,12 @@ export function attention(o: AttentionOptions): Block {
       ...rotation,
     },
     cost: (context, hasWindows) => {
-      const read = hasWindows ? Math.min(context, window ?? context) : context;
-      return { cacheElements: 2 * keys * read, operations: 4 * queries * read };
+      const seen = hasWindows ? (window ?? context) : context;
+      const cells = CACHE_STEP * Math.ceil((seen + CACHED_BATCH) / CACHE_STEP);
+      return {
+        cacheElements: 2 * keys * Math.min(context, cells),
+        operations: 4 * queries * Math.min(context, seen),
+      };
     },
     forward: (scope, x) => {
       const { g, forest } = scope;
