@@ -3,7 +3,7 @@ import { homedir } from "node:os";
 import path from "node:path";
 import { downloadFileToCacheDir, type ListFileEntry, listFiles, parseSafetensorsMetadata } from "@huggingface/hub";
 import picomatch from "picomatch";
-import { CoppiceError, UsageError } from "../system/errors.js";
+import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
 import { hashFile, writeFileAtomic } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { didYouMeanPath } from "../system/suggest.js";
@@ -25,6 +25,8 @@ export interface HubOptions {
   readonly offline?: boolean | undefined;
   /** HF_ENDPOINT, or https://huggingface.co. */
   readonly endpoint?: string | undefined;
+  /** Stops downloads. */
+  readonly signal?: AbortSignal | undefined;
   /** Called as bytes arrive. */
   readonly onProgress?: ((progress: DownloadProgress) => void) | undefined;
 }
@@ -103,7 +105,7 @@ export async function downloadRepo(
   type: RepoType,
   repo: string,
   patterns: readonly string[],
-  { onProgress, ...settings }: HubOptions = {},
+  { onProgress, signal, ...settings }: HubOptions = {},
 ): Promise<{ readonly directory: string; readonly commit: string }> {
   if (!isRepoName(repo)) throw new UsageError(`${repo} is not a repository name (organization/name)`);
   const options = resolveOptions(settings);
@@ -118,6 +120,7 @@ export async function downloadRepo(
       repo: { type, name: repo },
       revision: commit,
       hubUrl: options.endpoint,
+      ...(signal && { fetch: stoppable(signal) }),
       ...credentials(options.token),
     };
     const matches = picomatch([...patterns]);
@@ -151,6 +154,7 @@ export async function downloadRepo(
     log.debug("repository ready", { repo, commit, files: files.length, bytes: totalBytes });
     return { directory: path.join(storage, "snapshots", commit), commit };
   } catch (error) {
+    if (signal?.aborted) throw new InterruptedError(`the download of ${repo} was stopped`);
     if (error instanceof CoppiceError) throw error;
     const cause =
       error instanceof Error
@@ -161,6 +165,13 @@ export async function downloadRepo(
     );
   }
 }
+
+const stoppable =
+  (signal: AbortSignal): typeof fetch =>
+  (input, init) => {
+    signal.throwIfAborted();
+    return fetch(input, { ...init, signal });
+  };
 
 /** What to do with a repository of which only other files are weights. */
 function otherWeights(repo: string, files: readonly string[]): string {

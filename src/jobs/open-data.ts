@@ -80,7 +80,7 @@ export async function openTokens(
   const corpus = await openCorpus(inputs, tokenizer, {
     ...data,
     heldOutShare,
-    hub,
+    hub: { ...hub, signal: options.signal },
     onNote: options.onNote,
     onProgress: ({ tokens, bytes, totalBytes }) =>
       options.onProgress?.({

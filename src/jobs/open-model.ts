@@ -33,6 +33,7 @@ export async function findModel(reference: string, options: JobOptions = {}): Pr
   const { hub, onProgress } = options;
   const location = await resolveModel(reference, {
     ...hub,
+    signal: options.signal,
     onProgress:
       onProgress === undefined
         ? hub?.onProgress

@@ -105,6 +105,17 @@ describe("a hub", () => {
     expect((await offline.split({ repo: "org/data" }, "test")).version).toBe(COMMIT);
   });
 
+  it("stops where it is asked to", async () => {
+    const abort = new AbortController();
+    const stopped = resolveModel("org/model", {
+      endpoint,
+      cacheDir: path.join(directory, "stopped"),
+      signal: abort.signal,
+      onProgress: () => abort.abort(),
+    });
+    await expect(stopped).rejects.toThrow(/the download of org\/model was stopped/);
+  });
+
   it("describes a model from the headers of its weights", async () => {
     const before = hub.requests.length;
     const own = path.join(directory, "described");
