@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import path from "node:path";
 import { downloadFileToCacheDir, type ListFileEntry, listFiles, parseSafetensorsMetadata } from "@huggingface/hub";
@@ -68,6 +68,9 @@ export function isHubId(text: string): boolean {
   return isRepoName(repo) && revisions.length <= 1 && revisions.every(isRevision);
 }
 
+/** What was meant may be something else. */
+class NotOnHub extends CoppiceError {}
+
 /** The commit that a revision currently names. */
 async function resolveCommit(
   type: RepoType,
@@ -81,13 +84,15 @@ async function resolveCommit(
     options.token === undefined ? {} : { headers: { authorization: `Bearer ${options.token}` } },
   );
   if (response.status === 401 || response.status === 403)
-    throw new CoppiceError(
-      response.status === 401 && options.token === undefined
-        ? `${options.endpoint} shows no ${type} ${repo}: there is none, or it is private or gated and HF_TOKEN must be set to a token that may read it`
-        : `${repo} is private or gated: set HF_TOKEN to a token that may read it (${response.status} from ${options.endpoint})`,
-    );
+    throw response.status === 401 && options.token === undefined
+      ? new NotOnHub(
+          `${options.endpoint} shows no ${type} ${repo}: there is none, or it is private or gated and HF_TOKEN must be set to a token that may read it`,
+        )
+      : new CoppiceError(
+          `${repo} is private or gated: set HF_TOKEN to a token that may read it (${response.status} from ${options.endpoint})`,
+        );
   if (response.status === 404)
-    throw new CoppiceError(`${options.endpoint} has no ${type} ${repo} at revision ${options.revision}`);
+    throw new NotOnHub(`${options.endpoint} has no ${type} ${repo} at revision ${options.revision}`);
   if (!response.ok) throw new CoppiceError(`${url} answered ${response.status}`);
   const body: unknown = await response.json();
   const sha = typeof body === "object" && body !== null && "sha" in body ? body.sha : undefined;
@@ -113,7 +118,7 @@ export async function downloadRepo(
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
   log.debug("repository asked for", { repo, type, revision: options.revision, offline: options.offline, storage });
-  if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision);
+  if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision, patterns);
   try {
     const commit = await resolveCommit(type, repo, options);
     const access = {
@@ -150,7 +155,8 @@ export async function downloadRepo(
       doneBytes += file.size;
       onProgress?.({ file: file.path, doneBytes, totalBytes });
     }
-    writeFileAtomic(reference, commit);
+    // what looks at a configuration only must not move others from a snapshot that is whole
+    if (patterns !== CONFIG_FILES || !existsSync(reference)) writeFileAtomic(reference, commit);
     log.debug("repository ready", { repo, commit, files: files.length, bytes: totalBytes });
     return { directory: path.join(storage, "snapshots", commit), commit };
   } catch (error) {
@@ -177,7 +183,8 @@ const stoppable =
 function otherWeights(repo: string, files: readonly string[]): string {
   const gguf = files.find((name) => name.endsWith(".gguf"));
   if (gguf !== undefined) return `; it has GGUF files: name one of them, as ${repo}/${gguf}`;
-  const pickled = files.find((name) => /\.(bin|pth?)$/.test(name));
+  if (files.some((name) => name.startsWith("consolidated"))) return ", but only in Mistral's own layout (consolidated)";
+  const pickled = files.find((name) => /(^|\/)(pytorch_|adapter_)?model[\w.-]*\.(bin|pth?)$/.test(name));
   return pickled === undefined
     ? ""
     : `, but in ${pickled}: load it with transformers and save it with \`save_pretrained\``;
@@ -206,15 +213,28 @@ function watchDownload(blobs: string, file: ListFileEntry, report: (bytes: numbe
   }, 500).unref();
 }
 
-function cachedSnapshot(repo: string, storage: string, reference: string, revision: string) {
+function cachedSnapshot(
+  repo: string,
+  storage: string,
+  reference: string,
+  revision: string,
+  patterns: readonly string[],
+) {
   const commit = existsSync(reference) ? readFileSync(reference, "utf8").trim() : revision;
   const directory = path.join(storage, "snapshots", commit);
   if (!/^[0-9a-f]{40}$/.test(commit) || !existsSync(directory))
     throw new CoppiceError(
       `${repo} at ${revision} is not in the cache (${storage}); download it once without --offline`,
     );
+  if (patterns === MODEL_FILES && !readdirSync(directory).some((name) => name.endsWith(".safetensors")))
+    throw new CoppiceError(
+      `of ${repo} at ${revision} only the configuration is in the cache (${storage}); download it once without --offline`,
+    );
   return { directory, commit };
 }
+
+/** What tells a model's sizes. */
+const CONFIG_FILES = ["config.json"];
 
 /**
  * What is downloaded of a model repository: configuration, tokenizer, safetensors weights, license, and the card that names it. Mistral's
@@ -249,12 +269,12 @@ export async function resolveModel(reference: string, options: HubOptions = {}):
 
 /** Like {@link resolveModel}, but of a repository only the configuration is downloaded, if it has one. */
 export function resolveConfig(reference: string, options: HubOptions = {}): Promise<string> {
-  return resolve(splitAdapters(reference).base, ["config.json"], options);
+  return resolve(splitAdapters(reference).base, CONFIG_FILES, options);
 }
 
 /**
  * The tensors of a repository's safetensors files, from their headers alone.
- * @returns undefined for what is no hub id, is cached only, or has no such files
+ * @returns undefined for what is no hub id, is cached only, has no such files, or others than plain floats
  */
 export async function remoteTensors(
   reference: string,
@@ -271,8 +291,10 @@ export async function remoteTensors(
     const tensors = new Map<string, TensorInfo>();
     for (const header of headers)
       for (const [tensor, { dtype, shape }] of Object.entries(header)) {
-        const type = tensor === "__metadata__" ? undefined : floatTypeOf(dtype);
-        if (type !== undefined && Array.isArray(shape)) tensors.set(tensor, { dtype: type, shape });
+        if (tensor === "__metadata__") continue;
+        const type = floatTypeOf(dtype);
+        if (type === undefined || !Array.isArray(shape)) return undefined; // quantized: what that means is known to the whole only
+        tensors.set(tensor, { dtype: type, shape });
       }
     return tensors;
   } catch (error) {
@@ -304,7 +326,7 @@ async function resolve(reference: string, patterns: readonly string[], options: 
   try {
     return (await downloadRepo("model", repo, patterns, revised)).directory;
   } catch (error) {
-    if (isHubReference || !(error instanceof CoppiceError)) throw error;
+    if (isHubReference || !(error instanceof NotOnHub)) throw error;
     throw new CoppiceError(`${error.message}. On this machine there is no ${model}, either.${didYouMeanPath(model)}`);
   }
 }

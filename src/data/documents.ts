@@ -83,7 +83,8 @@ export async function findDataFiles(
 function adviceFor(input: string): string {
   if (existsSync(input))
     return `: it has no file of a kind that is read in directories (${READ_ENDINGS.join(", ")}); a glob, '${path.join(input, "*")}', takes files of any name`;
-  if (/^(hf:\/\/)?[\w.-]+\/[\w.-]+$/.test(input) && !existsSync(path.dirname(input)))
+  const isFile = READ_ENDINGS.includes(endingOf(input));
+  if (!isFile && /^(hf:\/\/)?[\w.-]+\/[\w.-]+$/.test(input) && !existsSync(path.dirname(input)))
     return `: a data set of the hub is ${HUB_DATASETS}${input.replace(HUB_PREFIX, "")}`;
   const areSeveral = input.includes(",") && input.split(",").some((name) => existsSync(name));
   return areSeveral ? ": several are separated by spaces, not by commas" : `.${didYouMeanPath(input)}`;

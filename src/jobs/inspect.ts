@@ -39,7 +39,9 @@ export async function inspect(reference: string, options: JobOptions = {}): Prom
   const tensors = await remoteTensors(reference, options.hub);
   if (tensors !== undefined) {
     const model = await openArchitecture(reference, options);
-    return describeModel(model, { tensors }, []);
+    // what has other tensors, such as parts that see images, is described by all of its files
+    if (tensors.size === model.parameters.length && model.parameters.every(({ name }) => tensors.has(name)))
+      return describeModel(model, { tensors }, []);
   }
   const found = await findModel(reference, options);
   return found.checkpoint === undefined ? inspectFile(found) : inspectKnown(found);

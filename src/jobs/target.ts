@@ -62,8 +62,8 @@ export const spaceOf = (model: Model, options: TargetOptions): SearchSpace => ({
   forLlamaCpp: isForLlamaCpp(options),
 });
 
-export const isForLlamaCpp = ({ target, forLlamaCpp }: TargetOptions): boolean =>
-  isDevice(target) || forLlamaCpp === true;
+export const isForLlamaCpp = ({ target, forLlamaCpp, space }: TargetOptions): boolean =>
+  isDevice(target) || forLlamaCpp === true || space?.forLlamaCpp === true;
 
 /** Bits per weight for a target in bytes. */
 const DEFAULT_BITS = 16;

@@ -128,6 +128,7 @@ export class RunFiles {
     this.removeLeftovers();
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
     if (this.record.configuration === undefined || this.isBlank) {
+      for (const name of this.record.files) this.delete(name); // what a killed process has begun to write
       this.write({ configuration: plain, origin, files: [] });
       return;
     }

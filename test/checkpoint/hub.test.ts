@@ -125,7 +125,10 @@ describe("a hub", () => {
     expect(asked.some((request) => request.includes("config.json"))).toBe(true);
     const blobs = readdirSync(own, { recursive: true }).map(String);
     expect(blobs.some((name) => name.endsWith(".safetensors"))).toBe(false);
-    // one that is not on the hub, or has other files, is said to be so
+    // offline, that is not taken for the whole model
+    await expect(resolveModel("org/model", { endpoint, cacheDir: own, offline: true })).rejects.toThrow(
+      /only the configuration is in the cache .* without --offline/,
+    );
     await expect(inspect("org/none", { hub: { endpoint, cacheDir: own } })).rejects.toThrow(/no model org\/none/);
   });
 

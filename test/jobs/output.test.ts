@@ -318,7 +318,11 @@ describe("a run that goes on", () => {
   it("may do so with other settings where it had done nothing yet", async () => {
     const tight = { memoryBytes: 2_000_000 };
     await expect(distilling(at("run"), tight)).rejects.toThrow(/takes .* and there are/);
+    const record = JSON.parse(readFileSync(at("run", "run.json"), "utf8")) as { files: string[] };
+    writeFileSync(at("run", "run.json"), JSON.stringify({ ...record, files: [...record.files, "model.safetensors"] }));
+    writeFileSync(at("run", "model.safetensors.partial-1-0123abcd"), "of a killed process");
     await differently({ sequenceLength: 16, batchSize: 2 });
+    expect(existsSync(at("run", "model.safetensors.partial-1-0123abcd"))).toBe(false);
     expect(JSON.parse(readFileSync(at("run", "run.json"), "utf8")).configuration.settings.sequenceLength).toBe(16);
   });
 

@@ -1,6 +1,6 @@
-import { closeSync, openSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync, statSync } from "node:fs";
 import path from "node:path";
-import { adapterScales } from "../../checkpoint/index.js";
+import { adapterScales, isGguf, splitAdapters } from "../../checkpoint/index.js";
 import { TokenStream } from "../../data/index.js";
 import { type Backend, type DeviceChoice, deviceChoice } from "../../ggml/index.js";
 import { type Checkpoint, openCheckpoint, type PassWeights } from "../../models/index.js";
@@ -8,7 +8,6 @@ import type { Ranks } from "../../ranks/index.js";
 import { CoppiceError } from "../../system/errors.js";
 import { hashBytes } from "../../system/files.js";
 import type { ComputeType } from "../../tensor/index.js";
-import { modelFiles } from "../inputs.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { weightsFor } from "../model-memory.js";
 
@@ -28,7 +27,7 @@ export const sharedModel = (
   options: DeviceChoice & Pick<JobOptions, "memoryBytes">,
 ): SharedModel => ({
   path: model,
-  identity: sampledIdentity(openCheckpoint(model)),
+  identity: identityOf(model),
   computeType,
   device: deviceChoice(options),
   memoryBytes: options.memoryBytes,
@@ -52,9 +51,41 @@ export function openShared({ path: model, identity }: Pick<SharedModel, "path" |
 /** Places in each file that are compared, and the bytes of each. */
 const [SAMPLES, SAMPLE_BYTES] = [64, 4096];
 
+/** Identities, by the path of the model: it is the same as long as its files are. */
+const identities = new Map<string, { readonly files: readonly string[]; readonly stamp: string; identity: string }>();
+
+const stampOf = (files: readonly string[]): string =>
+  JSON.stringify(
+    files.map((file) => {
+      const { size, mtimeMs } = statSync(file, { throwIfNoEntry: false }) ?? {};
+      return [file, size, mtimeMs];
+    }),
+  );
+
+/** Identifies the leader's model. */
+function identityOf(model: string): string {
+  const known = identities.get(model);
+  if (known !== undefined && known.stamp === stampOf(known.files)) return known.identity;
+  const checkpoint = openCheckpoint(model);
+  const files = identifyingFiles(checkpoint);
+  const identity = sampledIdentity(checkpoint);
+  identities.set(model, { files, stamp: stampOf(files), identity });
+  return identity;
+}
+
+/** The files of a model's weights, and what says how they are computed with: copies may have other templates and settings beside them. */
+function identifyingFiles({ files, directory, path: model }: Checkpoint): string[] {
+  const { base, adapters } = splitAdapters(model);
+  const described = [
+    ...(isGguf(base) ? [] : [path.join(directory, "config.json")]),
+    ...adapters.map(({ name }) => path.join(name, "adapter_config.json")),
+  ];
+  return [...files, ...described.filter((file) => existsSync(file))];
+}
+
 /** Identifies a model by the sizes of its files and parts of them, which takes no time to speak of. */
 function sampledIdentity(checkpoint: Checkpoint): string {
-  const files = modelFiles(checkpoint).map((file) => {
+  const files = identifyingFiles(checkpoint).map((file) => {
     const { size } = statSync(file);
     const parts: Buffer[] = [];
     const descriptor = openSync(file, "r");
