@@ -81,7 +81,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
 
   it("computes its batches in parts where they do not fit in memory", async () => {
     const [launcher = []] = present.map(([, each]) => each);
-    const { stderr } = await onRanks(launcher, 2, ...distill("in parts"), "--memory", "13.8MB");
+    const { stderr } = await onRanks(launcher, 2, ...distill("in parts"), "--memory", "13.2MB");
     expect(stderr).toMatch(/a process's part of 6 sequences does not fit in .*: 1 is computed at a time/);
     expectClose(lossesOf("in parts"), lossesOf("one"), 1e-4);
   });
@@ -92,7 +92,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     await coppice(...cached("whole teacher"));
     const cache = at("cache of ranks");
     const [command = "", ...flags] = launcher;
-    const args = [...cached("streamed teacher"), "--memory", "8.8MB"];
+    const args = [...cached("streamed teacher"), "--memory", "13.2MB"];
     const { stderr } = await run(command, [...flags, "-n", "3", process.execPath, program, ...args], {
       env: { ...environment(), COPPICE_CACHE: cache },
     });
