@@ -3,6 +3,7 @@ import { sourceBytes } from "../checkpoint/tensor-source.js";
 import { FormatError } from "../system/errors.js";
 import { CACHE_ELEMENT_BYTES } from "./cost.js";
 import { GgufConfig } from "./gguf-config.js";
+import { windowCells } from "./window-cache.js";
 
 /** What a GGUF file of any architecture says of its model in the keys common to all: enough to plan a run with llama.cpp. */
 export interface GgufSummary {
@@ -73,13 +74,13 @@ function cacheOf(
   const headSize = read.number("embedding_length") / Math.max(1, heads[0] ?? 0);
   const channels =
     (read.optional("attention.key_length") ?? headSize) + (read.optional("attention.value_length") ?? headSize);
-  const window = read.optional("attention.sliding_window") || Number.POSITIVE_INFINITY;
+  const cells = windowCells(read.optional("attention.sliding_window") || undefined);
   const isWindowed = windowed(read);
   const interval = read.optional("full_attention_interval") ?? 0;
   const owners = layers - (read.optional("attention.shared_kv_layers") ?? 0);
   const attention = kvHeads.flatMap((count, layer) => {
     const ownsCache = count > 0 && layer < owners && (interval === 0 || (layer + 1) % interval === 0);
-    return ownsCache ? [{ count, longest: isWindowed(layer) ? window : Number.POSITIVE_INFINITY }] : [];
+    return ownsCache ? [{ count, longest: isWindowed(layer) ? cells : Number.POSITIVE_INFINITY }] : [];
   });
   const others = layers - attention.length;
   const states = stateBytes(read) * (others === 0 ? layers : others);

@@ -52,6 +52,7 @@ describe("what a file's header says of the run", () => {
         "attention.sliding_window_pattern": gguf.numbers("uint32", [1, 0]),
       },
     });
-    expect(summarizeGguf(openGguf(file)).cacheBytes(100)).toBe(attention(10) + attention(100));
+    // 10 positions and a batch of 512, in steps of 256
+    expect(summarizeGguf(openGguf(file)).cacheBytes(1000)).toBe(attention(768) + attention(1000));
   });
 });

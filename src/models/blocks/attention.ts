@@ -1,11 +1,9 @@
 import { ops, type Tensor } from "../../tensor/index.js";
 import type { Axis } from "../dimensions.js";
 import { type RotaryConfig, rotaryFrequencies } from "../rotary.js";
+import { windowCells } from "../window-cache.js";
 import { type Block, linear, type Parameter, prefixed, type Scope, within } from "./block.js";
 import { type NormOptions, rmsNorm } from "./norm.js";
-
-/** llama.cpp's cache of a window has room for a batch besides, in steps of so many positions. */
-const [CACHED_BATCH, CACHE_STEP] = [512, 256];
 
 /** A block of attention. */
 export interface AttentionOptions {
@@ -79,11 +77,10 @@ export function attention(o: AttentionOptions): Block {
       ...rotation,
     },
     cost: (context, hasWindows) => {
-      const seen = hasWindows ? (window ?? context) : context;
-      const cells = CACHE_STEP * Math.ceil((seen + CACHED_BATCH) / CACHE_STEP);
+      const own = hasWindows ? window : undefined;
       return {
-        cacheElements: 2 * keys * Math.min(context, cells),
-        operations: 4 * queries * Math.min(context, seen),
+        cacheElements: 2 * keys * Math.min(context, windowCells(own)),
+        operations: 4 * queries * Math.min(context, own ?? context),
       };
     },
     forward: (scope, x) => {
