@@ -102,34 +102,31 @@ describe("a pruned model that is refitted", () => {
     expect(stages).not.toContain("calibrate");
   });
 
-  it.each([1, 2, 3])(
-    "is the same after its search was killed in refit %i, and measures nothing twice",
-    async (killed) => {
-      const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 512, perLayer: true };
-      const whole = out("search with all");
-      const begun = (count: { refits: number; costs: number }, stopAfter: number) => (progress: ProgressEvent) => {
-        if (progress.stage === "cost of each layer" && progress.done === 1) count.costs++;
-        if (progress.stage !== "refit a candidate" || progress.done > 0) return;
-        if (count.refits === stopAfter) throw new Stopped();
-        count.refits++;
-      };
-      const all = { refits: 0, costs: 0 };
-      if (!existsSync(whole)) {
-        await pruneModel({ ...searched, out: whole, onProgress: begun(all, Number.POSITIVE_INFINITY) });
-        expect(all).toEqual({ refits: 6, costs: 1 }); // 2 candidates after the refit, and after distillation; both again with sizes a layer
-      }
-      const place = out(`search killed in ${killed}`);
-      const [first, second] = [
-        { refits: 0, costs: 0 },
-        { refits: 0, costs: 0 },
-      ];
-      await expect(pruneModel({ ...searched, out: place, onProgress: begun(first, killed) })).rejects.toThrow(Stopped);
-      await pruneModel({ ...searched, out: place, onProgress: begun(second, Number.POSITIVE_INFINITY) });
-      expect(first.refits + second.refits).toBe(6);
-      expect(bytesOf(place).equals(bytesOf(whole))).toBe(true);
-      expect(readdirSync(place).sort()).toEqual(readdirSync(whole).sort());
-    },
-  );
+  it.each([2])("is the same after its search was killed in refit %i, and measures nothing twice", async (killed) => {
+    const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 512, perLayer: true };
+    const whole = out("search with all");
+    const begun = (count: { refits: number; costs: number }, stopAfter: number) => (progress: ProgressEvent) => {
+      if (progress.stage === "cost of each layer" && progress.done === 1) count.costs++;
+      if (progress.stage !== "refit a candidate" || progress.done > 0) return;
+      if (count.refits === stopAfter) throw new Stopped();
+      count.refits++;
+    };
+    const all = { refits: 0, costs: 0 };
+    if (!existsSync(whole)) {
+      await pruneModel({ ...searched, out: whole, onProgress: begun(all, Number.POSITIVE_INFINITY) });
+      expect(all).toEqual({ refits: 6, costs: 1 }); // 2 candidates after the refit, and after distillation; both again with sizes a layer
+    }
+    const place = out(`search killed in ${killed}`);
+    const [first, second] = [
+      { refits: 0, costs: 0 },
+      { refits: 0, costs: 0 },
+    ];
+    await expect(pruneModel({ ...searched, out: place, onProgress: begun(first, killed) })).rejects.toThrow(Stopped);
+    await pruneModel({ ...searched, out: place, onProgress: begun(second, Number.POSITIVE_INFINITY) });
+    expect(first.refits + second.refits).toBe(6);
+    expect(bytesOf(place).equals(bytesOf(whole))).toBe(true);
+    expect(readdirSync(place).sort()).toEqual(readdirSync(whole).sort());
+  });
 
   it("goes on with a short distillation where it was stopped", async () => {
     const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 4096 };

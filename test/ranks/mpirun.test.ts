@@ -194,7 +194,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     }
   });
 
-  it.each(present)(
+  it.each(present.slice(0, 1))(
     "stops statistics and refits after a step, by %s, and goes on with them",
     async (name, [command, ...flags]) => {
       const out = at(`${name} stopped`);
