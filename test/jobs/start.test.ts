@@ -103,7 +103,7 @@ describe("a pruned model that is refitted", () => {
   });
 
   it.each([2])("is the same after its search was killed in refit %i, and measures nothing twice", async (killed) => {
-    const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 512, perLayer: true };
+    const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 128, perLayer: true };
     const whole = out("search with all");
     const begun = (count: { refits: number; costs: number }, stopAfter: number) => (progress: ProgressEvent) => {
       if (progress.stage === "cost of each layer" && progress.done === 1) count.costs++;
@@ -129,7 +129,7 @@ describe("a pruned model that is refitted", () => {
   });
 
   it("goes on with a short distillation where it was stopped", async () => {
-    const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 4096 };
+    const searched = { ...job, ...refit, target: "0.7x", maxCandidates: 2, searchTokens: 1024 };
     const [whole, place] = [out("short distillations"), out("stopped in a short distillation")];
     await pruneModel({ ...searched, out: whole });
     const abort = new AbortController();
