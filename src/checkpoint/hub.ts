@@ -228,7 +228,7 @@ function cachedSnapshot(
     );
   if (patterns === MODEL_FILES && !readdirSync(directory).some((name) => name.endsWith(".safetensors")))
     throw new CoppiceError(
-      `of ${repo} at ${revision} only the configuration is in the cache (${storage}); download it once without --offline`,
+      `only the configuration of ${repo} at ${revision} is in the cache (${storage}); download it once without --offline`,
     );
   return { directory, commit };
 }

@@ -47,19 +47,14 @@ export class CliCommand extends Command {
 
   /** An option that takes several values may have taken the argument, too. */
   missingArgument(name: string): never {
-    const greedy = this.options.findLast(({ variadic, long, name: option }) => {
-      const values: unknown = this.getOptionValue(this.attributeOf(long ?? ""));
-      return variadic && option !== undefined && Array.isArray(values) && values.length > 1;
-    });
+    const greedy = this.options.findLast(
+      (one) => one.variadic && [this.getOptionValue(one.attributeName())].flat().length > 1,
+    );
     if (greedy?.long)
       throw new UsageError(
         `missing argument '${name}': ${greedy.long} takes all words that follow it; name the ${name} first, or put -- before it`,
       );
     throw new UsageError(`missing argument '${name}'. \`${this.path} --help\` shows how it is called.`);
-  }
-
-  private attributeOf(long: string): string {
-    return this.options.find((option) => option.long === long)?.attributeName() ?? "";
   }
 
   /** Commander looks for missing options first, but the one that seems to be missing may have been mistyped. */

@@ -20,6 +20,8 @@ export async function runAmongRanks(args: readonly string[]): Promise<number> {
 }
 
 async function lead(ranks: Ranks, args: readonly string[]): Promise<number> {
+  const { bindingNote } = ranks;
+  if (bindingNote !== undefined) process.stderr.write(`${bindingNote}\n`);
   const exitCode = await runCommandLine(args, ranks);
   if (ranks.busy) ranks.abort(exitCode);
   ranks.postAll({ kind: "quit" });

@@ -82,7 +82,7 @@ export async function findDataFiles(
 /** What was meant by an argument that matches nothing. */
 function adviceFor(input: string): string {
   if (existsSync(input))
-    return `: it has no file of a kind that is read in directories (${READ_ENDINGS.join(", ")}); a glob, '${path.join(input, "*")}', takes files of any name`;
+    return `: none of its files has an ending that is read (${READ_ENDINGS.join(", ")}); a glob, '${path.join(input, "*")}', takes files of any name`;
   const isFile = READ_ENDINGS.includes(endingOf(input));
   if (!isFile && /^(hf:\/\/)?[\w.-]+\/[\w.-]+$/.test(input) && !existsSync(path.dirname(input)))
     return `: a data set of the hub is ${HUB_DATASETS}${input.replace(HUB_PREFIX, "")}`;

@@ -1,12 +1,5 @@
 import { blockSize, dataBytes, type StoredDType } from "../ggml/dtype.js";
-import {
-  activeWeights,
-  CACHE_ELEMENT_BYTES,
-  hasWindowsInLlamaCpp,
-  largestSize,
-  type Model,
-  sizeOf,
-} from "../models/index.js";
+import { activeWeights, cacheBytes, hasWindowsInLlamaCpp, largestSize, type Model, sizeOf } from "../models/index.js";
 import { ggufShapes, recipeFacts } from "../quantize/content.js";
 import type { FileKind } from "../quantize/index.js";
 import { type TensorShape, typesFor } from "../quantize/tensor-types.js";
@@ -40,8 +33,6 @@ interface StoredTensor {
 /** What is known of a model's files: each of the predictions asks for it. */
 interface StoredFiles {
   readonly shapes: readonly TensorShape[];
-  /** Whether llama.cpp computes windows. */
-  readonly hasWindows: boolean;
   readonly byKind: Map<FileKind, readonly StoredTensor[]>;
 }
 
@@ -50,8 +41,7 @@ const filesOfModels = new WeakMap<Model, StoredFiles>();
 function filesOf(model: Model): StoredFiles {
   const known = filesOfModels.get(model);
   if (known !== undefined) return known;
-  const hasWindows = hasWindowsInLlamaCpp(model);
-  const files: StoredFiles = { shapes: ggufShapes(model), hasWindows, byKind: new Map() };
+  const files: StoredFiles = { shapes: ggufShapes(model), byKind: new Map() };
   filesOfModels.set(model, files);
   return files;
 }
@@ -75,24 +65,18 @@ function tensorsIn(model: Model, kind: FileKind, shapes: readonly TensorShape[])
   });
 }
 
-/** Elements of llama.cpp's cache of keys and values for a context. */
-const costOf = (model: Model, context: number) => model.cost(context, { hasWindows: filesOf(model).hasWindows });
-
-const cacheBytesOf = (model: Model, context: number): number =>
-  CACHE_ELEMENT_BYTES * costOf(model, context).cacheElements;
-
 /**
  * The memory that llama.cpp takes for one sequence: weights, keys and values in f16, and buffers for a batch of 512. With flash
  * attention the logits have the largest buffer, or with a small vocabulary a layer's intermediate results.
  */
 export function predictMemory(model: Model, kind: FileKind, contextLength: number): MemoryPrediction {
   const weightBytes = storedTensors(model, kind).reduce((sum, { bytes }) => sum + bytes, 0);
-  const cacheBytes = cacheBytesOf(model, CONTEXT_STEP * Math.ceil(contextLength / CONTEXT_STEP));
+  const cache = cacheBytes(model, CONTEXT_STEP * Math.ceil(contextLength / CONTEXT_STEP));
   const batch = Math.min(BATCH, contextLength);
   const [hidden, ffn] = [sizeOf("hidden", model.sizes), largestSize(model, "ffn")];
   const mask = contextLength / 2; // in 16 bits
   const bufferBytes = batch * F32_BYTES * Math.max(model.vocabSize + 2 * hidden, 3 * ffn + 4 * hidden + mask);
-  return { weightBytes, cacheBytes, bufferBytes, totalBytes: weightBytes + cacheBytes + bufferBytes };
+  return { weightBytes, cacheBytes: cache, bufferBytes, totalBytes: weightBytes + cache + bufferBytes };
 }
 
 export interface SpeedPrediction {
@@ -175,8 +159,8 @@ export function predictSpeed(
     seconds += Math.max(memory, compute);
   }
   const past = contextLength / 2;
-  const cache = cacheBytesOf(model, past) / rates.bandwidth;
-  const attention = costOf(model, past).operations / rates.attention;
+  const cache = cacheBytes(model, past) / rates.bandwidth;
+  const attention = model.cost(past, { hasWindows: hasWindowsInLlamaCpp(model) }).operations / rates.attention;
   reading += cache;
   computing += attention;
   seconds += Math.max(cache, attention);

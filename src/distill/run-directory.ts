@@ -113,11 +113,11 @@ export class RunDirectory {
 
   /**
    * Claims the directory for a configuration: writes `run.json`, or checks the one that is there.
-   * @param free settings that may change
+   * @param changeable settings that may change
    * @throws UsageError naming what differs, when it belongs to another job
    */
-  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, free?: readonly string[]): void {
-    this.files.claim(configuration, origin, free);
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, changeable?: readonly string[]): void {
+    this.files.claim(configuration, origin, changeable);
   }
 
   /** Whether the run has finished. */

@@ -54,7 +54,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   if (generating !== undefined)
     checkInLlamaCpp(
       model,
-      `${generating.label} is for texts that llama.cpp generates: name other tasks with --evaluate, such as hellaswag and mmlu`,
+      `llama.cpp generates the answers of ${generating.label}: name tasks without, such as hellaswag and mmlu`,
     );
   const quantized = forQuantization(forDevice(requested, model), model);
   const job = generating === undefined ? quantized : { ...quantized, forLlamaCpp: true };

@@ -83,8 +83,11 @@ export async function distillStage(stage: DistillStage): Promise<TrainResult> {
 export interface PlannedDistillation extends Pick<PlannedTraining, "backend" | "settings" | "options"> {
   readonly student: Model;
   readonly recipe: TeacherRecipe;
-  /** Where candidates are distilled briefly, too, by one process beside the whole teacher and a model that is cut. */
-  readonly beforeSearch?: { readonly beside: ModelTensors | undefined } | undefined;
+  /**
+   * Where candidates are distilled briefly before: by one process, beside the whole teacher and, where that is another, the model that
+   * they are cut from.
+   */
+  readonly search?: { readonly original: ModelTensors | undefined } | undefined;
 }
 
 /**
@@ -92,7 +95,7 @@ export interface PlannedDistillation extends Pick<PlannedTraining, "backend" | "
  * @throws CoppiceError with what they would take, and what makes them fit
  */
 export function checkDistillationFits(planned: PlannedDistillation): void {
-  const { backend, student, recipe, settings, options, beforeSearch } = planned;
+  const { backend, student, recipe, settings, options, search } = planned;
   const teacher = openCheckpoint(recipe.teacherPath);
   const studentParameters = countParameters(student.parameters, student.sizes);
   checkTrainable(backend, studentParameters, settings, options);
@@ -112,10 +115,10 @@ export function checkDistillationFits(planned: PlannedDistillation): void {
     isSparse: targetsOf(recipe, settings, sharedVocabulary(recipe, teacher.model)) !== undefined,
     intermediate: recipe.distillation.intermediate,
   });
-  if (beforeSearch === undefined) return;
+  if (search === undefined) return;
   if (streamed !== undefined) wholeWeights(streamed, BRIEF_DISTILLATION);
   const alone = { ...options, ranks: undefined };
-  checkTrainingFits({ backend, model: student, settings, options: alone, teacher, beside: beforeSearch.beside });
+  checkTrainingFits({ backend, model: student, settings, options: alone, teacher, beside: search.original });
 }
 
 /** What a model has to be in memory for. */

@@ -49,7 +49,7 @@ export function memoryFor(
 /** How much of the free memory training takes: some of it is for what is not counted. */
 const TRAINING_SHARE = 0.95;
 
-/** The same for a training, to the last byte that can be foreseen. */
+/** Memory for a training: what it is told to take, or most of what is free. */
 export const memoryForTraining = (backend: Backend, options: Pick<MemoryOptions, "memoryBytes" | "ranks">): number =>
   (options.memoryBytes === undefined ? TRAINING_SHARE : 1) * memoryFor(backend, options);
 

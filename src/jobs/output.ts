@@ -13,7 +13,7 @@ import type { JobOptions } from "./job.js";
 const log = logOf("jobs");
 
 /** Settings of a training that only its memory, and what is kept of it, depend on: a run may go on with others. */
-const FREE_SETTINGS = ["settings.recompute", "settings.saveEverySteps", "settings.validateEverySteps"];
+const CHANGEABLE_SETTINGS = ["settings.recompute", "settings.saveEverySteps", "settings.validateEverySteps"];
 
 /** Makes a named file one of the run's own if it is to be created in the run's directory. @returns the file */
 export function ownIfInside(run: RunDirectory, file: string): string {
@@ -69,7 +69,7 @@ export function claimAnew(run: RunDirectory, job: RunJob, configuration: Readonl
   if (job.restart === true) run.discard();
   const { invocation } = job;
   const startedAt = new Date().toISOString();
-  run.claim(configuration, { version: packageVersion(), startedAt, invocation } satisfies Origin, FREE_SETTINGS);
+  run.claim(configuration, { version: packageVersion(), startedAt, invocation } satisfies Origin, CHANGEABLE_SETTINGS);
   log.debug("run claimed", { directory: run.path, finished: run.finished });
 }
 

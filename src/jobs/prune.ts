@@ -9,8 +9,8 @@ import {
   ascending,
   type Candidate,
   keptIndices,
-  largestOf,
   layerOrder,
+  layersOf,
   loadScores,
   type PrunedModel,
   type PrunePlan,
@@ -241,9 +241,6 @@ async function planOf(
   const cut = model.layerCount - layersOf(model, only);
   return planFor(model, only.sizes, await layerOrder(inputs, cut, depthOptions(model, options, computeType)));
 }
-
-const layersOf = (model: Model, { sizes }: Candidate): number =>
-  sizes.layers === undefined ? model.layerCount : largestOf(sizes.layers);
 
 /** A plan from stored scores alone; undefined if there are none, or choosing layers needs measurements. */
 function planFromScores(model: Model, candidate: Candidate, job: PruneJob, identity: string): ChosenPlan | undefined {

@@ -114,14 +114,14 @@ export class Round {
     const original = openCheckpoint(cutPath);
     const largest = cutTo(original.model, largestCandidate(this.candidates).sizes);
     const student = stages.has("prune") ? openCheckpoint(directory.file("pruned")).model : largest.model;
-    const isBriefToo = job.searchTokens !== undefined && !stages.has("search");
+    const distillsCandidates = job.searchTokens !== undefined && !stages.has("search");
     checkDistillationFits({
       backend,
       student,
       recipe: { teacherPath, distillation: this.distillation(largest.keptLayers), teacher: job.teacherOptions ?? {} },
       settings: training.settings,
       options: job,
-      beforeSearch: isBriefToo ? { beside: cutPath === teacherPath ? undefined : original } : undefined,
+      search: distillsCandidates ? { original: cutPath === teacherPath ? undefined : original } : undefined,
     });
   }
 

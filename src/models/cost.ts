@@ -27,8 +27,16 @@ export const CACHE_ELEMENT_BYTES = 2;
 export const cacheBytes = (model: Model, tokens: number): number =>
   CACHE_ELEMENT_BYTES * model.cost(tokens, { hasWindows: hasWindowsInLlamaCpp(model) }).cacheElements;
 
+const windowsInLlamaCpp = new WeakMap<Model, boolean>();
+
 /** Whether llama.cpp computes a model's windows: only where files have them (not Mistral's, Phi-3's, Qwen 2's). */
 export function hasWindowsInLlamaCpp(model: Model): boolean {
+  const known = windowsInLlamaCpp.get(model) ?? filesHaveWindows(model);
+  windowsInLlamaCpp.set(model, known);
+  return known;
+}
+
+function filesHaveWindows(model: Model): boolean {
   try {
     return model.gguf().metadata.some(([key]) => key.endsWith(".attention.sliding_window"));
   } catch (error) {

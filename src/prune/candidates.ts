@@ -66,6 +66,10 @@ function choices(axis: PruningAxis, original: AxisSize, space: SearchSpace): Axi
   return all.map((value) => original.map((before) => scaled(before, value)));
 }
 
+/** How many layers of a model a candidate keeps. */
+export const layersOf = (model: Model, { sizes }: Candidate): number =>
+  sizes.layers === undefined ? model.layerCount : largestOf(sizes.layers);
+
 /** The candidate with most parameters. */
 export const largestCandidate = (candidates: readonly Candidate[]): Candidate =>
   candidates.reduce((largest, each) => (each.parameters > largest.parameters ? each : largest));

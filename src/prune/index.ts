@@ -8,6 +8,7 @@ export {
   DEFAULT_TOLERANCE,
   enumerateCandidates,
   largestCandidate,
+  layersOf,
   nearestCandidate,
   parametersAt,
   retainedImportance,

@@ -4,11 +4,10 @@ import { elementAt } from "../system/arrays.js";
 import { required } from "../system/errors.js";
 import type { ComputeType } from "../tensor/index.js";
 import { type CandidateLosses, rankingLoss } from "./candidate-losses.js";
-import { type Candidate, cutAxes, mostPromising } from "./candidates.js";
+import { type Candidate, cutAxes, layersOf, mostPromising } from "./candidates.js";
 import { type IsPossible, layerOrder, type RankingInputs } from "./depth.js";
 import type { DepthMethod } from "./depth-methods.js";
 import { keptIndices, type PrunePlan, planFor } from "./plan.js";
-import { largestOf } from "./sizes.js";
 import { type PrunedModel, prune } from "./surgery.js";
 
 /** A candidate that was measured. */
@@ -75,9 +74,7 @@ export async function rankCandidates(
   const orderFor = cachedLayerOrder(inputs, options);
   const planned: (Candidate & { readonly plan: PrunePlan })[] = [];
   for (const candidate of mostPromising(model, candidates, scores, options.maxCandidates)) {
-    const { layers } = candidate.sizes;
-    const order = await orderFor(layers === undefined ? model.layerCount : largestOf(layers));
-    const plan = planFor(model, candidate.sizes, order);
+    const plan = planFor(model, candidate.sizes, await orderFor(layersOf(model, candidate)));
     if (options.isPossible?.(plan) !== false) planned.push({ ...candidate, plan });
   }
   const rerankings = planned.length === 1 ? [] : (options.rerankings ?? []);

@@ -45,7 +45,7 @@ export function parseTarget(
   }
   if (/^[\d.]+$/.test(text.trim()) && parameters < original / 1000)
     throw new UsageError(
-      `the target "${text}" is so many parameters, of ${original}: ${parameters <= 1 ? `did you mean ${text.trim()}x, a share?` : "give a unit (8.4B, 135M)"}`,
+      `the target "${text}" means ${parameters} parameters, and the model has ${original}: ${parameters <= 1 ? `did you mean ${text.trim()}x, a share?` : "give a unit (8.4B, 135M)"}`,
     );
   if (parameters > original)
     throw new UsageError(

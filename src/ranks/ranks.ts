@@ -106,13 +106,15 @@ export class Ranks {
   private shareProcessors(): void {
     const available = availableParallelism();
     if (process.env.COPPICE_THREADS) return;
-    const isBound = available < cpus().length;
-    if (isBound && this.rank === 0 && available < Math.floor(cpus().length / this.local.size))
-      process.stderr.write(
-        `each process has ${available} of ${cpus().length} processors, to which the launcher has bound it: mpirun --bind-to none gives it more\n`,
-      );
-    if (isBound) return;
+    if (available < cpus().length) return;
     process.env.COPPICE_THREADS = String(Math.max(1, Math.floor(available / this.local.size)));
+  }
+
+  /** Says where the launcher has bound this process to less than its share of the machine's processors. */
+  get bindingNote(): string | undefined {
+    const [available, all] = [availableParallelism(), cpus().length];
+    if (available >= Math.floor(all / this.local.size)) return undefined;
+    return `the launcher has bound each process to ${available} of ${all} processors; mpirun --bind-to none does not`;
   }
 
   /** Whether the others are in the middle of something that this rank has left by an error: only {@link abort} ends them then. */

@@ -121,10 +121,10 @@ export class RunFiles {
 
   /**
    * Records the run's configuration, or compares it with the recorded one.
-   * @param free settings that the run's results do not depend on, such as `settings.saveEverySteps`: they may change
+   * @param changeable settings that the run's results do not depend on, such as `settings.saveEverySteps`: they may change
    * @throws UsageError naming the differences when the directory holds another run, or a finished one whose files are gone
    */
-  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, free: readonly string[] = []): void {
+  claim(configuration: Readonly<Record<string, unknown>>, origin?: unknown, changeable: readonly string[] = []): void {
     this.removeLeftovers();
     const plain = JSON.parse(JSON.stringify(configuration)) as Record<string, unknown>;
     if (this.record.configuration === undefined || this.isBlank) {
@@ -138,7 +138,7 @@ export class RunFiles {
         `${this.directory} holds a run of another command (${command}): choose another --out, or --restart to discard it`,
       );
     const changes = differences(this.record.configuration, plain).filter(
-      (change) => !free.some((name) => change.startsWith(`${name} `)),
+      (change) => !changeable.some((name) => change.startsWith(`${name} `)),
     );
     if (changes.length > 0)
       throw new UsageError(

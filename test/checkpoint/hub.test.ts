@@ -127,7 +127,7 @@ describe("a hub", () => {
     expect(blobs.some((name) => name.endsWith(".safetensors"))).toBe(false);
     // offline, that is not taken for the whole model
     await expect(resolveModel("org/model", { endpoint, cacheDir: own, offline: true })).rejects.toThrow(
-      /only the configuration is in the cache .* without --offline/,
+      /only the configuration of org.model at main is in the cache .* without --offline/,
     );
     await expect(inspect("org/none", { hub: { endpoint, cacheDir: own } })).rejects.toThrow(/no model org\/none/);
   });

@@ -12,7 +12,8 @@ import {
 import type { Message, Ranks } from "../../ranks/index.js";
 import { onDevice } from "../job.js";
 import { memoryFor } from "../model-memory.js";
-import { idsOf, type MeasuredModel, openShared, type SharedModel, sharedModel, streamOf } from "./model.js";
+import { idsOf, type MeasuredModel, type SharedModel, sharedModel, streamOf } from "./model.js";
+import { openShared } from "./same-model.js";
 
 interface CandidatesTask extends SharedModel {
   readonly plans: readonly PrunePlan[];

@@ -8,7 +8,8 @@ import { CoppiceError, required } from "../../system/errors.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { memoryFor } from "../model-memory.js";
 import { openSparseTeacher, sharedVocabulary, type TeacherRecipe, targetsOf } from "../sparse-teacher.js";
-import { openShared, type SharedModel, sharedModel } from "./model.js";
+import { type SharedModel, sharedModel } from "./model.js";
+import { openShared } from "./same-model.js";
 
 /** What a follower must know to compute a part of a teacher's predictions. */
 interface LogitsTask extends SharedModel {

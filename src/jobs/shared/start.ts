@@ -18,7 +18,8 @@ import { scratchDirectory } from "../../system/scratch.js";
 import { elementCount, type TensorStore } from "../../tensor/index.js";
 import { type JobOptions, onDevice } from "../job.js";
 import { statesBytes } from "../model-memory.js";
-import { openShared, type SharedModel, sharedModel } from "./model.js";
+import { type SharedModel, sharedModel } from "./model.js";
+import { openShared } from "./same-model.js";
 
 /** A follower's part of calibration data, whose ids follow. */
 interface PassageTask extends SharedModel {

@@ -15,7 +15,7 @@ import { type JobOptions, onDevice } from "../job.js";
 import { checkTrainable } from "../model-memory.js";
 import type { TeacherRecipe } from "../sparse-teacher.js";
 import { openTeacher } from "../teacher.js";
-import { openShared, type SharedModel, sharedModel } from "./model.js";
+import { type NamedModel, namedModel, openShared } from "./same-model.js";
 
 /** What a follower must know to train along. */
 interface SharedTraining {
@@ -25,7 +25,7 @@ interface SharedTraining {
   readonly settings: TrainOptions;
   readonly recipe?: TeacherRecipe | undefined;
   /** Of the teacher, where there is one. */
-  readonly teacher?: Pick<SharedModel, "path" | "identity"> | undefined;
+  readonly teacher?: NamedModel | undefined;
   readonly sequences: SequenceSet;
   /** Of the run, which all will read the trained model from. */
   readonly directory: string;
@@ -56,7 +56,7 @@ export async function withFollowers<T>(training: LedTraining, train: () => Promi
     config: model.config,
     settings,
     recipe,
-    teacher: recipe && sharedModel(recipe.teacherPath, settings.computeType, options),
+    teacher: recipe && namedModel(recipe.teacherPath),
     sequences: { count, length, stream: { id: stream.id } },
     directory: run.path,
     memoryBytes,
