@@ -2,9 +2,10 @@
  * A distillation step of ours beside PyTorch's: every contender is set up, then each takes a step in turn, again and again.
  *
  *     npm run build && npx tsx bench/training.ts [--python .venv/bin/python] [--shapes 15M,110M,60M] [--rounds 7]
- *         [--threads N] [--low-memory] [--out bench/results/training.json]
+ *         [--threads N] [--dtypes bf16,f32] [--low-memory] [--out bench/results/training.json]
  *
  * --threads: of either; by default as many as `coppice` finds to be fastest on this machine.
+ * --dtypes: PyTorch's; without instructions for it, its bf16 takes minutes a step.
  * --low-memory: all recompute activations, keep moments in 8 bits and free gradients as they come; without our kernels and compiled
  * variants, to leave room for a shape of a billion parameters.
  *
@@ -24,6 +25,7 @@ const { values } = parseArgs({
     shapes: { type: "string", default: "15M,110M,60M" },
     rounds: { type: "string", default: "7" },
     threads: { type: "string" },
+    dtypes: { type: "string", default: "bf16,f32" },
     "low-memory": { type: "boolean", default: false },
     out: { type: "string", default: "bench/results/training.json" },
   },
@@ -84,10 +86,12 @@ for (const name of values.shapes.split(",")) {
     : [
         () => ours("coppice", shape, "auto"),
         () => ours("coppice without kernels", shape, "none"),
-        () => pytorch("PyTorch bf16", shape, ["--dtype", "bf16"]),
-        () => pytorch("PyTorch bf16, compiled", shape, ["--dtype", "bf16", "--compile"]),
-        () => pytorch("PyTorch f32", shape, ["--dtype", "f32"]),
-        () => pytorch("PyTorch f32, compiled", shape, ["--dtype", "f32", "--compile"]),
+        ...values.dtypes
+          .split(",")
+          .flatMap((dtype) => [
+            () => pytorch(`PyTorch ${dtype}`, shape, ["--dtype", dtype]),
+            () => pytorch(`PyTorch ${dtype}, compiled`, shape, ["--dtype", dtype, "--compile"]),
+          ]),
       ];
   const tokens = shape.batch! * shape.sequence!;
   const measured: { name: string; times: number[]; tokensPerSecond: number; memory: number }[] = [];

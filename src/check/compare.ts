@@ -3,15 +3,26 @@ import { crossEntropyObjective, defaultTrainOptions, type TrainOptions, train } 
 import type { Backend } from "../ggml/device.js";
 import { type ConfigJson, initialize, modelFromConfig } from "../models/index.js";
 import { elementAt } from "../system/arrays.js";
+import { MissingKernelError } from "../system/errors.js";
 import { Random } from "../system/random.js";
-import { LARGE_OP_CASES, OP_CASES, type OpCase, resultAndGradients } from "./op-cases.js";
+import {
+  LARGE_OP_CASES,
+  OP_CASES,
+  type OpCase,
+  resultAndGradients,
+  VALUE_CASES,
+  type ValueCase,
+  valuesOf,
+} from "./op-cases.js";
 
 /** How far a device's results are from the processor's. */
 export interface Comparison {
   readonly name: string;
-  /** The largest difference, in parts of the largest expected number or of one, whichever is larger; null where the device failed. */
+  /** The largest difference, in parts of the largest expected number; null where the device failed. */
   readonly difference: number | null;
   readonly isClose: boolean;
+  /** Whether the device has no kernel for weights of a type, and says so; no device has one for each. */
+  readonly isRefused?: boolean | undefined;
   /** Why it failed, in the device's words. */
   readonly failure?: string | undefined;
 }
@@ -20,6 +31,8 @@ export interface Comparison {
 const OP_TOLERANCE = 1e-3;
 /** Of losses along a few steps of training. */
 const LOSS_TOLERANCE = 1e-3;
+/** Of those where operands have 8 bits of mantissa. */
+const ROUNDED_LOSS_TOLERANCE = 0.01;
 
 type Results = readonly Float32Array[];
 
@@ -29,7 +42,7 @@ export function largestDifference(actual: Results, expected: Results): number {
   const differences = actual.map((values, which) => {
     const wanted = elementAt(expected, which);
     if (values.length !== wanted.length) return Number.POSITIVE_INFINITY;
-    const size = wanted.reduce((most, value) => Math.max(most, Math.abs(value)), 1);
+    const size = wanted.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1; // zeros are expected exactly
     let largest = 0;
     for (const [i, value] of values.entries()) {
       const difference = Math.abs(value - elementAt(wanted, i)) / size;
@@ -42,7 +55,7 @@ export function largestDifference(actual: Results, expected: Results): number {
 
 async function compared(
   name: string,
-  tolerance: number,
+  { tolerance, mayBeRefused = false }: { readonly tolerance: number; readonly mayBeRefused?: boolean | undefined },
   compute: (on: "device" | "processor") => Promise<Results>,
 ): Promise<Comparison> {
   const expected = await compute("processor");
@@ -50,7 +63,9 @@ async function compared(
     const difference = largestDifference(await compute("device"), expected);
     return { name, difference: Number.isFinite(difference) ? difference : null, isClose: difference <= tolerance };
   } catch (error) {
-    return { name, difference: null, isClose: false, failure: error instanceof Error ? error.message : String(error) };
+    const failure = error instanceof Error ? error.message : String(error);
+    const isRefused = mayBeRefused && error instanceof MissingKernelError;
+    return { name, difference: null, isClose: false, isRefused, failure };
   }
 }
 
@@ -71,7 +86,13 @@ const keep = (...resources: readonly { free(): void }[]): void => void kept.push
 
 function ofOp([name, one]: readonly [string, OpCase]): NamedComparison {
   const compare = (on: ComparedDevices) =>
-    compared(name, OP_TOLERANCE, (where) => resultAndGradients(on[where], one, keep));
+    compared(name, { tolerance: OP_TOLERANCE }, (where) => resultAndGradients(on[where], one, keep));
+  return { name, compare };
+}
+
+function ofValues([name, one]: readonly [string, ValueCase]): NamedComparison {
+  const compare = (on: ComparedDevices) =>
+    compared(name, { tolerance: OP_TOLERANCE, ...one }, (where) => valuesOf(on[where], one, keep));
   return { name, compare };
 }
 
@@ -108,18 +129,28 @@ const MODELS: Readonly<Record<string, ConfigJson>> = {
 
 const [STEPS, BATCH, LENGTH] = [6, 4, 32];
 
-function ofTraining(name: string, config: ConfigJson, options: Partial<TrainOptions> = {}): NamedComparison {
+function ofTraining(
+  name: string,
+  config: ConfigJson,
+  options: Partial<TrainOptions> = {},
+  tolerance = LOSS_TOLERANCE,
+): NamedComparison {
   const compare = (on: ComparedDevices) =>
-    compared(name, LOSS_TOLERANCE, async (where) => [await lossesOf(on[where], config, options)]);
+    compared(name, { tolerance }, async (where) => [await lossesOf(on[where], config, options)]);
   return { name, compare };
 }
 
-/** Results and gradients of every op, at small sizes and at large ones, and losses along a few steps of training of small models. */
+/**
+ * Results of every op and its gradients, at small sizes and at large ones, products with weights of every type, and losses along a few
+ * steps of training of small models.
+ */
 export const COMPARISONS: readonly NamedComparison[] = [
   ...Object.entries({ ...OP_CASES, ...LARGE_OP_CASES }).map(ofOp),
+  ...Object.entries(VALUE_CASES).map(ofValues),
   ...Object.entries(MODELS).map(([architecture, config]) => ofTraining(`training of ${architecture}`, config)),
   ofTraining("training with gradients that are freed", POST_NORM, { freeGradients: true }),
   ofTraining("training in parts of batches, computed again", POST_NORM, { microBatchSize: 2, recompute: true }),
+  ofTraining("training in bf16", POST_NORM, { computeType: "bf16" }, ROUNDED_LOSS_TOLERANCE),
 ];
 
 async function lossesOf(backend: Backend, config: ConfigJson, settings: Partial<TrainOptions>): Promise<Float32Array> {

@@ -101,15 +101,25 @@ async function resolveCommit(
   return sha;
 }
 
+/** Files of a repository. */
+export interface WantedFiles {
+  /** Globs, one of which a file's path matches. */
+  readonly patterns: readonly string[];
+  /** Whether a repository without weights in safetensors is refused. */
+  readonly needsWeights?: boolean;
+  /** Whether these are only a part of what others want: they are not moved from a snapshot that is whole. */
+  readonly isPart?: boolean;
+}
+
 /**
- * Downloads the files of a repository that match one of `patterns` into the shared cache.
+ * Downloads files of a repository into the shared cache.
  * @returns the snapshot's directory and the files in it, relative
  * @throws CoppiceError saying what to do when the hub or the repository cannot be reached
  */
 export async function downloadRepo(
   type: RepoType,
   repo: string,
-  patterns: readonly string[],
+  wanted: WantedFiles,
   { onProgress, signal, ...settings }: HubOptions = {},
 ): Promise<{ readonly directory: string; readonly commit: string }> {
   if (!isRepoName(repo)) throw new UsageError(`${repo} is not a repository name (organization/name)`);
@@ -118,7 +128,7 @@ export async function downloadRepo(
   const storage = path.join(options.cacheDir, `${type}s--${repo.replaceAll("/", "--")}`);
   const reference = path.join(storage, "refs", options.revision);
   log.debug("repository asked for", { repo, type, revision: options.revision, offline: options.offline, storage });
-  if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision, patterns);
+  if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision, wanted);
   try {
     const commit = await resolveCommit(type, repo, options);
     const access = {
@@ -128,15 +138,15 @@ export async function downloadRepo(
       ...(signal && { fetch: stoppable(signal) }),
       ...credentials(options.token),
     };
-    const matches = picomatch([...patterns]);
+    const matches = picomatch([...wanted.patterns]);
     const files: ListFileEntry[] = [];
     const others: string[] = [];
     for await (const entry of listFiles({ ...access, recursive: true }))
       if (entry.type === "file" && matches(entry.path)) files.push(entry);
       else others.push(entry.path);
-    if (patterns === MODEL_FILES && !files.some(({ path: name }) => name.endsWith(".safetensors")))
+    if (wanted.needsWeights === true && !files.some(({ path: name }) => name.endsWith(".safetensors")))
       throw new CoppiceError(`${repo} has no weights in safetensors${otherWeights(repo, others)}`);
-    if (files.length === 0) throw new CoppiceError(`${repo} has no file that matches ${patterns.join(", ")}`);
+    if (files.length === 0) throw new CoppiceError(`${repo} has no file that matches ${wanted.patterns.join(", ")}`);
     mkdirSync(options.cacheDir, { recursive: true });
     const totalBytes = files.reduce((sum, file) => sum + file.size, 0);
     let doneBytes = 0;
@@ -155,8 +165,7 @@ export async function downloadRepo(
       doneBytes += file.size;
       onProgress?.({ file: file.path, doneBytes, totalBytes });
     }
-    // what looks at a configuration only must not move others from a snapshot that is whole
-    if (patterns !== CONFIG_FILES || !existsSync(reference)) writeFileAtomic(reference, commit);
+    if (wanted.isPart !== true || !existsSync(reference)) writeFileAtomic(reference, commit);
     log.debug("repository ready", { repo, commit, files: files.length, bytes: totalBytes });
     return { directory: path.join(storage, "snapshots", commit), commit };
   } catch (error) {
@@ -218,7 +227,7 @@ function cachedSnapshot(
   storage: string,
   reference: string,
   revision: string,
-  patterns: readonly string[],
+  { needsWeights = false }: WantedFiles,
 ) {
   const commit = existsSync(reference) ? readFileSync(reference, "utf8").trim() : revision;
   const directory = path.join(storage, "snapshots", commit);
@@ -226,7 +235,7 @@ function cachedSnapshot(
     throw new CoppiceError(
       `${repo} at ${revision} is not in the cache (${storage}); download it once without --offline`,
     );
-  if (patterns === MODEL_FILES && !readdirSync(directory).some((name) => name.endsWith(".safetensors")))
+  if (needsWeights && !readdirSync(directory).some((name) => name.endsWith(".safetensors")))
     throw new CoppiceError(
       `only the configuration of ${repo} at ${revision} is in the cache (${storage}); download it once without --offline`,
     );
@@ -234,22 +243,25 @@ function cachedSnapshot(
 }
 
 /** What tells a model's sizes. */
-const CONFIG_FILES = ["config.json"];
+const CONFIG_FILES: WantedFiles = { patterns: ["config.json"], isPart: true };
 
 /**
  * What is downloaded of a model repository: configuration, tokenizer, safetensors weights, license, and the card that names it. Mistral's
  * repositories have the weights a second time, in a layout of their own.
  */
-const MODEL_FILES = [
-  "*.json",
-  "!(consolidated*).safetensors",
-  "tokenizer.model",
-  "merges.txt",
-  "*.jinja",
-  "LICENSE*",
-  "NOTICE*",
-  "README.md",
-];
+const MODEL_FILES: WantedFiles = {
+  patterns: [
+    "*.json",
+    "!(consolidated*).safetensors",
+    "tokenizer.model",
+    "merges.txt",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+  ],
+  needsWeights: true,
+};
 
 /** Precedes a hub id, to say that it is not a path on this machine. */
 export const HUB_PREFIX = "hf://";
@@ -263,7 +275,8 @@ export async function resolveModel(reference: string, options: HubOptions = {}):
   const { base, adapters } = splitAdapters(reference);
   const { revision: _, ...anyRevision } = options; // the revision is the model's
   const found = [];
-  for (const { name, scale } of adapters) found.push({ name: await resolve(name, MODEL_FILES, anyRevision), scale });
+  for (const { name, scale } of adapters)
+    found.push({ name: await resolve(name, MODEL_FILES, anyRevision, "LoRA adapter"), scale });
   return joinAdapters({ base: await resolve(base, MODEL_FILES, options), adapters: found });
 }
 
@@ -303,8 +316,13 @@ export async function remoteTensors(
   }
 }
 
-/** @param patterns of the files to download from a repository */
-async function resolve(reference: string, patterns: readonly string[], options: HubOptions): Promise<string> {
+/** @param what the reference names, for messages */
+async function resolve(
+  reference: string,
+  wanted: WantedFiles,
+  options: HubOptions,
+  what: "model" | "LoRA adapter" = "model",
+): Promise<string> {
   const isHubReference = reference.startsWith(HUB_PREFIX);
   const model = isHubReference ? reference.slice(HUB_PREFIX.length) : reference;
   if (!isHubReference && existsSync(model)) {
@@ -314,17 +332,22 @@ async function resolve(reference: string, patterns: readonly string[], options: 
   }
   const [, from, file] = /^([^/]+\/[^/]+)\/(.+\.gguf)$/.exec(model) ?? [];
   if (from !== undefined && file !== undefined && isRepoName(from)) {
-    const { directory } = await downloadRepo("model", from, [file.replace(/-\d{5}-of-/, "-*-of-")], options);
+    const { directory } = await downloadRepo(
+      "model",
+      from,
+      { patterns: [file.replace(/-\d{5}-of-/, "-*-of-")] },
+      options,
+    );
     return path.join(directory, file);
   }
   const [repo = "", revision] = model.split("@");
   if (!isRepoName(repo))
     throw new UsageError(
-      `there is no model ${model}, and it is not a hub id (organization/name).${didYouMeanPath(model)}`,
+      `there is no ${what} ${model}, and it is not a hub id (organization/name).${didYouMeanPath(model)}`,
     );
   const revised = revision === undefined ? options : { ...options, revision };
   try {
-    return (await downloadRepo("model", repo, patterns, revised)).directory;
+    return (await downloadRepo("model", repo, wanted, revised)).directory;
   } catch (error) {
     if (isHubReference || !(error instanceof NotOnHub)) throw error;
     throw new CoppiceError(`${error.message}. On this machine there is no ${model}, either.${didYouMeanPath(model)}`);

@@ -17,13 +17,15 @@ export const checkCommand = command(
       const { check } = await import("../jobs/check.js");
       const outcome = await check(job);
       print(outcome, render);
-      const wrong = outcome.comparisons.filter(({ isClose }) => !isClose);
+      const wrong = outcome.comparisons.filter(isWrong);
       if (wrong.length > 0)
         throw new CoppiceError(
           `${outcome.machine.chosenDevice} computes ${wrong.length} of ${outcome.comparisons.length} wrongly: ${wrong.map(({ name }) => name).join("; ")}. Use another --device, and report it with \`coppice doctor --bundle\``,
         );
     }),
   );
+
+const isWrong = ({ isClose, isRefused = false }: Comparison): boolean => !isClose && !isRefused;
 
 /** How many of the largest differences are shown. */
 const SHOWN = 8;
@@ -33,10 +35,10 @@ function render({ machine, comparisons, seconds }: CheckOutcome): string {
   const rows = [...comparisons]
     .sort((a, b) => rank(b) - rank(a))
     .filter(({ isClose }, i) => !isClose || i < SHOWN)
-    .map(({ name, difference, isClose, failure }) => [
-      name,
-      failure ?? (difference === null ? "not finite" : difference.toExponential(1)),
-      isClose ? "" : "wrong",
+    .map((comparison) => [
+      comparison.name,
+      comparison.failure ?? comparison.difference?.toExponential(1) ?? "not finite",
+      isWrong(comparison) ? "wrong" : "",
     ]);
   const close = comparisons.filter(({ isClose }) => isClose).length;
   return [

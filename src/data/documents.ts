@@ -121,7 +121,7 @@ async function hubFiles(reference: string, hub: HubOptions): Promise<string[]> {
   const [, repo = "", revision, pattern] = match;
   const patterns = pattern === undefined ? ["**/*.{parquet,jsonl,ndjson,csv,tsv,txt}{,.gz,.zst}"] : [pattern];
   const options = revision === undefined ? hub : { ...hub, revision };
-  const { directory } = await downloadRepo("dataset", repo, patterns, options);
+  const { directory } = await downloadRepo("dataset", repo, { patterns }, options);
   return (await glob(patterns, { cwd: directory, absolute: true })).sort();
 }
 

@@ -1,4 +1,4 @@
-import { closeSync, constants, mkdirSync, openSync, readdirSync, readSync, statSync } from "node:fs";
+import { closeSync, fstatSync, mkdirSync, openSync, readdirSync, readSync, statSync } from "node:fs";
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { checkSpace, writeAll, writeJson, writingError } from "../system/files.js";
@@ -22,21 +22,32 @@ interface Place {
   readonly checksum: number;
 }
 
-const INDEX = "index.bin";
-/** The bytes of a place in the index: f64, three u32. */
-const PLACE_BYTES = 20;
+/** The bytes of a record in an index: f64, three u32. */
+const RECORD_BYTES = 20;
 const entriesFile = (file: number): string => `entries-${file}.bin`;
-const isEntriesFile = (name: string): boolean => /^entries-\d+\.bin$/.test(name);
+const indexFile = (file: number): string => `index-${file}.bin`;
+const numberOf = (name: string): number => Number(/^(?:entries|index)-(\d+)\.bin$/.exec(name)?.[1] ?? 0);
+
+/** The files that a process appends to. */
+interface Appended {
+  readonly file: number;
+  readonly entries: number;
+  readonly index: number;
+  /** Bytes of entries. */
+  offset: number;
+}
 
 /**
- * Entries on disk by the numbers of sequences. Each process appends to a file of its own, so that several may fill a cache at once. An
- * index says where an entry is, after its bytes are written, and has its checksum: what a kill or a crash left incomplete is missing.
+ * Entries on disk by the numbers of sequences. Each process appends to files of its own, so that several may fill a cache at once, on
+ * network file systems, too, where those who write to one file lose each other's bytes. An index says where an entry is, after its bytes
+ * are written, and has its checksum: what a kill or a crash left incomplete is missing.
  */
 export class LogitCache {
-  private index: number;
+  private readonly places = new Map<number, Place>();
+  /** How many bytes of each index have been read, by its number. */
+  private readonly read = new Map<number, number>();
   private readonly handles = new Map<number, number>();
-  /** The file that entries are appended to. */
-  private appended: { readonly file: number; readonly handle: number; offset: number } | undefined;
+  private appended: Appended | undefined;
 
   /** @throws CoppiceError when the disk has too little space for the entries that are missing */
   constructor(
@@ -45,58 +56,92 @@ export class LogitCache {
   ) {
     mkdirSync(directory, { recursive: true });
     const present = readdirSync(directory)
-      .filter(isEntriesFile)
+      .filter((name) => numberOf(name) > 0)
       .reduce((sum, name) => sum + statSync(path.join(directory, name)).size, 0);
     checkSpace(directory, expectedBytes - present, "the teacher's logits");
     writeJson(path.join(directory, "cache.json"), description);
-    this.index = this.openIndex();
+    this.readIndices();
     log.debug(present > 0 ? "teacher's logits cached" : "teacher's logits not cached", { directory });
   }
 
-  private openIndex(): number {
-    return openSync(path.join(this.directory, INDEX), constants.O_RDWR | constants.O_CREAT);
+  /** Reads what has been added to the indices of other processes. */
+  private readIndices(): void {
+    const files = readdirSync(this.directory)
+      .filter((name) => name === indexFile(numberOf(name)))
+      .map(numberOf)
+      .filter((file) => file !== this.appended?.file)
+      .sort((a, b) => a - b); // an entry that was damaged is in a later file again
+    for (const file of files) this.readIndex(file);
+  }
+
+  private readIndex(file: number): void {
+    const handle = openSync(path.join(this.directory, indexFile(file)), "r");
+    try {
+      const from = this.read.get(file) ?? 0;
+      const added = fstatSync(handle).size - from;
+      const records = Buffer.alloc(Math.max(0, added - (added % RECORD_BYTES))); // the last may be incomplete
+      const complete = readSync(handle, records, 0, records.byteLength, from);
+      for (let at = 0; at + RECORD_BYTES <= complete; at += RECORD_BYTES) {
+        const { number, ...place } = unpacked(records.subarray(at, at + RECORD_BYTES));
+        if (place.bytes > 0) this.places.set(number, { file, ...place }); // what a crash has left of a record may be zeros
+        this.read.set(file, from + at + RECORD_BYTES);
+      }
+    } finally {
+      closeSync(handle);
+    }
   }
 
   /** Opens its files anew: network file systems show what other machines have written to those who open a file after that. */
   refresh(): void {
-    for (const handle of this.handles.values()) closeSync(handle);
-    this.handles.clear();
-    this.appended = undefined;
-    closeSync(this.index);
-    this.index = this.openIndex();
+    this.close();
+    this.readIndices();
   }
 
   put(number: number, entry: Uint8Array): void {
-    this.appended ??= { ...this.createFile(), offset: 0 };
-    const { file, handle, offset } = this.appended;
-    const place = { file, offset, bytes: entry.byteLength, checksum: crc32(entry) };
+    this.appended ??= this.createFiles();
+    const { file, entries, index, offset } = this.appended;
+    const place = { offset, bytes: entry.byteLength, checksum: crc32(entry) };
     try {
-      writeAll(handle, entry, offset);
-      writeAll(this.index, packed(place), number * PLACE_BYTES);
+      writeAll(entries, entry, offset);
+      writeAll(index, packed({ number, ...place }));
     } catch (error) {
       throw writingError(error, path.join(this.directory, entriesFile(file)));
     }
+    this.places.set(number, { file, ...place });
     this.appended.offset += entry.byteLength;
   }
 
   /** Undefined when there is none, or only a damaged one. */
   get(number: number): Uint8Array | undefined {
-    const record = Buffer.alloc(PLACE_BYTES);
-    if (readSync(this.index, record, 0, PLACE_BYTES, number * PLACE_BYTES) < PLACE_BYTES) return undefined;
-    const { file, offset, bytes, checksum } = unpacked(record);
-    // a record that was cut off as it was written has zeros
-    const handle = file === 0 || bytes === 0 ? undefined : this.handleIfPresent(file);
-    if (handle === undefined) return undefined;
+    const known = this.entryAt(this.places.get(number));
+    if (known !== undefined) return known;
+    this.readIndices();
+    return this.entryAt(this.places.get(number));
+  }
+
+  /** Those of some numbers that have no entry, each once. */
+  missing(numbers: Iterable<number>): number[] {
+    this.readIndices();
+    return [...new Set(numbers)].filter((number) => this.entryAt(this.places.get(number)) === undefined);
+  }
+
+  private entryAt(place: Place | undefined): Uint8Array | undefined {
+    const handle = place === undefined ? undefined : this.handleIfPresent(place.file);
+    if (place === undefined || handle === undefined) return undefined;
+    const { offset, bytes, checksum } = place;
+    if (offset + bytes > fstatSync(handle).size) return undefined; // before memory is taken for it
     const entry = new Uint8Array(bytes);
     return readSync(handle, entry, 0, bytes, offset) === bytes && crc32(entry) === checksum ? entry : undefined;
   }
 
-  private createFile(): { readonly file: number; readonly handle: number } {
-    for (let file = 1; ; file++) {
+  private createFiles(): Appended {
+    const present = readdirSync(this.directory).map(numberOf);
+    for (let file = 1 + Math.max(0, ...present); ; file++) {
       try {
-        const handle = openSync(path.join(this.directory, entriesFile(file)), "wx+");
-        this.handles.set(file, handle);
-        return { file, handle };
+        const entries = openSync(path.join(this.directory, entriesFile(file)), "wx+");
+        this.handles.set(file, entries);
+        const index = openSync(path.join(this.directory, indexFile(file)), "wx");
+        return { file, entries, index, offset: 0 };
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
       }
@@ -117,25 +162,27 @@ export class LogitCache {
   }
 
   close(): void {
-    closeSync(this.index);
+    if (this.appended !== undefined) closeSync(this.appended.index);
+    this.appended = undefined;
     for (const handle of this.handles.values()) closeSync(handle);
     this.handles.clear();
   }
 }
 
-function packed({ file, offset, bytes, checksum }: Place): Uint8Array {
-  const record = Buffer.alloc(PLACE_BYTES);
+type IndexRecord = Omit<Place, "file"> & { readonly number: number };
+
+function packed({ number, offset, bytes, checksum }: IndexRecord): Uint8Array {
+  const record = Buffer.alloc(RECORD_BYTES);
   record.writeDoubleLE(offset, 0);
-  record.writeUInt32LE(file, 8);
+  record.writeUInt32LE(number, 8);
   record.writeUInt32LE(bytes, 12);
   record.writeUInt32LE(checksum, 16);
   return record;
 }
 
-/** A place of zeros, in the file 0, is none. */
-const unpacked = (record: Buffer): Place => ({
+const unpacked = (record: Buffer): IndexRecord => ({
   offset: record.readDoubleLE(0),
-  file: record.readUInt32LE(8),
+  number: record.readUInt32LE(8),
   bytes: record.readUInt32LE(12),
   checksum: record.readUInt32LE(16),
 });

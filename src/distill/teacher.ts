@@ -50,7 +50,7 @@ export interface FillOptions {
 export type TokensOf = (numbers: readonly number[]) => Int32Array;
 
 /** The version of the cache's format. */
-const FORMAT = 3;
+const FORMAT = 4;
 
 /** Feeds a training graph a few numbers of each of the teacher's distributions, which are computed at first use and can be kept on disk. */
 export class SparseTeacher {
@@ -121,7 +121,7 @@ export class SparseTeacher {
     const { cache } = this;
     if (cache === undefined)
       throw new CoppiceError("a teacher that does not fit in memory needs a cache of its logits");
-    return [...new Set(numbers)].filter((number) => cache.get(number) === undefined);
+    return cache.missing(numbers);
   }
 
   /**

@@ -134,7 +134,12 @@ export class Datasets {
 
   /** @throws CoppiceError when nothing matches */
   private async download(repo: string, patterns: readonly string[], options: HubOptions) {
-    const { directory, commit } = await downloadRepo("dataset", repo, patterns, { ...this.options.hub, ...options });
+    const { directory, commit } = await downloadRepo(
+      "dataset",
+      repo,
+      { patterns },
+      { ...this.options.hub, ...options },
+    );
     const files = (await glob([...patterns], { cwd: directory, absolute: true })).sort();
     if (files.length === 0) throw new CoppiceError(`it has no file ${patterns[0]}`);
     return { directory, files, commit };

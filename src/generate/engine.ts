@@ -34,6 +34,8 @@ export interface EngineOptions {
   readonly draft?: string | undefined;
   /** The largest number of tokens that are drafted ahead; 8 by default. */
   readonly draftTokens?: number | undefined;
+  /** Called with what the user should know although the model runs. */
+  readonly onNote?: ((note: string) => void) | undefined;
 }
 
 /** How the next token is chosen. */
@@ -94,7 +96,7 @@ export class Engine {
     const files = draftTarget === undefined ? [target] : [target, draftTarget];
     const limits = files.map(({ contextLength }) => contextLength || DEFAULT_CONTEXT);
     const contextSize = options.contextSize ?? Math.min(DEFAULT_CONTEXT, ...limits);
-    for (const file of files) checkContext(file, contextSize);
+    for (const file of files) checkContext(file, contextSize, options.onNote);
     const model = await loadModel(target.file, options);
     let draft: Draft | undefined;
     try {

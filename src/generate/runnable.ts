@@ -68,11 +68,22 @@ export async function openRunnable(file: string): Promise<Runnable> {
   return runnable;
 }
 
-/** @throws UsageError for a context so long that llama.cpp would end the process */
-export function checkContext({ file, learnedPositions }: Runnable, contextSize: number): void {
+/**
+ * Notes a context that is longer than the texts that the model was trained on.
+ * @throws UsageError for a context so long that llama.cpp would end the process
+ */
+export function checkContext(
+  { file, contextLength, learnedPositions }: Runnable,
+  contextSize: number,
+  onNote?: (note: string) => void,
+): void {
   if (learnedPositions !== undefined && contextSize > learnedPositions)
     throw new UsageError(
       `${file}: the model has learnt ${learnedPositions} positions and cannot read a context of ${contextSize} tokens`,
+    );
+  if (contextLength > 0 && contextSize > contextLength)
+    onNote?.(
+      `${file}: the model was trained on texts of ${contextLength} tokens: in a context of ${contextSize} it may write nonsense after them`,
     );
 }
 

@@ -19,7 +19,7 @@ export interface CheckOutcome {
  * import { check } from "coppice";
  *
  * const { comparisons } = await check({ device: "cuda" });
- * console.log(comparisons.filter(({ isClose }) => !isClose)); // none, on a device that can be trusted
+ * console.log(comparisons.filter(({ isClose, isRefused }) => !isClose && !isRefused)); // none, on a device that can be trusted
  * ```
  */
 export async function check(job: JobOptions = {}): Promise<CheckOutcome> {

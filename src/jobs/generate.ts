@@ -3,7 +3,7 @@ import type { FileKind } from "../quantize/index.js";
 import { runnableGguf } from "./export.js";
 import type { JobOptions } from "./job.js";
 
-export interface OpenEngineJob extends JobOptions, Omit<EngineOptions, "device" | "threads" | "draft"> {
+export interface OpenEngineJob extends JobOptions, Omit<EngineOptions, "device" | "threads" | "draft" | "onNote"> {
   readonly model: string;
   /** A smaller MODEL with the same tokenizer that drafts tokens ahead. */
   readonly draftModel?: string | undefined;
@@ -29,8 +29,8 @@ export interface OpenEngineJob extends JobOptions, Omit<EngineOptions, "device" 
 export async function openEngine(job: OpenEngineJob): Promise<Engine> {
   const file = await runnableGguf(job.model, job);
   const draft = job.draftModel === undefined ? undefined : await runnableGguf(job.draftModel, job);
-  const { device, threads, contextSize, draftTokens } = job;
-  return Engine.open(file, { device, threads, contextSize, draftTokens, draft });
+  const { device, threads, contextSize, draftTokens, onNote } = job;
+  return Engine.open(file, { device, threads, contextSize, draftTokens, draft, onNote });
 }
 
 export interface GenerateJob extends OpenEngineJob {
@@ -66,7 +66,7 @@ export async function generate(job: GenerateJob): Promise<GenerateOutcome> {
   const generated = await complete(job, sampling);
   if (job.draftModel === undefined || signal?.aborted) return generated;
   const again = { ...sampling, onText: undefined, maxTokens: generated.tokens };
-  const { tokensPerSecond } = await complete({ ...job, draftModel: undefined }, again);
+  const { tokensPerSecond } = await complete({ ...job, draftModel: undefined, onNote: undefined }, again);
   return { ...generated, withoutDraft: { tokensPerSecond, speedUp: generated.tokensPerSecond / tokensPerSecond } };
 }
 

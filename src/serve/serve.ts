@@ -136,7 +136,7 @@ class ServedModels {
   }
 
   private async hostOptions(reference: string, { slots, isFirst }: SourceOptions): Promise<HostOptions> {
-    const { device, threads, contextSize, batchSize, draftModel } = this.job;
+    const { device, threads, contextSize, batchSize, draftModel, onNote } = this.job;
     const profile = await this.profileOf(reference);
     const options = {
       device,
@@ -144,6 +144,7 @@ class ServedModels {
       slots,
       contextSize: contextSize ?? profile.contextSize,
       batchSize: batchSize ?? profile.batchSize,
+      onNote,
     };
     if (!isFirst) return options;
     const draft = draftModel === undefined ? undefined : await this.fileOf(draftModel);

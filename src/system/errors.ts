@@ -37,6 +37,11 @@ export class ShapeError extends CoppiceError {
   override readonly name = "ShapeError";
 }
 
+/** The device has no kernel for something; thrown before it computes. */
+export class MissingKernelError extends CoppiceError {
+  override readonly name = "MissingKernelError";
+}
+
 /** Returns `value`. @throws CoppiceError with `message` when it is undefined or null */
 export function required<T>(value: T | undefined | null, message: string): T {
   if (value === undefined || value === null) throw new CoppiceError(message);

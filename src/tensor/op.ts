@@ -2,7 +2,7 @@ import { DTYPE_ID, type DType, QUANTIZED_DTYPES } from "../ggml/dtype.js";
 import type { Functions, Pointer } from "../ggml/functions.js";
 import type { KernelName, Kernels } from "../ggml/kernels.js";
 import { elementAt } from "../system/arrays.js";
-import { CoppiceError, ShapeError } from "../system/errors.js";
+import { MissingKernelError, ShapeError } from "../system/errors.js";
 import type { Gradient } from "./gradient.js";
 import type { Graph } from "./graph.js";
 import { checkShape, describe, nativeSizes, type Shape, type Tensor } from "./tensor.js";
@@ -107,7 +107,9 @@ export function defineOp<Inputs extends readonly Tensor[], Attributes = undefine
     } else {
       const { composed } = definition;
       if (composed === undefined)
-        throw new CoppiceError(`${g.backend.device.name} cannot compute ${description.name} [${shape.join(", ")}]`);
+        throw new MissingKernelError(
+          `${g.backend.device.name} cannot compute ${description.name} [${shape.join(", ")}]`,
+        );
       output = { ...description, handle: g.withoutGradient(() => composed(g, inputs, attributes)).handle };
     }
     const { vjp } = definition;

@@ -27,7 +27,8 @@ describe("a device's results", () => {
     expect(status).toBe(0);
     const { comparisons } = JSON.parse(stdout);
     expect(comparisons.map(({ name }: { name: string }) => name)).toEqual(COMPARISONS.map(({ name }) => name));
-    for (const { name, difference } of comparisons) expect(difference, name).toBeLessThan(1e-4);
+    for (const { name, difference } of comparisons)
+      expect(difference, name).toBeLessThan(/f16/.test(name) ? 1e-2 : 1e-4);
   });
 
   process.env.GGML_VK_VISIBLE_DEVICES = "0,0"; // a software driver, too, and as two devices
@@ -36,8 +37,8 @@ describe("a device's results", () => {
   it.skipIf(!hasVulkan)("are those of Vulkan, where a driver does not end the process, which is told", async () => {
     const comparisons = await checkDevice({ device: "vulkan" });
     expect(comparisons.map(({ name }) => name)).toEqual(COMPARISONS.map(({ name }) => name));
-    for (const { name, isClose, failure } of comparisons)
-      if (!isClose) expect(failure, name).toMatch(/its process ended with SIG(ABRT|SEGV)/); // Mesa 22.3 does, where training ends
+    for (const { name, isClose, isRefused, failure } of comparisons)
+      if (!isClose && !isRefused) expect(failure, name).toMatch(/its process ended with SIG(ABRT|SEGV)/); // Mesa 22.3 does, where training ends
   });
 
   const trainings = COMPARISONS.flatMap(({ name }, i) => (name.startsWith("training") ? [[name, i] as const] : []));

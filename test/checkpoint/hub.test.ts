@@ -149,5 +149,8 @@ describe("a hub", () => {
     );
     await expect(resolveModel("org/new", { offline: true, cacheDir })).rejects.toThrow(/is not in the cache/);
     await expect(resolveModel("no such place", { endpoint })).rejects.toThrow(/no model no such place/);
+    await expect(resolveModel(`${model}+lora:no such place`, { endpoint })).rejects.toThrow(
+      /no LoRA adapter no such place/,
+    );
   });
 });

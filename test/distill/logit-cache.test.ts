@@ -61,7 +61,7 @@ describe("a cache of logits", () => {
     const last = open(directory);
     expect([0, 1, 2].map((number) => last.get(number)?.[0])).toEqual([undefined, 1, 2]);
     last.close();
-    expect(readdirSync(directory).sort()).toEqual(["cache.json", "entries-2.bin", "index.bin"]);
+    expect(readdirSync(directory).sort()).toEqual(["cache.json", "entries-2.bin", "index-1.bin", "index-2.bin"]);
   });
 
   it("takes entries after its files were opened anew", () => {
@@ -73,18 +73,28 @@ describe("a cache of logits", () => {
     cache.close();
   });
 
-  it("lacks an entry of whose place in the index only the file was written", () => {
+  it("lacks an entry of whose record in the index only the beginning was written", () => {
     const directory = place();
     const cache = open(directory);
     cache.put(0, entry(4, 1));
     cache.put(1, entry(4, 2));
     cache.close();
-    const index = readFileSync(path.join(directory, "index.bin"));
-    index.fill(0, index.length / 2 + 4);
-    writeFileSync(path.join(directory, "index.bin"), index);
+    const index = readFileSync(path.join(directory, "index-1.bin"));
+    index.fill(0, index.length / 2 + 12); // where the system had made the file longer, but had not written it
+    writeFileSync(path.join(directory, "index-1.bin"), index);
     const again = open(directory);
     expect([again.get(0), again.get(1)]).toEqual([entry(4, 1), undefined]);
     again.close();
+  });
+
+  it("says which of some entries it lacks, each once, after another process has added some", () => {
+    const directory = place();
+    const [a, b] = [open(directory), open(directory)];
+    b.put(3, entry(2, 1));
+    a.put(7, entry(2, 2));
+    expect(a.missing([9, 3, 7, 1, 9])).toEqual([9, 1]);
+    a.close();
+    b.close();
   });
 
   it("lacks an entry whose place in the index was cut short", () => {
@@ -92,7 +102,7 @@ describe("a cache of logits", () => {
     const cache = open(directory);
     cache.put(0, entry(4, 1));
     cache.close();
-    truncateSync(path.join(directory, "index.bin"), 19);
+    truncateSync(path.join(directory, "index-1.bin"), 19);
     const again = open(directory);
     expect(again.get(0)).toBeUndefined();
     again.close();

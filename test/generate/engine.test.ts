@@ -112,3 +112,16 @@ describe("an engine with a draft model that guesses wrong", () => {
     await drafted.dispose();
   });
 });
+
+it("notes a context that is longer than the texts that the model was trained on", async () => {
+  const file = path.join(directory, "context.gguf");
+  await exportGguf(file, openCheckpoint(teacher), { kind: "q8_0" });
+  const notesOf = async (contextSize: number) => {
+    const notes: string[] = [];
+    const engine = await Engine.open(file, { device: "cpu", contextSize, onNote: (note) => notes.push(note) });
+    await engine.dispose();
+    return notes;
+  };
+  expect(await notesOf(512)).toEqual([]);
+  expect(await notesOf(768)).toEqual([expect.stringMatching(/trained on texts of 512 tokens: in a context of 768/)]);
+});

@@ -32,6 +32,8 @@ export interface HostOptions {
   readonly draft?: string | undefined;
   /** LoRA adapters (GGUF) and how strongly they apply. */
   readonly lora?: readonly { readonly file: string; readonly scale: number }[] | undefined;
+  /** Called with what the user should know although the model is served. */
+  readonly onNote?: ((note: string) => void) | undefined;
 }
 
 /** A model with the context that it computes in. */
@@ -61,8 +63,8 @@ export async function loadHosted(file: string, options: HostOptions): Promise<Lo
   const target = await openRunnable(file);
   const draftTarget = options.draft === undefined ? undefined : await openRunnable(options.draft);
   const contextSize = options.contextSize ?? Math.min(MAX_CONTEXT, target.contextLength || DEFAULT_CONTEXT);
-  checkContext(target, contextSize);
-  if (draftTarget !== undefined) checkContext(draftTarget, contextSize);
+  checkContext(target, contextSize, options.onNote);
+  if (draftTarget !== undefined) checkContext(draftTarget, contextSize, options.onNote);
   const { device = "auto" } = options;
   const model = await loadModel(target.file, { device, threads: options.threads });
   let draftModel: LlamaModel | undefined;
