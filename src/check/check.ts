@@ -2,7 +2,7 @@ import { fork } from "node:child_process";
 import path from "node:path";
 import type { DeviceChoice } from "../ggml/device.js";
 import { elementAt } from "../system/arrays.js";
-import { CoppiceError } from "../system/errors.js";
+import { CoppiceError, UsageError } from "../system/errors.js";
 import { packageRoot } from "../system/package-root.js";
 import { COMPARISONS, type Comparison } from "./compare.js";
 
@@ -10,6 +10,8 @@ import { COMPARISONS, type Comparison } from "./compare.js";
 export const COMPARER = path.join(packageRoot, "dist/check/check-process.js");
 
 export interface CheckOptions extends DeviceChoice {
+  /** Leaves out comparisons whose names do not match. */
+  readonly only?: RegExp | undefined;
   readonly onProgress?: ((done: number, total: number, name: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -17,36 +19,39 @@ export interface CheckOptions extends DeviceChoice {
 /**
  * Compares a device's results with the processor's without our kernels. Computes in a process of its own: where a driver ends it, that
  * comparison has failed, and the others go on.
+ * @throws UsageError where no comparison is left
  */
-export async function checkDevice({ onProgress, signal, ...device }: CheckOptions): Promise<Comparison[]> {
+export async function checkDevice({ only, onProgress, signal, ...device }: CheckOptions): Promise<Comparison[]> {
+  const numbers = COMPARISONS.flatMap(({ name }, number) => (only?.test(name) === false ? [] : [number]));
+  if (numbers.length === 0) throw new UsageError(`no comparison's name matches ${only}: --json without it lists them`);
   const comparisons: Comparison[] = [];
   const take = (comparison: Comparison) => {
     comparisons.push(comparison);
-    onProgress?.(comparisons.length, COMPARISONS.length, comparison.name);
+    onProgress?.(comparisons.length, numbers.length, comparison.name);
   };
-  while (comparisons.length < COMPARISONS.length) {
-    const failure = await compareFrom(comparisons.length, device, take, signal);
+  while (comparisons.length < numbers.length) {
+    const failure = await compare(numbers.slice(comparisons.length), device, take, signal);
     signal?.throwIfAborted();
-    if (comparisons.length === COMPARISONS.length) break;
+    if (comparisons.length === numbers.length) break;
     if (failure === undefined)
       throw new CoppiceError(
         "the process that compares knows fewer comparisons: its build is older, npm run build renews it",
       );
-    const { name } = elementAt(COMPARISONS, comparisons.length);
+    const { name } = elementAt(COMPARISONS, elementAt(numbers, comparisons.length));
     take({ name, difference: null, isClose: false, failure });
   }
   return comparisons;
 }
 
-/** Compares from a number on. @returns why the process ended early; undefined where it did not */
-function compareFrom(
-  from: number,
+/** Makes the comparisons of some numbers. @returns why the process ended early; undefined where it did not */
+function compare(
+  numbers: readonly number[],
   device: DeviceChoice,
   take: (comparison: Comparison) => void,
   signal: AbortSignal | undefined,
 ): Promise<string | undefined> {
   return new Promise((resolve, reject) => {
-    const child = fork(COMPARER, [JSON.stringify(device), String(from)], {
+    const child = fork(COMPARER, [JSON.stringify(device), JSON.stringify(numbers)], {
       env: { ...process.env, GGML_NO_BACKTRACE: "1" }, // a backtrace would start a debugger
       execArgv: [],
       stdio: ["ignore", "ignore", "pipe", "ipc"],

@@ -22,6 +22,7 @@ export {
   remoteTensors,
   resolveConfig,
   resolveModel,
+  type WantedFiles,
 } from "./hub.js";
 export {
   checkOwner,

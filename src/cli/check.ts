@@ -4,18 +4,24 @@ import { CoppiceError } from "../system/errors.js";
 import { action } from "./action.js";
 import { command } from "./command.js";
 import { type CommonFlags, common, devices } from "./options.js";
+import { parsePattern } from "./parse.js";
 import { table } from "./table.js";
+
+interface Flags extends CommonFlags {
+  readonly only?: RegExp | undefined;
+}
 
 export const checkCommand = command(
   "check",
   "Compare what a device computes with the processor, op by op and in training",
 )
   .with(common, devices)
-  .examples("coppice check --device cuda", "coppice check --device vulkan --json > check.json")
+  .option("--only <pattern>", "only comparisons whose names match a regular expression", parsePattern)
+  .examples("coppice check --device cuda", 'coppice check --device vulkan --only "^training|linear by q4"')
   .action(
-    action(async ({ job, print }, _flags: CommonFlags) => {
+    action(async ({ job, print }, { only }: Flags) => {
       const { check } = await import("../jobs/check.js");
-      const outcome = await check(job);
+      const outcome = await check({ ...job, only });
       print(outcome, render);
       const wrong = outcome.comparisons.filter(isWrong);
       if (wrong.length > 0)

@@ -71,3 +71,12 @@ export function parseSeparator(text: string): string {
 
 /** Comma-separated names. */
 export const parseNames = (text: string): string[] => text.split(",").map((name) => name.trim());
+
+/** A regular expression, whatever the case of letters. */
+export function parsePattern(text: string): RegExp {
+  try {
+    return new RegExp(text, "i");
+  } catch (error) {
+    throw new InvalidArgumentError(`a regular expression is needed: ${(error as Error).message}.`);
+  }
+}

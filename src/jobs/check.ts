@@ -4,6 +4,11 @@ import { deviceChoice } from "../ggml/index.js";
 import { type Diagnosis, diagnose } from "./diagnosis.js";
 import type { JobOptions } from "./job.js";
 
+export interface CheckJob extends JobOptions {
+  /** Leaves out comparisons whose names do not match. */
+  readonly only?: RegExp | undefined;
+}
+
 export interface CheckOutcome {
   readonly machine: Diagnosis;
   /** Of every op and of training. */
@@ -22,12 +27,13 @@ export interface CheckOutcome {
  * console.log(comparisons.filter(({ isClose, isRefused }) => !isClose && !isRefused)); // none, on a device that can be trusted
  * ```
  */
-export async function check(job: JobOptions = {}): Promise<CheckOutcome> {
+export async function check(job: CheckJob = {}): Promise<CheckOutcome> {
   const started = performance.now();
   const machine = await diagnose(job);
-  const { signal, onProgress } = job;
+  const { only, signal, onProgress } = job;
   const comparisons = await checkDevice({
     ...deviceChoice(job),
+    only,
     signal,
     onProgress: (done, total, detail) => onProgress?.({ stage: "check", done, total, unit: "comparisons", detail }),
   });

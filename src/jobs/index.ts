@@ -2,7 +2,7 @@ export type { Comparison } from "../check/compare.js";
 export { type BenchJob, type BenchOutcome, bench } from "./bench.js";
 export { BENCH_WORK, type BenchWork } from "./bench-work.js";
 export type { BytesByKind } from "./bytes-by-kind.js";
-export { type CheckOutcome, check } from "./check.js";
+export { type CheckJob, type CheckOutcome, check } from "./check.js";
 export { compress } from "./compress.js";
 export type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
 export { type DevicePlan, type DevicePlanJob, planForDevice } from "./device-plan.js";
