@@ -13,8 +13,12 @@ export type BytesByKind = Readonly<Partial<Record<FileKind, number>>>;
  */
 export function comparedKinds(wanted: readonly FileKind[], teacher: Pick<Checkpoint, "source">): readonly FileKind[] {
   if (wanted.length > 0) return wanted;
-  return [...teacher.source.tensors.values()].some(({ dtype }) => isQuantized(dtype)) ? ["f16"] : [];
+  return holdsQuantized(teacher) ? ["f16"] : [];
 }
+
+/** Whether some of a model's tensors are stored in quantized types. */
+export const holdsQuantized = ({ source }: Pick<Checkpoint, "source">): boolean =>
+  [...source.tensors.values()].some(({ dtype }) => isQuantized(dtype));
 
 /** The sizes of models in files of the same kinds, whatever types each is stored in; none where llama.cpp has no graph for one of them. */
 export const bytesByKind = (

@@ -66,7 +66,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
   if (job.perLayer === true && roundCount > 1)
     throw new UsageError("--per-layer chooses all sizes at once: do without --rounds, or without --per-layer");
   const candidates = candidatesOfRounds(model, job, roundCount); // report a target that cannot be met before anything that takes long
-  checkCuts(model, job, elementAt(candidates, roundCount - 1));
+  checkCuts(checkpoint, requested, elementAt(candidates, roundCount - 1));
   const [named] = elementAt(candidates, roundCount - 1);
   if (isForLlamaCpp(job) && job.target.includes("=") && named?.sizes.layers === undefined)
     checkInLlamaCpp(cutTo(model, named?.sizes ?? {}).model, OTHER_CUTS);

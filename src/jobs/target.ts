@@ -6,7 +6,7 @@ import {
   predictMemory,
   quantizableDivisors,
 } from "../devices/index.js";
-import { countParameters, type Model } from "../models/index.js";
+import { type Checkpoint, countParameters, type Model } from "../models/index.js";
 import {
   type AxisSizes,
   type Candidate,
@@ -21,6 +21,7 @@ import type { FileKind } from "../quantize/index.js";
 import type { StartMethod } from "../refit/start-methods.js";
 import { UsageError } from "../system/errors.js";
 import { parseByteCount } from "../system/units.js";
+import { holdsQuantized } from "./bytes-by-kind.js";
 import { bestFit } from "./device-plan.js";
 
 /** Options for the smaller model, and for the search for it. */
@@ -93,9 +94,18 @@ export function candidatesFor(model: Model, options: TargetOptions): Candidate[]
 }
 
 /** @throws UsageError where nothing would be cut, so that a model would be trained to become itself */
-export function checkCuts(model: Model, { target, gguf }: TargetOptions, candidates: readonly Candidate[]): void {
+export function checkCuts(
+  checkpoint: Pick<Checkpoint, "model" | "source">,
+  { target, gguf }: TargetOptions,
+  candidates: readonly Candidate[],
+): void {
+  const { model } = checkpoint;
   const original = countParameters(model.parameters, model.sizes);
   if (candidates.some(({ parameters }) => parameters < original)) return;
+  const fits = isDevice(target) ? `fits ${target}` : `has the target ${target}`;
+  // another kind of file would only lose more, or be larger
+  if (gguf === undefined && holdsQuantized(checkpoint))
+    throw new UsageError(`the model ${fits} as it is, quantized already: there is nothing to cut`);
   const kind = isDevice(target) ? (gguf?.[0] ?? bestFit(model, target, {}).kind) : "q4_k_m";
   throw new UsageError(
     `${isDevice(target) ? `the model fits ${target} as it is, in ${kind}` : `the target ${target} is the model as it is`}: there is nothing to cut; \`coppice quantize MODEL --type ${kind} --out FILE.gguf\` makes a file of it`,

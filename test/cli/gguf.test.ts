@@ -140,6 +140,24 @@ describe("coppice quantize", () => {
     expect(distilled.student.loss).toBeLessThan(distilled.before.loss - 0.01);
   });
 
+  it("makes models that are not advised to be quantized again", async () => {
+    const [file = ""] = outcome.files[1]!.files;
+    const { status, stderr } = await run(
+      "compress",
+      file,
+      "--target",
+      "phone-8gb",
+      "--data",
+      data,
+      "--out",
+      at("none"),
+    );
+    expect({ status, stderr }).toEqual({
+      status: 2,
+      stderr: expect.stringMatching(/fits phone-8gb as it is, quantized already: there is nothing to cut\n$/),
+    });
+  });
+
   it("says what is missing", async () => {
     const refused = (...args: string[]) => run("quantize", teacher, "--out", at("x"), ...args);
     expect(await refused()).toMatchObject({ status: 2, stderr: expect.stringMatching(/--type or --size/) });
