@@ -7,6 +7,7 @@ import { loadFunctions } from "../ggml/library.js";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
 import { isAdapter, notAModel } from "./adapters.js";
+import { namedTemplateFiles } from "./chat-templates.js";
 import { readConfigJson, writeConfigJson } from "./config-json.js";
 import { checkFinite, F16_LARGEST, fitsF16 } from "./finite.js";
 import { readJsonObject } from "./json.js";
@@ -312,14 +313,15 @@ function isRegularFile(file: string): boolean {
 }
 
 function carryFiles(from: string, place: (name: string) => string): void {
-  for (const name of readdirSync(from)) {
-    if (!CARRIED.includes(name) && !isLicense(name)) continue;
+  const carried = readdirSync(from).filter((name) => CARRIED.includes(name) || isLicense(name));
+  for (const name of [...carried, ...namedTemplateFiles(from)]) {
     const file = path.join(from, name);
     if (!isRegularFile(file)) {
       if (isLicense(name)) continue; // a directory of licenses
       throw new CoppiceError(`${file} is not a regular file: replace it, or take it out of the model`);
     }
     const to = place(name);
+    mkdirSync(path.dirname(to), { recursive: true });
     const temporary = temporaryBeside(to);
     copyFileSync(file, temporary);
     moveIntoPlace(temporary, to);

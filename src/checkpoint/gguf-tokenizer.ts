@@ -1,8 +1,9 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import path from "node:path";
 import { z } from "zod";
 import { CoppiceError, FormatError } from "../system/errors.js";
 import { describeSchemaError } from "../system/schema.js";
+import { chatTemplateEntries, chatTemplates } from "./chat-templates.js";
 import { type GgufValue, gguf } from "./gguf-format.js";
 import { SPACE, splitMerge, TOKEN } from "./gguf-tokens.js";
 import { readJsonObject, readOptionalJson } from "./json.js";
@@ -265,7 +266,7 @@ function specialTokenMetadata(
       throw new FormatError(
         `${directory}: the ${name} token has the id ${id}, outside the vocabulary of ${vocabSize} tokens: correct ${name}_token_id in config.json or generation_config.json`,
       );
-  const chat = chatTemplate(directory, settings);
+  const templates = chatTemplates(directory, settings);
   const before = single.slice(
     0,
     single.findIndex(({ SpecialToken }) => SpecialToken === undefined),
@@ -285,7 +286,7 @@ function specialTokenMetadata(
     ),
     ["tokenizer.ggml.add_bos_token", gguf.bool(first !== undefined && idOf(first) === bos)],
     ["tokenizer.ggml.add_eos_token", gguf.bool(single.length > 1 && last !== undefined && idOf(last) === eos)],
-    ...(chat === undefined ? [] : [["tokenizer.chat_template", gguf.string(chat)] as const]),
+    ...chatTemplateEntries(templates),
   ];
   return { entries, notes };
 }
@@ -309,19 +310,4 @@ function mistralNotes(
         "tokenizer.json splits texts by Llama 3's pattern, not by that of the model's makers (transformers: fix_mistral_regex); --pre-tokenizer tekken makes llama.cpp split as they do",
       ]
     : [];
-}
-
-/** The chat template (Jinja) among a model directory's files; the default one of several. */
-export const chatTemplateIn = (directory: string): string | undefined =>
-  chatTemplate(directory, readOptionalJson(directory, "tokenizer_config.json"));
-
-function chatTemplate(directory: string, settings: Step): string | undefined {
-  const file = path.join(directory, "chat_template.jinja");
-  if (existsSync(file)) return readFileSync(file, "utf8");
-  // transformers wrote the latter for processors
-  const template = settings.chat_template ?? readOptionalJson(directory, "chat_template.json").chat_template;
-  if (typeof template === "string") return template;
-  const named = Array.isArray(template) ? (template as Step[]) : [];
-  const chosen = (named.find(({ name }) => name === "default") ?? named[0])?.template;
-  return typeof chosen === "string" ? chosen : undefined;
 }

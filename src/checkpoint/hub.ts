@@ -8,6 +8,7 @@ import { hashFile, writeFileAtomic } from "../system/files.js";
 import { logOf } from "../system/log.js";
 import { didYouMeanPath } from "../system/suggest.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
+import { NAMED_TEMPLATES } from "./chat-templates.js";
 import { floatTypeOf } from "./safetensors.js";
 import type { TensorInfo } from "./tensor-source.js";
 
@@ -256,6 +257,7 @@ const MODEL_FILES: WantedFiles = {
     "tokenizer.model",
     "merges.txt",
     "*.jinja",
+    `${NAMED_TEMPLATES}/*.jinja`,
     "LICENSE*",
     "NOTICE*",
     "README.md",

@@ -1,4 +1,5 @@
 export { type AdaptedName, adapterScales, isAdapter, splitAdapters, withAdapters } from "./adapters.js";
+export { chatTemplateIn } from "./chat-templates.js";
 export { type CheckpointDirectory, isGguf, openDirectory, type WriteOptions, writeCheckpoint } from "./directory.js";
 export {
   type GgufFile,
@@ -11,7 +12,6 @@ export {
   type WriteGgufOptions,
   writeGguf,
 } from "./gguf.js";
-export { chatTemplateIn } from "./gguf-tokenizer.js";
 export {
   type DownloadProgress,
   downloadRepo,

@@ -1,4 +1,5 @@
 import { FormatError } from "../system/errors.js";
+import { storedChatTemplates } from "./chat-templates.js";
 import type { GgufMetadata, GgufScalar } from "./gguf-format.js";
 import { SPACE, splitMerge, TOKEN } from "./gguf-tokens.js";
 import { preTokenizerNamed } from "./pre-tokenizers.js";
@@ -80,7 +81,7 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       tokenizer_class: "PreTrainedTokenizerFast",
       ...tokens,
       clean_up_tokenization_spaces: false,
-      chat_template: typeof chat === "string" ? chat : undefined,
+      chat_template: storedChatTemplates(metadata),
     }),
     "generation_config.json": withoutUndefined({
       bos_token_id: keys.scalar("bos_token_id"),

@@ -94,6 +94,7 @@ export class LogitCache {
   /** Opens its files anew: network file systems show what other machines have written to those who open a file after that. */
   refresh(): void {
     this.close();
+    this.read.clear();
     this.readIndices();
   }
 

@@ -58,6 +58,12 @@ export class HostedModel {
     return this.parts.template?.source;
   }
 
+  /** The template for a conversation with these tools. */
+  templateFor(tools: readonly unknown[]): ChatTemplate | undefined {
+    const { template, toolTemplate } = this.parts;
+    return tools.length > 0 ? (toolTemplate ?? template) : template;
+  }
+
   /** The file's metadata, without lists and the chat template. */
   get scalars(): Readonly<Record<string, string | number | boolean>> {
     const found: Record<string, string | number | boolean> = {};
@@ -68,8 +74,7 @@ export class HostedModel {
         for (const [key, inner] of Object.entries(value)) walk(inner, at === "" ? key : `${at}.${key}`);
     };
     walk(this.parts.model.fileInfo.metadata, "");
-    delete found["tokenizer.chat_template"];
-    return found;
+    return Object.fromEntries(Object.entries(found).filter(([key]) => !key.startsWith("tokenizer.chat_template")));
   }
 
   /** Architecture, size and type of weights, as llama.cpp names them. */
@@ -137,7 +142,8 @@ export class HostedModel {
    */
   chatPrompt(messages: readonly TemplateMessage[], options: ChatPromptOptions = {}): Token[] {
     const { tools = [], opening = "", variables = {} } = options;
-    const { template, model } = this.parts;
+    const { model } = this.parts;
+    const template = this.templateFor(tools);
     if (template === undefined) {
       const turns = messages.map(({ role, content }) => `${role}: ${content}\n`);
       return this.promptOf(`${turns.join("")}assistant:${opening}`, { parseSpecial: false }); // the form has none

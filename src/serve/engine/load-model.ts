@@ -49,6 +49,8 @@ export interface LoadedParts extends ModelContext {
   /** Tokens of prompt and answer that a request may have. */
   readonly contextSize: number;
   readonly template: ChatTemplate | undefined;
+  /** For conversations with tools, where the model has another for them. */
+  readonly toolTemplate: ChatTemplate | undefined;
   readonly vocabSize: number;
   readonly threads: number | undefined;
 }
@@ -83,8 +85,9 @@ export async function loadHosted(file: string, options: HostOptions): Promise<Lo
     slots.fill(context, draft?.context, options.slots);
     const listed = target.metadata.get("tokenizer.ggml.tokens");
     const vocabSize = listed?.kind === "array" ? listed.value.length : 0;
-    const template = chatTemplate(target, model, file);
-    return { model, context, draft, slots, contextSize, template, vocabSize, threads };
+    const template = chatTemplate("tokenizer.chat_template", target, model, file);
+    const toolTemplate = chatTemplate("tokenizer.chat_template.tool_use", target, model, file);
+    return { model, context, draft, slots, contextSize, template, toolTemplate, vocabSize, threads };
   } catch (error) {
     await model.dispose();
     await draftModel?.dispose();
@@ -119,8 +122,8 @@ async function createContext(
   );
 }
 
-function chatTemplate({ metadata }: Runnable, model: LlamaModel, file: string): ChatTemplate | undefined {
-  const source = metadataString(metadata, "tokenizer.chat_template");
+function chatTemplate(key: string, { metadata }: Runnable, model: LlamaModel, file: string): ChatTemplate | undefined {
+  const source = metadataString(metadata, key);
   const { bosString, eosString } = model.tokens;
   return source === undefined
     ? undefined

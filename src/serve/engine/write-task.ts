@@ -31,7 +31,8 @@ export interface WriteTask {
 export function conversationTask({ model }: LoadedModel, conversation: Conversation, overflow: Overflow): WriteTask {
   const { sampling, format, maxTokens, topLogprobs, toolChoice, parallelCalls } = conversation;
   const tools = callableTools(conversation);
-  const style = callStyle(model.templateSource);
+  const template = model.templateFor(tools)?.source;
+  const style = callStyle(template);
   const mode = typeof toolChoice === "string" ? toolChoice : toolChoice.mode;
   const isForced = tools.length > 0 && mode !== "auto";
   if (isForced && format !== undefined)
@@ -40,6 +41,7 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
     ? withoutBegun(conversation.turns)
     : { turns: conversation.turns, begun: "" };
   const promptOf = promptWriter(model, tools, {
+    listsTools: describesTools(template),
     style,
     opening: begun + (isForced ? style.open : ""),
     variables: conversation.templateVariables,
@@ -58,16 +60,21 @@ export function conversationTask({ model }: LoadedModel, conversation: Conversat
   };
 }
 
+interface PromptOptions {
+  /** Whether the template lists tools itself. */
+  readonly listsTools: boolean;
+  readonly style: CallStyle;
+  readonly opening: string;
+  readonly variables: Conversation["templateVariables"];
+}
+
 /** Writes the prompt of a conversation, for a template that lists tools or one that does not. */
 function promptWriter(
   model: HostedModel,
   tools: readonly Tool[],
-  {
-    style,
-    ...options
-  }: { readonly style: CallStyle; readonly opening: string; readonly variables: Conversation["templateVariables"] },
+  { listsTools, style, ...options }: PromptOptions,
 ): (turns: readonly Turn[]) => Token[] {
-  if (!describesTools(model.templateSource)) return (turns) => model.chatPrompt(plainMessages(turns, tools), options);
+  if (!listsTools) return (turns) => model.chatPrompt(plainMessages(turns, tools), options);
   const described = tools.map(({ name, description = "", parameters }) => ({
     type: "function",
     function: { name, description, parameters },
