@@ -249,14 +249,17 @@ function specialTokenMetadata(
   const [first, last] = [single[0]?.SpecialToken?.id, single.at(-1)?.SpecialToken?.id];
   const stops = idsOf(readOptionalJson(directory, "generation_config.json").eos_token_id);
   const bos = idOf(first) ?? idOf(contentOf(settings.bos_token)) ?? idsOf(config.bos_token_id)[0];
-  const eos = idOf(contentOf(settings.eos_token)) ?? idsOf(config.eos_token_id)[0] ?? stops[0];
-  const eot = stops.find((id) => id !== eos);
+  const named = idOf(contentOf(settings.eos_token)) ?? idsOf(config.eos_token_id)[0] ?? stops[0];
+  // llama.cpp ends texts by its end token only: one that does so in tokenizer.json is that (Qwen3-Embedding), as in its converter
+  const ending = single.length > 1 ? idOf(last) : undefined;
+  const eos = ending ?? named;
+  const [eot, eom] = new Set([named, ...stops].filter((id) => id !== eos));
   const padding = idOf(contentOf(settings.pad_token));
   const ids = {
     bos,
     eos,
     eot,
-    eom: stops.find((id) => id !== eos && id !== eot),
+    eom,
     unknown: idOf(definition.model.unk_token ?? contentOf(settings.unk_token)),
     // one that was added without a row of the embedding is left out, with the note on such tokens
     padding: padding !== undefined && padding < vocabSize ? padding : undefined,
@@ -285,7 +288,7 @@ function specialTokenMetadata(
       id === undefined ? [] : [[`tokenizer.ggml.${name}_token_id`, gguf.uint32(id)] as const],
     ),
     ["tokenizer.ggml.add_bos_token", gguf.bool(first !== undefined && idOf(first) === bos)],
-    ["tokenizer.ggml.add_eos_token", gguf.bool(single.length > 1 && last !== undefined && idOf(last) === eos)],
+    ["tokenizer.ggml.add_eos_token", gguf.bool(ending !== undefined)],
     ...chatTemplateEntries(templates),
   ];
   return { entries, notes };

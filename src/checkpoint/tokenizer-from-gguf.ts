@@ -60,6 +60,7 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       : byteLevelDefinition(file, keys, vocabulary);
   const addsBos = (keys.scalar("add_bos_token") ?? addsBosByDefault(family, keys.scalar("pre"))) === true;
   const chat = metadata.get("tokenizer.chat_template")?.value;
+  const addsEos = keys.scalar("add_eos_token") === true;
   // chat models end a turn by another token than a text
   const named = ["eos_token_id", "eot_token_id", "eom_token_id"].map((name) => keys.scalar(name));
   const ends = [...new Set([...named, ...(typeof chat === "string" ? turnEnds(vocabulary) : [])])].filter(
@@ -72,10 +73,10 @@ export function tokenizerFiles(file: string, metadata: GgufMetadata): TokenizerF
       padding: null,
       added_tokens: addedTokens(vocabulary),
       ...definition,
-      post_processor:
-        addsBos && tokens.bos_token !== undefined
-          ? startingWith(tokens.bos_token, Number(keys.scalar("bos_token_id")))
-          : null,
+      post_processor: framing(
+        addsBos ? special(tokens.bos_token, keys.scalar("bos_token_id")) : undefined,
+        addsEos ? special(tokens.eos_token, keys.scalar("eos_token_id")) : undefined,
+      ),
     },
     "tokenizer_config.json": withoutUndefined({
       tokenizer_class: "PreTrainedTokenizerFast",
@@ -152,17 +153,32 @@ function addedTokens({ texts, kindOf }: Vocabulary) {
     .filter(({ id }) => added.includes(kindOf(id)));
 }
 
-/** Puts a token before each text. */
-const startingWith = (token: string, id: number) => ({
-  type: "TemplateProcessing",
-  single: [{ SpecialToken: { id: token, type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
-  pair: [
-    { SpecialToken: { id: token, type_id: 0 } },
-    { Sequence: { id: "A", type_id: 0 } },
-    { Sequence: { id: "B", type_id: 1 } },
-  ],
-  special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
-});
+interface SpecialToken {
+  readonly text: string;
+  readonly id: number;
+}
+
+const special = (text: string | undefined, id: unknown): SpecialToken | undefined =>
+  text === undefined ? undefined : { text, id: Number(id) };
+
+/** Puts tokens before and after each text; null where there are none. */
+function framing(before: SpecialToken | undefined, after: SpecialToken | undefined) {
+  if (before === undefined && after === undefined) return null;
+  const piece = (token: SpecialToken | undefined) =>
+    token === undefined ? [] : [{ SpecialToken: { id: token.text, type_id: 0 } }];
+  const [begin, end] = [piece(before), piece(after)];
+  const text = { Sequence: { id: "A", type_id: 0 } };
+  return {
+    type: "TemplateProcessing",
+    single: [...begin, text, ...end],
+    pair: [...begin, text, ...end, { Sequence: { id: "B", type_id: 1 } }, ...end],
+    special_tokens: Object.fromEntries(
+      [before, after].flatMap((token) =>
+        token === undefined ? [] : [[token.text, { id: token.text, ids: [token.id], tokens: [token.text] }]],
+      ),
+    ),
+  };
+}
 
 /** Trying every way to cut a token in two takes time that grows with the square of its length. */
 const MAX_TOKEN_LENGTH = 1024;

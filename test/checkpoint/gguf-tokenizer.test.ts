@@ -342,3 +342,38 @@ describe("a tokenizer that llama.cpp does not have", () => {
     expect(notes.join()).toMatch(/NFC/);
   });
 });
+
+it("that puts a token after each text keeps it, as the end token: llama.cpp puts no other there", async () => {
+  const directory = byteLevelDirectory(PRE_TOKENIZERS[0]!);
+  rmSync(path.join(directory, "generation_config.json"), { force: true }); // another test's
+  const definition = path.join(directory, "tokenizer.json");
+  const json = JSON.parse(readFileSync(definition, "utf8")) as { added_tokens: { id: number }[] };
+  const end = json.added_tokens[1]!.id;
+  const last = { ...json.added_tokens[1]!, id: end + 1, content: "<|endoftext|>" };
+  const place = { id: last.content, type_id: 0 };
+  writeFileSync(
+    definition,
+    JSON.stringify({
+      ...json,
+      added_tokens: [...json.added_tokens, last],
+      post_processor: {
+        type: "TemplateProcessing",
+        single: [{ Sequence: { id: "A", type_id: 0 } }, { SpecialToken: place }],
+        pair: [{ Sequence: { id: "A", type_id: 0 } }, { SpecialToken: place }, { Sequence: { id: "B", type_id: 0 } }],
+        special_tokens: { [place.id]: { id: place.id, ids: [last.id], tokens: [place.id] } },
+      },
+    }),
+  );
+  const file = path.join(root, "ending.gguf");
+  await exportGguf(file, modelWith(directory, 1000), { kind: "f32" });
+  const { metadata } = openGguf(file);
+  const numbers = ["eos_token_id", "eot_token_id", "add_eos_token"].map(
+    (key) => metadata.get(`tokenizer.ggml.${key}`)?.value,
+  );
+  expect(numbers).toEqual([last.id, end, true]);
+  const files = tokenizerFiles(file, metadata);
+  const back = NativeTokenizer.fromString(JSON.stringify(files["tokenizer.json"]));
+  const ids = async (special: boolean) => (await back.encode("a b", null, { addSpecialTokens: special })).getIds();
+  expect(await ids(true)).toEqual([...(await ids(false)), last.id]);
+  expect(files["generation_config.json"]?.eos_token_id).toEqual([last.id, end]);
+});
