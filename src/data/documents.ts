@@ -51,8 +51,16 @@ export async function* readDocuments(
 ): AsyncGenerator<Document> {
   const opened = await openData(file, { field: options.field, onNote });
   try {
-    if (opened.kind === "rows") yield* readRecords(file, opened.rows, options, onNote, template);
-    else yield* readText(file, opened.text, options);
+    const documents =
+      opened.kind === "rows"
+        ? readRecords(file, opened.rows, options, onNote, template)
+        : readText(file, opened.text, options);
+    let isEmpty = true;
+    for await (const document of documents) {
+      isEmpty = false;
+      yield document;
+    }
+    if (isEmpty) onNote?.(`${file}: there is no text in it`);
   } finally {
     opened.close();
   }

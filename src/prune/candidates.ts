@@ -136,7 +136,7 @@ function rank(model: Model, targetParameters: number, space: SearchSpace) {
   };
 }
 
-/** @throws UsageError naming an axis that the model does not have */
+/** @throws UsageError naming an axis that the model does not have, or whose sizes cannot be multiples of what they should be */
 function checkAxes(model: Model, space: SearchSpace): void {
   const axes = model.axes.map(({ name }) => name);
   const unknown = [...space.axes, ...Object.keys(space.divisors ?? {})].find((name) => !axes.includes(name));
@@ -144,6 +144,9 @@ function checkAxes(model: Model, space: SearchSpace): void {
     throw new UsageError(
       `${model.architecture} has no axis ${unknown} that could be cut; it has ${axes.join(", ")}.${didYouMean(unknown, axes)}`,
     );
+  const [name, divisor] =
+    Object.entries(space.divisors ?? {}).find(([, one]) => !(Number.isInteger(one) && one > 0)) ?? [];
+  if (name !== undefined) throw new UsageError(`sizes of ${name} cannot be multiples of ${divisor} (--divisors)`);
 }
 
 /** Every combination of sizes in which heads divide evenly among their groups. */

@@ -272,6 +272,19 @@ describe("rows without text", () => {
     );
   });
 
+  it("are said where a file has nothing else", async () => {
+    const notes: string[] = [];
+    for (const [name, content] of [
+      ["empty.txt", ""],
+      ["blank.txt", " \n\n "],
+      ["empty.jsonl", "\n"],
+    ] as const)
+      expect(await documentsOf(name, content, DOCUMENT_DEFAULTS, notes)).toEqual([]);
+    expect(notes).toEqual(
+      ["empty.txt", "blank.txt", "empty.jsonl"].map((name) => expect.stringMatching(`${name}: there is no text in it`)),
+    );
+  });
+
   it("and damaged characters are said", async () => {
     const notes: string[] = [];
     const damaged = Buffer.concat([Buffer.from("word ".repeat(500)), Buffer.from([0xff])]);

@@ -285,6 +285,7 @@ describe("axes come from the model", () => {
     expect(gpt2.axes.map(({ name }) => name)).toEqual(["ffn", "layers"]);
     expect(() => parseTarget("hidden=32", gpt2, 16)).toThrow(/of a gpt2 model ffn, layers can be cut/);
     expect(() => enumerateCandidates(gpt2, 1e5, { axes: ["heads"] })).toThrow(/gpt2 has no axis heads/);
+    expect(() => enumerateCandidates(gpt2, 1e5, { axes: ["ffn"], divisors: { ffn: 0 } })).toThrow(/multiples of 0/);
   });
 
   it("and sizes that its format refuses are not offered", () => {
