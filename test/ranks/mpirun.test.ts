@@ -100,7 +100,9 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     const [logits = ""] = readdirSync(path.join(cache, "logits"));
     const files = readdirSync(path.join(cache, "logits", logits)).filter((name) => name.startsWith("entries"));
     expect(files).toHaveLength(3);
-    expectClose(lossesOf("streamed teacher"), lossesOf("whole teacher"), 1e-4);
+    const [streamed, whole] = [lossesOf("streamed teacher"), lossesOf("whole teacher")];
+    expectClose(streamed.slice(0, 1), whole.slice(0, 1), 1e-5); // by the same predictions
+    expectClose(streamed, whole, 1e-3); // later ones follow gradients that were summed in another order
   });
 
   it.each(present)("trains as one does, by %s, and to the same bits when it is repeated", async (name, launcher) => {
