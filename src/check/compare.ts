@@ -5,15 +5,8 @@ import { type ConfigJson, initialize, modelFromConfig } from "../models/index.js
 import { elementAt } from "../system/arrays.js";
 import { MissingKernelError } from "../system/errors.js";
 import { Random } from "../system/random.js";
-import {
-  LARGE_OP_CASES,
-  OP_CASES,
-  type OpCase,
-  resultAndGradients,
-  VALUE_CASES,
-  type ValueCase,
-  valuesOf,
-} from "./op-cases.js";
+import { LARGE_OP_CASES, OP_CASES, type OpCase, resultAndGradients } from "./op-cases.js";
+import { VALUE_CASES, type ValueCase, valuesOf } from "./value-cases.js";
 
 /** How far a device's results are from the processor's. */
 export interface Comparison {

@@ -1,10 +1,7 @@
 import type { Backend } from "../ggml/device.js";
-import { bytesOf, QUANTIZED_DTYPES, type StoredDType } from "../ggml/dtype.js";
-import { convertRows } from "../quantize/convert.js";
 import { elementAt } from "../system/arrays.js";
 import { Random } from "../system/random.js";
 import {
-  type ComputeType,
   elementCount,
   Graph,
   gradients,
@@ -35,7 +32,8 @@ const binary = (apply: (g: Graph, a: Tensor, b: Tensor) => Tensor, shapes: reado
   apply,
   low,
 });
-const ids = (g: Graph, ...values: number[]) =>
+/** Ids as a constant. */
+export const ids = (g: Graph, ...values: number[]) =>
   g.constant(`ids ${values}`, "i32", [values.length], Int32Array.from(values));
 const causalMask = (g: Graph, size: number) =>
   g.constant(
@@ -315,82 +313,8 @@ export const LARGE_OP_CASES: Readonly<Record<string, OpCase>> = {
   },
 };
 
-/** Something without a gradient, in f32 or by weights in other types. */
-export interface ValueCase {
-  readonly inputs: readonly {
-    readonly shape: readonly [rows: number, columns: number];
-    readonly dtype?: StoredDType;
-  }[];
-  readonly apply: (g: Graph, ...inputs: Tensor[]) => readonly Tensor[];
-  readonly computeType?: ComputeType;
-  /** The largest difference that roundings make, where that is more than f32's. */
-  readonly tolerance?: number;
-  /** Whether a device may have no kernel for it. */
-  readonly mayBeRefused?: boolean;
-}
-
-/** ggml rounds the other operand of a quantized matrix, too, and not on every device to the same type. */
-const QUANTIZED_TOLERANCE = 0.02;
-const QUANTIZED = { tolerance: QUANTIZED_TOLERANCE, mayBeRefused: true };
-/** Of operands with 8 bits of mantissa. */
-const BF16_TOLERANCE = 0.01;
-
-const linearBy = (dtype: StoredDType, options: Partial<ValueCase>): ValueCase => ({
-  inputs: [{ shape: [17, 512] }, { shape: [48, 512], dtype }],
-  apply: (g, x, w) => [ops.linear(g, x, w)],
-  ...options,
-});
-
-/** What `topKIndices` finds, as numbers: equal ones may be found in any order. */
-const largestOf = (g: Graph, x: Tensor, k: number) => ops.takeAlongRows(g, x, ops.topKIndices(g, x, { k }));
-
-/** Ops without a gradient, products with quantized weights, and products in bf16. */
-export const VALUE_CASES: Readonly<Record<string, ValueCase>> = {
-  "topKIndices, takeAlongRows": { inputs: [{ shape: [5, 40] }], apply: (g, x) => [largestOf(g, x, 7)] },
-  "topKIndices of a large vocabulary": { inputs: [{ shape: [3, 30000] }], apply: (g, x) => [largestOf(g, x, 64)] },
-  "argmax of a large vocabulary": {
-    inputs: [{ shape: [3, 30000] }],
-    apply: (g, x) => [ops.takeAlongRows(g, x, ops.argmax(g, x))],
-  },
-  "sign, step, clamp": {
-    inputs: [{ shape: [6, 9] }],
-    apply: (g, x) => [ops.sign(g, x), ops.step(g, x), ops.clamp(g, x, { low: -0.5, high: 0.25 })],
-  },
-  dotLast: { inputs: [{ shape: [6, 33] }, { shape: [6, 33] }], apply: (g, a, b) => [ops.dotLast(g, a, b)] },
-  "concatRows, rowsOf": {
-    inputs: [{ shape: [3, 8] }, { shape: [5, 8] }],
-    apply: (g, a, b) => [ops.rowsOf(g, ops.concatRows(g, [a, b]), { from: 2, to: 6 })],
-  },
-  crossEntropyOfRows: {
-    inputs: [{ shape: [4, 600] }],
-    apply: (g, x) => [ops.crossEntropyOfRows(g, x, ids(g, 0, 1199, 1200, 1999))],
-  },
-  "sums of magnitudes": {
-    inputs: [{ shape: [1, 12] }, { shape: [16, 48] }],
-    apply: (g, sums, x) => [ops.addMagnitudes(g, sums, x, { batch: 4 })],
-  },
-  meanCosine: { inputs: [{ shape: [40, 64] }, { shape: [40, 64] }], apply: (g, x, y) => [ops.meanCosine(g, x, y)] },
-  "sums of products": {
-    inputs: [{ shape: [24, 40] }, { shape: [300, 24] }, { shape: [300, 40] }],
-    apply: (g, sum, a, b) => [ops.addProducts(g, sum, a, b)],
-  },
-  ...Object.fromEntries(QUANTIZED_DTYPES.map((dtype) => [`linear by ${dtype}`, linearBy(dtype, QUANTIZED)])),
-  "linear by f16": linearBy("f16", { tolerance: BF16_TOLERANCE }),
-  "linear by bf16": linearBy("bf16", { tolerance: BF16_TOLERANCE }),
-  "linear in bf16": linearBy("f32", { computeType: "bf16", tolerance: BF16_TOLERANCE }),
-  "linear by bf16, in bf16": linearBy("bf16", { computeType: "bf16", tolerance: BF16_TOLERANCE }),
-  "embedding of bf16": {
-    inputs: [{ shape: [50, 64], dtype: "bf16" }],
-    apply: (g, table) => [ops.embedding(g, table, ids(g, 49, 0, 7, 7))],
-  },
-  "embedding of q8_0": {
-    inputs: [{ shape: [50, 64], dtype: "q8_0" }],
-    apply: (g, table) => [ops.embedding(g, table, ids(g, 49, 0, 7, 7))],
-  },
-};
-
 /** Numbers for inputs: the same on every device. */
-function numbersFor(shapes: readonly Shape[], low: number): Float32Array[] {
+export function numbersFor(shapes: readonly Shape[], low: number): Float32Array[] {
   const random = new Random(7);
   return shapes.map((shape) => Float32Array.from({ length: elementCount(shape) }, () => low + 2 * random.uniform()));
 }
@@ -428,30 +352,8 @@ export async function resultAndGradients(
   return readAll(g, [result, ...gradients(g, loss, inputs)]);
 }
 
-/** The results of a case. @param freeLater as of {@link resultAndGradients} */
-export async function valuesOf(
-  backend: Backend,
-  { inputs, apply, computeType }: ValueCase,
-  freeLater: (...resources: readonly { free(): void }[]) => void,
-): Promise<Float32Array[]> {
-  const store = new TensorStore(backend, inputs.length);
-  const tensors = inputs.map(({ shape, dtype = "f32" }, i) => store.add(`x${i}`, shape, dtype));
-  store.allocate();
-  const shapes = inputs.map(({ shape }) => shape);
-  for (const [i, numbers] of numbersFor(shapes, -1).entries()) {
-    const tensor = elementAt(tensors, i);
-    const { dtype = "f32", shape } = elementAt(inputs, i);
-    const [, columns] = shape;
-    const importance = new Float32Array(columns).fill(1); // some types insist on one
-    const conversion = { name: tensor.name, from: "f32", to: dtype, columns, importance } as const;
-    store.write(tensor, await convertRows(bytesOf(numbers), conversion));
-  }
-  const g = new Graph(backend, { computeType });
-  freeLater(g, store);
-  return readAll(g, apply(g, ...tensors));
-}
-
-async function readAll(g: Graph, results: readonly Tensor[]): Promise<Float32Array[]> {
+/** Computes results, and reads them. */
+export async function readAll(g: Graph, results: readonly Tensor[]): Promise<Float32Array[]> {
   // a copy: results may be views, or inputs that were changed in place
   const outputs = results.map((tensor) => g.output(ops.scale(g, tensor, { factor: 1 })));
   await g.run();

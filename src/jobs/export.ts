@@ -166,7 +166,7 @@ export async function runnableGguf(reference: string, job: RunnableOptions): Pro
 }
 
 /** Increase it when the files for the same model change, so that older ones in the cache are not used. */
-const EXPORT_VERSION = 1;
+const EXPORT_VERSION = 2;
 
 /** Changes when a model's files do. Quick, as only their sizes and times are read. */
 export const fileIdentity = (model: GgufOrigin): readonly unknown[] => [

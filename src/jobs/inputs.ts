@@ -1,5 +1,6 @@
 import { existsSync, statSync } from "node:fs";
 import path from "node:path";
+import { namedTemplateFiles } from "../checkpoint/chat-templates.js";
 import { adapterScales, HUB_PREFIX, splitAdapters } from "../checkpoint/index.js";
 import { findDataFiles } from "../data/index.js";
 import type { Checkpoint } from "../models/index.js";
@@ -24,9 +25,10 @@ type ModelFiles = Pick<Checkpoint, "files"> & { readonly directory?: string | un
 
 /** All existing files of a model. */
 export const modelFiles = ({ files, directory }: ModelFiles): string[] =>
-  [...files, ...(directory === undefined ? [] : DESCRIPTIVE_FILES.map((name) => path.join(directory, name)))].filter(
-    (file) => existsSync(file),
-  );
+  [...files, ...(directory === undefined ? [] : describingFiles(directory))].filter((file) => existsSync(file));
+
+const describingFiles = (directory: string): string[] =>
+  [...DESCRIPTIVE_FILES, ...namedTemplateFiles(directory)].map((name) => path.join(directory, name));
 
 /** A model that a job reads, as its inputs. */
 export const modelInput = (what: string, model: ModelFiles & Pick<Checkpoint, "path">): Input[] =>

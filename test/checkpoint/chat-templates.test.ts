@@ -3,12 +3,14 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { chatTemplateIn, openGguf, writeCheckpoint } from "../../src/checkpoint/index.js";
 import { readJsonObject } from "../../src/checkpoint/json.js";
+import { runnableGguf } from "../../src/jobs/index.js";
 import { openCheckpoint } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const teacher = path.resolve(import.meta.dirname, "../../examples/tiny-teacher");
 const root = temporaryDirectory();
+process.env.COPPICE_CACHE = path.join(root, "cache");
 let made = 0;
 
 /** The demo's teacher with a chat template in tokenizer_config.json. */
@@ -70,4 +72,18 @@ it("a single chat template stays a text", async () => {
   const { metadata, back } = await exported(modelWith(PLAIN));
   expect(metadata.has("tokenizer.chat_templates")).toBe(false);
   expect(back).toBe(PLAIN);
+});
+
+it("templates in files of their own are among a model's files: what was exported before one changed is not taken again", async () => {
+  const directory = modelWith(PLAIN);
+  writeFileSync(path.join(directory, "chat_template.jinja"), PLAIN);
+  mkdirSync(path.join(directory, "additional_chat_templates"));
+  const file = path.join(directory, "additional_chat_templates/tool_use.jinja");
+  const toolUseOf = async (template: string) => {
+    writeFileSync(file, template);
+    const exportedFile = await runnableGguf(directory, {});
+    return openGguf(exportedFile).metadata.get("tokenizer.chat_template.tool_use")?.value;
+  };
+  expect(await toolUseOf(TOOLS)).toBe(TOOLS);
+  expect(await toolUseOf(`${TOOLS} and more`)).toBe(`${TOOLS} and more`);
 });
