@@ -1,13 +1,11 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { getLlama, type Llama, LlamaLogLevel, type LlamaModel, type Token } from "node-llama-cpp";
-
-let llama: Promise<Llama> | undefined;
+import type { LlamaModel, Token } from "node-llama-cpp";
+import { startLlama } from "../src/generate/start-llama.js";
 
 /** A GGUF file in llama.cpp, on the processor. */
 export async function loadInLlamaCpp(file: string): Promise<LlamaModel> {
-  llama ??= getLlama({ gpu: false, build: "never", logLevel: LlamaLogLevel.error });
-  return (await llama).loadModel({ modelPath: file });
+  return (await startLlama("cpu")).loadModel({ modelPath: file, gpuLayers: 0 });
 }
 
 /** Log-probabilities of every token after each of the given ones: [positions, vocabulary]. f32 key-value cache. */

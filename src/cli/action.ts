@@ -1,6 +1,8 @@
 import { isatty } from "node:tty";
 import type { Command } from "commander";
 import { withAdapters } from "../checkpoint/adapters.js";
+import { DEVICE_KINDS } from "../ggml/device-kinds.js";
+import { preferDevice } from "../ggml/preferred-device.js";
 import type { JobOptions } from "../jobs/index.js";
 import type { Ranks } from "../ranks/index.js";
 import { UsageError } from "../system/errors.js";
@@ -32,6 +34,8 @@ export function action<Arguments extends unknown[], Flags extends CommonFlags>(
     const command = all.at(-1) as Command;
     const flags = command.opts() as Flags;
     if (flags.verbose === true) setLogLevels("debug");
+    const device = DEVICE_KINDS.find((kind) => kind === flags.device); // plan's can also name a phone
+    if (device !== undefined) preferDevice(device);
     const display = new ProgressDisplay();
     const { signal, unwatch } = watchForStop(stopping);
     const print: Session["print"] = (result, render) => {

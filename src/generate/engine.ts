@@ -1,23 +1,21 @@
 import { availableParallelism } from "node:os";
 import {
   DraftSequenceTokenPredictor,
-  getLlama,
-  type Llama,
   LlamaChatSession,
   LlamaCompletion,
   type LlamaContext,
   type LlamaContextSequence,
-  LlamaLogLevel,
   type LlamaModel,
   type Token,
 } from "node-llama-cpp";
-import { type DeviceKind, keepThreads } from "../ggml/index.js";
+import type { DeviceKind } from "../ggml/index.js";
 import { defined } from "../system/defined.js";
 import { CoppiceError, UsageError } from "../system/errors.js";
 import { logOf } from "../system/log.js";
 import { OptionalPredictor } from "./optional-predictor.js";
 import { lostBeginning, promptTokens, type SpecialTokens } from "./prompt.js";
 import { checkContext, openRunnable } from "./runnable.js";
+import { startLlama } from "./start-llama.js";
 import { isTooLongToSplit } from "./tokenize.js";
 
 const log = logOf("engine");
@@ -238,42 +236,16 @@ export interface Chat {
   reset(): void;
 }
 
-const instances = new Map<string, Promise<Llama>>();
-
-/** llama.cpp on a device, started only once because every instance keeps the process alive. */
-function startLlama(device: DeviceKind | "auto", threads: number | undefined): Promise<Llama> {
-  const key = `${device} ${threads}`;
-  const known = instances.get(key);
-  if (known !== undefined) return known;
-  const options = defined({
-    gpu: device === "cpu" ? (false as const) : device,
-    build: "never" as const,
-    logLevel: LlamaLogLevel.error,
-    progressLogs: false,
-    skipDownload: true,
-    maxThreads: threads,
-  });
-  const llama = getLlama(options).then((instance) => {
-    keepThreads();
-    return instance;
-  });
-  instances.set(key, llama);
-  llama.catch(() => instances.delete(key));
-  return llama;
-}
-
 /** Loads a model in llama.cpp. @throws CoppiceError when llama.cpp cannot be started or cannot run the model */
 export async function loadModel(
   file: string,
   { device = "auto", threads }: Pick<EngineOptions, "device" | "threads">,
 ): Promise<LlamaModel> {
-  const llama = await startLlama(device, threads).catch((error: unknown) => {
-    const reason = error instanceof Error ? error.message : error;
-    throw new CoppiceError(`llama.cpp cannot be started on ${device} (${reason})`);
-  });
+  const llama = await startLlama(device, threads);
   try {
     log.debug("llama.cpp loads a model", { file, device: String(llama.gpu || "cpu"), threads: llama.maxThreads });
-    return await llama.loadModel({ modelPath: file, checkTensors: true });
+    const gpuLayers = device === "cpu" ? 0 : undefined; // the build may contain a GPU's backend
+    return await llama.loadModel(defined({ modelPath: file, checkTensors: true, gpuLayers }));
   } catch (error) {
     throw cannotRun(file, error);
   }

@@ -33,6 +33,7 @@ export {
   loadKernels,
 } from "./kernels.js";
 export { buildKernels, type KernelBuild } from "./kernels-build.js";
-export { type Library, libraryDirectories, loadFunctions, loadLibrary } from "./library.js";
+export { type Library, libraryDirectories, loadedBuild, loadFunctions, loadLibrary } from "./library.js";
+export { preferDevice } from "./preferred-device.js";
 export type { ThreadTimes } from "./thread-count.js";
 export { canKeepThreads, keepThreads } from "./threads.js";

@@ -6,6 +6,7 @@ import koffi from "../system/ffi.js";
 import { logOf } from "../system/log.js";
 import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
 import { bindFunctions, type Functions } from "./functions.js";
+import { preferredDevice } from "./preferred-device.js";
 
 const log = logOf("engine");
 
@@ -20,12 +21,24 @@ export interface Library {
 
 const PLATFORM = { linux: "linux", darwin: "mac", win32: "win" }[process.platform as string] ?? process.platform;
 
-/** npm packages with ggml for this platform and kind of device. */
-function packagesFor(kind: DeviceKind): string[] {
+type GpuKind = Exclude<DeviceKind, "cpu">;
+
+/** A build of ggml and llama.cpp, installed as an npm package. All contain the CPU backend. */
+interface Build {
+  /** The GPU that it also contains a backend for; false where none. */
+  readonly gpu: GpuKind | false;
+  /** The folder of the libraries. */
+  readonly directory: string;
+}
+
+/** The installed builds for this platform and a kind of device. */
+function buildsFor(kind: DeviceKind): Build[] {
   const base = `@node-llama-cpp/${PLATFORM}-${process.arch}`;
-  if (kind === "cuda" || kind === "vulkan") return [`${base}-${kind}`];
-  if (kind === "metal") return process.platform === "darwin" ? [`${base}-metal`] : [];
-  return [base, `${base}-metal`];
+  const gpus: readonly (GpuKind | false)[] = kind === "cpu" ? [false, "metal"] : [kind];
+  return gpus.flatMap((gpu) => {
+    const directory = packageDirectory(gpu === false ? base : `${base}-${gpu}`);
+    return directory === undefined ? [] : [{ gpu, directory }];
+  });
 }
 
 /** The folder of a package's libraries; undefined when the package is not installed. */
@@ -40,18 +53,36 @@ function packageDirectory(name: string): string | undefined {
   return undefined;
 }
 
-/** Folders that may hold the libraries for a kind of device, best first. */
+/** Folders that may hold the libraries for a kind of device, best first. `auto`: those of the fastest GPU that can be used here. */
 export function libraryDirectories(device: DeviceKind | "auto"): string[] {
   const directory = process.env.COPPICE_GGML_DIR;
   if (directory !== undefined && directory !== "") return [path.resolve(directory)];
-  // every package also contains the CPU backend, and only one can be loaded: for the CPU, take the one a GPU would need
-  const kinds = device === "auto" || device === "cpu" ? DEVICE_KINDS : [device, ...DEVICE_KINDS];
-  const folders = kinds.flatMap((kind) =>
-    packagesFor(kind)
-      .map(packageDirectory)
-      .filter((folder) => folder !== undefined && (kind !== "cuda" || kind === device || cudaWorks(folder))),
+  const kinds = device === "auto" ? DEVICE_KINDS : [device, ...DEVICE_KINDS];
+  const builds = kinds.flatMap((kind) =>
+    buildsFor(kind).filter((build) => kind === device || kind === "cpu" || canUse(kind, build.directory)),
   );
-  return [...new Set(folders.filter((folder) => folder !== undefined))];
+  return [...new Set(builds.map((build) => build.directory))];
+}
+
+/** Whether a kind of GPU may be there: what drives it is installed. */
+function canUse(kind: GpuKind, directory: string): boolean {
+  if (kind === "cuda") return cudaWorks(directory);
+  return kind === "metal" || vulkanWorks();
+}
+
+/** Vulkan 1.2, which ggml's backend needs, as a version number of Vulkan. */
+const VULKAN_1_2 = (1 << 22) | (2 << 12);
+
+/** Whether Vulkan's loader is installed, in a version that ggml's backend takes; it loads no driver. */
+function vulkanWorks(): boolean {
+  try {
+    const loader = koffi.load(process.platform === "win32" ? "vulkan-1.dll" : "libvulkan.so.1");
+    const version = new Uint32Array(1);
+    const status: number = loader.func("vkEnumerateInstanceVersion", "int", ["uint32_t *"])(version);
+    return status === 0 && (version[0] ?? 0) >= VULKAN_1_2;
+  } catch {
+    return false;
+  }
 }
 
 /** Whether there are an NVIDIA driver and the CUDA libraries, which the package does not contain. */
@@ -147,13 +178,12 @@ function loadFrom(directory: string): Library {
 
 let current: Library | undefined;
 let othersLoaded = false;
-
 /**
  * Loads ggml once per process. Two builds of it cannot be loaded into one process, so the first requested device decides.
  * @throws CoppiceError when none is installed, naming what to install
  */
 export function loadLibrary(device: DeviceKind | "auto" = "auto"): Library {
-  current ??= firstLibrary(device);
+  current ??= firstLibrary(device === "auto" || device === "cpu" ? preferredDevice() : device);
   if (device !== "cpu" && !othersLoaded) {
     othersLoaded = true;
     // ggml has cuBLAS compute f32 in TF32, of 10 bits: too few for the factorizations of a refit
@@ -163,9 +193,21 @@ export function loadLibrary(device: DeviceKind | "auto" = "auto"): Library {
   return current;
 }
 
+/**
+ * The GPU that the loaded build is for, false where for none; undefined for libraries that COPPICE_GGML_DIR names. llama.cpp must be of
+ * the same build: another brings a CPU backend of its own, and aborts when it meets tensors that belong to the first one's.
+ * @param device decides where nothing is loaded yet
+ * @throws CoppiceError when none is installed
+ */
+export function loadedBuild(device: DeviceKind | "auto"): GpuKind | false | undefined {
+  current ??= firstLibrary(device === "auto" ? preferredDevice() : device);
+  const { directory } = current;
+  return DEVICE_KINDS.flatMap(buildsFor).find((build) => build.directory === directory)?.gpu;
+}
+
 /** ggml's functions that need no device, such as conversions. Does not load GPU drivers. */
 export function loadFunctions(): Functions {
-  current ??= firstLibrary("auto");
+  current ??= firstLibrary(preferredDevice());
   return current.functions;
 }
 

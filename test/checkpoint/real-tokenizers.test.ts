@@ -3,12 +3,12 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { TokenizerLoader } from "@lenml/tokenizers";
 import fc from "fast-check";
-import { getLlama, LlamaLogLevel } from "node-llama-cpp";
 import { Tokenizer as NativeTokenizer } from "tokenizers";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openGguf } from "../../src/checkpoint/index.js";
 import { tokenizerFiles } from "../../src/checkpoint/tokenizer-from-gguf.js";
 import { Tokenizer } from "../../src/data/tokenizer.js";
+import { startLlama } from "../../src/generate/start-llama.js";
 import { type Checkpoint, modelFromConfig, shapeOf } from "../../src/models/index.js";
 import { exportGguf } from "../../src/quantize/index.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -216,7 +216,7 @@ function modelWith({ name, vocabSize, modelType = "llama" }: Case): Checkpoint {
 }
 
 async function vocabularyInLlamaCpp(file: string) {
-  const llama = await getLlama({ gpu: false, build: "never", logLevel: LlamaLogLevel.error });
+  const llama = await startLlama("cpu");
   return llama.loadModel({ modelPath: file, vocabOnly: true });
 }
 

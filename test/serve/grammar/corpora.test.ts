@@ -2,16 +2,17 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { Ajv2020 } from "ajv/dist/2020.js";
-import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
+import type { Llama } from "node-llama-cpp";
 import { beforeAll, describe, expect, it } from "vitest";
 import { z } from "zod";
+import { startLlama } from "../../../src/generate/start-llama.js";
 import { Random } from "../../../src/system/random.js";
 import { compiled, GrammarSamples } from "../../grammar-samples.js";
 import { zodTypes } from "./zod-types.js";
 
 let llama: Llama;
 beforeAll(async () => {
-  llama = await getLlama({ gpu: false, build: "never", logLevel: LlamaLogLevel.disabled, skipDownload: true });
+  llama = await startLlama("cpu");
 });
 const ajv = new Ajv2020({ strict: false, validateFormats: false, logger: false });
 

@@ -1,7 +1,8 @@
 import { Ajv } from "ajv";
 import fc from "fast-check";
-import { getLlama, type Llama, LlamaLogLevel } from "node-llama-cpp";
+import type { Llama } from "node-llama-cpp";
 import { beforeAll, describe, expect, it } from "vitest";
+import { startLlama } from "../../../src/generate/start-llama.js";
 import { callStyle, callsGrammar } from "../../../src/serve/engine/tools.js";
 import { callsOrForm, formatGrammar } from "../../../src/serve/engine/write-task.js";
 import { checkGrammar, GrammarRules, regexBody } from "../../../src/serve/grammar/index.js";
@@ -9,7 +10,7 @@ import { jsonGrammar } from "../../grammar-samples.js";
 
 let llama: Llama;
 beforeAll(async () => {
-  llama = await getLlama({ gpu: false, build: "never", logLevel: LlamaLogLevel.disabled, skipDownload: true });
+  llama = await startLlama("cpu");
 });
 
 /** Whether llama.cpp takes texts by a grammar. */
