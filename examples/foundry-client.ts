@@ -27,7 +27,7 @@ if (model === undefined) throw new Error("the foundry has no model");
 console.log(`compressing ${model.name}`);
 
 const size = { target: "hidden=96,ffn=288", quantization: ["q8_0"] }; // or { device: "phone-8gb" }, which settles both
-const settings = { tokens: 20_000, sequence_length: 64, calibration_samples: 32 };
+const settings = { tokens: 20_000, sequence_length: 64, calibration_samples: 32, refit_samples: 32 };
 const created = await ask("POST", "jobs", { kind: "compress", model: model.id, ...size, ...settings });
 const { id } = (await created.json()) as { readonly id: string };
 

@@ -25,6 +25,9 @@ function onVulkan(): TestBackend[] {
 export const testBackends: readonly TestBackend[] =
   process.env.COPPICE_TEST_DEVICES === "vulkan" ? onVulkan() : onProcessor();
 
+/** Two of them, ggml alone and the best kernels: for what is composed of ops, which test/tensor compares on all. */
+export const composedTestBackends: readonly TestBackend[] = testBackends.slice(0, 2);
+
 /** The last of them that emulates no other processor: for tests of what does not depend on the device. */
 export const oneTestBackend: readonly TestBackend[] = testBackends
   .filter(([, { kernels }]) => kernels === undefined || !emulatedKernels(loadLibrary().functions).includes(kernels))

@@ -16,7 +16,12 @@ const pictures = path.resolve(import.meta.dirname, "../test-results");
 /** As long as other tests wait (vitest.config.ts): only a hang takes so long. */
 const TIMEOUT_MILLISECONDS = 300_000;
 
-const SIZES = { wide: { width: 1280, height: 900 }, phone: { width: 360, height: 800 } } as const;
+const WIDE = { width: 1280, height: 900 };
+/** Colors do not depend on the size, nor places on the colors. */
+const LOOKS = [
+  { size: "wide", viewport: WIDE, colorScheme: "light" },
+  { size: "phone", viewport: { width: 360, height: 800 }, colorScheme: "dark" },
+] as const;
 
 interface Violation {
   readonly id: string;
@@ -52,27 +57,26 @@ export async function openPage(serverUrl: string): Promise<OpenedPage> {
 }
 
 /**
- * Checks a page as it is: it fits a wide window and a phone, in light and dark, and breaks no accessibility rule. A screenshot of each
- * is kept.
+ * Checks a page as it is: it fits a wide window in light colors and a phone in dark ones, and breaks no accessibility rule. A screenshot
+ * of each is kept.
  */
 export async function lookAt(page: Page, name: string): Promise<void> {
   const file = path.join(pictures, `${name}.png`);
   mkdirSync(path.dirname(file), { recursive: true });
   await page.evaluate(axe);
-  for (const [size, viewport] of Object.entries(SIZES))
-    for (const colorScheme of ["light", "dark"] as const) {
-      await page.emulateMedia({ colorScheme });
-      await page.setViewportSize(viewport);
-      const where = `${name}, ${size}, ${colorScheme}`;
-      const width = () => page.evaluate("document.documentElement.scrollWidth");
-      await expect.poll(width, { message: `${where}: width` }).toBeLessThanOrEqual(viewport.width);
-      const { violations } = (await page.evaluate("axe.run()")) as { violations: readonly Violation[] };
-      const broken = violations.map(
-        ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ target }) => target).join(" | ")}`,
-      );
-      expect(broken, where).toEqual([]);
-      await page.screenshot({ path: file.replace(/\.png$/, `-${size}-${colorScheme}.png`), fullPage: true });
-    }
+  for (const { size, viewport, colorScheme } of LOOKS) {
+    await page.emulateMedia({ colorScheme });
+    await page.setViewportSize(viewport);
+    const where = `${name}, ${size}, ${colorScheme}`;
+    const width = () => page.evaluate("document.documentElement.scrollWidth");
+    await expect.poll(width, { message: `${where}: width` }).toBeLessThanOrEqual(viewport.width);
+    const { violations } = (await page.evaluate("axe.run()")) as { violations: readonly Violation[] };
+    const broken = violations.map(
+      ({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ target }) => target).join(" | ")}`,
+    );
+    expect(broken, where).toEqual([]);
+    await page.screenshot({ path: file.replace(/\.png$/, `-${size}-${colorScheme}.png`), fullPage: true });
+  }
   await page.emulateMedia({ colorScheme: "light" });
-  await page.setViewportSize(SIZES.wide);
+  await page.setViewportSize(WIDE);
 }

@@ -2,10 +2,10 @@ import type { Backend } from "../ggml/device.js";
 import { bytesOf, QUANTIZED_DTYPES, type StoredDType } from "../ggml/dtype.js";
 import { convertRows } from "../quantize/convert.js";
 import { elementAt } from "../system/arrays.js";
-import { type ComputeType, Graph, ops, type Tensor, TensorStore } from "../tensor/index.js";
+import { type ComputeType, Graph, gradients, ops, type Tensor, TensorStore } from "../tensor/index.js";
 import { ids, numbersFor, readAll } from "./op-cases.js";
 
-/** Something without a gradient, in f32 or by weights in other types. */
+/** Something without a gradient, or in other types than f32. */
 export interface ValueCase {
   readonly inputs: readonly {
     readonly shape: readonly [rows: number, columns: number];
@@ -31,10 +31,24 @@ const linearBy = (dtype: StoredDType, options: Partial<ValueCase>): ValueCase =>
   ...options,
 });
 
+/** Two sequences of 96 positions, 4 heads of queries and 2 of keys and values, each of 64 channels. */
+const attentionInBf16 = (attention: (g: Graph, q: Tensor, k: Tensor, v: Tensor) => Tensor): ValueCase => ({
+  inputs: [{ shape: [192, 256] }, { shape: [192, 128] }, { shape: [192, 128] }],
+  apply: (g, ...inputs) => {
+    const leaves = inputs.map((input) => ({ ...input, requiresGrad: true }));
+    const heads = (i: number, to: number) => ops.reshape(g, elementAt(leaves, i), { to: [2, 96, to, 64] });
+    const result = attention(g, heads(0, 4), heads(1, 2), heads(2, 2));
+    if (!result.requiresGrad) return [result];
+    return [result, ...gradients(g, ops.sum(g, ops.mul(g, result, result)), leaves)];
+  },
+  computeType: "bf16",
+  tolerance: BF16_TOLERANCE,
+});
+
 /** What `topKIndices` finds, as numbers: equal ones may be found in any order. */
 const largestOf = (g: Graph, x: Tensor, k: number) => ops.takeAlongRows(g, x, ops.topKIndices(g, x, { k }));
 
-/** Ops without a gradient, products with quantized weights, and products in bf16. */
+/** Ops without a gradient, products with quantized weights, products and attention in bf16. */
 export const VALUE_CASES: Readonly<Record<string, ValueCase>> = {
   "topKIndices, takeAlongRows": { inputs: [{ shape: [5, 40] }], apply: (g, x) => [largestOf(g, x, 7)] },
   "topKIndices of a large vocabulary": { inputs: [{ shape: [3, 30000] }], apply: (g, x) => [largestOf(g, x, 64)] },
@@ -69,6 +83,12 @@ export const VALUE_CASES: Readonly<Record<string, ValueCase>> = {
   "linear by bf16": linearBy("bf16", { tolerance: BF16_TOLERANCE }),
   "linear in bf16": linearBy("f32", { computeType: "bf16", tolerance: BF16_TOLERANCE }),
   "linear by bf16, in bf16": linearBy("bf16", { computeType: "bf16", tolerance: BF16_TOLERANCE }),
+  "attention in bf16": attentionInBf16((g, q, k, v) =>
+    g.withoutGradient(() => ops.attention(g, q, k, v, { scale: 0.3, window: 40 })),
+  ),
+  "attention in blocks, in bf16, and its gradients": attentionInBf16((g, q, k, v) =>
+    ops.composedAttention(g, q, k, v, { scale: 0.3, softCap: 3, rows: 40 }),
+  ),
   "embedding of bf16": {
     inputs: [{ shape: [50, 64], dtype: "bf16" }],
     apply: (g, table) => [ops.embedding(g, table, ids(g, 49, 0, 7, 7))],

@@ -87,6 +87,7 @@ export async function pruneAndDistill(
     out: workspace.path,
     settings: { ...settings, validateEverySteps: Math.ceil(steps / VALIDATIONS) },
     calibrationSamples: spec.calibration_samples,
+    refitSamples: spec.refit_samples,
     maxCandidates: spec.candidates,
     teacherCorrection: spec.teacher_correction || undefined,
     evaluate: spec.evaluate,

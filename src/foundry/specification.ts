@@ -85,7 +85,15 @@ export const compressSpec = z.strictObject({
     .int()
     .min(1)
     .max(1 << 20)
-    .optional(),
+    .optional()
+    .describe("sequences by which the importance of each channel is judged"),
+  refit_samples: z
+    .number()
+    .int()
+    .min(1)
+    .max(1 << 20)
+    .optional()
+    .describe("sequences that the cut is refitted on"),
   candidates: z.number().int().min(1).max(100).optional().describe("how many architectures to measure at most"),
   teacher_correction: z.boolean().optional().describe("adapt the teacher to the data before distillation"),
   evaluate: evaluation.optional().describe("benchmarks for teacher, pruned model and student"),

@@ -126,6 +126,8 @@ export const SIGNATURES = {
   ggml_soft_max_ext: c("pointer", "pointer", "pointer", "optional", "float", "float"),
   ggml_soft_max_ext_back: c("pointer", "pointer", "pointer", "pointer", "float", "float"),
   ggml_flash_attn_ext: c("pointer", "pointer", "pointer", "pointer", "pointer", "optional", "float", "float", "float"),
+  ggml_flash_attn_ext_set_prec: c("void", "pointer", "int"),
+  ggml_flash_attn_ext_add_sinks: c("void", "pointer", "pointer"),
   ggml_rope_ext: ROPE,
   ggml_rope_ext_back: ROPE,
   ggml_argmax: c("pointer", "pointer", "pointer"),

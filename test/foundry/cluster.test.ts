@@ -101,7 +101,8 @@ describe.skipIf(postgres?.missing ?? true)("a foundry on several machines with P
     const text = "Tom had a red kite. The kite flew high over the park and Tom laughed.\n".repeat(400);
     const { id: dataset } = await ask<{ id: string }>("POST", "/v1/datasets?name=kites.txt", text);
     const spec = { model, dataset, tokens: 200_000, sequence_length: 32, calibration_samples: 8 };
-    const { id } = await ask<Job>("POST", "/v1/jobs", JSON.stringify({ ...spec, target: "hidden=96,ffn=320" }));
+    const cut = { target: "hidden=96,ffn=320", refit_samples: 16 };
+    const { id } = await ask<Job>("POST", "/v1/jobs", JSON.stringify({ ...spec, ...cut }));
     const first = start("one", ["worker"]);
     await until(id, ({ stage }) => stage === "distill");
     // until the stages before distillation are in the store

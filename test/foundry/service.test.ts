@@ -21,6 +21,7 @@ const QUICK = {
   sequence_length: 32,
   batch_size: 128,
   calibration_samples: 8,
+  refit_samples: 16,
   target: "hidden=96,ffn=320",
 };
 

@@ -33,6 +33,7 @@ describe("a job", () => {
       target: "hidden=96,ffn=320",
       sequence_length: 32,
       calibration_samples: 8,
+      refit_samples: 16,
     });
   beforeAll(async () => {
     const options = {

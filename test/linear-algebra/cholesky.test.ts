@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { GROUP, PANEL } from "../../src/linear-algebra/factor.js";
 import { Cholesky, type Matrix, readElements, transpose } from "../../src/linear-algebra/index.js";
 import { CoppiceError, ShapeError } from "../../src/system/errors.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "./backend.js";
 import { norm, plusRidge, positiveDefinite, product, randomMatrix } from "./reference.js";
 
@@ -32,7 +32,7 @@ const identity = (size: number): Matrix => ({
   data: Float32Array.from({ length: size * size }, (_, i) => (i % (size + 1) === 0 ? 1 : 0)),
 });
 
-describe.each(testBackends)("Cholesky on %s", (_, options) => {
+describe.each(composedTestBackends)("Cholesky on %s", (_, options) => {
   const { backend, freeLater } = openAlgebraBackend(options);
   const inverseOf = async (a: Matrix, ridge?: number): Promise<Matrix> => {
     const tensor = await (await factor(a, ridge)).invert();

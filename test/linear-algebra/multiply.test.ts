@@ -2,11 +2,11 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { multiply } from "../../src/linear-algebra/index.js";
 import { ShapeError } from "../../src/system/errors.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "./backend.js";
 import { norm, product, randomMatrix } from "./reference.js";
 
-describe.each(testBackends)("multiply on %s", (_, options) => {
+describe.each(composedTestBackends)("multiply on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
 
   it("computes a b, a bᵀ, aᵀ b and aᵀ bᵀ", async () => {

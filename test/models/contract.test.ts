@@ -6,7 +6,7 @@ import { Backend, toFloat32 } from "../../src/ggml/index.js";
 import { loadWeights, openCheckpoint, writeModel } from "../../src/models/index.js";
 import { Random } from "../../src/system/random.js";
 import { elementCount, Graph, gradients } from "../../src/tensor/index.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { temporaryDirectory } from "../temporary.js";
 import {
   cut,
@@ -24,7 +24,7 @@ import {
 it("every architecture has a fixture", () => expect(withoutFixture().join("\n")).toBe(""));
 
 /** ggml alone, and one variant of our kernels if there are any. */
-const ON_CPU = testBackends.slice(0, 2);
+const ON_CPU = composedTestBackends;
 
 describe.each(ON_CPU)("on %s", (_, options) => {
   const backend = Backend.open(options);

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { loadWeights, type ModelTensors, modelFromConfig, openCheckpoint } from "../../src/models/index.js";
 import { type AxisSizes, axisSizes, keptIndices, planFor, prune, type Scores } from "../../src/prune/index.js";
 import { Graph, gradients, ops } from "../../src/tensor/index.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { changed, fixtures, fixtureTokens } from "../refit/cuts.js";
 import { logitsOf, relativeDifference } from "./architectures.js";
@@ -12,7 +12,7 @@ import { logitsOf, relativeDifference } from "./architectures.js";
 const scoresOf = ({ model }: ModelTensors): Scores =>
   new Map(model.axes.flatMap(({ dimensions }) => dimensions.map((name) => [name, new Float32Array(1024).fill(1)])));
 
-describe.each(testBackends)("a layer without some of its blocks, on %s", (_, options) => {
+describe.each(composedTestBackends)("a layer without some of its blocks, on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
   const original = openCheckpoint(path.join(fixtures, "tied"));
   const tokens = fixtureTokens.evaluation.slice(0, 4);

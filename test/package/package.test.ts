@@ -97,7 +97,18 @@ describe.skipIf(skipped)("the package installed from its tarballs", () => {
     () => {
       const examples = installed("coppice", "examples");
       const data = path.join(examples, "corpus/stories.txt.gz");
-      const sizes = ["--sequence-length", "128", "--samples", "64", "--tokens", "30K", "--candidates", "4"];
+      const sizes = [
+        "--sequence-length",
+        "128",
+        "--samples",
+        "16",
+        "--refit-samples",
+        "16",
+        "--tokens",
+        "30K",
+        "--candidates",
+        "2",
+      ];
       const out = ["--gguf", "q8_0", "--out", "smaller"];
       coppice("compress", path.join(examples, "tiny-teacher"), "--target", "0.67x", "--data", data, ...sizes, ...out);
       const files = readdirSync(at("smaller"), { recursive: true, encoding: "utf8" });

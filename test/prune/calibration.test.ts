@@ -15,7 +15,7 @@ import {
   type Scores,
   saveScores,
 } from "../../src/prune/index.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
 import { temporaryDirectory } from "../temporary.js";
 import { streamOf } from "../tokens.js";
@@ -29,7 +29,7 @@ const reference = readJsonObject(path.resolve(import.meta.dirname, "../fixtures/
 };
 
 /** The CPU, with each set of kernels. */
-const backends = testBackends.filter(([, options]) => options.device === "cpu");
+const backends = composedTestBackends.filter(([, options]) => options.device === "cpu");
 
 describe.skipIf(!hasSharedData).each(backends)("importance on stories260K, on %s", (_name, options) => {
   const directory = temporaryDirectory();

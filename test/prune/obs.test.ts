@@ -4,7 +4,7 @@ import type { Backend } from "../../src/ggml/index.js";
 import { Gram } from "../../src/prune/gram.js";
 import { removalLosses } from "../../src/prune/obs.js";
 import { Random } from "../../src/system/random.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openBackend } from "../tensor/backend.js";
 
 const random = new Random(7);
@@ -172,7 +172,7 @@ function largeElimination(groupSize: number): Elimination {
   return { moments, weight, expected };
 }
 
-describe.each(testBackends)("removal losses on %s", (_, options) => {
+describe.each(composedTestBackends)("removal losses on %s", (_, options) => {
   const { backend } = openBackend(options);
   it.each([1, 4])("are what a regression on the other inputs loses, in groups of %i", async (groupSize) => {
     const [inputs, outputs] = [12 * groupSize, 6];

@@ -11,7 +11,7 @@ import { type MatrixRows, rowsTimes } from "../../src/refit/matrix-rows.js";
 import { projectedScale } from "../../src/refit/scale.js";
 import { rotatedStart } from "../../src/refit/start.js";
 import { tokenMoments } from "../../src/refit/token-moments.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, relativeDifference } from "../models/architectures.js";
 import { changed, fixtures, fixtureTokens, passageOver } from "./cuts.js";
@@ -70,7 +70,7 @@ function withGain({ data, ...matrix }: Matrix, gain: Float32Array): Matrix {
   return { ...matrix, data: data.map((value, i) => value * gain[i % gain.length]!) };
 }
 
-describe.each(testBackends)("on %s", (_, options) => {
+describe.each(composedTestBackends)("on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
   const passage = passageOver(backend, fixtureTokens.calibration);
 

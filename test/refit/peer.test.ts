@@ -5,7 +5,7 @@ import { readJsonObject } from "../../src/checkpoint/json.js";
 import { type ModelTensors, openCheckpoint } from "../../src/models/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
 import { surgeonScores } from "../../src/prune/surgeon-scores.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf, relativeDifference } from "../models/architectures.js";
 import { hasSharedData, stories260K } from "../shared-data.js";
@@ -56,7 +56,7 @@ function signsOf({ model, source }: ModelTensors, peer: Float32Array): number[] 
   return products.map(Math.sign);
 }
 
-describe.each(testBackends)("on %s", (_, options) => {
+describe.each(composedTestBackends)("on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
   const passage = passageOver(backend, fixtureTokens.calibration);
 

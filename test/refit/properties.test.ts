@@ -9,7 +9,7 @@ import { prune } from "../../src/prune/index.js";
 import { readMatrix } from "../../src/prune/matrices.js";
 import { type SurgeonProgress, surgeonScores } from "../../src/prune/surgeon-scores.js";
 import { required } from "../../src/system/errors.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf } from "../models/architectures.js";
 import { temporaryDirectory } from "../temporary.js";
@@ -50,7 +50,7 @@ function roundedSource({ model, source }: ModelTensors): TensorSource {
   };
 }
 
-describe.each(testBackends)("on %s", (_, options) => {
+describe.each(composedTestBackends)("on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
   const tied = openCheckpoint(path.join(fixtures, "tied"));
   const passage = passageOver(backend, fixtureTokens.calibration);

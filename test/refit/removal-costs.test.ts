@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { openCheckpoint, type ResidualStep } from "../../src/models/index.js";
 import { planFor, prune } from "../../src/prune/index.js";
 import { removalCosts } from "../../src/refit/index.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 import { logitsOf } from "../models/architectures.js";
 import { changed, divergence, fixtures, fixtureTokens, passageOver } from "./cuts.js";
@@ -11,7 +11,7 @@ import { changed, divergence, fixtures, fixtureTokens, passageOver } from "./cut
 const feedForward = (layer: number) => (step: ResidualStep) =>
   step.layer === layer && step.writer.local.startsWith("mlp.");
 
-describe.each(testBackends)("the cost of cutting a step, on %s", (_, options) => {
+describe.each(composedTestBackends)("the cost of cutting a step, on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
   const tied = openCheckpoint(path.join(fixtures, "tied"));
   const inputsOf = (step: ResidualStep): number => tied.model.sizes[`layers.${step.layer}.ffn`] ?? 0;

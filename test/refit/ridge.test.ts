@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { type Matrix, meanDiagonal, transpose } from "../../src/linear-algebra/index.js";
 import { DAMPING, Ridge } from "../../src/refit/ridge.js";
 import { Random } from "../../src/system/random.js";
-import { testBackends } from "../devices.js";
+import { composedTestBackends } from "../devices.js";
 import { openAlgebraBackend } from "../linear-algebra/backend.js";
 
 const random = new Random(9);
@@ -38,7 +38,7 @@ function objective(x: Matrix, y: Matrix, start: Matrix, ridge: number, w: Matrix
 
 const [INPUTS, OUTPUTS] = [20, 7];
 
-describe.each(testBackends)("a regression on %s", (_, options) => {
+describe.each(composedTestBackends)("a regression on %s", (_, options) => {
   const { backend } = openAlgebraBackend(options);
 
   it.each([

@@ -5,6 +5,7 @@ import type { Graph } from "../graph.js";
 import { sizesOf, type Tensor } from "../tensor.js";
 import { softCap as limit } from "./activations.js";
 import { add, scale as scaleBy } from "./elementwise.js";
+import { type AttentionInputs, canFlash, flashAttention } from "./flash-attention.js";
 import { type Forest, forestMask, maskOf } from "./forest.js";
 import type { RowRange } from "./head.js";
 import { matmul } from "./matmul.js";
@@ -45,9 +46,9 @@ const BLOCK_BYTES = 128 << 20;
 /** Blocks are multiples of this where so many rows fit: products of bf16 sum over as many. */
 const ROW_UNIT = 32;
 
-/** How many queries of each sequence are in a block. */
-function rowsPerBlock(batch: number, heads: number, seq: number): number {
-  const rowBytes = 4 * batch * heads * seq;
+/** How many queries of each sequence are in a block. @param copies of an array of all pairs of positions that there would be */
+function rowsPerBlock(copies: number, seq: number): number {
+  const rowBytes = 4 * copies * seq;
   if (rowBytes * seq <= KEPT_BYTES) return seq;
   const fitting = Math.floor(BLOCK_BYTES / rowBytes);
   if (fitting < ROW_UNIT) return Math.max(1, fitting);
@@ -70,7 +71,8 @@ interface Heads {
 
 /**
  * Attention from other ops, for devices without kernels of ours. Long sequences take a block of queries after the other, with the keys up to
- * its end, and the gradient computes each block's probabilities again: no array of all pairs of positions exists.
+ * its end, and the gradient computes each block's probabilities again: no array of all pairs of positions exists. Where no probabilities
+ * are kept for a gradient, ggml's own kernel computes the blocks on devices that have one.
  * q: [batch, seq, heads, headDim]; k, v: [batch, seq, kvHeads, headDim] -> [batch, seq, heads, headDim]
  * @param attributes with the queries of each sequence in a block; as many as are fast by default
  */
@@ -79,38 +81,62 @@ export function composedAttention(
   q: Tensor,
   k: Tensor,
   v: Tensor,
-  { rows, ...attributes }: AttentionAttributes & { readonly rows?: number | undefined },
+  { rows: given, ...attributes }: AttentionAttributes & { readonly rows?: number | undefined },
 ): Tensor {
   const [batch, seq, queryHeads] = sizesOf(q, 4);
-  const headsFirst = (x: Tensor) => permute(g, x, { order: [0, 2, 1, 3] });
-  const heads = {
-    q: headsFirst(q),
-    k: headsFirst(k),
-    v: permute(g, v, { order: [0, 2, 3, 1] }),
-    sinks: attributes.sinks,
-  };
-  return headsFirst(inBlocks(g, heads, attributes, rows ?? rowsPerBlock(batch, queryHeads, seq)));
+  const rows = given ?? rowsPerBlock(batch * queryHeads, seq);
+  const inputs = { q, k, v, sinks: attributes.sinks };
+  const hasGradient = g.isRecording && Object.values(inputs).some((input) => input?.requiresGrad);
+  const isInBlocks = rows < seq;
+  const canUse = (isInBlocks || !hasGradient) && canFlash(g, inputs);
+  const flash = () => flashInBlocks(g, inputs, attributes, given ?? rowsPerBlock(1, seq));
+  if (canUse && !hasGradient) return flash();
+  const heads = { ...inputs, q: headsFirst(g, q), k: headsFirst(g, k), v: permute(g, v, { order: [0, 2, 3, 1] }) };
+  if (isInBlocks) return inBlocks(g, heads, attributes, rows, canUse ? flash : undefined);
+  return headsFirst(g, attend(g, heads, masksOf(g, attributes, seq, seq)({ from: 0, to: seq }), attributes));
 }
 
-function inBlocks(g: Graph, all: Heads, attributes: AttentionAttributes, rows: number): Tensor {
-  const [, , seq] = sizesOf(all.q, 4);
+/** [batch, positions, heads, headDim] and [batch, heads, positions, headDim], from one to the other. */
+const headsFirst = (g: Graph, x: Tensor): Tensor => permute(g, x, { order: [0, 2, 1, 3] });
+
+const blocksOf = (seq: number, rows: number): RowRange[] =>
+  Array.from({ length: Math.ceil(seq / rows) }, (_, i) => ({ from: i * rows, to: Math.min(seq, (i + 1) * rows) }));
+
+/** Blocks by ggml's kernel. No gradient. -> [batch, seq, heads, headDim] */
+function flashInBlocks(g: Graph, inputs: AttentionInputs, attributes: AttentionAttributes, rows: number): Tensor {
+  const [batch, seq, heads, headDim] = sizesOf(inputs.q, 4);
   const masks = masksOf(g, attributes, seq, Math.min(rows, seq));
-  if (rows >= seq) return attend(g, all, masks({ from: 0, to: seq }), attributes);
-  const ranges = Array.from({ length: Math.ceil(seq / rows) }, (_, i): RowRange => {
-    return { from: i * rows, to: Math.min(seq, (i + 1) * rows) };
+  return g.withoutGradient(() => {
+    const blocks = blocksOf(seq, rows).map((range) => {
+      const mixed = flashAttention(g, inputs, masks(range), { ...attributes, range });
+      return reshape(g, mixed, { to: [batch, range.to - range.from, heads * headDim] });
+    });
+    return reshape(g, concatPositions(g, blocks), { to: [batch, seq, heads, headDim] });
   });
+}
+
+/** @param flash computes the result where ggml has a kernel for it */
+function inBlocks(
+  g: Graph,
+  all: Heads,
+  attributes: AttentionAttributes,
+  rows: number,
+  flash: (() => Tensor) | undefined,
+): Tensor {
+  const [, , seq] = sizesOf(all.q, 4);
+  const masks = masksOf(g, attributes, seq, rows);
+  const ranges = blocksOf(seq, rows);
   const block = (range: RowRange): Heads => ({
     q: positionsOf(g, all.q, range),
     k: positionsOf(g, all.k, { from: 0, to: range.to }),
     v: firstColumns(g, all.v, range.to),
     sinks: all.sinks,
   });
-  const mixed = g.withoutGradient(() =>
-    concatPositions(
-      g,
-      ranges.map((range) => attend(g, block(range), masks(range), attributes)),
-    ),
-  );
+  const attended = () => {
+    const blocks = ranges.map((range) => attend(g, block(range), masks(range), attributes));
+    return headsFirst(g, concatPositions(g, blocks));
+  };
+  const mixed = g.withoutGradient(flash ?? attended);
   const inputs = [all.q, all.k, all.v, ...(all.sinks === undefined ? [] : [all.sinks])];
   const output = { ...mixed, requiresGrad: g.isRecording && inputs.some(({ requiresGrad }) => requiresGrad) };
   g.record({
@@ -118,6 +144,7 @@ function inBlocks(g: Graph, all: Heads, attributes: AttentionAttributes, rows: n
     inputs,
     vjp: (dy) => {
       const gradients = once(() => {
+        const dyOf = headsFirst(g, dy);
         const ofQueries: Tensor[] = [];
         const sums = new GradientSums();
         const addTo = (input: Tensor, term: Tensor | undefined) => {
@@ -130,7 +157,7 @@ function inBlocks(g: Graph, all: Heads, attributes: AttentionAttributes, rows: n
           const leaves = { q: leaf(q), k: leaf(k), v: leaf(v), sinks: sinks === undefined ? undefined : leaf(sinks) };
           const again = g.taped(() => attend(g, leaves, masks(range), attributes));
           const own = new GradientSums();
-          own.set(again.value, positionsOf(g, dy, range));
+          own.set(again.value, positionsOf(g, dyOf, range));
           backpropagate(g, again.tape, own);
           const [dq, dk, dv] = [leaves.q, leaves.k, leaves.v].map((one) => own.get(one));
           if (dq !== undefined) ofQueries.unshift(dq);
