@@ -40,7 +40,7 @@ export default defineConfig({
   test: {
     pool: "forks",
     isolate: false, // files share a process, and load the engine once; what they set in the environment ends with them
-    setupFiles: ["test/restore-environment.ts", "test/processor-only.ts"],
+    setupFiles: ["test/restore-environment.ts", "test/processor-only.ts", "test/equality.ts"],
     // workers live long and have memory: collecting garbage often, and moving it, takes a tenth of the time
     execArgv: ["--initial-old-space-size=1024", "--max-semi-space-size=64"],
     // a file a core: small models gain nothing from several threads, and those wait for each other

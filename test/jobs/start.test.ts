@@ -23,9 +23,9 @@ const common = {
   data: [data],
   validation: [validation],
   computeType: "f32",
-  calibrationSamples: 16,
+  calibrationSamples: 8,
 } as const;
-const refit = { start: "refit", refitSamples: 16 } as const;
+const refit = { start: "refit", refitSamples: 8 } as const;
 const out = (name: string) => path.join(directory, name);
 const lossOf = async (place: string) =>
   (await measurePerplexity({ ...common, model: place, data: [validation], sequenceLength: 64 })).loss;

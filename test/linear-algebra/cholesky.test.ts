@@ -78,8 +78,8 @@ describe.each(composedTestBackends)("Cholesky on %s", (_, options) => {
       expect(backwardError(a, await solve(cholesky, b), b)).toBeLessThan(2);
       const inverse = await inverseOf(a);
       expect(inverseError(a, inverse)).toBeLessThan(3);
-      for (let i = 0; i < size; i++)
-        for (let j = 0; j < i; j++) expect(inverse.data[i * size + j]).toBe(inverse.data[j * size + i]);
+      const mirrored = transpose(inverse).data;
+      expect(inverse.data.findIndex((value, i) => value !== mirrored[i])).toBe(-1);
     },
   );
 

@@ -18,11 +18,9 @@ export function product(
   const result = new Float64Array(rows * columns);
   for (let i = 0; i < rows; i++)
     for (let k = 0; k < inner; k++) {
-      const left = a.data[transposeA ? k * a.columns + i : i * a.columns + k] ?? 0;
-      for (let j = 0; j < columns; j++) {
-        const right = b.data[transposeB ? j * b.columns + k : k * b.columns + j] ?? 0;
-        result[i * columns + j] = (result[i * columns + j] ?? 0) + left * right;
-      }
+      const left = a.data[transposeA ? k * a.columns + i : i * a.columns + k]!;
+      const [first, stride] = transposeB ? [k, b.columns] : [k * b.columns, 1];
+      for (let j = 0; j < columns; j++) result[i * columns + j]! += left * b.data[first + j * stride]!;
     }
   return result;
 }

@@ -150,7 +150,8 @@ describe("a LoRA adapter", () => {
     const [without, withBase] = [changed, whole].map((one) =>
       valuesOf(openCheckpoint(withAdapters(teacher, [one])).source, name),
     );
-    const wanted = without!.map((value, i) => value - valuesOf(base.source, name)[i]! + own.values[i]!);
+    const before = valuesOf(base.source, name);
+    const wanted = without!.map((value, i) => value - before[i]! + own.values[i]!);
     const errors = withBase!.map((value, i) => Math.abs(value - wanted[i]!));
     expect(Math.max(...errors)).toBeLessThan(2 ** -7 * Math.max(...wanted.map(Math.abs))); // bf16's rounding
   });
@@ -159,9 +160,8 @@ describe("a LoRA adapter", () => {
     const file = path.join(root, "base.gguf");
     await exportGguf(file, base, { kind: "q8_0" });
     const [own, merged] = [openCheckpoint(file), openCheckpoint(withAdapters(file, [plain]))];
-    const change = expected(`${Q}.weight`, 2, qa, qb).map(
-      (value, i) => value - valuesOf(base.source, `${Q}.weight`)[i]!,
-    );
+    const before = valuesOf(base.source, `${Q}.weight`);
+    const change = expected(`${Q}.weight`, 2, qa, qb).map((value, i) => value - before[i]!);
     const wanted = valuesOf(own.source, `${Q}.weight`).map((value, i) => value + change[i]!);
     const errors = valuesOf(merged.source, `${Q}.weight`).map((value, i) => Math.abs(value - wanted[i]!));
     expect(Math.max(...errors)).toBeLessThan(2 ** -10 * Math.max(...wanted.map(Math.abs))); // f16's rounding

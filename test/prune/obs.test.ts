@@ -42,10 +42,15 @@ async function lossesOf(backend: Backend, moments: Dense, weight: Dense, groupSi
   }
 }
 
+/** Subtracts a multiple of a row from another, from a place on. */
+function subtract(row: Float64Array, factor: number, other: Float64Array, from = 0): void {
+  for (let i = from; i < row.length; i++) row[i]! -= factor * other[i]!;
+}
+
 /** Solves a x = b by Gaussian elimination with pivots, f64. a: [n, n], b: [n, m] */
-function solve(a: number[][], b: number[][]): number[][] {
+function solve(a: readonly ArrayLike<number>[], b: readonly ArrayLike<number>[]): number[][] {
   const n = a.length;
-  const rows = a.map((row, i) => [...row, ...b[i]!]);
+  const rows = a.map((row, i) => Float64Array.from([...Array.from(row), ...Array.from(b[i]!)]));
   for (let k = 0; k < n; k++) {
     const pivot = rows
       .slice(k)
@@ -53,11 +58,10 @@ function solve(a: number[][], b: number[][]): number[][] {
     [rows[k], rows[pivot]] = [rows[pivot]!, rows[k]!];
     for (let i = 0; i < n; i++) {
       if (i === k) continue;
-      const factor = rows[i]![k]! / rows[k]![k]!;
-      for (let j = k; j < rows[i]!.length; j++) rows[i]![j]! -= factor * rows[k]![j]!;
+      subtract(rows[i]!, rows[i]![k]! / rows[k]![k]!, rows[k]!, k);
     }
   }
-  return rows.map((row, k) => row.slice(n).map((value) => value / row[k]!));
+  return rows.map((row, k) => Array.from(row.subarray(n), (value) => value / row[k]!));
 }
 
 type Dense = ReturnType<typeof matrix>;
@@ -97,9 +101,16 @@ function damped(moments: Dense): number[][] {
 /** aᵀ b. */
 function product(a: Dense, b: Dense): Dense {
   const sums = matrix(a.columns, b.columns, () => 0);
-  for (let s = 0; s < a.rows; s++)
-    for (let i = 0; i < a.columns; i++)
-      for (let j = 0; j < b.columns; j++) sums.data[i * b.columns + j]! += at(a, s, i) * at(b, s, j);
+  const rows = Array.from({ length: a.columns }, () => new Float64Array(b.columns));
+  for (let s = 0; s < a.rows; s++) {
+    const other = Float64Array.from(b.data.subarray(s * b.columns, (s + 1) * b.columns));
+    rows.forEach((row, i) => {
+      subtract(row, -at(a, s, i), other);
+    });
+  }
+  rows.forEach((row, i) => {
+    sums.data.set(row, i * b.columns);
+  });
   return sums;
 }
 
@@ -144,7 +155,7 @@ function eliminate(inverse: Float64Array[], w: number[][], input: number): void 
     const factor = inverse[i]![input]!;
     if (factor === 0) continue;
     for (let o = 0; o < removed.length; o++) w[i]![o]! -= row[i]! * removed[o]!;
-    if (i !== input) for (let j = 0; j < row.length; j++) inverse[i]![j]! -= factor * row[j]!;
+    if (i !== input) subtract(inverse[i]!, factor, row);
   }
   inverse[input]!.fill(0);
   for (const other of inverse) other[input] = 0;
