@@ -5,6 +5,7 @@ import { downloadFileToCacheDir, type ListFileEntry, listFiles, parseSafetensors
 import picomatch from "picomatch";
 import { CoppiceError, InterruptedError, UsageError } from "../system/errors.js";
 import { hashFile, writeFileAtomic } from "../system/files.js";
+import { waitForDirectory } from "../system/lock.js";
 import { logOf } from "../system/log.js";
 import { didYouMeanPath } from "../system/suggest.js";
 import { joinAdapters, splitAdapters } from "./adapters.js";
@@ -130,6 +131,7 @@ export async function downloadRepo(
   const reference = path.join(storage, "refs", options.revision);
   log.debug("repository asked for", { repo, type, revision: options.revision, offline: options.offline, storage });
   if (options.offline) return cachedSnapshot(repo, storage, reference, options.revision, wanted);
+  let unlock = () => {};
   try {
     const commit = await resolveCommit(type, repo, options);
     const access = {
@@ -149,6 +151,7 @@ export async function downloadRepo(
       throw new CoppiceError(`${repo} has no weights in safetensors${otherWeights(repo, others)}`);
     if (files.length === 0) throw new CoppiceError(`${repo} has no file that matches ${wanted.patterns.join(", ")}`);
     mkdirSync(options.cacheDir, { recursive: true });
+    unlock = await lockDownload(path.join(options.cacheDir, ".locks", path.basename(storage)), signal);
     const totalBytes = files.reduce((sum, file) => sum + file.size, 0);
     let doneBytes = 0;
     for (const file of files) {
@@ -179,6 +182,20 @@ export async function downloadRepo(
     throw new CoppiceError(
       `${repo} could not be downloaded from ${options.endpoint} (${cause}); --offline uses what is cached`,
     );
+  } finally {
+    unlock();
+  }
+}
+
+/** Has one process at a time download a repository: two would write into the same files. @returns a function that lets the next */
+async function lockDownload(directory: string, signal: AbortSignal | undefined): Promise<() => void> {
+  try {
+    mkdirSync(directory, { recursive: true });
+    return await waitForDirectory(directory, signal);
+  } catch (error) {
+    const { code = "" } = error as NodeJS.ErrnoException;
+    if (!["EACCES", "EPERM", "EROFS"].includes(code)) throw error;
+    return () => {}; // a cache that may only be read has all there is to have
   }
 }
 

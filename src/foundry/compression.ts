@@ -1,20 +1,13 @@
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/index.js";
-import {
-  type CompressOutcome,
-  compress,
-  evaluate,
-  inspect,
-  type ModelEvaluation,
-  quantize,
-  type TrainSettings,
-} from "../jobs/index.js";
+import { type CompressOutcome, compress, evaluate, inspect, type ModelEvaluation, quantize } from "../jobs/index.js";
 import { Stages } from "../jobs/stages.js";
 import { trainOptionsFor } from "../jobs/training.js";
 import { modelFromConfig } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 import type { JobContext } from "./job-context.js";
 import type { CompressSpec } from "./specification.js";
+import { trainSettings } from "./training.js";
 
 export interface CompressionInputs {
   /** The model: a directory, a .gguf file or a hub id. */
@@ -54,17 +47,6 @@ export const answersOf = ({ workspace, model }: JobContext) => ({
 
 /** How often the student is measured on validation data during training. */
 const VALIDATIONS = 10;
-
-/** The training settings that a specification names; the model decides on the others. */
-function trainSettings({ tokens, seed, ...spec }: CompressSpec): TrainSettings {
-  const optional = {
-    sequenceLength: spec.sequence_length,
-    batchSize: spec.batch_size,
-    learningRate: spec.learning_rate,
-    seed,
-  };
-  return { tokens, ...Object.fromEntries(Object.entries(optional).filter(([, value]) => value !== undefined)) };
-}
 
 /** Cuts the model to the target, and distills the original into it. */
 export async function pruneAndDistill(

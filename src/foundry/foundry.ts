@@ -65,10 +65,14 @@ export async function startFoundry(options: FoundryOptions = {}): Promise<Runnin
   }
   const workers = new WorkerPool({ ...options, deadAfterSeconds }, state, logger);
   workers.start(options.workers ?? DEFAULTS.workers);
-  const sweep = setInterval(
-    () => void services.jobs.recoverFromDeadWorkers(deadAfterSeconds).catch(() => {}),
-    500 * deadAfterSeconds,
-  );
+  const sweepMilliseconds = 500 * deadAfterSeconds;
+  let lastSweep = performance.now();
+  const sweep = setInterval(() => {
+    const late = performance.now() - lastSweep - sweepMilliseconds;
+    lastSweep = performance.now();
+    // a database in this process has not heard the workers while the process was busy
+    if (late < sweepMilliseconds) void services.jobs.recoverFromDeadWorkers(deadAfterSeconds).catch(() => {});
+  }, sweepMilliseconds);
   const database = options.databaseUrl === undefined ? "PGlite" : "PostgreSQL";
   logger.info({ url: listening.url, data: state.directory, database }, "foundry");
   return {

@@ -17,6 +17,7 @@ import { ROUTES, type Route } from "./api/index.js";
 import type { Events, FoundryServices, Streamed } from "./api/route.js";
 import { foundryDocs, foundryOpenApi } from "./openapi.js";
 import type { Role } from "./store/roles.js";
+import { storedText } from "./store/storable.js";
 import { type Caller, LOCAL_TENANT } from "./store/tenants.js";
 import { version } from "./version.js";
 
@@ -183,16 +184,17 @@ async function jsonOf(c: Context): Promise<unknown> {
     throw error instanceof ApiError ? error : new ApiError(408, "the body is incomplete");
   });
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), refuseZeros);
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), refuseUnstorable);
   } catch (error) {
     throw new ApiError(400, `the body is not JSON in UTF-8: ${error instanceof Error ? error.message : error}`);
   }
 }
 
-/** Refuses the character U+0000, which PostgreSQL cannot store. */
-function refuseZeros(key: string, value: unknown): unknown {
-  if (key.includes("\0") || (typeof value === "string" && value.includes("\0")))
-    throw new Error("it contains the character U+0000");
+/** Refuses text that PostgreSQL cannot store. */
+function refuseUnstorable(key: string, value: unknown): unknown {
+  for (const text of [key, value])
+    if (typeof text === "string" && storedText(text) !== text)
+      throw new Error("it contains the character U+0000, or half of a surrogate pair");
   return value;
 }
 

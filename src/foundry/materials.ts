@@ -5,6 +5,7 @@ import type { HubOptions } from "../checkpoint/index.js";
 import { HUB_PREFIX, resolveConfig } from "../checkpoint/index.js";
 import { readJsonObject } from "../checkpoint/json.js";
 import { countParameters, modelFromConfig, openCheckpoint } from "../models/index.js";
+import { FormatError } from "../system/errors.js";
 import { cacheDirectory } from "../system/files.js";
 import { packageRoot } from "../system/package-root.js";
 import type { Storage } from "./storage.js";
@@ -94,12 +95,19 @@ function modelKey(model: ModelRow): string {
   return model.source.kind === "job" ? model.source.key : keys.model(model.tenant, model.id);
 }
 
+/** Four times as many as the deepest model in use has. What is computed for a plan grows with them. */
+const MOST_LAYERS = 512;
+
 /** Facts of a model directory or file. @throws FormatError when it is not a supported model */
 export function factsOf(location: string): ModelFacts {
   const config = existsSync(path.join(location, "config.json"))
     ? readJsonObject(path.join(location, "config.json"))
     : openCheckpoint(location).config;
   const model = modelFromConfig(config);
+  if (model.layerCount > MOST_LAYERS)
+    throw new FormatError(
+      `${location} has ${model.layerCount} layers: a foundry takes models of at most ${MOST_LAYERS}`,
+    );
   const parameters = countParameters(model.parameters, model.sizes);
   return { architecture: model.architecture, parameters, contextLength: model.maxPositions, config };
 }

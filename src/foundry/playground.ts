@@ -100,7 +100,7 @@ export class Playground {
 
   /** Unloads the least recently used models that nobody uses now. */
   private async makeRoom(): Promise<void> {
-    while (this.entries.size > MAX_MODELS) {
+    while (this.entries.size >= MAX_MODELS) {
       const idle = [...this.entries]
         .filter(([, { users }]) => users === 0)
         .sort(([, a], [, b]) => a.lastUsed - b.lastUsed);

@@ -12,12 +12,29 @@ export class Results {
   /** Where they are, in the store. */
   readonly prefix: string;
 
-  constructor(
+  private constructor(
     { tenant, id, lease }: Job,
     private readonly storage: Storage,
     private readonly onProgress: JobOptions["onProgress"],
   ) {
     this.prefix = keys.result(tenant, id, lease ?? "");
+  }
+
+  /** Deletes what attempts left that ended while they stored their results. */
+  static async begin(job: Job, storage: Storage, onProgress: JobOptions["onProgress"]): Promise<Results> {
+    await storage.remove(keys.results(job.tenant, job.id));
+    return new Results(job, storage, onProgress);
+  }
+
+  /** The size of a model of which a folder holds the files, or several GGUF files, of which the largest is the model. */
+  modelBytes(folder: "gguf" | "model"): number {
+    const sizes = new Map<string, number>();
+    for (const { storageKey, bytes } of this.files) {
+      if (!storageKey.startsWith(`${this.prefix}/${folder}/`)) continue;
+      const whole = folder === "model" ? folder : storageKey.replace(/-\d{5}-of-\d{5}\.gguf$/, "");
+      sizes.set(whole, (sizes.get(whole) ?? 0) + bytes);
+    }
+    return Math.max(0, ...sizes.values());
   }
 
   /** Stores a file. @param folder a folder below the prefix */

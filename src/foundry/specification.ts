@@ -3,6 +3,7 @@ import { DEVICES, THIS_MACHINE } from "../devices/index.js";
 import { DEVICE_KINDS } from "../ggml/index.js";
 import { isBenchmark } from "../jobs/index.js";
 import { FILE_KINDS } from "../quantize/index.js";
+import { storedText } from "./store/storable.js";
 
 /** What jobs can do. Unknown fields are refused. */
 
@@ -11,7 +12,11 @@ const id = z.uuid();
 export const fileKind = z.enum(FILE_KINDS as [string, ...string[]]);
 export const deviceId = z.enum([THIS_MACHINE, ...DEVICES.map((device) => device.id)]);
 /** The name that a user gives to a job, model or data set. */
-export const displayName = z.string().min(1).max(120);
+export const displayName = z
+  .string()
+  .min(1)
+  .max(120)
+  .refine((name) => storedText(name) === name, "contains the character U+0000");
 /** Tokens of prompt and answer on a device. */
 export const contextLength = z
   .number()

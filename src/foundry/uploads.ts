@@ -3,7 +3,9 @@ import { ChatTemplate, DOCUMENT_DEFAULTS, readDocuments } from "../data/index.js
 import { ApiError } from "../serve/errors.js";
 import { CoppiceError } from "../system/errors.js";
 import type { FoundryServices } from "./api/route.js";
+import type { Queryable } from "./database.js";
 import type { StoredFile } from "./storage.js";
+import { TooManyBytes } from "./store/library.js";
 
 /** Formats of uploads, told apart by how they begin. */
 export type UploadFormat = "text" | "gzip" | "parquet" | "safetensors" | "gguf" | "json";
@@ -45,24 +47,32 @@ export interface UploadOptions {
   readonly maxBytes?: number | undefined;
   /** Called when all of it has arrived, before it is stored. @throws ApiError when it is not wanted any more */
   readonly onArrived?: (() => Promise<void>) | undefined;
+  /** The size of the file that it takes the place of. */
+  readonly replacedBytes?: number | undefined;
+  /** Called when it is stored. @throws ApiError when it is not usable */
+  readonly onStored?: (() => Promise<void>) | undefined;
+  /** Called when it was stored, in the place of another where there was one, and had to be deleted. */
+  readonly onDeleted?: (() => Promise<void>) | undefined;
 }
 
 /**
  * Stores an upload, if it has the format that its name promises and is not too large.
+ * @param add makes it known in a transaction; what does not become known is deleted
  * @throws ApiError 400 for another format, 403 beyond the tenant's quota, 408 when it breaks off, 413 beyond the limit of one upload
  */
-export async function storeUpload(services: FoundryServices, upload: UploadOptions): Promise<StoredFile> {
+export async function storeUpload<T>(
+  services: FoundryServices,
+  upload: UploadOptions,
+  add: (stored: StoredFile, client: Queryable) => Promise<T>,
+): Promise<T> {
   const { storage, tenants, library, maxUploadBytes } = services;
-  const { tenant, key, name, content } = upload;
+  const { tenant, key, name, content, replacedBytes = 0 } = upload;
   const { max_bytes: quotaBytes } = await tenants.quota(tenant);
   const freeBytes = async () =>
-    quotaBytes === null ? Number.POSITIVE_INFINITY : quotaBytes - (await library.bytesOf(tenant));
+    quotaBytes === null ? Number.POSITIVE_INFINITY : quotaBytes - (await library.bytesOf(tenant)) + replacedBytes;
   const maxBytes = Math.min(upload.maxBytes ?? maxUploadBytes, maxUploadBytes);
   const checkQuota = (bytes: number, free: number) => {
-    if (bytes > free)
-      throw new ApiError(403, `the quota of ${quotaBytes} bytes is used up: delete something first`, {
-        code: "quota_exceeded",
-      });
+    if (quotaBytes !== null && bytes > free) throw quotaError(new TooManyBytes(quotaBytes));
   };
   const freeAtStart = await freeBytes();
   const checked = checkingStream(upload, {
@@ -81,8 +91,18 @@ export async function storeUpload(services: FoundryServices, upload: UploadOptio
     checked.destroy(error instanceof ApiError ? error : new ApiError(408, "the upload is incomplete"));
   source.on("error", fail);
   source.on("close", () => source.readableEnded || fail());
-  return storage.put(key, source.pipe(checked));
+  const stored = await storage.put(key, source.pipe(checked));
+  try {
+    await upload.onStored?.();
+    return await library.withinBytes(tenant, quotaBytes, (client) => add(stored, client));
+  } catch (error) {
+    await storage.remove(key);
+    await upload.onDeleted?.();
+    throw error instanceof TooManyBytes ? quotaError(error) : error;
+  }
 }
+
+const quotaError = ({ message }: TooManyBytes): ApiError => new ApiError(403, message, { code: "quota_exceeded" });
 
 /** Passes an upload through, and fails when it is empty, too large or of another format. */
 function checkingStream(

@@ -35,6 +35,21 @@ interface RunningJob {
   readonly reporter: Reporter;
 }
 
+/** PostgreSQL's classes of errors of a connection, of resources, and of a server that is stopped or started. */
+const PASSING_SQL = /^(08|53|57)/;
+
+/** Whether an error is one of the network, the database or the store that may pass, rather than of the job. */
+function isPassing(error: unknown): boolean {
+  if (error instanceof CoppiceError || !(error instanceof Error)) return false;
+  const { code, $metadata, message } = error as Error & {
+    readonly code?: unknown;
+    readonly $metadata?: { readonly httpStatusCode?: number };
+  };
+  if (($metadata?.httpStatusCode ?? 0) >= 500) return true;
+  if (typeof code !== "string") return /^Connection terminated/.test(message); // as node-postgres says it
+  return PASSING_SQL.test(code) || /^E(CONN|PIPE|TIMEDOUT|AI_AGAIN|HOSTUNREACH|NETUNREACH)/.test(code);
+}
+
 /** Runs jobs from the queue, one at a time. */
 export class Worker {
   readonly id = randomUUID();
@@ -97,7 +112,9 @@ export class Worker {
         },
         log: (text) => reporter.log(text),
       });
-      await reporter.report();
+      await reporter
+        .report()
+        .catch((error: unknown) => logger.warn({ job: job.id, error: String(error) }, "no report"));
       const wasHeld = await this.finish(job, outcome);
       await watch.settle();
       if (wasHeld) await workspace.discard();
@@ -105,6 +122,7 @@ export class Worker {
     } catch (error) {
       try {
         if (!watch.signal.aborted) watch.lease = await this.jobs.leaseState(job);
+        if (watch.lease === "held" && isPassing(error)) throw error; // the job is done again, as after a worker's death
         await this.endUnfinished({ job, watch, workspace, reporter }, error, signal.aborted);
         const message = error instanceof CoppiceError ? error.message : String(error);
         logger.info({ job: job.id, lease: watch.lease, error: message }, "job ended");

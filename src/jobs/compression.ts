@@ -32,7 +32,7 @@ import { checkTrainingFits, runTraining, trainOptionsFor, writeTrained } from ".
 /** The sample sentence: how many tokens of the validation text are its prompt, and how long it may become. */
 const [PROMPT_TOKENS, SENTENCE_TOKENS] = [6, 64];
 /** Teacher correction takes a third of the student's tokens (127 B beside 380 B) at a fifth of its learning rate. */
-const CORRECTION_SHARE = 1 / 3;
+export const CORRECTION_SHARE = 1 / 3;
 const CORRECTION_RATE_SHARE = 0.2;
 
 /** The scores of a round's model. */

@@ -122,8 +122,17 @@ const configOf = (model: string, parameters: number | undefined, job: EvaluateJo
   fewshot_seed: 1234,
 });
 
-/** A model's name as the name of a folder, as in the harness, but never that of a hidden one. */
-export const folderName = (model: string): string => model.replaceAll(/["<>:/|\\?*[\]]+/g, "__").replace(/^[._]+/, "");
+/** As long as names of folders may be, with what other names add. */
+const MOST_NAME_BYTES = 200;
+
+/** A model's name as the name of a folder, as in the harness, but never that of a hidden one, nor longer than a file system takes. */
+export const folderName = (model: string): string => {
+  const name = model.replaceAll(/["<>:/|\\?*[\]]+/g, "__").replace(/^[._]+/, "");
+  return Buffer.from(name)
+    .subarray(0, MOST_NAME_BYTES)
+    .toString()
+    .replace(/\ufffd$/, "");
+};
 
 /** A document's records in a samples file, one for each filter. */
 export function harnessSample(sample: Sample, task: Task): Record<string, unknown>[] {

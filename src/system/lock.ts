@@ -2,6 +2,7 @@ import { randomBytes } from "node:crypto";
 import { linkSync, readFileSync, readlinkSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import path from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
 import { CoppiceError } from "./errors.js";
 import { temporaryBeside } from "./files.js";
 import { toTheSecond } from "./format.js";
@@ -67,6 +68,30 @@ export function lockDirectory(directory: string): () => void {
     clearInterval(heart);
     release(file, content);
   };
+}
+
+/** How often a lock is looked at that another process holds. */
+const WAIT_MS = 500;
+
+/**
+ * Locks a directory as {@link lockDirectory} does, once whoever holds it has released it, or has not touched it for two minutes.
+ * @returns a function that releases the lock
+ * @throws the signal's reason
+ */
+export async function waitForDirectory(directory: string, signal?: AbortSignal): Promise<() => void> {
+  const file = path.join(path.resolve(directory), LOCK_FILE);
+  for (;;) {
+    signal?.throwIfAborted();
+    try {
+      return lockDirectory(directory);
+    } catch (error) {
+      if (!(error instanceof CoppiceError)) throw error;
+    }
+    const found = read(file);
+    const holder = found === undefined ? undefined : parse(found);
+    if (found !== undefined && holder !== undefined && isSilent(holder, file)) removeStale(file, found);
+    await wait(WAIT_MS);
+  }
 }
 
 function thisProcess(): Holder {

@@ -4,9 +4,10 @@ import { ApiError } from "../../serve/errors.js";
 import { CoppiceError } from "../../system/errors.js";
 import type { CompressSpec, JobSpec } from "../specification.js";
 import { type Job, TooManyJobs } from "../store/jobs.js";
-import type { ModelRow } from "../store/library.js";
+import { type ModelRow, TooManyBytes } from "../store/library.js";
 import type { Caller } from "../store/tenants.js";
 import { resolveTarget, UNCUT } from "../target.js";
+import { trainedTokens } from "../training.js";
 import type { FoundryServices } from "./route.js";
 
 /**
@@ -27,12 +28,15 @@ export async function createJob(
   if (model === undefined) throw new ApiError(404, "there is no such model", { param: "model" });
   if (model.state !== "ready") throw new ApiError(409, "the model is not complete yet", { param: "model" });
   const quota = await tenants.quota(tenant);
+  if (quota.max_bytes !== null && (await library.bytesOf(tenant)) >= quota.max_bytes)
+    throw new ApiError(403, new TooManyBytes(quota.max_bytes).message, { code: "quota_exceeded" });
   let spec = requested;
   if (spec.kind === "compress") {
     if (spec.dataset !== undefined && (await library.dataset(tenant, spec.dataset)) === undefined)
       throw new ApiError(404, "there is no such data set", { param: "dataset" });
-    spec = await withCheckedTarget(spec, model, tenant, services);
-    if (quota.max_tokens !== null && spec.tokens > quota.max_tokens)
+    const { isUncut, ...checked } = await withCheckedTarget(spec, model, tenant, services);
+    spec = checked.spec;
+    if (quota.max_tokens !== null && !isUncut && trainedTokens(spec, model.facts?.config) > quota.max_tokens)
       throw new ApiError(403, `the quota allows at most ${quota.max_tokens} tokens per job`, {
         param: "tokens",
         code: "quota_exceeded",
@@ -74,26 +78,29 @@ const defaultName = (spec: JobSpec, model: ModelRow): string =>
 /**
  * A specification whose target can be met, as far as that is known before the job runs. A target for the service's own machine is
  * settled here: workers may run elsewhere, and may start more than once.
- * @throws ApiError 400 when nothing fits the device
+ * @throws ApiError 400 when nothing fits the device, or the target is none
  */
 async function withCheckedTarget(
   spec: CompressSpec,
   model: ModelRow,
   tenant: string,
   { materials }: FoundryServices,
-): Promise<CompressSpec> {
+): Promise<{ readonly spec: CompressSpec; readonly isUncut: boolean }> {
   const storedBytes = model.bytes || undefined;
   try {
     if (isForThisMachine(spec)) {
       const { config } = await materials.facts(tenant, model);
       const { target = UNCUT, kinds } = await resolveTarget(spec, config, storedBytes);
-      return { ...spec, target, quantization: [...kinds] };
+      return { spec: { ...spec, target, quantization: [...kinds] }, isUncut: target === UNCUT };
     }
-    if (model.facts !== null) await resolveTarget(spec, model.facts.config, storedBytes);
-    else if (spec.device === undefined && spec.target === undefined) await resolveTarget(spec, {});
-    return spec;
+    // of a hub model that is new, only that there is a target is known
+    if (model.facts === null && (spec.device !== undefined || spec.target !== undefined))
+      return { spec, isUncut: spec.target === UNCUT };
+    const { target } = await resolveTarget(spec, model.facts?.config ?? {}, storedBytes);
+    return { spec, isUncut: target === undefined };
   } catch (error) {
-    if (error instanceof CoppiceError) throw new ApiError(400, error.message, { param: "device" });
+    const param = spec.target === undefined ? "device" : "target";
+    if (error instanceof CoppiceError) throw new ApiError(400, error.message, { param });
     throw error;
   }
 }

@@ -42,15 +42,11 @@ export const datasetRoutes: readonly Route[] = [
       const { extension, format } = datasetFormat(name);
       const id = randomUUID();
       const key = keys.dataset(tenant, id, extension);
-      const stored = await storeUpload(services, { tenant, key, name, format, content });
-      try {
-        await checkDocuments(await services.storage.local(key));
-      } catch (error) {
-        await services.storage.remove(key);
-        throw error;
-      }
-      const dataset = { id, tenant, name, format: extension.slice(1), storageKey: key, ...stored };
-      return datasetToJson(await services.library.addDataset(dataset));
+      const onStored = async () => checkDocuments(await services.storage.local(key));
+      const dataset = { id, tenant, name, format: extension.slice(1), storageKey: key };
+      return storeUpload(services, { tenant, key, name, format, content, onStored }, async (stored, client) =>
+        datasetToJson(await services.library.addDataset({ ...dataset, ...stored }, client)),
+      );
     },
   }),
   route("Data", "GET /v1/datasets/{id}", {

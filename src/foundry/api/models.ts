@@ -195,9 +195,14 @@ export const modelRoutes: readonly Route[] = [
       const { format, maxBytes = format === "json" ? jsonLimit(name) : undefined } = rule;
       const key = `${keys.model(tenant, model.id)}/${name}`;
       const onArrived = async () => void (await unfinished()); // an upload may take hours
-      const stored = await storeUpload(services, { tenant, key, name, format, content, maxBytes, onArrived });
-      await services.library.addModelFile(model.id, { name, storageKey: key, ...stored });
-      return { name, ...stored };
+      const { library } = services;
+      const replacedBytes = (await library.modelFiles(model.id)).find((file) => file.name === name)?.bytes;
+      const onDeleted = () => library.removeModelFile(model.id, name);
+      const upload = { tenant, key, name, format, content, maxBytes, onArrived, replacedBytes, onDeleted };
+      return storeUpload(services, upload, async (stored, client) => {
+        await library.addModelFile(model.id, { name, storageKey: key, ...stored }, client);
+        return { name, ...stored };
+      });
     },
   }),
   route("Models", "POST /v1/models/{id}/complete", {

@@ -4,6 +4,7 @@ import { required } from "../../system/errors.js";
 import type { Database, Queryable } from "../database.js";
 import type { JobSpec } from "../specification.js";
 import type { StoredFile } from "../storage.js";
+import { storedJson, storedText } from "./storable.js";
 
 export const JOB_STATES = ["queued", "running", "done", "failed", "cancelled"] as const;
 export type JobState = (typeof JOB_STATES)[number];
@@ -140,7 +141,7 @@ export class Jobs {
       const { rows } = await client.query(
         `insert into foundry.jobs (tenant, name, spec, state, idempotency_key) values ($1, $2, $3, 'queued', $4)
          on conflict (tenant, idempotency_key) do nothing returning *`,
-        [tenant, name, JSON.stringify(spec), idempotencyKey ?? null],
+        [tenant, name, storedJson(spec), idempotencyKey ?? null],
       );
       const [created] = rows;
       if (created !== undefined) {
@@ -273,7 +274,7 @@ export class Jobs {
   ): Promise<void> {
     await this.db.pool.query(
       "update foundry.jobs set stage = $3, progress = $4, stages = $5 where id = $1 and lease = $2 and state = 'running'",
-      [id, lease, stage, progress && JSON.stringify(progress), JSON.stringify(stages)],
+      [id, lease, stage, progress && storedJson(progress), storedJson(stages)],
     );
   }
 
@@ -283,7 +284,7 @@ export class Jobs {
     await this.db.pool.query(
       `insert into foundry.events (job_id, kind, data) select $1, $3, value from jsonb_array_elements($4::jsonb)
        where exists (select from foundry.jobs where id = $1 and lease = $2 and state = 'running')`,
-      [id, lease, kind, JSON.stringify(events)],
+      [id, lease, kind, storedJson(events)],
     );
   }
 
@@ -297,11 +298,13 @@ export class Jobs {
     end: JobEnd,
     inTransaction: (client: Queryable) => Promise<void> = async () => {},
   ): Promise<boolean> {
+    const error = end.error === undefined ? null : storedText(end.error);
+    const result = end.result === undefined ? null : storedJson(end.result);
     return this.db.transaction(async (client) => {
       const { rows } = await client.query(
         `update foundry.jobs set state = $3, error = $4, result = $5, finished_at = now(), lease = null, progress = null
          where id = $1 and lease = $2 and state = 'running' returning id`,
-        [job.id, job.lease, end.state, end.error ?? null, end.result === undefined ? null : JSON.stringify(end.result)],
+        [job.id, job.lease, end.state, error, result],
       );
       if (rows.length === 0) return false;
       for (const { name, mediaType, bytes, sha256, storageKey } of end.artifacts ?? [])
@@ -367,13 +370,16 @@ export class Jobs {
     await this.db.pool.query("update foundry.jobs set deaths = 0 where id = $1 and lease = $2", [id, lease]);
   }
 
-  /** Points of a job's loss curve, in the order of their steps, evenly thinned to at most `limit`. */
+  /** Points of a job's loss curve, in the order of their steps, evenly thinned to at most `limit`. A step that was repeated counts once. */
   async metrics(id: string, limit = 2000): Promise<Readonly<Record<string, unknown>>[]> {
     const { rows } = await this.db.pool.query(
-      `select data from (
-         select data, row_number() over (order by (data->>'step')::int desc, id desc) - 1 as place, count(*) over () as count
-         from foundry.events where job_id = $1 and kind = 'metrics') as points
-       where place % ceil(count / $2::numeric) = 0 order by place desc`,
+      `with latest as (
+         select distinct on (step) step, data from (
+           select (data->>'step')::int as step, id, data from foundry.events where job_id = $1 and kind = 'metrics') as points
+         order by step, id desc),
+       numbered as (
+         select data, row_number() over (order by step desc) - 1 as place, count(*) over () as count from latest)
+       select data from numbered where place % ceil(count / $2::numeric) = 0 order by place desc`,
       [id, limit],
     );
     return rows.map(({ data }) => data);
@@ -411,8 +417,4 @@ async function countUnfinished(client: Queryable, tenant: string): Promise<numbe
 }
 
 const addEvent = (client: Queryable, jobId: string, kind: EventKind, data: object) =>
-  client.query("insert into foundry.events (job_id, kind, data) values ($1, $2, $3)", [
-    jobId,
-    kind,
-    JSON.stringify(data),
-  ]);
+  client.query("insert into foundry.events (job_id, kind, data) values ($1, $2, $3)", [jobId, kind, storedJson(data)]);

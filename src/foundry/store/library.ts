@@ -1,5 +1,6 @@
 import type { Database, Queryable } from "../database.js";
 import type { StoredFile } from "../storage.js";
+import { storedJson, storedText } from "./storable.js";
 
 /** Where a model comes from. */
 export type ModelSource =
@@ -48,6 +49,13 @@ const modelOf = (row: ModelRow): ModelRow => ({ ...row, bytes: Number(row.bytes)
 const datasetOf = (row: Record<string, unknown>): Dataset =>
   ({ ...row, bytes: Number(row.bytes), storageKey: row.storage_key }) as unknown as Dataset;
 
+/** A tenant has as many bytes as it may. */
+export class TooManyBytes extends Error {
+  constructor(limit: number) {
+    super(`the quota of ${limit} bytes is used up: delete something first`);
+  }
+}
+
 /** Models and data sets. A tenant sees its own and the shared ones. */
 export class Library {
   constructor(private readonly db: Database) {}
@@ -81,8 +89,8 @@ export class Library {
         model.name,
         JSON.stringify(model.source),
         model.state,
-        model.facts ? JSON.stringify(model.facts) : null,
-        model.licence ?? null,
+        model.facts ? storedJson(model.facts) : null,
+        model.licence == null ? null : storedText(model.licence),
         model.bytes ?? 0,
         model.job_id ?? null,
       ],
@@ -94,7 +102,7 @@ export class Library {
   async modelReady(id: string, facts: ModelFacts, licence: string | null, bytes: number): Promise<void> {
     await this.db.pool.query(
       "update foundry.models set state = 'ready', facts = $2, licence = $3, bytes = $4 where id = $1",
-      [id, JSON.stringify(facts), licence, bytes],
+      [id, storedJson(facts), licence === null ? null : storedText(licence), bytes],
     );
   }
 
@@ -105,7 +113,7 @@ export class Library {
   ): Promise<void> {
     await this.db.pool.query(
       "update foundry.models set facts = $2, licence = coalesce($3, licence) where id = $1 and source->>'kind' = 'hub'",
-      [id, JSON.stringify(facts), licence],
+      [id, storedJson(facts), licence === null ? null : storedText(licence)],
     );
   }
 
@@ -127,6 +135,10 @@ export class Library {
        on conflict (model_id, name) do update set bytes = $3, sha256 = $4, storage_key = $5`,
       [id, file.name, file.bytes, file.sha256, file.storageKey],
     );
+  }
+
+  async removeModelFile(id: string, name: string): Promise<void> {
+    await this.db.pool.query("delete from foundry.model_files where model_id = $1 and name = $2", [id, name]);
   }
 
   async removeModel(tenant: string, id: string): Promise<boolean> {
@@ -153,9 +165,9 @@ export class Library {
     return rows[0] && datasetOf(rows[0]);
   }
 
-  async addDataset(dataset: Omit<Dataset, "created_at">): Promise<Dataset> {
+  async addDataset(dataset: Omit<Dataset, "created_at">, client: Queryable = this.db.pool): Promise<Dataset> {
     const { id, tenant, name, format, bytes, sha256, storageKey } = dataset;
-    const { rows } = await this.db.pool.query(
+    const { rows } = await client.query(
       `insert into foundry.datasets (id, tenant, name, format, bytes, sha256, storage_key)
        values ($1, $2, $3, $4, $5, $6, $7) returning *`,
       [id, tenant, name, format, bytes, sha256, storageKey],
@@ -171,9 +183,23 @@ export class Library {
     return rowCount === 1;
   }
 
+  /**
+   * Adds files to what a tenant has, one addition at a time: those that others add meanwhile would not be seen otherwise.
+   * @param mostBytes what the tenant may have; any number where null
+   * @throws TooManyBytes beyond it; nothing is added then
+   */
+  async withinBytes<T>(tenant: string, mostBytes: number | null, add: (client: Queryable) => Promise<T>): Promise<T> {
+    return this.db.transaction(async (client) => {
+      await client.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", [`bytes of ${tenant}`]);
+      const added = await add(client);
+      if (mostBytes !== null && (await this.bytesOf(tenant, client)) > mostBytes) throw new TooManyBytes(mostBytes);
+      return added;
+    });
+  }
+
   /** Bytes of a tenant's uploads and results. */
-  async bytesOf(tenant: string): Promise<number> {
-    const { rows } = await this.db.pool.query(
+  async bytesOf(tenant: string, client: Queryable = this.db.pool): Promise<number> {
+    const { rows } = await client.query(
       `select (select coalesce(sum(bytes), 0) from foundry.datasets where tenant = $1)
             + (select coalesce(sum(f.bytes), 0) from foundry.model_files f join foundry.models m on m.id = f.model_id where m.tenant = $1)
             + (select coalesce(sum(bytes), 0) from foundry.artifacts where tenant = $1) as bytes`,
