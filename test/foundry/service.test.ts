@@ -314,6 +314,26 @@ for (const { name: engine, missing, start } of DATABASES)
         param: "tokens",
         code: "quota_exceeded",
       });
+      // tokens count in whole steps; where nothing is cut there are none
+      await set({ max_tokens: QUICK.tokens });
+      expect((await ask("bert", "POST", "/v1/jobs", { ...QUICK, model })).json.error).toMatchObject({
+        param: "tokens",
+      });
+      const uncut = await ask("bert", "POST", "/v1/jobs", { model, target: "1x" });
+      expect(uncut.status).toBe(201);
+      await ask("bert", "POST", `/v1/jobs/${uncut.json.id}/cancel`);
+      await ended("bert", uncut.json.id);
+      await set({ max_bytes: 1000 });
+      const send = (name: string) => ask("bert", "POST", `/v1/datasets?name=${name}`, "word ".repeat(120));
+      const sent = await Promise.all(["a.txt", "b.txt", "c.txt"].map(send));
+      expect(sent.map(({ status }) => status).sort()).toEqual([201, 403, 403]);
+      const { id: own } = (await ask("bert", "POST", "/v1/models", { name: "own" })).json;
+      const put = () => ask("bert", "PUT", `/v1/models/${own}/files/config.json`, { text: "word ".repeat(60) });
+      expect([(await put()).status, (await put()).status]).toEqual([201, 201]); // in the place of the first
+      await set({ max_bytes: 900 });
+      expect((await ask("bert", "POST", "/v1/jobs", { ...QUICK, model })).json.error.code).toBe("quota_exceeded");
+      await ask("bert", "DELETE", `/v1/models/${own}`);
+      await ask("bert", "DELETE", `/v1/datasets/${sent.find(({ status }) => status === 201)!.json.id}`);
       await set({ max_jobs: 1 });
       const all = await Promise.all(
         Array.from({ length: 4 }, () => ask("bert", "POST", "/v1/jobs", { ...QUICK, model })),
@@ -332,6 +352,14 @@ for (const { name: engine, missing, start } of DATABASES)
       const retried = await ask("bert", "POST", `/v1/jobs/${first.json.id}/retry`);
       expect(retried.json.error.code).toBe("quota_exceeded");
       await set({});
+    });
+
+    it("refuses what cannot be stored or made, by name", async () => {
+      const model = await embedded();
+      expect((await ask("bert", "POST", "/v1/datasets?name=a%00.txt", "some text")).status).toBe(400);
+      expect((await ask("bert", "POST", "/v1/jobs", { ...QUICK, model, name: "half \ud800" })).status).toBe(400);
+      const job = await ask("bert", "POST", "/v1/jobs", { ...QUICK, model, target: "banana" });
+      expect([job.status, job.json.error]).toMatchObject([400, { param: "target" }]);
     });
 
     it("takes conversations as data", async () => {
