@@ -31,6 +31,8 @@ export class Tokenizer implements TextTokenizer {
   readonly vocabSize: number;
   /** The token that encoding puts before a text, if any. */
   readonly beginToken: number | undefined;
+  /** The tokens that encoding puts after a text. */
+  readonly endTokens: readonly number[];
   readonly bos: SpecialToken | undefined;
   readonly eos: SpecialToken | undefined;
   readonly ends: ReadonlySet<number>;
@@ -40,11 +42,15 @@ export class Tokenizer implements TextTokenizer {
   private constructor(
     private readonly native: NativeTokenizer,
     private readonly directory: string,
-    properties: Pick<Tokenizer, "hash" | "vocabSize" | "beginToken" | "bos" | "eos" | "ends" | "chatTemplateSource">,
+    properties: Pick<
+      Tokenizer,
+      "hash" | "vocabSize" | "beginToken" | "endTokens" | "bos" | "eos" | "ends" | "chatTemplateSource"
+    >,
   ) {
     this.hash = properties.hash;
     this.vocabSize = properties.vocabSize;
     this.beginToken = properties.beginToken;
+    this.endTokens = properties.endTokens;
     this.bos = properties.bos;
     this.eos = properties.eos;
     this.ends = properties.ends;
@@ -70,6 +76,7 @@ export class Tokenizer implements TextTokenizer {
     const plain = (await native.encode("a", null, { addSpecialTokens: false })).getIds();
     const special = (await native.encode("a", null, { addSpecialTokens: true })).getIds();
     const beginToken = special.length > plain.length && special[0] !== plain[0] ? special[0] : undefined;
+    const place = special.findIndex((_, i) => plain.every((id, j) => special[i + j] === id));
     const vocab = Object.values(native.getVocab(true));
     const largest = vocab.reduce((a, b) => Math.max(a, b), 0);
     const [bos, eos] = ["bos_token", "eos_token"].map((name) => specialToken(directory, native, name));
@@ -79,6 +86,7 @@ export class Tokenizer implements TextTokenizer {
       hash: hashBytes(definition),
       vocabSize: largest + 1,
       beginToken,
+      endTokens: place < 0 ? [] : special.slice(place + plain.length),
       bos,
       eos,
       ends,

@@ -2,16 +2,8 @@ import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rm
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
-import {
-  cacheDirectory,
-  hashBytes,
-  hashFile,
-  moveIntoPlace,
-  temporaryBeside,
-  writeAll,
-  writeFileAtomic,
-  writeJson,
-} from "../system/files.js";
+import { cacheDirectory, hashBytes, moveIntoPlace, temporaryBeside, writeAll, writeJson } from "../system/files.js";
+import { contentIdentity } from "../system/identity.js";
 import { logOf } from "../system/log.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { removeAbandonedCopies } from "../system/scratch.js";
@@ -30,7 +22,7 @@ import type { Tokenizer } from "./tokenizer.js";
 const log = logOf("data");
 
 /** Increased when the same data would give other shards. */
-const FORMAT = 6;
+const FORMAT = 7;
 /** Tokens per shard file. */
 const SHARD_TOKENS = 2 ** 28;
 
@@ -190,6 +182,8 @@ export interface CorpusOptions extends Partial<DocumentOptions> {
   readonly onProgress?:
     | ((progress: { readonly tokens: number; readonly bytes: number; readonly totalBytes: number }) => void)
     | undefined;
+  /** Stops while new data is tokenized. */
+  readonly signal?: AbortSignal | undefined;
   /** Called with notes from reading the data, for example how many rows were left out. */
   readonly onNote?: OnNote | undefined;
 }
@@ -241,16 +235,17 @@ export async function openCorpus(
   const cache = cacheDirectory(options.cacheDir);
   const files = await findDataFiles(inputs, options.hub, options.onNote);
   const contents = [];
-  for (const file of files) contents.push([await contentHash(cache, file), endingOf(file)]);
-  const { hash, chatTemplateSource } = tokenizer;
-  const identity = [FORMAT, hash, chatTemplateSource, separatorOf(tokenizer), reading, heldOutShare, contents];
+  for (const file of files) contents.push([await contentIdentity(file, cache), endingOf(file)]);
+  const { hash, chatTemplateSource, bos, eos } = tokenizer;
+  const template = [chatTemplateSource, bos?.text, eos?.text]; // templates write the two
+  const identity = [FORMAT, hash, template, separatorOf(tokenizer), reading, heldOutShare, contents];
   const key = hashBytes(JSON.stringify(identity)).slice(0, 32);
   const directory = path.join(cache, "tokens", key);
   const isCached = existsSync(path.join(directory, "index.json"));
   log.debug(isCached ? "tokens cached" : "tokens not cached", { files, directory });
   if (!isCached) {
-    const { onProgress } = options;
-    await tokenize(directory, { files, tokenizer, reading, heldOutShare, onProgress });
+    const { onProgress, signal } = options;
+    await tokenize(directory, { files, tokenizer, reading, heldOutShare, onProgress, signal });
   }
   const index = JSON.parse(readFileSync(path.join(directory, "index.json"), "utf8")) as Index;
   log.debug("tokens opened", { train: index.train.length, heldOut: index.heldOut.length });
@@ -260,23 +255,12 @@ export async function openCorpus(
   return { train: stream("train"), heldOut: stream("heldOut"), files, conversations: index.conversations };
 }
 
-/** Documents are separated by the begin token where the tokenizer adds one, otherwise by an end token. */
-const separatorOf = ({ beginToken, eos }: Tokenizer): number | undefined =>
-  beginToken === undefined ? eos?.id : undefined;
+/** Documents are separated by the tokens that the tokenizer adds before or after them; where it adds none, by an end token. */
+const separatorOf = ({ beginToken, endTokens, eos }: Tokenizer): number | undefined =>
+  beginToken === undefined && endTokens.length === 0 ? eos?.id : undefined;
 
-/** A file's hash, cached while its size and modification time stay the same. */
-async function contentHash(cache: string, file: string): Promise<string> {
-  const { size, mtimeMs, ino } = statSync(file);
-  const memo = path.join(
-    cache,
-    "hashes",
-    hashBytes(JSON.stringify([path.resolve(file), size, mtimeMs, ino])).slice(0, 32),
-  );
-  if (existsSync(memo)) return readFileSync(memo, "utf8");
-  const hash = await hashFile(file);
-  writeFileAtomic(memo, hash);
-  return hash;
-}
+/** Files of which about as many bytes have been read as their documents have. */
+const UNCOMPRESSED = /\.(txt|md|json|jsonl|csv|tsv)$/i;
 
 /** Texts are encoded in batches of about this many characters, or of this many texts. */
 const BATCH_CHARACTERS = 1 << 20;
@@ -288,12 +272,13 @@ interface TokenizeJob {
   readonly reading: DocumentOptions;
   readonly heldOutShare: number;
   readonly onProgress: CorpusOptions["onProgress"];
+  readonly signal: AbortSignal | undefined;
 }
 
 /** Writes the shards of a corpus to a directory, atomically. */
 async function tokenize(
   directory: string,
-  { files, tokenizer, reading, heldOutShare, onProgress }: TokenizeJob,
+  { files, tokenizer, reading, heldOutShare, onProgress, signal }: TokenizeJob,
 ): Promise<void> {
   removeAbandonedCopies(directory);
   const temporary = temporaryBeside(directory);
@@ -302,7 +287,7 @@ async function tokenize(
   const train = new ShardWriter(temporary, "train", bytesPerToken);
   const heldOut = new ShardWriter(temporary, "held-out", bytesPerToken);
   const totalBytes = files.reduce((sum, file) => sum + statSync(file).size, 0);
-  let bytesBefore = 0;
+  let [bytesBefore, bytesRead] = [0, 0];
   const notes: string[] = [];
   const template = once(() => tokenizer.chatTemplate());
   const mark = once(() => markOf(template));
@@ -311,22 +296,29 @@ async function tokenize(
     let batch: Document[] = [];
     let characters = 0;
     const isHeldOut = holdingOut(heldOutShare);
+    const documents = new DocumentWriter(tokenizer, (document) => (isHeldOut(document) ? heldOut : train));
     const flush = async (): Promise<void> => {
-      await encodeBatch(batch, tokenizer, (document) => (isHeldOut(document) ? heldOut : train));
+      signal?.throwIfAborted();
+      await documents.write(batch);
       batch = [];
       characters = 0;
-      onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore, totalBytes });
+      onProgress?.({ tokens: train.length + heldOut.length, bytes: bytesBefore + bytesRead, totalBytes });
     };
     for (const file of files) {
+      const { size } = statSync(file);
+      const isText = UNCOMPRESSED.test(file);
       for await (const document of readDocuments(file, reading, (note) => notes.push(note), template)) {
         batch.push(document);
         if (!document.continues && isConversation(document, mark)) conversations++;
         characters += document.text.length;
+        if (isText) bytesRead = Math.min(size, bytesRead + Buffer.byteLength(document.text));
         if (characters >= BATCH_CHARACTERS || batch.length >= BATCH_TEXTS) await flush();
       }
-      bytesBefore += statSync(file).size;
+      bytesBefore += size;
+      bytesRead = 0;
     }
     await flush();
+    documents.end();
     train.close();
     heldOut.close();
     const part = ({ files: names, length, largestId }: ShardWriter): StreamFiles => ({
@@ -398,30 +390,48 @@ function holdingOut(share: number): (document: Document) => boolean {
   };
 }
 
-async function encodeBatch(
-  batch: readonly Document[],
-  tokenizer: Tokenizer,
-  writerOf: (document: Document) => ShardWriter,
-): Promise<void> {
-  const isPlain = ({ continues, said }: Document) => !continues && said === undefined;
-  const encode = (which: (document: Document) => boolean, addSpecialTokens: boolean) =>
-    tokenizer.encode(
-      batch.filter(which).map(({ text }) => text),
-      addSpecialTokens,
-    );
-  const beginnings = (await encode(isPlain, true)).values();
-  // templates write the tokens that conversations begin and end with
-  const others = (await encode((document) => !isPlain(document), false)).values();
-  const end = separatorOf(tokenizer);
-  const written = new Set<ShardWriter>();
-  for (const document of batch) {
-    const ids = (isPlain(document) ? beginnings : others).next().value ?? [];
-    const { beginToken } = tokenizer;
-    if (document.said !== undefined && !document.continues && beginToken !== undefined && ids[0] !== beginToken)
-      ids.unshift(beginToken);
-    const writer = writerOf(document);
-    if (!document.continues && end !== undefined && (written.has(writer) || writer.length > 0)) writer.append([end]);
-    writer.append(ids);
-    written.add(writer);
+/** Writes documents with the tokens that separate them. */
+class DocumentWriter {
+  private readonly separator: number | undefined;
+  /** The stream of a document to which tokens are to be added after its last part. */
+  private unended: ShardWriter | undefined;
+
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    private readonly streamOf: (document: Document) => ShardWriter,
+  ) {
+    this.separator = separatorOf(tokenizer);
+  }
+
+  /** Encodes documents, or parts of them, and writes them. Call it in order, then {@link end}. */
+  async write(batch: readonly Document[]): Promise<void> {
+    const { beginToken, endTokens } = this.tokenizer;
+    const isPlain = ({ continues, said }: Document) => !continues && said === undefined;
+    const encode = (which: (document: Document) => boolean, addSpecialTokens: boolean) =>
+      this.tokenizer.encode(
+        batch.filter(which).map(({ text }) => text),
+        addSpecialTokens,
+      );
+    const beginnings = (await encode(isPlain, true)).values();
+    // templates write the tokens that conversations begin and end with
+    const others = (await encode((document) => !isPlain(document), false)).values();
+    for (const document of batch) {
+      const { continues, said } = document;
+      let ids = (isPlain(document) ? beginnings : others).next().value ?? [];
+      if (isPlain(document)) ids = ids.slice(0, ids.length - endTokens.length);
+      if (said !== undefined && !continues && beginToken !== undefined && ids[0] !== beginToken)
+        ids.unshift(beginToken);
+      if (!continues) this.end();
+      const stream = this.streamOf(document);
+      if (!continues && this.separator !== undefined && stream.length > 0) stream.append([this.separator]);
+      stream.append(ids);
+      this.unended = said === undefined ? stream : undefined;
+    }
+  }
+
+  /** Ends the last document. */
+  end(): void {
+    this.unended?.append(this.tokenizer.endTokens);
+    this.unended = undefined;
   }
 }

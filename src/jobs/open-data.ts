@@ -82,6 +82,7 @@ export async function openTokens(
     heldOutShare,
     hub: { ...hub, signal: options.signal },
     onNote: options.onNote,
+    signal: options.signal,
     onProgress: ({ tokens, bytes, totalBytes }) =>
       options.onProgress?.({
         stage: "tokenize",

@@ -1,4 +1,4 @@
-import { cpSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { openCorpus, Sequences, Tokenizer, type TokenStream, TrainingOrder } from "../../src/data/index.js";
@@ -64,6 +64,83 @@ describe("a corpus", () => {
     expect(all(train)[0]).toBe(0);
     expect(heldOut.length).toBe(0);
     expect(await tokenizer.decode(all(train).slice(0, 40))).toMatch(/^Story 0: Mira had 0 kites\.Story 1/);
+  });
+
+  it("has the tokens that end a text after each document, however long, and no others between them", async () => {
+    const copy = path.join(directory, "ended");
+    cpSync(tiny, copy, { recursive: true });
+    const file = path.join(copy, "tokenizer.json");
+    const definition = JSON.parse(readFileSync(file, "utf8"));
+    const { bos, eos } = await Tokenizer.load(tiny);
+    for (const [title, isBegun] of [
+      ["begun and ended", true],
+      ["ended", false],
+    ] as const) {
+      const special = (token: { text: string }) => ({ SpecialToken: { id: token.text, type_id: 0 } });
+      const single = [...(isBegun ? [special(bos!)] : []), { Sequence: { id: "A", type_id: 0 } }, special(eos!)];
+      const named = [bos!, eos!].map(({ id, text }) => [text, { id: text, ids: [id], tokens: [text] }]);
+      definition.post_processor = {
+        type: "TemplateProcessing",
+        single,
+        pair: single,
+        special_tokens: Object.fromEntries(named),
+      };
+      writeFileSync(file, JSON.stringify(definition));
+      const tokenizer = await Tokenizer.load(copy);
+      expect([tokenizer.beginToken, tokenizer.endTokens], title).toEqual([isBegun ? bos!.id : undefined, [eos!.id]]);
+      const texts = ["Mira had a kite. ".repeat(20_000), "It was red.", "It flew."];
+      const data = path.join(directory, `${title}.jsonl`);
+      writeFileSync(data, texts.map((text) => JSON.stringify({ text })).join("\n"));
+      const ids = all((await openCorpus([data], tokenizer, { cacheDir })).train);
+      expect(
+        ids.filter((id) => id === eos!.id),
+        title,
+      ).toHaveLength(3);
+      const whole = (await tokenizer.encode(texts.slice(1), true)).flat();
+      expect(ids.slice(-whole.length - 1), title).toEqual([eos!.id, ...whole]);
+    }
+  });
+
+  it("stops while it is tokenized, and leaves nothing", async () => {
+    const tokenizer = await Tokenizer.load(tiny);
+    const [data, stopped] = [path.join(directory, "long.txt"), path.join(directory, "stopped")];
+    writeFileSync(data, "Mira had a red kite. ".repeat(300_000));
+    const abort = new AbortController();
+    const seen: number[] = [];
+    const onProgress = ({ bytes }: { bytes: number }) => {
+      seen.push(bytes);
+      abort.abort();
+    };
+    const options = { cacheDir: stopped, onProgress, signal: abort.signal };
+    await expect(openCorpus([data], tokenizer, options)).rejects.toThrow(/abort/);
+    expect(seen).toHaveLength(1);
+    expect(seen[0]).toBeGreaterThan(0); // within the file, too
+    expect(seen[0]).toBeLessThan(6_300_000);
+    expect(readdirSync(path.join(stopped, "tokens"))).toEqual([]);
+  });
+
+  it("is another where a file was replaced by one of its size and time, or the template's tokens have changed", async () => {
+    const data = path.join(directory, "replaced.jsonl");
+    const conversation = (text: string) =>
+      writeFileSync(data, JSON.stringify({ messages: [{ role: "user", content: text }] }));
+    const copy = path.join(directory, "templated");
+    cpSync(tiny, copy, { recursive: true });
+    const config = JSON.parse(readFileSync(path.join(copy, "tokenizer_config.json"), "utf8"));
+    const chat_template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
+    const idsOf = async (eos: string) => {
+      writeFileSync(
+        path.join(copy, "tokenizer_config.json"),
+        JSON.stringify({ ...config, chat_template, eos_token: eos }),
+      );
+      return all((await openCorpus([data], await Tokenizer.load(copy), { cacheDir })).train);
+    };
+    conversation("Mira had a kite.");
+    const time = statSync(data).mtime;
+    const [first, ended] = [await idsOf("<|end|>"), await idsOf("<|begin|>")];
+    expect(ended).not.toEqual(first);
+    conversation("Tom had a boat!!");
+    utimesSync(data, time, time);
+    expect(await idsOf("<|end|>")).not.toEqual(first);
   });
 
   it("is tokenized once, and anew when its content or the options change", async () => {
