@@ -84,6 +84,8 @@ const WITHOUT_DEVICE = [
   "samples",
   "scores",
   "depth",
+  "field",
+  "separator",
   "devices",
   "memory",
 ];
@@ -148,11 +150,15 @@ function renderDevicePlan(plan: DevicePlan, model: string, flags: Flags): string
   ].join("\n");
 }
 
-/** The command that makes what is planned: compress knows the device, but nothing of other contexts and speeds. */
+/** Options that decide on what is weighed. */
+const WEIGHED = ["contextSize", "speed", "axes", "divisors", "maxWidthCut", "maxDepthCut", "tolerance"];
+
+/** The command that makes what is planned: compress knows the device, but weighs other contexts, speeds and cuts otherwise. */
 function commandFor({ device }: DevicePlan, best: FitCandidate, model: string, flags: Flags): string {
   const { sizes, kind, share } = best;
   if (share === 1) return `coppice quantize ${model} --type ${kind} --out FILE.gguf`;
-  const isKnown = device.id !== THIS_MACHINE && flags.contextSize === undefined && flags.speed === undefined;
+  const given: Readonly<Record<string, unknown>> = { ...flags };
+  const isKnown = device.id !== THIS_MACHINE && WEIGHED.every((name) => given[name] === undefined);
   const named = Object.entries(sizes).map(([axis, size]) => `${axis}=${sizeText(size)}`);
   const target = isKnown ? `--target ${device.id}` : `--target ${named.join(",")} --gguf ${kind}`;
   return `coppice compress ${model} ${target} --data ...`;

@@ -35,8 +35,10 @@ function applyRecipe(command: CliCommand, file: string, operands: string[]): voi
       throw new UsageError(
         `${file}: there is no setting ${JSON.stringify(key)}; a recipe has the options of coppice ${command.name()}, without --, and ${MODEL_KEY}.${didYouMean(key, known)}`,
       );
-    } else if (command.getOptionValueSource(option.attributeName()) !== "cli")
-      command.setOptionValueWithSource(option.attributeName(), parsedValue(option, value, where), "config");
+    } else if (command.getOptionValueSource(option.attributeName()) !== "cli") {
+      const parsed = parsedValue(option, value, where);
+      if (parsed !== undefined) command.setOptionValueWithSource(option.attributeName(), parsed, "config");
+    }
   }
 }
 
@@ -79,6 +81,7 @@ function parsedValue(option: Option, value: RecipeValue, where: string): unknown
     throw new UsageError(`${where} is ${JSON.stringify(value)}: true or false is needed`);
   }
   if (option.optional && value === "true") return true;
+  if (option.optional && value === "false") return undefined;
   try {
     if (option.variadic) return [value].flat();
     const text = [value].flat().join(","); // a list of names, as --gguf takes it

@@ -1,3 +1,4 @@
+import { sizeOf } from "../models/index.js";
 import { CoppiceError } from "../system/errors.js";
 import { formatBytes } from "../system/format.js";
 import type { TrainOptions } from "./train-options.js";
@@ -20,8 +21,12 @@ export function fittingMicroBatch(inputs: TrainingStepInputs, { available, fixed
   const { batchSize, sequenceLength } = options;
   const left = Math.max(0, available - fixed);
   const bytesOf = (microBatchSize: number) => activationBytes({ ...inputs, options: { ...options, microBatchSize } });
-  const sizes = divisorsOf(batchSize).filter((size) => size <= options.microBatchSize);
-  const fitting = sizes.find((size) => bytesOf(size) <= left);
+  const { model } = inputs.student;
+  // what each layer begins with is kept in any case; graphs of batches that are far too large would take minutes
+  const leastBytesOf = (size: number) =>
+    size * sequenceLength * sizeOf("hidden", model.sizes) * model.layerCount * Float32Array.BYTES_PER_ELEMENT;
+  const fits = (size: number) => leastBytesOf(size) <= left && bytesOf(size) <= left;
+  const fitting = divisorsOf(batchSize).find((size) => size <= options.microBatchSize && fits(size));
   if (fitting === undefined)
     throw new CoppiceError(
       `one sequence of ${sequenceLength} tokens takes ${formatBytes(bytesOf(1))} in training beside ${formatBytes(fixed)} for weights, gradients, moments and the teacher, and there are ${formatBytes(available)}: ` +
@@ -29,14 +34,16 @@ export function fittingMicroBatch(inputs: TrainingStepInputs, { available, fixed
     );
   if (fitting < batchSize && options.freeGradients === true)
     throw new CoppiceError(
-      `a batch of ${batchSize} sequences takes ${formatBytes(bytesOf(batchSize))} at once, and ${formatBytes(left)} are left: with --free-gradients a batch must fit, so --batch-size ${fitting}`,
+      `a batch of ${batchSize} sequences takes more than ${formatBytes(Math.max(left, leastBytesOf(batchSize)))} at once, and ${formatBytes(left)} are left: with --free-gradients a batch must fit, so --batch-size ${fitting}`,
     );
   return fitting;
 }
 
 /** Largest first. */
-const divisorsOf = (n: number): number[] =>
-  Array.from({ length: n }, (_, i) => n - i).filter((candidate) => n % candidate === 0);
+function divisorsOf(n: number): number[] {
+  const small = Array.from({ length: Math.floor(Math.sqrt(n)) }, (_, i) => i + 1).filter((one) => n % one === 0);
+  return [...new Set([...small, ...small.map((one) => n / one)])].sort((a, b) => b - a);
+}
 
 function adviceFor({ recompute }: TrainOptions): string {
   const less = recompute ? "" : "--recompute, ";

@@ -80,6 +80,9 @@ export function forTokens(options: TrainOptions, tokens: number): TrainOptions {
   return { ...options, tokens, warmupSteps };
 }
 
+/** In a batch: more than any run has had. */
+const MOST_SEQUENCES = 1 << 20;
+
 /** Checks settings. @throws UsageError naming one that is invalid */
 export function checkTrainOptions(options: TrainOptions): void {
   const positive = [
@@ -92,6 +95,10 @@ export function checkTrainOptions(options: TrainOptions): void {
   ] as const;
   for (const name of positive)
     if (!(options[name] > 0)) throw new UsageError(`${name} must be positive, not ${options[name]}`);
+  if (options.batchSize > MOST_SEQUENCES)
+    throw new UsageError(
+      `a batch of ${options.batchSize} sequences is too large: it counts sequences, not tokens, of which each has ${options.sequenceLength}`,
+    );
   if (options.batchSize % options.microBatchSize !== 0)
     throw new UsageError(
       `the batch of ${options.batchSize} sequences cannot be computed ${options.microBatchSize} at a time`,

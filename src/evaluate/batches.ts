@@ -32,11 +32,12 @@ export interface CalibrationOptions extends BatchOptions {
 
 /**
  * Numbers of sequences spread evenly over a whole stream, so that no part of the corpus dominates, in batches of equal size.
- * @param samples how many sequences at most
+ * @param samples how many sequences at most; of a number that is no multiple of the batches, a few less
  */
 export function spreadBatches(sequences: Sequences, samples: number, batchSize: number): number[][] {
-  const size = Math.min(batchSize, samples, sequences.count);
-  const batches = Math.max(1, Math.floor(Math.min(samples, sequences.count) / size));
+  const wanted = Math.min(samples, sequences.count);
+  const batches = Math.max(1, Math.ceil(wanted / batchSize));
+  const size = Math.floor(wanted / batches);
   const stride = sequences.count / (batches * size);
   return Array.from({ length: batches }, (_, batch) =>
     Array.from({ length: size }, (__, i) => Math.floor((batch * size + i) * stride)),

@@ -1,3 +1,4 @@
+import { Sequences } from "../data/index.js";
 import { isDevice, quantizableDivisors } from "../devices/index.js";
 import type { TrainOptions } from "../distill/index.js";
 import type { Model } from "../models/index.js";
@@ -82,6 +83,7 @@ export async function compress(requested: CompressJob): Promise<CompressOutcome>
     const trainings = trainingOfRounds(settings, roundCount);
     const rounds = trainings.map((training, i) => ({ training, candidates: elementAt(candidates, i) }));
     const { train: tokens, validation } = await openData({ directory: checkpoint.directory, model }, job, job);
+    new Sequences(tokens, settings.sequenceLength); // too little data is refused before anything that takes long
     checkShared(settings, job);
     noteTraining(settings, tokens, job);
     const identity = job.modelName ?? (await modelIdentity(checkpoint, job.cacheDir));
@@ -156,5 +158,6 @@ function configurationOf(job: CompressJob, settings: TrainOptions, inputs: Reado
     refitSamples,
     perLayer,
     rounds: rounds === 1 ? undefined : rounds,
+    gguf: isDevice(target) ? job.gguf : undefined, // they decide how much is cut
   };
 }

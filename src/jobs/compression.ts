@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import path from "node:path";
 import { Sequences, Tokenizer, type TokenStream } from "../data/index.js";
 import {
@@ -11,6 +12,7 @@ import type { Backend } from "../ggml/index.js";
 import { openCheckpoint } from "../models/index.js";
 import type { FileKind } from "../quantize/index.js";
 import { elementAt } from "../system/arrays.js";
+import { UsageError } from "../system/errors.js";
 import { bytesByKind, comparedKinds } from "./bytes-by-kind.js";
 import type { CompressJob, CompressOutcome, GgufOutcome, MeasuredFile } from "./compress-job.js";
 import { evaluate } from "./evaluate.js";
@@ -70,6 +72,7 @@ export class Compression {
     const { stages } = this;
     const { job, original, directory } = this.inputs;
     const originalPath = original.checkpoint.path;
+    this.checkScores();
     this.checkMemory();
     const teacher = await this.measure(originalPath, "measure teacher");
     const correctedPath = await this.correctTeacher();
@@ -104,6 +107,16 @@ export class Compression {
     this.writeReport(outcome);
     directory.finish();
     return outcome;
+  }
+
+  /** @throws UsageError for scores of the original, where the model that is cut will be a corrected one */
+  private checkScores(): void {
+    const { teacherCorrection = false, scoresFile } = this.inputs.job;
+    if (teacherCorrection === false || this.stages.has("correct teacher")) return;
+    if (scoresFile !== undefined && existsSync(scoresFile))
+      throw new UsageError(
+        `${scoresFile} has scores of the model as it is, and --teacher-correction changes it first: name another file`,
+      );
   }
 
   /** @throws CoppiceError where the first training, of the student or of the teacher that is corrected, will not fit */

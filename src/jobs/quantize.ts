@@ -281,8 +281,11 @@ async function importanceFor(
 ): Promise<Importance | undefined> {
   const { importanceFile } = job;
   const identity = importanceFile === undefined ? undefined : await modelIdentity(opened.checkpoint, job.cacheDir);
-  if (importanceFile !== undefined && existsSync(importanceFile))
+  if (importanceFile !== undefined && existsSync(importanceFile)) {
+    if (job.data !== undefined || job.samples !== undefined)
+      job.onNote?.(`${importanceFile} has importances already: --data and --samples change nothing of them`);
     return loadImportance(importanceFile, opened.model, identity);
+  }
   if (calibration === undefined) return undefined;
   const importance = await onDevice(job, async (backend) => {
     const weights = weightsFor(backend, opened.checkpoint, typeFor(opened), job);

@@ -55,6 +55,11 @@ describe("a recipe", () => {
     expect(line).toContain(" --gguf q4_k_m,q8_0 ");
   });
 
+  it("leaves out what it says is not so", async () => {
+    expect((await wordsOf(`${RECIPE}teacher-correction: false\n`)).join(" ")).not.toContain("--teacher-correction");
+    expect((await wordsOf(`${RECIPE}teacher-correction: true\n`)).join(" ")).toContain("--teacher-correction");
+  });
+
   it("gives way to the command line", async () => {
     const words = await wordsOf(RECIPE, "./other", "--target", "0.5x", "--data", "mine.txt");
     expect(words[1]).toBe("./other");

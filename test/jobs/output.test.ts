@@ -476,6 +476,10 @@ describe("scores and importances", () => {
       /importance\.safetensors does not exist, and without --data/,
     );
     await quantize({ ...quantizing, model: at("model"), out: at("one.gguf") });
+    const notes: string[] = [];
+    const onNote = (note: string) => void notes.push(note);
+    await quantize({ ...quantizing, samples: 8, model: at("model"), out: at("again.gguf"), onNote });
+    expect(notes.join()).toMatch(/has importances already: --data and --samples change nothing of them/);
     const { config, source } = openCheckpoint(at("model"));
     const tuned = {
       tensors: source.tensors,

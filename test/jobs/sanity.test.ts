@@ -33,12 +33,36 @@ describe.each(Object.keys(commands))("%s", (name) => {
   it.each<[string, Change, RegExp]>([
     ["sequences beyond the model's positions", { sequenceLength: 513 }, /513 is more than the 512 positions/],
     ["a warm-up longer than the run", { warmupSteps: 5 }, /warm-up of 5 steps is longer than the run of 4/],
+    ["a batch counted in tokens", { batchSize: 4_000_000 }, /a batch of 4000000 sequences is too large: it counts/],
     ["a learning rate of 0", { learningRate: 0 }, /learningRate must be positive, not 0/],
     ["a learning rate that rises", { learningRate: 1e-4, minimumLearningRate: 1e-3 }, /ends at 0.001, above/],
     ["a weight decay that is not a number", { weightDecay: Number.NaN }, /weightDecay must be 0 or more/],
   ])("refuses %s before anything else", async (_, change, message) => {
     await expect(commands[name]!(change)).rejects.toThrow(message);
     expect(existsSync(out)).toBe(false);
+  });
+});
+
+describe("a compression", () => {
+  const stages = new Set<string>();
+  const job = { ...common, model, out: path.join(directory, "compression"), target: "0.67x", settings: small } as const;
+  const onProgress = ({ stage }: { readonly stage: string }) => void stages.add(stage);
+
+  it("refuses too little data before it measures anything", async () => {
+    const few = path.join(directory, "few.txt");
+    writeFileSync(few, corpus(7, 1));
+    const settings = { ...small, sequenceLength: 500 };
+    const short = compress({ ...job, data: [few], validation: [data], settings, onProgress });
+    await expect(short).rejects.toThrow(/has \d+ tokens, but one sequence needs 501/);
+    expect([...stages]).toEqual(["tokenize"]);
+  });
+
+  it("refuses scores of a model that it is to change before", async () => {
+    const scoresFile = path.join(directory, "scores.safetensors");
+    copyFileSync(path.join(model, "model.safetensors"), scoresFile);
+    const corrected = compress({ ...job, teacherCorrection: true, scoresFile, onProgress });
+    await expect(corrected).rejects.toThrow(/scores of the model as it is, and --teacher-correction changes it first/);
+    expect([...stages]).toEqual(["tokenize"]);
   });
 });
 
@@ -60,7 +84,9 @@ describe("what looks like a mistake is noted", () => {
   const notesOf = async (job: { data?: string[]; validation: string[] }, tokens: number) => {
     const notes: string[] = [];
     const place = path.join(directory, `run-${count++}`);
-    const options = { onNote: (text: string) => void notes.push(text), signal: AbortSignal.abort() };
+    const abort = new AbortController();
+    const onProgress = ({ stage }: { readonly stage: string }) => void (stage !== "tokenize" && abort.abort());
+    const options = { onNote: (text: string) => void notes.push(text), onProgress, signal: abort.signal };
     const run = pretrain({ ...common, ...job, model, out: place, settings: { ...small, tokens }, ...options });
     await expect(run).rejects.toThrow(/stopped at step 1/);
     return notes.join("\n");
