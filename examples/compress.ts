@@ -19,7 +19,6 @@ const { teacher, pruned, student, gguf } = await compress({
   validation: [here("corpus/held-out.txt")], // what it is measured on; 2 % of the data where none is given
   settings: { tokens: 30_000, sequenceLength: 64, batchSize: 64 }, // a real model wants a hundred million tokens or more
   calibrationSamples: 32, // sequences by which the importance of each channel is judged
-  refitSamples: 32, // sequences that the cut model's matrices are fitted to, in closed form
   maxCandidates: 2, // architectures of that size that are tried before one is chosen
   gguf: ["q8_0"], // files for llama.cpp, Ollama and LM Studio
   onProgress: ({ stage, done, total }) => process.stderr.write(`\r${stage}: ${Math.round((100 * done) / total)} %   `),

@@ -2,7 +2,7 @@ import { fork } from "node:child_process";
 import { describe, expect, it } from "vitest";
 import { COMPARER, checkDevice } from "../../src/check/check.js";
 import { COMPARISONS, type Comparison } from "../../src/check/compare.js";
-import { type DeviceChoice, listDevices } from "../../src/ggml/index.js";
+import { type DeviceChoice, listDevices, loadLibrary } from "../../src/ggml/index.js";
 import { coppice } from "../cli/command-line.js";
 
 /** In a process of its own, which ends with it: see compare.ts about drivers. */
@@ -33,7 +33,7 @@ describe("a device's results", () => {
 
   process.env.GGML_VK_VISIBLE_DEVICES = "0,0"; // a software driver, too, and as two devices
   process.env.GGML_VK_DISABLE_F16 = "1";
-  const hasVulkan = listDevices().some(({ kind }) => kind === "vulkan");
+  const hasVulkan = listDevices(loadLibrary("vulkan")).some(({ kind }) => kind === "vulkan");
   it.skipIf(!hasVulkan)("are those of Vulkan, where a driver does not end the process, which is told", async () => {
     // the driver compiles a kernel for each quantized type, and the one for wide products, in many seconds
     const only = /^(?!linear by (?!q8_0|q4_k|b?f16)|linear, a large)/;

@@ -105,7 +105,7 @@ describe.skipIf(skipped)("the package installed from its tarballs", () => {
         "--refit-samples",
         "16",
         "--tokens",
-        "30K",
+        "10K",
         "--candidates",
         "2",
       ];

@@ -48,6 +48,9 @@ const onRanks = (launcher: readonly string[], ranks: number, ...args: readonly s
   return run(command, [...flags, "-n", String(ranks), process.execPath, program, ...args], { env: environment() });
 };
 
+/** Tokens of a job that is stopped on its way, and its steps. */
+const [LONG, STEPS] = [16_000, 84];
+
 /** In f32: where processors round products to bf16, small differences of sums grow from step to step. */
 const distill = (out: string, tokens = 1200): string[] => [
   ...["distill", student, "--teacher", teacher, "--data", corpus, "--tokens", String(tokens)],
@@ -106,9 +109,10 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
   });
 
   it.each(present)("trains as one does, by %s, and to the same bits when it is repeated", async (name, launcher) => {
-    for (const ranks of [2, 3]) await onRanks(launcher, ranks, ...distill(`${name} ${ranks}`));
+    const numbers = launcher === present[0]?.[1] ? [2, 3] : [2];
+    for (const ranks of numbers) await onRanks(launcher, ranks, ...distill(`${name} ${ranks}`));
     await onRanks(launcher, 2, ...distill(`${name} again`));
-    for (const ranks of [2, 3]) expectClose(lossesOf(`${name} ${ranks}`), lossesOf("one"), 1e-3);
+    for (const ranks of numbers) expectClose(lossesOf(`${name} ${ranks}`), lossesOf("one"), 1e-3);
     expect(weightsOf(`${name} again`).equals(weightsOf(`${name} 2`))).toBe(true);
     expect(weightsOf(`${name} 2`).equals(weightsOf("one"))).toBe(false); // sums in another order: so they were shared
   });
@@ -119,7 +123,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
       await coppice("export", teacher, "--dtype", "f32", "--out", at("teacher in f32"));
     const refit = (out: string) => [
       ...["prune", at("teacher in f32"), "--target", "hidden=88,ffn=376", "--start", "refit", "--data", corpus],
-      ...["--samples", "64", "--refit-samples", "64", "--scores", at("refit.scores"), "--out", at(out)],
+      ...["--samples", "32", "--refit-samples", "32", "--scores", at("refit.scores"), "--out", at(out)],
     ];
     if (!existsSync(at("refit by one"))) await coppice(...refit("refit by one"));
     await onRanks(launcher, 2, ...refit(`refit by ${name}`));
@@ -146,7 +150,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
     "ends with an error when %s loses a process, and goes on with another number of them",
     async (name, [command, ...flags]) => {
       const out = `${name} killed`;
-      const args = [...flags, "-n", "2", process.execPath, program, ...distill(out, 40_000)];
+      const args = [...flags, "-n", "2", process.execPath, program, ...distill(out, LONG)];
       const job = spawn(command, args, { env: environment(), stdio: "ignore" });
       await untilCheckpoint(at(out), job);
       const [leader, victim] = [processOf(at(out), 0), processOf(at(out), 1)];
@@ -155,9 +159,9 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
       expect(code ?? signal).not.toBe(0);
       while (isAlive(leader)) await new Promise((resolve) => setTimeout(resolve, 20)); // mpirun does not wait for those it kills
       const before = lossesOf(out).length;
-      expect(before).toBeLessThan(200);
-      await coppice(...distill(out, 40_000));
-      expect(lossesOf(out)).toHaveLength(209);
+      expect(before).toBeLessThan(STEPS);
+      await coppice(...distill(out, LONG));
+      expect(lossesOf(out)).toHaveLength(STEPS);
     },
   );
 
@@ -202,7 +206,7 @@ describe.skipIf(present.length === 0)("a job that mpirun starts in several proce
       const out = at(`${name} stopped`);
       const args = [
         ...["prune", teacher, "--target", "ffn=256", "--start", "refit", "--data", corpus, "--samples", "16"],
-        ...["--refit-samples", "192", "--out", out],
+        ...["--refit-samples", "96", "--out", out],
       ];
       for (const started of [/^statistics-so-far/, /-step-\d+\.safetensors$/]) {
         const job = spawn(command, [...flags, "-n", "2", process.execPath, program, ...args], {
