@@ -199,7 +199,7 @@ export function loadLibrary(device: DeviceKind | "auto" = "auto"): Library {
  * @param device decides where nothing is loaded yet
  * @throws CoppiceError when none is installed
  */
-export function loadedBuild(device: DeviceKind | "auto"): GpuKind | false | undefined {
+export function loadedBuild(device: DeviceKind | "auto"): Exclude<DeviceKind, "cpu"> | false | undefined {
   current ??= firstLibrary(device === "auto" ? preferredDevice() : device);
   const { directory } = current;
   return DEVICE_KINDS.flatMap(buildsFor).find((build) => build.directory === directory)?.gpu;
