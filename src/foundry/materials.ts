@@ -18,7 +18,8 @@ export const keys = {
   model: (tenant: string, id: string) => `tenants/${tenant}/models/${id}`,
   results: (tenant: string, jobId: string) => `tenants/${tenant}/jobs/${jobId}`,
   /** The results of one attempt, which no other attempt writes to. */
-  result: (tenant: string, jobId: string, lease: string) => `${keys.results(tenant, jobId)}/${lease.slice(0, 8)}`,
+  result: (tenant: string, jobId: string, lease: string) => `${keys.results(tenant, jobId)}/${keys.attempt(lease)}`,
+  attempt: (lease: string) => lease.slice(0, 8),
   workspace: (jobId: string) => `workspaces/${jobId}`,
 };
 

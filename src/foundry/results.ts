@@ -12,18 +12,12 @@ export class Results {
   /** Where they are, in the store. */
   readonly prefix: string;
 
-  private constructor(
+  constructor(
     { tenant, id, lease }: Job,
     private readonly storage: Storage,
     private readonly onProgress: JobOptions["onProgress"],
   ) {
     this.prefix = keys.result(tenant, id, lease ?? "");
-  }
-
-  /** Deletes what attempts left that ended while they stored their results. */
-  static async begin(job: Job, storage: Storage, onProgress: JobOptions["onProgress"]): Promise<Results> {
-    await storage.remove(keys.results(job.tenant, job.id));
-    return new Results(job, storage, onProgress);
   }
 
   /** The size of a model of which a folder holds the files, or several GGUF files, of which the largest is the model. */

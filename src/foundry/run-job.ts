@@ -54,7 +54,7 @@ async function runEvaluation(context: JobContext, spec: EvaluateSpec): Promise<J
     limit: spec.limit,
     out,
   });
-  const results = await Results.begin(job, storage, options.onProgress);
+  const results = new Results(job, storage, options.onProgress);
   for (const file of readdirSync(out, { recursive: true, withFileTypes: true }))
     if (file.isFile()) await results.add(path.join(file.parentPath, file.name), file.name);
   return { result: { scores: scoresOf(models, [model.name]) }, artifacts: results.files };
@@ -72,7 +72,7 @@ async function runCompression(context: JobContext, spec: CompressSpec): Promise<
     target === undefined
       ? await quantizeOnly(context, spec, inputs)
       : await pruneAndDistill(context, spec, { ...inputs, target, config: facts.config });
-  const results = await Results.begin(job, storage, options.onProgress);
+  const results = new Results(job, storage, options.onProgress);
   await addFiles(results, compression, workspace.path);
   // a target for the service's own machine was settled when the job was created: this may be another machine
   const device = spec.device === undefined || spec.device === THIS_MACHINE ? undefined : deviceProfile(spec.device);

@@ -46,6 +46,8 @@ export interface Storage {
   read(key: string, range?: ByteRange): Promise<Readable>;
   /** Deletes the file with this key, and all files below it. */
   remove(prefix: string): Promise<void>;
+  /** Deletes all files below a key but those in one of its folders. */
+  removeAllBut(prefix: string, folder: string): Promise<void>;
   /** A path on this machine with the file or files at a key: the store's own, or a copy. @throws CoppiceError where there is none */
   local(key: string): Promise<string>;
   /**
@@ -132,6 +134,12 @@ class DiskStorage implements Storage {
 
   async remove(prefix: string): Promise<void> {
     await rm(this.at(prefix), { recursive: true, force: true });
+  }
+
+  async removeAllBut(prefix: string, folder: string): Promise<void> {
+    const directory = this.at(prefix);
+    const others = existsSync(directory) ? readdirSync(directory).filter((name) => name !== folder) : [];
+    for (const name of others) await rm(path.join(directory, name), { recursive: true, force: true });
   }
 
   async local(key: string): Promise<string> {
@@ -253,6 +261,12 @@ class S3Storage implements Storage {
     await this.removeKeys((await this.list(this.at(prefix))).map(({ key }) => key));
     for (const folder of [this.root, path.join(this.root, "etags")])
       rmSync(path.join(folder, ...checkKey(prefix).split("/")), { recursive: true, force: true }); // this machine's copy
+  }
+
+  async removeAllBut(prefix: string, folder: string): Promise<void> {
+    const kept = `${this.at(prefix)}/${folder}/`;
+    const others = (await this.list(this.at(prefix))).filter(({ key }) => !key.startsWith(kept));
+    await this.removeKeys(others.map(({ key }) => key));
   }
 
   /** Copies an object to a file. @param objectKey with the store's prefix */

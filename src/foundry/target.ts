@@ -1,4 +1,11 @@
-import { type DeviceProfile, type FitCandidate, type FitOptions, fitDevice, profileOf } from "../devices/index.js";
+import {
+  type DeviceProfile,
+  type FitCandidate,
+  type FitOptions,
+  fitDevice,
+  isDevice,
+  profileOf,
+} from "../devices/index.js";
 import { type Model, modelFromConfig } from "../models/index.js";
 import { describeSizes, parseTarget } from "../prune/index.js";
 import type { FileKind } from "../quantize/index.js";
@@ -31,7 +38,7 @@ export async function resolveTarget(
 ): Promise<ResolvedTarget> {
   const kinds = spec.quantization as readonly FileKind[] | undefined;
   if (spec.target !== undefined) {
-    if (spec.target !== UNCUT) parseTarget(spec.target, modelFromConfig(config), TARGET_BITS);
+    if (spec.target !== UNCUT && !isDevice(spec.target)) parseTarget(spec.target, modelFromConfig(config), TARGET_BITS);
     return { target: spec.target === UNCUT ? undefined : spec.target, kinds: kinds ?? ["q8_0"] };
   }
   if (spec.device === undefined) throw new UsageError("a job needs a device or a target");

@@ -117,7 +117,11 @@ export class Worker {
         .catch((error: unknown) => logger.warn({ job: job.id, error: String(error) }, "no report"));
       const wasHeld = await this.finish(job, outcome);
       await watch.settle();
-      if (wasHeld) await workspace.discard();
+      if (wasHeld) {
+        await workspace.discard();
+        // what attempts left whose workers died while they stored their results
+        await storage.removeAllBut(keys.results(job.tenant, job.id), keys.attempt(job.lease ?? ""));
+      }
       logger.info({ job: job.id, seconds: (performance.now() - started) / 1000, wasHeld }, "job done");
     } catch (error) {
       try {

@@ -34,9 +34,9 @@ export async function createJob(
   if (spec.kind === "compress") {
     if (spec.dataset !== undefined && (await library.dataset(tenant, spec.dataset)) === undefined)
       throw new ApiError(404, "there is no such data set", { param: "dataset" });
-    const { isUncut, ...checked } = await withCheckedTarget(spec, model, tenant, services);
+    const checked = await withCheckedTarget(spec, model, tenant, services);
     spec = checked.spec;
-    if (quota.max_tokens !== null && !isUncut && trainedTokens(spec, model.facts?.config) > quota.max_tokens)
+    if (quota.max_tokens !== null && checked.tokens > quota.max_tokens)
       throw new ApiError(403, `the quota allows at most ${quota.max_tokens} tokens per job`, {
         param: "tokens",
         code: "quota_exceeded",
@@ -76,7 +76,7 @@ const defaultName = (spec: JobSpec, model: ModelRow): string =>
   spec.kind === "compress" ? `${model.name} for ${spec.device ?? spec.target}` : `${model.name}, measured`;
 
 /**
- * A specification whose target can be met, as far as that is known before the job runs. A target for the service's own machine is
+ * A specification whose target can be met, as far as that is known before the job runs, and the tokens that it trains on. A target for the service's own machine is
  * settled here: workers may run elsewhere, and may start more than once.
  * @throws ApiError 400 when nothing fits the device, or the target is none
  */
@@ -85,22 +85,33 @@ async function withCheckedTarget(
   model: ModelRow,
   tenant: string,
   { materials }: FoundryServices,
-): Promise<{ readonly spec: CompressSpec; readonly isUncut: boolean }> {
+): Promise<{ readonly spec: CompressSpec; readonly tokens: number }> {
   const storedBytes = model.bytes || undefined;
+  const tokensOf = (isCut: boolean) => (isCut ? checkedTokens(spec, model) : 0);
   try {
     if (isForThisMachine(spec)) {
       const { config } = await materials.facts(tenant, model);
       const { target = UNCUT, kinds } = await resolveTarget(spec, config, storedBytes);
-      return { spec: { ...spec, target, quantization: [...kinds] }, isUncut: target === UNCUT };
+      return { spec: { ...spec, target, quantization: [...kinds] }, tokens: tokensOf(target !== UNCUT) };
     }
     // of a hub model that is new, only that there is a target is known
     if (model.facts === null && (spec.device !== undefined || spec.target !== undefined))
-      return { spec, isUncut: spec.target === UNCUT };
+      return { spec, tokens: tokensOf(spec.target !== UNCUT) };
     const { target } = await resolveTarget(spec, model.facts?.config ?? {}, storedBytes);
-    return { spec, isUncut: target === undefined };
+    return { spec, tokens: tokensOf(target !== undefined) };
   } catch (error) {
     const param = spec.target === undefined ? "device" : "target";
     if (error instanceof CoppiceError) throw new ApiError(400, error.message, { param });
+    throw error;
+  }
+}
+
+/** The tokens that a job trains on. @throws ApiError 400 for settings that do not suit the model, as far as it is known */
+function checkedTokens(spec: CompressSpec, model: ModelRow): number {
+  try {
+    return trainedTokens(spec, model.facts?.config);
+  } catch (error) {
+    if (error instanceof CoppiceError) throw new ApiError(400, error.message);
     throw error;
   }
 }
