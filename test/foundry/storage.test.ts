@@ -53,6 +53,19 @@ describe.each(["a directory", "S3"])("files in %s", (kind) => {
     }
   });
 
+  it("can be removed but for one folder", async () => {
+    const storage = await open();
+    const put = (key: string) => storage.put(`tenants/d/jobs/${key}`, Readable.from([Buffer.from(key)]));
+    for (const key of ["7/first/a.txt", "7/last/a.txt", "7/last/model/b.txt", "7/lastly/c.txt", "77/first/a.txt"])
+      await put(key);
+    await storage.removeAllBut("tenants/d/jobs/7", "last");
+    await storage.removeAllBut("tenants/d/jobs/none", "last");
+    for (const key of ["7/last/a.txt", "7/last/model/b.txt", "77/first/a.txt"])
+      expect(await text(await storage.read(`tenants/d/jobs/${key}`))).toBe(key);
+    for (const key of ["7/first/a.txt", "7/lastly/c.txt"])
+      await expect(storage.local(`tenants/d/jobs/${key}`)).rejects.toThrow("the store has no");
+  });
+
   it("can be read in whole and in part, and removed", async () => {
     const storage = await open();
     const content = Buffer.from("0123456789".repeat(1000));
