@@ -1,7 +1,7 @@
 import { mkdirSync, readFileSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it, vi } from "vitest";
-import { LOCK_FILE, lockDirectory } from "../../src/system/lock.js";
+import { LOCK_FILE, lockDirectory, waitForDirectory } from "../../src/system/lock.js";
 import { temporaryDirectory } from "../temporary.js";
 
 const root = temporaryDirectory();
@@ -25,6 +25,27 @@ describe("a directory's lock", () => {
     release();
     lockDirectory(gone)();
     expect(() => lockDirectory(lockedBy("elsewhere", { host: "another" }))).toThrow(/process \d+ on another/);
+  });
+
+  it("is waited for until it is released, or its holder is silent, or one need not wait any more", async () => {
+    const directory = lockedBy("waited for", { pid: 2 ** 22 + 1 });
+    const release = lockDirectory(directory);
+    const order: string[] = [];
+    const waiting = waitForDirectory(directory).then((releaseNext) => {
+      order.push("locked");
+      releaseNext();
+    });
+    const abort = new AbortController();
+    const stopped = waitForDirectory(directory, abort.signal);
+    abort.abort(new Error("enough"));
+    await expect(stopped).rejects.toThrow("enough");
+    order.push("released");
+    release();
+    await waiting;
+    expect(order).toEqual(["released", "locked"]);
+    const silent = lockedBy("silent", { host: "another" });
+    utimesSync(path.join(silent, LOCK_FILE), new Date(0), new Date(0));
+    (await waitForDirectory(silent))();
   });
 
   it("is taken over from an earlier attempt of the same job of Slurm, on whatever machine it was", () => {
