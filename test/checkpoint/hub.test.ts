@@ -129,6 +129,8 @@ describe("a hub", () => {
     const own = path.join(directory, "described");
     const described = await inspect("org/model", { hub: { endpoint, cacheDir: own } });
     expect(described).toEqual(await inspect(model));
+    const asked = hub.requests.slice(before).filter((request) => request.includes("/resolve/"));
+    expect(asked.some((request) => request.includes("config.json"))).toBe(true);
     const blobs = readdirSync(own, { recursive: true }).map(String);
     expect(blobs.some((name) => name.endsWith(".safetensors"))).toBe(false);
     // offline, that is not taken for the whole model
