@@ -1,13 +1,14 @@
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import path from "node:path";
 import type { HubOptions } from "../checkpoint/hub.js";
 import { CoppiceError, FormatError, UsageError } from "../system/errors.js";
-import { cacheDirectory, hashBytes, moveIntoPlace, temporaryBeside, writeAll, writeJson } from "../system/files.js";
+import { cacheDirectory, hashBytes, moveIntoPlace, temporaryBeside, writeJson } from "../system/files.js";
 import { contentIdentity } from "../system/identity.js";
 import { logOf } from "../system/log.js";
 import { type MappedFile, mapFile } from "../system/mapped-file.js";
 import { removeAbandonedCopies } from "../system/scratch.js";
 import type { ChatTemplate } from "./chat-template.js";
+import { DocumentWriter, SHARD_TOKENS, ShardWriter, separatorOf } from "./document-writer.js";
 import {
   DOCUMENT_DEFAULTS,
   type Document,
@@ -23,8 +24,6 @@ const log = logOf("data");
 
 /** Increased when the same data would give other shards. */
 const FORMAT = 7;
-/** Tokens per shard file. */
-const SHARD_TOKENS = 2 ** 28;
 
 /** The content of a token stream. */
 interface StreamContent {
@@ -125,53 +124,6 @@ export class TokenStream {
   }
 }
 
-/** Writes ids to consecutive shard files. */
-class ShardWriter {
-  readonly files: string[] = [];
-  length = 0;
-  largestId = 0;
-  private handle: number | undefined;
-  private readonly buffer: Uint16Array | Uint32Array;
-  private filled = 0;
-
-  constructor(
-    private readonly directory: string,
-    private readonly name: string,
-    bytesPerToken: 2 | 4,
-  ) {
-    this.buffer = bytesPerToken === 2 ? new Uint16Array(1 << 16) : new Uint32Array(1 << 16);
-  }
-
-  append(ids: readonly number[]): void {
-    for (const id of ids) {
-      if (this.filled === this.buffer.length) this.flush();
-      this.buffer[this.filled++] = id;
-      this.length++;
-      if (id > this.largestId) this.largestId = id;
-      if (this.length % SHARD_TOKENS === 0) this.close();
-    }
-  }
-
-  private flush(): void {
-    if (this.filled === 0) return;
-    if (this.handle === undefined) {
-      const file = `${this.name}-${String(this.files.length).padStart(5, "0")}.bin`;
-      this.handle = openSync(path.join(this.directory, file), "w");
-      this.files.push(file);
-    }
-    writeAll(this.handle, new Uint8Array(this.buffer.buffer, 0, this.filled * this.buffer.BYTES_PER_ELEMENT));
-    this.filled = 0;
-  }
-
-  close(): void {
-    this.flush();
-    if (this.handle === undefined) return;
-    fsyncSync(this.handle);
-    closeSync(this.handle);
-    this.handle = undefined;
-  }
-}
-
 export interface CorpusOptions extends Partial<DocumentOptions> {
   /** Share of the documents held out for validation, chosen by a hash of their text; 0 by default. */
   readonly heldOutShare?: number | undefined;
@@ -254,10 +206,6 @@ export async function openCorpus(
     TokenStream.open(directory, index[part], index.bytesPerToken, `${key}-${part}`);
   return { train: stream("train"), heldOut: stream("heldOut"), files, conversations: index.conversations };
 }
-
-/** Documents are separated by the tokens that the tokenizer adds before or after them; where it adds none, by an end token. */
-const separatorOf = ({ beginToken, endTokens, eos }: Tokenizer): number | undefined =>
-  beginToken === undefined && endTokens.length === 0 ? eos?.id : undefined;
 
 /** Files of which about as many bytes have been read as their documents have. */
 const UNCOMPRESSED = /\.(txt|md|json|jsonl|csv|tsv)$/i;
@@ -388,50 +336,4 @@ function holdingOut(share: number): (document: Document) => boolean {
       isHeldOut = Number.parseInt(hashBytes(said.slice(0, TELLING_CHARACTERS)).slice(0, 8), 16) / 2 ** 32 < share;
     return isHeldOut;
   };
-}
-
-/** Writes documents with the tokens that separate them. */
-class DocumentWriter {
-  private readonly separator: number | undefined;
-  /** The stream of a document to which tokens are to be added after its last part. */
-  private unended: ShardWriter | undefined;
-
-  constructor(
-    private readonly tokenizer: Tokenizer,
-    private readonly streamOf: (document: Document) => ShardWriter,
-  ) {
-    this.separator = separatorOf(tokenizer);
-  }
-
-  /** Encodes documents, or parts of them, and writes them. Call it in order, then {@link end}. */
-  async write(batch: readonly Document[]): Promise<void> {
-    const { beginToken, endTokens } = this.tokenizer;
-    const isPlain = ({ continues, said }: Document) => !continues && said === undefined;
-    const encode = (which: (document: Document) => boolean, addSpecialTokens: boolean) =>
-      this.tokenizer.encode(
-        batch.filter(which).map(({ text }) => text),
-        addSpecialTokens,
-      );
-    const beginnings = (await encode(isPlain, true)).values();
-    // templates write the tokens that conversations begin and end with
-    const others = (await encode((document) => !isPlain(document), false)).values();
-    for (const document of batch) {
-      const { continues, said } = document;
-      let ids = (isPlain(document) ? beginnings : others).next().value ?? [];
-      if (isPlain(document)) ids = ids.slice(0, ids.length - endTokens.length);
-      if (said !== undefined && !continues && beginToken !== undefined && ids[0] !== beginToken)
-        ids.unshift(beginToken);
-      if (!continues) this.end();
-      const stream = this.streamOf(document);
-      if (!continues && this.separator !== undefined && stream.length > 0) stream.append([this.separator]);
-      stream.append(ids);
-      this.unended = said === undefined ? stream : undefined;
-    }
-  }
-
-  /** Ends the last document. */
-  end(): void {
-    this.unended?.append(this.tokenizer.endTokens);
-    this.unended = undefined;
-  }
 }

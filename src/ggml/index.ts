@@ -8,7 +8,7 @@ export {
   listDevices,
   type PlannedGraph,
 } from "./device.js";
-export { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
+export { DEVICE_KINDS, type DeviceKind, type GpuKind } from "./device-kinds.js";
 export {
   blockSize,
   bytesOf,

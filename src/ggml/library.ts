@@ -4,7 +4,7 @@ import path from "node:path";
 import { CoppiceError } from "../system/errors.js";
 import koffi from "../system/ffi.js";
 import { logOf } from "../system/log.js";
-import { DEVICE_KINDS, type DeviceKind } from "./device-kinds.js";
+import { DEVICE_KINDS, type DeviceKind, type GpuKind } from "./device-kinds.js";
 import { bindFunctions, type Functions } from "./functions.js";
 import { preferredDevice } from "./preferred-device.js";
 
@@ -20,8 +20,6 @@ export interface Library {
 }
 
 const PLATFORM = { linux: "linux", darwin: "mac", win32: "win" }[process.platform as string] ?? process.platform;
-
-type GpuKind = Exclude<DeviceKind, "cpu">;
 
 /** A build of ggml and llama.cpp, installed as an npm package. All contain the CPU backend. */
 interface Build {
@@ -199,7 +197,7 @@ export function loadLibrary(device: DeviceKind | "auto" = "auto"): Library {
  * @param device decides where nothing is loaded yet
  * @throws CoppiceError when none is installed
  */
-export function loadedBuild(device: DeviceKind | "auto"): Exclude<DeviceKind, "cpu"> | false | undefined {
+export function loadedBuild(device: DeviceKind | "auto"): GpuKind | false | undefined {
   current ??= firstLibrary(device === "auto" ? preferredDevice() : device);
   const { directory } = current;
   return DEVICE_KINDS.flatMap(buildsFor).find((build) => build.directory === directory)?.gpu;
